@@ -1,0 +1,51 @@
+"""Batches of token windows: batch i is a pure function of (seed, i), so that a resumed run reads on where it stopped."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class Batches(Sequence[Tensor]):
+    """Shuffled windows of `context` tokens, epoch after epoch; each epoch cuts the stream at another offset.
+
+    Args:
+        tokens: the token stream, documents joined by the end-of-text token; memory-mapped or in memory.
+        context: tokens a window.
+        batch: windows a batch.
+        seed: fixes offsets and order.
+        n_batches: the length; windows come again (other cuts, other order) once an epoch is through.
+
+    Raises:
+        ValueError: where the stream is shorter than one window and an offset.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, context: int, batch: int, seed: int, n_batches: int) -> None:
+        if len(tokens) < 2 * context:
+            raise ValueError(
+                f"the text is too short: {len(tokens):,} tokens, at least {2 * context:,} (two contexts) are needed"
+            )
+        self.tokens, self.context, self.batch, self.seed, self.n_batches = tokens, context, batch, seed, n_batches
+        self.windows_per_epoch = (len(tokens) - context + 1) // context
+        self._epoch, self._order, self._offset = -1, np.empty(0, np.int64), 0
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, i: int) -> Int[Tensor, "batch context"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= i < self.n_batches:
+            raise IndexError(i)
+        windows = np.stack([self._window(n) for n in range(i * self.batch, (i + 1) * self.batch)])
+        return torch.from_numpy(windows.astype(np.int64))
+
+    def _window(self, n: int) -> np.ndarray:
+        epoch, place = divmod(n, self.windows_per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._order = epoch, rng.permutation(self.windows_per_epoch)
+            self._offset = int(rng.integers(0, self.context))
+            self._offset = min(self._offset, len(self.tokens) - self.windows_per_epoch * self.context)
+        start = self._offset + int(self._order[place]) * self.context
+        return np.asarray(self.tokens[start : start + self.context])
