@@ -1,4 +1,4 @@
-"""Batches of token windows: batch i is a pure function of (seed, i), so that a resumed run reads on where it stopped."""
+"""Batches of token windows: batch i is a pure function of (seed, i), so that a resumed run reads on where it was."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,6 @@ class Batches(Sequence[Tensor]):
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
             self._epoch, self._order = epoch, rng.permutation(self.windows_per_epoch)
-            self._offset = int(rng.integers(0, self.context))
-            self._offset = min(self._offset, len(self.tokens) - self.windows_per_epoch * self.context)
+            self._offset = int(rng.integers(0, self.context))  # `windows_per_epoch` leaves room for any
         start = self._offset + int(self._order[place]) * self.context
         return np.asarray(self.tokens[start : start + self.context])

@@ -1,4 +1,4 @@
-"""The packaged text: State of the Union addresses, Moby-Dick and the King James Bible, with their held-out documents."""
+"""The packaged text: State of the Union addresses, Moby-Dick, the King James Bible, and what of them is held out."""
 
 import json
 import lzma

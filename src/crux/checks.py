@@ -1,0 +1,143 @@
+"""What can be wrong with a configuration that types do not catch; answers before torch is imported."""
+
+import os
+import socket
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import urlparse
+
+from crux.data.paths import check_path
+from crux.schema import Config, Task
+from crux.subjects.hooks import check_hook, check_layer, later_residuals
+from crux.subjects.shape import Shape, read_shape
+
+
+def check(config: Config, overrides: list[str]) -> None:
+    """Raises a one-line ValueError for the first thing that cannot work.
+
+    `overrides` are the command line's, to tell a hook point that was given from one that follows the layer.
+    """
+    given = {o.lstrip("+~").partition("=")[0] for o in overrides}
+    if {"layer", "hook_point"} <= given:
+        raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
+    if {"data.path", "data.name"} <= given:
+        raise ValueError("data.path and data.name both given: give one of them")
+    _numbers(config)
+    _outputs(config)
+    if config.data.path is not None:
+        check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
+    if config.task is Task.train:
+        _places(config, hook_given="hook_point" in given)
+    if config.tracking.mlflow:
+        check_tracking(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    if config.resume and config.resume_from is not None:
+        raise ValueError("resume and resume_from both given: give one of them")
+
+
+def _numbers(config: Config) -> None:
+    def at_least(key: str, value: float | None, least: float) -> None:
+        if value is not None and not value >= least:
+            raise ValueError(f"{key}={value}: must be {least:g} or more")
+
+    at_least("sparsity", config.sparsity, 0)
+    at_least("seed", config.seed, 0)
+    for key in ("max_steps", "batch", "accumulate", "log_every", "checkpoint_every"):
+        at_least(f"trainer.{key}", getattr(config.trainer, key), 1)
+    at_least("trainer.val_every", config.trainer.val_every, 0)
+    for key in ("reconstruction", "kl", "downstream", "max_norm"):
+        at_least(f"loss.{key}", getattr(config.loss, key), 0)
+    at_least("evaluation.latents", config.evaluation.latents, 0)
+    at_least("evaluation.alive_window", config.evaluation.alive_window, 1)
+    for key in ("tokens", "val_tokens"):
+        at_least(f"evaluation.{key}", getattr(config.evaluation, key), config.model.context)
+    at_least("model.context", config.model.context, 2)
+    at_least("data.max_tokens", config.data.max_tokens, 1)
+    at_least("data.shuffle_batches", config.data.shuffle_batches, 1)
+    at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
+    for key in ("lr", "clip", "eps"):
+        if not getattr(config.optimizer, key) > 0:
+            raise ValueError(f"optimizer.{key}={getattr(config.optimizer, key)}: must be more than 0")
+    if config.trainer.accelerator not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"trainer.accelerator={config.trainer.accelerator}: allowed are auto, cpu, cuda")
+    if config.sae.n_latents is not None:
+        at_least("sae.n_latents", config.sae.n_latents, 1)
+    elif config.sae.ratio is None:
+        raise ValueError("an SAE needs sae.ratio or sae.n_latents")
+    skipped = [p for p in config.loss.skip_positions if not 0 <= p < config.model.context]
+    if skipped:
+        raise ValueError(
+            f"loss.skip_positions: {skipped} are not positions of a context of {config.model.context} tokens"
+        )
+
+
+def model_folder(config: Config) -> Path | None:
+    """The subject's folder, where it is on disk: the given one or the packaged one."""
+    if config.model.path is not None:
+        return Path(config.model.path)
+    return Path(str(files("crux.assets") / "tiny")) if config.model.name == "tiny" else None
+
+
+def _places(config: Config, *, hook_given: bool) -> None:
+    folder = model_folder(config)
+    shape = read_shape(folder) if folder is not None else None
+    if shape is not None:
+        _fits(config, shape)
+    n_layers = shape.n_layers if shape is not None else config.model.n_layers
+    if n_layers is None:
+        return  # a hub model of unknown depth: checked once it is loaded
+    if not hook_given:
+        check_layer(config.layer, n_layers=n_layers)
+    check_hook(config.hook_point, n_layers=n_layers)
+    downstream_hooks(config, n_layers)
+
+
+def downstream_hooks(config: Config, n_layers: int) -> list[str]:
+    """The later positions that the loss compares: those given, or every later residual; none where it compares none.
+
+    Raises:
+        ValueError: where a position does not lie behind the hook point, or none is left.
+    """
+    if config.loss.downstream == 0:
+        return []
+    later = later_residuals(config.hook_point, n_layers=n_layers)
+    hooks = later if config.loss.downstream_hooks is None else config.loss.downstream_hooks
+    for hook in hooks:
+        check_hook(hook, n_layers=n_layers)
+        if hook not in later:
+            allowed = ", ".join(later) or "none"
+            raise ValueError(f"loss.downstream_hooks: {hook} is not behind {config.hook_point}; allowed are {allowed}")
+    if not hooks:
+        raise ValueError(f"loss={config.loss.name}: no later residual is left behind {config.hook_point} to compare")
+    return hooks
+
+
+def _fits(config: Config, shape: Shape) -> None:
+    if config.model.context > shape.n_ctx:
+        raise ValueError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
+    ratio = config.sae.ratio
+    if config.sae.n_latents is None and ratio is not None and int(ratio * shape.d_model) < 1:
+        raise ValueError(
+            f"sae.ratio={ratio:g}: gives no latents at d_model {shape.d_model}; must be {1 / shape.d_model:g} or more"
+        )
+
+
+def _outputs(config: Config) -> None:
+    folder = Path(config.output_dir)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir={config.output_dir}: {folder} cannot be written to")
+
+
+def check_tracking(uri: str | None) -> None:
+    """A tracking server must answer its port within a second: MLflow's own client would retry for minutes."""
+    if uri is None or not uri.startswith(("http://", "https://")):
+        return
+    address = urlparse(uri)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=1.0).close()
+    except OSError as error:
+        raise ValueError(
+            f"the tracking server {uri} does not answer ({error}); start it, or say tracking=none"
+        ) from None

@@ -1,0 +1,38 @@
+"""The mean activation over training tokens: what mean ablation puts everywhere, and where a decoder bias starts."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crux.subjects.subject import Subject
+
+
+class Typical(NamedTuple):
+    """An activation's first moments over tokens."""
+
+    mean: Float[Tensor, "d"]
+    """Mean activation, float32."""
+    norm: float
+    """Mean of ‖x‖, in activation units."""
+
+
+@torch.no_grad()
+def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Tensor, "batch pos"]]) -> Typical:
+    """Mean and mean norm at one hook point; only the subject's prefix runs.
+
+    Raises:
+        ValueError: where there are no batches.
+    """
+    n_tokens, total, norms = 0, None, None
+    for tokens in batches:
+        clean = subject.clean(tokens.to(subject.device), capture=(hook,), final=False)
+        x = clean.activations[hook].flatten(0, 1).double()
+        total = x.sum(0) if total is None else total + x.sum(0)
+        norms = x.norm(dim=-1).sum() if norms is None else norms + x.norm(dim=-1).sum()
+        n_tokens += len(x)
+    if total is None or norms is None:
+        raise ValueError("no training text to take the mean activation of")
+    return Typical((total / n_tokens).float(), float(norms / n_tokens))

@@ -1,0 +1,114 @@
+"""Sums over a stream of tokens, kept on the device and split by the position that is read: position 0, the rest, all.
+
+Position 0 stands apart because its residual is often an outlier tens of times the others' norm (GPT-2: about 3000 against
+150), which one mean over all positions would hide, or be ruled by.
+"""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+SUBSETS = ("", "/pos0", "/rest")
+"""Suffixes of a metric's name: all positions, position 0, every other position."""
+
+CONSTANT = 1e-10
+"""Share of Σ‖x‖² below which a spread is float32's rounding, not variance (as where every sequence starts with one token)."""
+
+UNDEFINED = float("inf")
+"""Stands for a quotient without a denominator until the numbers leave the device; such a metric is then left out."""
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: sums over millions of tokens outgrow float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class TokenMeans:
+    """Means of per-token quantities, by name; sums stay on the device, counts are known from the shapes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def add(self, name: str, values: Shaped[Tensor, "batch pos"]) -> None:
+        """Takes in one batch of a quantity; column t belongs to the position t that was read."""
+        dtype = sum_dtype(values.device)
+        sums = (values[:, 0].sum(dtype=dtype), values[:, 1:].sum(dtype=dtype))
+        counts = (values[:, 0].numel(), values[:, 1:].numel())
+        if name in self._sums:
+            sums = tuple(map(torch.add, self._sums[name], sums))
+            counts = tuple(map(int.__add__, self._counts[name], counts))
+        self._sums[name], self._counts[name] = sums, counts
+
+    def means(self) -> dict[str, Float[Tensor, ""]]:
+        """name + suffix → mean, for every subset that has tokens."""
+        found = {}
+        for name, (first, rest) in self._sums.items():
+            n_first, n_rest = self._counts[name]
+            found[name] = (first + rest) / (n_first + n_rest)
+            found[name + "/pos0"] = first / n_first
+            if n_rest:
+                found[name + "/rest"] = rest / n_rest
+        return found
+
+
+class _Spread:
+    """Σ‖x−x̂‖², Σ(x−s) and Σ‖x−s‖² of one subset; s, its first batch's mean, keeps the sums small, hence sound."""
+
+    def __init__(self, x: Float[Tensor, "tokens d"]) -> None:
+        self.n, self.d = 0, x.shape[-1]
+        self.dtype = sum_dtype(x.device)
+        self.shift = x.mean(0)
+        self.error = self.second = x.new_zeros((), dtype=self.dtype)
+        self.first = x.new_zeros(self.d, dtype=self.dtype)
+
+    def add(self, x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> None:
+        away = x - self.shift
+        self.n += x.shape[0]
+        self.error = self.error + (x - x_hat).square().sum(dtype=self.dtype)
+        self.first = self.first + away.sum(0, dtype=self.dtype)
+        self.second = self.second + away.square().sum(dtype=self.dtype)
+
+    @property
+    def mean(self) -> Float[Tensor, "d"]:
+        return self.shift.to(self.dtype) + self.first / self.n
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Σ‖x−mean‖² about the subset's own mean."""
+        return self.second - self.first.square().sum() / self.n
+
+
+class Reconstructions:
+    """Mean squared error and explained variance of a stream of (x, x̂).
+
+        mse = Σ‖x−x̂‖² / (n·d),    explained variance = 1 − Σ‖x−x̂‖² / Σ‖x−mean‖²
+
+    with sums and mean over the whole stream (of a subset: over that subset): neither a batch's own mean nor a mean of ratios.
+    """
+
+    def __init__(self) -> None:
+        self._spreads: list[_Spread] = []
+
+    def add(self, x: Float[Tensor, "batch pos d"], x_hat: Float[Tensor, "batch pos d"]) -> None:
+        """Takes in one batch: the truth first."""
+        x, x_hat = x.float(), x_hat.float()
+        first, rest = (x[:, 0], x_hat[:, 0]), (x[:, 1:].flatten(0, 1), x_hat[:, 1:].flatten(0, 1))
+        parts = [first, rest] if rest[0].shape[0] else [first]
+        self._spreads = self._spreads or [_Spread(truth) for truth, _ in parts]
+        for spread, (truth, guess) in zip(self._spreads, parts, strict=True):
+            spread.add(truth, guess)
+
+    def results(self) -> dict[str, dict[str, Float[Tensor, ""]]]:
+        """`mse` and `explained_variance`, each suffix → value; `UNDEFINED` where x does not vary."""
+        sets = {"": self._spreads} | {s: [part] for s, part in zip(SUBSETS[1:], self._spreads, strict=False)}
+        mse, explained = {}, {}
+        for suffix, parts in sets.items():
+            n = sum(part.n for part in parts)
+            mean = torch.stack([part.n * part.mean for part in parts]).sum(0) / n
+            error = torch.stack([part.error for part in parts]).sum()
+            total = torch.stack([part.total + part.n * (part.mean - mean).square().sum() for part in parts]).sum()
+            mse[suffix] = error / (n * parts[0].d)
+            varies = total > CONSTANT * (total + n * mean.square().sum())
+            explained[suffix] = torch.where(varies, 1 - error / total, UNDEFINED)
+        return {"mse": mse, "explained_variance": explained}

@@ -1,0 +1,27 @@
+"""From final hidden states to logits, a chunk of tokens at a time: a `tokens × vocab` tensor never exists."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits alive at once: fits the CPU's cache, fills a GPU
+
+
+def token_chunks(n_tokens: int, d_vocab: int, device: torch.device) -> Iterator[slice]:
+    """Slices of tokens whose logits fit; at least four of them, however short the batch."""
+    chunk = max(1, min(CHUNK_ELEMENTS.get(device.type, 2**24) // d_vocab, -(-n_tokens // 4)))
+    return (slice(start, start + chunk) for start in range(0, n_tokens, chunk))
+
+
+def logits(
+    h: Float[Tensor, "chunk d_model"],
+    W_U: Float[Tensor, "d_vocab d_model"],
+    *,
+    b_U: Float[Tensor, "d_vocab"] | None,
+    softcap: float | None,
+) -> Float[Tensor, "chunk d_vocab"]:
+    """float32 logits u = h W_Uᵀ + b_U, capped to s·tanh(u/s) where the network does so (Gemma 2)."""
+    u = torch.nn.functional.linear(h.to(W_U.dtype), W_U, b_U).float()
+    return u if softcap is None else softcap * torch.tanh(u / softcap)

@@ -1,0 +1,75 @@
+"""What a notebook needs: load a subject and an SAE, run them, judge. Re-exported as `crux.load_subject` and so on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+from crux.data.held_out import spread_batches
+from crux.data.packaged import SOURCES
+from crux.data.sources import Files, Packaged, Source
+from crux.data.token_file import default_cache
+from crux.data.tokens import Tokens, prepare_tokens
+from crux.evaluation import judge
+from crux.evaluation.judge import Judgement
+from crux.evaluation.mean import typical_activation
+from crux.formats import saelens
+from crux.saes.relu import ReluSAE
+from crux.subjects import load
+from crux.subjects.subject import Subject
+from crux.subjects.tokenizer import load_tokenizer
+
+
+class LoadedSAE(NamedTuple):
+    """A saved SAE and what must be known of it."""
+
+    sae: ReluSAE
+    """Call it on activations: `sae(x)`; its codes are `sae.encode(x).c`."""
+    metadata: dict[str, Any]
+    """Subject, hook point, weight processing, context size, …; see formats/saelens.py."""
+
+
+class Text(NamedTuple):
+    """Token batches of one text, as a subject reads them."""
+
+    train: list[Int[Tensor, "batch pos"]]
+    """A sample of the training text, for the mean activation."""
+    held_out: list[Int[Tensor, "batch pos"]]
+    """Windows of the held-out text: the same ones that a run is judged on."""
+
+
+def load_subject(source: str | Path = "tiny", *, process_weights: bool = False, device: str = "cpu") -> Subject:
+    """The frozen network: "tiny", a folder in Hugging Face layout, or a hub name such as "gpt2".
+
+    An SAE's metadata say in which basis it lives: pass its `process_weights` on. Raises ValueError.
+    """
+    return load.load_subject(source, process_weights=process_weights, device=device)
+
+
+def load_sae(folder: str | Path) -> LoadedSAE:
+    """The SAE in a run's `sae/` folder, or any `standard` SAE in SAELens's format. Raises ValueError."""
+    return LoadedSAE(*saelens.load(Path(folder)))
+
+
+def held_out_batches(
+    subject: Subject, *, path: str | Path | None = None, n_tokens: int = 131_072, batch: int = 16, context: int = 256
+) -> Text:
+    """Batches of the packaged text, or of the text in `path`. Raises ValueError."""
+    source: Source = Packaged(SOURCES) if path is None else Files(Path(path), None)
+    tokenizer, end_of_text = load_tokenizer(subject.name)
+    tokens: Tokens = prepare_tokens(
+        source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,
+        min_tokens=2 * context, cache=default_cache(), progress=False,
+    )  # fmt: skip
+    cut = [
+        list(spread_batches(stream, context=context, batch=batch, n_tokens=n_tokens))
+        for stream in (tokens.train, tokens.held_out)
+    ]
+    return Text(*cut)
+
+
+def evaluate(subject: Subject, sae: ReluSAE, *, hook: str, text: Text) -> Judgement:
+    """The judgement of a run: see `crux.evaluation.judge.evaluate` for every metric, its sign and its average."""
+    mean = typical_activation(subject, hook=hook, batches=text.train).mean
+    return judge.evaluate(subject, sae, hook=hook, batches=text.held_out, mean_activation=mean)

@@ -1,0 +1,114 @@
+"""Where each architecture keeps its parts: embedding, blocks with norms, attention and MLP, final norm, unembedding."""
+
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class Names(NamedTuple):
+    """Names of an architecture's modules, those of a block relative to the block."""
+
+    embed: str
+    positions: str | None
+    """Table of learned positions, where positions are added to the embedding."""
+    blocks: str
+    final_norm: str
+    norm1: str
+    attn: str
+    post1: str | None
+    """Norm of the attention's output, before it is added to the residual (Gemma 2 and 3)."""
+    norm2: str
+    mlp: str
+    post2: str | None
+    """Norm of the MLP's output, likewise."""
+    reads1: tuple[str, ...]
+    """Linear maps that read norm1's output; the weight processing folds the norm into them."""
+    reads2: tuple[str, ...]
+    writes: tuple[str, ...]
+    """Linear maps that write into the residual stream."""
+
+
+_LLAMA = Names(
+    embed="embed_tokens", positions=None, blocks="layers", final_norm="norm",
+    norm1="input_layernorm", attn="self_attn", post1=None,
+    norm2="post_attention_layernorm", mlp="mlp", post2=None,
+    reads1=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), reads2=("mlp.gate_proj", "mlp.up_proj"),
+    writes=("self_attn.o_proj", "mlp.down_proj"),
+)  # fmt: skip
+_GEMMA2 = _LLAMA._replace(
+    post1="post_attention_layernorm", norm2="pre_feedforward_layernorm", post2="post_feedforward_layernorm"
+)
+NAMES = {
+    "gpt2": Names(
+        embed="wte", positions="wpe", blocks="h", final_norm="ln_f",
+        norm1="ln_1", attn="attn", post1=None, norm2="ln_2", mlp="mlp", post2=None,
+        reads1=("attn.c_attn",), reads2=("mlp.c_fc",), writes=("attn.c_proj", "mlp.c_proj"),
+    ),
+    "gpt_neox": Names(
+        embed="embed_in", positions=None, blocks="layers", final_norm="final_layer_norm",
+        norm1="input_layernorm", attn="attention", post1=None,
+        norm2="post_attention_layernorm", mlp="mlp", post2=None,
+        reads1=("attention.query_key_value",), reads2=("mlp.dense_h_to_4h",),
+        writes=("attention.dense", "mlp.dense_4h_to_h"),
+    ),
+    "llama": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+}  # fmt: skip
+
+
+class Block(NamedTuple):
+    """The parts of one block."""
+
+    norm1: nn.Module
+    attn: nn.Module
+    """Called as `attn(hidden_states, **arguments)`; returns the output first."""
+    post1: nn.Module | None
+    norm2: nn.Module
+    mlp: nn.Module
+    post2: nn.Module | None
+
+
+class Anatomy(NamedTuple):
+    """The parts of a causal language model."""
+
+    names: Names
+    embed: nn.Embedding
+    positions: nn.Embedding | None
+    blocks: list[Block]
+    parallel: bool
+    """Whether attention and MLP of a block read the same residual (GPT-NeoX's default)."""
+    final_norm: nn.Module
+    head: nn.Linear
+
+
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """The parts of `model`, which must be of a supported architecture."""
+    names, base = NAMES[model.config.model_type], model.base_model
+    blocks = [
+        Block(
+            norm1=block.get_submodule(names.norm1),
+            attn=block.get_submodule(names.attn),
+            post1=block.get_submodule(names.post1) if names.post1 else None,
+            norm2=block.get_submodule(names.norm2),
+            mlp=block.get_submodule(names.mlp),
+            post2=block.get_submodule(names.post2) if names.post2 else None,
+        )
+        for block in base.get_submodule(names.blocks).children()
+    ]
+    embed, head = base.get_submodule(names.embed), model.get_output_embeddings()
+    positions = base.get_submodule(names.positions) if names.positions else None
+    assert isinstance(embed, nn.Embedding)
+    assert isinstance(head, nn.Linear)
+    assert positions is None or isinstance(positions, nn.Embedding)
+    return Anatomy(
+        names=names,
+        embed=embed,
+        positions=positions,
+        blocks=blocks,
+        parallel=bool(getattr(model.config, "use_parallel_residual", False)),
+        final_norm=base.get_submodule(names.final_norm),
+        head=head,
+    )

@@ -1,0 +1,104 @@
+"""Loading a subject from a folder in Hugging Face layout: safetensors only, nothing unpickled, no foreign code."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import CRITICAL
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from crux.subjects.processing import process_weights as process
+from crux.subjects.shape import read_config, read_shape
+from crux.subjects.source import find_folder
+from crux.subjects.subject import Subject
+from crux.subjects.tokenizer import load_tokenizer
+
+__all__ = ["load_subject", "load_tokenizer"]
+
+_BUFFERS = re.compile(r"\.(masked_bias|inv_freq)$|\.(attn|attention)\.bias$")  # old checkpoints carry causal masks
+
+
+def load_subject(
+    source: str | Path,
+    *,
+    process_weights: bool,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Subject:
+    """The frozen network of "tiny" (packaged), of a folder, or of a hub name such as "gpt2".
+
+    `process_weights` folds the norms and centres the weights as TransformerLens does, in float32, before the cast
+    to `dtype`. Raises ValueError (one line) for a missing folder or hub, a network that is not supported, missing or
+    corrupt weights, and weights that do not fit config.json.
+    """
+    folder = find_folder(source)
+    shape = read_shape(folder)
+    if "quantization_config" in read_config(folder):
+        raise ValueError(f"model folder {folder}: quantised weights are not supported")
+    _check_weights(folder)
+    # SDPA cannot cap attention logits, which Gemma 2 does
+    attention = "eager" if shape.architecture == "gemma2" else "sdpa"
+    model = _read_model(folder, dtype=torch.float32 if process_weights else dtype, attention=attention)
+    if process_weights:
+        process(model)
+    return Subject(model, name=str(source), process_weights=process_weights).to(device=device, dtype=dtype)
+
+
+def _check_weights(folder: Path) -> None:
+    """ValueError unless the folder holds whole safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of safetensors files") from error
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            pickled = " (pickled weights are never read)" if any(folder.glob("*.bin")) else ""
+            raise ValueError(f"model folder {folder}: no {name} in it{pickled}")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file, or a broken one ({error})") from error
+
+
+def _read_model(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    with _quiet():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                str(folder), dtype=dtype, attn_implementation=attention, local_files_only=True, use_safetensors=True,
+                trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+        except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"model folder {folder}: config.json does not describe a model ({first})") from error
+    wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    wrong += [f"{name} is {tuple(have)}, not {tuple(want)}" for name, have, want in sorted(report["mismatched_keys"])]
+    wrong += [f"{name} is unknown" for name in sorted(report["unexpected_keys"]) if not _BUFFERS.search(name)]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"model folder {folder}: the weights do not fit config.json: {wrong[0]}{more}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the library's loading bar and report: what is wrong is raised, the rest is not news."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

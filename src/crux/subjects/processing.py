@@ -1,0 +1,87 @@
+"""TransformerLens's weight processing, on Hugging Face modules: norms folded into what reads them, weights centred.
+
+For LayerNorm y = (x − mean) / √(var + ε) · w + b, followed by a linear map W (inputs × outputs) with bias d:
+    W ← diag(w) W, d ← d + b W, then each column of W loses its mean (the normalised x has none); w = 1, b = 0.
+Maps that write into the residual stream, embeddings included, lose their mean over d_model: every norm that reads the
+stream subtracts it anyway. The unembedding loses its mean over the vocabulary: the softmax does not see it. RMSNorm
+does see the residual's mean, so there only the norm's weight is folded, and the unembedding centred. The function
+stays the same, up to one constant added to all logits of a token; the residuals change. The value biases stay where
+they are (TransformerLens moves them into the output bias, which no hook point here can tell).
+
+`TransformerBridge.enable_compatibility_mode` does this too, but leaves the fused attention weights of the module that
+it wraps unprocessed; hence our own, compared with the bridge in the tests.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from crux.subjects.anatomy import anatomy
+
+PROCESSED = ("gpt2", "gpt_neox", "llama")
+
+
+def _matrix(linear: nn.Module) -> Tensor:
+    """The weight as inputs × outputs, sharing memory with the module."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight if isinstance(linear, Conv1D) else weight.T
+
+
+def _fold(norm: nn.Module, readers: list[nn.Module]) -> None:
+    """Moves the norm's weight and bias into the linear maps that read it."""
+    scale, shift = norm.weight, getattr(norm, "bias", None)
+    assert isinstance(scale, Tensor)
+    for reader in readers:
+        matrix = _matrix(reader)
+        if isinstance(shift, Tensor):
+            assert isinstance(reader.bias, Tensor)
+            reader.bias.add_(shift.double() @ matrix.double())
+        folded = scale.double()[:, None] * matrix.double()
+        matrix.copy_(folded - folded.mean(0) if isinstance(norm, nn.LayerNorm) else folded)
+    scale.fill_(1.0)
+    if isinstance(shift, Tensor):
+        shift.zero_()
+
+
+def _centre(weight: Tensor) -> None:
+    weight.sub_(weight.double().mean(-1, keepdim=True))
+
+
+@torch.no_grad()
+def process_weights(model: PreTrainedModel) -> None:
+    """Processes the weights of a causal language model in place; the unembedding is untied and gets a bias.
+
+    Best called on float32 weights. Raises ValueError for an architecture where this is not done exactly.
+    """
+    kind = model.config.model_type
+    if kind not in PROCESSED:
+        raise ValueError(f"model.process_weights: not supported for {kind}; allowed are {', '.join(PROCESSED)}")
+    model.requires_grad_(False)
+    parts = anatomy(model)
+    names = parts.names
+    raw = parts.head.weight
+    head = nn.Linear(raw.shape[1], raw.shape[0], device=raw.device, dtype=raw.dtype)
+    head.weight.copy_(raw)
+    head.bias.zero_() if parts.head.bias is None else head.bias.copy_(parts.head.bias)
+    model.set_output_embeddings(head)
+    model.config.tie_word_embeddings = False
+
+    for block, part in zip(model.base_model.get_submodule(names.blocks).children(), parts.blocks, strict=True):
+        _fold(part.norm1, [block.get_submodule(name) for name in names.reads1])
+        _fold(part.norm2, [block.get_submodule(name) for name in names.reads2])
+        if isinstance(part.norm1, nn.LayerNorm):
+            for name in names.writes:
+                writer = block.get_submodule(name)
+                _centre(_matrix(writer))
+                if isinstance(writer.bias, Tensor):
+                    _centre(writer.bias)
+    _fold(parts.final_norm, [head])
+    if isinstance(parts.final_norm, nn.LayerNorm):
+        _centre(parts.embed.weight)
+        if parts.positions is not None:
+            _centre(parts.positions.weight)
+    head.weight.sub_(head.weight.double().mean(0))
+    head.bias.sub_(head.bias.double().mean())
+    model.requires_grad_(False)

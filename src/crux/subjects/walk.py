@@ -1,0 +1,79 @@
+"""One way through the network's blocks that shows every hook point and takes back what is to stand there."""
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from crux.subjects.anatomy import Anatomy, Block
+from crux.subjects.hooks import Hook
+
+
+class Step(NamedTuple):
+    """A hook point that the walk has come to."""
+
+    name: str
+    """TransformerLens's name."""
+    value: Tensor
+    """The activation, batch × pos × d_model."""
+    carried: tuple[Tensor, ...]
+    """What the block still needs behind the hook besides the activation: the residuals it will be added to."""
+
+
+def walk(
+    parts: Anatomy,
+    arguments: list[dict[str, object]],
+    *,
+    start: Hook,
+    value: Tensor,
+    carried: tuple[Tensor, ...],
+) -> Generator[Step, Tensor, None]:
+    """Walks the network from hook `start`, where the activation is `value`, to the last `hook_resid_post`.
+
+    Yields every hook point on the way and goes on with the activation that is sent back. `arguments` are each block's
+    attention's; `carried` is what was yielded with `start` when it was passed before, empty at a residual hook.
+    """
+    block = _parallel_block if parts.parallel else _sequential_block
+    for layer in range(start.layer, len(parts.blocks)):
+        at = f"blocks.{layer}.hook_"
+        value = yield from block(parts.blocks[layer], at, arguments[layer], start.kind, value, carried)
+        start, carried = Hook(layer + 1, "resid_pre"), ()
+
+
+def _sequential_block(
+    part: Block, at: str, arguments: dict[str, object], start: str, value: Tensor, carried: tuple[Tensor, ...]
+) -> Generator[Step, Tensor, Tensor]:
+    """One block, from the hook kind `start` on: attention adds to the residual, then the MLP adds to the sum."""
+    resid = carried[0] if carried else value
+    if start == "resid_pre":
+        resid = yield Step(at + "resid_pre", value, ())
+        value = part.attn(part.norm1(resid), **arguments)[0]
+        value = value if part.post1 is None else part.post1(value)
+    if start in ("resid_pre", "attn_out"):
+        attn_out = yield Step(at + "attn_out", value, (resid,))
+        value = attn_out + resid
+    if start in ("resid_pre", "attn_out", "resid_mid"):
+        resid = yield Step(at + "resid_mid", value, ())
+        value = part.mlp(part.norm2(resid))
+        value = value if part.post2 is None else part.post2(value)
+    if start != "resid_post":
+        mlp_out = yield Step(at + "mlp_out", value, (resid,))
+        value = resid + mlp_out
+    return (yield Step(at + "resid_post", value, ()))
+
+
+def _parallel_block(
+    part: Block, at: str, arguments: dict[str, object], start: str, value: Tensor, carried: tuple[Tensor, ...]
+) -> Generator[Step, Tensor, Tensor]:
+    """One block whose attention and MLP both read the residual that enters it."""
+    resid, *others = carried or (value,)
+    if start == "resid_pre":
+        resid = yield Step(at + "resid_pre", value, ())
+        value = part.attn(part.norm1(resid), **arguments)[0]
+    if start in ("resid_pre", "attn_out"):
+        attn_out = yield Step(at + "attn_out", value, (resid,))
+        value, others = part.mlp(part.norm2(resid)), [attn_out]
+    if start != "resid_post":
+        mlp_out = yield Step(at + "mlp_out", value, (resid, *others))
+        value = mlp_out + others[0] + resid
+    return (yield Step(at + "resid_post", value, ()))

@@ -1,0 +1,104 @@
+"""A job's place in MLflow, from its start to its true end."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crux.schema import Config
+from crux.tracking.run_folder import RunFolder, write_whole
+
+if TYPE_CHECKING:
+    from crux.tracking.mlflow import Tracker
+
+
+def run_name(config: Config) -> str:
+    """For people: `e2e_ds L6 λ=1.5`."""
+    place = f"L{config.layer}" if config.hook_point == f"blocks.{config.layer}.hook_resid_pre" else config.hook_point
+    return f"{config.loss.name} {place} λ={config.sparsity:g}"
+
+
+def git_sha() -> str | None:
+    """The commit of the checkout that this code runs from, with `-dirty` where it was changed; None outside git."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def tracking_uri(config: Config) -> str | None:
+    """The server or database that was asked for; None: the default one in the outputs folder."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+
+
+@contextmanager
+def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[Tracker | None]":
+    """The job's MLflow run, ended as FINISHED, FAILED or KILLED; None with tracking=none.
+
+    A run folder that already has one goes on with it, so that a resumed run is one run.
+    """
+    if not config.tracking.mlflow:
+        yield None
+        return
+    from crux.tracking.mlflow import Tracker, database
+
+    outputs = Path(config.output_dir)
+    uri = tracking_uri(config) or database(outputs)
+    known = folder.path / "mlflow_run_id"
+    if known.exists():
+        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip())
+    else:
+        tracker = Tracker.start(
+            uri,
+            experiment=config.tracking.experiment,
+            outputs=outputs,
+            name=run_name(config),
+            params=swept(config) | {"n_latents": n_latents},
+            tags=tags(config),
+        )
+        write_whole(known, tracker.run_id + "\n")
+    try:
+        yield tracker
+    except (KeyboardInterrupt, SystemExit):
+        tracker.end("KILLED")
+        raise
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end("FINISHED")
+
+
+def swept(config: Config) -> dict[str, object]:
+    """The dozen scalars that runs are compared by; the whole configuration is an artifact."""
+    return {
+        "loss": config.loss.name,
+        "layer": config.layer,
+        "hook_point": config.hook_point,
+        "sparsity": config.sparsity,
+        "seed": config.seed,
+        "sae": config.sae.name,
+        "model": config.model.path or config.model.name,
+        "data": config.data.path or config.data.name or "packaged",
+        "lr": config.optimizer.lr,
+        "max_steps": config.trainer.max_steps,
+        "tokens": config.trainer.max_steps * config.trainer.batch * config.trainer.accumulate * config.model.context,
+        "kl": config.loss.kl,
+        "downstream": config.loss.downstream,
+        "reconstruction": config.loss.reconstruction,
+    }
+
+
+def tags(config: Config) -> dict[str, str]:
+    """What people filter by."""
+    found = {
+        "loss": config.loss.name,
+        "sae": config.sae.name,
+        "layer": str(config.layer),
+        "sweep": config.sweep_name,
+        "git_sha": git_sha(),
+    }
+    return {key: value for key, value in found.items() if value is not None}

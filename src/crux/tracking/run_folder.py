@@ -1,0 +1,131 @@
+"""The run folder: everything that a run leaves, in plain files, each written whole or not at all."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NOT_COMPARED = ("resume", "resume_from", "tracking", "output_dir", "cache")
+"""Keys that may differ between a run and its going on."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under a temporary name, then renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+class RunFolder:
+    """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
+        """A new folder with the resolved configuration in it."""
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        (path / "figures").mkdir(exist_ok=True)
+        write_whole(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        return folder
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE").exists()
+
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
+
+    def add_row(self, step: int, row: dict[str, float]) -> None:
+        """A line of the history."""
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step, **row}) + "\n")
+
+    def history(self) -> list[dict[str, float]]:
+        path = self.path / "history.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    def forget_after(self, step: int) -> None:
+        """Drops the rows that a killed run wrote after its last checkpoint: they come again."""
+        rows = [row for row in self._whole_rows() if row["step"] <= step]
+        write_whole(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _whole_rows(self) -> list[dict[str, float]]:
+        path = self.path / "history.jsonl"
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+
+    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        write_whole(self.path / "metrics.json", json.dumps(dict(metrics), indent=1) + "\n")
+
+    def finish(self) -> None:
+        write_whole(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
+
+
+def new_path(outputs: Path, name: str) -> Path:
+    """`<outputs>/runs/<time>_<name>`, numbered where two runs start within a second."""
+    stem = outputs / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
+    path, n = stem, 1
+    while path.exists():
+        n += 1
+        path = stem.with_name(f"{stem.name}-{n}")
+    return path
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that must be the same for a run to go on, flat."""
+
+    def flat(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.items():
+            found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        return found
+
+    return flat({k: v for k, v in config.items() if k not in NOT_COMPARED}, "")
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """`key: a's value / b's value` for each key in which two configurations differ."""
+    left, right = comparable(a), comparable(b)
+    keys = sorted(left.keys() | right.keys())
+    return [f"{k}: {left.get(k)} / {right.get(k)}" for k in keys if left.get(k) != right.get(k)]
+
+
+def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
+    """The newest run without DONE whose configuration is this one.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    runs = sorted((p.parent for p in (outputs / "runs").glob("*/config.yaml")), reverse=True)
+    for path in runs:
+        folder = RunFolder(path)
+        if not folder.done and not differing(folder.config(), config):
+            return folder
+    raise ValueError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
+
+
+def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
+    """The run in `path`, to be gone on with.
+
+    Raises:
+        ValueError: where it is none, is finished, or was started with another configuration.
+    """
+    folder = RunFolder(path)
+    if not (path / "config.yaml").exists():
+        raise ValueError(f"resume_from={path}: no run folder (it has no config.yaml)")
+    if folder.done:
+        raise ValueError(f"resume_from={path}: that run is finished")
+    if differences := differing(folder.config(), config):
+        raise ValueError(f"resume_from={path}: its configuration differs (there / here): {'; '.join(differences)}")
+    return folder

@@ -1,0 +1,113 @@
+"""Runs Lightning's trainer over one module, with checkpoints, short judgements and the progress bar."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from crux.training.data import Feed
+from crux.training.progress import RowLogger, StepBar
+
+Sink = Callable[[int, dict[str, float]], None]
+
+
+class Pace(NamedTuple):
+    """How long, and how often what."""
+
+    max_steps: int
+    accumulate: int
+    tokens_per_step: int
+    checkpoint_every: int
+    val_every: int
+    """0: never."""
+    accelerator: str
+    precision: str
+    """Lightning's word: `32-true` or `bf16-mixed`."""
+    progress: bool
+
+
+class ShortJudgement(L.Callback):
+    """Calls `judge` every so many optimiser steps and logs what it returns."""
+
+    def __init__(self, judge: Callable[[], dict[str, float]], *, every: int) -> None:
+        self.judge, self.every = judge, every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
+            row = self.judge()
+            for logger in trainer.loggers:
+                logger.log_metrics(row, trainer.global_step)
+
+
+def fit(
+    module: L.LightningModule,
+    feed: Feed,
+    *,
+    pace: Pace,
+    checkpoints: Path,
+    resume: Path | None,
+    sinks: list[Sink],
+    judge: Callable[[], dict[str, float]] | None,
+    shown: dict[str, str],
+) -> float:
+    """Trains up to `pace.max_steps`; returns training tokens a second.
+
+    Raises:
+        NonFiniteLossError: where the loss stopped being a number.
+        KeyboardInterrupt: on Ctrl-C; the last checkpoint stays.
+    """
+    bar = StepBar(tokens_per_step=pace.tokens_per_step, shown=shown, enabled=pace.progress)
+    last = ModelCheckpoint(
+        dirpath=checkpoints,
+        filename="last",
+        every_n_train_steps=pace.checkpoint_every,
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    callbacks: list[L.Callback] = [bar, last]
+    if judge is not None and pace.val_every:
+        callbacks.insert(0, ShortJudgement(judge, every=pace.val_every))
+    with warnings.catch_warnings():
+        # two of Lightning's hints that do not apply: batches come from memory or the device, and none are skipped
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        trainer = L.Trainer(
+            max_steps=pace.max_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=pace.accumulate,
+            accelerator="gpu" if pace.accelerator == "cuda" else pace.accelerator,
+            devices=1,
+            precision=pace.precision,  # pyright: ignore[reportArgumentType]
+            logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
+            callbacks=callbacks,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=checkpoints.parent,
+        )
+        try:
+            trainer.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
+        except SystemExit as stop:  # Lightning turns Ctrl-C into one
+            raise stop.__context__ or stop from None
+    return bar.tokens_per_second(trainer)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimiser step that a checkpoint was written after; 0 where there is none yet.
+
+    Raises:
+        ValueError: where the file is no whole checkpoint.
+    """
+    if not path.exists():
+        return 0
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no whole checkpoint ({reason}); start the run anew without resume") from error

@@ -1,0 +1,88 @@
+"""The progress bar: step, loss, L0 and tokens a second."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers.logger import Logger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepBar(ProgressBar):
+    """A bar over optimiser steps that shows the newest row of the history: it costs the device nothing of its own.
+
+    Args:
+        tokens_per_step: tokens an optimiser step.
+        shown: keys of the row to show, with the label of each.
+        enabled: whether anything is drawn; the rate is measured all the same.
+    """
+
+    def __init__(self, *, tokens_per_step: int, shown: dict[str, str], enabled: bool) -> None:
+        super().__init__()
+        self.tokens_per_step, self.shown, self.enabled = tokens_per_step, shown, enabled
+        self.seconds = 0.0
+        self.first_step = 0
+        self.row: dict[str, float] = {}
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[row]}"),
+        )
+        self.bar = Progress(*columns, disable=not enabled)
+
+    def disable(self) -> None:
+        self.enabled = False
+        self.bar.disable = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first_step, self.started = trainer.global_step, time.perf_counter()
+        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, row="")
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.enabled:
+            return
+        words = [f"{label} {self.row[key]:.3g}" for key, label in self.shown.items() if key in self.row]
+        steps = trainer.global_step - self.first_step
+        rate = steps * self.tokens_per_step / max(1e-9, time.perf_counter() - self.started)
+        self.bar.update(self.task, completed=trainer.global_step, row=" ".join([*words, f"{rate:,.0f} tokens/s"]))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.started
+        self.bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.bar.stop()
+
+    def tokens_per_second(self, trainer: L.Trainer) -> float:
+        """Over the whole training, short judgements and checkpoints included."""
+        return (trainer.global_step - self.first_step) * self.tokens_per_step / self.seconds
+
+
+class RowLogger(Logger):
+    """Lightning's end of the history: hands each row of numbers to the given sinks."""
+
+    def __init__(self, *sinks: Any) -> None:
+        super().__init__()
+        self.sinks = sinks
+
+    @property
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Configuration is tracking's."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        for sink in self.sinks:
+            sink(step, metrics)

@@ -1,0 +1,15 @@
+"""The learning rate: a linear warm-up that does not waste step 0, then a cosine."""
+
+import math
+
+
+def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_lr_factor: float) -> float:
+    """Share of the peak rate at optimiser step `step` (from 0).
+
+    (step + 1) / warmup_steps while warming up (the authors' first step has rate 0, reference §1.4), then from 1 down to
+    `min_lr_factor` on half a cosine that ends at `max_steps`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    return min_lr_factor + (1 - min_lr_factor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,6 @@
+"""`python src/main.py loss=e2e_ds layer=6`: trains and judges a sparse autoencoder. What can be set: `--help`."""
+
+from crux.cli import main
+
+if __name__ == "__main__":
+    main()

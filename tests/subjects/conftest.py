@@ -1,0 +1,54 @@
+"""Tiny random subjects in Hugging Face layout, and TransformerLens's bridge on the same folder."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_subjects import CONFIGS, write_tokenizer
+from transformers import AutoModelForCausalLM
+
+
+@pytest.fixture(scope="session")
+def subject_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of the random network of that name in `CONFIGS`; every norm weight and every bias is perturbed."""
+
+    @cache
+    def make(kind: str) -> Path:
+        config = CONFIGS[kind]()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+        folder = tmp_path_factory.mktemp(kind)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+        weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+        if config.tie_word_embeddings:
+            del weights["lm_head.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        write_tokenizer(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bridge(subject_folder: Callable[[str], Path]) -> Callable[..., torch.nn.Module]:
+    """TransformerLens's model of that name, in float32, its weights processed or raw."""
+
+    @cache
+    def make(kind: str, *, processed: bool = False) -> torch.nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library's own making
+            from transformer_lens.model_bridge import TransformerBridge
+
+            made = TransformerBridge.boot_transformers(str(subject_folder(kind)), device="cpu", dtype=torch.float32)
+            if processed:
+                made.enable_compatibility_mode(disable_warnings=True)
+        return made
+
+    return make

@@ -1,0 +1,54 @@
+"""Shapes read from config.json."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from crux.subjects.shape import Shape, read_shape
+
+_GPT2 = {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
+
+
+def _folder(tmp_path: Path, config: object) -> Path:
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return tmp_path
+
+
+def test_gpt2_by_its_own_key_names(tmp_path: Path) -> None:
+    config = {**_GPT2, "architectures": ["GPT2LMHeadModel"]}
+    assert read_shape(_folder(tmp_path, config)) == Shape(12, 768, 50257, 1024, "gpt2", resid_mid=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "resid_mid"),
+    [
+        ("gpt2", "gpt2", True), ("gpt_neox", "gpt_neox", False), ("gpt_neox_sequential", "gpt_neox", True),
+        ("llama", "llama", True), ("gemma", "gemma", True), ("gemma2", "gemma2", True), ("gemma3", "gemma3_text", True),
+    ],
+)  # fmt: skip
+def test_as_the_library_writes_it(
+    subject_folder: Callable[[str], Path], kind: str, architecture: str, resid_mid: bool
+) -> None:
+    assert read_shape(subject_folder(kind)) == Shape(3, 32, 64, 48, architecture, resid_mid)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no such folder$"):
+        read_shape(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no config\.json in it"):
+        read_shape(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json: not a JSON file"):
+        read_shape(_folder(tmp_path, '{"n_layer": 12,'))
+    with pytest.raises(ValueError, match=r"a JSON object is needed, this is a list$"):
+        read_shape(_folder(tmp_path, []))
+    with pytest.raises(ValueError, match=r"model_type 'bert' is not supported; allowed are gpt2, gpt_neox, llama"):
+        read_shape(_folder(tmp_path, {**_GPT2, "model_type": "bert"}))
+    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification is not a causal language model"):
+        read_shape(_folder(tmp_path, {**_GPT2, "architectures": ["GPT2ForSequenceClassification"]}))
+    with pytest.raises(ValueError, match=r"num_hidden_layers is missing or is not a positive whole number$"):
+        read_shape(_folder(tmp_path, {**_GPT2, "n_layer": "12"}))
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a JSON file"):
+        read_shape(tmp_path)

@@ -1,0 +1,281 @@
+"""Clean and spliced pass against TransformerLens, and what they may cost."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from crux.subjects.hooks import hook_names, in_order
+from crux.subjects.load import load_subject
+from crux.subjects.subject import Subject
+
+CASES = [(kind, False) for kind in CONFIGS] + [(kind, True) for kind in PROCESSED]
+# run_with_cache's default arguments warn within the library itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:transformer_lens", "ignore::DeprecationWarning:transformer_lens"
+)
+
+
+def assert_near(mine: Tensor, theirs: Tensor, name: str) -> None:
+    error = (mine - theirs).abs().max() / theirs.abs().max()
+    assert error < 1e-5, f"{name}: off by {error:.1e} of the scale"
+
+
+def shift(x: Tensor) -> Tensor:
+    """A function that no clean pass could hide behind."""
+    return 0.7 * x + 0.5 * x.roll(1, -1).relu() + 0.1
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'processed' if case[1] else 'raw'}")
+def pair(request: pytest.FixtureRequest, subject_folder: Callable, bridge: Callable) -> tuple[Subject, nn.Module]:
+    kind, processed = request.param
+    return load_subject(subject_folder(kind), process_weights=processed), bridge(kind, processed=processed)
+
+
+@pytest.fixture
+def gpt2(subject_folder: Callable[[str], Path]) -> Subject:
+    return load_subject(subject_folder("gpt2"), process_weights=False)
+
+
+def _hooks(subject: Subject) -> list[str]:
+    return hook_names(N_LAYERS, resid_mid=not subject.parts.parallel)
+
+
+def test_every_activation_and_the_logits_of_the_clean_pass(pair: tuple[Subject, nn.Module]) -> None:
+    subject, model = pair
+    hooks = _hooks(subject)
+    with torch.no_grad():
+        want, cache = model.run_with_cache(TOKENS, names_filter=hooks)
+    clean = subject.clean(TOKENS, capture=hooks)
+    assert list(clean.activations) == hooks
+    for name in hooks:
+        assert_near(clean.activations[name], cache[name], name)
+    assert clean.final is not None
+    assert_near(logits(subject.unembed, clean.final), want, "logits")
+
+
+def _splice_in_the_bridge(name: str) -> list[tuple[str, Callable[[Tensor, nn.Module], Tensor | None]]]:
+    """The bridge's hooks that put shift(x) at a hook point.
+
+    Its `hook_resid_mid` is the second norm's input: a function there leaves the skip connection as it was, unlike in
+    HookedTransformer. What stands in the residual's place altogether is put there by way of the attention's output.
+    """
+    if not name.endswith("resid_mid"):
+        return [(name, lambda x, hook: shift(x))]
+    block = name.removesuffix("hook_resid_mid")
+    resid: list[Tensor] = []
+    return [
+        (block + "hook_resid_pre", lambda x, hook: resid.append(x)),
+        (block + "hook_attn_out", lambda x, hook: shift(x + resid[0]) - resid[0]),
+    ]
+
+
+def test_the_spliced_pass_at_every_hook(pair: tuple[Subject, nn.Module]) -> None:
+    subject, model = pair
+    hooks = _hooks(subject)
+    for name in hooks:
+        later = hooks[hooks.index(name) :]
+        theirs: dict[str, Tensor] = {}
+
+        def keep(x: Tensor, hook: nn.Module, at: str, into: dict[str, Tensor] = theirs) -> None:
+            into[at] = x.clone()
+
+        fwd = _splice_in_the_bridge(name) + [(at, partial(keep, at=at)) for at in later]
+        with torch.no_grad():
+            want = model.run_with_hooks(TOKENS, fwd_hooks=fwd)
+            mine = subject.spliced(subject.clean(TOKENS, capture=[name], final=False), {name: shift}, capture=later)
+        assert list(mine.activations) == later
+        for at in later:
+            assert_near(mine.activations[at], theirs[at], f"{at} behind {name}")
+        assert_near(logits(subject.unembed, mine.final), want, f"logits behind {name}")
+
+
+def test_several_splices_at_once(pair: tuple[Subject, nn.Module]) -> None:
+    subject, model = pair
+    names = ["blocks.2.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]
+    with torch.no_grad():
+        want = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda x, hook: shift(x)) for name in names])
+        clean = subject.clean(TOKENS, capture=names)
+        mine = subject.spliced(clean, dict.fromkeys(names, shift))
+    assert_near(logits(subject.unembed, mine.final), want, "logits")
+
+
+def test_a_transcoder_reads_at_one_hook_and_writes_at_another(gpt2: Subject, bridge: Callable) -> None:
+    read, write = "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"
+    seen: list[Tensor] = []
+
+    def note(x: Tensor, hook: object = None) -> Tensor:
+        seen.append(x)
+        return x
+
+    with torch.no_grad():
+        fwd = [(read, note), (write, lambda x, hook: shift(seen[-1]))]
+        want = bridge("gpt2").run_with_hooks(TOKENS, fwd_hooks=fwd)
+        mine = gpt2.spliced(gpt2.clean(TOKENS, capture=[read]), {read: note, write: lambda x: shift(seen[-1])})
+    assert_near(logits(gpt2.unembed, mine.final), want, "logits")
+
+
+def test_identity_splice_is_the_clean_pass_in_every_shape(gpt2: Subject) -> None:
+    for batch, pos in [(2, 17), (3, 17), (1, 48), (4, 5), (2, 1), (1, 6), (2, 7), (2, 17)]:
+        tokens = torch.arange(batch * pos).view(batch, pos) % 64
+        clean = gpt2.clean(tokens, capture=["blocks.1.hook_attn_out"])
+        spliced = gpt2.spliced(clean, {"blocks.1.hook_attn_out": lambda x: x})
+        assert clean.final is not None
+        assert clean.final.shape == (batch, pos, 32)
+        torch.testing.assert_close(spliced.final, clean.final, rtol=0, atol=0)
+
+
+def test_gradient_reaches_the_function_and_nothing_in_the_subject(gpt2: Subject) -> None:
+    scale = nn.Parameter(torch.ones(32))
+    name = "blocks.1.hook_resid_pre"
+    clean = gpt2.clean(TOKENS, capture=[name, "blocks.2.hook_resid_pre"])
+    assert not any(x.requires_grad for x in (*clean.activations.values(), clean.final))
+    spliced = gpt2.spliced(clean, {name: lambda x: x * scale}, capture=["blocks.2.hook_resid_pre"])
+    (spliced.final.square().sum() + spliced.activations["blocks.2.hook_resid_pre"].sum()).backward()
+    assert scale.grad is not None
+    assert scale.grad.abs().min() > 0
+    assert all(p.grad is None and not p.requires_grad for p in gpt2.model.parameters())
+    assert not gpt2.model.training
+
+
+def test_the_gradient_is_right(gpt2: Subject) -> None:
+    gpt2.to(dtype=torch.float64)
+    name = "blocks.1.hook_attn_out"
+    clean = gpt2.clean(TOKENS[:1, :4], capture=[name])
+    scale = torch.full((32,), 0.8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: gpt2.spliced(clean, {name: lambda x: (x * s).tanh()}).final, (scale,))
+
+
+@pytest.fixture
+def calls(gpt2: Subject) -> list[str]:
+    """Notes each attention and MLP of the subject as it runs."""
+    noted: list[str] = []
+    for layer, block in enumerate(gpt2.parts.blocks):
+        block.attn.register_forward_hook(lambda *_, at=f"attn{layer}": noted.append(at))
+        block.mlp.register_forward_hook(lambda *_, at=f"mlp{layer}": noted.append(at))
+    return noted
+
+
+def test_nothing_runs_that_need_not(gpt2: Subject, calls: list[str]) -> None:
+    gpt2.clean(TOKENS, capture=[])
+    assert calls == ["attn0", "mlp0", "attn1", "mlp1", "attn2", "mlp2"]
+    for name, prefix, suffix in [
+        ("blocks.0.hook_resid_pre", [], ["attn0", "mlp0", "attn1", "mlp1", "attn2", "mlp2"]),
+        ("blocks.1.hook_resid_pre", ["attn0", "mlp0"], ["attn1", "mlp1", "attn2", "mlp2"]),
+        ("blocks.1.hook_attn_out", ["attn0", "mlp0", "attn1"], ["mlp1", "attn2", "mlp2"]),
+        ("blocks.1.hook_resid_mid", ["attn0", "mlp0", "attn1"], ["mlp1", "attn2", "mlp2"]),
+        ("blocks.1.hook_mlp_out", ["attn0", "mlp0", "attn1", "mlp1"], ["attn2", "mlp2"]),
+        ("blocks.2.hook_resid_post", ["attn0", "mlp0", "attn1", "mlp1", "attn2", "mlp2"], []),
+    ]:
+        calls.clear()
+        clean = gpt2.clean(TOKENS, capture=["blocks.0.hook_resid_pre", name], final=False)
+        assert clean.final is None
+        assert calls == prefix, name
+        calls.clear()
+        gpt2.spliced(clean, {name: shift})
+        assert calls == suffix, name
+
+
+def test_final_false_with_nothing_to_capture(gpt2: Subject) -> None:
+    with pytest.raises(ValueError, match="nothing to do"):
+        gpt2.clean(TOKENS, capture=[], final=False)
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operator, and the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operators.add(str(func))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return out
+
+
+def test_no_host_sync_and_no_logits(gpt2: Subject) -> None:
+    tokens = TOKENS.repeat(4, 2)
+    name = "blocks.1.hook_resid_pre"
+    gpt2.clean(tokens, capture=[name])  # the first pass of a length may look at the device
+    with Watch() as watch:
+        gpt2.spliced(gpt2.clean(tokens, capture=[name]), {name: shift})
+    assert not [op for op in watch.operators if "local_scalar" in op or "item" in op or "nonzero" in op]
+    assert watch.largest == tokens.numel() * 128  # the MLP's hidden layer
+    assert any("scaled_dot_product" in op for op in watch.operators)
+    with Watch() as watch:
+        gpt2.clean(tokens[:, :11], capture=[])
+    assert any("local_scalar" in op or "is_nonzero" in op for op in watch.operators), "the watch sees nothing"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama", "gemma"])
+def test_no_mask_is_built_where_the_kernel_is_causal(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder(kind), process_weights=False)
+    replay = subject.clean(TOKENS, capture=["blocks.0.hook_resid_pre"]).replay
+    assert [arguments["attention_mask"] for arguments in replay.arguments] == [None] * N_LAYERS
+
+
+def test_gelu_is_one_kernel(gpt2: Subject) -> None:
+    assert [type(block.mlp.act) for block in gpt2.parts.blocks] == [nn.GELU] * N_LAYERS
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_bfloat16(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder(kind), process_weights=False)
+    capture = ["blocks.1.hook_resid_pre"]
+    want = subject.clean(TOKENS, capture=capture).final
+    subject.to(dtype=torch.bfloat16)
+    clean = subject.clean(TOKENS, capture=capture)
+    float_scale = torch.ones(32, requires_grad=True)
+    spliced = subject.spliced(clean, {capture[0]: lambda x: x.float() * float_scale})
+    assert subject.dtype == spliced.final.dtype == torch.bfloat16
+    assert want is not None
+    assert (spliced.final.float() - want).norm() < 0.05 * want.norm()
+    spliced.final.float().sum().backward()
+    assert float_scale.grad is not None
+
+
+def test_rotary_frequencies_stay_float32(subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder("llama"), process_weights=False).to(dtype=torch.bfloat16)
+    assert subject.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_a_first_pass_in_inference_mode_leaves_nothing_behind(gpt2: Subject) -> None:
+    with torch.inference_mode():
+        gpt2.clean(TOKENS, capture=[])
+    name = "blocks.1.hook_resid_pre"
+    scale = torch.ones(32, requires_grad=True)
+    gpt2.spliced(gpt2.clean(TOKENS, capture=[name]), {name: lambda x: x * scale}).final.sum().backward()
+    assert scale.grad is not None
+
+
+def test_mistakes(gpt2: Subject, subject_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"nearest are blocks\.1\.hook_resid_pre"):
+        gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_per"])
+    with pytest.raises(ValueError, match="the model has 3 layers"):
+        gpt2.clean(TOKENS, capture=["blocks.3.hook_resid_pre"])
+    with pytest.raises(ValueError, match="reads at most 48"):
+        gpt2.clean(torch.zeros(1, 49, dtype=torch.long), capture=[])
+    clean = gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_pre"])
+    with pytest.raises(ValueError, match="no hook point given"):
+        gpt2.spliced(clean, {})
+    with pytest.raises(ValueError, match="the clean pass must capture it"):
+        gpt2.spliced(clean, {"blocks.0.hook_resid_pre": shift})
+    with pytest.raises(ValueError, match=r"blocks\.0\.hook_resid_post lies before it"):
+        gpt2.spliced(clean, {"blocks.1.hook_resid_pre": shift}, capture=["blocks.0.hook_resid_post"])
+    parallel = load_subject(subject_folder("gpt_neox"), process_weights=False)
+    with pytest.raises(ValueError, match="no such hook point"):
+        parallel.clean(TOKENS, capture=["blocks.1.hook_resid_mid"])
+
+
+def test_activations_come_in_the_network_s_order(gpt2: Subject) -> None:
+    wanted = ["blocks.2.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"]
+    assert list(gpt2.clean(TOKENS, capture=wanted).activations) == in_order(wanted)

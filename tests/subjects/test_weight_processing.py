@@ -1,0 +1,50 @@
+"""Weight processing: the same function, in TransformerLens's basis. The bridge itself is compared in test_subject."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_subjects import N_LAYERS, PROCESSED, TOKENS, logits
+
+from crux.subjects.load import load_subject
+
+
+@pytest.mark.parametrize("kind", PROCESSED)
+def test_the_function_stays_the_same(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    raw, processed = (load_subject(subject_folder(kind), process_weights=on) for on in (False, True))
+    assert (raw.process_weights, processed.process_weights) == (False, True)
+    capture = ["blocks.1.hook_resid_pre"]
+    one, two = (subject.clean(TOKENS, capture=capture) for subject in (raw, processed))
+    assert one.final is not None
+    assert two.final is not None
+    want = logits(raw.unembed, one.final).log_softmax(-1)
+    torch.testing.assert_close(logits(processed.unembed, two.final).log_softmax(-1), want, rtol=0, atol=2e-5)
+    if kind != "llama":  # RMSNorm sees the mean, so residuals are not centred
+        assert (one.activations[capture[0]] - two.activations[capture[0]]).abs().max() > 0.1
+
+
+def test_what_is_centred(subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder("gpt2"), process_weights=True)
+    hooks = [
+        f"blocks.{layer}.hook_{kind}" for layer in range(N_LAYERS) for kind in ("resid_pre", "attn_out", "mlp_out")
+    ]
+    for name, x in subject.clean(TOKENS, capture=hooks).activations.items():
+        assert x.mean(-1).abs().max() < 1e-5, name
+    unembed = subject.unembed
+    assert unembed.W_U.mean(0).abs().max() < 1e-6
+    assert unembed.W_U.mean(1).abs().max() < 1e-6
+    assert unembed.b_U is not None
+    assert unembed.b_U.abs().max() > 0.01
+    assert unembed.b_U.mean().abs() < 1e-5
+    assert unembed.W_U is not subject.parts.embed.weight
+    for part in subject.parts.blocks:
+        for norm in (part.norm1, part.norm2):
+            assert torch.equal(norm.weight, torch.ones(32))
+            assert torch.equal(norm.bias, torch.zeros(32))
+
+
+def test_processing_is_done_in_float32(subject_folder: Callable[[str], Path]) -> None:
+    exact = load_subject(subject_folder("gpt2"), process_weights=True)
+    rounded = load_subject(subject_folder("gpt2"), process_weights=True, dtype=torch.bfloat16)
+    torch.testing.assert_close(rounded.unembed.W_U, exact.unembed.W_U.bfloat16(), rtol=0, atol=0)
