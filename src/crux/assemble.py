@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from crux.checks import model_source
 from crux.data.batches import Batches
 from crux.data.packaged import SOURCES
 from crux.data.sources import Files, Hub, Packaged, Source
@@ -17,7 +15,6 @@ from crux.data.token_file import default_cache
 from crux.data.tokens import Tokens, prepare_tokens
 from crux.evaluation.mean import Typical
 from crux.saes.relu import ReluSAE
-from crux.saes.sae import SAE
 from crux.schema import Config, Precision
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
@@ -27,28 +24,6 @@ from crux.training.end_to_end import Coefficients, EndToEndSAE
 from crux.training.fit import Pace
 from crux.training.local import LocalSAE
 from crux.training.sae_module import Recipe, SAEModule
-
-
-def to_plain(config: Config) -> dict[str, Any]:
-    """The configuration as plain containers: what is written to config.yaml and compared on resuming."""
-
-    def plain(value: Any) -> Any:
-        match value:
-            case Enum():
-                return value.value
-            case dict():
-                return {k: plain(v) for k, v in value.items()}
-            case list() | tuple():
-                return [plain(v) for v in value]
-            case _:
-                return value
-
-    return plain(asdict(config))
-
-
-def model_source(config: Config) -> str | Path:
-    """The subject's folder where one is given, else its name."""
-    return Path(config.model.path) if config.model.path is not None else config.model.name
 
 
 def text_source(config: Config) -> Source:
@@ -118,7 +93,7 @@ def training_batches(config: Config, tokens: Tokens) -> Batches:
     )
 
 
-def build_sae(config: Config, *, d_model: int, typical: Typical) -> SAE:
+def build_sae(config: Config, *, d_model: int, typical: Typical) -> ReluSAE:
     """A fresh SAE; the seed fixes its weights."""
     ratio = config.sae.ratio
     n_latents = config.sae.n_latents if config.sae.n_latents is not None else int((ratio or 0) * d_model)
@@ -139,7 +114,7 @@ def end_to_end(config: Config) -> bool:
     return config.loss.kl > 0 or config.loss.downstream > 0
 
 
-def build_module(config: Config, *, subject: Subject, sae: SAE, downstream_hooks: list[str]) -> SAEModule:
+def build_module(config: Config, *, subject: Subject, sae: ReluSAE, downstream_hooks: list[str]) -> SAEModule:
     """The Lightning module of the loss."""
     optimizer = config.optimizer
     recipe = Recipe(

@@ -2,14 +2,19 @@
 
 import os
 import socket
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlparse
 
 from crux.data.paths import check_path
-from crux.schema import Config, Task
+from crux.schema import Config, Task, to_plain
 from crux.subjects.hooks import check_hook, check_layer, later_residuals
 from crux.subjects.shape import Shape, read_shape
+from crux.subjects.source import find_folder
+from crux.subjects.weight_files import check_weights
+from crux.tracking.run_folder import find_unfinished, named_unfinished
+
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""What MLflow keeps runs in."""
 
 
 def check(config: Config, overrides: list[str]) -> None:
@@ -23,15 +28,23 @@ def check(config: Config, overrides: list[str]) -> None:
     if {"data.path", "data.name"} <= given:
         raise ValueError("data.path and data.name both given: give one of them")
     _numbers(config)
-    _outputs(config)
+    _writable("output_dir", config.output_dir)
+    if config.cache is not None:
+        _writable("cache", config.cache)
     if config.data.path is not None:
-        check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
+        try:
+            check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
+        except ValueError as error:
+            raise ValueError(f"data.path: {error}") from error
     if config.task is Task.train:
-        _places(config, hook_given="hook_point" in given)
+        source = model_source(config)
+        on_disk = source == "tiny" or isinstance(source, Path)
+        _places(config, read_shape(find_folder(source)) if on_disk else None, hook_given="hook_point" in given)
     if config.tracking.mlflow:
         check_tracking(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     if config.resume and config.resume_from is not None:
         raise ValueError("resume and resume_from both given: give one of them")
+    _resume(config)
 
 
 def _numbers(config: Config) -> None:
@@ -54,15 +67,24 @@ def _numbers(config: Config) -> None:
     at_least("data.max_tokens", config.data.max_tokens, 1)
     at_least("data.shuffle_batches", config.data.shuffle_batches, 1)
     at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
+    at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    at_least("data.held_out_tokens", config.data.held_out_tokens, 1)
+    if not config.sae.init_norm > 0:
+        raise ValueError(f"sae.init_norm={config.sae.init_norm}: must be more than 0")
     for key in ("lr", "clip", "eps"):
         if not getattr(config.optimizer, key) > 0:
             raise ValueError(f"optimizer.{key}={getattr(config.optimizer, key)}: must be more than 0")
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optimizer.betas={betas}: must be two numbers, each from 0 up to but not 1")
+    if not 0 <= config.optimizer.min_lr_factor <= 1:
+        raise ValueError(f"optimizer.min_lr_factor={config.optimizer.min_lr_factor}: must be from 0 to 1")
     if config.trainer.accelerator not in ("auto", "cpu", "cuda"):
         raise ValueError(f"trainer.accelerator={config.trainer.accelerator}: allowed are auto, cpu, cuda")
     if config.sae.n_latents is not None:
         at_least("sae.n_latents", config.sae.n_latents, 1)
     elif config.sae.ratio is None:
-        raise ValueError("an SAE needs sae.ratio or sae.n_latents")
+        raise ValueError("sae.ratio and sae.n_latents are both null: an SAE needs one of them")
     skipped = [p for p in config.loss.skip_positions if not 0 <= p < config.model.context]
     if skipped:
         raise ValueError(
@@ -70,24 +92,32 @@ def _numbers(config: Config) -> None:
         )
 
 
-def model_folder(config: Config) -> Path | None:
-    """The subject's folder, where it is on disk: the given one or the packaged one."""
-    if config.model.path is not None:
-        return Path(config.model.path)
-    return Path(str(files("crux.assets") / "tiny")) if config.model.name == "tiny" else None
+def model_source(config: Config) -> str | Path:
+    """The subject's folder where one is given, else its name."""
+    return Path(config.model.path) if config.model.path is not None else config.model.name
 
 
-def _places(config: Config, *, hook_given: bool) -> None:
-    folder = model_folder(config)
-    shape = read_shape(folder) if folder is not None else None
+def check_model(config: Config) -> None:
+    """The subject must be within reach and whole, and the configuration must fit it; a hub model is fetched for that.
+
+    Raises:
+        ValueError: no such folder, no hub within reach, config.json or weights missing or broken, no such place in it.
+    """
+    folder = find_folder(model_source(config))
+    shape = read_shape(folder)
+    check_weights(folder)
+    _places(config, shape, hook_given=config.hook_point != f"blocks.{config.layer}.hook_resid_pre")
+
+
+def _places(config: Config, shape: Shape | None, *, hook_given: bool) -> None:
     if shape is not None:
         _fits(config, shape)
     n_layers = shape.n_layers if shape is not None else config.model.n_layers
     if n_layers is None:
-        return  # a hub model of unknown depth: checked once it is loaded
+        return  # a hub model of unknown depth: checked once it is there
     if not hook_given:
         check_layer(config.layer, n_layers=n_layers)
-    check_hook(config.hook_point, n_layers=n_layers)
+    check_hook(config.hook_point, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid)
     downstream_hooks(config, n_layers)
 
 
@@ -102,12 +132,16 @@ def downstream_hooks(config: Config, n_layers: int) -> list[str]:
     later = later_residuals(config.hook_point, n_layers=n_layers)
     hooks = later if config.loss.downstream_hooks is None else config.loss.downstream_hooks
     for hook in hooks:
-        check_hook(hook, n_layers=n_layers)
         if hook not in later:
             allowed = ", ".join(later) or "none"
-            raise ValueError(f"loss.downstream_hooks: {hook} is not behind {config.hook_point}; allowed are {allowed}")
+            raise ValueError(
+                f"loss.downstream_hooks: {hook} is not a residual behind {config.hook_point}; allowed are {allowed}"
+            )
     if not hooks:
-        raise ValueError(f"loss={config.loss.name}: no later residual is left behind {config.hook_point} to compare")
+        raise ValueError(
+            f"loss={config.loss.name}: no later residual is left behind {config.hook_point} to compare; allowed are "
+            "earlier hook points, or loss=local and loss=e2e"
+        )
     return hooks
 
 
@@ -121,17 +155,31 @@ def _fits(config: Config, shape: Shape) -> None:
         )
 
 
-def _outputs(config: Config) -> None:
-    folder = Path(config.output_dir)
+def _writable(key: str, place: str) -> None:
+    folder = Path(place)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"output_dir={config.output_dir}: {folder} cannot be written to")
+    if not folder.is_dir():
+        raise ValueError(f"{key}={place}: {folder} is a file; a folder is needed")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}={place}: {folder} cannot be written to")
+
+
+def _resume(config: Config) -> None:
+    plain = to_plain(config)
+    if config.resume_from is not None:
+        named_unfinished(Path(config.resume_from), plain)
+    elif config.resume:
+        find_unfinished(Path(config.output_dir), plain)
 
 
 def check_tracking(uri: str | None) -> None:
     """A tracking server must answer its port within a second: MLflow's own client would retry for minutes."""
-    if uri is None or not uri.startswith(("http://", "https://")):
+    if uri is None:
+        return
+    if urlparse(uri).scheme.partition("+")[0] not in STORES:
+        raise ValueError(f"tracking.uri={uri}: allowed are {', '.join(STORES)}, each with ://…; or say tracking=none")
+    if not uri.startswith(("http://", "https://")):
         return
     address = urlparse(uri)
     port = address.port or (443 if address.scheme == "https" else 80)

@@ -69,7 +69,11 @@ def held_out_batches(
     return Text(*cut)
 
 
-def evaluate(subject: Subject, sae: ReluSAE, *, hook: str, text: Text) -> Judgement:
-    """The judgement of a run: see `crux.evaluation.judge.evaluate` for every metric, its sign and its average."""
+def evaluate(subject: Subject, sae: ReluSAE, *, hook: str, text: Text | None = None) -> Judgement:
+    """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
+
+    See `crux.evaluation.judge.evaluate` for every metric, its sign and its average. Raises ValueError.
+    """
+    text = text if text is not None else held_out_batches(subject)
     mean = typical_activation(subject, hook=hook, batches=text.train).mean
     return judge.evaluate(subject, sae, hook=hook, batches=text.held_out, mean_activation=mean)

@@ -1,6 +1,7 @@
 """Makes the packaged language model from the packaged text: tokenizer, training, float16 weights, held-out bits per byte."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from crux.data.token_file import default_cache
 from crux.data.tokenizer import END_OF_TEXT, train_bpe
 from crux.data.tokens import prepare_tokens
 from crux.evaluation.bits_per_byte import bits_per_byte, total_nats
-from crux.schema import Config, Pretrain
+from crux.schema import Config, to_plain
 from crux.subjects.load import load_subject, load_tokenizer
 from crux.tracking.run_folder import RunFolder, new_path
 from crux.training.data import Feed
@@ -35,10 +36,12 @@ def pretrain(config: Config, *, folder: Path | None) -> None:
         vocab_size=settings.vocab_size,
     )
     context = config.model.context
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None
     tokens = prepare_tokens(
         Packaged(SOURCES),
         tokenizer=tokenizer,
-        eot=tokenizer.token_to_id(END_OF_TEXT),
+        eot=end_of_text,
         max_tokens=None,
         held_out_tokens=None,
         min_tokens=2 * context,
@@ -64,11 +67,12 @@ def pretrain(config: Config, *, folder: Path | None) -> None:
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         warmup_steps=optimizer.warmup_steps,
+        horizon=settings.horizon,
         max_steps=config.trainer.max_steps,
-        min_lr_factor=optimizer.min_lr_factor,
+        cooldown_steps=settings.cooldown_steps,
     )
     module = LanguageModel(model, rates=rates, clip=optimizer.clip, log_every=config.trainer.log_every)
-    run_folder = RunFolder.create(folder or new_path(Path(config.output_dir), "pretrain"), assemble.to_plain(config))
+    run_folder = RunFolder.create(folder or new_path(Path(config.output_dir), "pretrain"), to_plain(config))
     rate = fit(
         module,
         Feed(batches, accumulate=1),
@@ -80,11 +84,11 @@ def pretrain(config: Config, *, folder: Path | None) -> None:
         shown={"train/ce": "CE"},
     )
     export(model, tokenizer, run_folder.path / "model")
-    metrics = held_out_bits(run_folder.path / "model", settings, context=context)
+    metrics = held_out_bits(run_folder.path / "model", SOURCES, context=context, stride=settings.stride)
     metrics |= {
         "final/tokens_seen": float(config.trainer.max_steps * config.trainer.batch * context),
-        "final/tokens_per_second": rate,
     }
+    metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
     run_folder.write_metrics(metrics)
     run_folder.finish()
     print("\n".join(f"{name}  {value:,.4f}" for name, value in metrics.items()))
@@ -104,14 +108,14 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def held_out_bits(folder: Path, settings: Pretrain, *, context: int) -> dict[str, float]:
-    """Bits per byte on the held-out documents of each packaged source, for the model as it lies on disk, in float32."""
+def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride: int) -> dict[str, float]:
+    """Bits per byte on the held-out documents of packaged sources, for the model as it lies on disk, in float32."""
     subject = load_subject(folder, process_weights=False)
     tokenizer, end_of_text = load_tokenizer(folder)
     held_out, found = held_out_ids(), {}
-    for source in SOURCES:
+    for source in sources:
         texts = [d.text for d in documents(source) if d.id in held_out]
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        nats = total_nats(subject, ids, end_of_text=end_of_text, context=context, stride=settings.stride, batch=16)
+        nats = total_nats(subject, ids, end_of_text=end_of_text, context=context, stride=stride, batch=16)
         found[f"final/bits_per_byte/{source}"] = bits_per_byte(nats, sum(len(t.encode()) for t in texts))
     return found

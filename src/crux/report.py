@@ -162,7 +162,8 @@ def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> Non
         where, n = name.removeprefix("final/alive_").rsplit("_", 1)
         label = f"alive, {'held-out' if where == 'heldout' else 'last training'} {int(n):,} tokens"
         table.add_row(label, f"{metrics[name]:,.0f}", "", "", f"latents ({metrics[f'{name}_frac']:.0%})")
-    table.add_row("training speed", f"{metrics['final/tokens_per_second']:,.0f}", "", "", "tokens/s")
+    if rate := metrics.get("final/tokens_per_second"):
+        table.add_row("training speed", f"{rate:,.0f}", "", "", "tokens/s")
     if positions := int(metrics["final/downstream_positions"]):
         table.add_row("downstream positions in the loss", str(positions), "", "", "")
     console = Console(width=None if Console().is_terminal else 110, highlight=False)

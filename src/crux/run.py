@@ -10,7 +10,7 @@ from crux.data.held_out import spread_batches
 from crux.evaluation.judge import Judgement, evaluate
 from crux.evaluation.mean import typical_activation
 from crux.formats import saelens
-from crux.schema import Config, Task
+from crux.schema import Config, Task, to_plain
 from crux.tracking.run import tracked
 from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path
 from crux.training.data import Feed
@@ -27,12 +27,16 @@ def run(config: Config, *, folder: Path | None) -> None:
             from crux.pretrain import pretrain
 
             pretrain(config, folder=folder)
+        case Task.report:
+            from crux.compare import compare
+
+            compare(config)
 
 
 def train(config: Config, *, folder: Path | None) -> None:
     """Trains one SAE and judges it."""
     torch.manual_seed(config.seed)
-    plain = assemble.to_plain(config)
+    plain = to_plain(config)
     earlier = find_earlier(config)
     start = checkpoint_step(earlier.checkpoint) if earlier is not None else 0
 
@@ -42,7 +46,12 @@ def train(config: Config, *, folder: Path | None) -> None:
     later = downstream_hooks(config, subject.n_layers)
     tokens = assemble.load_tokens(config)
     batches = assemble.training_batches(config, tokens)
-    sample = [batches[i] for i in range(min(len(batches), -(-config.evaluation.tokens // batches[0].numel())))]
+    sample = spread_batches(  # no seed: mean ablation is the same for every SAE of a subject
+        tokens.train,
+        context=config.model.context,
+        batch=config.trainer.batch,
+        n_tokens=config.evaluation.tokens,
+    )
     typical = typical_activation(judged, hook=config.hook_point, batches=sample)
     sae = assemble.build_sae(config, d_model=typical.mean.shape[0], typical=typical).to(subject.device)
     module = assemble.build_module(config, subject=subject, sae=sae, downstream_hooks=later)
@@ -84,11 +93,11 @@ def train(config: Config, *, folder: Path | None) -> None:
         verdict = judge(config.evaluation.tokens, ablations=True)
         metrics = {f"final/{name}": value for name, value in verdict.metrics.items()}
         metrics |= alive_in_training(module, config.evaluation.alive_window)
-        metrics |= {"final/tokens_per_second": rate, "final/downstream_positions": float(len(later))}
-        folded = sae.folded()
-        saelens.save(folded, run_folder.path / "sae", report.sae_metadata(config, judged))
+        metrics |= {"final/downstream_positions": float(len(later))}
+        metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
+        saelens.save(sae, run_folder.path / "sae", report.sae_metadata(config, judged))
         report.write_figures(run_folder, config, judged, verdict)
-        report.write_page(run_folder, config, subject=judged, sae=folded, tokens=tokens, verdict=verdict)
+        report.write_page(run_folder, config, subject=judged, sae=sae.folded(), tokens=tokens, verdict=verdict)
         run_folder.write_metrics(metrics)
         if tracker is not None:
             tracker.metrics(config.trainer.max_steps, metrics)
@@ -99,7 +108,7 @@ def train(config: Config, *, folder: Path | None) -> None:
 
 def find_earlier(config: Config) -> RunFolder | None:
     """The unfinished run to go on with, if one is asked for."""
-    plain = assemble.to_plain(config)
+    plain = to_plain(config)
     if config.resume_from is not None:
         return named_unfinished(Path(config.resume_from), plain)
     return find_unfinished(Path(config.output_dir), plain) if config.resume else None

@@ -3,7 +3,7 @@
 Imports nothing heavy: `--help` and every mistake in a command line answer from here.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -15,6 +15,7 @@ class Task(Enum):
 
     train = "train"
     pretrain = "pretrain"
+    report = "report"
 
 
 class Init(Enum):
@@ -192,6 +193,10 @@ class Pretrain:
     lr: float = MISSING
     """Peak learning rate of Muon (scaled to AdamW's RMS) and AdamW."""
     weight_decay: float = MISSING
+    horizon: int = MISSING
+    """Step at which the cosine schedule would reach zero."""
+    cooldown_steps: int = MISSING
+    """Over so many last steps the rate falls to zero on a line times the cosine."""
     stride: int = MISSING
     """Tokens between the windows that held-out bits per byte are measured on."""
 
@@ -217,6 +222,9 @@ class Config:
     cache: str | None = None
     """Where tokenised text lies; $CRUX_CACHE or ~/.cache/crux where not given."""
     sweep_name: str = MISSING
+    """The sweep's folder in `<output_dir>/sweeps`, and its tag in MLflow."""
+    report_l0: list[float] = MISSING
+    """L0 values at which experiment=report compares losses."""
     model: Model = MISSING
     data: Data = MISSING
     sae: Sae = MISSING
@@ -226,6 +234,23 @@ class Config:
     evaluation: Evaluation = MISSING
     tracking: Tracking = MISSING
     pretrain: Pretrain | None = None
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain containers: what is written to config.yaml and compared on resuming."""
+
+    def plain(value: Any) -> Any:
+        match value:
+            case Enum():
+                return value.value
+            case dict():
+                return {k: plain(v) for k, v in value.items()}
+            case list() | tuple():
+                return [plain(v) for v in value]
+            case _:
+                return value
+
+    return plain(asdict(config))
 
 
 def register() -> None:

@@ -259,13 +259,13 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_works(tmp_path, monkeypatch):
 
 
 FOREVER = """
-import sys, itertools
+import sys
 sys.path[:0] = {path!r}
 import crux.data.filling
 from crux.data.sources import Piece
 crux.data.filling.CHUNK = 200
 def endless(source):
-    for i in itertools.count():
+    for i in range(100_000):
         if i == 200:
             print("writing", flush=True)
         yield Piece("the whale " * 20 + str(i), None)
@@ -279,13 +279,15 @@ def test_sigkill_leaves_a_temporary_that_the_next_build_removes(tmp_path, monkey
     source, cache = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache"
     code = FOREVER.format(path=[str(Path(__file__).parent), *sys.path], file=str(source.path), cache=str(cache))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        monkeypatch.setattr(crux.data.token_file, "YOUNG", -1.0)
-        (living,) = left_over(cache)
-        prepare(source, cache)
-        assert left_over(cache) == [living]  # its writer lives
-        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "writing\n"
+            monkeypatch.setattr(crux.data.token_file, "YOUNG", -1.0)
+            (living,) = left_over(cache)
+            prepare(source, cache)
+            assert left_over(cache) == [living]  # its writer lives
+        finally:
+            process.send_signal(signal.SIGKILL)
     assert left_over(cache) == [living]
     tokens = prepare(source, cache, max_tokens=100)  # another file: this one is there
     assert left_over(cache) == []

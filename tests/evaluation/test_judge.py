@@ -157,7 +157,7 @@ class TestPeersErrors:
             assert judged.metrics[name] == pytest.approx(0.75)
 
     def test_explained_variance_has_the_mean_of_the_whole_set(self) -> None:
-        """Two batches, constant each: about their own means they vary by nothing, about the set's mean by ±ln9/2 · √2."""
+        """Two batches, constant each: about their own means they do not vary, about the set's by ±(½, −½) ln9."""
         judged = evaluate(
             two_token_subject(),
             scaling_sae(0.5, d_model=2),
@@ -309,7 +309,7 @@ class _Largest(TorchDispatchMode):
         super().__init__()
         self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor):
@@ -330,7 +330,7 @@ class _Syncs(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 

@@ -11,7 +11,7 @@ Block = Callable[[Tensor], Tensor]
 
 
 class ToySubject(Subject):
-    """tokens → embed[tokens] → each block in turn → logits = h W_Uᵀ (+ b_U). Hook points: resid_pre and the last resid_post."""
+    """tokens → embed[tokens] → each block in turn → logits = h W_Uᵀ. Hooks: resid_pre and the last resid_post."""
 
     def __init__(self, *, embed: Tensor, blocks: Sequence[Block], W_U: Tensor, softcap: float | None = None) -> None:
         self.embed, self.blocks = embed, blocks

@@ -43,7 +43,9 @@ def test_loss_curves_show_every_term_there_is() -> None:
     assert rendered(figure).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("history", [[], [{"step": 1, "train/l0": 0.0, "train/kl": 0.0}], [{"step": 1, "train/kl": float("nan")}]])  # fmt: skip
+@pytest.mark.parametrize(
+    "history", [[], [{"step": 1, "train/l0": 0.0, "train/kl": 0.0}], [{"step": 1, "train/kl": float("nan")}]]
+)
 def test_loss_curves_of_short_or_broken_runs(history: list[dict[str, float]]) -> None:
     rendered(loss_curves(history, terms={"train/kl": "KL"}, l0="train/l0"))
 

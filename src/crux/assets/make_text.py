@@ -44,7 +44,9 @@ def scripture(folder: Path) -> Iterator[tuple[str, str]]:
     call = next(n.value for n in module.body if isinstance(n, ast.Assign))
     assert isinstance(call, ast.Call)
     _, text, starts, ends = (ast.literal_eval(a) if i else None for i, a in enumerate(call.args[:4]))
-    assert isinstance(text, str) and isinstance(starts, dict) and isinstance(ends, dict)
+    assert isinstance(text, str)
+    assert isinstance(starts, dict)
+    assert isinstance(ends, dict)
     chapters: dict[int, tuple[int, int]] = {}
     for verse, start in starts.items():  # a verse's id is BBCCCVVV
         first, last = chapters.get(verse // 1000, (start, start))

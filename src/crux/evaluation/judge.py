@@ -1,8 +1,8 @@
 """The judgement: how much of what the network computes survives an SAE, on held-out text, the same for every loss.
 
-Per batch: one clean pass, one spliced pass and, with `ablations`, one pass each with zeros and with the mean activation in the
-SAE's place. Sums stay on the device until the end; all arithmetic here is in float32, whatever the networks' own dtype (a
-judgement to be quoted wants both in float32).
+Per batch: one clean pass, one spliced pass and, with `ablations`, one pass each with zeros and with the mean
+activation in the SAE's place. Sums stay on the device until the end; all arithmetic here is in float32, whatever the
+networks' own dtype (a judgement to be quoted wants both in float32).
 """
 
 from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ def evaluate(
     sae: SAE,
     *,
     hook: str,
-    batches: Iterable[Int[Tensor, "batch pos"]],
+    batches: Iterable[Int[Tensor, "_batch _pos"]],
     mean_activation: Float[Tensor, "d_model"],
     ablations: bool = True,
 ) -> Judgement:
@@ -62,12 +62,13 @@ def evaluate(
         mean_activation: the mean over *training* tokens: what mean ablation puts at every position.
         ablations: False leaves out the two ablated passes with what follows from them (a short pass during training).
 
-    A metric without a value is left out: an explained variance where the activation does not vary (position 0, where every
-    window starts with the same token), a loss recovered where ablation costs nothing, `/rest` of predictions where T = 2.
+    A metric without a value is left out: an explained variance where the activation does not vary (position 0, where
+    every window starts with the same token), a loss recovered where ablation costs nothing, `/rest` of predictions
+    where T = 2.
 
     Raises:
-        ValueError: where there are no batches, a window has less than two tokens, or the SAE's width is not the hook point's,
-            or the hook point does not exist.
+        ValueError: where there are no batches, a window has less than two tokens, the SAE's width is not the hook
+            point's, or the hook point does not exist.
     """
     later = {_entered_block(name): name for name in later_residuals(hook, n_layers=subject.n_layers)}
     means, local = TokenMeans(), Reconstructions()
@@ -138,7 +139,7 @@ def evaluate(
     numbers = torch.stack([value.to(dtype) for value in found.values()]).tolist()
     metrics = {name: number for name, number in zip(found, numbers, strict=True) if number != UNDEFINED}
     densities = (fired.to(dtype) / n_tokens).float().cpu()
-    return Judgement(metrics, densities, maxima.cpu(), n_tokens)
+    return Judgement(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
 
 
 def _entered_block(residual: str) -> int:

@@ -43,7 +43,10 @@ class LogitEffects(NamedTuple):
 def choose_latents(
     densities: Float[Tensor, "n_latents"], maxima: Float[Tensor, "n_latents"], *, n: int
 ) -> Int[Tensor, "chosen"]:
-    """Up to n alive latents: a third with the largest codes, the others evenly spread over the ranks of density. Densest first."""
+    """Up to n alive latents, densest first.
+
+    A third of them have the largest codes, the others are evenly spread over the ranks of density.
+    """
     by_density = densities.argsort(descending=True, stable=True)
     by_density = by_density[densities[by_density] > 0]
     if len(by_density) <= n:
@@ -62,15 +65,16 @@ def strongest_contexts(
     sae: SAE,
     *,
     hook: str,
-    batches: Iterable[Int[Tensor, "batch pos"]],
+    batches: Iterable[Int[Tensor, "_batch _pos"]],
     latents: Int[Tensor, "latents"],
     n_contexts: int,
     before: int,
     after: int,
 ) -> Contexts:
-    """The `n_contexts` windows in which each latent's largest code is largest, cut to `before` + 1 + `after` tokens about it.
+    """The `n_contexts` windows in which each latent's code peaks highest, cut to the tokens about the peak.
 
-    One pass over the batches, the network's prefix alone; all latents at once, and only the running best are kept.
+    A context has `before` + 1 + `after` tokens. One pass over the batches, the network's prefix alone; all latents at
+    once, and only the running best are kept.
     """
     device, n, width = subject.device, len(latents), before + 1 + after
     chosen = latents.to(device)

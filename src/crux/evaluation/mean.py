@@ -20,7 +20,7 @@ class Typical(NamedTuple):
 
 
 @torch.no_grad()
-def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Tensor, "batch pos"]]) -> Typical:
+def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Tensor, "_batch _pos"]]) -> Typical:
     """Mean and mean norm at one hook point; only the subject's prefix runs.
 
     Raises:

@@ -28,10 +28,10 @@ class Predictions(NamedTuple):
 def compare_predictions(
     finals: Mapping[str, Float[Tensor, "tokens d_model"]], *, labels: Int[Tensor, "tokens"], unembed: Unembed
 ) -> Predictions:
-    """Reads out the final hidden states of the passes `clean`, `spliced` and any others, and compares them token by token.
+    """Reads out the final hidden states of the passes `clean`, `spliced` and any others, and compares them.
 
-    `labels` are the next tokens (what stands where there is none is the caller's to leave out). A chunk's clean log-probabilities are
-    computed once and serve all three; `tokens × vocab` elements never exist at once.
+    `labels` are the next tokens (what stands where there is none is the caller's to leave out). A chunk's clean
+    log-probabilities are computed once and serve all three; `tokens × vocab` elements never exist at once.
     """
     W_U, b_U, softcap = unembed
     ce: dict[str, list[Tensor]] = {name: [] for name in finals}

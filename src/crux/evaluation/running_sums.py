@@ -1,7 +1,7 @@
 """Sums over a stream of tokens, kept on the device and split by the position that is read: position 0, the rest, all.
 
-Position 0 stands apart because its residual is often an outlier tens of times the others' norm (GPT-2: about 3000 against
-150), which one mean over all positions would hide, or be ruled by.
+Position 0 stands apart because its residual is often an outlier tens of times the others' norm (GPT-2: about 3000
+against 150), which one mean over all positions would hide, or be ruled by.
 """
 
 import torch
@@ -12,7 +12,7 @@ SUBSETS = ("", "/pos0", "/rest")
 """Suffixes of a metric's name: all positions, position 0, every other position."""
 
 CONSTANT = 1e-10
-"""Share of Σ‖x‖² below which a spread is float32's rounding, not variance (as where every sequence starts with one token)."""
+"""Share of Σ‖x‖² below which a spread is float32's rounding, not variance: where every window starts with one token."""
 
 UNDEFINED = float("inf")
 """Stands for a quotient without a denominator until the numbers leave the device; such a metric is then left out."""
@@ -27,18 +27,17 @@ class TokenMeans:
     """Means of per-token quantities, by name; sums stay on the device, counts are known from the shapes."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of position 0 and of the rest
         self._counts: dict[str, tuple[int, int]] = {}
 
     def add(self, name: str, values: Shaped[Tensor, "batch pos"]) -> None:
         """Takes in one batch of a quantity; column t belongs to the position t that was read."""
         dtype = sum_dtype(values.device)
-        sums = (values[:, 0].sum(dtype=dtype), values[:, 1:].sum(dtype=dtype))
-        counts = (values[:, 0].numel(), values[:, 1:].numel())
-        if name in self._sums:
-            sums = tuple(map(torch.add, self._sums[name], sums))
-            counts = tuple(map(int.__add__, self._counts[name], counts))
-        self._sums[name], self._counts[name] = sums, counts
+        first, rest = values[:, 0], values[:, 1:]
+        first_sum, rest_sum = self._sums.get(name, (0, 0))
+        n_first, n_rest = self._counts.get(name, (0, 0))
+        self._sums[name] = (first.sum(dtype=dtype) + first_sum, rest.sum(dtype=dtype) + rest_sum)
+        self._counts[name] = (n_first + first.numel(), n_rest + rest.numel())
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
         """name + suffix → mean, for every subset that has tokens."""
@@ -84,7 +83,8 @@ class Reconstructions:
 
         mse = Σ‖x−x̂‖² / (n·d),    explained variance = 1 − Σ‖x−x̂‖² / Σ‖x−mean‖²
 
-    with sums and mean over the whole stream (of a subset: over that subset): neither a batch's own mean nor a mean of ratios.
+    with sums and mean over the whole stream (of a subset: over that subset): neither a batch's own mean nor a mean
+    of ratios.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,8 @@ def downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, at: in
     """MSE (left) and explained variance (right) by the block that the residual enters (Braun et al., figs. 2 and 12).
 
     Args:
-        metrics: a judgement's; read are `mse`, `explained_variance`, `downstream_mse/<k>`, `downstream_ev/<k>` with their subsets.
+        metrics: a judgement's; read are `mse`, `explained_variance`, `downstream_mse/<k>`, `downstream_ev/<k>` and
+            their `/rest`.
         hook: the SAE's hook point, for the title.
         n_layers: k = n_layers is the residual that leaves the last block.
         at: where the SAE itself stands on the axis: the k of its hook point.

@@ -12,6 +12,11 @@ from numpy.typing import ArrayLike
 from crux.figures.latents_page_style import STYLE
 
 NO_TOKEN = -1
+_LEGEND = (
+    "A context is the part of a held-out text about the token on which the latent fires most (framed); shading is the "
+    "code's size. Raises, lowers: logits that a unit of the latent's direction adds at the network's end, against the "
+    "vocabulary's mean, past all later blocks and the final norm."
+)
 _VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", "\v": "␋", "\f": "␌"})
 
 
@@ -57,7 +62,8 @@ def latents_page(
         sections.append(
             f'<section id="latent-{latent}"><h2>latent {latent}</h2><p class="facts">{_density(density[n])} · '
             f"largest code {codes[n].max(initial=0):.3g}</p>"
-            f'<div class="latent"><div class="contexts">{contexts}</div><div class="effects">{columns}</div></div></section>'
+            f'<div class="latent"><div class="contexts">{contexts}</div>'
+            f'<div class="effects">{columns}</div></div></section>'
         )
     index_of = "".join(
         f'<a href="#latent-{latent}">{latent}<small>{_percent(share)}</small></a>'
@@ -69,9 +75,7 @@ def latents_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>"
         f"<dl>{known}</dl><nav>{index_of}</nav>"
-        '<p class="facts">A context is the part of a held-out text about the token on which the latent fires most (framed); shading is '
-        "the code's size. Raises, lowers: logits that a unit of the latent's direction adds at the network's end, against the "
-        "vocabulary's mean, past all later blocks and the final norm.</p>\n" + "\n".join(sections) + "</body></html>\n"
+        f'<p class="facts">{_LEGEND}</p>\n' + "\n".join(sections) + "</body></html>\n"
     )
 
 

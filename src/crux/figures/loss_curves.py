@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 from crux.figures.style import GREY, PALETTE, dress, new_figure
 
 
-def loss_curves(history: Sequence[Mapping[str, float]], *, terms: Mapping[str, str], l0: str) -> Figure:
+def loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
     """Above the loss terms on a logarithmic axis, below the L0, against the optimiser step.
 
     Args:
@@ -49,7 +49,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], *, terms: Mapping[str, s
     return figure
 
 
-def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(history: Sequence[Mapping[str, float | int]], key: str) -> tuple[np.ndarray, np.ndarray]:
     rows = [(row["step"], row[key]) for row in history if key in row]
     steps, values = zip(*rows, strict=True) if rows else ((), ())
     return np.asarray(steps, float), np.asarray(values, float)

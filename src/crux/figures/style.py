@@ -1,4 +1,4 @@
-"""How every figure looks: one palette that colour-blind readers can tell apart, quiet axes, no global matplotlib state."""
+"""How every figure looks: a palette that colour-blind readers can tell apart, quiet axes, no global state."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

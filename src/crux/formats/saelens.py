@@ -1,4 +1,4 @@
-"""SAELens's folder: `cfg.json` and `sae_weights.safetensors`, what SAELens, SAEDashboard, SAEBench and Neuronpedia read.
+"""SAELens's folder: `cfg.json` and `sae_weights.safetensors`, as SAELens, SAEDashboard, SAEBench and Neuronpedia read.
 
 crux saves the folded SAE (unit-norm decoder, no input scale) as SAELens's `standard` architecture of version 6:
 c = ReLU(x W_enc + b_enc), x̂ = c W_dec + b_dec. The weights are data; nothing of a folder is ever executed.
@@ -29,9 +29,9 @@ REQUIRED = ("model_name", "hook_name", "process_weights", "context_size", "prepe
 def save(sae: ReluSAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
     """Writes the folder whole or not at all; a folder of that name is replaced.
 
-    `metadata` (plain JSON values) holds at least `REQUIRED` and may hold more; it comes back from `load`, and as `sae.cfg.metadata` in
-    SAELens. Added here: the version of the format, the scale that was folded away (`input_scale`) and how
-    TransformerLens must process the network (`model_from_pretrained_kwargs`).
+    `metadata` (plain JSON values) holds at least `REQUIRED` and may hold more; it comes back from `load`, and as
+    `sae.cfg.metadata` in SAELens. Added here: the version of the format, the scale that was folded away
+    (`input_scale`) and how TransformerLens must process the network (`model_from_pretrained_kwargs`).
     """
     folder = Path(folder)
     missing = [key for key in REQUIRED if key not in metadata]
@@ -77,11 +77,11 @@ def save(sae: ReluSAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
 def load(folder: str | Path) -> tuple[ReluSAE, dict[str, Any]]:
     """The SAE of a folder and its metadata; other people's `standard` SAEs too.
 
-    A decoder that is not of unit norm is folded into the encoder, and a decoder bias that is subtracted from the input into the
-    encoder's bias: the function stays the same.
+    A decoder's norms that are not one are folded into the encoder, and a decoder bias that is subtracted from the
+    input into the encoder's bias: the function stays the same.
 
     Raises:
-        ValueError: where folder or file is missing or broken, the architecture is another one, or the shapes do not fit.
+        ValueError: where folder or file is missing or broken, the architecture is another one, or shapes do not fit.
     """
     folder = Path(folder)
     config = _read_config(folder)

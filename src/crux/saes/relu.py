@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class ReluSAE(SAE):
         return mean / self.d_model
 
     @torch.no_grad()
-    def folded(self) -> Self:
+    def folded(self) -> "ReluSAE":
         """ReLU is positively homogeneous, so c/s = ReLU(W_encᵀ x + b_enc/s): only the biases take the scale in."""
         sae = copy.deepcopy(self)
         sae.W_dec.copy_(self.dictionary())

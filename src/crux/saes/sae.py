@@ -4,7 +4,7 @@ A new architecture is one file beside this one: a subclass that says how it enco
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,16 +63,17 @@ class SAE(nn.Module, ABC):
         """The reconstruction x̂, on the scale of the activations that came in."""
         return (codes.c @ self.dictionary() + self.b_dec) / self.input_scale
 
-    def forward(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
-        return self.decode(self.encode(x))
+    def forward(self, x: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_model"]:
+        """x̂ of activations in any arrangement, so that an SAE can stand in a splice as it is."""
+        return self.decode(self.encode(x.reshape(-1, x.shape[-1]))).view_as(x)
 
     @torch.no_grad()
-    def start_at(self, mean: Float[Tensor, "d_model"], *, input_scale: float) -> Self:
+    def start_at(self, mean: Float[Tensor, "d_model"], *, input_scale: float) -> "SAE":
         """Sets the decoder bias to the mean activation and the scale that inputs are multiplied with."""
         self.input_scale.fill_(input_scale)
         self.b_dec.copy_(mean * input_scale)
         return self
 
     @abstractmethod
-    def folded(self) -> Self:
+    def folded(self) -> "SAE":
         """The same function with a stored decoder of unit norm and `input_scale` = 1: what is saved and shared."""

@@ -1,6 +1,5 @@
 """Loading a subject from a folder in Hugging Face layout: safetensors only, nothing unpickled, no foreign code."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,6 @@ from logging import CRITICAL
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -17,6 +15,7 @@ from crux.subjects.shape import read_config, read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
+from crux.subjects.weight_files import check_weights
 
 __all__ = ["load_subject", "load_tokenizer"]
 
@@ -40,35 +39,13 @@ def load_subject(
     shape = read_shape(folder)
     if "quantization_config" in read_config(folder):
         raise ValueError(f"model folder {folder}: quantised weights are not supported")
-    _check_weights(folder)
+    check_weights(folder)
     # SDPA cannot cap attention logits, which Gemma 2 does
     attention = "eager" if shape.architecture == "gemma2" else "sdpa"
     model = _read_model(folder, dtype=torch.float32 if process_weights else dtype, attention=attention)
     if process_weights:
         process(model)
     return Subject(model, name=str(source), process_weights=process_weights).to(device=device, dtype=dtype)
-
-
-def _check_weights(folder: Path) -> None:
-    """ValueError unless the folder holds whole safetensors files."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of safetensors files") from error
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            pickled = " (pickled weights are never read)" if any(folder.glob("*.bin")) else ""
-            raise ValueError(f"model folder {folder}: no {name} in it{pickled}")
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file, or a broken one ({error})") from error
 
 
 def _read_model(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:

@@ -4,7 +4,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,9 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 State = Literal["FINISHED", "FAILED", "KILLED"]
+
+LOCK_SECONDS = 20.0
+"""How long another process may hold the database at a run's start."""
 
 
 def database(outputs: Path) -> str:
@@ -25,28 +29,51 @@ def prepare(uri: str, experiment: str, outputs: Path) -> str:
     """Creates database and experiment where they are missing, one process at a time; returns the experiment's id.
 
     Eight cold starts at once corrupt MLflow's migration; WAL lets jobs write beside each other (reference B2, B3).
+
+    Raises:
+        MlflowException, sqlite3.Error, OSError: where the database cannot be made, read or written.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    outputs.mkdir(parents=True, exist_ok=True)
     with FileLock(outputs / ".mlflow.lock"):
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
         if uri.startswith("sqlite:///"):
-            connection = sqlite3.connect(uri.removeprefix("sqlite:///"))
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.close()
-        if found is not None:
+            _take_write_lock(Path(uri.removeprefix("sqlite:///")))
+        client = MlflowClient(uri)
+        if (found := client.get_experiment_by_name(experiment)) is not None:
             return found.experiment_id
         place = (outputs.resolve() / "artifacts").as_uri() if uri.startswith("sqlite") else None
         return client.create_experiment(experiment, artifact_location=place)
 
 
-class Tracker:
-    """Writes one MLflow run."""
+def _take_write_lock(path: Path) -> None:
+    """Sets WAL and takes the database's write lock for a moment: MLflow's own client would retry for minutes."""
+    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
+
+@contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Turns what MLflow and its database raise into one line.
+
+    Raises:
+        ValueError: with the reason, and what to do.
+    """
+    try:
+        yield
+    except (MlflowException, sqlite3.Error) as error:
+        reason = " ".join(str(error).split()).removeprefix("(sqlite3.OperationalError) ")[:200]
+        raise ValueError(f"MLflow cannot use {uri} ({reason}); mend or move it, or say tracking=none") from error
+
+
+class Tracker:
+    """Writes one MLflow run; every method raises ValueError where the database or the server does not take it."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri, self.client, self.run_id = uri, MlflowClient(uri), run_id
 
     @classmethod
     def start(
@@ -59,39 +86,36 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, str],
     ) -> "Tracker":
-        """A new run, its parameters and tags set.
-
-        Raises:
-            ValueError: where the database cannot be used.
-        """
-        try:
+        """A new run, its parameters and tags set."""
+        with told(uri):
             experiment_id = prepare(uri, experiment, outputs)
-            client = MlflowClient(uri)
-            run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
-            client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
-        except (MlflowException, sqlite3.Error) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"MLflow cannot use {uri} ({reason}); mend or move it, or say tracking=none") from error
-        return cls(client, run_id)
+            run = MlflowClient(uri).create_run(experiment_id, run_name=name, tags=dict(tags))
+            tracker = cls(uri, run.info.run_id)
+            tracker.client.log_batch(tracker.run_id, params=[Param(k, str(v)) for k, v in params.items()])
+        return tracker
 
     @classmethod
     def go_on(cls, uri: str, run_id: str) -> "Tracker":
         """An earlier run, running again."""
-        client = MlflowClient(uri)
-        client.update_run(run_id, status="RUNNING")
-        return cls(client, run_id)
+        with told(uri):
+            tracker = cls(uri, run_id)
+            tracker.client.update_run(run_id, status="RUNNING")
+        return tracker
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in row.items()])
+        with told(self.uri):
+            self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in row.items()])
 
     def files(self, run_folder: Path) -> None:
         """What the run left, as artifacts: the files at the top, the figures and the SAE."""
-        for path in sorted(run_folder.iterdir()):
-            if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".html"):
-                self.client.log_artifact(self.run_id, str(path))
-        for name in ("figures", "sae"):
-            self.client.log_artifacts(self.run_id, str(run_folder / name), name)
+        with told(self.uri):
+            for path in sorted(run_folder.iterdir()):
+                if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".html"):
+                    self.client.log_artifact(self.run_id, str(path))
+            for name in ("figures", "sae"):
+                self.client.log_artifacts(self.run_id, str(run_folder / name), name)
 
     def end(self, state: State) -> None:
-        self.client.set_terminated(self.run_id, status=state)
+        with told(self.uri):
+            self.client.set_terminated(self.run_id, status=state)

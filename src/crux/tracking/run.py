@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,22 +53,26 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
     if known.exists():
         tracker = Tracker.go_on(uri, known.read_text("utf-8").strip())
     else:
-        tracker = Tracker.start(
-            uri,
-            experiment=config.tracking.experiment,
-            outputs=outputs,
-            name=run_name(config),
-            params=swept(config) | {"n_latents": n_latents},
-            tags=tags(config),
-        )
+        try:
+            tracker = Tracker.start(
+                uri,
+                experiment=config.tracking.experiment,
+                outputs=outputs,
+                name=run_name(config),
+                params=swept(config) | {"n_latents": n_latents},
+                tags=tags(config),
+            )
+        except ValueError:
+            folder.discard_unstarted()
+            raise
         write_whole(known, tracker.run_id + "\n")
     try:
         yield tracker
-    except (KeyboardInterrupt, SystemExit):
-        tracker.end("KILLED")
-        raise
-    except BaseException:
-        tracker.end("FAILED")
+    except BaseException as stop:
+        try:
+            tracker.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
+        except ValueError as error:  # what stopped the run matters more
+            print(f"crux: the run's end could not be told: {error}", file=sys.stderr)
         raise
     tracker.end("FINISHED")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +29,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """A new folder with the resolved configuration in it."""
+        """A folder with the resolved configuration in it; what an earlier run left there is not gone on with."""
         path.mkdir(parents=True, exist_ok=True)
+        for name in ("DONE", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
+            (path / name).unlink(missing_ok=True)
         folder = cls(path)
         (path / "figures").mkdir(exist_ok=True)
         write_whole(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -44,7 +47,15 @@ class RunFolder:
         return (self.path / "DONE").exists()
 
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
+        """The configuration that the run was started with; ValueError where the file is broken."""
+        path = self.path / "config.yaml"
+        try:
+            found = yaml.safe_load(path.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} cannot be read (it holds no keys)")
+        return found
 
     def add_row(self, step: int, row: dict[str, float]) -> None:
         """A line of the history."""
@@ -67,6 +78,11 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         write_whole(self.path / "metrics.json", json.dumps(dict(metrics), indent=1) + "\n")
+
+    def discard_unstarted(self) -> None:
+        """Removes the folder where nothing was trained yet: a mistake leaves no half-made run behind."""
+        if not self.checkpoint.exists() and not (self.path / "history.jsonl").read_text("utf-8"):
+            shutil.rmtree(self.path)
 
     def finish(self) -> None:
         write_whole(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
@@ -107,10 +123,16 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
     Raises:
         ValueError: where there is none.
     """
-    runs = sorted((p.parent for p in (outputs / "runs").glob("*/config.yaml")), reverse=True)
-    for path in runs:
+    starts = [(p.parent.name[:19], p.stat().st_mtime_ns, p.parent) for p in (outputs / "runs").glob("*/config.yaml")]
+    for *_, path in sorted(starts, reverse=True):  # by the time in the name, and within one second by the file's
         folder = RunFolder(path)
-        if not folder.done and not differing(folder.config(), config):
+        if folder.done:
+            continue
+        try:
+            same = not differing(folder.config(), config)
+        except ValueError:
+            continue  # not a configuration that crux wrote whole
+        if same:
             return folder
     raise ValueError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
 

@@ -55,7 +55,7 @@ class ShuffledActivations(Sequence[Tensor]):
     def _fill(self, index: int) -> None:
         parts: list[Tensor] = []
         for i in range(index * self.group, index * self.group + self._batches(index)):
-            batch = self.tokens[i].to(self.subject.device)
+            batch = self.tokens[i].to(self.subject.device, non_blocking=True)
             clean = self.subject.clean(batch, capture=(self.hook,), final=False)
             kept = [p for p in range(batch.shape[1]) if p not in self.skip_positions]
             activations = clean.activations[self.hook]

@@ -16,7 +16,7 @@ from crux.training.sae_module import Recipe, SAEModule
 
 class Coefficients(NamedTuple):
     reconstruction: float
-    """Of the MSE at the hook point itself; 0 in the paper."""
+    """Of the MSE at the hook point itself, of normalised activations where they are; 0 in the paper."""
     kl: float
     downstream: float
     """In all: each later position has it divided by their number."""
@@ -76,7 +76,7 @@ class EndToEndSAE(SAEModule):
             by_position = None if weight is None else weight.view(clean.final.shape[:2])
             terms["downstream"] = downstream_mse(spliced.activations, clean.activations, weight=by_position)
         if self.coefficients.reconstruction:
-            terms["mse"] = mse(reconstruction, x, weight=weight)
+            terms["mse"] = mse(reconstruction, x, weight=weight) * self.sae.input_scale**2
         return terms
 
     def _total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -91,5 +91,6 @@ class EndToEndSAE(SAEModule):
         if not self.skip_positions:
             return None
         kept = torch.ones_like(tokens, dtype=torch.bool)
-        kept[:, self.skip_positions] = False
+        for position in self.skip_positions:  # an index list would have to be copied to the device, which waits for it
+            kept[:, position] = False
         return kept.flatten()

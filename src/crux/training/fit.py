@@ -1,5 +1,6 @@
 """Runs Lightning's trainer over one module, with checkpoints, short judgements and the progress bar."""
 
+import logging
 import pickle
 import warnings
 from collections.abc import Callable
@@ -56,13 +57,14 @@ def fit(
     sinks: list[Sink],
     judge: Callable[[], dict[str, float]] | None,
     shown: dict[str, str],
-) -> float:
-    """Trains up to `pace.max_steps`; returns training tokens a second.
+) -> float | None:
+    """Trains up to `pace.max_steps`; returns training tokens a second, None where no step was left to do.
 
     Raises:
         NonFiniteLossError: where the loss stopped being a number.
         KeyboardInterrupt: on Ctrl-C; the last checkpoint stays.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its list of devices, its advertisement
     bar = StepBar(tokens_per_step=pace.tokens_per_step, shown=shown, enabled=pace.progress)
     last = ModelCheckpoint(
         dirpath=checkpoints,
@@ -75,9 +77,11 @@ def fit(
     if judge is not None and pace.val_every:
         callbacks.insert(0, ShortJudgement(judge, every=pace.val_every))
     with warnings.catch_warnings():
-        # two of Lightning's hints that do not apply: batches come from memory or the device, and none are skipped
+        # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, and a run that goes
+        # on has a checkpoint already
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         trainer = L.Trainer(
             max_steps=pace.max_steps,
             max_epochs=-1,
@@ -93,8 +97,10 @@ def fit(
         )
         try:
             trainer.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
-        except SystemExit as stop:  # Lightning turns Ctrl-C into one
-            raise stop.__context__ or stop from None
+        except SystemExit as stop:  # Lightning turns Ctrl-C into one; SIGTERM's stays one
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise stop.__context__ from None
+            raise
     return bar.tokens_per_second(trainer)
 
 
@@ -108,6 +114,6 @@ def checkpoint_step(path: Path) -> int:
         return 0
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no whole checkpoint ({reason}); start the run anew without resume") from error

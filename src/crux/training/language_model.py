@@ -1,6 +1,5 @@
 """Pretraining of the packaged language model: next-token cross-entropy, Muon on matrices and AdamW on the rest."""
 
-import math
 from typing import NamedTuple
 
 import lightning as L
@@ -8,31 +7,30 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from crux.training.schedule import warmup_cosine
+
 
 class Rates(NamedTuple):
     lr: float
     """Peak learning rate, for both optimisers (Muon's update is scaled to AdamW's RMS)."""
     weight_decay: float
     warmup_steps: int
+    horizon: int
+    """Step at which the cosine would reach zero."""
     max_steps: int
-    min_lr_factor: float
+    """Step at which training ends."""
+    cooldown_steps: int
+    """Over so many last steps the cosine is multiplied with a line that falls from 1 to 0."""
 
 
 def gpt2(*, vocab_size: int, context: int, d_model: int, n_layers: int, n_heads: int) -> GPT2LMHeadModel:
     """A fresh GPT-2 without dropout, embedding and unembedding tied."""
     config = GPT2Config(
         vocab_size=vocab_size, n_positions=context, n_embd=d_model, n_layer=n_layers, n_head=n_heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=False, activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=False,
+        activation_function="gelu_pytorch_tanh",
     )  # fmt: skip
     return GPT2LMHeadModel(config)
-
-
-def cosine(step: int, rates: Rates) -> float:
-    """Share of the peak rate: linear warm-up that does not waste step 0, then a cosine down to `min_lr_factor`."""
-    if step < rates.warmup_steps:
-        return (step + 1) / rates.warmup_steps
-    progress = (step - rates.warmup_steps) / max(1, rates.max_steps - rates.warmup_steps)
-    return rates.min_lr_factor + (1 - rates.min_lr_factor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class LanguageModel(L.LightningModule):
@@ -54,23 +52,31 @@ class LanguageModel(L.LightningModule):
         muon = torch.optim.Muon(blocks, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         optimizers: list[torch.optim.Optimizer] = [muon, adam]
-        schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: cosine(step, self.rates)) for o in optimizers]
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, self.share) for o in optimizers]
         return optimizers, list(schedules)
+
+    def share(self, step: int) -> float:
+        """Of the peak rate, at that step."""
+        rates = self.rates
+        cosine = warmup_cosine(step, warmup_steps=rates.warmup_steps, max_steps=rates.horizon, min_lr_factor=0.0)
+        return cosine * min(1.0, (rates.max_steps - step) / rates.cooldown_steps)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         hidden = self.model.transformer(batch[:, :-1]).last_hidden_state
         logits = self.model.lm_head(hidden)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
         optimizers, schedules = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizers, list) and isinstance(schedules, list)
-        for o in optimizers:
-            o.zero_grad()
+        assert isinstance(optimizers, list)
+        assert isinstance(schedules, list)
+        muon, adam = optimizers
+        self.model.zero_grad()
         self.manual_backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        for o, s in zip(optimizers, schedules, strict=True):
-            o.step()
-            s.step()  # pyright: ignore[reportCallIssue]
-        if batch_idx % self.log_every == 0 and self.logger is not None:
-            self.logger.log_metrics(
-                {"train/ce": loss.item(), "train/lr": self.rates.lr * cosine(batch_idx, self.rates)}, batch_idx
-            )
+        muon.optimizer.step()  # past Lightning, which would count two steps a batch
+        adam.step()
+        for schedule in schedules:
+            schedule.step()  # pyright: ignore[reportCallIssue]
+        if (batch_idx + 1) % self.log_every == 0:
+            row = {"train/ce": loss.item(), "train/lr": self.rates.lr * self.share(batch_idx)}
+            for logger in self.loggers:
+                logger.log_metrics(row, batch_idx + 1)

@@ -59,9 +59,10 @@ class StepBar(ProgressBar):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.bar.stop()
 
-    def tokens_per_second(self, trainer: L.Trainer) -> float:
-        """Over the whole training, short judgements and checkpoints included."""
-        return (trainer.global_step - self.first_step) * self.tokens_per_step / self.seconds
+    def tokens_per_second(self, trainer: L.Trainer) -> float | None:
+        """Over this process's training, short judgements and checkpoints included; None where no step was left to do."""
+        steps = trainer.global_step - self.first_step
+        return steps * self.tokens_per_step / self.seconds if self.seconds else None
 
 
 class RowLogger(Logger):

@@ -13,8 +13,8 @@ from crux.saes.sae import SAE, Codes
 from crux.training.schedule import warmup_cosine
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient stopped being a number."""
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient stopped being a number: the recipe is too bold for the data."""
 
 
 class Recipe(NamedTuple):
@@ -31,6 +31,23 @@ class Recipe(NamedTuple):
     clip: float
     max_steps: int
     log_every: int
+
+
+class _Rows(L.Callback):
+    """Logs a row every `log_every` steps. A callback, because Lightning writes checkpoints before a module's own hook:
+
+    a checkpoint without the row of its step would lose that row to a kill in between.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SAEModule)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % pl_module.recipe.log_every:
+            return
+        row = {f"train/{name}": value for name, value in pl_module.read_sums().items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, trainer.global_step)
 
 
 class SAEModule(L.LightningModule):
@@ -107,17 +124,13 @@ class SAEModule(L.LightningModule):
 
     def _watch(self, value: Tensor) -> None:
         bad = ~torch.isfinite(value) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, self.global_step, self.first_bad_step)
+        step = self.global_step + 1  # as the history counts: the row of step n is written after n steps
+        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        accumulate = self.trainer.accumulate_grad_batches
-        if (batch_idx + 1) % accumulate or self.global_step % self.recipe.log_every:
-            return
-        row = self._read_sums()
-        for logger in self.loggers:
-            logger.log_metrics({f"train/{k}": v for k, v in row.items()}, self.global_step)
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [_Rows()]
 
-    def _read_sums(self) -> dict[str, float]:
+    def read_sums(self) -> dict[str, float]:
         """Means since the last row: one transfer from the device."""
         names = [*self._sums, "grad_norm"]
         values = [*(s / self._micro_batches for s in self._sums.values()), self.grad_norm]
@@ -133,9 +146,19 @@ class SAEModule(L.LightningModule):
                 "optimizer.clip or loss.max_norm (the last good checkpoint is kept)"
             )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint with a non-finite number in it is never written."""
+    def on_train_end(self) -> None:
+        """Steps since the last row may have gone wrong too."""
         self._raise_if_bad(int(self.first_bad_step))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint with a non-finite number in it is never written; what the next row sums up goes with it."""
+        self._raise_if_bad(int(self.first_bad_step))
+        checkpoint["row"] = {"sums": self._sums, "micro_batches": self._micro_batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        row = checkpoint["row"]
+        self._sums = {name: value.to(self.device) for name, value in row["sums"].items()}
+        self._micro_batches = row["micro_batches"]
 
     def alive(self, window: int) -> tuple[int, int]:
         """How many latents fired within the last N training tokens, and N (`window`, or all tokens where fewer)."""

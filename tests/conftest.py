@@ -1,0 +1,96 @@
+"""What every test runs under: checked shapes, few threads, no hub, nothing of the user's touched."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook("crux", "run_time_types.checked")  # shapes and types of crux are checked at run time, in tests only
+
+for key in [k for k in os.environ if k.startswith(("MLFLOW_", "HYDRA_", "CRUX_"))]:
+    del os.environ[key]
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+SHORT = (
+    "debug=limit",
+    "trainer.progress=false",
+    "evaluation.tokens=1024",
+    "evaluation.val_tokens=512",
+    "evaluation.latents=2",
+)
+"""Makes any job one of seconds."""
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # MLflow's own use of SQLAlchemy
+    config.addinivalue_line("filterwarnings", "ignore:.*``noload`` loader strategy.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The token cache of the whole session, shared by xdist's workers: the packaged text is tokenised once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_of_the_users(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ |= {"CRUX_CACHE": str(cache), "CRUX_OUTPUTS": str(tmp_path_factory.mktemp("outputs"))}
+
+
+@contextmanager
+def _restored():
+    """Puts back what `main` changes in its process."""
+    argv, environment, handler = sys.argv, dict(os.environ), signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def crux_here(cache: Path) -> Callable[..., int]:
+    """Runs a command line in this process; returns its exit code. Libraries stay loaded: a job takes seconds."""
+
+    def call(*arguments: str) -> int:
+        from crux.cli import main
+
+        with _restored():
+            sys.argv = ["main.py", *arguments]
+            try:
+                main()
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            return 0
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def short() -> tuple[str, ...]:
+    return SHORT
+
+
+@pytest.fixture(scope="session")
+def command(cache: Path) -> list[str]:
+    """The start of a command line for a subprocess."""
+    return [sys.executable, str(ROOT / "src" / "main.py")]

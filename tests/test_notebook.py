@@ -1,0 +1,76 @@
+"""The same work in a notebook, in a few lines."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import crux
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh SAE, saved as a run saves it."""
+    from crux.formats import saelens
+    from crux.saes.relu import ReluSAE
+
+    generator = torch.Generator().manual_seed(0)
+    sae = ReluSAE(d_model=128, n_latents=256, init="tied", init_norm=1.0, generator=generator)
+    metadata = {
+        "model_name": "tiny", "hook_name": "blocks.6.hook_resid_pre", "process_weights": False, "context_size": 256,
+        "prepend_bos": False, "dataset_path": "packaged",
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("run") / "sae"
+    saelens.save(sae, folder, metadata)
+    return folder
+
+
+def test_five_lines(saved: Path) -> None:
+    subject = crux.load_subject("tiny")
+    sae, metadata = crux.load_sae(saved)
+    text = crux.held_out_batches(subject, n_tokens=512, batch=2)
+    clean = subject.clean(text.held_out[0], capture=[metadata["hook_name"]])
+    spliced = subject.spliced(clean, {metadata["hook_name"]: sae})
+    judgement = crux.evaluate(subject, sae, hook=metadata["hook_name"], text=text)
+
+    assert clean.final is not None
+    assert spliced.final.shape == clean.final.shape == (2, 256, 128)
+    assert judgement.n_tokens == 512
+    logits = [h @ subject.unembed.W_U.T for h in (clean.final, spliced.final)]
+    labels = text.held_out[0][:, 1:].flatten()
+    ce = [torch.nn.functional.cross_entropy(z[:, :-1].flatten(0, 1), labels).item() for z in logits]
+    assert judgement.metrics["ce_clean"] == pytest.approx(ce[0], rel=1e-5)
+    assert judgement.metrics["ce_increase"] == pytest.approx(ce[1] - ce[0], rel=1e-4)
+    assert judgement.metrics["ce_increase"] > 0  # an untrained SAE is a bad one
+
+
+def test_ones_own_text(tmp_path: Path) -> None:
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "in", "an", "old", "wood"]
+    lines = [" ".join(words[(i * j) % len(words)] for j in range(1, 200)) for i in range(1, 60)]
+    (tmp_path / "own.txt").write_text("\n\n".join(lines))
+    text = crux.held_out_batches(
+        crux.load_subject("tiny"), path=tmp_path / "own.txt", n_tokens=256, context=64, batch=4
+    )
+    assert text.held_out[0].shape == (4, 64)
+    assert text.train[0].shape == (4, 64)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no SAE folder at"):
+        crux.load_sae(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no such folder"):
+        crux.load_subject(tmp_path / "nowhere")
+    with pytest.raises(AttributeError, match="load_saes"):
+        crux.load_saes  # noqa: B018
+
+
+def test_importing_crux_is_light() -> None:
+    code = "import sys, crux; print('torch' in sys.modules, 'crux.notebook' in sys.modules, 'load_sae' in dir(crux))"
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert ended.stdout.split() == ["False", "False", "True"]

@@ -1,0 +1,61 @@
+"""The built wheel: configuration, sweeps and assets are in it, and its console script runs a job."""
+
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+JOB = ["debug=limit", "loss=e2e_ds", "trainer.progress=false"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def run_job(command: list[str], cwd: Path, path: str | None) -> None:
+    """The job's folder is made in the working directory: an installed crux has no checkout to write to."""
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "HF_HUB_OFFLINE": "1"} | ({"PYTHONPATH": path} if path else {})
+    done = subprocess.run([*command, *JOB], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = (cwd / "outputs" / "runs").glob("*/metrics.json")
+    assert json.loads(metrics.read_text())["final/l0"] > 0
+    assert (cwd / "outputs" / "mlflow.db").exists()
+
+
+def test_everything_is_in_it(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for option in (ROOT / "conf").rglob("*.yaml"):
+        assert f"crux/conf/{option.relative_to(ROOT / 'conf')}" in names
+    for sweep in (ROOT / "sweeps").glob("*.yaml"):
+        assert f"crux/sweeps/{sweep.name}" in names
+    assets = {"tiny/model.safetensors", "tiny/tokenizer.json", "tiny/config.json", "tiny/README.md"}
+    assets |= {"text/sotu.jsonl.xz", "text/heldout.txt", "text/LICENSES.md"}
+    assert {f"crux/assets/{name}" for name in assets} <= names
+
+
+def test_it_runs_beside_the_installed_packages(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True)
+    where = [sys.executable, "-c", "import crux; print(crux.__file__)"]
+    found = subprocess.run(
+        where, cwd=tmp_path, env={"PYTHONPATH": str(target)}, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()).is_relative_to(target)
+    run_job([sys.executable, str(target / "bin" / "crux")], tmp_path, str(target))
+
+
+@pytest.mark.slow
+def test_it_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", str(wheel)], check=True)
+    run_job([str(tmp_path / "venv/bin/crux")], tmp_path, None)
