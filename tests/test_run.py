@@ -44,7 +44,7 @@ def made(
     def make(*overrides: str) -> Run:
         outputs = tmp_path_factory.mktemp("run")
         with redirect_stdout(StringIO()) as shown:
-            assert crux_here("loss=e2e_ds", "layer=6", *short, *overrides, f"output_dir={outputs}") == 0
+            assert crux_here("loss=e2e_ds", "layer=6", "sparsity=1", *short, *overrides, f"output_dir={outputs}") == 0
         (folder,) = (outputs / "runs").iterdir()
         return Run(folder, outputs, json.loads((folder / "metrics.json").read_text()), shown.getvalue())
 

@@ -5,8 +5,10 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -422,7 +424,8 @@ def test_no_hub_within_reach(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     start = time.monotonic()
     refused(r"within reach \(127\.0\.0\.1:9: Connection refused\)", HUB, tmp_path)
-    monkeypatch.setattr("socket.create_connection", lambda *_, **__: time.sleep(5))
+    never = threading.Event()
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: never.wait() and socket.socket())
     monkeypatch.setattr(crux.data.hub, "PATIENCE", 0.1)
     refused(r"within reach \(127\.0\.0\.1:9: no answer\)", HUB, tmp_path)
     assert time.monotonic() - start < 3
