@@ -1,0 +1,38 @@
+"""The README's command lines do what they say, shortened."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import crux
+
+ROOT = Path(__file__).parents[1]
+LINES = re.findall(
+    r"^python src/main\.py ([^#\n]+?)\s*(?:#.*)?$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+)
+REFUSED = {"experiment=paper": 2, "resume=true": 2, "experiment=report": 2}
+"""Without a hub, an unfinished run, or a finished sweep, these end in one line that says so."""
+
+
+def test_there_are_lines_to_try() -> None:
+    assert len(LINES) >= 9
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "--help" not in line])
+def test_a_line_of_the_readme(
+    line: str, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_texts").mkdir()
+    prose = (ROOT / "README.md").read_text("utf-8") + (ROOT / "LICENSE").read_text("utf-8")
+    for i in range(12):
+        (tmp_path / "my_texts" / f"{i}.txt").write_text(f"{i}\n\n{prose}", "utf-8")
+    shutil.copytree(Path(crux.__file__).parent / "assets" / "tiny", tmp_path / "my_gpt2")
+    words = re.sub(r"my_(texts|gpt2)/", rf"{tmp_path}/my_\1", line).replace("layer=2,4,6", "layer=2,6").split()
+    code = crux_here(*words, *short, f"output_dir={tmp_path}/outputs", "tracking=none")
+    refused = next((c for start, c in REFUSED.items() if start in line), 0)
+    assert code == refused, capsys.readouterr().err
+    done = list((tmp_path / "outputs").glob("*/**/DONE"))
+    assert bool(done) == (refused == 0)
