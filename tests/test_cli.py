@@ -264,7 +264,9 @@ def test_a_stopped_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
     number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]
 ) -> None:
     given = ["loss=local", "trainer.max_steps=1000000", "trainer.val_every=0", f"output_dir={tmp_path}"]
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     process = subprocess.Popen([*command, *short, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, inherited)
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")):
