@@ -20,7 +20,7 @@ os.environ |= {
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
 }
 
-import pytest  # noqa: E402
+import pytest  # noqa: E402 - behind the hook and the environment, which must be there before torch and crux are
 import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -20,7 +20,10 @@ sizes = st.tuples(st.integers(20, 400), st.integers(1, 10), st.integers(1, 5), s
 @given(sizes, st.lists(st.integers(0, 30), max_size=12))
 def test_a_batch_depends_on_seed_and_number_alone(size, order):
     n, context, batch, seed = size
-    fresh = lambda: Batches(stream(n), context=context, batch=batch, seed=seed, n_batches=31)  # noqa: E731
+
+    def fresh() -> Batches:
+        return Batches(stream(n), context=context, batch=batch, seed=seed, n_batches=31)
+
     wandering = fresh()
     for i in order:
         assert torch.equal(wandering[i], fresh()[i])
