@@ -29,7 +29,8 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_a_line_a_loss_and_sparsity(sweep: Path) -> None:
     header, rows = runs_table(finished_runs(sweep))
-    assert [r[:3] for r in rows] == [["e2e", "1", "2"], ["e2e", "2", "2"], ["local", "1", "2"], ["local", "2", "2"]]
+    asked = [["e2e", "λ=1", "2"], ["e2e", "λ=2", "2"], ["local", "λ=1", "2"], ["local", "λ=2", "2"]]
+    assert [r[:3] for r in rows] == asked
     assert dict(zip(header, rows[2], strict=True))["CE loss increase"] == "0.3 (0.2 to 0.4)"
 
 

@@ -20,7 +20,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from crux.saes.relu import ReluSAE
 
     generator = torch.Generator().manual_seed(0)
-    sae = ReluSAE(d_model=128, n_latents=256, init="tied", init_norm=1.0, generator=generator)
+    sae = ReluSAE(d_model=128, n_latents=256, init="tied", init_norm=1.0, subtract_b_dec=False, generator=generator)
     metadata = {
         "model_name": "tiny", "hook_name": "blocks.6.hook_resid_pre", "process_weights": False, "context_size": 256,
         "prepend_bos": False, "dataset_path": "packaged",
@@ -60,11 +60,45 @@ def test_ones_own_text(tmp_path: Path) -> None:
     assert text.train[0].shape == (4, 64)
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_a_transcoder(tmp_path: Path) -> None:
+    """Over one MLP, from the residual that enters the block; as a run saves it."""
+    from crux.formats import saelens
+    from crux.saes.topk import TopKSAE
+
+    subject = crux.load_subject("tiny")
+    text = crux.held_out_batches(subject, n_tokens=512, batch=2)
+    generator = torch.Generator().manual_seed(0)
+    made = TopKSAE(
+        d_model=128, n_latents=256, k=8, init="tied", init_norm=1.0, subtract_b_dec=False, generator=generator
+    )
+    metadata = {
+        "model_name": "tiny", "hook_name": "blocks.6.hook_resid_mid", "hook_name_out": "blocks.6.hook_mlp_out",
+        "process_weights": False, "context_size": 256, "prepend_bos": False, "dataset_path": "packaged",
+    }  # fmt: skip
+    saelens.save(made, tmp_path / "sae", metadata)
+    sae, found = crux.load_sae(tmp_path / "sae")
+    read, write = found["hook_name"], found["hook_name_out"]
+    judgement = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text)
+
+    clean = subject.clean(text.held_out[0], capture=[read, write])
+    x_hat = sae(clean.activations[read])
+    final = subject.spliced(clean, {write: lambda _: x_hat}).final
+    logits = (final @ subject.unembed.W_U.T)[:, :-1].flatten(0, 1)
+    ce = torch.nn.functional.cross_entropy(logits, text.held_out[0][:, 1:].flatten()).item()
+    assert judgement.metrics["ce_spliced"] == pytest.approx(ce, rel=1e-5)
+    error = (x_hat - clean.activations[write]).square().mean().item()
+    assert judgement.metrics["mse"] == pytest.approx(error, rel=1e-5)
+    assert judgement.metrics["l0"] <= 8
+
+
+def test_mistakes_are_told(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(ValueError, match="no SAE folder at"):
         crux.load_sae(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no such folder"):
         crux.load_subject(tmp_path / "nowhere")
+    subject, (sae, _) = crux.load_subject("tiny"), crux.load_sae(saved)
+    with pytest.raises(ValueError, match="hook points out of order"):
+        crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", output_hook="blocks.5.hook_mlp_out")
     with pytest.raises(AttributeError, match="load_saes"):
         _ = crux.load_saes
 

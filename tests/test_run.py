@@ -24,7 +24,7 @@ ALIVE = [f"alive_heldout_{TOKENS}", f"alive_train_{STEPS * 2 * 256}"]
 NAMES = {
     *(f"final/{name}{subset}" for name in SPLIT for subset in SUBSETS),
     *(f"final/{name}{share}" for name in ALIVE for share in ("", "_frac")),
-    *("final/tokens_per_second", "final/downstream_positions"),
+    *("final/tokens_per_second", "final/downstream_positions", "final/sparsity"),
 }
 
 
@@ -131,7 +131,7 @@ def test_the_checkpoint_holds_the_sae_and_not_the_subject(tracked: Run) -> None:
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == STEPS
     assert {name.partition(".")[0] for name in checkpoint["state_dict"]} == {
-        "sae", "last_fired", "tokens_seen", "first_bad_step",
+        "saes", "tallies", "sparsity", "first_bad_step",
     }  # fmt: skip
     sae = 4 * (2 * 128 * 16 * 128 + 16 * 128 + 128)  # float32; Adam keeps two more of the same size
     assert 3 * sae < path.stat().st_size < 3 * sae + 200_000
@@ -218,5 +218,5 @@ def test_the_saved_sae_is_judged_the_same_again(untracked: Run) -> None:
         assert untracked.metrics[f"final/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     missing = untracked.metrics.keys() - {f"final/{name}" for name in again}
     assert missing == {
-        n for n in NAMES if "alive_train" in n or n.endswith(("tokens_per_second", "downstream_positions"))
+        n for n in NAMES if "alive_train" in n or n.endswith(("tokens_per_second", "downstream_positions", "sparsity"))
     }

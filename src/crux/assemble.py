@@ -1,29 +1,39 @@
 """From the configuration to objects: subject, text, SAE, module, schedule."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from hydra.utils import get_class
 
-from crux.checks import model_source
+from crux.checks import model_source, places
 from crux.data.batches import Batches
 from crux.data.packaged import SOURCES
 from crux.data.sources import Files, Hub, Packaged, Source
 from crux.data.token_file import default_cache
 from crux.data.tokens import Tokens, prepare_tokens
 from crux.evaluation.mean import Typical
-from crux.saes.relu import ReluSAE
+from crux.formats import saelens
+from crux.saes.sae import SAE
+from crux.saes.site import Site
 from crux.schema import Config, Precision
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
-from crux.training.data import ShuffledActivations
+from crux.training.data import Joined, ShuffledActivations
 from crux.training.end_to_end import Coefficients, EndToEndSAE
+from crux.training.fisher import FisherCoefficients, FisherSAE
 from crux.training.fit import Pace
+from crux.training.gradients import LabelGradients
+from crux.training.kl_finetune import KLFinetunedSAE
 from crux.training.local import LocalSAE
-from crux.training.sae_module import Recipe, SAEModule
+from crux.training.sae_module import AuxK, Common, Recipe, SAEModule
+from crux.training.sparsity import Sparsity, Steering
+from crux.training.token_module import TokenPasses
 
 
 def text_source(config: Config) -> Source:
@@ -82,83 +92,124 @@ def load(config: Config, dtype: torch.dtype) -> Subject:
     )
 
 
-def training_batches(config: Config, tokens: Tokens) -> Batches:
-    """All micro-batches of the run."""
+def training_batches(config: Config, tokens: Tokens, n_batches: int) -> Batches:
+    """The run's first micro-batches."""
     return Batches(
         tokens.train,
         context=config.model.context,
         batch=config.trainer.batch,
         seed=config.seed,
-        n_batches=config.trainer.max_steps * config.trainer.accumulate,
+        n_batches=n_batches,
     )
 
 
-def build_sae(config: Config, *, d_model: int, typical: Typical) -> ReluSAE:
-    """A fresh SAE; the seed fixes its weights."""
-    ratio = config.sae.ratio
-    n_latents = config.sae.n_latents if config.sae.n_latents is not None else int((ratio or 0) * d_model)
-    sae = ReluSAE(
-        d_model=d_model,
-        n_latents=n_latents,
-        init=config.sae.init.value,
-        init_norm=config.sae.init_norm,
-        generator=torch.Generator().manual_seed(config.seed),
+def build_sites(config: Config, typical: Mapping[str, Typical]) -> list[Site]:
+    """A fresh SAE at each hook point, or the saved one to go on from; the seed fixes the weights."""
+    return [
+        Site(read, write, build_sae(config, read=typical[read], written=typical[write]))
+        for read, write in places(config)
+    ]
+
+
+def build_sae(config: Config, *, read: Typical, written: Typical) -> SAE:
+    """A fresh SAE for activations like these, or the saved one to go on from."""
+    options = config.sae
+    d_model, d_out = read.mean.shape[0], written.mean.shape[0]
+    transcodes = options.output_hook is not None
+    architecture = get_class(options._target_)
+    assert issubclass(architecture, SAE)
+    accepted = {name for c in architecture.__mro__ for name in inspect.signature(c.__init__).parameters}
+    own = {f.name: getattr(options, f.name) for f in fields(options) if f.name in accepted}
+    sae = architecture(
+        **own
+        | {
+            "d_model": d_model,
+            "d_out": d_out,
+            "n_latents": options.n_latents if options.n_latents is not None else int((options.ratio or 0) * d_model),
+            "init": options.init.value,
+            "subtract_b_dec": options.subtract_b_dec and not transcodes,
+            "generator": torch.Generator().manual_seed(config.seed),
+        }
     )
-    scale = math.sqrt(d_model) / typical.norm if config.sae.normalize_activations else 1.0
-    sae.start_at(typical.mean.cpu() if config.sae.bias_at_mean else sae.b_dec / scale, input_scale=scale)
+    saelens.check(sae, transcodes=transcodes)
+    scales = [math.sqrt(len(t.mean)) / t.norm if options.normalize_activations else 1.0 for t in (read, written)]
+    mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / scales[1]
+    sae.start_at(mean, input_scale=scales[0], output_scale=scales[1])
+    if options.start_from is not None:
+        saved, _ = saelens.load(Path(options.start_from))
+        try:
+            sae.start_from(saved)
+        except ValueError as error:
+            raise ValueError(f"sae.start_from={options.start_from}: {error}") from error
     return sae
 
 
 def end_to_end(config: Config) -> bool:
-    """Whether the loss looks behind the hook point."""
+    """Whether the loss looks behind the hook point through a spliced pass at every step."""
     return config.loss.kl > 0 or config.loss.downstream > 0
 
 
-def build_module(config: Config, *, subject: Subject, sae: ReluSAE, downstream_hooks: list[str]) -> SAEModule:
+def gradients(config: Config, subject: Subject) -> LabelGradients | None:
+    """The gradient that the architecture looks at, where it does."""
+    if config.sae.beta is None:
+        return None
+    return LabelGradients(subject, tuple(write for _, write in places(config)), config.gradient.target.value)
+
+
+def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], downstream_hooks: list[str]) -> SAEModule:
     """The Lightning module of the loss."""
-    optimizer = config.optimizer
-    recipe = Recipe(
-        optimizer=optimizer.name.value,
-        lr=optimizer.lr,
-        betas=(optimizer.betas[0], optimizer.betas[1]),
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        warmup_steps=optimizer.warmup_steps,
-        min_lr_factor=optimizer.min_lr_factor,
-        clip=optimizer.clip,
-        max_steps=config.trainer.max_steps,
-        log_every=config.trainer.log_every,
+    optimizer, loss, steps = config.optimizer, config.loss, config.trainer.max_steps
+    steering = Steering(config.target_l0, steps) if config.target_l0 is not None else None
+    auxk = config.sae.auxk
+    common = Common(
+        recipe=Recipe(
+            optimizer=optimizer.name.value,
+            lr=optimizer.lr,
+            betas=(optimizer.betas[0], optimizer.betas[1]),
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            warmup_steps=optimizer.warmup_steps,
+            min_lr_factor=optimizer.min_lr_factor,
+            clip=optimizer.clip,
+            max_steps=steps,
+            log_every=config.trainer.log_every,
+        ),
+        sparsity=Sparsity(config.sparsity, n_saes=len(sites), steering=steering),
+        auxk=AuxK(auxk.coefficient, auxk.k, auxk.dead_after) if auxk.coefficient > 0 else None,
+        max_norm=loss.max_norm,
+        seed=config.seed,
     )
-    loss = config.loss
-    if not end_to_end(config):
-        return LocalSAE(
-            sae, recipe=recipe, sparsity=config.sparsity, reconstruction=loss.reconstruction, max_norm=loss.max_norm
-        )
-    return EndToEndSAE(
-        sae,
-        subject=subject,
-        hook=config.hook_point,
+    if not end_to_end(config) and loss.fisher == 0 and loss.finetune_share == 0:
+        return LocalSAE(sites, reconstruction=loss.reconstruction, **common)
+    on_tokens = TokenPasses(subject, gradients(config, subject), tuple(loss.skip_positions))
+    if loss.fisher > 0:
+        weights = FisherCoefficients(loss.reconstruction, loss.fisher, loss.block_diagonal)
+        return FisherSAE(sites, passes=on_tokens, coefficients=weights, **common)
+    return (KLFinetunedSAE if loss.finetune_share > 0 else EndToEndSAE)(
+        sites,
+        passes=on_tokens,
         downstream_hooks=downstream_hooks,
         coefficients=Coefficients(loss.reconstruction, loss.kl, loss.downstream),
-        recipe=recipe,
-        sparsity=config.sparsity,
-        skip_positions=loss.skip_positions,
-        max_norm=loss.max_norm,
+        **common,
     )
 
 
-def fed(config: Config, *, subject: Subject, batches: Batches) -> Sequence[Tensor]:
-    """What the module of this loss trains on: token batches, or activations shuffled across sequences."""
-    if end_to_end(config):
-        return batches
-    return ShuffledActivations(
-        batches,
+def fed(config: Config, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
+    """What the module of this loss trains on: token batches, activations shuffled across sequences, or first these, then those."""
+    n_batches = config.trainer.max_steps * config.trainer.accumulate
+    if end_to_end(config) or config.loss.fisher > 0:
+        return training_batches(config, tokens, n_batches)
+    n_local = round((1 - config.loss.finetune_share) * config.trainer.max_steps) * config.trainer.accumulate
+    shuffled = ShuffledActivations(
+        training_batches(config, tokens, n_local),
         subject=subject,
-        hook=config.hook_point,
+        hooks=list(dict.fromkeys(hook for place in places(config) for hook in place)),
+        gradients=gradients(config, subject),
         group=config.data.shuffle_batches,
         seed=config.seed,
         skip_positions=config.loss.skip_positions,
     )
+    return Joined(shuffled, training_batches(config, tokens, n_batches)) if n_local < n_batches else shuffled
 
 
 def pace(config: Config) -> Pace:

@@ -2,12 +2,16 @@
 
 import os
 import socket
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlparse
 
+import yaml
+
 from crux.data.paths import check_path
-from crux.schema import Config, Task, to_plain
-from crux.subjects.hooks import check_hook, check_layer, later_residuals
+from crux.schema import ROOT, Config, Sae, Task, to_plain
+from crux.subjects.hooks import check_hook, check_layer, later_residuals, parse_hook
 from crux.subjects.shape import Shape, read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
@@ -25,12 +29,16 @@ def check(config: Config, overrides: list[str]) -> None:
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
     if {"layer", "hook_point"} <= given:
         raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
+    if config.hook_points is not None and (one := sorted(given & {"layer", "hook_point"})):
+        raise ValueError(f"hook_points and {one[0]} both given: give one of them")
     if {"data.path", "data.name"} <= given:
         raise ValueError("data.path and data.name both given: give one of them")
     _numbers(config)
     _writable("output_dir", config.output_dir)
     if config.cache is not None:
         _writable("cache", config.cache)
+    if config.sae.start_from is not None and not (Path(config.sae.start_from) / "cfg.json").is_file():
+        raise ValueError(f"sae.start_from={config.sae.start_from}: not an SAE folder, there is no cfg.json in it")
     if config.data.path is not None:
         try:
             check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
@@ -57,8 +65,15 @@ def _numbers(config: Config) -> None:
     for key in ("max_steps", "batch", "accumulate", "log_every", "checkpoint_every"):
         at_least(f"trainer.{key}", getattr(config.trainer, key), 1)
     at_least("trainer.val_every", config.trainer.val_every, 0)
-    for key in ("reconstruction", "kl", "downstream", "max_norm"):
+    for key in ("reconstruction", "kl", "downstream", "fisher", "finetune_share", "max_norm"):
         at_least(f"loss.{key}", getattr(config.loss, key), 0)
+    _terms(config)
+    _options(config)
+    for key, least in (("k", 1), ("beta", 0), ("prefix_coefficient", 0), ("p_updates", 1)):
+        at_least(f"sae.{key}", getattr(config.sae, key), least)
+    at_least("sae.auxk.coefficient", config.sae.auxk.coefficient, 0)
+    at_least("sae.auxk.k", config.sae.auxk.k, 1)
+    at_least("sae.auxk.dead_after", config.sae.auxk.dead_after, 0)
     at_least("evaluation.latents", config.evaluation.latents, 0)
     at_least("evaluation.alive_window", config.evaluation.alive_window, 1)
     for key in ("tokens", "val_tokens"):
@@ -69,8 +84,18 @@ def _numbers(config: Config) -> None:
     at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
     at_least("data.held_out_tokens", config.data.held_out_tokens, 1)
-    if not config.sae.init_norm > 0:
-        raise ValueError(f"sae.init_norm={config.sae.init_norm}: must be more than 0")
+    for key in ("init_norm", "threshold", "bandwidth", "p_end"):
+        value = getattr(config.sae, key)
+        if value is not None and not value > 0:
+            raise ValueError(f"sae.{key}={value}: must be more than 0")
+    for key, most in (("p_end", 1.0), ("p_start", 1.0)):
+        value = getattr(config.sae, key)
+        if value is not None and not 0 <= value <= most:
+            raise ValueError(f"sae.{key}={value}: must be from 0 to {most:g}")
+    prefixes = config.sae.prefixes or []
+    if not all(a < b for a, b in pairwise([0.0, *prefixes, 1.0])):
+        raise ValueError(f"sae.prefixes={prefixes}: must be rising shares of the dictionary, between 0 and 1")
+    _sparsity(config)
     for key in ("lr", "clip", "eps"):
         if not getattr(config.optimizer, key) > 0:
             raise ValueError(f"optimizer.{key}={getattr(config.optimizer, key)}: must be more than 0")
@@ -90,6 +115,63 @@ def _numbers(config: Config) -> None:
         raise ValueError(
             f"loss.skip_positions: {skipped} are not positions of a context of {config.model.context} tokens"
         )
+
+
+OPTIONS = [f.name for f in fields(Sae)][[f.name for f in fields(Sae)].index("start_from") + 1 :]
+"""Keys of single architectures."""
+
+
+def _options(config: Config) -> None:
+    """An architecture's options have values, and others' options have none."""
+    known = _declared(config.sae.name)
+    for key in OPTIONS:
+        value = getattr(config.sae, key)
+        if key in known and value is None:
+            raise ValueError(f"sae.{key}=null: sae={config.sae.name} needs a value")
+        if key not in known and value is not None:
+            own = ", ".join(f"sae.{k}" for k in OPTIONS if k in known) or "none"
+            raise ValueError(f"sae.{key}={value}: sae={config.sae.name} has no such option; its own are {own}")
+
+
+def _declared(name: str) -> set[str]:
+    """The keys in conf/sae/<name>.yaml and its parents."""
+    options = yaml.safe_load((ROOT / "conf" / "sae" / f"{name}.yaml").read_text("utf-8"))
+    parents = [parent for parent in options["defaults"] if parent != "schema"]
+    return set(options).union(*(_declared(parent) for parent in parents))
+
+
+def _terms(config: Config) -> None:
+    """The loss's terms must make one loss."""
+    loss = config.loss
+    behind = loss.kl > 0 or loss.downstream > 0
+    if loss.finetune_share > 1:
+        raise ValueError(f"loss.finetune_share={loss.finetune_share}: must be from 0 to 1")
+    for key in ("fisher", "finetune_share"):
+        if getattr(loss, key) > 0 and behind:
+            raise ValueError(f"loss.{key} goes with a local loss: loss.kl and loss.downstream must be 0")
+    if loss.fisher > 0 and loss.finetune_share > 0:
+        raise ValueError("loss.fisher and loss.finetune_share both given: give one of them")
+
+
+def _sparsity(config: Config) -> None:
+    """λ and its target, against what the architecture can do."""
+    k, wanted = config.sae.k, config.target_l0
+    if k is not None and config.sparsity != 0:
+        raise ValueError(f"sparsity={config.sparsity:g}: sae={config.sae.name} fixes L0 by sae.k={k} and has no λ")
+    if wanted is None:
+        return
+    if k is not None:
+        raise ValueError(f"target_l0={wanted:g}: sae={config.sae.name} fixes L0 by sae.k; say sae.k={wanted:g}")
+    if not wanted > 0:
+        raise ValueError(f"target_l0={wanted:g}: must be more than 0")
+    if not config.sparsity > 0:
+        raise ValueError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
+
+
+def places(config: Config) -> list[tuple[str, str]]:
+    """What each SAE of the run reads and writes, by hook point, in the network's order."""
+    hooks = config.hook_points if config.hook_points is not None else [config.hook_point]
+    return [(hook, config.sae.output_hook or hook) for hook in hooks]
 
 
 def model_source(config: Config) -> str | Path:
@@ -115,31 +197,57 @@ def _places(config: Config, shape: Shape | None, *, hook_given: bool) -> None:
     n_layers = shape.n_layers if shape is not None else config.model.n_layers
     if n_layers is None:
         return  # a hub model of unknown depth: checked once it is there
-    if not hook_given:
+    if not hook_given and config.hook_points is None:
         check_layer(config.layer, n_layers=n_layers)
-    check_hook(config.hook_point, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid)
+    for read, write in places(config):
+        for hook in (read, write):
+            check_hook(hook, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid)
+    _order(config)
     downstream_hooks(config, n_layers)
+
+
+def _order(config: Config) -> None:
+    """Hook points follow the network, and a transcoder writes behind what it reads."""
+    hooks, output = config.hook_points, config.sae.output_hook
+    if hooks is not None:
+        if not hooks:
+            raise ValueError("hook_points=[]: at least one is needed")
+        orders = [parse_hook(hook).order for hook in hooks]
+        if any(a >= b for a, b in pairwise(orders)):
+            raise ValueError(
+                f"hook_points: {', '.join(hooks)} are out of order; name each once, in the network's order"
+            )
+        if output is not None:
+            raise ValueError("sae.output_hook goes with one hook_point, not with hook_points")
+    if output is not None and parse_hook(output).order <= parse_hook(config.hook_point).order:
+        raise ValueError(
+            f"sae.output_hook={output}: does not lie behind {config.hook_point}, which a transcoder reads; "
+            "leave it out to reconstruct what is read"
+        )
 
 
 def downstream_hooks(config: Config, n_layers: int) -> list[str]:
     """The later positions that the loss compares: those given, or every later residual; none where it compares none.
+
+    Later than the first SAE's output, and not at another SAE's.
 
     Raises:
         ValueError: where a position does not lie behind the hook point, or none is left.
     """
     if config.loss.downstream == 0:
         return []
-    later = later_residuals(config.hook_point, n_layers=n_layers)
+    written = [write for _, write in places(config)]
+    later = [hook for hook in later_residuals(written[0], n_layers=n_layers) if hook not in written]
     hooks = later if config.loss.downstream_hooks is None else config.loss.downstream_hooks
     for hook in hooks:
         if hook not in later:
             allowed = ", ".join(later) or "none"
             raise ValueError(
-                f"loss.downstream_hooks: {hook} is not a residual behind {config.hook_point}; allowed are {allowed}"
+                f"loss.downstream_hooks: {hook} is not a residual behind {written[0]}; allowed are {allowed}"
             )
     if not hooks:
         raise ValueError(
-            f"loss={config.loss.name}: no later residual is left behind {config.hook_point} to compare; allowed are "
+            f"loss={config.loss.name}: no later residual is left behind {written[0]} to compare; allowed are "
             "earlier hook points, or loss=local and loss=e2e"
         )
     return hooks
@@ -153,6 +261,10 @@ def _fits(config: Config, shape: Shape) -> None:
         raise ValueError(
             f"sae.ratio={ratio:g}: gives no latents at d_model {shape.d_model}; must be {1 / shape.d_model:g} or more"
         )
+    n_latents = config.sae.n_latents if config.sae.n_latents is not None else int((ratio or 0) * shape.d_model)
+    for key, value in (("sae.k", config.sae.k), ("target_l0", config.target_l0), ("sae.auxk.k", config.sae.auxk.k)):
+        if value is not None and value > n_latents:
+            raise ValueError(f"{key}={value:g}: the dictionary has {n_latents} latents")
 
 
 def _writable(key: str, place: str) -> None:

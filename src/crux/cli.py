@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux import schema
 from crux.checks import check, check_model
-from crux.mistakes import CHECKOUT, HERE, ROOT, explain, known_keys, no_such_key
-from crux.schema import Config
+from crux.mistakes import explain, known_keys, no_such_key
+from crux.schema import CHECKOUT, HERE, ROOT, Config
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -32,6 +32,9 @@ def fail(message: str, *, code: int) -> NoReturn:
 
 failures: list[str] = []
 """Users' mistakes, one a failed job: Hydra would print more than a line about each."""
+
+named_sweep: list[Config] = []
+"""The jobs of a sweep that has a name: it ends with its tables."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
@@ -56,6 +59,8 @@ def job(cfg: DictConfig) -> None:
         assert isinstance(config, Config)
         check(config, overrides)
         check_model(config)
+        if hydra_config.mode == RunMode.MULTIRUN and config.sweep_name != "adhoc":
+            named_sweep.append(config)
         folder = Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None
 
         from crux.run import run
@@ -84,11 +89,16 @@ def main() -> None:
         sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
     )  # anywhere, as people write it
     failures.clear()
+    named_sweep.clear()
     schema.register()
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         entry()
+        if named_sweep and not failures:
+            from crux.compare import compare
+
+            compare(named_sweep[0])
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error), code=2)
     except OSError as error:  # Hydra makes the folder before it calls the job

@@ -2,17 +2,11 @@
 
 import difflib
 import re
-from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.schema import Config
-
-HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parents[1]
-ROOT = CHECKOUT if (CHECKOUT / "conf" / "config.yaml").exists() else HERE
-"""The folder of conf/ and sweeps/: the checkout, or the installed package."""
+from crux.schema import ROOT, Config
 
 
 def nearest(word: str, choices: list[str]) -> str:

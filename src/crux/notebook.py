@@ -14,8 +14,10 @@ from crux.data.tokens import Tokens, prepare_tokens
 from crux.evaluation import judge
 from crux.evaluation.judge import Judgement
 from crux.evaluation.mean import typical_activation
+from crux.evaluation.splicing import check_site
 from crux.formats import saelens
-from crux.saes.relu import ReluSAE
+from crux.saes.sae import SAE
+from crux.saes.site import Site
 from crux.subjects import load
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
@@ -24,7 +26,7 @@ from crux.subjects.tokenizer import load_tokenizer
 class LoadedSAE(NamedTuple):
     """A saved SAE and what must be known of it."""
 
-    sae: ReluSAE
+    sae: SAE
     """Call it on activations: `sae(x)`; its codes are `sae.encode(x).c`."""
     metadata: dict[str, Any]
     """Subject, hook point, weight processing, context size, …; see formats/saelens.py."""
@@ -48,7 +50,7 @@ def load_subject(source: str | Path = "tiny", *, process_weights: bool = False, 
 
 
 def load_sae(folder: str | Path) -> LoadedSAE:
-    """The SAE in a run's `sae/` folder, or any `standard` SAE in SAELens's format. Raises ValueError."""
+    """The SAE in a run's `sae/` folder, or another in SAELens's format. Raises ValueError."""
     return LoadedSAE(*saelens.load(Path(folder)))
 
 
@@ -69,11 +71,15 @@ def held_out_batches(
     return Text(*cut)
 
 
-def evaluate(subject: Subject, sae: ReluSAE, *, hook: str, text: Text | None = None) -> Judgement:
+def evaluate(
+    subject: Subject, sae: SAE, *, hook: str, text: Text | None = None, output_hook: str | None = None
+) -> Judgement:
     """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
 
-    See `crux.evaluation.judge.evaluate` for every metric, its sign and its average. Raises ValueError.
+    A transcoder reads at `hook` and writes at `output_hook`, which its metadata call `hook_name_out`. See
+    `crux.evaluation.judge.evaluate` for every metric, its sign and its average. Raises ValueError.
     """
+    check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
     text = text if text is not None else held_out_batches(subject)
-    mean = typical_activation(subject, hook=hook, batches=text.train).mean
-    return judge.evaluate(subject, sae, hook=hook, batches=text.held_out, mean_activation=mean)
+    mean = typical_activation(subject, hook=output_hook or hook, batches=text.train).mean
+    return judge.evaluate(subject, sae, hook=hook, output_hook=output_hook, batches=text.held_out, mean_activation=mean)

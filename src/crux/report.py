@@ -1,13 +1,15 @@
 """What a finished run shows: figures, the page of its latents, the table on the screen."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from crux import assemble
 from crux.data.held_out import spread_batches
@@ -18,20 +20,25 @@ from crux.figures.densities import density_histogram
 from crux.figures.downstream import downstream
 from crux.figures.latents_page import latents_page
 from crux.figures.loss_curves import loss_curves
-from crux.saes.sae import SAE
+from crux.formats import saelens
+from crux.saes.site import Site
 from crux.schema import Config
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
 from crux.tracking.run import run_name, tracking_uri
 from crux.tracking.run_folder import RunFolder, write_whole
+from crux.verdict import WITH_GRADIENT, Verdict
 
 TERMS = {
     "train/loss": "loss",
     "train/kl": "KL (nats/token)",
     "train/downstream": "downstream MSE",
     "train/mse": "MSE",
-    "train/sparsity": "‖c‖₁ / d_model",
+    "train/fisher": "Fisher surrogate (nats/token)",
+    "train/sparsity": "penalty",
+    "train/auxiliary": "auxiliary",
+    "train/auxk": "AuxK (share of variance)",
 }
 
 
@@ -40,56 +47,75 @@ def stem(config: Config) -> str:
     return re.sub(r"[^\w.+-]+", "_", run_name(config).replace("λ=", "s"))
 
 
-def sae_metadata(config: Config, subject: Subject) -> dict[str, Any]:
+def sae_metadata(config: Config, subject: Subject, site: Site) -> dict[str, Any]:
     """What must be known of the SAE before it may be judged again."""
     return {
         "model_name": str(assemble.model_source(config)),
-        "hook_name": config.hook_point,
+        "hook_name": site.read,
+        **({"hook_name_out": site.write} if site.write != site.read else {}),
         "process_weights": subject.process_weights,
         "context_size": config.model.context,
         "prepend_bos": False,
         "dataset_path": assemble.text_name(config),
+        "sae": config.sae.name,
         "loss": config.loss.name,
         "sparsity": config.sparsity,
+        "target_l0": config.target_l0,
         "seed": config.seed,
     }
 
 
-def write_figures(folder: RunFolder, config: Config, subject: Subject, verdict: Judgement) -> None:
-    """Loss curves, downstream reconstruction and firing densities, as PNG."""
-    hook = parse_hook(config.hook_point)
-    drawn = {
-        "loss_curves": loss_curves(folder.history(), terms=TERMS, l0="train/l0"),
-        "downstream": downstream(
-            verdict.metrics,
-            hook=config.hook_point,
-            n_layers=subject.n_layers,
-            at=hook.layer + (hook.kind == "resid_post"),
-        ),
-        "densities": density_histogram(verdict.densities.numpy(), n_tokens=verdict.n_tokens),
-    }
-    for name, figure in drawn.items():
-        _save(figure, folder.path / "figures" / f"{name}.png")
+def write_saes(folder: RunFolder, config: Config, subject: Subject, sites: Sequence[Site]) -> None:
+    """`sae/`, or with several hook points `sae/<hook point>/`."""
+    for site in sites:
+        place = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
+        saelens.save(site.sae, place, sae_metadata(config, subject, site))
+
+
+def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], verdict: Verdict) -> None:
+    """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
+    _save(loss_curves(folder.history(), terms=TERMS, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
+    for site, found in zip(sites, verdict.judgements, strict=True):
+        hook, suffix = parse_hook(site.write), _suffix(site, sites)
+        drawn = {
+            "downstream": downstream(
+                found.metrics, hook=site.write, n_layers=subject.n_layers, at=hook.layer + (hook.kind == "resid_post")
+            ),
+            "densities": density_histogram(found.densities.numpy(), n_tokens=found.n_tokens),
+        }
+        for name, figure in drawn.items():
+            _save(figure, folder.path / "figures" / f"{name}{suffix}.png")
+
+
+def _suffix(site: Site, sites: Sequence[Site]) -> str:
+    """Tells the files of several SAEs apart."""
+    return "" if len(sites) == 1 else f"_{site.write}"
 
 
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write_page(
-    folder: RunFolder, config: Config, *, subject: Subject, sae: SAE, tokens: Tokens, verdict: Judgement
+def write_pages(
+    folder: RunFolder, config: Config, *, subject: Subject, sites: Sequence[Site], tokens: Tokens, verdict: Verdict
 ) -> None:
-    """`latents.html`: densities, strongest contexts and logit effects of some latents."""
-    if config.evaluation.latents == 0:
-        return
-    latents = choose_latents(verdict.densities, verdict.maxima, n=config.evaluation.latents)
-    if len(latents) == 0:
-        return  # nothing fires
-    before = 12
+    """`latents.html`, one an SAE: densities, strongest contexts and logit effects of some latents."""
+    for site, found in zip(sites, verdict.judgements, strict=True):
+        latents = choose_latents(found.densities, found.maxima, n=config.evaluation.latents)
+        if len(latents) == 0:
+            continue  # none wanted, or nothing fires
+        page = _page(config, subject=subject, site=site, tokens=tokens, found=found, latents=latents)
+        write_whole(folder.path / f"latents{_suffix(site, sites)}.html", page)
+
+
+def _page(
+    config: Config, *, subject: Subject, site: Site, tokens: Tokens, found: Judgement, latents: Int[Tensor, "latents"]
+) -> str:
+    sae, before = site.sae.folded(), 12
     contexts = strongest_contexts(
         subject,
         sae,
-        hook=config.hook_point,
+        hook=site.read,
         batches=spread_batches(
             tokens.held_out,
             context=config.model.context,
@@ -101,17 +127,18 @@ def write_page(
         before=before,
         after=8,
     )
-    effects = logit_effects(sae.dictionary()[latents.to(subject.device)], subject.unembed, n_top=6)
+    directions = subject.in_residual(site.write, sae.dictionary()[latents.to(subject.device)])
+    effects = logit_effects(directions, subject.unembed, n_top=6)
     tokenizer, _ = load_tokenizer(assemble.model_source(config))
-    page = latents_page(
+    return latents_page(
         title=run_name(config),
         facts={
             "subject": str(assemble.model_source(config)),
-            "hook point": config.hook_point,
-            "L0": f"{verdict.metrics['l0']:.1f}",
-            "CE loss increase": f"{verdict.metrics['ce_increase']:+.3f} nats",
+            "hook point": site.read if site.read == site.write else f"{site.read} → {site.write}",
+            "L0": f"{found.metrics['l0']:.1f}",
+            "CE loss increase": f"{found.metrics['ce_increase']:+.3f} nats",
             "latents": f"{len(latents)} of {sae.n_latents}",
-            "held-out tokens": f"{verdict.n_tokens:,}",
+            "held-out tokens": f"{found.n_tokens:,}",
         },
         decode=lambda token: tokenizer.decode([token], skip_special_tokens=False),
         latents=contexts.latents.numpy(),
@@ -124,7 +151,6 @@ def write_page(
         suppressed=effects.suppressed.numpy(),
         suppressed_effects=effects.suppressed_effects.numpy(),
     )
-    write_whole(folder.path / "latents.html", page)
 
 
 ROWS = {
@@ -143,8 +169,30 @@ ROWS = {
 
 
 def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> None:
-    """The judgement as one table, where everything lies, and how to open MLflow."""
-    table = Table(title=f"{run_name(config)} on held-out text", title_justify="left")
+    """The judgement as one table, each SAE's own where there are several, where everything lies, and how to open MLflow."""
+    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    name = run_name(config)
+    if config.hook_points is None:
+        console.print(_table(f"{name} on held-out text", metrics))
+    else:
+        console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
+        for hook in config.hook_points:
+            prefix = f"final/{hook}/"
+            own = {f"final/{k.removeprefix(prefix)}": v for k, v in metrics.items() if k.startswith(prefix)}
+            console.print(_table(f"{hook} alone", own))
+    console.print(f"run folder  {folder.path}", soft_wrap=True)
+    for page in sorted(folder.path.glob("latents*.html")):
+        console.print(f"latents     {page}", soft_wrap=True)
+    if config.tracking.mlflow:
+        from crux.tracking.mlflow import database
+
+        uri = tracking_uri(config) or database(Path(config.output_dir))
+        opens = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        console.print(f"compare     {opens}", soft_wrap=True)
+
+
+def _table(title: str, metrics: Mapping[str, float]) -> Table:
+    table = Table(title=title, title_justify="left")
     for column, justify in (
         ("", "left"),
         ("all", "right"),
@@ -154,29 +202,30 @@ def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> Non
     ):
         table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
     for name, (label, unit) in ROWS.items():
-        table.add_row(label, *_cells(metrics, f"final/{name}"), unit)
-    later = sorted({int(k.split("/")[2]) for k in metrics if k.startswith("final/downstream_mse/")})
+        if f"final/{name}" in metrics:
+            table.add_row(label, *_cells(metrics, f"final/{name}"), unit)
+        if f"final/{WITH_GRADIENT}/{name}" in metrics and name in CHANGED_BY_CHOICE:
+            table.add_row("  latents chosen by gradient*", *_cells(metrics, f"final/{WITH_GRADIENT}/{name}"), unit)
+    later = sorted(int(k.split("/")[2]) for k in metrics if re.fullmatch(r"final/downstream_mse/\d+", k))
     for k in later:
         table.add_row(f"explained variance entering block {k}", *_cells(metrics, f"final/downstream_ev/{k}"), "share")
-    for name in sorted(k for k in metrics if "alive" in k and not k.endswith("_frac")):
+    for name in sorted(k for k in metrics if re.fullmatch(r"final/alive_(heldout|train)_\d+", k)):
         where, n = name.removeprefix("final/alive_").rsplit("_", 1)
         label = f"alive, {'held-out' if where == 'heldout' else 'last training'} {int(n):,} tokens"
         table.add_row(label, f"{metrics[name]:,.0f}", "", "", f"latents ({metrics[f'{name}_frac']:.0%})")
+    if sparsity := metrics.get("final/sparsity"):
+        table.add_row("sparsity λ", f"{sparsity:.4g}", "", "", "")
     if rate := metrics.get("final/tokens_per_second"):
         table.add_row("training speed", f"{rate:,.0f}", "", "", "tokens/s")
-    if positions := int(metrics["final/downstream_positions"]):
+    if positions := int(metrics.get("final/downstream_positions", 0)):
         table.add_row("downstream positions in the loss", str(positions), "", "", "")
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
-    console.print(table)
-    console.print(f"run folder  {folder.path}", soft_wrap=True)
-    if (folder.path / "latents.html").exists():
-        console.print(f"latents     {folder.path / 'latents.html'}", soft_wrap=True)
-    if config.tracking.mlflow:
-        from crux.tracking.mlflow import database
+    if any(k.startswith(f"final/{WITH_GRADIENT}/") for k in metrics):
+        table.caption = "* a choice that has seen the label's gradient: not how the SAE can be used"
+    return table
 
-        uri = tracking_uri(config) or database(Path(config.output_dir))
-        opens = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        console.print(f"compare     {opens}", soft_wrap=True)
+
+CHANGED_BY_CHOICE = ("ce_increase", "kl", "explained_variance")
+"""What the table shows again for latents that were chosen by the gradient."""
 
 
 def _cells(metrics: Mapping[str, float], name: str) -> list[str]:

@@ -2,20 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from crux import assemble, report
-from crux.checks import downstream_hooks
+from crux.checks import downstream_hooks, places
 from crux.data.held_out import spread_batches
-from crux.evaluation.judge import Judgement, evaluate
 from crux.evaluation.mean import typical_activation
-from crux.formats import saelens
 from crux.schema import Config, Task, to_plain
-from crux.tracking.run import tracked
-from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path
+from crux.tracking.run import run_name, tracked
+from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path, same_run
 from crux.training.data import Feed
 from crux.training.fit import checkpoint_step, fit
 from crux.training.sae_module import SAEModule
+from crux.training.tally import Tally
+from crux.verdict import Verdict, judge
 
 
 def run(config: Config, *, folder: Path | None) -> None:
@@ -34,48 +36,46 @@ def run(config: Config, *, folder: Path | None) -> None:
 
 
 def train(config: Config, *, folder: Path | None) -> None:
-    """Trains one SAE and judges it."""
+    """Trains the SAEs of a run and judges them."""
     torch.manual_seed(config.seed)
     plain = to_plain(config)
-    earlier = find_earlier(config)
+    earlier = find_earlier(config, folder)
+    if earlier is not None and earlier.done:  # a sweep that goes on
+        print(f"{run_name(config)}: done before, in {earlier.path}")
+        return
     start = checkpoint_step(earlier.checkpoint) if earlier is not None else 0
 
     subject = assemble.load(config, assemble.training_dtype(config))
     judged = subject if subject.dtype is torch.float32 else assemble.load(config, torch.float32)
-    subject.check(config.hook_point)
     later = downstream_hooks(config, subject.n_layers)
     tokens = assemble.load_tokens(config)
-    batches = assemble.training_batches(config, tokens)
-    sample = spread_batches(  # no seed: mean ablation is the same for every SAE of a subject
-        tokens.train,
-        context=config.model.context,
-        batch=config.trainer.batch,
-        n_tokens=config.evaluation.tokens,
-    )
-    typical = typical_activation(judged, hook=config.hook_point, batches=sample)
-    sae = assemble.build_sae(config, d_model=typical.mean.shape[0], typical=typical).to(subject.device)
-    module = assemble.build_module(config, subject=subject, sae=sae, downstream_hooks=later)
-    source = assemble.fed(config, subject=subject, batches=batches)
+    source = assemble.fed(config, subject=subject, tokens=tokens)
+
+    def windows(stream: np.ndarray, n_tokens: int) -> list[Tensor]:  # no seed: the same for every SAE of a subject
+        return list(spread_batches(stream, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens))
+
+    sample = windows(tokens.train, config.evaluation.tokens)
+    hooks = {hook for place in places(config) for hook in place}
+    typical = {hook: typical_activation(judged, hook=hook, batches=sample) for hook in hooks}
+    sites = [site._replace(sae=site.sae.to(subject.device)) for site in assemble.build_sites(config, typical)]
+    module = assemble.build_module(config, subject=subject, sites=sites, downstream_hooks=later)
 
     run_folder = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
     run_folder.forget_after(start)
-    with tracked(config, run_folder, n_latents=sae.n_latents) as tracker:
+    with tracked(config, run_folder, n_latents=sites[0].sae.n_latents) as tracker:
 
-        def judge(n_tokens: int, *, ablations: bool) -> Judgement:
-            held_out = spread_batches(
-                tokens.held_out, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens
-            )
-            return evaluate(
+        def judgement(n_tokens: int, *, short: bool) -> Verdict:
+            return judge(
                 judged,
-                sae.folded(),
-                hook=config.hook_point,
-                batches=held_out,
-                mean_activation=typical.mean,
-                ablations=ablations,
+                sites,
+                batches=windows(tokens.held_out, n_tokens),
+                means={hook: typical[hook].mean for hook in hooks},
+                gradient=config.gradient.target.value if config.sae.beta is not None else None,
+                short=short,
             )
 
         def short_judgement() -> dict[str, float]:
-            found = judge(config.evaluation.val_tokens, ablations=False).metrics
+            found = judgement(config.evaluation.val_tokens, short=True).metrics
             return {f"val/{k}": v for k, v in found.items() if not k.endswith(("/pos0", "/rest"))}
 
         rate = fit(
@@ -89,15 +89,14 @@ def train(config: Config, *, folder: Path | None) -> None:
             shown={"train/loss": "loss", "train/l0": "L0"},
         )
 
-        sae = sae.to(subject.device)
-        verdict = judge(config.evaluation.tokens, ablations=True)
-        metrics = {f"final/{name}": value for name, value in verdict.metrics.items()}
-        metrics |= alive_in_training(module, config.evaluation.alive_window)
+        module.to(subject.device)
+        verdict = judgement(config.evaluation.tokens, short=False)
+        metrics = {f"final/{name}": value for name, value in (verdict.metrics | of_training(module, config)).items()}
         metrics |= {"final/downstream_positions": float(len(later))}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
-        saelens.save(sae, run_folder.path / "sae", report.sae_metadata(config, judged))
-        report.write_figures(run_folder, config, judged, verdict)
-        report.write_page(run_folder, config, subject=judged, sae=sae.folded(), tokens=tokens, verdict=verdict)
+        report.write_saes(run_folder, config, judged, sites)
+        report.write_figures(run_folder, judged, sites, verdict)
+        report.write_pages(run_folder, config, subject=judged, sites=sites, tokens=tokens, verdict=verdict)
         run_folder.write_metrics(metrics)
         if tracker is not None:
             tracker.metrics(config.trainer.max_steps, metrics)
@@ -106,15 +105,24 @@ def train(config: Config, *, folder: Path | None) -> None:
     report.show(config, run_folder, metrics)
 
 
-def find_earlier(config: Config) -> RunFolder | None:
-    """The unfinished run to go on with, if one is asked for."""
+def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
+    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job."""
     plain = to_plain(config)
     if config.resume_from is not None:
         return named_unfinished(Path(config.resume_from), plain)
+    if folder is not None:
+        return same_run(folder, plain)
     return find_unfinished(Path(config.output_dir), plain) if config.resume else None
 
 
-def alive_in_training(module: SAEModule, window: int) -> dict[str, float]:
-    """Latents that fired within the last N training tokens: count and share."""
-    alive, n = module.alive(window)
-    return {f"final/alive_train_{n}": float(alive), f"final/alive_train_{n}_frac": alive / module.sae.n_latents}
+def of_training(module: SAEModule, config: Config) -> dict[str, float]:
+    """Of each SAE the latents that fired within the last N training tokens, count and share, and the λ that was found."""
+    found: dict[str, float] = {}
+    for i, (site, tally) in enumerate(zip(module.sites, module.tallies, strict=True)):
+        prefix = "" if len(module.sites) == 1 else f"{site.write}/"
+        assert isinstance(tally, Tally)
+        alive, n = tally.alive(config.evaluation.alive_window)
+        found |= {f"{prefix}alive_train_{n}": float(alive), f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents}
+        if config.sae.k is None:
+            found[f"{prefix}sparsity"] = float(module.sparsity.weight[i])
+    return found

@@ -5,9 +5,15 @@ Imports nothing heavy: `--help` and every mistake in a command line answer from 
 
 from dataclasses import asdict, dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parents[1]
+ROOT = CHECKOUT if (CHECKOUT / "conf" / "config.yaml").exists() else HERE
+"""The folder of conf/ and sweeps/: the checkout, or the installed package."""
 
 
 class Task(Enum):
@@ -23,6 +29,14 @@ class Init(Enum):
 
     paper = "paper"
     tied = "tied"
+
+
+class Target(Enum):
+    """Whose loss the gradient is of: the text's next token, one drawn from the clean prediction, or the top logit."""
+
+    data = "data"
+    sampled = "sampled"
+    top_logit = "top_logit"
 
 
 class Precision(Enum):
@@ -81,9 +95,23 @@ class Data:
 
 
 @dataclass
-class Sae:
-    """The sparse autoencoder."""
+class Auxk:
+    """AuxK: dead latents reconstruct what the others leave (Gao et al. 2406.04093)."""
 
+    coefficient: float = MISSING
+    """Of the share of the residual's variance that they leave; 0: none."""
+    k: int | None = None
+    """Dead latents a token; half of the activation's dimensions where not given."""
+    dead_after: int = MISSING
+    """Training tokens without firing that make a latent dead."""
+
+
+@dataclass
+class Sae:
+    """The sparse autoencoder. Below `start_from`: options of single architectures, null where they have no meaning."""
+
+    _target_: str = MISSING
+    """The architecture's class; what of the keys here its constructor names is handed to it."""
     name: str = MISSING
     ratio: float | None = None
     """Latents a dimension of the activation; or give n_latents."""
@@ -92,14 +120,48 @@ class Sae:
     init_norm: float = MISSING
     """Norm of the encoder's directions under init=tied."""
     normalize_activations: bool = MISSING
-    """Scale inputs by one constant so that their mean norm is √d_model; folded away on saving."""
+    """Scale activations by one constant so that their mean norm is √d_model; folded away on saving."""
     bias_at_mean: bool = MISSING
     """Start the decoder bias at the mean activation."""
+    subtract_b_dec: bool = MISSING
+    """Encode x − b_dec; never in a transcoder."""
+    sparsity_scale: float = MISSING
+    """λ where `sparsity` is not given is the loss's default times this; 0 with a fixed k."""
+    auxk: Auxk = MISSING
+    output_hook: str | None = None
+    """A later hook point, for a transcoder: read at the hook point, reconstruct this one."""
+    start_from: str | None = None
+    """Folder of a saved SAE of this architecture to start from."""
+    k: int | None = None
+    """Latents a token (BatchTopK: on average)."""
+    beta: float | None = None
+    """Weight of the gradient in the choice of latents, in units of its mean effect."""
+    threshold: float | None = None
+    """JumpReLU's first threshold, in units of the (normalised) activation."""
+    bandwidth: float | None = None
+    """Width of the straight-through estimators' kernel, in the same units."""
+    prefixes: list[float] | None = None
+    """Shares of the dictionary that each reconstruct by themselves, besides the whole."""
+    prefix_coefficient: float | None = None
+    """Of each prefix's MSE."""
+    p_end: float | None = None
+    """The power of the penalty Σ c^p at the end; it begins at 1."""
+    p_start: float | None = None
+    """Share of the steps after which p begins to fall."""
+    p_updates: int | None = None
+    """Equal steps in which it falls."""
+
+
+@dataclass
+class Gradient:
+    """The gradient that gradient_topk looks at."""
+
+    target: Target = MISSING
 
 
 @dataclass
 class Loss:
-    """reconstruction · MSE + kl · KL + downstream · mean MSE later + sparsity · ‖c‖₁/d_model."""
+    """reconstruction · MSE + kl · KL + downstream · mean MSE later + fisher · Fisher surrogate + λ · penalty."""
 
     name: str = MISSING
     reconstruction: float = MISSING
@@ -108,10 +170,16 @@ class Loss:
     """Coefficient of KL(clean ‖ spliced), nats a token."""
     downstream: float = MISSING
     """Total coefficient of the MSE at later positions; each has it divided by their number."""
+    fisher: float = MISSING
+    """Coefficient of ½ (Σ_t g_t·δ_t)² / T, nats a token: the KL's surrogate by the network's own label gradients."""
+    block_diagonal: bool = MISSING
+    """Drop the surrogate's terms between positions: ½ (g_t·δ_t)²."""
+    finetune_share: float = MISSING
+    """Share of the steps, the last ones, that train ½ (MSE + α KL) with α = (MSE / KL).detach()."""
     downstream_hooks: list[str] | None = None
     """The later positions; every later hook_resid_pre and the last hook_resid_post, where not given."""
     default_sparsity: float = MISSING
-    """λ where `sparsity` is not given; found on model=tiny."""
+    """λ where `sparsity` is not given, before the architecture's scale; found on model=tiny."""
     skip_positions: list[int] = MISSING
     """Positions in the sequence that the loss leaves out (0: the attention sink)."""
     max_norm: float | None = None
@@ -210,8 +278,12 @@ class Config:
     """Block whose input residual stream the SAE reads."""
     hook_point: str = MISSING
     """TransformerLens name of the place; follows `layer` unless given."""
+    hook_points: list[str] | None = None
+    """Several places, each with its SAE, in the network's order; goes before hook_point."""
     sparsity: float = MISSING
-    """λ."""
+    """λ; where it begins, with target_l0."""
+    target_l0: float | None = None
+    """Steer λ until each SAE fires so many latents a token."""
     seed: int = MISSING
     resume: bool = MISSING
     """Go on with the newest unfinished run of this very config."""
@@ -228,6 +300,7 @@ class Config:
     model: Model = MISSING
     data: Data = MISSING
     sae: Sae = MISSING
+    gradient: Gradient = MISSING
     loss: Loss = MISSING
     optimizer: Optimizer = MISSING
     trainer: Trainer = MISSING
@@ -254,8 +327,11 @@ def to_plain(config: Config) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Puts the schemas where Hydra's defaults lists find them."""
+    """Puts the schemas where Hydra's defaults lists find them, and the arithmetic that YAML needs."""
     from hydra.core.config_store import ConfigStore
+
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("when", lambda a, b, then, other: then if a == b else other, replace=True)
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)

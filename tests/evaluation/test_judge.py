@@ -1,49 +1,24 @@
 """Each metric of the judgement: by hand where a hand suffices, else against plain torch on the full logits."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_saes import random_sae, relu_sae, scaling_sae
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_subject import ToySubject, random_toy
 
 from crux.evaluation.judge import Judgement, evaluate
+from crux.losses.label import Target
 from crux.losses.mse import mse
+from crux.saes.gradient_topk import GradientTopKSAE
 from crux.saes.relu import ReluSAE
+from crux.saes.sae import SAE, Codes
 
 LN3, LN9 = math.log(3), math.log(9)
-
-
-def relu_sae(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> ReluSAE:
-    d_model, n_latents = W_enc.shape
-    sae = ReluSAE(
-        d_model=d_model, n_latents=n_latents, init="tied", init_norm=1.0, generator=torch.Generator().manual_seed(0)
-    )
-    with torch.no_grad():
-        for parameter, value in zip(
-            (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), (W_enc, b_enc, W_dec, b_dec), strict=True
-        ):
-            parameter.copy_(value)
-    return sae
-
-
-def scaling_sae(scale: float, *, d_model: int) -> ReluSAE:
-    """x̂ = scale · x: two latents a dimension, one for each sign."""
-    eye = torch.eye(d_model)
-    both = torch.cat([eye, -eye])
-    return relu_sae(scale * both.T, torch.zeros(2 * d_model), both, torch.zeros(d_model))
-
-
-def random_sae(*, d_model: int, n_latents: int, seed: int) -> ReluSAE:
-    return ReluSAE(
-        d_model=d_model,
-        n_latents=n_latents,
-        init="paper",
-        init_norm=1.0,
-        generator=torch.Generator().manual_seed(seed),
-    )
 
 
 def two_token_subject() -> ToySubject:
@@ -387,3 +362,186 @@ def test_mistakes(batches: list[Tensor], width: int, message: str) -> None:
             batches=batches,
             mean_activation=torch.zeros(width),
         )
+
+
+def doubling_subject() -> ToySubject:
+    """Like the two-token subject, but its block doubles: the residual behind it is the logits, tokens of ½ ln 9 each."""
+    return ToySubject(embed=torch.eye(2) * LN9 / 2, blocks=[lambda h: 2 * h], W_U=torch.eye(2))
+
+
+class TestTranscoder:
+    """Reads before the doubling block and writes behind it."""
+
+    read, write = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"
+
+    def judge(self, scale: float, *, mean: tuple[float, float] = (LN9, 0.0), **options: Any) -> dict[str, float]:
+        return evaluate(
+            doubling_subject(),
+            scaling_sae(scale, d_model=2),
+            hook=self.read,
+            output_hook=self.write,
+            batches=[torch.tensor([[0, 0, 1]])],
+            mean_activation=torch.tensor(mean),
+            **options,
+        ).metrics
+
+    def test_by_hand(self) -> None:
+        """x̂ = x: half of what stands behind the block."""
+        found, halved = self.judge(1.0), judge_by_hand([[0, 0, 1]]).metrics
+        for name in ("kl", "ce_clean", "ce_increase", "ce_zero", "ce_mean", "loss_recovered_zero", "ce_increase/rest"):
+            assert found[name] == pytest.approx(halved[name], abs=1e-6), name
+        for name in ("mse", "cosine", "norm_ratio", "explained_variance", "l0"):  # against what stands at the output
+            assert found[name] == pytest.approx(halved[name], abs=1e-6), name
+        assert not any(name.startswith("downstream") for name in found)  # it writes the last residual
+
+    def test_a_perfect_one_loses_nothing(self) -> None:
+        found = self.judge(2.0)
+        for name in ("kl", "mse", "ce_increase"):
+            assert found[name] == pytest.approx(0, abs=1e-7)
+        assert found["loss_recovered_zero"] == found["explained_variance"] == pytest.approx(1)
+
+    def test_equals_the_plain_formulas(self) -> None:
+        """Read at block 0, written at block 2: the residual entering block 1 is not touched, block 3 is downstream."""
+        subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
+        tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
+        names = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
+        mean = torch.randn(6, generator=torch.Generator().manual_seed(3))
+        found = evaluate(
+            subject, sae, hook=names[0], output_hook=names[2], batches=tokens.split(10), mean_activation=mean
+        ).metrics
+        clean = subject.clean(tokens, capture=names)
+        target = clean.activations[names[2]]
+        x_hat = sae(clean.activations[names[0]]).detach()
+        labels = tokens[:, 1:].flatten()
+
+        def ce(residual: Tensor) -> float:
+            logits = subject.blocks[2](residual) @ subject.unembed.W_U.T
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels).item()
+
+        wanted = {
+            "ce_clean": ce(target),
+            "ce_spliced": ce(x_hat),
+            "ce_zero": ce(torch.zeros_like(target)),
+            "ce_mean": ce(mean.expand_as(target)),
+            "mse": mse(x_hat, target, weight=None).item(),
+            "norm_ratio": (x_hat.norm(dim=-1) / target.norm(dim=-1)).mean().item(),
+            "downstream_mse/3": mse(subject.blocks[2](x_hat), subject.blocks[2](target), weight=None).item(),
+        }
+        for name, value in wanted.items():
+            assert found[name] == pytest.approx(value, rel=1e-5), name
+        assert {name.split("/")[1] for name in found if name.startswith("downstream_mse/")} == {"3"}
+
+    def test_mistakes(self) -> None:
+        for hook, output_hook, message in (
+            ("blocks.2.hook_resid_pre", "blocks.1.hook_resid_pre", "^hook points out of order: blocks.1"),
+            ("blocks.1.hook_resid_pre", "blocks.9.hook_resid_pre", "has 3 layers"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                evaluate(
+                    random_toy(seed=0),
+                    random_sae(d_model=6, n_latents=8, seed=1),
+                    hook=hook,
+                    output_hook=output_hook,
+                    batches=[],
+                    mean_activation=torch.zeros(6),
+                )
+        with pytest.raises(ValueError, match=r"the SAE writes 4 dimensions, blocks\.2\.hook_resid_pre has 6"):
+            evaluate(
+                random_toy(seed=0),
+                random_sae(d_model=6, n_latents=8, seed=1, d_out=4),
+                hook="blocks.1.hook_resid_pre",
+                output_hook="blocks.2.hook_resid_pre",
+                batches=[],
+                mean_activation=torch.zeros(4),
+            )
+
+
+class Watching(ReluSAE):
+    """Notes the gradients that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            d_model=6,
+            n_latents=8,
+            init="paper",
+            init_norm=1.0,
+            subtract_b_dec=False,
+            generator=torch.Generator().manual_seed(0),
+        )
+        self.seen: list[Tensor] = []
+
+    def encode(self, x: Tensor, side: Tensor | None = None) -> Codes:
+        assert side is not None
+        self.seen.append(side)
+        return super().encode(x)
+
+
+class TestGradient:
+    """The encoder is shown ∂(summed loss)/∂(what the SAE writes), of the labels asked for."""
+
+    tokens = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(2))
+    hook, output = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"
+
+    def seen(self, target: Target) -> Tensor:
+        sae = Watching()
+        evaluate(
+            random_toy(seed=0),
+            sae,
+            hook=self.hook,
+            output_hook=self.output,
+            batches=self.tokens.split(2),
+            mean_activation=torch.zeros(6),
+            gradient=target,
+        )
+        assert len(sae.seen) == 2
+        return torch.cat(sae.seen)
+
+    def gradient(self, hook: str) -> Tensor:
+        """Of the next tokens' summed cross-entropy, by hand."""
+        subject = random_toy(seed=0)
+        x = h = subject.clean(self.tokens, capture=[hook]).activations[hook].requires_grad_()
+        for block in subject.blocks[int(hook.split(".")[1]) :]:
+            h = block(h)
+        logits = (h @ subject.unembed.W_U.T)[:, :-1].flatten(0, 1)
+        F.cross_entropy(logits, self.tokens[:, 1:].flatten(), reduction="sum").backward()
+        assert x.grad is not None
+        return x.grad.flatten(0, 1)
+
+    def test_of_the_next_tokens(self) -> None:
+        torch.testing.assert_close(self.seen("data"), self.gradient(self.output), rtol=1e-4, atol=1e-6)
+
+    def test_drawn_labels_are_the_same_at_every_call_and_not_in_every_batch(self) -> None:
+        first = self.seen("sampled")
+        assert torch.equal(first, self.seen("sampled"))
+        assert not torch.allclose(first, self.seen("data"))
+
+    def test_the_choice_looks_at_it(self) -> None:
+        sae = GradientTopKSAE(
+            d_model=6,
+            n_latents=20,
+            k=3,
+            beta=5.0,
+            init="paper",
+            init_norm=1.0,
+            subtract_b_dec=False,
+            generator=torch.Generator().manual_seed(1),
+        )
+
+        def judge(judged: SAE, gradient: Target | None) -> dict[str, float]:
+            return evaluate(
+                random_toy(seed=0),
+                judged,
+                hook=self.hook,
+                batches=[self.tokens],
+                mean_activation=torch.zeros(6),
+                gradient=gradient,
+            ).metrics
+
+        assert judge(sae, None) == pytest.approx(
+            judge(sae.folded(), "data"), rel=1e-5, abs=1e-6
+        )  # a TopK does not look
+        x = random_toy(seed=0).clean(self.tokens, capture=[self.hook]).activations[self.hook].flatten(0, 1)
+        gradient = self.gradient(self.hook)
+        with_label = judge(sae, "data")
+        assert with_label["mse"] == pytest.approx(mse(sae.decode(sae.encode(x, gradient)), x, weight=None).item())
+        assert abs(with_label["mse"] - judge(sae, None)["mse"]) > 0.01

@@ -16,7 +16,12 @@ def counting_subject(d_vocab: int) -> ToySubject:
 def passing_sae(*weights: float) -> ReluSAE:
     """Latent i is ReLU(weights[i] · x)."""
     sae = ReluSAE(
-        d_model=1, n_latents=len(weights), init="tied", init_norm=1.0, generator=torch.Generator().manual_seed(0)
+        d_model=1,
+        n_latents=len(weights),
+        init="tied",
+        init_norm=1.0,
+        subtract_b_dec=False,
+        generator=torch.Generator().manual_seed(0),
     )
     with torch.no_grad():
         sae.W_enc.copy_(torch.tensor([weights]))
@@ -47,7 +52,14 @@ def test_contexts_by_hand() -> None:
 
 def test_contexts_equal_a_plain_search_however_the_text_is_cut() -> None:
     subject = random_toy(seed=0)
-    sae = ReluSAE(d_model=6, n_latents=20, init="paper", init_norm=1.0, generator=torch.Generator().manual_seed(1))
+    sae = ReluSAE(
+        d_model=6,
+        n_latents=20,
+        init="paper",
+        init_norm=1.0,
+        subtract_b_dec=False,
+        generator=torch.Generator().manual_seed(1),
+    )
     tokens = torch.randint(11, (30, 9), generator=torch.Generator().manual_seed(2))
     hook, latents = "blocks.1.hook_resid_pre", torch.tensor([3, 0, 17])
     x = subject.clean(tokens, capture=[hook], final=False).activations[hook]

@@ -5,9 +5,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from crux.subjects.hooks import Hook, check_hook, in_order
 from crux.subjects.subject import Clean, Replay, Spliced, Subject, Unembed
 
 Block = Callable[[Tensor], Tensor]
+Splice = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 class ToySubject(Subject):
@@ -32,26 +34,49 @@ class ToySubject(Subject):
     def dtype(self) -> torch.dtype:
         return self.embed.dtype
 
-    def _from(self, h: Tensor, hook: str, capture: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
+    def hook_width(self, kind: str) -> int:
+        return self.d_model
+
+    def check(self, name: str) -> Hook:
+        return check_hook(name, n_layers=self.n_layers)
+
+    def _from(self, h: Tensor, hook: str, capture: Collection[str], splice: Splice) -> tuple[dict[str, Tensor], Tensor]:
+        names = [
+            *(f"blocks.{k}.hook_resid_pre" for k in range(self.n_layers)),
+            f"blocks.{self.n_layers - 1}.hook_resid_post",
+        ]
         seen = {}
-        start = int(hook.split(".")[1]) + hook.endswith("resid_post")
-        for k in range(start, self.n_layers):
-            seen[f"blocks.{k}.hook_resid_pre"] = h
-            h = self.blocks[k](h)
-        seen[f"blocks.{self.n_layers - 1}.hook_resid_post"] = h
+        for k in range(names.index(hook), len(names)):
+            seen[names[k]] = h = splice.get(names[k], lambda h: h)(h)
+            if k < self.n_layers:
+                h = self.blocks[k](h)
         return {name: seen[name] for name in capture}, h
 
     def clean(self, tokens: Tensor, *, capture: Collection[str], final: bool = True) -> Clean:
         self.passes.append("clean")
-        activations, h = self._from(self.embed[tokens], "blocks.0.hook_resid_pre", capture)
+        activations, h = self._from(self.embed[tokens], "blocks.0.hook_resid_pre", capture, {})
         return Clean(activations, h, Replay([], {}))
 
-    def spliced(
-        self, clean: Clean, splice: Mapping[str, Callable[[Tensor], Tensor]], *, capture: Collection[str] = ()
-    ) -> Spliced:
+    def clean_with_gradients(
+        self,
+        tokens: Tensor,
+        *,
+        of: Collection[str],
+        loss: Callable[[Tensor], Tensor],
+        capture: Collection[str] = (),
+    ) -> tuple[Clean, dict[str, Tensor]]:
+        clean = self.clean(tokens, capture={*capture, *of})
+        gradients = {}
+        for hook in of:
+            with torch.enable_grad():
+                x = clean.activations[hook].clone().requires_grad_()
+                gradients[hook] = torch.autograd.grad(loss(self._from(x, hook, (), {})[1]), x)[0]
+        return clean, gradients
+
+    def spliced(self, clean: Clean, splice: Splice, *, capture: Collection[str] = ()) -> Spliced:
         self.passes.append("spliced")
-        ((hook, put),) = splice.items()
-        return Spliced(*self._from(put(clean.activations[hook]), hook, capture))
+        first = in_order(splice)[0]
+        return Spliced(*self._from(clean.activations[first], first, capture, splice))
 
 
 def random_toy(*, seed: int, d_vocab: int = 11, d_model: int = 6, n_layers: int = 3, scale: float = 1.0) -> ToySubject:

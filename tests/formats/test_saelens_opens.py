@@ -8,20 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
 
 from crux.formats import saelens
-from crux.saes.relu import ReluSAE
 
 READ = """
 import sys
 from safetensors.torch import load_file, save_file
 from sae_lens import SAE
-folder, inputs, outputs = sys.argv[1:]
-sae = SAE.load_from_disk(folder)
-x = load_file(inputs)["x"]
-codes = sae.encode(x)
-save_file({"codes": codes.detach(), "x_hat": sae.decode(codes).detach()}, outputs)
-print(type(sae).__name__, sae.cfg.metadata.hook_name, sae.cfg.metadata.model_name, sae.cfg.metadata.context_size)
+inputs, outputs, *folders = sys.argv[1:]
+found = {}
+for i, folder in enumerate(folders):
+    sae = SAE.load_from_disk(folder)
+    x = load_file(inputs)["x"]
+    codes = sae.encode(x.view(-1, 2, 3) if sae.hook_z_reshaping_mode else x)
+    found |= {f"{i}.codes": codes.detach(), f"{i}.x_hat": sae.decode(codes).detach().flatten(1)}
+    known = sae.cfg.metadata
+    print(type(sae).__name__, known.hook_name, known.hook_name_out, known.model_name, known.context_size)
+save_file(found, outputs)
 """
 
 
@@ -46,33 +50,38 @@ def python() -> Path:
     return found
 
 
+CLASSES = {
+    "standard": "StandardSAE",
+    "topk": "TopKSAE",
+    "jumprelu": "JumpReLUSAE",
+    "gated": "GatedSAE",
+    "transcoder": "Transcoder",
+    "jumprelu_transcoder": "JumpReLUTranscoder",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_sae_lens_reads_the_same_codes(python: Path, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    sae = ReluSAE(d_model=16, n_latents=64, init="paper", init_norm=1.0, generator=generator)
-    sae.start_at(torch.randn(16, generator=generator), input_scale=0.25)
-    saelens.save(
-        sae,
-        tmp_path / "sae",
-        {
-            "model_name": "gpt2",
-            "hook_name": "blocks.6.hook_resid_pre",
-            "process_weights": True,
-            "context_size": 128,
-            "prepend_bos": False,
-            "dataset_path": "packaged",
-        },
-    )
-    x = 4 * torch.randn(100, 16, generator=generator)
+    residual, heads, out = "blocks.6.hook_resid_pre", "blocks.6.attn.hook_z", "blocks.6.hook_mlp_out"
+    cases = [(trained(kind), name, residual, None) for kind, name in SAVED_AS.items()]
+    cases += [(trained(kind, d_out=5), name, residual, out) for kind, name in TRANSCODERS.items()]
+    cases += [(trained("topk"), "topk", residual, out), (trained("topk"), "topk", heads, None)]
+    folders = [str(tmp_path / f"sae_{i}") for i in range(len(cases))]
+    for folder, (sae, _, hook, output_hook) in zip(folders, cases, strict=True):
+        written = {} if output_hook is None else {"hook_name_out": output_hook}
+        saelens.save(sae, folder, METADATA | {"hook_name": hook} | written)
+    x = activations()
     save_file({"x": x}, tmp_path / "x.safetensors")
-    arguments = [tmp_path / name for name in ("sae", "x.safetensors", "out.safetensors")]
+    arguments = [tmp_path / "x.safetensors", tmp_path / "out.safetensors", *folders]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     ran = subprocess.run([python, "-c", READ, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stdout.split()[-4:] == ["StandardSAE", "blocks.6.hook_resid_pre", "gpt2", "128"]
     theirs = load_file(tmp_path / "out.safetensors")
-    folded = sae.folded()
-    torch.testing.assert_close(theirs["codes"], folded.encode(x).c.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(theirs["x_hat"], sae(x).detach(), rtol=1e-5, atol=1e-5)
-    assert (theirs["codes"] > 0).float().mean() > 0.1
+    for i, (line, (sae, name, hook, output_hook)) in enumerate(zip(ran.stdout.splitlines(), cases, strict=True)):
+        assert line.split() == [CLASSES[name], hook, str(output_hook), "tiny", "256"]
+        folded = sae.folded()
+        codes = folded.encode(x)
+        torch.testing.assert_close(theirs[f"{i}.codes"], codes.c.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs[f"{i}.x_hat"], folded.decode(codes).detach(), rtol=1e-5, atol=1e-5)
+        assert 0.05 < (codes.c > 0).float().mean() < 0.95

@@ -1,15 +1,16 @@
-import copy
-
 import pytest
 import torch
+from architectures import base
 from torch import Tensor
 
-from crux.saes.relu import Init, ReluSAE
+from crux.saes.relu import ReluSAE
+from crux.saes.sae import Codes, Init
 
 
-def made(*, init: Init = "paper", d_model: int = 8, n_latents: int = 24, seed: int = 0) -> ReluSAE:
-    generator = torch.Generator().manual_seed(seed)
-    return ReluSAE(d_model=d_model, n_latents=n_latents, init=init, init_norm=0.1, generator=generator)
+def made(
+    *, init: Init = "paper", d_model: int = 8, n_latents: int = 24, seed: int = 0, subtract_b_dec: bool = False
+) -> ReluSAE:
+    return ReluSAE(**base(init=init, d_model=d_model, n_latents=n_latents, seed=seed, subtract_b_dec=subtract_b_dec))
 
 
 def by_hand() -> ReluSAE:
@@ -21,7 +22,7 @@ def by_hand() -> ReluSAE:
         "W_dec": [[3.0, 4.0], [0.0, -2.0], [1.0, 0.0]],
         "b_dec": [10.0, 20.0],
     }
-    sae.load_state_dict({name: torch.tensor(value) for name, value in values.items()} | {"input_scale": torch.ones(())})
+    sae.load_state_dict({name: torch.tensor(value) for name, value in values.items()}, strict=False)
     return sae
 
 
@@ -43,31 +44,23 @@ def test_penalty_by_hand() -> None:
     codes = sae.encode(X)
     assert sae.penalty(codes, weight=None).item() == pytest.approx((2.5 + 2.0) / 2 / 2)
     assert sae.penalty(codes, weight=torch.tensor([0.0, 1.0])).item() == pytest.approx(2.0 / 2)
-    assert sae.auxiliary(X, codes).item() == 0
+    assert sae.auxiliary(codes, X, weight=None).item() == 0
 
 
-def test_input_scale_is_undone_by_the_decoder() -> None:
-    sae = by_hand()
+def test_scales_by_hand() -> None:
+    """What is read is multiplied, what is written divided; a transcoder's two need not be the same."""
+    sae, plain = by_hand(), by_hand()
     sae.input_scale.fill_(0.5)
-    plain = by_hand()
+    sae.output_scale.fill_(4.0)
     torch.testing.assert_close(sae.encode(X).c, plain.encode(0.5 * X).c)
-    torch.testing.assert_close(sae(X), plain(0.5 * X) / 0.5)
+    torch.testing.assert_close(sae(X), plain(0.5 * X) / 4.0)
 
 
-@pytest.mark.parametrize("init", ["paper", "tied"])
-@pytest.mark.parametrize("scale", [1.0, 0.03, 7.0])
-def test_folded_is_the_same_function_of_unit_norm(init: Init, scale: float) -> None:
-    sae = made(init=init).start_at(torch.arange(8.0), input_scale=scale)
-    before = copy.deepcopy(sae.state_dict())
-    folded = sae.folded()
-    x = 3 * torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(folded(x), sae(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(folded.encode(x).c, sae.encode(x).c / scale, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(24))
-    torch.testing.assert_close(folded.dictionary(), folded.W_dec.detach(), rtol=0, atol=1e-6)
-    assert folded.input_scale.item() == 1
-    for name, value in sae.state_dict().items():
-        assert torch.equal(value, before[name])  # the original is left as it was
+def test_subtracting_the_decoders_bias_by_hand() -> None:
+    sae, plain = by_hand(), by_hand()
+    sae.subtract_b_dec = True
+    torch.testing.assert_close(sae.encode(X + sae.b_dec).c, plain.encode(X).c)
+    torch.testing.assert_close(sae.folded().encode(X + sae.b_dec).c, plain.encode(X).c)
 
 
 def test_the_decoders_norm_has_no_gradient_and_no_effect() -> None:
@@ -129,7 +122,17 @@ def test_the_generator_decides(init: Init) -> None:
 def test_starting_at_the_mean_reconstructs_it_without_codes() -> None:
     mean = torch.arange(8.0)
     sae = made(init="tied").start_at(mean, input_scale=0.2)
-    torch.testing.assert_close(sae.decode(type(sae.encode(mean[None]))(torch.zeros(1, 24))), mean[None])
+    none = torch.zeros(1, 24)
+    torch.testing.assert_close(sae.decode(Codes(none, none)), mean[None])
+
+
+def test_a_transcoders_shapes_and_start() -> None:
+    sae = ReluSAE(**base(init="tied", d_out=5))
+    torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.full((24,), 0.1))
+    sae.start_at(torch.arange(5.0), input_scale=2.0, output_scale=0.5)
+    none = torch.zeros(1, 24)
+    torch.testing.assert_close(sae.decode(Codes(none, none)), torch.arange(5.0)[None])
+    assert sae(torch.zeros(2, 3, 8)).shape == (2, 3, 5)
 
 
 def test_no_latents() -> None:

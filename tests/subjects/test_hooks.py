@@ -10,18 +10,28 @@ from crux.subjects.hooks import check_hook, check_layer, hook_names, in_order, l
 
 def test_names_of_two_blocks() -> None:
     assert hook_names(2) == [
-        "blocks.0.hook_resid_pre", "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out",
-        "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out", "blocks.1.hook_resid_mid",
+        "blocks.0.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid",
+        "blocks.0.hook_mlp_out", "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.hook_attn_out", "blocks.1.hook_resid_mid",
         "blocks.1.hook_mlp_out", "blocks.1.hook_resid_post",
     ]  # fmt: skip
     assert "blocks.0.hook_resid_mid" not in hook_names(2, resid_mid=False)
-    assert len(hook_names(2, resid_mid=False)) == 8
+    assert len(hook_names(2, resid_mid=False)) == 10
 
 
 def test_parse_and_name_are_inverse() -> None:
     for name in hook_names(12):
         assert parse_hook(name).name == name
     assert parse_hook("blocks.10.hook_mlp_out") == (10, "mlp_out")
+    assert parse_hook("blocks.10.attn.hook_z") == (10, "z")
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.1.hook_z", "blocks.1.attn_hook_z", "blocks.1.attn.hook_attn_out", "blocks.1.z"]
+)
+def test_a_hook_has_one_spelling(name: str) -> None:
+    with pytest.raises(ValueError, match=r"one of hook_resid_pre, attn\.hook_z, hook_attn_out, hook_resid_mid, hook_m"):
+        parse_hook(name)
 
 
 def test_order_is_by_layer_not_by_spelling() -> None:
@@ -36,6 +46,8 @@ def test_order_is_by_layer_not_by_spelling() -> None:
         ("blocks.6.resid_pre", "blocks.6.hook_resid_pre"),
         ("block.6.hook_mlp_out", "blocks.6.hook_mlp_out"),
         ("blocks.3.mlp.hook_post", "blocks.3."),
+        ("blocks.6.hook_z", "blocks.6.attn.hook_z"),
+        ("blocks.6.attn.hook_zz", "blocks.6.attn.hook_z"),
     ],
 )
 def test_a_wrong_name_gives_the_nearest(name: str, nearest: str) -> None:
@@ -50,6 +62,10 @@ def test_a_layer_out_of_range() -> None:
         check_layer(-1, n_layers=8)
     with pytest.raises(ValueError, match=r"blocks\.12\.hook_resid_pre: the model has 8 layers"):
         check_hook("blocks.12.hook_resid_pre", n_layers=8)
+    with pytest.raises(
+        ValueError, match=r"blocks\.8\.attn\.hook_z: the model has 8 layers, .* blocks\.0 to blocks\.7$"
+    ):
+        check_hook("blocks.8.attn.hook_z", n_layers=8)
     check_layer(7, n_layers=8)
 
 
@@ -69,6 +85,8 @@ def test_parallel_blocks_have_no_resid_mid() -> None:
     [
         ("blocks.1.hook_resid_pre", ["blocks.2.hook_resid_pre", "blocks.3.hook_resid_pre", "blocks.3.hook_resid_post"]),
         ("blocks.1.hook_attn_out", ["blocks.2.hook_resid_pre", "blocks.3.hook_resid_pre", "blocks.3.hook_resid_post"]),
+        ("blocks.1.attn.hook_z", ["blocks.2.hook_resid_pre", "blocks.3.hook_resid_pre", "blocks.3.hook_resid_post"]),
+        ("blocks.3.attn.hook_z", ["blocks.3.hook_resid_post"]),
         ("blocks.1.hook_resid_post", ["blocks.3.hook_resid_pre", "blocks.3.hook_resid_post"]),
         ("blocks.3.hook_resid_pre", ["blocks.3.hook_resid_post"]),
         ("blocks.3.hook_mlp_out", ["blocks.3.hook_resid_post"]),

@@ -8,7 +8,7 @@ import pytest
 
 from crux.subjects.shape import Shape, read_shape
 
-_GPT2 = {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
+_GPT2 = {"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
 
 
 def _folder(tmp_path: Path, config: object) -> Path:
@@ -18,20 +18,35 @@ def _folder(tmp_path: Path, config: object) -> Path:
 
 def test_gpt2_by_its_own_key_names(tmp_path: Path) -> None:
     config = {**_GPT2, "architectures": ["GPT2LMHeadModel"]}
-    assert read_shape(_folder(tmp_path, config)) == Shape(12, 768, 50257, 1024, "gpt2", resid_mid=True)
+    assert read_shape(_folder(tmp_path, config)) == Shape(12, 768, 50257, 1024, "gpt2", resid_mid=True, d_z=768)
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture", "resid_mid"),
+    ("kind", "architecture", "resid_mid", "d_z"),
     [
-        ("gpt2", "gpt2", True), ("gpt_neox", "gpt_neox", False), ("gpt_neox_sequential", "gpt_neox", True),
-        ("llama", "llama", True), ("gemma", "gemma", True), ("gemma2", "gemma2", True), ("gemma3", "gemma3_text", True),
+        ("gpt2", "gpt2", True, 32), ("gpt_neox", "gpt_neox", False, 32), ("gpt_neox_sequential", "gpt_neox", True, 32),
+        ("llama", "llama", True, 32), ("gemma", "gemma", True, 48), ("gemma2", "gemma2", True, 48),
+        ("gemma3", "gemma3_text", True, 48),
     ],
 )  # fmt: skip
 def test_as_the_library_writes_it(
-    subject_folder: Callable[[str], Path], kind: str, architecture: str, resid_mid: bool
+    subject_folder: Callable[[str], Path], kind: str, architecture: str, resid_mid: bool, d_z: int
 ) -> None:
-    assert read_shape(subject_folder(kind)) == Shape(3, 32, 64, 48, architecture, resid_mid)
+    assert read_shape(subject_folder(kind)) == Shape(3, 32, 64, 48, architecture, resid_mid, d_z)
+
+
+def test_the_width_of_a_hook_point(tmp_path: Path) -> None:
+    llama = {
+        "model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 10,
+        "max_position_embeddings": 8,
+    }  # fmt: skip
+    for given, d_z in [({}, 64), ({"head_dim": None}, 64), ({"head_dim": 24}, 96), ({"model_type": "gemma"}, 1024)]:
+        shape = read_shape(_folder(tmp_path, {**llama, **given}))
+        assert (shape.hook_width("z"), shape.hook_width("resid_pre"), shape.hook_width("mlp_out")) == (d_z, 64, 64)
+    with pytest.raises(ValueError, match=r"num_attention_heads is missing or is not a positive whole number$"):
+        read_shape(_folder(tmp_path, {**llama, "num_attention_heads": 0}))
+    with pytest.raises(ValueError, match=r"head_dim is missing or is not a positive whole number$"):
+        read_shape(_folder(tmp_path, {**llama, "head_dim": "24"}))
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crux.subjects.hooks import hook_names, in_order
+from crux.subjects.hooks import hook_names, in_order, parse_hook
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 
@@ -46,6 +46,11 @@ def _hooks(subject: Subject) -> list[str]:
     return hook_names(N_LAYERS, resid_mid=not subject.parts.parallel)
 
 
+def _merged(x: Tensor) -> Tensor:
+    """The bridge's activation, its heads side by side."""
+    return x.flatten(2)
+
+
 def test_every_activation_and_the_logits_of_the_clean_pass(pair: tuple[Subject, nn.Module]) -> None:
     subject, model = pair
     hooks = _hooks(subject)
@@ -54,7 +59,8 @@ def test_every_activation_and_the_logits_of_the_clean_pass(pair: tuple[Subject, 
     clean = subject.clean(TOKENS, capture=hooks)
     assert list(clean.activations) == hooks
     for name in hooks:
-        assert_near(clean.activations[name], cache[name], name)
+        assert_near(clean.activations[name], _merged(cache[name]), name)
+        assert clean.activations[name].shape[-1] == subject.hook_width(parse_hook(name).kind)
     assert clean.final is not None
     assert_near(logits(subject.unembed, clean.final), want, "logits")
 
@@ -66,7 +72,7 @@ def _splice_in_the_bridge(name: str) -> list[tuple[str, Callable[[Tensor, nn.Mod
     HookedTransformer. What stands in the residual's place altogether is put there by way of the attention's output.
     """
     if not name.endswith("resid_mid"):
-        return [(name, lambda x, hook: shift(x))]
+        return [(name, lambda x, hook: shift(_merged(x)).view_as(x))]
     block = name.removesuffix("hook_resid_mid")
     resid: list[Tensor] = []
     return [
@@ -83,7 +89,7 @@ def test_the_spliced_pass_at_every_hook(pair: tuple[Subject, nn.Module]) -> None
         theirs: dict[str, Tensor] = {}
 
         def keep(x: Tensor, hook: nn.Module, at: str, into: dict[str, Tensor] = theirs) -> None:
-            into[at] = x.clone()
+            into[at] = _merged(x).clone()
 
         fwd = _splice_in_the_bridge(name) + [(at, partial(keep, at=at)) for at in later]
         with torch.no_grad():
@@ -98,8 +104,9 @@ def test_the_spliced_pass_at_every_hook(pair: tuple[Subject, nn.Module]) -> None
 def test_several_splices_at_once(pair: tuple[Subject, nn.Module]) -> None:
     subject, model = pair
     names = ["blocks.2.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]
+    names += ["blocks.1.attn.hook_z", "blocks.2.attn.hook_z"]
     with torch.no_grad():
-        want = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda x, hook: shift(x)) for name in names])
+        want = model.run_with_hooks(TOKENS, fwd_hooks=[hook for name in names for hook in _splice_in_the_bridge(name)])
         clean = subject.clean(TOKENS, capture=names)
         mine = subject.spliced(clean, dict.fromkeys(names, shift))
     assert_near(logits(subject.unembed, mine.final), want, "logits")
@@ -123,11 +130,12 @@ def test_a_transcoder_reads_at_one_hook_and_writes_at_another(gpt2: Subject, bri
 def test_identity_splice_is_the_clean_pass_in_every_shape(gpt2: Subject) -> None:
     for batch, pos in [(2, 17), (3, 17), (1, 48), (4, 5), (2, 1), (1, 6), (2, 7), (2, 17)]:
         tokens = torch.arange(batch * pos).view(batch, pos) % 64
-        clean = gpt2.clean(tokens, capture=["blocks.1.hook_attn_out"])
-        spliced = gpt2.spliced(clean, {"blocks.1.hook_attn_out": lambda x: x})
-        assert clean.final is not None
-        assert clean.final.shape == (batch, pos, 32)
-        torch.testing.assert_close(spliced.final, clean.final, rtol=0, atol=0)
+        for name in ("blocks.1.hook_attn_out", "blocks.1.attn.hook_z"):
+            clean = gpt2.clean(tokens, capture=[name])
+            spliced = gpt2.spliced(clean, {name: lambda x: x})
+            assert clean.final is not None
+            assert clean.final.shape == (batch, pos, 32)
+            torch.testing.assert_close(spliced.final, clean.final, rtol=0, atol=0)
 
 
 def test_gradient_reaches_the_function_and_nothing_in_the_subject(gpt2: Subject) -> None:
@@ -157,20 +165,23 @@ def calls(gpt2: Subject) -> list[str]:
     noted: list[str] = []
     for layer, block in enumerate(gpt2.parts.blocks):
         block.attn.register_forward_hook(lambda *_, at=f"attn{layer}": noted.append(at))
+        block.out.register_forward_hook(lambda *_, at=f"out{layer}": noted.append(at))
         block.mlp.register_forward_hook(lambda *_, at=f"mlp{layer}": noted.append(at))
     return noted
 
 
 def test_nothing_runs_that_need_not(gpt2: Subject, calls: list[str]) -> None:
     gpt2.clean(TOKENS, capture=[])
-    assert calls == ["attn0", "mlp0", "attn1", "mlp1", "attn2", "mlp2"]
+    first, second, third = ([f"{part}{layer}" for part in ("attn", "out", "mlp")] for layer in range(N_LAYERS))
+    assert calls == first + second + third
     for name, prefix, suffix in [
-        ("blocks.0.hook_resid_pre", [], ["attn0", "mlp0", "attn1", "mlp1", "attn2", "mlp2"]),
-        ("blocks.1.hook_resid_pre", ["attn0", "mlp0"], ["attn1", "mlp1", "attn2", "mlp2"]),
-        ("blocks.1.hook_attn_out", ["attn0", "mlp0", "attn1"], ["mlp1", "attn2", "mlp2"]),
-        ("blocks.1.hook_resid_mid", ["attn0", "mlp0", "attn1"], ["mlp1", "attn2", "mlp2"]),
-        ("blocks.1.hook_mlp_out", ["attn0", "mlp0", "attn1", "mlp1"], ["attn2", "mlp2"]),
-        ("blocks.2.hook_resid_post", ["attn0", "mlp0", "attn1", "mlp1", "attn2", "mlp2"], []),
+        ("blocks.0.hook_resid_pre", [], first + second + third),
+        ("blocks.1.hook_resid_pre", first, second + third),
+        ("blocks.1.attn.hook_z", [*first, "attn1"], ["out1", "mlp1", *third]),
+        ("blocks.1.hook_attn_out", [*first, "attn1", "out1"], ["mlp1", *third]),
+        ("blocks.1.hook_resid_mid", [*first, "attn1", "out1"], ["mlp1", *third]),
+        ("blocks.1.hook_mlp_out", first + second, third),
+        ("blocks.2.hook_resid_post", first + second + third, []),
     ]:
         calls.clear()
         clean = gpt2.clean(TOKENS, capture=["blocks.0.hook_resid_pre", name], final=False)
@@ -255,6 +266,16 @@ def test_a_first_pass_in_inference_mode_leaves_nothing_behind(gpt2: Subject) -> 
     scale = torch.ones(32, requires_grad=True)
     gpt2.spliced(gpt2.clean(TOKENS, capture=[name]), {name: lambda x: x * scale}).final.sum().backward()
     assert scale.grad is not None
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_model_itself_stays_whole(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    """Its own forward still projects the heads' outputs, and shares its weights with the passes by hand."""
+    subject = load_subject(subject_folder(kind), process_weights=False).to(dtype=torch.float64)
+    final = subject.clean(TOKENS, capture=[]).final
+    assert final is not None
+    with torch.no_grad():
+        torch.testing.assert_close(logits(subject.unembed, final), subject.model(TOKENS).logits)
 
 
 def test_mistakes(gpt2: Subject, subject_folder: Callable[[str], Path]) -> None:

@@ -26,7 +26,7 @@ _SIZES = {
     "intermediate_size": 64, "max_position_embeddings": N_CTX, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
 _GPT2 = {"vocab_size": D_VOCAB, "n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": 4, "n_positions": N_CTX}
-_GEMMA = {**_SIZES, "head_dim": 8}
+_GEMMA = {**_SIZES, "head_dim": 12}  # the heads side by side are wider than the residual stream
 _WINDOWS = {"num_key_value_heads": 2, "sliding_window": 6, "query_pre_attn_scalar": 8}
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -37,6 +37,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
     "gpt_neox_sequential": lambda: GPTNeoXConfig(**_SIZES, rotary_pct=0.25, use_parallel_residual=False),
     "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2),
+    "llama_bias": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2, attention_bias=True),
     "gemma": lambda: GemmaConfig(**_GEMMA, num_key_value_heads=1),
     "gemma2": lambda: Gemma2Config(**_GEMMA, **_WINDOWS, final_logit_softcapping=3.0),
     "gemma3": lambda: Gemma3TextConfig(**_GEMMA, **_WINDOWS),
@@ -47,6 +48,7 @@ PROCESSED = [
     "gpt_neox",
     "gpt_neox_sequential",
     "llama",
+    "llama_bias",
 ]  # the weight processing is exact for these
 TOKENS = torch.randint(0, D_VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
 

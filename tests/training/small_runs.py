@@ -8,17 +8,26 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from crux.losses.label import Target
+from crux.saes.gradient_topk import GradientTopKSAE
 from crux.saes.relu import ReluSAE
+from crux.saes.sae import SAE
+from crux.saes.site import Site
 from crux.subjects.hooks import later_residuals
 from crux.subjects.subject import Subject
-from crux.training.data import Feed, ShuffledActivations
+from crux.training.data import Feed, Joined, ShuffledActivations
 from crux.training.end_to_end import Coefficients, EndToEndSAE
+from crux.training.fisher import FisherCoefficients, FisherSAE
 from crux.training.fit import Pace, fit
+from crux.training.gradients import LabelGradients
+from crux.training.kl_finetune import KLFinetunedSAE
 from crux.training.local import LocalSAE
-from crux.training.sae_module import Recipe, SAEModule
+from crux.training.sae_module import AuxK, Common, Recipe, SAEModule
+from crux.training.sparsity import Sparsity, Steering
+from crux.training.token_module import TokenPasses
 
-Loss = Literal["local", "e2e", "e2e_ds"]
-LOSSES: list[Loss] = ["local", "e2e", "e2e_ds"]
+Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
+LOSSES: list[Loss] = ["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 HOOK = "blocks.1.hook_resid_pre"
 RECIPE = Recipe(
     optimizer="adam", lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=2, min_lr_factor=0.1,
@@ -45,12 +54,39 @@ def gpt2(
 def sae_for(subject: Subject, *, n_latents: int = 32, seed: int = 0) -> ReluSAE:
     """Half of its latents fire at first."""
     generator = torch.Generator().manual_seed(seed)
-    return ReluSAE(d_model=subject.d_model, n_latents=n_latents, init="paper", init_norm=1.0, generator=generator)
+    return ReluSAE(
+        d_model=subject.d_model, n_latents=n_latents, init="paper", init_norm=1.0, subtract_b_dec=False,
+        generator=generator,
+    )  # fmt: skip
 
 
 def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, subject.d_vocab, (batch, pos), generator=generator) for _ in range(n)]
+
+
+def common(
+    *,
+    recipe: Recipe = RECIPE,
+    sparsity: float = 0.5,
+    steering: Steering | None = None,
+    auxk: AuxK | None = None,
+    max_norm: float | None = None,
+    n_saes: int = 1,
+) -> Common:
+    return Common(
+        recipe=recipe,
+        sparsity=Sparsity(sparsity, n_saes=n_saes, steering=steering),
+        auxk=auxk,
+        max_norm=max_norm,
+        seed=0,
+    )
+
+
+def gradients_for(subject: Subject, sites: Sequence[Site], target: Target = "data") -> LabelGradients | None:
+    """What the SAEs look at besides activations: g-SAEs alone do."""
+    looks = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
+    return LabelGradients(subject, tuple(site.write for site in sites), target) if looks else None
 
 
 def module_for(
@@ -59,38 +95,69 @@ def module_for(
     *,
     recipe: Recipe = RECIPE,
     sparsity: float = 0.5,
-    sae: ReluSAE | None = None,
+    steering: Steering | None = None,
+    auxk: AuxK | None = None,
+    sae: SAE | None = None,
+    sites: Sequence[Site] | None = None,
     skip_positions: Sequence[int] = (),
     max_norm: float | None = None,
     hook: str = HOOK,
+    target: Target = "data",
 ) -> SAEModule:
-    sae = sae_for(subject) if sae is None else sae
+    """`sites` or one SAE at `hook`."""
+    sites = sites or [Site(hook, hook, sae_for(subject) if sae is None else sae)]
+    shared = common(
+        recipe=recipe, sparsity=sparsity, steering=steering, auxk=auxk, max_norm=max_norm, n_saes=len(sites)
+    )
     if loss == "local":
-        return LocalSAE(sae, recipe=recipe, sparsity=sparsity, reconstruction=1.0, max_norm=max_norm)
-    later = later_residuals(hook, n_layers=subject.n_layers)
-    return EndToEndSAE(
-        sae,
-        subject=subject,
-        hook=hook,
+        return LocalSAE(sites, reconstruction=1.0, **shared)
+    passes = TokenPasses(subject, gradients_for(subject, sites, target), tuple(skip_positions))
+    if loss == "fisher":
+        return FisherSAE(sites, passes=passes, coefficients=FisherCoefficients(1.0, 1.0, False), **shared)
+    written = [site.write for site in sites]
+    later = [h for h in later_residuals(written[0], n_layers=subject.n_layers) if h not in written]
+    finetunes = loss == "kl_finetune"
+    return (KLFinetunedSAE if finetunes else EndToEndSAE)(
+        sites,
+        passes=passes,
         downstream_hooks=later if loss == "e2e_ds" else [],
-        coefficients=Coefficients(reconstruction=0.0, kl=1.0, downstream=2.0 if loss == "e2e_ds" else 0.0),
-        recipe=recipe,
-        sparsity=sparsity,
-        skip_positions=skip_positions,
-        max_norm=max_norm,
+        coefficients=Coefficients(
+            reconstruction=1.0 if finetunes else 0.0,
+            kl=0.0 if finetunes else 1.0,
+            downstream=2.0 if loss == "e2e_ds" else 0.0,
+        ),
+        **shared,
     )
 
 
-def source_for(loss: Loss, subject: Subject, tokens: Sequence[Tensor], *, group: int = 4) -> Sequence[Tensor]:
-    """What the loss trains on: the token batches, or activations shuffled over `group` of them."""
-    if loss != "local":
+def source_for(
+    loss: Loss,
+    subject: Subject,
+    tokens: Sequence[Tensor],
+    *,
+    group: int = 4,
+    sites: Sequence[Site] | None = None,
+    target: Target = "data",
+) -> Sequence[Any]:
+    """What the loss trains on: token batches, activations shuffled over `group` of them, or half of these, then those."""
+    if loss not in ("local", "kl_finetune"):
         return tokens
-    return ShuffledActivations(tokens, subject=subject, hook=HOOK, group=group, seed=3, skip_positions=())
+    sites = sites or [Site(HOOK, HOOK, sae_for(subject))]
+    shuffled = ShuffledActivations(
+        tokens if loss == "local" else tokens[: len(tokens) // 2],
+        subject=subject,
+        hooks=list(dict.fromkeys(hook for site in sites for hook in (site.read, site.write))),
+        gradients=gradients_for(subject, sites, target),
+        group=group,
+        seed=3,
+        skip_positions=(),
+    )
+    return shuffled if loss == "local" else Joined(shuffled, tokens)
 
 
 def run_fit(
     module: SAEModule,
-    batches: Sequence[Tensor],
+    batches: Sequence[Any],
     *,
     checkpoints: Path,
     sinks: Sequence[Any] = (),

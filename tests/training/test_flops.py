@@ -4,19 +4,25 @@ Counted are the matrix products. Attention counts the whole T × T square, causa
 alike: 2 products forward, and 2.5 times that backward (5 products).
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small_runs import Loss, gpt2, module_for, sae_for, token_batches
-from torch import Tensor
+from architectures import base
+from composed import ROOT
+from small_runs import Loss, gpt2, module_for, sae_for, source_for, token_batches
 from torch.utils.flop_counter import FlopCounterMode
 
+from crux.saes.gradient_topk import GradientTopKSAE
+from crux.saes.sae import SAE
+from crux.saes.site import Site
+from crux.saes.topk import TopKSAE
 from crux.subjects.subject import Subject
-from crux.training.data import ShuffledActivations
 
 L, D, V, T, BATCH, N_LATENTS = 8, 128, 2048, 256, 2, 2048  # the packaged model, sae.ratio=16
+GROUP = 2
 N = BATCH * T
 
 
@@ -54,18 +60,64 @@ LINEAR = 2 * N * D * (3 * D + D + 4 * D + 4 * D)  # a block's: q, k, v; output; 
 ATTENTION = 2 * 2 * N * T * D
 READ_OUT = 2 * N * D * V
 DICTIONARY = 2 * N * D * N_LATENTS
+FORWARD = LINEAR + ATTENTION  # a block's
+BACKWARD = LINEAR + ATTENTION * 5 // 2  # towards activations alone
 
 
 def end_to_end_minimum(layer: int) -> int:
     """Clean pass; spliced suffix; backward of it towards activations alone; three d·V and five d·F products."""
-    forward = LINEAR + ATTENTION
-    backward = LINEAR + ATTENTION * 5 // 2
-    return L * forward + (L - layer) * (forward + backward) + 3 * READ_OUT + 5 * DICTIONARY
+    return L * FORWARD + (L - layer) * (FORWARD + BACKWARD) + 3 * READ_OUT + 5 * DICTIONARY
 
 
 def local_minimum(layer: int) -> int:
     """The prefix; five d·F products: encode, decode, and backward both weights and the codes, not the input."""
-    return layer * (LINEAR + ATTENTION) + 5 * DICTIONARY
+    return layer * FORWARD + 5 * DICTIONARY
+
+
+def gradient_minimum(loss: Loss, layer: int) -> int:
+    """What g costs: a backward pass of the clean suffix, two d·V products, and one d·F for the scores.
+
+    End to end the suffix has run forward anyway.
+    """
+    forward = (L - layer) * FORWARD if loss == "local" else 0
+    return forward + (L - layer) * BACKWARD + 2 * READ_OUT + DICTIONARY
+
+
+def fisher_minimum(layer: int) -> int:
+    """Clean pass, backward of its suffix, two d·V products; the local SAE's five of d·F."""
+    return L * FORWARD + (L - layer) * BACKWARD + 2 * READ_OUT + 5 * DICTIONARY
+
+
+def minimum(loss: Loss, layer: int) -> int:
+    match loss:
+        case "local":
+            return local_minimum(layer)
+        case "fisher":
+            return fisher_minimum(layer)
+        case _:
+            return end_to_end_minimum(layer)
+
+
+def step_flops(subject: Subject, loss: Loss, sae: SAE, *, layer: int) -> float:
+    """A training step's, its share of the filling of the buffer included."""
+    hook = f"blocks.{layer}.hook_resid_pre"
+    sites = [Site(hook, hook, sae)]
+    module = module_for(loss, subject, sites=sites)
+    batches = source_for(loss, subject, token_batches(subject, n=GROUP, batch=BATCH, pos=T), group=GROUP, sites=sites)
+
+    def steps() -> None:
+        for i in range(GROUP):
+            module.training_step(batches[i], i).backward()
+
+    return flops(steps) / GROUP
+
+
+def topk() -> TopKSAE:
+    return TopKSAE(**base(d_model=D, n_latents=N_LATENTS, subtract_b_dec=True), k=32)
+
+
+def gradient_topk() -> GradientTopKSAE:
+    return GradientTopKSAE(**base(d_model=D, n_latents=N_LATENTS, subtract_b_dec=True), k=32, beta=1.0)
 
 
 def test_the_counter_counts_attention(subject: Subject) -> None:
@@ -76,29 +128,34 @@ def test_the_counter_counts_attention(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("layer", [2, 6])
-@pytest.mark.parametrize("loss", ["e2e", "e2e_ds"])
-def test_the_end_to_end_step_is_the_analytic_minimum(subject: Subject, loss: Loss, layer: int) -> None:
-    sae = sae_for(subject, n_latents=N_LATENTS)
-    module = module_for(loss, subject, sae=sae, hook=f"blocks.{layer}.hook_resid_pre")
-    tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
-    ratio = flops(lambda: module.training_step(tokens, 0).backward()) / end_to_end_minimum(layer)
+@pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
+def test_a_step_is_the_analytic_minimum(subject: Subject, loss: Loss, layer: int) -> None:
+    found = step_flops(subject, loss, sae_for(subject, n_latents=N_LATENTS), layer=layer)
+    ratio = found / minimum(loss, layer)
     print(f"{loss} layer {layer}: {ratio:.5f} of the minimum")
     assert 1.0 <= ratio <= 1.02
 
 
 @pytest.mark.parametrize("layer", [2, 6])
-def test_the_local_step_is_the_analytic_minimum(subject: Subject, layer: int) -> None:
-    group, hook = 2, f"blocks.{layer}.hook_resid_pre"
-    module = module_for("local", subject, sae=sae_for(subject, n_latents=N_LATENTS))
-    tokens = token_batches(subject, n=group, batch=BATCH, pos=T)
-    source = ShuffledActivations(tokens, subject=subject, hook=hook, group=group, seed=0, skip_positions=())
+@pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds"])
+def test_a_gradient_sae_costs_one_backward_pass_more_than_topk(subject: Subject, loss: Loss, layer: int) -> None:
+    """TopK itself has five d·F products, as the choice is none and b_dec's way through the encoder is none over tokens."""
+    plain = step_flops(subject, loss, topk(), layer=layer)
+    assert 1.0 <= plain / minimum(loss, layer) <= 1.02
+    whole = step_flops(subject, loss, gradient_topk(), layer=layer)
+    ratio = (whole - plain) / gradient_minimum(loss, layer)
+    print(f"{loss} layer {layer}: g costs {ratio:.5f} of its minimum; a step {whole / plain:.3f} of TopK's")
+    assert 0.98 <= ratio <= 1.02  # the text's last tokens have no label: a little less than two d·V
 
-    def steps() -> None:
-        for i in range(group):
-            batch: Tensor = source[i]
-            assert len(batch) == N
-            module.training_step(batch, i).backward()
 
-    ratio = flops(steps) / (group * local_minimum(layer))
-    print(f"local layer {layer}: {ratio:.5f} of the minimum")
-    assert 1.0 <= ratio <= 1.02
+def test_equal_compute_is_what_the_sweep_gives(subject: Subject) -> None:
+    """`sweeps=gradient_topk_compute` gives TopK as many more steps as a step of g-SAE costs, in `sweeps=gradient_topk`."""
+    of_topk = re.search(
+        r"max_steps: .*,local,(\d+),(\d+)}", (ROOT / "sweeps" / "gradient_topk_compute.yaml").read_text()
+    )
+    of_both = re.search(r"max_steps: (\d+)", (ROOT / "sweeps" / "gradient_topk.yaml").read_text())
+    assert of_topk
+    assert of_both
+    for loss, steps in zip(("local", "e2e"), of_topk.groups(), strict=True):
+        found = step_flops(subject, loss, gradient_topk(), layer=6) / step_flops(subject, loss, topk(), layer=6)
+        assert int(steps) / int(of_both[1]) == pytest.approx(found, rel=0.01), loss

@@ -6,9 +6,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from small_runs import LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from architectures import ARCHITECTURES, base
+from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from crux.saes.site import Site
+from crux.training.sae_module import AuxK
+from crux.training.sparsity import Steering
 
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "bincount")
 
@@ -93,15 +98,43 @@ class WatchBatch(L.Callback):
 def test_a_step_between_two_rows_does_not_wait(
     loss: Loss, accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward, backward, clipping, optimiser and schedule, through the trainer; batch 3 ends a step either way."""
+    """Forward, backward, clipping, optimiser and schedule, through the trainer, with AuxK and a steered λ.
+
+    The batch that is watched ends the fourth step: of kl_finetune it is the first of tokens.
+    """
     subject = gpt2()
-    watch = WatchBatch(3)
+    watch = WatchBatch(4 * accumulate - 1)
     recipe = RECIPE._replace(log_every=100)
     skip = () if loss == "local" else (0, 2)
-    module = module_for(loss, subject, recipe=recipe, skip_positions=skip, max_norm=1e3)
+    module = module_for(
+        loss,
+        subject,
+        recipe=recipe,
+        skip_positions=skip,
+        max_norm=1e3,
+        auxk=AuxK(0.1, None, 24),
+        steering=Steering(4, 6),
+    )
     rows = type(module).configure_callbacks(module)
     monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])
-    tokens = token_batches(subject, n=12)
+    tokens = token_batches(subject, n=6 * accumulate)
     run_fit(module, source_for(loss, subject, tokens, group=2), checkpoints=tmp_path, accumulate=accumulate)
-    assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward"} <= watch.waits.seen, "no whole step was seen"
+    assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen, (
+        "no whole step was seen"
+    )
     assert not watch.waits.found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("loss", ["local", "e2e"])
+def test_no_architecture_waits(architecture: str, loss: Loss) -> None:
+    subject = gpt2()
+    sites = [Site(HOOK, HOOK, ARCHITECTURES[architecture](base(d_model=subject.d_model, subtract_b_dec=True)))]
+    module = module_for(loss, subject, sites=sites, target="sampled")
+    source = source_for(loss, subject, token_batches(subject, n=2), sites=sites, target="sampled")
+    subject.clean(token_batches(subject, n=1)[0], capture=[])  # a length's attention mask is made once
+    with Waits() as seen:
+        for i, progress in enumerate((0.0, 0.9)):  # p goes down in between
+            sites[0].sae.advance(progress)
+            module.training_step(source[i], i).backward()
+    assert not seen.found

@@ -1,96 +1,44 @@
 """A run that was killed and goes on ends where an uninterrupted one ends, bit for bit."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interrupted import assert_going_on_equals_never_having_stopped, leaves
 from small_runs import LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch import Tensor
 
-from crux.tracking.run_folder import RunFolder
 from crux.training.fit import checkpoint_step
-
-
-class KilledError(Exception):
-    """Stands for SIGKILL: nothing is tidied up after it."""
-
-
-def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Tensors and numbers of a checkpoint, by their place in it."""
-    match node:
-        case Mapping():
-            return {k: v for key, value in node.items() for k, v in leaves(value, f"{path}/{key}").items()}
-        case list() | tuple():
-            return {k: v for i, value in enumerate(node) for k, v in leaves(value, f"{path}/{i}").items()}
-        case _:
-            return {path: node}
-
-
-def assert_identical(a: Path, b: Path) -> None:
-    left, right = (leaves(torch.load(p, weights_only=True)) for p in (a, b))
-    # Lightning's own: file names, and its count of batches since the start of this process
-    ours = {k for k in left if not k.startswith(("/callbacks", "/loops"))}
-    assert ours == {k for k in right if not k.startswith(("/callbacks", "/loops"))}
-    tensors = 0
-    for key in ours:
-        if isinstance(left[key], Tensor):
-            tensors += 1
-            assert torch.equal(left[key], right[key]), key
-        else:
-            assert left[key] == right[key], key
-    assert any("exp_avg_sq" in k for k in ours)
-    assert {"/state_dict/last_fired", "/state_dict/tokens_seen", "/state_dict/sae.W_dec"} <= ours
-    assert tensors > 15
-
-
-def short_run(
-    loss: Loss, folder: RunFolder, *, accumulate: int, log_every: int, killed_after: int | None, resume: bool
-) -> list[Tensor]:
-    """Six steps from fresh objects, as a new process has them; a checkpoint every three. Returns what it trained on."""
-    subject = gpt2()
-    module = module_for(loss, subject, recipe=RECIPE._replace(log_every=log_every))
-    seen: list[Tensor] = []
-
-    def note(batch: Tensor, batch_idx: int) -> None:
-        if killed_after is not None and len(seen) == killed_after * accumulate:
-            raise KilledError
-        seen.append(batch.clone())
-
-    module.on_train_batch_start = note
-    folder.forget_after(checkpoint_step(folder.checkpoint) if resume else 0)
-    with suppress(KilledError):
-        run_fit(
-            module,
-            source_for(loss, subject, token_batches(subject, n=6 * accumulate)),
-            checkpoints=folder.checkpoint.parent,
-            sinks=[folder.add_row],
-            accumulate=accumulate,
-            checkpoint_every=3,
-            resume=folder.checkpoint if resume else None,
-        )
-    return seen
+from crux.training.sae_module import SAEModule
 
 
 @pytest.mark.parametrize(("accumulate", "log_every"), [(1, 1), (2, 2)])  # rows every 2: one spans the checkpoint at 3
 @pytest.mark.parametrize("loss", LOSSES)
 def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_every: int, tmp_path: Path) -> None:
-    whole, broken = (RunFolder.create(tmp_path / name, {}) for name in ("whole", "broken"))
-    options = {"accumulate": accumulate, "log_every": log_every}
-    batches = short_run(loss, whole, **options, killed_after=None, resume=False)
-    assert len(batches) == 6 * accumulate
-    assert len(short_run(loss, broken, **options, killed_after=4, resume=False)) == 4 * accumulate
-    assert checkpoint_step(broken.checkpoint) == 3
-    assert broken.history()[-1]["step"] == 4, "it should have gone beyond its checkpoint"
-    again = short_run(loss, broken, **options, killed_after=None, resume=True)
-    for a, b in zip(batches[3 * accumulate :], again, strict=True):
-        assert torch.equal(a, b), "it should read on where the checkpoint was written"
-    assert checkpoint_step(broken.checkpoint) == 6
-    assert_identical(whole.checkpoint, broken.checkpoint)
-    assert [row["step"] for row in broken.history()] == list(range(log_every, 7, log_every))
-    assert broken.history() == whole.history()
+    """Six steps; kl_finetune's token batches begin with the fourth, the first after the checkpoint."""
+
+    def job() -> tuple[SAEModule, Sequence[Any]]:
+        subject = gpt2()
+        module = module_for(loss, subject, recipe=RECIPE._replace(log_every=log_every))
+        return module, source_for(loss, subject, token_batches(subject, n=6 * accumulate))
+
+    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
+    assert [row["step"] for row in whole.history()] == list(range(log_every, 7, log_every))
+    drawn = torch.load(whole.checkpoint, weights_only=True)["generator"]
+    fresh = torch.Generator().manual_seed(0).get_state()
+    assert torch.equal(drawn, fresh) == (loss != "fisher"), "the labels' generator goes on too"
+
+
+def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> None:
+    def job() -> tuple[SAEModule, Sequence[Any]]:
+        subject = gpt2()
+        module = module_for("kl_finetune", subject, recipe=RECIPE._replace(max_steps=10))
+        return module, source_for("kl_finetune", subject, token_batches(subject, n=10))
+
+    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=10, killed_after=8)
+    assert ["train/kl" in row for row in whole.history()] == 5 * [False] + 5 * [True]
 
 
 def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> None:
@@ -98,9 +46,11 @@ def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> 
     module = module_for("e2e_ds", subject)
     run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)  # refuses objects
-    assert all(k.startswith(("sae.", "last_fired", "tokens_seen", "first_bad")) for k in state["state_dict"])
+    assert all(k.startswith(("saes.0.", "tallies.0.", "sparsity.", "first_bad")) for k in state["state_dict"])
+    generator = state.pop("generator").numel()
+    assert generator < 10_000
     assert sum(v.numel() for v in leaves(state).values() if isinstance(v, Tensor)) < 4 * sum(
-        p.numel() for p in module.sae.parameters()
+        p.numel() for p in module.saes.parameters()
     )
 
 

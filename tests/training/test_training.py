@@ -9,9 +9,12 @@ import torch
 from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
 from torch import Tensor
 
+from crux.losses import label
 from crux.subjects.subject import Subject
+from crux.training.data import Activations
 from crux.training.fit import checkpoint_step
 from crux.training.sae_module import NonFiniteLossError, SAEModule
+from crux.training.tally import Tally
 
 Rows = list[tuple[int, dict[str, float]]]
 
@@ -32,10 +35,22 @@ def test_every_loss_goes_down(loss: Loss, optimizer: str, tmp_path: Path) -> Non
     assert [step for step, _ in rows] == [10, 20, 30, 40, 50, 60]
     first, last = rows[0][1], rows[-1][1]
     assert last["train/loss"] < 0.7 * first["train/loss"]
-    own = {"local": ["mse"], "e2e": ["kl"], "e2e_ds": ["kl", "downstream"]}[loss]
+    own = {
+        "local": ["mse"],
+        "e2e": ["kl"],
+        "e2e_ds": ["kl", "downstream"],
+        "fisher": ["mse", "fisher"],
+        "kl_finetune": ["mse"],
+    }[loss]
     for term in own:
         assert last[f"train/{term}"] < 0.7 * first[f"train/{term}"], term
-    assert first.keys() == {f"train/{k}" for k in ("loss", *own, "sparsity", "l0", "grad_norm", "lr")}
+    always = {f"train/{k}" for k in (*own, "loss", "sparsity", "l0", "grad_norm", "lr")}
+    assert first.keys() == always
+    if loss == "kl_finetune":  # steps 31 to 60 look at the KL too
+        assert [row.keys() - always for _, row in rows] == 3 * [set()] + 3 * [{"train/kl"}]
+        assert last["train/kl"] < rows[3][1]["train/kl"]
+    else:
+        assert last.keys() == always
 
 
 def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:
@@ -66,32 +81,44 @@ class Gradients:
         self.steps: list[list[Tensor]] = []
 
         def note(optimizer: Any) -> None:
-            self.steps.append([p.grad.clone() for p in module.sae.parameters() if p.grad is not None])
+            self.steps.append([p.grad.clone() for p in module.saes.parameters() if p.grad is not None])
 
         monkeypatch.setattr(module, "on_before_optimizer_step", note)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+def joined(batches: Sequence[Any]) -> Any:
+    """Batches of one kind as one."""
+    if isinstance(batches[0], Tensor):
+        return torch.cat(list(batches))
+    return Activations({h: torch.cat([b.values[h] for b in batches]) for h in batches[0].values}, {})
+
+
+@pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss != "kl_finetune"]
+)  # its α = MSE/KL is the batch's own
 def test_two_micro_batches_are_one_batch(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label, "draw", lambda q, generator: q.argmin(-1))  # fisher's draws go by the batch
     subject = gpt2()
     tokens = token_batches(subject, n=12)
-    small = source_for(loss, subject, tokens)
-    small = [small[i].clone() for i in range(12)]
-    large = [torch.cat(small[i : i + 2]) for i in range(0, 12, 2)]
+    source = source_for(loss, subject, tokens)
+    small = [source[i] for i in range(12)]
+    large = [joined(small[i : i + 2]) for i in range(0, 12, 2)]
     gradients: list[Gradients] = []
     modules: list[SAEModule] = []
     for accumulate, batches in ((2, small), (1, large)):
         module = module_for(loss, subject)
         gradients.append(Gradients(module, monkeypatch))
         run_fit(module, batches, checkpoints=tmp_path / str(accumulate), accumulate=accumulate)
-        assert module.tokens_seen == 12 * 24
+        (tally,) = module.tallies
+        assert isinstance(tally, Tally)
+        assert tally.tokens_seen == 12 * 24
         modules.append(module)
     two, one = gradients
     assert len(two.steps) == len(one.steps) == 6
     for a, b in zip(two.steps[0], one.steps[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     start = dict(sae_for(subject).named_parameters())
-    for (name, a), b in zip(modules[0].sae.named_parameters(), modules[1].sae.parameters(), strict=True):
+    for (name, a), b in zip(modules[0].sites[0].sae.named_parameters(), modules[1].saes.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         assert (a - start[name]).abs().max() > 1e-3, f"{name} did not move"
 
@@ -106,7 +133,7 @@ def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def clip(*args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         clipped.append(
-            float(torch.cat([p.grad.flatten() for p in module.sae.parameters() if p.grad is not None]).norm())
+            float(torch.cat([p.grad.flatten() for p in module.saes.parameters() if p.grad is not None]).norm())
         )
 
     monkeypatch.setattr(module, "configure_gradient_clipping", clip)
@@ -118,27 +145,7 @@ def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert row["train/grad_norm"] == pytest.approx(norm, rel=1e-5), "the norm before clipping is told"
 
 
-def test_last_fired_counts_tokens() -> None:
-    subject = gpt2()
-    module = module_for("local", subject)
-    x = torch.zeros(3, subject.d_model)
-    with torch.no_grad():
-        module.sae.W_enc.zero_()
-        module.sae.b_enc.fill_(-1.0)
-        module.sae.b_enc[:4] = 1.0  # four latents always fire
-    for i in range(2):
-        module.training_step(x, i)
-    with torch.no_grad():
-        module.sae.b_enc[:3] = -1.0  # one is left
-    module.training_step(x, 2)
-    assert int(module.tokens_seen) == 9
-    assert module.last_fired[:5].tolist() == [6, 6, 6, 9, -1]
-    assert module.alive(window=3) == (1, 3)  # the last three tokens
-    assert module.alive(window=4) == (4, 4)
-    assert module.alive(window=500) == (4, 9)
-
-
-class Poisoned(Sequence[Tensor]):
+class Poisoned(Sequence[Activations]):
     """Activations of which batch `bad` holds one infinite number."""
 
     def __init__(self, subject: Subject, *, bad: int) -> None:
@@ -147,11 +154,11 @@ class Poisoned(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, i: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        batch = self.clean[i].clone()
+    def __getitem__(self, i: int) -> Activations:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = self.clean[i].values[HOOK].clone()
         if i == self.bad:
-            batch[3, 2] = float("inf")
-        return batch
+            x[3, 2] = float("inf")
+        return Activations({HOOK: x}, {})
 
 
 @pytest.mark.parametrize(
@@ -225,7 +232,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     torch.testing.assert_close(typical.mean, x.mean(0))
     for normalize in (False, True):
         config = composed(f"sae.normalize_activations={str(normalize).lower()}", "sae.n_latents=8")
-        sae = build_sae(config, d_model=subject.d_model, typical=typical)
+        sae = build_sae(config, read=typical, written=typical)
         torch.testing.assert_close(sae.b_dec / sae.input_scale, x.mean(0))
         scale = subject.d_model**0.5 / float(x.norm(dim=-1).mean()) if normalize else 1.0
         assert float(sae.input_scale) == pytest.approx(scale, rel=1e-5)

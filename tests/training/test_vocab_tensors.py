@@ -45,7 +45,7 @@ def test_a_full_softmax_would_be_caught(subject: Subject) -> None:
     assert largest.numel == TOKENS * V
 
 
-@pytest.mark.parametrize("loss", ["e2e", "e2e_ds"])
+@pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
 @pytest.mark.parametrize("skip_positions", [[], [0]])
 def test_a_training_step_never_holds_all_logits(subject: Subject, loss: Loss, skip_positions: list[int]) -> None:
     module = module_for(loss, subject, skip_positions=skip_positions)

@@ -5,7 +5,7 @@ activation in the SAE's place. Sums stay on the device until the end; all arithm
 networks' own dtype (a judgement to be quoted wants both in float32).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.evaluation.predictions import compare_predictions
-from crux.evaluation.running_sums import SUBSETS, UNDEFINED, Reconstructions, TokenMeans, sum_dtype
+from crux.evaluation.consequences import Consequences, numbers, put, windows
+from crux.evaluation.label_gradients import clean_with_label_gradients
+from crux.evaluation.running_sums import Reconstructions, sum_dtype
+from crux.evaluation.splicing import check_site
+from crux.losses.label import Target
 from crux.saes.sae import SAE
+from crux.saes.site import Site
 from crux.subjects.hooks import later_residuals, parse_hook
 from crux.subjects.subject import Subject
 
@@ -40,8 +44,10 @@ def evaluate(
     *,
     hook: str,
     batches: Iterable[Int[Tensor, "_batch _pos"]],
-    mean_activation: Float[Tensor, "d_model"],
+    mean_activation: Float[Tensor, "d_out"],
     ablations: bool = True,
+    output_hook: str | None = None,
+    gradient: Target | None = None,
 ) -> Judgement:
     """Judges `sae` at `hook` on held-out token windows. Every name but `alive_…` comes again with `/pos0` and `/rest`.
 
@@ -61,71 +67,58 @@ def evaluate(
     Args:
         mean_activation: the mean over *training* tokens: what mean ablation puts at every position.
         ablations: False leaves out the two ablated passes with what follows from them (a short pass during training).
+        output_hook: where a transcoder writes: its reconstruction is compared with the activation there and put in its
+            place, as zeros and the mean are; the residuals are those behind it. None: at `hook`.
+        gradient: shows the encoder the gradient of these labels' loss at what is written. With `data` the codes have seen
+            the next token: the numbers leak the label. `sampled` labels are the same at every call. None: no gradient.
 
     A metric without a value is left out: an explained variance where the activation does not vary (position 0, where
     every window starts with the same token), a loss recovered where ablation costs nothing, `/rest` of predictions
     where T = 2.
 
     Raises:
-        ValueError: where there are no batches, a window has less than two tokens, the SAE's width is not the hook
-            point's, or the hook point does not exist.
+        ValueError: where there are no batches, a window has less than two tokens, the SAE's widths are not the hook
+            points', or these do not exist or are out of order.
     """
-    later = {_entered_block(name): name for name in later_residuals(hook, n_layers=subject.n_layers)}
-    means, local = TokenMeans(), Reconstructions()
+    site = Site(hook, hook if output_hook is None else output_hook, sae)
+    check_site(subject, site)
+    later = {_entered_block(name): name for name in later_residuals(site.write, n_layers=subject.n_layers)}
+    captured = [site.read, site.write, *later.values()]
+    consequences = Consequences(subject, ablate={site.write: mean_activation} if ablations else None)
+    means, local = consequences.means, Reconstructions()
     downstream = {k: Reconstructions() for k in later}
     fired = torch.zeros(sae.n_latents, device=subject.device, dtype=torch.int64)
     maxima = torch.zeros(sae.n_latents, device=subject.device)
-    mean_activation = mean_activation.to(subject.device)
+    generator = torch.Generator(subject.device).manual_seed(0)
     n_tokens = 0
 
-    for tokens in batches:
-        if tokens.shape[1] < 2:
-            raise ValueError("a held-out window has 1 token; a next-token prediction needs at least 2")
-        tokens = tokens.to(subject.device)
+    for tokens in windows(batches, device=subject.device):
         n_tokens += tokens.numel()
-        clean = subject.clean(tokens, capture=[hook, *later.values()], final=True)
-        activation = clean.activations[hook]
-        if activation.shape[-1] != sae.d_model:
-            raise ValueError(f"the SAE reads {sae.d_model} dimensions, {hook} has {activation.shape[-1]}")
-
-        x = activation.flatten(0, -2).float()
-        codes = sae.encode(x)
+        if gradient is None:
+            clean, side = subject.clean(tokens, capture=captured), None
+        else:
+            clean, gradients = clean_with_label_gradients(
+                subject, tokens, hooks=[site.write], target=gradient, generator=generator, capture=captured
+            )
+            side = gradients[site.write].flatten(0, 1).float()
+        codes = sae.encode(clean.activations[site.read].flatten(0, 1).float(), side)
         fires = codes.c != 0
         fired += fires.sum(0)
         maxima = torch.maximum(maxima, codes.c.amax(0))
         x_hat = sae.decode(codes)
-        spliced = subject.spliced(clean, {hook: _put(x_hat)}, capture=list(later.values()))
+        spliced = subject.spliced(clean, {site.write: put(x_hat)}, capture=list(later.values()))
 
-        assert clean.final is not None, "a clean pass with final=True ends with the final hidden state"
-        finals = {"clean": clean.final, "spliced": spliced.final}
-        if ablations:
-            finals["zero"] = subject.spliced(clean, {hook: torch.zeros_like}).final
-            finals["mean"] = subject.spliced(clean, {hook: _put(mean_activation)}).final
-        labels = F.pad(tokens[:, 1:], (0, 1))  # the last position has no next token: its CE is cut off below
-        read_out = compare_predictions(
-            {name: final.flatten(0, 1) for name, final in finals.items()},
-            labels=labels.flatten(),
-            unembed=subject.unembed,
-        )
-
-        for name, ce in read_out.ce.items():
-            means.add(f"ce_{name}", ce.view_as(tokens)[:, :-1])
-        means.add("kl", read_out.kl.view_as(tokens))
-        means.add("top1_agreement", read_out.agrees.view_as(tokens))
+        consequences.add(tokens, clean, spliced)
+        target = clean.activations[site.write]
+        x = target.flatten(0, 1).float()
         means.add("l0", fires.sum(-1).view_as(tokens))
         means.add("cosine", F.cosine_similarity(x_hat, x, dim=-1).view_as(tokens))
         means.add("norm_ratio", (x_hat.norm(dim=-1) / x.norm(dim=-1)).view_as(tokens))
-        local.add(activation, x_hat.view_as(activation))
+        local.add(target, x_hat.view_as(target))
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
-    if n_tokens == 0:
-        raise ValueError("there is no held-out text to judge on: not one batch")
-
-    found = means.means()
-    for suffix in SUBSETS:
-        if f"ce_clean{suffix}" in found:
-            found |= _from_cross_entropies(found, suffix)
+    found = consequences.results()
     for name, values in local.results().items():
         found |= {name + suffix: value for suffix, value in values.items()}
     for k, stream in downstream.items():
@@ -135,9 +128,7 @@ def evaluate(
     dtype = sum_dtype(subject.device)
     alive = (fired > 0).sum().to(dtype)
     found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
-
-    numbers = torch.stack([value.to(dtype) for value in found.values()]).tolist()
-    metrics = {name: number for name, number in zip(found, numbers, strict=True) if number != UNDEFINED}
+    metrics = numbers(found, device=subject.device)
     densities = (fired.to(dtype) / n_tokens).float().cpu()
     return Judgement(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
 
@@ -146,24 +137,3 @@ def _entered_block(residual: str) -> int:
     """k of the residual entering block k; n_layers for the last `hook_resid_post`."""
     hook = parse_hook(residual)
     return hook.layer + (hook.kind == "resid_post")
-
-
-def _put(value: Float[Tensor, "*tokens d_model"]) -> Callable[[Tensor], Tensor]:
-    """A splice that puts one vector a token, or one vector at every token, in place of the activation."""
-
-    def splice(activation: Tensor) -> Tensor:
-        value_here = value.to(activation.dtype)
-        return value_here.view_as(activation) if value.ndim > 1 else value_here.expand_as(activation)
-
-    return splice
-
-
-def _from_cross_entropies(found: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
-    """What the four cross-entropies of a subset say together."""
-    clean, spliced = found[f"ce_clean{suffix}"], found[f"ce_spliced{suffix}"]
-    derived = {f"ce_increase{suffix}": spliced - clean}
-    for ablation in ("zero", "mean"):
-        if (ablated := found.get(f"ce_{ablation}{suffix}")) is not None:
-            recovered = torch.where(ablated == clean, UNDEFINED, (ablated - spliced) / (ablated - clean))
-            derived[f"loss_recovered_{ablation}{suffix}"] = recovered
-    return derived

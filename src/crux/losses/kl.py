@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.losses.readout import logits, token_chunks
+from crux.losses.readout import hidden_gradient, logits, token_chunks
 
 
 def token_kl(log_p: Float[Tensor, "chunk d_vocab"], log_q: Float[Tensor, "chunk d_vocab"]) -> Float[Tensor, "chunk"]:
@@ -47,9 +47,7 @@ class _MeanKL(torch.autograd.Function):
             total += (token_kl(log_p, log_q) * share_part).sum()
             if gradient is not None:
                 slope = log_q.exp_().sub_(log_p.exp_()).mul_(share_part if weight is None else share_part[:, None])
-                if softcap is not None:
-                    slope *= 1 - (z / softcap).square_()
-                gradient[part] = (slope.to(W_U.dtype) @ W_U).to(gradient.dtype)
+                gradient[part] = hidden_gradient(slope, z, W_U, softcap=softcap).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return total
 

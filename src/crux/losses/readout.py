@@ -25,3 +25,16 @@ def logits(
     """float32 logits u = h W_Uᵀ + b_U, capped to s·tanh(u/s) where the network does so (Gemma 2)."""
     u = torch.nn.functional.linear(h.to(W_U.dtype), W_U, b_U).float()
     return u if softcap is None else softcap * torch.tanh(u / softcap)
+
+
+def hidden_gradient(
+    slope: Float[Tensor, "chunk d_vocab"],
+    z: Float[Tensor, "chunk d_vocab"],
+    W_U: Float[Tensor, "d_vocab d_model"],
+    *,
+    softcap: float | None,
+) -> Float[Tensor, "chunk d_model"]:
+    """∂loss/∂h from `slope`, which is ∂loss/∂z, overwritten; z are the logits, and ∂z/∂u = 1 − (z/s)²."""
+    if softcap is not None:
+        slope *= 1 - (z / softcap).square_()
+    return slope.to(W_U.dtype) @ W_U

@@ -1,5 +1,6 @@
 """Where each architecture keeps its parts: embedding, blocks with norms, attention and MLP, final norm, unembedding."""
 
+import copy
 from typing import NamedTuple
 
 from torch import nn
@@ -25,8 +26,8 @@ class Names(NamedTuple):
     reads1: tuple[str, ...]
     """Linear maps that read norm1's output; the weight processing folds the norm into them."""
     reads2: tuple[str, ...]
-    writes: tuple[str, ...]
-    """Linear maps that write into the residual stream."""
+    writes: tuple[str, str]
+    """Linear maps that write into the residual stream: the attention's output projection, and the MLP's."""
 
 
 _LLAMA = Names(
@@ -64,7 +65,9 @@ class Block(NamedTuple):
 
     norm1: nn.Module
     attn: nn.Module
-    """Called as `attn(hidden_states, **arguments)`; returns the output first."""
+    """Called as `attn(hidden_states, **arguments)`; returns the heads' outputs, side by side, first."""
+    out: nn.Module
+    """The attention's output projection."""
     post1: nn.Module | None
     norm2: nn.Module
     mlp: nn.Module
@@ -82,6 +85,15 @@ class Anatomy(NamedTuple):
     """Whether attention and MLP of a block read the same residual (GPT-NeoX's default)."""
     final_norm: nn.Module
     head: nn.Linear
+    d_z: int
+    """Width of the heads' outputs side by side, n_heads · d_head."""
+
+
+def _without_projection(block: nn.Module, names: Names) -> nn.Module:
+    """The block's attention up to its output projection: a shallow copy that shares all else with the model's own."""
+    attn = copy.copy(block.get_submodule(names.attn))
+    attn._modules = {**attn._modules, names.writes[0].rpartition(".")[2]: nn.Identity()}
+    return attn
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
@@ -90,7 +102,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     blocks = [
         Block(
             norm1=block.get_submodule(names.norm1),
-            attn=block.get_submodule(names.attn),
+            attn=_without_projection(block, names),
+            out=block.get_submodule(names.writes[0]),
             post1=block.get_submodule(names.post1) if names.post1 else None,
             norm2=block.get_submodule(names.norm2),
             mlp=block.get_submodule(names.mlp),
@@ -98,6 +111,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         )
         for block in base.get_submodule(names.blocks).children()
     ]
+    n_heads, d_head = model.config.num_attention_heads, getattr(model.config, "head_dim", None)
     embed, head = base.get_submodule(names.embed), model.get_output_embeddings()
     positions = base.get_submodule(names.positions) if names.positions else None
     assert isinstance(embed, nn.Embedding)
@@ -111,4 +125,5 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         parallel=bool(getattr(model.config, "use_parallel_residual", False)),
         final_norm=base.get_submodule(names.final_norm),
         head=head,
+        d_z=n_heads * (d_head or model.config.hidden_size // n_heads),
     )

@@ -1,10 +1,11 @@
 """The table of hook points, by TransformerLens's names. Standard library only: a typo fails before torch loads.
 
 Inside a block the hooks follow one another as
-`hook_resid_pre → hook_attn_out → hook_resid_mid → hook_mlp_out → hook_resid_post`; blocks whose attention and MLP
-read the same residual (parallel GPT-NeoX) have no `hook_resid_mid`. What is spliced in at `hook_resid_mid` stands in
-the residual stream, skip connection included, as in HookedTransformer; TransformerBridge 4.3 changes the MLP's input
-only.
+`hook_resid_pre → attn.hook_z → hook_attn_out → hook_resid_mid → hook_mlp_out → hook_resid_post`; blocks whose attention
+and MLP read the same residual (parallel GPT-NeoX) have no `hook_resid_mid`. `attn.hook_z`, the input of the attention's
+output projection, is taken with its heads side by side: n_heads · d_head wide, where TransformerLens gives heads a
+dimension of their own. What is spliced in at `hook_resid_mid` stands in the residual stream, skip connection included,
+as in HookedTransformer; TransformerBridge 4.3 changes the MLP's input only.
 """
 
 import re
@@ -12,8 +13,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
 
-KINDS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-_NAME = re.compile(r"blocks\.(\d+)\.hook_(" + "|".join(KINDS) + r")")
+KINDS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+_SPELT = {kind: "attn.hook_z" if kind == "z" else f"hook_{kind}" for kind in KINDS}
+_NAME = re.compile(r"blocks\.(\d+)\.(" + "|".join(map(re.escape, _SPELT.values())) + ")")
 
 
 class Hook(NamedTuple):
@@ -27,7 +29,7 @@ class Hook(NamedTuple):
     @property
     def name(self) -> str:
         """TransformerLens's name, such as `blocks.6.hook_resid_pre`."""
-        return f"blocks.{self.layer}.hook_{self.kind}"
+        return f"blocks.{self.layer}.{_SPELT[self.kind]}"
 
     @property
     def order(self) -> tuple[int, int]:
@@ -45,10 +47,10 @@ def parse_hook(name: str) -> Hook:
     """Layer and kind of a hook point's name; ValueError where the name is not one of the table's form."""
     if (found := _NAME.fullmatch(name)) is None:
         raise ValueError(
-            f"hook_point={name}: no such hook point; allowed are blocks.<layer>.hook_<kind>, <kind> one of "
-            f"{', '.join(KINDS)}"
+            f"hook_point={name}: no such hook point; allowed are blocks.<layer>.<hook>, <hook> one of "
+            f"{', '.join(_SPELT.values())}"
         )
-    return Hook(int(found[1]), found[2])
+    return Hook(int(found[1]), found[2].rpartition("hook_")[2])
 
 
 def check_layer(layer: int, *, n_layers: int) -> None:

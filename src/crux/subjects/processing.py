@@ -4,9 +4,9 @@ For LayerNorm y = (x − mean) / √(var + ε) · w + b, followed by a linear ma
     W ← diag(w) W, d ← d + b W, then each column of W loses its mean (the normalised x has none); w = 1, b = 0.
 Maps that write into the residual stream, embeddings included, lose their mean over d_model: every norm that reads the
 stream subtracts it anyway. The unembedding loses its mean over the vocabulary: the softmax does not see it. RMSNorm
-does see the residual's mean, so there only the norm's weight is folded, and the unembedding centred. The function
-stays the same, up to one constant added to all logits of a token; the residuals change. The value biases stay where
-they are (TransformerLens moves them into the output bias, which no hook point here can tell).
+does see the residual's mean, so there only the norm's weight is folded, and the unembedding centred. As each head's
+attention sums to one, the bias of its values goes through unchanged: it is moved into the output projection's. The
+function stays the same, up to one constant added to all logits of a token; the residuals change, and `attn.hook_z`.
 
 `TransformerBridge.enable_compatibility_mode` does this too, but leaves the fused attention weights of the module that
 it wraps unprocessed; hence our own, compared with the bridge in the tests.
@@ -14,7 +14,7 @@ it wraps unprocessed; hence our own, compared with the bridge in the tests.
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from crux.subjects.anatomy import anatomy
@@ -45,6 +45,22 @@ def _fold(norm: nn.Module, readers: list[nn.Module]) -> None:
         shift.zero_()
 
 
+def _move_value_bias(bias: Tensor, out: nn.Module, *, config: PreTrainedConfig) -> None:
+    """From the linear map that gives the values (GPT-2's and GPT-NeoX's give queries and keys too) to the projection."""
+    n_heads = config.num_attention_heads
+    match config.model_type:
+        case "gpt2":
+            values = bias.view(3, n_heads, -1)[2]
+        case "gpt_neox":
+            values = bias.view(n_heads, 3, -1)[:, 2]
+        case _:
+            values = bias.view(config.num_key_value_heads, -1)
+    assert isinstance(out.bias, Tensor)
+    each_head = values.repeat_interleave(n_heads // len(values), 0).flatten()
+    out.bias.add_(each_head.double() @ _matrix(out).double())
+    values.zero_()
+
+
 def _centre(weight: Tensor) -> None:
     weight.sub_(weight.double().mean(-1, keepdim=True))
 
@@ -71,6 +87,8 @@ def process_weights(model: PreTrainedModel) -> None:
     for block, part in zip(model.base_model.get_submodule(names.blocks).children(), parts.blocks, strict=True):
         _fold(part.norm1, [block.get_submodule(name) for name in names.reads1])
         _fold(part.norm2, [block.get_submodule(name) for name in names.reads2])
+        if isinstance(bias := block.get_submodule(names.reads1[-1]).bias, Tensor):
+            _move_value_bias(bias, part.out, config=model.config)
         if isinstance(part.norm1, nn.LayerNorm):
             for name in names.writes:
                 writer = block.get_submodule(name)

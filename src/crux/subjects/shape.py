@@ -30,6 +30,12 @@ class Shape(NamedTuple):
     """`model_type` of config.json, a key of `CAUSAL_LMS`."""
     resid_mid: bool
     """Whether there is a residual between attention and MLP (not in parallel GPT-NeoX blocks)."""
+    d_z: int
+    """Width of the heads' outputs side by side, n_heads · d_head; not always d_model (Gemma)."""
+
+    def hook_width(self, kind: str) -> int:
+        """Dimensions of the activations at a hook point of that kind."""
+        return self.d_z if kind == "z" else self.d_model
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -70,11 +76,14 @@ def read_shape(folder: str | Path) -> Shape:
                 return value
         raise ValueError(f"{folder / 'config.json'}: {keys[0]} is missing or is not a positive whole number")
 
+    d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+    d_head = 256 if kind.startswith("gemma") else d_model // n_heads  # unless stated, for Gemma as in Hugging Face
     return Shape(
         n_layers=size("num_hidden_layers", "n_layer"),
-        d_model=size("hidden_size", "n_embd"),
+        d_model=d_model,
         d_vocab=size("vocab_size"),
         n_ctx=size("max_position_embeddings", "n_positions"),
         architecture=kind,
         resid_mid=not (kind == "gpt_neox" and bool(config.get("use_parallel_residual", True))),
+        d_z=n_heads * (d_head if config.get("head_dim") is None else size("head_dim")),
     )

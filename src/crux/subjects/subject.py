@@ -45,8 +45,8 @@ class Replay(NamedTuple):
 class Clean(NamedTuple):
     """Result of a clean pass; no gradient flows in it."""
 
-    activations: dict[str, Float[Tensor, "batch pos d_model"]]
-    """The captured hooks, by name."""
+    activations: dict[str, Float[Tensor, "batch pos _"]]
+    """The captured hooks, by name; d_model wide, at `attn.hook_z` n_heads · d_head."""
     final: Float[Tensor, "batch pos d_model"] | None
     """Residual stream after the final norm; None where the pass stopped early."""
     replay: Replay
@@ -56,7 +56,7 @@ class Clean(NamedTuple):
 class Spliced(NamedTuple):
     """Result of a spliced pass."""
 
-    activations: dict[str, Float[Tensor, "batch pos d_model"]]
+    activations: dict[str, Float[Tensor, "batch pos _"]]
     """The captured hooks, by name, at a spliced hook as its function returned it."""
     final: Float[Tensor, "batch pos d_model"]
     """Residual stream after the final norm."""
@@ -76,6 +76,7 @@ class Subject:
         self.parts = anatomy(model)
         self.n_layers = len(self.parts.blocks)
         self.d_vocab, self.d_model = self.parts.head.weight.shape
+        self.d_z = self.parts.d_z
         self.n_ctx: int = model.config.max_position_embeddings
         self._arguments: dict[int, list[dict[str, object]]] = {}
 
@@ -105,6 +106,19 @@ class Subject:
         """The hook point of that name; ValueError with the nearest names where this network does not have it."""
         return check_hook(name, n_layers=self.n_layers, resid_mid=not self.parts.parallel)
 
+    def hook_width(self, kind: str) -> int:
+        """Dimensions of the activations at a hook point of that kind, one of `hooks.KINDS`."""
+        return self.parts.d_z if kind == "z" else self.d_model
+
+    def in_residual(self, hook: str, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d_model"]:
+        """What directions at a hook point add to the residual stream: at `hook_z` through the attention's output projection."""
+        place = self.check(hook)
+        if place.kind != "z":
+            return directions
+        out = self.parts.blocks[place.layer].out
+        directions = directions.to(self.dtype)
+        return out(directions) - out(torch.zeros_like(directions))
+
     @torch.no_grad()
     def clean(self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], final: bool = True) -> Clean:
         """Runs the network untouched and keeps the activations at the hooks in `capture`.
@@ -112,24 +126,59 @@ class Subject:
         With `final=False` the run stops as soon as the last captured hook is there: only the prefix is executed. Raises
         ValueError for a hook point that does not exist and for sequences longer than the context.
         """
-        for name in capture:
-            self.check(name)
         if not final and not capture:
             raise ValueError("clean(final=False): nothing to do, capture is empty")
+        return self._run(tokens, capture=capture, of=(), final=final)[0]
+
+    def clean_with_gradients(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        of: Collection[str],
+        loss: Callable[[Tensor], Tensor],
+        capture: Collection[str] = (),
+    ) -> tuple[Clean, dict[str, Tensor]]:
+        """A clean pass, and the gradient of `loss(final hidden state)` at the hooks in `of`: ∂loss/∂activation.
+
+        One backward pass towards activations alone, from `loss` to the first of the hooks, whose prefix builds no graph;
+        the gradients are constants of the activations' shapes. The clean pass keeps the hooks in `capture` and in `of`,
+        and is `clean`'s own, gradient-free too. Works under `no_grad` and `inference_mode` as well. Raises ValueError
+        as `clean` does, and for an empty `of`.
+        """
+        if not of:
+            raise ValueError("clean_with_gradients: no hook point given to take the gradient at")
+        with torch.inference_mode(False), torch.enable_grad():
+            clean, watched = self._run(tokens, capture={*capture, *of}, of=of, final=True)
+            assert clean.final is not None
+            gradients = torch.autograd.grad(loss(clean.final), list(watched.values()))
+        return clean._replace(final=clean.final.detach()), dict(zip(watched, gradients, strict=True))
+
+    def _run(
+        self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], of: Collection[str], final: bool
+    ) -> tuple[Clean, dict[str, Tensor]]:
+        """The clean pass, and the activations at the hooks in `of`, from the first of which on there is a graph."""
+        for name in capture:
+            self.check(name)
         stop = self._last if final else in_order(capture)[-1]
         arguments = self._attention_arguments(tokens.shape[1])
         kept: dict[str, Tensor] = {}
         carried: dict[str, tuple[Tensor, ...]] = {}
+        watched: dict[str, Tensor] = {}
         steps = walk(self.parts, arguments, start=Hook(0, "resid_pre"), value=self._embed(tokens), carried=())
         step = next(steps)
         while True:
-            if step.name in capture:
-                kept[step.name], carried[step.name] = step.value, step.carried
-            if step.name == stop:
+            name, value = step.name, step.value
+            if name in of:
+                # the network is frozen: what does not come from an earlier hook of `of` has no graph yet
+                watched[name] = value if value.requires_grad else value.detach().requires_grad_()
+                value = watched[name].view_as(value)  # torch's FLOP counter breaks where a module reads a leaf
+            if name in capture:
+                kept[name], carried[name] = value.detach(), tuple(x.detach() for x in step.carried)
+            if name == stop:
                 break
-            step = steps.send(step.value)
-        hidden = self.parts.final_norm(step.value) if final else None
-        return Clean(kept, hidden, Replay(arguments, carried))
+            step = steps.send(value)
+        hidden = self.parts.final_norm(value) if final else None
+        return Clean(kept, hidden, Replay(arguments, carried)), watched
 
     def spliced(
         self,

@@ -15,7 +15,7 @@ class Step(NamedTuple):
     name: str
     """TransformerLens's name."""
     value: Tensor
-    """The activation, batch × pos × d_model."""
+    """The activation, batch × pos × its width."""
     carried: tuple[Tensor, ...]
     """What the block still needs behind the hook besides the activation: the residuals it will be added to."""
 
@@ -35,7 +35,7 @@ def walk(
     """
     block = _parallel_block if parts.parallel else _sequential_block
     for layer in range(start.layer, len(parts.blocks)):
-        at = f"blocks.{layer}.hook_"
+        at = f"blocks.{layer}."
         value = yield from block(parts.blocks[layer], at, arguments[layer], start.kind, value, carried)
         start, carried = Hook(layer + 1, "resid_pre"), ()
 
@@ -46,20 +46,23 @@ def _sequential_block(
     """One block, from the hook kind `start` on: attention adds to the residual, then the MLP adds to the sum."""
     resid = carried[0] if carried else value
     if start == "resid_pre":
-        resid = yield Step(at + "resid_pre", value, ())
+        resid = yield Step(at + "hook_resid_pre", value, ())
         value = part.attn(part.norm1(resid), **arguments)[0]
+    if start in ("resid_pre", "z"):
+        z = yield Step(at + "attn.hook_z", value, (resid,))
+        value = part.out(z)
         value = value if part.post1 is None else part.post1(value)
-    if start in ("resid_pre", "attn_out"):
-        attn_out = yield Step(at + "attn_out", value, (resid,))
+    if start in ("resid_pre", "z", "attn_out"):
+        attn_out = yield Step(at + "hook_attn_out", value, (resid,))
         value = attn_out + resid
-    if start in ("resid_pre", "attn_out", "resid_mid"):
-        resid = yield Step(at + "resid_mid", value, ())
+    if start not in ("mlp_out", "resid_post"):
+        resid = yield Step(at + "hook_resid_mid", value, ())
         value = part.mlp(part.norm2(resid))
         value = value if part.post2 is None else part.post2(value)
     if start != "resid_post":
-        mlp_out = yield Step(at + "mlp_out", value, (resid,))
+        mlp_out = yield Step(at + "hook_mlp_out", value, (resid,))
         value = resid + mlp_out
-    return (yield Step(at + "resid_post", value, ()))
+    return (yield Step(at + "hook_resid_post", value, ()))
 
 
 def _parallel_block(
@@ -68,12 +71,15 @@ def _parallel_block(
     """One block whose attention and MLP both read the residual that enters it."""
     resid, *others = carried or (value,)
     if start == "resid_pre":
-        resid = yield Step(at + "resid_pre", value, ())
+        resid = yield Step(at + "hook_resid_pre", value, ())
         value = part.attn(part.norm1(resid), **arguments)[0]
-    if start in ("resid_pre", "attn_out"):
-        attn_out = yield Step(at + "attn_out", value, (resid,))
+    if start in ("resid_pre", "z"):
+        z = yield Step(at + "attn.hook_z", value, (resid,))
+        value = part.out(z)
+    if start in ("resid_pre", "z", "attn_out"):
+        attn_out = yield Step(at + "hook_attn_out", value, (resid,))
         value, others = part.mlp(part.norm2(resid)), [attn_out]
     if start != "resid_post":
-        mlp_out = yield Step(at + "mlp_out", value, (resid, *others))
+        mlp_out = yield Step(at + "hook_mlp_out", value, (resid, *others))
         value = mlp_out + others[0] + resid
-    return (yield Step(at + "resid_post", value, ()))
+    return (yield Step(at + "hook_resid_post", value, ()))

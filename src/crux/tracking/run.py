@@ -1,6 +1,7 @@
 """A job's place in MLflow, from its start to its true end."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
 
 
 def run_name(config: Config) -> str:
-    """For people: `e2e_ds L6 λ=1.5`."""
-    place = f"L{config.layer}" if config.hook_point == f"blocks.{config.layer}.hook_resid_pre" else config.hook_point
-    return f"{config.loss.name} {place} λ={config.sparsity:g}"
+    """For people: `e2e_ds L6 λ=1.5`, `gradient_topk e2e L6 k=32`, `jumprelu local L2,4 L0=30`."""
+    words = [] if config.sae.name == "relu" else [config.sae.name]
+    hooks = config.hook_points if config.hook_points is not None else [config.hook_point]
+    layers = [re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", hook) for hook in hooks]
+    place = "L" + ",".join(layer[1] for layer in layers if layer) if all(layers) else ",".join(hooks)
+    place += f"→{config.sae.output_hook}" if config.sae.output_hook is not None else ""
+    match config.sae.k, config.target_l0:
+        case None, None:
+            sparsity = f"λ={config.sparsity:g}"
+        case None, target:
+            sparsity = f"L0={target:g}"
+        case k, _:
+            sparsity = f"k={k}"
+    return " ".join([*words, config.loss.name, place, sparsity])
 
 
 def git_sha() -> str | None:
@@ -82,8 +94,10 @@ def swept(config: Config) -> dict[str, object]:
     return {
         "loss": config.loss.name,
         "layer": config.layer,
-        "hook_point": config.hook_point,
+        "hook_point": ",".join(config.hook_points or [config.hook_point]),
         "sparsity": config.sparsity,
+        "target_l0": config.target_l0,
+        "k": config.sae.k,
         "seed": config.seed,
         "sae": config.sae.name,
         "model": config.model.path or config.model.name,
@@ -94,6 +108,8 @@ def swept(config: Config) -> dict[str, object]:
         "kl": config.loss.kl,
         "downstream": config.loss.downstream,
         "reconstruction": config.loss.reconstruction,
+        "fisher": config.loss.fisher,
+        "finetune_share": config.loss.finetune_share,
     }
 
 

@@ -137,6 +137,16 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
     raise ValueError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
 
 
+def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """What a sweep's earlier start left of this very job in its folder, finished or not; None where it is another job's."""
+    folder = RunFolder(path)
+    try:
+        same = (path / "config.yaml").exists() and not differing(folder.config(), config)
+    except ValueError:
+        return None
+    return folder if same and (folder.done or folder.checkpoint.exists()) else None
+
+
 def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
     """The run in `path`, to be gone on with.
 

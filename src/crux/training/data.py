@@ -1,7 +1,7 @@
 """What an SAE is fed: token batches, or activations shuffled across sequences; both go on where a checkpoint left off."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -11,15 +11,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from crux.subjects.subject import Subject
+from crux.training.gradients import LabelGradients
 
 
-class ShuffledActivations(Sequence[Tensor]):
-    """Activations at one hook point, shuffled across the sequences of `group` token batches.
+class Activations(NamedTuple):
+    """Rows of activations, the same token in the same row of each."""
+
+    values: dict[str, Float[Tensor, "tokens _d"]]
+    """By hook point."""
+    gradients: dict[str, Float[Tensor, "tokens _d"]]
+    """A label's gradient at them, by hook point; empty where no SAE looks at one."""
+
+    def rows(self, index: Any) -> "Activations":
+        """Some of the rows."""
+        return Activations(
+            {h: v[index] for h, v in self.values.items()}, {h: g[index] for h, g in self.gradients.items()}
+        )
+
+
+class ShuffledActivations(Sequence[Activations]):
+    """Activations at some hook points, shuffled across the sequences of `group` token batches.
 
     Batch i is a pure function of (seed, i): group i // `group` is computed anew and permuted by (seed, group), so nothing
-    has to be saved for a resumed run. The suffix of the subject never runs.
+    has to be saved for a resumed run. The suffix of the subject runs only where gradients are wanted.
 
     Args:
+        gradients: None: none are wanted.
         group: token batches whose activations are shuffled together.
         skip_positions: positions in the sequence that are left out; the batches are that much smaller.
     """
@@ -29,50 +46,83 @@ class ShuffledActivations(Sequence[Tensor]):
         tokens: Sequence[Tensor],
         *,
         subject: Subject,
-        hook: str,
+        hooks: Collection[str],
+        gradients: LabelGradients | None,
         group: int,
         seed: int,
         skip_positions: Sequence[int],
     ) -> None:
-        self.tokens, self.subject, self.hook, self.group, self.seed = tokens, subject, hook, group, seed
-        self.skip_positions = frozenset(skip_positions)
+        self.tokens, self.subject, self.hooks, self.gradients = tokens, subject, tuple(hooks), gradients
+        self.group, self.seed, self.skip_positions = group, seed, frozenset(skip_positions)
         self._index = -1
-        self._buffer = torch.empty(0)
+        self._buffer = Activations({}, {})
+        self._rows = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, i: int) -> Float[Tensor, "tokens d"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, i: int) -> Activations:  # pyright: ignore[reportIncompatibleMethodOverride]
         if i // self.group != self._index:
             self._fill(i // self.group)
-        rows = len(self._buffer) // self._batches(self._index)
+        rows = self._rows // self._batches(self._index)
         place = i % self.group
-        return self._buffer[place * rows : (place + 1) * rows]
+        return self._buffer.rows(slice(place * rows, (place + 1) * rows))
 
     def _batches(self, index: int) -> int:
         return min(self.group, len(self.tokens) - index * self.group)
 
     def _fill(self, index: int) -> None:
-        parts: list[Tensor] = []
-        for i in range(index * self.group, index * self.group + self._batches(index)):
-            batch = self.tokens[i].to(self.subject.device, non_blocking=True)
-            clean = self.subject.clean(batch, capture=(self.hook,), final=False)
-            kept = [p for p in range(batch.shape[1]) if p not in self.skip_positions]
-            activations = clean.activations[self.hook]
-            parts.append((activations[:, kept] if self.skip_positions else activations).flatten(0, 1))
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0]))
-        activations = torch.cat(parts)
-        order = torch.randperm(len(activations), generator=generator).to(activations.device)
-        self._index, self._buffer = index, activations[order]
+        self._buffer = Activations({}, {})  # let go of the old rows before the new ones are made
+        seeds = np.random.SeedSequence([self.seed, index]).generate_state(2)
+        generator = torch.Generator(self.subject.device).manual_seed(int(seeds[1]))
+        parts = [
+            self._activations(self.tokens[i], generator)
+            for i in range(index * self.group, index * self.group + self._batches(index))
+        ]
+        joined = Activations(
+            {h: torch.cat([part.values[h] for part in parts]) for h in parts[0].values},
+            {h: torch.cat([part.gradients[h] for part in parts]) for h in parts[0].gradients},
+        )
+        self._rows = len(joined.values[self.hooks[0]])
+        order = torch.randperm(self._rows, generator=torch.Generator().manual_seed(int(seeds[0])))
+        self._index, self._buffer = index, joined.rows(order.to(self.subject.device))
+
+    def _activations(self, tokens: Tensor, generator: torch.Generator) -> Activations:
+        tokens = tokens.to(self.subject.device, non_blocking=True)
+        if self.gradients is None:
+            clean, gradients = self.subject.clean(tokens, capture=self.hooks, final=False), {}
+        else:
+            clean, gradients = self.gradients.clean(tokens, capture=self.hooks, generator=generator)
+        kept = [p for p in range(tokens.shape[1]) if p not in self.skip_positions]
+
+        def flat(activation: Tensor) -> Tensor:
+            return (activation[:, kept] if self.skip_positions else activation).flatten(0, 1)
+
+        return Activations(
+            {h: flat(clean.activations[h]) for h in self.hooks}, {h: flat(g) for h, g in gradients.items()}
+        )
 
 
-class _From(IterableDataset[Tensor]):
+class Joined(Sequence[Any]):
+    """The batches of `first`, then those of `second` from where `first` ends."""
+
+    def __init__(self, first: Sequence[Any], second: Sequence[Any]) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.second)
+
+    def __getitem__(self, i: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.first[i] if i < len(self.first) else self.second[i]
+
+
+class _From(IterableDataset[Any]):
     """The batches from one on."""
 
-    def __init__(self, batches: Sequence[Tensor], start: int) -> None:
+    def __init__(self, batches: Sequence[Any], start: int) -> None:
         self.batches, self.start = batches, start
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         return (self.batches[i] for i in range(self.start, len(self.batches)))
 
 
@@ -82,11 +132,11 @@ class Feed(L.LightningDataModule):
     Lightning itself would replay an epoch's first batches after a resume.
     """
 
-    def __init__(self, batches: Sequence[Tensor], *, accumulate: int) -> None:
+    def __init__(self, batches: Sequence[Any], *, accumulate: int) -> None:
         super().__init__()
         self.batches, self.accumulate, self.start = batches, accumulate, 0
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(_From(self.batches, self.start), batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:

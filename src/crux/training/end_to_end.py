@@ -1,96 +1,104 @@
 """SAE_e2e and SAE_e2e+ds: trained against what the network computes behind it (Braun et al. 2405.12241, §2.2 and 2.3)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.evaluation.splicing import Passed, splice_sites
 from crux.losses.kl import mean_kl
-from crux.losses.mse import downstream_mse, mse
-from crux.saes.sae import SAE
-from crux.subjects.subject import Clean, Subject
-from crux.training.sae_module import Recipe, SAEModule
+from crux.losses.mse import downstream_mse
+from crux.saes.site import Site
+from crux.subjects.subject import Clean
+from crux.training.sae_module import Common
+from crux.training.token_module import TokenModule, TokenPasses
+
+Weight = Float[Tensor, "tokens"] | None
 
 
 class Coefficients(NamedTuple):
     reconstruction: float
-    """Of the MSE at the hook point itself, of normalised activations where they are; 0 in the paper."""
+    """Of the MSE at the hook points themselves, of normalised activations where they are; 0 in the paper."""
     kl: float
     downstream: float
     """In all: each later position has it divided by their number."""
 
 
-class EndToEndSAE(SAEModule):
+class Step(NamedTuple):
+    """One clean and one spliced pass."""
+
+    passed: list[Passed]
+    """What went through each SAE."""
+    targets: list[Float[Tensor, "tokens d"]]
+    """The clean activations that each reconstructs."""
+    weights: list[Weight]
+    terms: dict[str, list[Tensor]]
+    """`kl` and, with later positions, `downstream`; `mse` by SAE where asked for."""
+
+
+class EndToEndSAE(TokenModule):
     """kl · KL(clean ‖ spliced) + downstream · mean MSE at later positions + λ · penalty, on token batches.
 
-    One clean pass, one spliced pass of the suffix, one backward pass through it.
+    One clean pass, one spliced pass of the suffix with every SAE in place, one backward pass through it.
 
     Args:
         downstream_hooks: the later positions; none where the coefficient is 0.
-        skip_positions: positions in the sequence that no term counts.
     """
 
     def __init__(
         self,
-        sae: SAE,
+        sites: Sequence[Site],
         *,
-        subject: Subject,
-        hook: str,
+        passes: TokenPasses,
         downstream_hooks: Sequence[str],
         coefficients: Coefficients,
-        recipe: Recipe,
-        sparsity: float,
-        skip_positions: Sequence[int],
-        max_norm: float | None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(sae, recipe=recipe, sparsity=sparsity, max_norm=max_norm)
-        self.subject = subject  # no nn.Module: it stays out of the checkpoint
-        self.hook, self.downstream_hooks, self.coefficients = hook, tuple(downstream_hooks), coefficients
-        self.skip_positions = list(skip_positions)
+        super().__init__(sites, passes=passes, **common)
+        self.downstream_hooks, self.coefficients = tuple(downstream_hooks), coefficients
 
     def training_step(self, batch: Int[Tensor, "batch pos"], batch_idx: int) -> Float[Tensor, ""]:
-        clean = self.subject.clean(batch, capture=(self.hook, *self.downstream_hooks))
-        x = clean.activations[self.hook].flatten(0, 1).to(self.sae.W_enc.dtype)
-        weight = self.tokens_in_loss(x, self._kept(batch))
-        codes = self.sae.encode(x)
-        reconstruction = self.sae.decode(codes)
-        terms = self._terms(clean, x, reconstruction, weight)
-        penalty = self.sae.penalty(codes, weight=weight)
-        loss = self._total(terms) + self.sparsity * penalty + self.sae.auxiliary(x, codes)
-        return self.told(loss, codes, {**terms, "sparsity": penalty})
+        step = self.step(batch, errors=self.coefficients.reconstruction > 0)
+        share = self.coefficients._asdict() | {"mse": self.coefficients.reconstruction}
+        loss = torch.stack([share[name] * torch.stack(values).sum() for name, values in step.terms.items()]).sum()
+        return self.finished(loss, step)
 
-    def _terms(self, clean: Clean, x: Tensor, reconstruction: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
-        def splice(activation: Tensor) -> Tensor:
-            return reconstruction.view_as(activation).to(activation.dtype)
-
-        spliced = self.subject.spliced(clean, {self.hook: splice}, capture=self.downstream_hooks)
+    def step(self, batch: Int[Tensor, "batch pos"], *, errors: bool) -> Step:
+        """Both passes and their terms; `errors`: the MSE at the hook points too."""
+        clean, sides = self.clean(batch, later=self.downstream_hooks)
+        splice, passed = splice_sites(self.sites, sides=sides)
+        spliced = self.passes.subject.spliced(clean, splice, capture=self.downstream_hooks)
         assert clean.final is not None
-        W_U, b_U, softcap = self.subject.unembed
-        terms: dict[str, Tensor] = {}
-        terms["kl"] = mean_kl(
-            spliced.final.flatten(0, 1), clean.final.flatten(0, 1), W_U, b_U=b_U, softcap=softcap, weight=weight
-        )
+
+        weights = self._weights(clean, batch)
+        everywhere = None if weights[0] is None else torch.stack([w for w in weights if w is not None]).prod(0)
+        W_U, b_U, softcap = self.passes.subject.unembed
+        final, truth = spliced.final.flatten(0, 1), clean.final.flatten(0, 1)
+        terms = {"kl": [mean_kl(final, truth, W_U, b_U=b_U, softcap=softcap, weight=everywhere)]}
         if self.downstream_hooks:
-            by_position = None if weight is None else weight.view(clean.final.shape[:2])
-            terms["downstream"] = downstream_mse(spliced.activations, clean.activations, weight=by_position)
-        if self.coefficients.reconstruction:
-            terms["mse"] = mse(reconstruction, x, weight=weight) * self.sae.input_scale**2
-        return terms
+            by_position = None if everywhere is None else everywhere.view(batch.shape)
+            terms["downstream"] = [downstream_mse(spliced.activations, clean.activations, weight=by_position)]
 
-    def _total(self, terms: dict[str, Tensor]) -> Tensor:
-        share = {
-            "kl": self.coefficients.kl,
-            "downstream": self.coefficients.downstream,
-            "mse": self.coefficients.reconstruction,
-        }
-        return torch.stack([share[name] * value for name, value in terms.items()]).sum()
+        targets = [clean.activations[s.write].flatten(0, 1).to(s.sae.W_enc.dtype) for s in self.sites]
+        if errors:
+            terms["mse"] = [
+                self.error(site.sae, p.reconstruction, target, weight)
+                for site, p, target, weight in zip(self.sites, passed, targets, weights, strict=True)
+            ]
+        return Step(passed, targets, weights, terms)
 
-    def _kept(self, tokens: Int[Tensor, "batch pos"]) -> Tensor | None:
-        if not self.skip_positions:
-            return None
-        kept = torch.ones_like(tokens, dtype=torch.bool)
-        for position in self.skip_positions:  # an index list would have to be copied to the device, which waits for it
-            kept[:, position] = False
-        return kept.flatten()
+    def finished(self, loss: Tensor, step: Step) -> Float[Tensor, ""]:
+        """The loss with each SAE's own terms, told."""
+        rows = zip(step.passed, step.targets, step.weights, strict=True)
+        own = [
+            self.own_terms(i, p.codes, p.reconstruction, target, weight, step.terms)
+            for i, (p, target, weight) in enumerate(rows)
+        ]
+        return self.told(loss + torch.stack(own).sum(), [p.codes for p in step.passed], step.terms)
+
+    def _weights(self, clean: Clean, tokens: Tensor) -> list[Weight]:
+        """By SAE: the clean activation decides what is left out."""
+        kept = self.kept(tokens)
+        return [self.tokens_in_loss(clean.activations[site.read].flatten(0, 1), kept) for site in self.sites]

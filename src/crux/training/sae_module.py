@@ -1,7 +1,7 @@
-"""What training any SAE shares: optimiser, schedule, clipping, counters, logging, and the watch for non-finite numbers."""
+"""What training any SAE shares: optimiser, schedule, sparsity, clipping, counters, logging, the watch for non-finite numbers."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import lightning as L
 import torch
@@ -9,8 +9,14 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from crux.losses.auxk import auxk
+from crux.losses.mse import mse
 from crux.saes.sae import SAE, Codes
+from crux.saes.site import Site
+from crux.training.data import Activations
 from crux.training.schedule import warmup_cosine
+from crux.training.sparsity import Sparsity
+from crux.training.tally import Tally
 
 
 class NonFiniteLossError(ValueError):
@@ -33,6 +39,26 @@ class Recipe(NamedTuple):
     log_every: int
 
 
+class AuxK(NamedTuple):
+    """The loss that brings dead latents back (Gao et al. 2406.04093, appendix A.2)."""
+
+    coefficient: float
+    k: int | None
+    """Dead latents a token; None: half of the dimensions, as in the paper."""
+    dead_after: int
+    """Training tokens without firing."""
+
+
+class Common(TypedDict):
+    """What every module is made with, whatever its loss."""
+
+    recipe: Recipe
+    sparsity: Sparsity
+    auxk: AuxK | None
+    max_norm: float | None
+    seed: int
+
+
 class _Rows(L.Callback):
     """Logs a row every `log_every` steps. A callback, because Lightning writes checkpoints before a module's own hook:
 
@@ -51,35 +77,46 @@ class _Rows(L.Callback):
 
 
 class SAEModule(L.LightningModule):
-    """Trains one SAE; a subclass says what a batch is and what the loss.
+    """Trains the SAEs of one or several hook points; a subclass says what a batch is and what the loss.
 
     Nothing in a step waits for the device: terms are summed on it and read every `log_every` steps.
 
     Args:
-        sparsity: λ, the coefficient of the SAE's penalty.
-        skip_positions, max_norm: tokens that the loss leaves out, by position in the sequence or by ‖x‖.
+        sites: the SAEs and where they stand, in the network's order.
+        sparsity: λ, the coefficient of each SAE's penalty.
+        auxk: None: no such loss.
+        max_norm: tokens with a longer activation are left out of the loss; activation units.
+        seed: of what the training draws (labels); batches have their own.
     """
 
-    last_fired: Tensor
-    tokens_seen: Tensor
     first_bad_step: Tensor
     grad_norm: Tensor
 
-    def __init__(self, sae: SAE, *, recipe: Recipe, sparsity: float, max_norm: float | None) -> None:
+    def __init__(self, sites: Sequence[Site], **common: Unpack[Common]) -> None:
         super().__init__()
-        self.sae, self.recipe, self.sparsity, self.max_norm = sae, recipe, sparsity, max_norm
-        self.register_buffer("last_fired", torch.full((sae.n_latents,), -1, dtype=torch.long))
-        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
+        self.sites, self.recipe, self.sparsity = tuple(sites), common["recipe"], common["sparsity"]
+        self.auxk, self.max_norm = common["auxk"], common["max_norm"]
+        self.saes = nn.ModuleList(site.sae for site in sites)
+        self.tallies = nn.ModuleList(Tally(site.sae.n_latents) for site in sites)
         self.register_buffer("first_bad_step", torch.full((), -1, dtype=torch.long))
         self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
+        self._seed, self._generator = common["seed"], None
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
+        self._l0: list[Tensor] = []
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of drawn labels, on the device; its state is in the checkpoint."""
+        if self._generator is None:
+            self._generator = torch.Generator(self.device).manual_seed(self._seed)
+        return self._generator
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
         optimizer = make(
-            self.sae.parameters(),
+            self.saes.parameters(),
             lr=recipe.lr,
             betas=recipe.betas,
             eps=recipe.eps,
@@ -98,8 +135,15 @@ class SAEModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        self.grad_norm = nn.utils.clip_grad_norm_(self.sae.parameters(), self.recipe.clip)
+        """Once an optimiser step, whose micro-batches λ sees as one."""
+        self.grad_norm = nn.utils.clip_grad_norm_(self.saes.parameters(), self.recipe.clip)
         self._watch(self.grad_norm)
+        self.sparsity.observe(torch.stack(self._l0).mean(0), step=self.global_step)
+        self._l0 = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        for site in self.sites:
+            site.sae.advance(self.global_step / self.recipe.max_steps)
 
     def tokens_in_loss(
         self, x: Float[Tensor, "tokens d"], kept: Bool[Tensor, "tokens"] | None
@@ -110,17 +154,85 @@ class SAEModule(L.LightningModule):
             kept = short if kept is None else kept & short
         return None if kept is None else kept.float()
 
-    def told(self, loss: Tensor, codes: Codes, terms: Mapping[str, Tensor]) -> Tensor:
-        """Counts what the step showed, on the device; hands the loss on."""
-        with torch.no_grad():
-            fires = codes.c != 0
-            self.tokens_seen += len(fires)
-            self.last_fired = torch.where(fires.any(0), self.tokens_seen, self.last_fired)
-            self._watch(loss)
-            for name, value in {"loss": loss, **terms, "l0": fires.sum() / len(fires)}.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-            self._micro_batches += 1
+    def local_loss(self, batch: Activations, *, reconstruction: float) -> Float[Tensor, ""]:
+        """reconstruction · MSE(x̂, x) + each SAE's own terms, on activations of any order."""
+        losses: list[Tensor] = []
+        passed: list[Codes] = []
+        terms: dict[str, list[Tensor]] = {}
+        for i, site in enumerate(self.sites):
+            x = batch.values[site.read].to(site.sae.W_enc.dtype)
+            target = batch.values[site.write].to(x.dtype)
+            weight = self.tokens_in_loss(x, None)
+            codes = site.sae.encode(x, batch.gradients.get(site.write))
+            x_hat = site.sae.decode(codes)
+            error = self.error(site.sae, x_hat, target, weight)
+            losses.append(reconstruction * error + self.own_terms(i, codes, x_hat, target, weight, terms))
+            terms.setdefault("mse", []).append(error)
+            passed.append(codes)
+        return self.told(torch.stack(losses).sum(), passed, terms)
+
+    @staticmethod
+    def error(sae: SAE, x_hat: Tensor, target: Tensor, weight: Tensor | None) -> Float[Tensor, ""]:
+        """The MSE of normalised activations, so that λ means the same whatever their scale."""
+        return mse(x_hat, target, weight=weight) * sae.output_scale**2
+
+    def own_terms(
+        self,
+        i: int,
+        codes: Codes,
+        x_hat: Float[Tensor, "tokens d"],
+        target: Float[Tensor, "tokens d"],
+        weight: Float[Tensor, "tokens"] | None,
+        terms: dict[str, list[Tensor]],
+    ) -> Float[Tensor, ""]:
+        """λ · penalty + the architecture's auxiliary term + AuxK of the i-th SAE; noted in `terms`."""
+        sae = self.sites[i].sae
+        found = {"sparsity": sae.penalty(codes, weight=weight)}
+        loss = self.sparsity.weight[i] * found["sparsity"]
+        if type(sae).auxiliary is not SAE.auxiliary:
+            found["auxiliary"] = sae.auxiliary(codes, target, weight=weight)
+            loss = loss + found["auxiliary"]
+        if self.auxk is not None:
+            found["auxk"] = auxk(
+                codes.pre,
+                sae.dictionary(),
+                (target - x_hat) * sae.output_scale,
+                dead=self.tallies[i].dead(after=self.auxk.dead_after),  # pyright: ignore[reportCallIssue]
+                k=min(self.auxk.k or sae.d_model // 2, sae.n_latents),
+                weight=weight,
+            )
+            loss = loss + self.auxk.coefficient * found["auxk"]
+        for name, value in found.items():
+            terms.setdefault(name, []).append(value)
         return loss
+
+    @torch.no_grad()
+    def told(self, loss: Tensor, passed: Sequence[Codes], terms: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """Counts what the step showed, on the device; hands the loss on.
+
+        `passed` and each of `terms` are by SAE, but for terms of the network as a whole, of which there is one.
+        """
+        l0: list[Tensor] = []
+        for site, tally, codes in zip(self.sites, self.tallies, passed, strict=True):
+            fires = codes.c != 0
+            tally.count(fires)  # pyright: ignore[reportCallIssue]
+            site.sae.observe(codes)
+            l0.append(fires.sum() / len(fires))
+        self._l0.append(torch.stack(l0))
+        self._watch(loss)
+        row = {"loss": [loss], **terms, "l0": l0}
+        if self.sparsity.steering is not None:
+            row["lambda"] = list(self.sparsity.weight)
+        for name, values in row.items():
+            self._add(name, torch.stack(list(values)).mean())
+            if len(values) > 1:
+                for site, value in zip(self.sites, values, strict=True):
+                    self._add(f"{name}/{site.write}", value)
+        self._micro_batches += 1
+        return loss
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + value.detach()
 
     def _watch(self, value: Tensor) -> None:
         bad = ~torch.isfinite(value) & (self.first_bad_step < 0)
@@ -154,14 +266,10 @@ class SAEModule(L.LightningModule):
         """A checkpoint with a non-finite number in it is never written; what the next row sums up goes with it."""
         self._raise_if_bad(int(self.first_bad_step))
         checkpoint["row"] = {"sums": self._sums, "micro_batches": self._micro_batches}
+        checkpoint["generator"] = self.generator.get_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         row = checkpoint["row"]
         self._sums = {name: value.to(self.device) for name, value in row["sums"].items()}
         self._micro_batches = row["micro_batches"]
-
-    def alive(self, window: int) -> tuple[int, int]:
-        """How many latents fired within the last N training tokens, and N (`window`, or all tokens where fewer)."""
-        seen = int(self.tokens_seen)
-        n = min(window, seen)
-        return int(((self.last_fired >= 0) & (seen - self.last_fired < n)).sum()), n
+        self.generator.set_state(checkpoint["generator"].cpu())

@@ -1,0 +1,34 @@
+"""The Fisher-weighted error: the end-to-end KL's second order, from the clean pass alone (reference A.6).
+
+    ½ (Σ_t g_t · δ_t)² / T,   g = ∂(Σ_t −log q_t(y_t))/∂x at the clean activations,   y_t ~ q_t,   δ = x̂ − x
+
+Over labels drawn from the model's own predictions, E[(Σ_t g_t · δ_t)²] = δᵀ F δ with F the Fisher information, and the KL
+summed over positions is ½ δᵀ F δ + O(δ³): one sample, unbiased to that order, without a spliced pass.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def fisher(
+    gradient: Float[Tensor, "batch pos d"],
+    error: Float[Tensor, "batch pos d"],
+    *,
+    block_diagonal: bool,
+    weight: Float[Tensor, "batch pos"] | None,
+) -> Float[Tensor, ""]:
+    """One-sample surrogate of the mean KL(clean ‖ spliced), in nats a token, averaged over sequences.
+
+    `gradient` is g, of a loss *summed* over tokens (`label_loss`, target `sampled`), a constant here; `error` is δ. With
+    `block_diagonal` it is the mean over tokens of ½ (g_t · δ_t)², less noisy but blind to what the errors of two positions
+    do together. `weight` (0 or 1 a token) leaves tokens out, of the sum and of T.
+    """
+    change = (gradient.detach().float() * error.float()).sum(-1)  # of the labels' summed loss, to first order
+    if weight is not None:
+        change = change * weight
+    if block_diagonal:
+        return 0.5 * (change.square().mean() if weight is None else change.square().sum() / weight.sum())
+    n_tokens = (
+        change.shape[1] if weight is None else weight.sum(1).clamp_min(1)
+    )  # a sequence of which nothing counts adds nothing
+    return 0.5 * (change.sum(1).square() / n_tokens).mean()

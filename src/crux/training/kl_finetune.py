@@ -1,0 +1,24 @@
+"""A local SAE whose last tokens look at the KL too (Karvonen 2503.17272, "a short finetune is all you need")."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.training.data import Activations
+from crux.training.end_to_end import EndToEndSAE
+
+
+class KLFinetunedSAE(EndToEndSAE):
+    """MSE + λ · penalty on shuffled activations, then ½ (MSE + α · KL) + λ · penalty on token batches, α = (MSE / KL).detach().
+
+    So the two terms weigh the same at every step, and the loss keeps its scale where the second part begins.
+    """
+
+    def training_step(self, batch: Activations | Tensor, batch_idx: int) -> Float[Tensor, ""]:
+        if isinstance(batch, Activations):
+            return self.local_loss(batch, reconstruction=self.coefficients.reconstruction)
+        step = self.step(batch, errors=True)
+        error = self.coefficients.reconstruction * torch.stack(step.terms["mse"]).sum()
+        (kl,) = step.terms["kl"]
+        alpha = (error / kl.clamp_min(torch.finfo(kl.dtype).tiny)).detach()
+        return self.finished(0.5 * (error + alpha * kl), step)

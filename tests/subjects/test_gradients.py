@@ -1,0 +1,183 @@
+"""The clean pass with gradients: against finite differences and the spliced pass, and what it may cost."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_subjects import CONFIGS, D_MODEL, N_LAYERS, TOKENS, logits
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from crux.subjects.hooks import hook_names, in_order
+from crux.subjects.load import load_subject
+from crux.subjects.subject import Subject
+
+
+@pytest.fixture(params=CONFIGS)
+def subject(request: pytest.FixtureRequest, subject_folder: Callable[[str], Path]) -> Subject:
+    return load_subject(subject_folder(request.param), process_weights=False, dtype=torch.float64)
+
+
+@pytest.fixture
+def gpt2(subject_folder: Callable[[str], Path]) -> Subject:
+    return load_subject(subject_folder("gpt2"), process_weights=False)
+
+
+def cross_entropy(subject: Subject) -> Callable[[Tensor], Tensor]:
+    """The summed next-token cross-entropy of TOKENS, its logits all at once."""
+
+    def loss(final: Tensor) -> Tensor:
+        z = logits(subject.unembed, final[:, :-1])
+        return torch.nn.functional.cross_entropy(z.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
+
+    return loss
+
+
+def hooks_of(subject: Subject) -> list[str]:
+    return hook_names(N_LAYERS, resid_mid=not subject.parts.parallel)
+
+
+def test_finite_differences_at_every_hook(subject: Subject) -> None:
+    loss, hooks = cross_entropy(subject), hooks_of(subject)
+    clean, gradients = subject.clean_with_gradients(TOKENS, of=hooks, loss=loss)
+    assert list(gradients) == list(clean.activations) == hooks
+    generator = torch.Generator().manual_seed(2)
+    # Hugging Face's RMSNorm rounds to float32, whatever it is given
+    eps, tolerance = (1e-5, 1e-6) if isinstance(subject.parts.final_norm, nn.LayerNorm) else (1e-3, 3e-3)
+    for name, gradient in gradients.items():
+        x = clean.activations[name]
+        assert gradient.shape == x.shape
+        assert gradient.dtype == x.dtype
+        direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        with torch.no_grad():
+            moved = [
+                loss(subject.spliced(clean, {name: lambda a, d=sign * eps * direction: a + d}).final)
+                for sign in (1.0, -1.0)
+            ]
+        difference = (moved[0] - moved[1]) / (2 * eps)
+        error = ((gradient * direction).sum() - difference).abs() / gradient.norm()
+        assert error < tolerance, f"{name}: off by {error:.1e} of the gradient"
+
+
+def test_one_hook_at_a_time_and_the_spliced_pass_give_the_same(subject: Subject) -> None:
+    loss, hooks = cross_entropy(subject), hooks_of(subject)
+    together = subject.clean_with_gradients(TOKENS, of=hooks, loss=loss)[1]
+    for name in hooks:
+        clean, alone = subject.clean_with_gradients(TOKENS, of=[name], loss=loss)
+        x = clean.activations[name].clone().requires_grad_()
+        (truth,) = torch.autograd.grad(loss(subject.spliced(clean, {name: lambda _, x=x: x}).final), x)
+        assert truth.abs().max() > 1e-3
+        torch.testing.assert_close(alone, {name: truth}, rtol=0, atol=0)
+        torch.testing.assert_close(together[name], truth, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["z", "mlp_out"])
+def test_the_clean_pass_is_the_clean_pass(subject: Subject, kind: str) -> None:
+    """Bit for bit, in float32 as it is used, and a spliced pass starts from any hook of it."""
+    subject.to(dtype=torch.float32)
+    hooks = hooks_of(subject)
+    of = ["blocks.1.attn.hook_z" if kind == "z" else f"blocks.1.hook_{kind}"]
+    clean, gradients = subject.clean_with_gradients(TOKENS, of=of, loss=cross_entropy(subject), capture=hooks)
+    want = subject.clean(TOKENS, capture=hooks)
+    torch.testing.assert_close(clean.activations, want.activations, rtol=0, atol=0)
+    torch.testing.assert_close(clean.final, want.final, rtol=0, atol=0)
+    torch.testing.assert_close(clean.replay.carried, want.replay.carried, rtol=0, atol=0)
+    carried = [x for xs in clean.replay.carried.values() for x in xs]
+    assert not any(x.requires_grad for x in (*clean.activations.values(), clean.final, *carried, *gradients.values()))
+    assert all(p.grad is None and not p.requires_grad for p in subject.model.parameters())
+    for name in hooks:
+        torch.testing.assert_close(
+            subject.spliced(clean, {name: torch.tanh}).final, subject.spliced(want, {name: torch.tanh}).final
+        )
+
+
+def test_of_is_captured_beside_capture(gpt2: Subject) -> None:
+    of, also = ["blocks.2.hook_mlp_out", "blocks.1.hook_resid_pre"], "blocks.0.attn.hook_z"
+    clean, gradients = gpt2.clean_with_gradients(TOKENS, of=of, loss=Tensor.sum, capture=[also])
+    assert list(clean.activations) == in_order([*of, also])
+    assert list(gradients) == in_order(of)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_under_any_gradient_mode_of_the_caller(gpt2: Subject, mode: Callable[[], Any]) -> None:
+    of = ["blocks.1.hook_resid_pre"]
+    want = gpt2.clean_with_gradients(TOKENS, of=of, loss=cross_entropy(gpt2))[1]
+    gpt2._arguments.clear()  # a first pass may come under any mode
+    with mode():
+        before = torch.is_grad_enabled()
+        tokens = TOKENS.clone()
+        clean, found = gpt2.clean_with_gradients(tokens, of=of, loss=cross_entropy(gpt2))
+        assert torch.is_grad_enabled() == before
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+    scale = torch.ones(D_MODEL, requires_grad=True)
+    gpt2.spliced(clean, {of[0]: lambda x: x * scale}).final.sum().backward()
+    assert scale.grad is not None
+
+
+def test_within_a_step_of_training_only_its_own_graph_is_used(gpt2: Subject) -> None:
+    weight = torch.ones(D_MODEL, requires_grad=True)
+    before = (weight * 2).sum()
+    of = "blocks.1.hook_resid_pre"
+    _, gradients = gpt2.clean_with_gradients(TOKENS, of=[of], loss=lambda final: (final * weight).sum())
+    assert weight.grad is None
+    (before + (gradients[of] * weight).sum()).backward()
+    torch.testing.assert_close(weight.grad, 2 + gradients[of].sum((0, 1)))
+
+
+def test_a_loss_in_bfloat16(gpt2: Subject) -> None:
+    of = "blocks.1.attn.hook_z"
+    want = gpt2.clean_with_gradients(TOKENS, of=[of], loss=cross_entropy(gpt2))[1][of]
+    gpt2.to(dtype=torch.bfloat16)
+    loss = cross_entropy(gpt2)
+    found = gpt2.clean_with_gradients(TOKENS, of=[of], loss=lambda final: loss(final).float())[1][of]
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - want).norm() < 0.1 * want.norm()
+
+
+def test_mistakes(gpt2: Subject) -> None:
+    with pytest.raises(ValueError, match=r"no hook point given to take the gradient at$"):
+        gpt2.clean_with_gradients(TOKENS, of=[], loss=Tensor.sum)
+    with pytest.raises(ValueError, match=r"nearest are blocks\.1\.attn\.hook_z"):
+        gpt2.clean_with_gradients(TOKENS, of=["blocks.1.hook_z"], loss=Tensor.sum)
+
+
+def _product(q: torch.Size, k: torch.Size) -> int:
+    batch, heads, n_query, d_head = q
+    return 2 * batch * heads * n_query * k[2] * d_head
+
+
+_ATTENTION = {  # two products forward and five backward; torch itself counts none on the CPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 2 * _product(q, k),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: 5 * _product(q, k),
+}
+
+
+def _flops(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("also", [[], ["blocks.2.hook_resid_pre", "blocks.2.attn.hook_z", "blocks.2.hook_resid_post"]])
+def test_the_gradient_costs_one_backward_of_the_suffix_towards_activations(gpt2: Subject, also: list[str]) -> None:
+    """Linear maps cost backward what they cost forward: no gradient is formed for their weights."""
+    batch, pos = TOKENS.shape
+    n = batch * pos
+    out, mlp, attention = 2 * n * D_MODEL**2, 2 * n * 8 * D_MODEL**2, 2 * n * pos * D_MODEL
+    qkv = 3 * out
+    whole = qkv + 5 * attention + out + mlp  # a block's backward
+    for of, suffix in [
+        ("blocks.0.hook_resid_pre", 3 * whole),
+        ("blocks.1.hook_resid_pre", 2 * whole),
+        ("blocks.1.attn.hook_z", out + mlp + whole),
+        ("blocks.1.hook_attn_out", mlp + whole),
+        ("blocks.1.hook_resid_mid", mlp + whole),
+        ("blocks.1.hook_mlp_out", whole),
+        ("blocks.1.hook_resid_post", whole),
+    ]:
+        clean = _flops(lambda: gpt2.clean(TOKENS, capture=[]))
+        assert clean == 3 * (qkv + 2 * attention + out + mlp)
+        found = _flops(lambda of=of: gpt2.clean_with_gradients(TOKENS, of=[of, *also], loss=Tensor.sum))
+        assert found - clean == suffix, of
