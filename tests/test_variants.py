@@ -1,6 +1,7 @@
 """Whole short jobs beyond the main one: other architectures and losses, several hook points, transcoders, sweeps that go on."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,18 @@ def test_every_architecture_is_an_option_whose_folder_opens_again(sae: str, run:
         assert metrics[f"final/{name}"] == pytest.approx(value, rel=1e-3, abs=1e-4), name
     assert any(name.startswith("final/with_gradient/") for name in metrics) == (sae == "gradient_topk")
     assert ("final/sparsity" in metrics) == (sae in ("relu", "jumprelu", "gated", "p_anneal"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "kl_finetune", "fisher"])
+@pytest.mark.parametrize("sae", ARCHITECTURES)
+def test_every_pair_is_trained_and_judged_by_the_same_command(sae: str, loss: str, run: Command) -> None:
+    """That each pair learns, and goes on bit for bit where it was killed, is in training/test_pairs.py."""
+    metrics = metrics_of(run(f"sae={sae}", f"loss={loss}", "evaluation.latents=0"))
+    assert {
+        f"final/{name}" for name in ("ce_increase", "kl", "l0", "explained_variance", "tokens_per_second")
+    } <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize("loss", ["fisher", "kl_finetune", "e2e"])

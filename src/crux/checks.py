@@ -192,8 +192,8 @@ def check_model(config: Config) -> None:
 
 
 def _places(config: Config, shape: Shape | None, *, hook_given: bool) -> None:
-    if shape is not None:
-        _fits(config, shape)
+    if shape is not None and config.model.context > shape.n_ctx:
+        raise ValueError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
     n_layers = shape.n_layers if shape is not None else config.model.n_layers
     if n_layers is None:
         return  # a hub model of unknown depth: checked once it is there
@@ -203,6 +203,8 @@ def _places(config: Config, shape: Shape | None, *, hook_given: bool) -> None:
         for hook in (read, write):
             check_hook(hook, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid)
     _order(config)
+    if shape is not None:
+        _dictionary(config, shape)
     downstream_hooks(config, n_layers)
 
 
@@ -253,15 +255,12 @@ def downstream_hooks(config: Config, n_layers: int) -> list[str]:
     return hooks
 
 
-def _fits(config: Config, shape: Shape) -> None:
-    if config.model.context > shape.n_ctx:
-        raise ValueError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
-    ratio = config.sae.ratio
-    if config.sae.n_latents is None and ratio is not None and int(ratio * shape.d_model) < 1:
-        raise ValueError(
-            f"sae.ratio={ratio:g}: gives no latents at d_model {shape.d_model}; must be {1 / shape.d_model:g} or more"
-        )
-    n_latents = config.sae.n_latents if config.sae.n_latents is not None else int((ratio or 0) * shape.d_model)
+def _dictionary(config: Config, shape: Shape) -> None:
+    """Every dictionary has latents, and as many as are asked to fire."""
+    ratio, width = config.sae.ratio, min(shape.hook_width(parse_hook(read).kind) for read, _ in places(config))
+    n_latents = config.sae.n_latents if config.sae.n_latents is not None else int((ratio or 0) * width)
+    if n_latents < 1:
+        raise ValueError(f"sae.ratio={ratio:g}: gives no latents at d_model {width}; must be {1 / width:g} or more")
     for key, value in (("sae.k", config.sae.k), ("target_l0", config.target_l0), ("sae.auxk.k", config.sae.auxk.k)):
         if value is not None and value > n_latents:
             raise ValueError(f"{key}={value:g}: the dictionary has {n_latents} latents")

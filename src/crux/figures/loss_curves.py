@@ -14,14 +14,15 @@ def loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[
 
     Args:
         history: rows of the training history, each with `step`; a row need not have every key.
-        terms: key → label with its unit, as `{"train/kl": "KL (nats/token)"}`; keys that no row has are passed over.
+        terms: key → label with its unit, as `{"train/kl": "KL (nats/token)"}`; keys that no row has, or that
+            are zero in all, are passed over.
         l0: key of the L0.
 
     Values that a logarithmic axis has no place for (zero, negative) and non-finite ones leave a gap.
     """
     figure = new_figure(height=5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    drawn = {key: label for key, label in terms.items() if any(key in row for row in history)}
+    drawn = {key: label for key, label in terms.items() if any(row.get(key) for row in history)}
     for n, (key, label) in enumerate(drawn.items()):
         steps, values = _series(history, key)
         marker = "o" if len(steps) < 2 else None

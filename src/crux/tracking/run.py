@@ -91,7 +91,7 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
 
 def swept(config: Config) -> dict[str, object]:
     """The dozen scalars that runs are compared by; the whole configuration is an artifact."""
-    return {
+    found = {
         "loss": config.loss.name,
         "layer": config.layer,
         "hook_point": ",".join(config.hook_points or [config.hook_point]),
@@ -111,6 +111,7 @@ def swept(config: Config) -> dict[str, object]:
         "fisher": config.loss.fisher,
         "finetune_share": config.loss.finetune_share,
     }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def tags(config: Config) -> dict[str, str]:
