@@ -140,6 +140,13 @@ MORE = {
     "sae.output_hook=blocks.2.hook_mlp_out": ("sae.output_hook=blocks.2.hook_mlp_out", "does not lie behind"),
     "sae.output_hook=blocks.7.hook_resid_post": ("loss=e2e_ds", "no later residual", "blocks.7.hook_resid_post"),
     "hook_points=[blocks.2.hook_resid_pre] sae.output_hook=blocks.4.hook_mlp_out": ("goes with one hook_point",),
+    "sae.name=mine": ("sae.name=mine", "choose an architecture by sae="),
+    "loss=local loss.reconstruction=0": ("loss=local", "nothing to train for"),
+    "sae=topk gradient.target=sampled": ("gradient.target", "looks at no gradient"),
+    "loss=local loss.block_diagonal=true": ("loss.block_diagonal", "loss.fisher must be more than 0"),
+    "sae=p_anneal sae.p_end=1": ("sae.p_end=1.0", "less than 1"),
+    "sae=batch_topk loss.skip_positions=[0]": ("sae=batch_topk", "no token of it can be left out"),
+    "hook_points=[blocks.5.hook_resid_post,blocks.6.hook_resid_pre]": ("hook_points", "out of order"),
     "sae.start_from={}/folder": ("sae.start_from", "not an SAE folder"),
 }
 

@@ -52,3 +52,31 @@ def test_spread() -> None:
     assert spread([]) == "–"
     assert spread([0.25]) == "0.25"
     assert spread([1, 2, 3]) == "2 (1 to 3)"
+
+
+def test_runs_that_differ_in_anything_are_not_pooled_as_seeds(tmp_path: Path) -> None:
+    for n, lr in enumerate((0.1, 0.2)):
+        config = {"loss": {"name": "e2e"}, "sparsity": 1, "seed": 0, "optimizer": {"lr": lr}}
+        folder = RunFolder.create(tmp_path / "deep" / str(n), config)
+        folder.write_metrics(
+            {"final/l0": 10.0, "final/ce_increase": lr}
+        )  # as of several SAEs: not every metric is there
+        folder.finish()
+    header, rows = runs_table(finished_runs(tmp_path))
+    assert header[:3] == ["loss", "optimizer.lr", "seeds"]
+    assert [row[1:3] for row in rows] == [["0.1", "1"], ["0.2", "1"]]
+    assert rows[0][header.index("norm ratio")] == "–"
+
+
+def test_times_are_against_the_e2e_run_of_the_same_place(tmp_path: Path) -> None:
+    rates = {("e2e", "a"): 100.0, ("e2e", "b"): 50.0, ("local", "a"): 200.0, ("local", "b"): 200.0}
+    for (loss, hook), rate in rates.items():
+        config = {"loss": {"name": loss}, "sparsity": 1, "seed": 0, "hook_point": hook}
+        folder = RunFolder.create(tmp_path / f"{loss}{hook}", config)
+        folder.write_metrics({"final/l0": 10.0, "final/ce_increase": 0.1, "final/tokens_per_second": rate})
+        folder.finish()
+    header, rows = runs_table(finished_runs(tmp_path))
+    time = header.index("time / e2e")
+    assert [(row[0], row[1], row[time]) for row in rows] == [
+        ("e2e", "a", "1"), ("e2e", "b", "1"), ("local", "a", "0.5"), ("local", "b", "0.25"),
+    ]  # fmt: skip

@@ -31,6 +31,8 @@ def check(config: Config, overrides: list[str]) -> None:
         raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if config.hook_points is not None and (one := sorted(given & {"layer", "hook_point"})):
         raise ValueError(f"hook_points and {one[0]} both given: give one of them")
+    if "gradient.target" in given and config.sae.beta is None:
+        raise ValueError(f"gradient.target: sae={config.sae.name} looks at no gradient; sae=gradient_topk does")
     if {"data.path", "data.name"} <= given:
         raise ValueError("data.path and data.name both given: give one of them")
     _numbers(config)
@@ -88,10 +90,14 @@ def _numbers(config: Config) -> None:
         value = getattr(config.sae, key)
         if value is not None and not value > 0:
             raise ValueError(f"sae.{key}={value}: must be more than 0")
-    for key, most in (("p_end", 1.0), ("p_start", 1.0)):
+    for key in ("p_end", "p_start", "p_stop"):
         value = getattr(config.sae, key)
-        if value is not None and not 0 <= value <= most:
-            raise ValueError(f"sae.{key}={value}: must be from 0 to {most:g}")
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"sae.{key}={value}: must be from 0 to 1")
+    if config.sae.p_end == 1:
+        raise ValueError("sae.p_end=1.0: must be less than 1, which is where p begins")
+    if config.sae.p_start is not None and config.sae.p_stop is not None and config.sae.p_start >= config.sae.p_stop:
+        raise ValueError(f"sae.p_start={config.sae.p_start}: must be less than sae.p_stop={config.sae.p_stop}")
     prefixes = config.sae.prefixes or []
     if not all(a < b for a, b in pairwise([0.0, *prefixes, 1.0])):
         raise ValueError(f"sae.prefixes={prefixes}: must be rising shares of the dictionary, between 0 and 1")
@@ -135,7 +141,10 @@ def _options(config: Config) -> None:
 
 def _declared(name: str) -> set[str]:
     """The keys in conf/sae/<name>.yaml and its parents."""
-    options = yaml.safe_load((ROOT / "conf" / "sae" / f"{name}.yaml").read_text("utf-8"))
+    path = ROOT / "conf" / "sae" / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"sae.name={name}: there is no {path.name} in conf/sae; choose an architecture by sae=…")
+    options = yaml.safe_load(path.read_text("utf-8"))
     parents = [parent for parent in options["defaults"] if parent != "schema"]
     return set(options).union(*(_declared(parent) for parent in parents))
 
@@ -144,6 +153,18 @@ def _terms(config: Config) -> None:
     """The loss's terms must make one loss."""
     loss = config.loss
     behind = loss.kl > 0 or loss.downstream > 0
+    if loss.reconstruction == loss.kl == loss.downstream == loss.fisher == 0:
+        raise ValueError(f"loss={loss.name}: all of its coefficients are 0, there is nothing to train for")
+    if loss.finetune_share > 0 and loss.reconstruction == 0:
+        raise ValueError("loss.finetune_share weighs the KL against the MSE: loss.reconstruction must be more than 0")
+    if loss.block_diagonal and loss.fisher == 0:
+        raise ValueError("loss.block_diagonal is a form of the Fisher term: loss.fisher must be more than 0")
+    out = loss.max_norm is not None or (loss.skip_positions and (behind or loss.fisher > 0 or loss.finetune_share > 0))
+    if config.sae.name in ("batch_topk", "matryoshka") and out:
+        raise ValueError(
+            f"sae={config.sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "
+            "loss.max_norm must be null, and loss.skip_positions empty unless the loss is local"
+        )
     if loss.finetune_share > 1:
         raise ValueError(f"loss.finetune_share={loss.finetune_share}: must be from 0 to 1")
     for key in ("fisher", "finetune_share"):
@@ -202,26 +223,34 @@ def _places(config: Config, shape: Shape | None, *, hook_given: bool) -> None:
     for read, write in places(config):
         for hook in (read, write):
             check_hook(hook, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid)
-    _order(config)
+    _order(config, n_layers)
     if shape is not None:
         _dictionary(config, shape)
     downstream_hooks(config, n_layers)
 
 
-def _order(config: Config) -> None:
+def _place(hook: str, n_layers: int) -> tuple[int, int]:
+    """Where a hook point lies along the network; a block's `hook_resid_post` is the next one's `hook_resid_pre`."""
+    found = parse_hook(hook)
+    if found.kind == "resid_post" and found.layer + 1 < n_layers:
+        found = found._replace(layer=found.layer + 1, kind="resid_pre")
+    return found.order
+
+
+def _order(config: Config, n_layers: int) -> None:
     """Hook points follow the network, and a transcoder writes behind what it reads."""
     hooks, output = config.hook_points, config.sae.output_hook
     if hooks is not None:
         if not hooks:
             raise ValueError("hook_points=[]: at least one is needed")
-        orders = [parse_hook(hook).order for hook in hooks]
+        orders = [_place(hook, n_layers) for hook in hooks]
         if any(a >= b for a, b in pairwise(orders)):
             raise ValueError(
                 f"hook_points: {', '.join(hooks)} are out of order; name each once, in the network's order"
             )
         if output is not None:
             raise ValueError("sae.output_hook goes with one hook_point, not with hook_points")
-    if output is not None and parse_hook(output).order <= parse_hook(config.hook_point).order:
+    if output is not None and _place(output, n_layers) <= _place(config.hook_point, n_layers):
         raise ValueError(
             f"sae.output_hook={output}: does not lie behind {config.hook_point}, which a transcoder reads; "
             "leave it out to reconstruct what is read"
@@ -239,7 +268,8 @@ def downstream_hooks(config: Config, n_layers: int) -> list[str]:
     if config.loss.downstream == 0:
         return []
     written = [write for _, write in places(config)]
-    later = [hook for hook in later_residuals(written[0], n_layers=n_layers) if hook not in written]
+    taken = [_place(hook, n_layers) for hook in written]
+    later = [hook for hook in later_residuals(written[0], n_layers=n_layers) if _place(hook, n_layers) not in taken]
     hooks = later if config.loss.downstream_hooks is None else config.loss.downstream_hooks
     for hook in hooks:
         if hook not in later:

@@ -36,7 +36,7 @@ failures: list[str] = []
 named_sweep: list[Config] = []
 """The jobs of a sweep that has a name: it ends with its tables."""
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
 
 
@@ -57,6 +57,8 @@ def job(cfg: DictConfig) -> None:
             raise ValueError(no_such_key(unknown[0]))
         config = OmegaConf.to_object(cfg)
         assert isinstance(config, Config)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            config.resume = False  # a sweep's jobs go on by themselves
         check(config, overrides)
         check_model(config)
         if hydra_config.mode == RunMode.MULTIRUN and config.sweep_name != "adhoc":
@@ -98,7 +100,10 @@ def main() -> None:
         if named_sweep and not failures:
             from crux.compare import compare
 
-            compare(named_sweep[0])
+            try:
+                compare(named_sweep[0])
+            except ValueError as error:
+                fail(str(error), code=2)
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error), code=2)
     except OSError as error:  # Hydra makes the folder before it calls the job

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from crux.evaluation.matched import Point, ce_increase_at
 from crux.schema import Config
-from crux.tracking.run_folder import RunFolder, write_whole
+from crux.tracking.run_folder import RunFolder, comparable, write_whole
 
 
 class Run(NamedTuple):
@@ -29,12 +29,6 @@ class Run(NamedTuple):
     def loss(self) -> str:
         return self.config["loss"]["name"]
 
-    @property
-    def name(self) -> str:
-        """Architecture and loss; the paper's architecture goes without saying."""
-        sae = self.config.get("sae", {}).get("name", "relu")
-        return self.loss if sae == "relu" else f"{sae} {self.loss}"
-
 
 def _asked(config: dict[str, Any]) -> str:
     """How sparse it was to be."""
@@ -50,9 +44,6 @@ SETTINGS: dict[str, Callable[[dict[str, Any]], str]] = {
     "hook point": lambda c: ", ".join(c.get("hook_points") or [c.get("hook_point") or ""]),
     "asked for": _asked,
     "steps": lambda c: str(c.get("trainer", {}).get("max_steps", "")),
-    "β": lambda c: str(c.get("sae", {}).get("beta")),
-    "gradient of": lambda c: str(c.get("gradient", {}).get("target")),
-    "Fisher form": lambda c: "block-diagonal" if c["loss"].get("block_diagonal") else "joint",
 }
 """What runs of a sweep may differ in, besides the seed; a column where they do."""
 
@@ -68,24 +59,48 @@ MEASURED = {
 
 
 def finished_runs(folder: Path) -> list[Run]:
-    """The runs in a sweep's folder that have ended, by loss, architecture, settings and seed.
+    """The runs in a sweep's folder that have ended, by their settings and seed.
 
     Raises:
         ValueError: where the folder has none.
     """
     found: list[Run] = []
-    for path in folder.glob("*/DONE"):
+    for path in folder.rglob("DONE"):
         run = RunFolder(path.parent)
         metrics = json.loads((run.path / "metrics.json").read_text("utf-8"))
         found.append(Run(run.config(), metrics))
     if not found:
         raise ValueError(f"no finished runs in {folder}")
-    return sorted(found, key=lambda r: (r.loss, r.name, r.config["sparsity"], list(settings(r).values()), r.seed))
+    return sorted(found, key=lambda r: (r.loss, r.config["sparsity"], list(_known(r).values()), r.seed))
 
 
-def settings(run: Run) -> dict[str, str]:
-    """What the run may differ from others in."""
+def _known(run: Run) -> dict[str, str]:
     return {title: value(run.config) for title, value in SETTINGS.items()}
+
+
+def settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What the runs differ in besides the seed, a column each: those of `SETTINGS`, and every other key that differs
+
+    between runs which these cannot tell apart.
+    """
+    known = [_known(run) for run in runs]
+    flat = [comparable(run.config) for run in runs]
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for titles, keys in zip(known, flat, strict=True):
+        alike[tuple(titles.values())].append(keys)
+    others = sorted(
+        {
+            key
+            for group in alike.values()
+            for key in {k for keys in group for k in keys} - {"seed"}
+            if len({str(keys.get(key)) for keys in group}) > 1
+        }
+    )
+    shown = [title for title in SETTINGS if title == "loss" or len({k[title] for k in known}) > 1]
+    return [
+        {title: titles[title] for title in shown} | {key: str(keys.get(key)) for key in others}
+        for titles, keys in zip(known, flat, strict=True)
+    ]
 
 
 def compare(config: Config) -> None:
@@ -108,46 +123,52 @@ def compare(config: Config) -> None:
 
 def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """A line a setting: mean over seeds, with the range; time per training token as a ratio to loss=e2e, all else equal."""
-    told = [settings(run) for run in runs]
-    shown = [title for title in SETTINGS if title == "loss" or len({t[title] for t in told}) > 1]
-    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
-    for run, setting in zip(runs, told, strict=True):
-        groups[tuple(setting[title] for title in shown)].append(run)
-    header = [*shown, "seeds", *MEASURED, "alive", "time / e2e"]
-    rows = [
-        [
-            *setting,
-            str(len(group)),
-            *(spread([r.metrics[f"final/{k}"] for r in group]) for k in MEASURED.values()),
-            spread(
-                [v for r in group for k, v in r.metrics.items() if re.fullmatch(r"final/alive_heldout_\d+_frac", k)]
-            ),
-            spread(_times(group, runs)),
-        ]
-        for setting, group in groups.items()
-    ]
+    told = settings(runs)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, setting in enumerate(told):
+        groups[tuple(setting.values())].append(i)
+    header = [*told[0], "seeds", *MEASURED, "alive", "time / e2e"]
+    rows: list[list[str]] = []
+    for setting, members in groups.items():
+        group = [runs[i] for i in members]
+        measured = [[r.metrics[f"final/{k}"] for r in group if f"final/{k}" in r.metrics] for k in MEASURED.values()]
+        alive = [v for r in group for k, v in r.metrics.items() if re.fullmatch(r"final/alive_heldout_\d+_frac", k)]
+        times = [t for i in members if (t := _time(i, runs, told)) is not None]
+        rows.append([*setting, str(len(group)), *(spread(v) for v in [*measured, alive, times])])
     return header, rows
 
 
-def _times(group: Sequence[Run], runs: Sequence[Run]) -> list[float]:
-    """Each run's time per token over that of the e2e run of its seed which shares its architecture, where both are known."""
+OF_THE_LOSS = ("loss", "asked for", "steps")
+"""Settings in which a run may differ from the e2e run that it is timed against."""
+
+
+def _time(i: int, runs: Sequence[Run], told: Sequence[Mapping[str, str]]) -> float | None:
+    """A run's time per token over that of the e2e run of its seed and its other settings, where both are known."""
+
+    def rest(j: int) -> dict[str, str]:
+        return {k: v for k, v in told[j].items() if k not in OF_THE_LOSS and not k.startswith("loss.")}
+
     rate = "final/tokens_per_second"
-    found: list[float] = []
-    for run in group:
-        rivals = [
-            r for r in runs
-            if r.loss == "e2e" and r.seed == run.seed and settings(r)["architecture"] == settings(run)["architecture"]
-        ]  # fmt: skip
-        if rivals and rate in rivals[0].metrics and rate in run.metrics:
-            found.append(rivals[0].metrics[rate] / run.metrics[rate])
-    return found
+    rivals = [
+        r.metrics[rate]
+        for j, r in enumerate(runs)
+        if r.loss == "e2e" and r.seed == runs[i].seed and rest(j) == rest(i) and rate in r.metrics
+    ]
+    return rivals[0] / runs[i].metrics[rate] if rivals and rate in runs[i].metrics else None
 
 
 def matched_table(runs: Sequence[Run], *, at: Sequence[float]) -> tuple[list[str], list[list[str]]]:
-    """CE loss increase at each L0 by loss, and its ratio to the local loss, each the mean over seeds with the range."""
+    """CE loss increase at each L0 by loss, and its ratio to the local loss, each the mean over seeds with the range.
+
+    A curve is of runs that differ in λ alone; settings besides the loss stand before its name.
+    """
     curves: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        curves[run.name][run.seed].append(Point(run.metrics["final/l0"], run.metrics["final/ce_increase"]))
+    for run, setting in zip(runs, settings(runs), strict=True):
+        words = [
+            v for k, v in setting.items() if k not in ("loss", "asked for", "sparsity") and not k.startswith("loss.")
+        ]
+        name = " ".join([*words, run.loss])
+        curves[name][run.seed].append(Point(run.metrics["final/l0"], run.metrics["final/ce_increase"]))
     order = ["local", "e2e", "e2e_ds"]
     losses = sorted(curves, key=lambda name: (order.index(name) if name in order else len(order), name))
     header = [

@@ -47,7 +47,7 @@ def stem(config: Config) -> str:
     return re.sub(r"[^\w.+-]+", "_", run_name(config).replace("λ=", "s"))
 
 
-def sae_metadata(config: Config, subject: Subject, site: Site) -> dict[str, Any]:
+def sae_metadata(config: Config, subject: Subject, site: Site, *, sparsity: float) -> dict[str, Any]:
     """What must be known of the SAE before it may be judged again."""
     return {
         "model_name": str(assemble.model_source(config)),
@@ -59,17 +59,19 @@ def sae_metadata(config: Config, subject: Subject, site: Site) -> dict[str, Any]
         "dataset_path": assemble.text_name(config),
         "sae": config.sae.name,
         "loss": config.loss.name,
-        "sparsity": config.sparsity,
+        "sparsity": sparsity,
         "target_l0": config.target_l0,
         "seed": config.seed,
     }
 
 
-def write_saes(folder: RunFolder, config: Config, subject: Subject, sites: Sequence[Site]) -> None:
-    """`sae/`, or with several hook points `sae/<hook point>/`."""
-    for site in sites:
+def write_saes(
+    folder: RunFolder, config: Config, subject: Subject, sites: Sequence[Site], sparsities: Sequence[float]
+) -> None:
+    """`sae/`, or with several hook points `sae/<hook point>/`; with the λ that each was trained under at the end."""
+    for site, sparsity in zip(sites, sparsities, strict=True):
         place = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
-        saelens.save(site.sae, place, sae_metadata(config, subject, site))
+        saelens.save(site.sae, place, sae_metadata(config, subject, site, sparsity=sparsity))
 
 
 def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], verdict: Verdict) -> None:
@@ -172,14 +174,14 @@ def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> Non
     """The judgement as one table, each SAE's own where there are several, where everything lies, and how to open MLflow."""
     console = Console(width=None if Console().is_terminal else 110, highlight=False)
     name = run_name(config)
-    if config.hook_points is None:
+    if config.hook_points is None or len(config.hook_points) == 1:
         console.print(_table(f"{name} on held-out text", metrics))
     else:
         console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
         for hook in config.hook_points:
-            prefix = f"final/{hook}/"
-            own = {f"final/{k.removeprefix(prefix)}": v for k, v in metrics.items() if k.startswith(prefix)}
-            console.print(_table(f"{hook} alone", own))
+            console.print(
+                _table(f"{hook} alone", {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k})
+            )
     console.print(f"run folder  {folder.path}", soft_wrap=True)
     for page in sorted(folder.path.glob("latents*.html")):
         console.print(f"latents     {page}", soft_wrap=True)
@@ -219,7 +221,7 @@ def _table(title: str, metrics: Mapping[str, float]) -> Table:
         table.add_row("training speed", f"{rate:,.0f}", "", "", "tokens/s")
     if positions := int(metrics.get("final/downstream_positions", 0)):
         table.add_row("downstream positions in the loss", str(positions), "", "", "")
-    if any(k.startswith(f"final/{WITH_GRADIENT}/") for k in metrics):
+    if f"final/{WITH_GRADIENT}/ce_increase" in metrics:
         table.caption = "* a choice that has seen the label's gradient: not how the SAE can be used"
     return table
 

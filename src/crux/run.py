@@ -94,7 +94,7 @@ def train(config: Config, *, folder: Path | None) -> None:
         metrics = {f"final/{name}": value for name, value in (verdict.metrics | of_training(module, config)).items()}
         metrics |= {"final/downstream_positions": float(len(later))}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
-        report.write_saes(run_folder, config, judged, sites)
+        report.write_saes(run_folder, config, judged, sites, module.sparsity.weight.tolist())
         report.write_figures(run_folder, judged, sites, verdict)
         report.write_pages(run_folder, config, subject=judged, sites=sites, tokens=tokens, verdict=verdict)
         run_folder.write_metrics(metrics)

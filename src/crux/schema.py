@@ -148,6 +148,8 @@ class Sae:
     """The power of the penalty Σ c^p at the end; it begins at 1."""
     p_start: float | None = None
     """Share of the steps after which p begins to fall."""
+    p_stop: float | None = None
+    """Share of the steps after which p moves no more."""
     p_updates: int | None = None
     """Equal steps in which it falls."""
 

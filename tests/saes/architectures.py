@@ -22,7 +22,7 @@ ARCHITECTURES: dict[str, Callable[[Base], SAE]] = {
     "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5),
     "gated": lambda base: GatedSAE(**base),
     "matryoshka": lambda base: MatryoshkaSAE(**base, k=4, prefixes=(0.25, 0.5), prefix_coefficient=1.0),
-    "p_anneal": lambda base: PAnnealSAE(**base, p_end=0.2, p_start=0.1, p_updates=3),
+    "p_anneal": lambda base: PAnnealSAE(**base, p_end=0.2, p_start=0.1, p_stop=1.0, p_updates=3),
     "gradient_topk": lambda base: GradientTopKSAE(**base, k=4, beta=2.0),
 }
 

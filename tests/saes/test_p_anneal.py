@@ -7,8 +7,8 @@ from crux.saes.relu import ReluSAE
 from crux.saes.sae import Codes
 
 
-def made(p_end: float = 0.2, p_start: float = 0.2, p_updates: int = 4) -> PAnnealSAE:
-    return PAnnealSAE(**base(), p_end=p_end, p_start=p_start, p_updates=p_updates)
+def made(p_end: float = 0.2, p_start: float = 0.2, p_stop: float = 1.0, p_updates: int = 4) -> PAnnealSAE:
+    return PAnnealSAE(**base(), p_end=p_end, p_start=p_start, p_stop=p_stop, p_updates=p_updates)
 
 
 def stage(sae: PAnnealSAE, progress: float) -> int:
@@ -118,11 +118,20 @@ def test_it_is_shared_as_a_plain_relu() -> None:
     [
         ({"p_end": 0.0}, "p_end must lie between 0 and 1, not be 0.0"),
         ({"p_end": 1.0}, "p_end must lie between"),
-        ({"p_start": 1.0}, "at least 0 and below 1, not 1.0"),
-        ({"p_start": -0.1}, "at least 0 and below 1"),
+        ({"p_start": 1.0}, "one after the other, not 1.0 and 1.0"),
+        ({"p_start": -0.1}, "one after the other"),
         ({"p_updates": 0}, "at least 1, not 0"),
     ],
 )
 def test_nonsense(changed: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(**changed)  # pyright: ignore[reportArgumentType]
+
+
+def test_p_has_its_last_value_from_p_stop_on() -> None:
+    sae = made(p_start=0.2, p_stop=0.8, p_updates=3)
+    stages = []
+    for progress in (0.0, 0.19, 0.21, 0.39, 0.41, 0.61, 0.79, 0.81, 1.0):
+        sae.advance(progress)
+        stages.append(int(sae.stage))
+    assert stages == [0, 0, 1, 1, 2, 3, 3, 3, 3]

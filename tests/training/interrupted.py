@@ -47,7 +47,7 @@ def assert_identical(a: Path, b: Path) -> None:
             assert left[key] == right[key], key
     assert any("exp_avg_sq" in k for k in ours)
     tally = {f"/state_dict/tallies.0.{name}" for name in ("last_fired", "tokens_seen")}
-    sparsity = {f"/state_dict/sparsity.{name}" for name in ("weight", "integral", "l0")}
+    sparsity = {f"/state_dict/sparsity.{name}" for name in ("weight", "integral", "log_l0", "log_mean")}
     assert {"/state_dict/saes.0.W_dec", "/generator"} | tally | sparsity <= ours
     assert tensors > 15
 

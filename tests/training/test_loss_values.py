@@ -484,7 +484,8 @@ def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
         "tallies.0",
         "sparsity.weight",
         "sparsity.integral",
-        "sparsity.l0",
+        "sparsity.log_l0",
+        "sparsity.log_mean",
         "first_bad_step",
     }
     optimised = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}

@@ -71,3 +71,19 @@ def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: 
         assert state["saes.0.stage"] == 2, "schedules are told how far the run is"
     elif architecture in ("batch_topk", "matryoshka", "gradient_topk"):
         assert state["saes.0.observed_n"] == 6, "running means take in every step"
+
+
+@pytest.mark.parametrize("loss", ["local", "e2e"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mixed_precision_has_one_type_where_one_is_needed(architecture: str, loss: Loss) -> None:
+    """As on CUDA, where products come out in bfloat16 and weights stay in float32."""
+    subject = gpt2()
+    sites = [Site(HOOK, HOOK, sae_of(architecture))]
+    module = module_for(loss, subject, sites=sites, auxk=AuxK(1 / 32, 4, dead_after=-1))
+    batch = source_for(loss, subject, token_batches(subject, n=1), sites=sites)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = module.training_step(batch, 0)
+    value.backward()
+    for name, parameter in sites[0].sae.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert sites[0].sae.W_enc.grad is not None

@@ -27,7 +27,7 @@ def auxk(
     chosen = pre.detach().masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False).indices
     z = torch.where(dead[chosen], pre.gather(-1, chosen), 0.0)
     e_hat = F.embedding_bag(
-        chosen, dictionary, per_sample_weights=z, mode="sum"
+        chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum"
     )  # k rows of D a token, not all of them
     share = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
     variance = share @ (e - share @ e).square().sum(-1)

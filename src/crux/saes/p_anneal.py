@@ -23,13 +23,15 @@ def lp(c: Float[Tensor, "tokens n_latents"], p: float) -> Float[Tensor, "tokens"
 class PAnnealSAE(ReluSAE):
     """ReLU with the penalty scale · Σ cᵖ / d_model.
 
-    p is 1 until `p_start` and then goes down to `p_end` in steps, each held for an equal share of the training that is left.
+    p is 1 until `p_start` and then goes down to `p_end`, in steps held for equal shares of the training up to
+    `p_stop`; the last of them is held from there on.
     At each step down, `scale` is multiplied with the ratio of Σ cᵖ under the old p to that under the new one, of the means
     over about the last ten batches, so that the penalty goes on where it was.
 
     Args:
         p_end: the last p, above 0, below 1.
         p_start: share of the training after which p leaves 1.
+        p_stop: share of it after which p moves no more.
         p_updates: how many values p takes below 1; not more than there are training steps for them.
     """
 
@@ -38,15 +40,17 @@ class PAnnealSAE(ReluSAE):
     sums: Float[Tensor, "2"]
     observed_n: Int[Tensor, ""]
 
-    def __init__(self, *, p_end: float, p_start: float, p_updates: int, **base: Unpack[Base]) -> None:
+    def __init__(self, *, p_end: float, p_start: float, p_stop: float, p_updates: int, **base: Unpack[Base]) -> None:
         super().__init__(**base)
         if not 0 < p_end < 1:
             raise ValueError(f"p_end must lie between 0 and 1, not be {p_end}")
-        if not 0 <= p_start < 1:
-            raise ValueError(f"p_start is a share of the training: at least 0 and below 1, not {p_start}")
+        if not 0 <= p_start < p_stop <= 1:
+            raise ValueError(
+                f"p_start and p_stop are shares of the training, one after the other, not {p_start} and {p_stop}"
+            )
         if p_updates < 1:
             raise ValueError(f"p_updates must be at least 1, not {p_updates}")
-        self.p_end, self.p_start, self.p_updates = p_end, p_start, p_updates
+        self.p_end, self.p_start, self.p_stop, self.p_updates = p_end, p_start, p_stop, p_updates
         self._stage = 0  # the buffer's value where the host can read it; set before every step
         self.register_buffer("stage", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.ones(()))
@@ -71,7 +75,7 @@ class PAnnealSAE(ReluSAE):
 
     @torch.no_grad()
     def advance(self, progress: float) -> None:
-        share = (progress - self.p_start) / (1 - self.p_start)
+        share = (progress - self.p_start) / (self.p_stop - self.p_start)
         self._stage = 0 if share < 0 else min(1 + int(share * self.p_updates), self.p_updates)
         steps_down = (self.stage != self._stage) & (self.sums[1] > 0)
         self.scale = torch.where(steps_down, self.scale * self.sums[0] / self.sums[1], self.scale)

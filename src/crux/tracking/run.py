@@ -93,7 +93,7 @@ def swept(config: Config) -> dict[str, object]:
     """The dozen scalars that runs are compared by; the whole configuration is an artifact."""
     found = {
         "loss": config.loss.name,
-        "layer": config.layer,
+        "layer": config.layer if config.hook_points is None else None,
         "hook_point": ",".join(config.hook_points or [config.hook_point]),
         "sparsity": config.sparsity,
         "target_l0": config.target_l0,
@@ -119,7 +119,7 @@ def tags(config: Config) -> dict[str, str]:
     found = {
         "loss": config.loss.name,
         "sae": config.sae.name,
-        "layer": str(config.layer),
+        "layer": str(config.layer) if config.hook_points is None else None,
         "sweep": config.sweep_name,
         "git_sha": git_sha(),
     }

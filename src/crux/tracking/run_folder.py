@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 NOT_COMPARED = ("resume", "resume_from", "tracking", "output_dir", "cache")
-"""Keys that may differ between a run and its going on."""
+"""Keys that may differ between a run and its going on; so may `trainer.progress`."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -107,7 +107,9 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
             found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
         return found
 
-    return flat({k: v for k, v in config.items() if k not in NOT_COMPARED}, "")
+    found = flat({k: v for k, v in config.items() if k not in NOT_COMPARED}, "")
+    found.pop("trainer.progress", None)
+    return found
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -138,13 +140,22 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
 
 
 def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
-    """What a sweep's earlier start left of this very job in its folder, finished or not; None where it is another job's."""
+    """What a sweep's earlier start left of this very job in its folder, finished or not; None where it left nothing to go on with.
+
+    Raises:
+        ValueError: where the folder holds a finished run of another configuration, which would be overwritten.
+    """
     folder = RunFolder(path)
     try:
-        same = (path / "config.yaml").exists() and not differing(folder.config(), config)
+        differences = differing(folder.config(), config) if (path / "config.yaml").exists() else ["no config.yaml"]
     except ValueError:
         return None
-    return folder if same and (folder.done or folder.checkpoint.exists()) else None
+    if folder.done and differences:
+        raise ValueError(
+            f"{path} holds a finished run of another configuration (there / here): {'; '.join(differences)}; "
+            "give this sweep another sweep_name, or remove that folder"
+        )
+    return folder if not differences and (folder.done or folder.checkpoint.exists()) else None
 
 
 def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:

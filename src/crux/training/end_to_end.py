@@ -41,7 +41,8 @@ class Step(NamedTuple):
 class EndToEndSAE(TokenModule):
     """kl · KL(clean ‖ spliced) + downstream · mean MSE at later positions + λ · penalty, on token batches.
 
-    One clean pass, one spliced pass of the suffix with every SAE in place, one backward pass through it.
+    One clean pass, one spliced pass of the suffix with every SAE in place, one backward pass through it. The loss is one: what a
+    later SAE reads depends on the earlier ones, and so do its own terms, whose gradient reaches these too.
 
     Args:
         downstream_hooks: the later positions; none where the coefficient is 0.

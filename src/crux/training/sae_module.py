@@ -101,6 +101,7 @@ class SAEModule(L.LightningModule):
         self.register_buffer("first_bad_step", torch.full((), -1, dtype=torch.long))
         self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
         self._seed, self._generator = common["seed"], None
+        self._generator_state: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
         self._l0: list[Tensor] = []
@@ -108,8 +109,10 @@ class SAEModule(L.LightningModule):
     @property
     def generator(self) -> torch.Generator:
         """The source of drawn labels, on the device; its state is in the checkpoint."""
-        if self._generator is None:
+        if self._generator is None:  # made in the first step: a checkpoint is loaded before the module is on its device
             self._generator = torch.Generator(self.device).manual_seed(self._seed)
+            if self._generator_state is not None:
+                self._generator.set_state(self._generator_state)
         return self._generator
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -135,8 +138,9 @@ class SAEModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Once an optimiser step, whose micro-batches λ sees as one."""
-        self.grad_norm = nn.utils.clip_grad_norm_(self.saes.parameters(), self.recipe.clip)
+        """Once an optimiser step, whose micro-batches λ sees as one; each SAE by itself, as if it were trained alone."""
+        norms = [nn.utils.clip_grad_norm_(site.sae.parameters(), self.recipe.clip) for site in self.sites]
+        self.grad_norm = torch.stack(norms).max()
         self._watch(self.grad_norm)
         self.sparsity.observe(torch.stack(self._l0).mean(0), step=self.global_step)
         self._l0 = []
@@ -224,7 +228,8 @@ class SAEModule(L.LightningModule):
         if self.sparsity.steering is not None:
             row["lambda"] = list(self.sparsity.weight)
         for name, values in row.items():
-            self._add(name, torch.stack(list(values)).mean())
+            stacked = torch.stack(list(values))
+            self._add(name, stacked.sum() if name == "l0" else stacked.mean())  # as it is judged: all SAEs' latents
             if len(values) > 1:
                 for site, value in zip(self.sites, values, strict=True):
                     self._add(f"{name}/{site.write}", value)
@@ -272,4 +277,4 @@ class SAEModule(L.LightningModule):
         row = checkpoint["row"]
         self._sums = {name: value.to(self.device) for name, value in row["sums"].items()}
         self._micro_batches = row["micro_batches"]
-        self.generator.set_state(checkpoint["generator"].cpu())
+        self._generator, self._generator_state = None, checkpoint["generator"].cpu()
