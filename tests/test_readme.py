@@ -32,7 +32,7 @@ def test_a_line_of_the_readme(
     shutil.copytree(Path(crux.__file__).parent / "assets" / "tiny", tmp_path / "my_gpt2")
     words = re.sub(r"my_(texts|gpt2)/", rf"{tmp_path}/my_\1", line).replace("layer=2,4,6", "layer=2,6").split()
     if "sweeps=architectures" in words:
-        words += ["hydra.sweeper.params.sae=topk,relu", "hydra.sweeper.params.loss=local"]
+        words += ["hydra.sweeper.params.sae=topk", "hydra.sweeper.params.loss=local"]
     code = crux_here(*words, *short, f"output_dir={tmp_path}/outputs", "tracking=none")
     refused = next((c for start, c in REFUSED.items() if start in line), 0)
     assert code == refused, capsys.readouterr().err
