@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 
-from crux.checks import model_source, places
+from crux.checks import model_source
 from crux.data.batches import Batches
 from crux.data.packaged import SOURCES
 from crux.data.sources import Files, Hub, Packaged, Source
@@ -18,6 +18,7 @@ from crux.data.token_file import default_cache
 from crux.data.tokens import Tokens, prepare_tokens
 from crux.evaluation.mean import Typical
 from crux.formats import saelens
+from crux.places import places
 from crux.saes.sae import SAE
 from crux.saes.site import Site
 from crux.schema import Config, Precision

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from crux import assemble, report
-from crux.checks import downstream_hooks, places
 from crux.data.held_out import spread_batches
 from crux.evaluation.mean import typical_activation
+from crux.places import downstream_hooks, places
 from crux.schema import Config, Task, to_plain
 from crux.tracking.run import run_name, tracked
 from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path, same_run
