@@ -129,6 +129,7 @@ MORE = {
     "sae=jumprelu sae.bandwidth=0": ("sae.bandwidth=0", "more than 0"),
     "sae=matryoshka sae.prefixes=[0.5,0.2]": ("sae.prefixes=[0.5, 0.2]", "rising shares"),
     "sae=p_anneal sae.p_end=2": ("sae.p_end=2", "0 to 1"),
+    "sae=jumprelu sae.threshold_rate=0": ("sae.threshold_rate=0.0", "more than 0"),
     "sae.auxk.coefficient=-1": ("sae.auxk.coefficient=-1", "0 or more"),
     "loss=kl_finetune loss.finetune_share=2": ("loss.finetune_share=2", "0 to 1"),
     "loss=fisher loss.kl=1": ("loss.fisher", "loss.kl and loss.downstream must be 0"),

@@ -166,6 +166,7 @@ def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], dow
         recipe=Recipe(
             optimizer=optimizer.name.value,
             lr=optimizer.lr,
+            threshold_rate=config.sae.threshold_rate,
             betas=(optimizer.betas[0], optimizer.betas[1]),
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,

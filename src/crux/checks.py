@@ -86,7 +86,7 @@ def _numbers(config: Config) -> None:
     at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
     at_least("data.held_out_tokens", config.data.held_out_tokens, 1)
-    for key in ("init_norm", "threshold", "bandwidth", "p_end"):
+    for key in ("init_norm", "threshold", "bandwidth", "threshold_rate", "p_end"):
         value = getattr(config.sae, key)
         if value is not None and not value > 0:
             raise ValueError(f"sae.{key}={value}: must be more than 0")

@@ -140,6 +140,8 @@ class Sae:
     """JumpReLU's first threshold, in units of the (normalised) activation."""
     bandwidth: float | None = None
     """Width of the straight-through estimators' kernel, in the same units."""
+    threshold_rate: float | None = None
+    """log θ moves with so many times `optimizer.lr`."""
     prefixes: list[float] | None = None
     """Shares of the dictionary that each reconstruct by themselves, besides the whole."""
     prefix_coefficient: float | None = None

@@ -30,7 +30,7 @@ Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 LOSSES: list[Loss] = ["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 HOOK = "blocks.1.hook_resid_pre"
 RECIPE = Recipe(
-    optimizer="adam", lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=2, min_lr_factor=0.1,
+    optimizer="adam", lr=3e-3, threshold_rate=10.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=2, min_lr_factor=0.1,
     clip=10.0, max_steps=6, log_every=1,
 )  # fmt: skip
 

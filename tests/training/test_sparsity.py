@@ -23,28 +23,39 @@ def test_without_steering_it_stays() -> None:
 
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two SAEs, each with its own λ; RATE / max_steps = 2."""
-    for name, value in {"PROPORTIONAL": 1.5, "RATE": 20.0, "MEMORY": 0.1, "CLIP": 0.5}.items():
+    """Two SAEs, each with its own λ, over ten steps: from L0 20 down to 10, and at 10 from the first."""
+    for name, value in {"PROPORTIONAL": 1.5, "INTEGRAL": 2.0, "MEMORY": 0.1, "CLIP": 0.2}.items():
         monkeypatch.setattr(Sparsity, name, value)
-    sparsity = steered()
+    sparsity, log2 = steered(), math.log(2)
     sparsity.observe(torch.tensor([20.0, 10.0]), step=0)
     assert torch.equal(sparsity.weight, torch.tensor([2.0, 2.0])), "the first tenth is left alone"
-    sparsity.observe(torch.tensor([20.0, 5.0]), step=1)  # running means of log L0
-    e = [0.5, 0.1 * math.log(0.5)]  # log 2 is clipped
-    sums = [2 * x for x in e]
-    expected = [2 * math.exp(1.5 * x + s) for x, s in zip(e, sums, strict=True)]
+    sparsity.observe(
+        torch.tensor([20.0, 5.0]), step=1
+    )  # 20 is wanted still; of the running mean of log L0, a tenth is new
+    e = [0.0, -0.1 * log2]
+    expected = [2 * math.exp(1.5 * x + 2 * x) for x in e]
     torch.testing.assert_close(sparsity.weight, torch.tensor(expected))
-    sparsity.observe(torch.tensor([10.0, 5.0]), step=2)
-    e = [0.5, 0.19 * math.log(0.5)]  # 0.9 log 2 is clipped too
-    sums = [s + 2 * x for x, s in zip(e, sums, strict=True)]
-    expected = [2 * math.exp(1.5 * x + s) for x, s in zip(e, sums, strict=True)]
+    sparsity.observe(
+        torch.tensor([40.0, 5.0]), step=2
+    )  # log 20 + 0.1 log 2 where log 10 + ½ log 2 is wanted; −0.19 log 2
+    expected = [2 * math.exp(1.5 * x + 2 * (x + y)) for x, y in zip([0.6 * log2, -0.19 * log2], e, strict=True)]
+    assert 0.6 * log2 > 0.2 > 0.19 * log2
+    expected[0] = 2 * math.exp(1.5 * 0.2 + 2 * 0.2)  # clipped
     torch.testing.assert_close(sparsity.weight, torch.tensor(expected))
-    assert expected[0] == pytest.approx(2 * math.exp(2.75))
+
+
+@pytest.mark.parametrize(("l0", "wanted"), [(40.0, [40, 40, 20, 10, 10]), (5.0, [10] * 5)])
+def test_what_is_wanted_glides_down_to_the_target_and_does_not_climb(l0: float, wanted: list[float]) -> None:
+    sparsity = steered(max_steps=100, n_saes=1)
+    for step in range(10):
+        sparsity.observe(torch.tensor([l0]), step=step)
+    found = [float(sparsity._wanted(progress).exp()) for progress in (0.0999999, 0.1, 0.2, 0.3, 0.7)]
+    assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_too_many_latents_raise_it_and_too_few_lower_it() -> None:
     sparsity = steered(n_saes=3)
-    for step in range(5):
+    for step in range(7):
         sparsity.observe(
             torch.tensor([30.0, 10.0, 0.0]), step=step
         )  # a dictionary all of whose latents are silent, too

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, base
 from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
 from torch import Tensor
 
@@ -51,6 +52,24 @@ def test_every_loss_goes_down(loss: Loss, optimizer: str, tmp_path: Path) -> Non
         assert last["train/kl"] < rows[3][1]["train/kl"]
     else:
         assert last.keys() == always
+
+
+def test_thresholds_move_by_their_own_rate_and_do_not_decay(tmp_path: Path) -> None:
+    """Adam's first step is lr · sign(gradient); a weight decay of 10 would take 10 · lr of every weight besides."""
+    subject = gpt2()
+    sae = ARCHITECTURES["jumprelu"](base(d_model=16, n_latents=32, init_norm=1.0))
+    before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    recipe = RECIPE._replace(
+        optimizer="adamw", weight_decay=10.0, lr=1e-3, threshold_rate=7.0, warmup_steps=0, max_steps=1
+    )
+    module = module_for("local", subject, recipe=recipe, sae=sae)
+    run_fit(module, source_for("local", subject, token_batches(subject, n=1, batch=8)), checkpoints=tmp_path)
+    moved = (sae.get_parameter("log_threshold") - before["log_threshold"]).abs().detach()
+    moved = moved[moved > 0]  # of latents with a token in their window
+    assert len(moved) > 5
+    torch.testing.assert_close(moved, torch.full_like(moved, 7e-3), rtol=1e-3, atol=0.0)
+    W_dec = before["W_dec"] * (1 - 1e-2)
+    assert float((sae.W_dec.detach() - W_dec).abs().max()) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ class Recipe(NamedTuple):
     optimizer: str
     """`adam` or `adamw`."""
     lr: float
+    threshold_rate: float | None
+    """JumpReLU's log θ moves with so many times `lr`; None: there are no thresholds."""
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -119,7 +121,7 @@ class SAEModule(L.LightningModule):
         recipe = self.recipe
         make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
         optimizer = make(
-            self.saes.parameters(),
+            self._by_rate(),
             lr=recipe.lr,
             betas=recipe.betas,
             eps=recipe.eps,
@@ -134,6 +136,15 @@ class SAEModule(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _by_rate(self) -> list[dict[str, Any]]:
+        """The parameters, in groups for the optimiser. No weight decay for log θ: it would draw θ to 1."""
+        thresholds = [p for name, p in self.saes.named_parameters() if name.endswith("log_threshold")]
+        if not thresholds or self.recipe.threshold_rate is None:
+            return [{"params": list(self.saes.parameters())}]
+        rest = [p for name, p in self.saes.named_parameters() if not name.endswith("log_threshold")]
+        faster = {"params": thresholds, "lr": self.recipe.lr * self.recipe.threshold_rate, "weight_decay": 0.0}
+        return [{"params": rest}, faster]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FROM, UNTIL = 0.1, 0.8
-"""Shares of the steps between which λ moves: the first fall of L0 is left alone; what comes out is trained under one λ."""
+FROM, THERE, UNTIL = 0.1, 0.3, 0.8
+"""Shares of the steps at which λ begins to move, L0 is to be at its target, and λ is frozen."""
 
 
 class Steering(NamedTuple):
@@ -22,18 +22,21 @@ class Steering(NamedTuple):
 class Sparsity(nn.Module):
     """λ of each SAE of a run.
 
-    Steered, log λ follows e = log(L0 / target) of the running mean over about the last ten steps, clipped to ± CLIP:
+    Steered, log λ follows e = log(L0 / wanted) of the running mean over about the last ten steps, clipped to ± CLIP:
 
-        log λ = log λ₀ + PROPORTIONAL · e + RATE / max_steps · Σ e
+        log λ = log λ₀ + PROPORTIONAL · e + INTEGRAL · Σ e
 
-    from the first tenth of the steps to the last fifth, where λ is frozen at the running mean of log λ over a twentieth of the
-    steps. All of the controller's state is in buffers, so in the checkpoint.
+    What is wanted glides, on a line in log L0, from the L0 that the run has after a tenth of the steps down to the target at three
+    tenths: a λ that rises as fast as it can raises JumpReLU's thresholds so far that no smaller λ brings them back. An L0 below
+    the target is led up at once. For the last fifth of the steps λ is frozen at the running mean of log λ over a twentieth of
+    them. All of the controller's state is in buffers, so in the checkpoint.
     """
 
-    PROPORTIONAL, RATE, MEMORY, CLIP = 3.0, 10.0, 0.1, 0.5
+    PROPORTIONAL, INTEGRAL, MEMORY, CLIP = 3.0, 0.06, 0.1, 0.5
 
     weight: Tensor
     integral: Tensor
+    log_first: Tensor
     log_l0: Tensor
     log_mean: Tensor
 
@@ -41,7 +44,7 @@ class Sparsity(nn.Module):
         super().__init__()
         self.start, self.steering = start, steering
         self.register_buffer("weight", torch.full((n_saes,), start))
-        for name in ("integral", "log_l0", "log_mean"):
+        for name in ("integral", "log_first", "log_l0", "log_mean"):
             self.register_buffer(name, torch.zeros(n_saes))
 
     @torch.no_grad()
@@ -51,11 +54,19 @@ class Sparsity(nn.Module):
             return
         steps, log_l0 = self.steering.max_steps, l0.clamp_min(1e-3).log()
         self.log_l0 = log_l0 if step == 0 else torch.lerp(self.log_l0, log_l0, self.MEMORY)
-        if step >= UNTIL * steps:
+        if step < FROM * steps:
+            self.log_first = self.log_l0
+        elif step >= UNTIL * steps:
             self.weight = self.start * self.log_mean.exp()
-        elif step >= FROM * steps:
-            error = (self.log_l0 - math.log(self.steering.target)).clamp(-self.CLIP, self.CLIP)
-            self.integral += error * (self.RATE / steps)
+        else:
+            error = (self.log_l0 - self._wanted(step / steps)).clamp(-self.CLIP, self.CLIP)
+            self.integral += self.INTEGRAL * error
             log_ratio = self.PROPORTIONAL * error + self.integral
             self.log_mean = torch.lerp(self.log_mean, log_ratio, min(1.0, 20 / steps))
             self.weight = self.start * log_ratio.exp()
+
+    def _wanted(self, progress: float) -> Float[Tensor, "n_saes"]:
+        """log of the L0 that is wanted when that share of the steps is done."""
+        assert self.steering is not None
+        target, left = math.log(self.steering.target), max(0.0, (THERE - progress) / (THERE - FROM))
+        return target + left * (self.log_first - target).clamp_min(0)
