@@ -24,7 +24,7 @@ def test_without_steering_it_stays() -> None:
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two SAEs, each with its own λ, over ten steps: from L0 20 down to 10, and at 10 from the first."""
-    for name, value in {"PROPORTIONAL": 1.5, "INTEGRAL": 2.0, "MEMORY": 0.1, "CLIP": 0.2}.items():
+    for name, value in {"PROPORTIONAL": 1.5, "INTEGRAL": 2.0, "MEMORY": 0.1, "CLIP": 0.2, "CALM": 0.5}.items():
         monkeypatch.setattr(Sparsity, name, value)
     sparsity, log2 = steered(), math.log(2)
     sparsity.observe(torch.tensor([20.0, 10.0]), step=0)
@@ -41,6 +41,11 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [2 * math.exp(1.5 * x + 2 * (x + y)) for x, y in zip([0.6 * log2, -0.19 * log2], e, strict=True)]
     assert 0.6 * log2 > 0.2 > 0.19 * log2
     expected[0] = 2 * math.exp(1.5 * 0.2 + 2 * 0.2)  # clipped
+    torch.testing.assert_close(sparsity.weight, torch.tensor(expected))
+    integral = sparsity.integral.clone()
+    sparsity.observe(torch.tensor([1e6, 1e-3]), step=7)  # two thirds of the way from half of the steps to four fifths
+    e = [0.2 * (1 - 0.5 * 2 / 3), -0.2 * (1 - 0.5 * 2 / 3)]
+    expected = [2 * math.exp(1.5 * x + float(i) + 2 * x) for x, i in zip(e, integral, strict=True)]
     torch.testing.assert_close(sparsity.weight, torch.tensor(expected))
 
 
@@ -99,7 +104,8 @@ def test_all_its_state_is_in_buffers() -> None:
     for step in range(17, 40):
         second.observe(l0(step), step=step)
     assert torch.equal(second.weight, whole.weight)
-    assert second.weight[0] > first.weight[0] > 2.0
+    assert first.weight[0] > 2.0 > first.weight[1]
+    assert not torch.equal(second.weight, first.weight)
 
 
 @pytest.mark.parametrize("max_steps", [200, 400, 1200])

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FROM, THERE, UNTIL = 0.1, 0.3, 0.8
-"""Shares of the steps at which λ begins to move, L0 is to be at its target, and λ is frozen."""
+FROM, THERE, CALMER, UNTIL = 0.1, 0.3, 0.5, 0.8
+"""Shares of the steps at which λ begins to move, L0 is to be at its target, λ begins to calm down, and λ is frozen."""
 
 
 class Steering(NamedTuple):
@@ -24,7 +24,9 @@ class Sparsity(nn.Module):
 
     Steered, log λ follows e = log(L0 / wanted) of the running mean over about the last ten steps, clipped to ± CLIP:
 
-        log λ = log λ₀ + PROPORTIONAL · e + INTEGRAL · Σ e
+        log λ = log λ₀ + PROPORTIONAL · w · e + INTEGRAL · Σ w · e
+
+    with w = 1 for the first half of the steps, and then down to CALM where λ is frozen: λ must not swing then.
 
     What is wanted glides, on a line in log L0, from the L0 that the run has after a tenth of the steps down to the target at three
     tenths: a λ that rises as fast as it can raises JumpReLU's thresholds so far that no smaller λ brings them back. An L0 below
@@ -32,7 +34,7 @@ class Sparsity(nn.Module):
     them. All of the controller's state is in buffers, so in the checkpoint.
     """
 
-    PROPORTIONAL, INTEGRAL, MEMORY, CLIP = 3.0, 0.06, 0.1, 0.5
+    PROPORTIONAL, INTEGRAL, MEMORY, CLIP, CALM = 3.0, 0.08, 0.1, 0.5, 1 / 3
 
     weight: Tensor
     integral: Tensor
@@ -59,7 +61,9 @@ class Sparsity(nn.Module):
         elif step >= UNTIL * steps:
             self.weight = self.start * self.log_mean.exp()
         else:
+            calm = max(0.0, (step / steps - CALMER) / (UNTIL - CALMER))
             error = (self.log_l0 - self._wanted(step / steps)).clamp(-self.CLIP, self.CLIP)
+            error = error * (1 - (1 - self.CALM) * calm)
             self.integral += self.INTEGRAL * error
             log_ratio = self.PROPORTIONAL * error + self.integral
             self.log_mean = torch.lerp(self.log_mean, log_ratio, min(1.0, 20 / steps))
