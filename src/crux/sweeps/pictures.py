@@ -76,6 +76,8 @@ def _later(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Later]:
     found: list[Later] = []
     for _, group in groupby(curves, key=lambda c: c.comparable):
         compared = [(c, later) for c in group if (later := _residuals(c)) is not None]
+        if not compared:
+            continue
         reached = Counter(l0 for l0 in at for c, _ in compared if c.at("ce_increase", l0=l0).keys() == c.runs.keys())
         l0s = sorted(p.l0 for c, _ in compared for points in c.points("ce_increase").values() for p in points)
         l0 = max(at, key=lambda value: (reached[value], -at.index(value))) if reached else l0s[len(l0s) // 2]
@@ -89,8 +91,8 @@ def _later(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Later]:
                 asked, runs = min(_by_asked(curve).items(), key=lambda item: abs(_mean_l0(item[1]) - l0))
                 where = f"L0 {_mean_l0(runs):.3g} ({asked})"
                 values = [np.array([[run.metrics[f"final/{m}"] for m in names] for run in runs]) for names in (mse, ev)]
-            name = " ".join(word for word in (curve.architecture, curve.loss) if word)
-            found.append(Later(_panel(curve), f"{name}, {where}", name, own, np.array([own, *ks], float), *values))
+            panel = ", ".join(word for word in (curve.architecture, _panel(curve)) if word)
+            found.append(Later(panel, f"{curve.loss}, {where}", curve.loss, own, np.array([own, *ks], float), *values))
     return found
 
 
