@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from crux.tracking.mlflow import Tracker
 
 
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag that makes a run another's child."""
+
+
+def parent_run(folder: Path) -> str | None:
+    """The MLflow run of the sweep that a job's folder lies in; None where it lies in none."""
+    known = folder.parent / "mlflow_run_id"
+    return known.read_text("utf-8").strip() if known.exists() else None
+
+
 def run_name(config: Config) -> str:
     """For people: `e2e_ds L6 λ=1.5`, `gradient_topk e2e L6 k=32`, `jumprelu local L2,4 L0=30`."""
     words = [] if config.sae.name == "relu" else [config.sae.name]
@@ -61,9 +71,10 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
 
     outputs = Path(config.output_dir)
     uri = tracking_uri(config) or database(outputs)
-    known = folder.path / "mlflow_run_id"
+    known, parent = folder.path / "mlflow_run_id", parent_run(folder.path)
+    family = {PARENT: parent, "job": folder.path.name} if parent is not None else {}
     if known.exists():
-        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip())
+        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip(), tags=family)
     else:
         try:
             tracker = Tracker.start(
@@ -72,7 +83,7 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
                 outputs=outputs,
                 name=run_name(config),
                 params=swept(config) | {"n_latents": n_latents},
-                tags=tags(config),
+                tags=tags(config) | family,
             )
         except ValueError:
             folder.discard_unstarted()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-NOT_COMPARED = ("resume", "resume_from", "tracking", "output_dir", "cache")
+NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
 """Keys that may differ between a run and its going on; so may `trainer.progress`."""
 
 
@@ -22,7 +22,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end."""
+    """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end.
+
+    A sweep's job that failed leaves `FAILED` instead: the reason in its first line, and for an error of ours the traceback.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +34,7 @@ class RunFolder:
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
         """A folder with the resolved configuration in it; what an earlier run left there is not gone on with."""
         path.mkdir(parents=True, exist_ok=True)
-        for name in ("DONE", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
+        for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
         (path / "figures").mkdir(exist_ok=True)
@@ -45,6 +48,22 @@ class RunFolder:
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
+
+    @property
+    def failed(self) -> bool:
+        return (self.path / "FAILED").exists()
+
+    def failure(self) -> str:
+        """Why it failed, in one line."""
+        return (self.path / "FAILED").read_text("utf-8").partition("\n")[0]
+
+    def fail(self, reason: str, *, details: str) -> None:
+        """Marks a sweep's job as failed, until it is asked for again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "FAILED", f"{reason}\n{details}")
+
+    def forget_failure(self) -> None:
+        (self.path / "FAILED").unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
         """The configuration that the run was started with; ValueError where the file is broken."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from crux.compare import finished_runs, matched_table, runs_table, spread
+from crux.sweeps.runs import finished_runs
+from crux.sweeps.tables import matched_table, runs_table, spread
 from crux.tracking.run_folder import RunFolder
 
 

@@ -1,51 +1,11 @@
-"""`experiment=report sweep_name=<name>`: a sweep's runs side by side and at matched L0, from their run folders alone."""
+"""A sweep's runs as tables: side by side, and at matched L0."""
 
-import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Mapping, Sequence
 
 from crux.evaluation.matched import Point, ce_increase_at
-from crux.schema import Config
-from crux.tracking.run_folder import RunFolder, comparable, write_whole
-
-
-class Run(NamedTuple):
-    """A finished run of a sweep."""
-
-    config: dict[str, Any]
-    metrics: dict[str, float]
-
-    @property
-    def seed(self) -> int:
-        return self.config["seed"]
-
-    @property
-    def loss(self) -> str:
-        return self.config["loss"]["name"]
-
-
-def _asked(config: dict[str, Any]) -> str:
-    """How sparse it was to be."""
-    if (k := config.get("sae", {}).get("k")) is not None:
-        return f"k={k}"
-    target = config.get("target_l0")
-    return f"λ={config['sparsity']:g}" if target is None else f"L0={target:g}"
-
-
-SETTINGS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "architecture": lambda c: c.get("sae", {}).get("name", "relu"),
-    "loss": lambda c: c["loss"]["name"],
-    "hook point": lambda c: ", ".join(c.get("hook_points") or [c.get("hook_point") or ""]),
-    "asked for": _asked,
-    "steps": lambda c: str(c.get("trainer", {}).get("max_steps", "")),
-}
-"""What runs of a sweep may differ in, besides the seed; a column where they do."""
+from crux.sweeps.runs import Run, settings
 
 MEASURED = {
     "L0": "l0",
@@ -56,69 +16,6 @@ MEASURED = {
     "norm ratio": "norm_ratio",
 }
 """Columns of the table, and the metrics in them."""
-
-
-def finished_runs(folder: Path) -> list[Run]:
-    """The runs in a sweep's folder that have ended, by their settings and seed.
-
-    Raises:
-        ValueError: where the folder has none.
-    """
-    found: list[Run] = []
-    for path in folder.rglob("DONE"):
-        run = RunFolder(path.parent)
-        metrics = json.loads((run.path / "metrics.json").read_text("utf-8"))
-        found.append(Run(run.config(), metrics))
-    if not found:
-        raise ValueError(f"no finished runs in {folder}")
-    return sorted(found, key=lambda r: (r.loss, r.config["sparsity"], list(_known(r).values()), r.seed))
-
-
-def _known(run: Run) -> dict[str, str]:
-    return {title: value(run.config) for title, value in SETTINGS.items()}
-
-
-def settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What the runs differ in besides the seed, a column each: those of `SETTINGS`, and every other key that differs
-
-    between runs which these cannot tell apart.
-    """
-    known = [_known(run) for run in runs]
-    flat = [comparable(run.config) for run in runs]
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for titles, keys in zip(known, flat, strict=True):
-        alike[tuple(titles.values())].append(keys)
-    others = sorted(
-        {
-            key
-            for group in alike.values()
-            for key in {k for keys in group for k in keys} - {"seed"}
-            if len({str(keys.get(key)) for keys in group}) > 1
-        }
-    )
-    shown = [title for title in SETTINGS if title == "loss" or len({k[title] for k in known}) > 1]
-    return [
-        {title: titles[title] for title in shown} | {key: str(keys.get(key)) for key in others}
-        for titles, keys in zip(known, flat, strict=True)
-    ]
-
-
-def compare(config: Config) -> None:
-    """Prints the tables of a sweep's runs, and writes them to its `report.md`."""
-    folder = Path(config.output_dir) / "sweeps" / config.sweep_name
-    runs = finished_runs(folder)
-    tables = [runs_table(runs)]
-    if len({r.config["sparsity"] for r in runs}) > 1 and not any(r.config.get("target_l0") for r in runs):
-        tables.append(matched_table(runs, at=config.report_l0))
-    text = "\n\n".join(markdown(header, rows) for header, rows in tables) + "\n"
-    write_whole(folder / "report.md", text)
-    console = Console(width=None if Console().is_terminal else 140, highlight=False)
-    for header, rows in tables:
-        table = Table(*header)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print(f"report  {folder / 'report.md'}", soft_wrap=True)
 
 
 def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
