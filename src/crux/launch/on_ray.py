@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn
 
 from crux.launch.work import Work, carried
+from crux.tracking.run_folder import RunFolder
 
-GRACE = 8.0
+GRACE = 5.0
 """Seconds that stopped jobs have to say in MLflow that they were stopped."""
 
 
@@ -47,7 +48,9 @@ def run_on_ray(
 
 def run(work: Work) -> None:
     """What the job's process does."""
-    work()
+    from ray.util import get_node_ip_address
+
+    work(get_node_ip_address())
 
 
 def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: Share) -> list[JobReturn]:
@@ -61,7 +64,7 @@ def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: Share) -> list[Jo
             for reference in ray.wait(list(running), timeout=1.0)[0]:  # short, so that a signal is seen
                 work = running.pop(reference)
                 ended[work.name] = work.returned(_error(ray, reference))
-                state = "done" if (work.folder / "DONE").exists() else _reason(ended[work.name])
+                state = _state(work, ended[work.name])
                 print(f"[{len(ended)}/{len(jobs)}] {work.name}: {state}", flush=True)
     except BaseException:
         for reference in running:
@@ -80,10 +83,12 @@ def _error(ray: Any, reference: Any) -> Exception | None:
     return None
 
 
-def _reason(returned: JobReturn) -> str:
-    if returned._return_value is None:
-        return "failed"
-    return f"its process ended ({' '.join(str(returned._return_value).split())[:300]})"
+def _state(work: Work, returned: JobReturn) -> str:
+    if (folder := RunFolder(work.folder)).failed:
+        return f"failed: {folder.failure()}"
+    if returned._return_value is not None:
+        return f"its process ended: {' '.join(str(returned._return_value).split())[:300]}"
+    return "done" if folder.done else "ended"
 
 
 def shared(
@@ -126,10 +131,12 @@ def cluster(init: Mapping[str, Any]) -> Iterator[Any]:
     if init["address"] is None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's word for loopback, on Linux too
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: beside other work a job would stand still
         options = {"address": "local", "include_dashboard": False, "object_store_memory": 80 * 2**20} | options
     import ray
+    import psutil  # isort: skip - Ray brings its own
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, others = signal.getsignal(signal.SIGTERM), psutil.Process().children(recursive=True)
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": carried()})
     except ConnectionError as error:
@@ -139,4 +146,7 @@ def cluster(init: Mapping[str, Any]) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
         yield ray
     finally:
+        rays = [process for process in psutil.Process().children(recursive=True) if process not in others]
         ray.shutdown()
+        for process in psutil.wait_procs(rays, timeout=2.0)[1]:  # workers that have not seen yet that all is over
+            process.kill()

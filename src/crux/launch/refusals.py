@@ -42,10 +42,10 @@ def check_slurm() -> None:
             )
 
 
-def check_sweeps_launcher(target: str) -> None:
-    """A single run is run here and now, so a launcher that was asked for would be passed over in silence."""
-    if target.startswith("hydra_plugins.crux_launchers."):
-        raise ValueError("hydra/launcher launches the jobs of a sweep: say -m, or name one by sweeps=")
+def check_launcher_of_one_run(launcher: Mapping[str, Any]) -> None:
+    """A single run is run here and now: a launcher that was asked for would be passed over in silence."""
+    if launcher["_target_"].startswith("hydra_plugins.crux_launchers."):
+        raise ValueError("hydra/launcher starts the jobs of a sweep: say -m, or name a sweep by sweeps=")
 
 
 def visible_gpus() -> int:

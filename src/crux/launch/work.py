@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,9 @@ class Work:
         finally:
             HydraConfig.instance().cfg = before
 
-    def __call__(self) -> None:
+    def __call__(self, place: str | None = None) -> None:
+        """Runs the job; `place` is where, in the launcher's words."""
+        place = place or socket.gethostname()
         os.environ.update(self.environment)
         if self.threads is not None:
             os.environ.update(dict.fromkeys(THREADS, str(self.threads)))
@@ -69,6 +72,8 @@ class Work:
         schema.register()
         self.folder.mkdir(parents=True, exist_ok=True)
         _print_into(self.folder / "output.log")
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
         # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         returned = run_job(
