@@ -113,10 +113,10 @@ def test_where_jobs_lie_does_not_depend_on_the_process_that_runs_them(
 ) -> None:
     """Another process has neither this environment nor this working directory."""
     monkeypatch.chdir(tmp_path)
-    (job, *_) = jobs("-m", "seed=0,1", "sweep_name=it's")
+    (job, *_) = jobs("-m", "seed=0,1", "sweep_name=its")
     monkeypatch.setenv("CRUX_OUTPUTS", "elsewhere")
     assert OmegaConf.select(job.config, "output_dir") == str(tmp_path)
-    assert job.folder.path == tmp_path / "sweeps" / "it's" / "seed=0"
+    assert job.folder.path == tmp_path / "sweeps" / "its" / "seed=0"
 
 
 def test_the_plain_sweeps_are_still_hydras(jobs: Jobs) -> None:
@@ -125,4 +125,4 @@ def test_the_plain_sweeps_are_still_hydras(jobs: Jobs) -> None:
     found = told(jobs("sweeps=architectures", "loss=e2e"), "sae.name", "target_l0")
     assert len(found) == 8
     assert ("topk", "None") in found
-    assert ("relu", "32") in found
+    assert ("relu", "32.0") in found

@@ -212,20 +212,20 @@ def start(command: list[str], *line: str) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 500
     while not there():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_sweep_tells_the_truth_and_goes_on(
     number: signal.Signals, code: int, crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...],
     command: list[str],
 ) -> None:  # fmt: skip
     """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped."""
-    line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=60", "trainer.val_every=0", "sweep_name=s")
+    line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
     here = f"output_dir={tmp_path / 'stopped'}"
     process = start(command, *line, here)
     sweep = tmp_path / "stopped" / "sweeps" / "s"
@@ -236,6 +236,9 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
     assert time.monotonic() - since < 30  # on a loaded machine; seconds on one's own
     assert process.returncode == code
     assert "Traceback" not in err

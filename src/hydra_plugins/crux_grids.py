@@ -58,8 +58,8 @@ class GridSweeper(BasicSweeper):
         for grid in narrowed(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
             keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
-            jobs = self.split_arguments(parser.parse_overrides([*grid, *others, *fixed]), None)[0]
-            found += [job for job in jobs if job not in found]
+            found += self.split_arguments(parser.parse_overrides([*grid, *others, *fixed]), None)[0]
+        found = [list(job) for job in dict.fromkeys(map(tuple, found))]  # grids may overlap
 
         # every job is composed before any starts: a mistake is told at once
         jobs = [Job.of(overrides, loader.load_sweep_config(self.config, overrides)) for overrides in found]

@@ -70,9 +70,11 @@ def finished_runs(folder: Path) -> list[Run]:
         ValueError: where the folder has none.
     """
     found: list[Run] = []
-    for path in folder.rglob("DONE"):
+    for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
-        metrics = json.loads((run.path / "metrics.json").read_text("utf-8"))
+        if not run.done:
+            continue
+        metrics = json.loads(path.read_text("utf-8"))
         found.append(Run(run.path.relative_to(folder).as_posix(), run.config(), metrics))
     if not found:
         raise ValueError(f"no finished runs in {folder}")

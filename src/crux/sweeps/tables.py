@@ -1,11 +1,17 @@
-"""A sweep's runs as tables: side by side, and at matched L0."""
+"""A sweep's runs as tables: side by side, and at equal L0."""
 
+import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
-from crux.evaluation.matched import Point, ce_increase_at
-from crux.sweeps.runs import Run, settings
+from crux.evaluation.matched import Ratio, ratio
+from crux.sweeps.curves import Curve
+from crux.sweeps.runs import ASKED, LOSS, STEPS, Run, settings
+from crux.tracking.run_folder import comparable
 
 MEASURED = {
     "L0": "l0",
@@ -17,25 +23,58 @@ MEASURED = {
 }
 """Columns of the table, and the metrics in them."""
 
+RATE = "final/tokens_per_second"
 
-def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """A line a setting: mean over seeds, with the range; time per training token as a ratio to loss=e2e, all else equal."""
-    told = settings(runs)
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, setting in enumerate(told):
-        groups[tuple(setting.values())].append(i)
-    header = [*told[0], "seeds", *MEASURED, "alive", "time / e2e"]
+
+class Shown(NamedTuple):
+    """A table."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def csv(self) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.header, *self.rows])
+        return out.getvalue()
+
+
+def runs_table(runs: Sequence[Run]) -> Shown:
+    """A line a setting: mean over seeds, with the range."""
     rows: list[list[str]] = []
+    groups, titles = _by_setting(runs)
     for setting, members in groups.items():
         group = [runs[i] for i in members]
         measured = [[r.metrics[f"final/{k}"] for r in group if f"final/{k}" in r.metrics] for k in MEASURED.values()]
         alive = [v for r in group for k, v in r.metrics.items() if re.fullmatch(r"final/alive_heldout_\d+_frac", k)]
+        rows.append([*setting, str(len(group)), *(spread(v) for v in [*measured, alive])])
+    return Shown([*titles, "seeds", *MEASURED, "alive"], rows)
+
+
+def _by_setting(runs: Sequence[Run]) -> tuple[dict[tuple[str, ...], list[int]], list[str]]:
+    told = settings(runs)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, setting in enumerate(told):
+        groups[tuple(setting.values())].append(i)
+    return groups, list(told[0])
+
+
+def times_table(runs: Sequence[Run]) -> Shown:
+    """A line a setting: training tokens a second, and time a token as a ratio to loss=e2e, all else equal."""
+    rows: list[list[str]] = []
+    told = settings(runs)
+    groups, titles = _by_setting(runs)
+    for setting, members in groups.items():
+        rates = [runs[i].metrics[RATE] for i in members if RATE in runs[i].metrics]
         times = [t for i in members if (t := _time(i, runs, told)) is not None]
-        rows.append([*setting, str(len(group)), *(spread(v) for v in [*measured, alive, times])])
-    return header, rows
+        rows.append([*setting, f"{sum(rates) / len(rates):,.0f}" if rates else "–", spread(times)])
+    return Shown([*titles, "tokens/s", "time / e2e"], rows)
 
 
-OF_THE_LOSS = ("loss", "asked for", "steps")
+OF_THE_LOSS = (LOSS, ASKED, STEPS)
 """Settings in which a run may differ from the e2e run that it is timed against."""
 
 
@@ -45,44 +84,112 @@ def _time(i: int, runs: Sequence[Run], told: Sequence[Mapping[str, str]]) -> flo
     def rest(j: int) -> dict[str, str]:
         return {k: v for k, v in told[j].items() if k not in OF_THE_LOSS and not k.startswith("loss.")}
 
-    rate = "final/tokens_per_second"
     rivals = [
-        r.metrics[rate]
+        r.metrics[RATE]
         for j, r in enumerate(runs)
-        if r.loss == "e2e" and r.seed == runs[i].seed and rest(j) == rest(i) and rate in r.metrics
+        if r.loss == "e2e" and r.seed == runs[i].seed and rest(j) == rest(i) and RATE in r.metrics
     ]
-    return rivals[0] / runs[i].metrics[rate] if rivals and rate in runs[i].metrics else None
+    return rivals[0] / runs[i].metrics[RATE] if rivals and RATE in runs[i].metrics else None
 
 
-def matched_table(runs: Sequence[Run], *, at: Sequence[float]) -> tuple[list[str], list[list[str]]]:
-    """CE loss increase at each L0 by loss, and its ratio to the local loss, each the mean over seeds with the range.
+class Match(NamedTuple):
+    """A loss at an L0."""
 
-    A curve is of runs that differ in λ alone; settings besides the loss stand before its name.
-    """
-    curves: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    for run, setting in zip(runs, settings(runs), strict=True):
-        words = [
-            v for k, v in setting.items() if k not in ("loss", "asked for", "sparsity") and not k.startswith("loss.")
-        ]
-        name = " ".join([*words, run.loss])
-        curves[name][run.seed].append(Point(run.metrics["final/l0"], run.metrics["final/ce_increase"]))
-    order = ["local", "e2e", "e2e_ds"]
-    losses = sorted(curves, key=lambda name: (order.index(name) if name in order else len(order), name))
+    curve: Curve
+    l0: float
+    values: dict[int, float]
+    """Seed → CE loss increase."""
+    baseline: str
+    """The loss that the ratio is to: the first that is there of local, e2e, e2e_ds and the others by name."""
+    ratio: Ratio | None
+    """None for the baseline itself, and where no seed has both."""
+
+
+def matches(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Match]:
+    """CE loss increase at each L0, for every loss; nothing where no loss was asked for two sparsities or more."""
+    found: list[Match] = []
+    for _, group in groupby(curves, key=lambda c: c.comparable):
+        compared = list(group)
+        if not any(len(runs) > 1 for curve in compared for runs in curve.runs.values()):
+            continue
+        for l0 in at:
+            base = compared[0].at("ce_increase", l0=l0)
+            for curve in compared:
+                values = curve.at("ce_increase", l0=l0)
+                seeds = sorted(values.keys() & base.keys()) if curve is not compared[0] else []
+                told = ratio([values[s] for s in seeds], [base[s] for s in seeds]) if seeds else None
+                found.append(Match(curve, l0, values, compared[0].loss, told))
+    return found
+
+
+def matched_table(found: Sequence[Match]) -> Shown:
+    """For people: a line an L0, a column a loss, then the ratios."""
+    places = _places(found)
+    losses = list(dict.fromkeys(m.curve.loss for m in found))
+    pairs = list(dict.fromkeys((m.curve.loss, m.baseline) for m in found if m.curve.loss != m.baseline))
     header = [
+        *places,
         "L0",
         *(f"CE loss increase, {loss}" for loss in losses),
-        *(f"{x} / local" for x in losses if x != "local"),
+        *(f"{loss} / {baseline}" for loss, baseline in pairs),
     ]
     rows: list[list[str]] = []
-    for l0 in at:
-        found = {loss: {s: ce_increase_at(p, l0=l0) for s, p in seeds.items()} for loss, seeds in curves.items()}
-        values = {loss: {s: v for s, v in seeds.items() if v is not None} for loss, seeds in found.items()}
-        local = values.get("local", {})
-        ratios = {x: [v / local[s] for s, v in values[x].items() if s in local] for x in losses if x != "local"}
+    for (_, l0), group in groupby(found, key=lambda m: (m.curve.comparable, m.l0)):
+        line = list(group)
+        values = {m.curve.loss: list(m.values.values()) for m in line}
+        ratios = {(m.curve.loss, m.baseline): m.ratio for m in line}
         rows.append(
-            [f"{l0:g}", *(spread(list(values[x].values())) for x in losses), *(spread(r) for r in ratios.values())]
+            [
+                *_place(line[0].curve, places),
+                f"{l0:g}",
+                *(spread(values.get(loss, [])) for loss in losses),
+                *(ratio_words(ratios.get(pair)) for pair in pairs),
+            ]
         )
-    return header, rows
+    return Shown(header, rows)
+
+
+def matched_csv(found: Sequence[Match]) -> Shown:
+    """For programs: a line an L0 and loss, every number in full."""
+    places = _places(found)
+    measured = ["ce_increase", "ce_increase_min", "ce_increase_max"]
+    compared = ["baseline", "ratio", "ratio_min", "ratio_max", "ratio_ci95_low", "ratio_ci95_high"]
+    rows: list[list[str]] = []
+    for m in found:
+        v, r = list(m.values.values()), m.ratio
+        numbers = [sum(v) / len(v), min(v), max(v)] if v else [None] * 3
+        ratios = [r.of_means, r.lowest, r.highest, *(r.interval or (None, None))] if r is not None else [None] * 5
+        told = [m.baseline, *map(_number, ratios)]
+        rows.append([*_place(m.curve, places), f"{m.l0:g}", m.curve.loss, str(len(v)), *map(_number, numbers), *told])
+    return Shown([*places, "l0", "loss", "seeds", *measured, *compared], rows)
+
+
+def _places(found: Sequence[Match]) -> list[str]:
+    """Columns that tell apart what is not compared."""
+    return [*found[0].curve.place, *(["architecture"] if found[0].curve.architecture else [])]
+
+
+def _place(curve: Curve, places: Sequence[str]) -> list[str]:
+    values = curve.place | {"architecture": curve.architecture}
+    return [values[title] for title in places]
+
+
+def runs_csv(runs: Sequence[Run]) -> Shown:
+    """A line a run: its folder, every key that differs between runs, every metric."""
+    flat = [comparable(run.config) for run in runs]
+    always = ("loss.name", "sparsity", "seed")
+    keys = sorted({key for keys in flat for key in keys})
+    keys = [key for key in keys if key in always or len({str(keys.get(key)) for keys in flat}) > 1]
+    metrics = sorted({name for run in runs for name in run.metrics})
+    rows = [
+        [run.name, *("" if keys_of.get(k) is None else str(keys_of[k]) for k in keys), *(_number(run.metrics.get(m)) for m in metrics)]
+        for run, keys_of in zip(runs, flat, strict=True)
+    ]  # fmt: skip
+    return Shown(["run", *keys, *metrics], rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
 
 
 def spread(values: Sequence[float]) -> str:
@@ -93,7 +200,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def ratio_words(found: Ratio | None) -> str:
+    """`ratio (lowest to highest; 95 %: low to high)`."""
+    if found is None:
+        return "–"
+    ranged = found.lowest != found.highest
+    words = [f"{found.lowest:.3g} to {found.highest:.3g}"] if ranged else []
+    words += [f"95 %: {found.interval[0]:.3g} to {found.interval[1]:.3g}"] if found.interval is not None else []
+    return f"{found.of_means:.3g}" + (f" ({'; '.join(words)})" if words else "")

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from crux.tracking.mlflow import Tracker
 
 
+LONGEST_DESCRIPTION = 5000
+"""Characters; MLflow refuses tags of more, from some version on."""
+
+
 class SweepRun:
     """The parent run. Its id is in `<sweep folder>/mlflow_run_id`, where jobs read it, in whatever process they run."""
 
@@ -64,6 +68,9 @@ class SweepRun:
                 if path.suffix in (".md", ".csv"):
                     self.tracker.client.log_artifact(self.tracker.run_id, str(path))
             self.tracker.client.log_artifacts(self.tracker.run_id, str(folder / "figures"), "figures")
+            report = (folder / "report.md").read_text("utf-8")
+            if len(report) <= LONGEST_DESCRIPTION:
+                self.tracker.client.set_tag(self.tracker.run_id, "mlflow.note.content", report)
 
 
 @contextmanager
