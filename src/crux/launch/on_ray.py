@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn
 
 from crux.launch.work import Work, carried
-from crux.tracking.run_folder import RunFolder
 
 GRACE = 5.0
 """Seconds that stopped jobs have to say in MLflow that they were stopped."""
@@ -60,12 +59,12 @@ def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: Share) -> list[Jo
             while waiting and len(running) < share.at_once:
                 work = waiting.pop()
                 work.threads = share.threads
+                work.environment |= {} if share.gpus else {"CUDA_VISIBLE_DEVICES": ""}
                 running[call.remote(work)] = work
             for reference in ray.wait(list(running), timeout=1.0)[0]:  # short, so that a signal is seen
                 work = running.pop(reference)
-                ended[work.name] = work.returned(_error(ray, reference))
-                state = _state(work, ended[work.name])
-                print(f"[{len(ended)}/{len(jobs)}] {work.name}: {state}", flush=True)
+                ended[work.name] = work.returned(error := _error(ray, reference))
+                print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.state(error)}", flush=True)
     except BaseException:
         for reference in running:
             ray.cancel(reference, force=False)  # raises KeyboardInterrupt in the job
@@ -78,17 +77,11 @@ def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: Share) -> list[Jo
 def _error(ray: Any, reference: Any) -> Exception | None:
     try:
         ray.get(reference)
-    except ray.exceptions.RayError as error:  # the job raised, or its process died
+    except ray.exceptions.RayTaskError as error:  # the job raised; Ray adds its own lines
+        return error.cause
+    except ray.exceptions.RayError as error:  # its process died
         return error
     return None
-
-
-def _state(work: Work, returned: JobReturn) -> str:
-    if (folder := RunFolder(work.folder)).failed:
-        return f"failed: {folder.failure()}"
-    if returned._return_value is not None:
-        return f"its process ended: {' '.join(str(returned._return_value).split())[:300]}"
-    return "done" if folder.done else "ended"
 
 
 def shared(

@@ -94,8 +94,7 @@ def _wait(jobs: "Sequence[Work]", submitted: "Sequence[Job[None]]", *, array: st
                 error = RuntimeError(f"SLURM job {job_id} left the queue without a result; its log: {job.paths.stderr}")
             del running[job_id]
             ended[work.name] = work.returned(error)
-            state = "done" if (work.folder / "DONE").exists() else "failed" if error is None else str(error)
-            print(f"[{len(ended)}/{len(jobs)}] {work.name}: {state}", flush=True)
+            print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.state(error)}", flush=True)
     return [ended[work.name] for work in jobs]
 
 

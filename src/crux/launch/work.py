@@ -14,6 +14,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from crux import schema
+from crux.tracking.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -93,6 +94,15 @@ class Work:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+    def state(self, error: Exception | None) -> str:
+        """What became of it, in one line; `error` is what its process ended with, if that was not the job's own doing."""
+        folder = RunFolder(self.folder)
+        if folder.failed:
+            return f"failed: {folder.failure()}"
+        if error is not None:
+            return f"its process ended: {' '.join(str(error).split())[:300]}"
+        return "done" if folder.done else "ended without a word"
 
     def returned(self, error: Exception | None) -> JobReturn:
         """The job's end in Hydra's words."""
