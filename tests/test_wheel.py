@@ -35,6 +35,7 @@ def test_everything_is_in_it(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for option in (ROOT / "conf").rglob("*.yaml"):
         assert f"crux/conf/{option.relative_to(ROOT / 'conf')}" in names
+    assert "hydra_plugins/crux_launchers.py" in names
     for sweep in (ROOT / "sweeps").glob("*.yaml"):
         assert f"crux/sweeps/{sweep.name}" in names
     assets = {"tiny/model.safetensors", "tiny/tokenizer.json", "tiny/config.json", "tiny/README.md"}

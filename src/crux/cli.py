@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux import schema
 from crux.checks import check, check_model
+from crux.launch.refusals import check_launcher_of_one_run
 from crux.mistakes import DISK_ERRORS, explain, known_keys, mistake, no_such_key
 from crux.schema import CHECKOUT, ROOT, Config, register_resolvers
 from crux.tracking.run_folder import RunFolder
@@ -41,6 +42,7 @@ def job(cfg: DictConfig) -> None:
     overrides = cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # may refer to keys
     if hydra_config.mode != RunMode.MULTIRUN:
         try:
+            check_launcher_of_one_run(hydra_config.launcher)
             start(cfg, overrides, folder=None)
         except Exception as error:
             if (line := mistake(error)) is None:

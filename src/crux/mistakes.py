@@ -4,6 +4,7 @@ import difflib
 import errno
 import re
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -47,7 +48,7 @@ def options(group: str) -> list[str]:
 
 def no_such_key(key: str) -> str:
     """What is wrong with a key, the nearest one, and those beside it."""
-    keys = known_keys()
+    keys = known_keys() if not key.startswith("hydra.launcher.") else launcher_keys()
     prefix = key.rpartition(".")[0]
     beside = [k for k in keys if k.rpartition(".")[0] == prefix] or [k for k in keys if "." not in k]
     return f"{key}: no such key; {nearest(key, keys)}allowed there are {', '.join(sorted(beside))}"
@@ -67,7 +68,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     """Hydra's and OmegaConf's composition errors in one line, with the nearest valid choice."""
     text = str(error)
     if match := re.search(r"(?:Could not (?:find|load)|In '[^']*': Could not find) '([^']+)'", text):
-        group, _, option = match[1].partition("/")
+        depth = 2 if match[1].startswith("hydra/") else 1  # hydra/launcher=gpus
+        group, option = "/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:])
         allowed = options(group)
         return f"{group}={option}: no such option; {nearest(option, allowed)}allowed are {', '.join(allowed) or 'none'}"
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -85,6 +87,13 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         if match := re.fullmatch(pattern, message):
             return key + words.format(*match.groups())
     return f"{key}: {message}" if key else message
+
+
+def launcher_keys() -> list[str]:
+    """Every dotted key of the launchers of a sweep."""
+    from hydra_plugins.crux_launchers import RayConf, SlurmConf
+
+    return sorted({f"hydra.launcher.{field.name}" for conf in (RayConf, SlurmConf) for field in fields(conf)})
 
 
 def known_keys() -> list[str]:

@@ -77,11 +77,12 @@ def fit(
     if judge is not None and pace.val_every:
         callbacks.insert(0, ShortJudgement(judge, every=pace.val_every))
     with warnings.catch_warnings():
-        # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, and a run that goes
-        # on has a checkpoint already
+        # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, a run that goes
+        # on has a checkpoint already, and a cluster's machine may be used without its scheduler
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
         trainer = L.Trainer(
             max_steps=pace.max_steps,
             max_epochs=-1,

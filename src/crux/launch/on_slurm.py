@@ -1,0 +1,117 @@
+"""Jobs on a SLURM cluster, by submitit: one array for the sweep; a job that times out is queued again and goes on."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn
+
+from crux.launch.work import Work, carried
+from crux.tracking.run_folder import write_whole
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+POLL = 2.0
+"""Seconds between looks at the queue, at first."""
+POLL_MOST = 30.0
+SETTLE = 15.0
+"""Seconds that a result may take to appear on a shared file system after its job has left the queue."""
+GRACE = 8.0
+"""Seconds that stopped jobs have to say in MLflow that they were stopped."""
+
+
+def run_on_slurm(
+    jobs: Sequence[Work], *, submitit_folder: str, max_num_timeout: int, setup: Sequence[str], **options: Any
+) -> list[JobReturn]:
+    """Submits the jobs and waits for them; one that the cluster loses is told on the screen and stops no other.
+
+    Raises:
+        ValueError: where jobs of an earlier start of this sweep are still in the queue, or sbatch refuses the options.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    folder = jobs[0].folder.parent
+    note = folder / ".slurm_jobs"
+    if note.exists() and (still := queued(array := note.read_text("utf-8").strip())):
+        raise ValueError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or say scancel {array}")
+    for work in jobs:
+        work.threads = options["cpus_per_task"]
+    common = (
+        "name",
+        "timeout_min",
+        "mem_gb",
+        "cpus_per_task",
+        "gpus_per_node",
+    )  # submitit's names; the others are slurm's alone
+    known = {k if k in common else f"slurm_{k}": v for k, v in options.items() if v is not None}
+    exports = [f"export PYTHONPATH={shlex.quote(carried()['PYTHONPATH'])}"]
+    if options["cpus_per_task"] is not None:  # since SLURM 22.05 srun would take one core of them
+        exports.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")
+    executor = submitit.AutoExecutor(submitit_folder, cluster="slurm", slurm_max_num_timeout=max_num_timeout)
+    executor.update_parameters(**known, slurm_setup=[*exports, *setup])
+    try:
+        with executor.batch():
+            submitted = [executor.submit(work) for work in jobs]
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise ValueError(f"hydra/launcher=slurm: sbatch refuses: {' '.join(str(error).split())[-300:]}") from error
+    array = submitted[0].job_id.partition("_")[0]
+    write_whole(note, array + "\n")
+    print(f"slurm: {len(jobs)} jobs in array {array}; logs in {Path(submitit_folder).parent}", flush=True)
+    try:
+        ended = _wait(jobs, submitted, array=array)
+    except BaseException:
+        _cancel(array)
+        raise
+    note.unlink()
+    return ended
+
+
+def _wait(jobs: "Sequence[Work]", submitted: "Sequence[Job[None]]", *, array: str) -> list[JobReturn]:
+    running = dict(zip([job.job_id for job in submitted], zip(jobs, submitted, strict=True), strict=True))
+    ended: dict[str, JobReturn] = {}
+    gone: dict[str, float] = {}
+    pause = POLL
+    while running:
+        time.sleep(pause)
+        pause = min(pause * 1.2, POLL_MOST)
+        there = queued(array)
+        for job_id, (work, job) in list(running.items()):
+            if job.paths.result_pickle.exists():
+                error = job.exception()
+            elif there is None or job_id in there:
+                gone.pop(job_id, None)
+                continue
+            elif time.monotonic() - gone.setdefault(job_id, time.monotonic()) < SETTLE:
+                pause = POLL
+                continue
+            else:
+                error = RuntimeError(f"SLURM job {job_id} left the queue without a result; its log: {job.paths.stderr}")
+            del running[job_id]
+            ended[work.name] = work.returned(error)
+            print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.state(error)}", flush=True)
+    return [ended[work.name] for work in jobs]
+
+
+def queued(array: str) -> set[str] | None:
+    """Which jobs of an array are pending, running or being queued again; None where SLURM does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={array}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode == 0:
+        return set(found.stdout.split())
+    if "Invalid job id" in found.stderr:  # it has forgotten them all
+        return set()
+    print(f"crux: squeue: {' '.join(found.stderr.split())}; asking again", file=sys.stderr)
+    return None
+
+
+def _cancel(array: str) -> None:
+    subprocess.run(["scancel", array], check=False)
+    deadline = time.monotonic() + GRACE
+    while queued(array) and time.monotonic() < deadline:
+        time.sleep(0.5)

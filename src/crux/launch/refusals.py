@@ -1,0 +1,81 @@
+"""Why a launcher cannot work here, told before anything is started; Ray, submitit and torch are not imported for it."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from crux.schema import CHECKOUT, ROOT
+
+
+def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
+    """Raises a one-line ValueError where `hydra/launcher=gpus` or `cpus` cannot start."""
+    gpus = remote["num_gpus"]
+    _extra(f"hydra/launcher={'gpus' if gpus else 'cpus'}", package="ray", extra="ray")
+    if not 0 <= gpus <= 1:
+        raise ValueError(f"hydra.launcher.gpus_per_job={gpus:g}: must be from 0 to 1, a job uses one GPU at most")
+    for key, value in (("processes", processes), ("threads", remote["num_cpus"])):
+        if value is not None and value < 1:
+            raise ValueError(f"hydra.launcher.{key}={value}: must be 1 or more")
+    if init["address"] is not None:
+        _answers(init["address"])
+    elif gpus and not (visible_gpus() if init["num_gpus"] is None else init["num_gpus"]):
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
+        raise ValueError(
+            f"hydra/launcher=gpus: there is no GPU on this machine{why}; "
+            "hydra/launcher=cpus runs jobs beside each other on its cores"
+        )
+
+
+def check_slurm() -> None:
+    """Raises a one-line ValueError where `hydra/launcher=slurm` cannot start."""
+    _extra("hydra/launcher=slurm", package="submitit", extra="slurm")
+    for command in ("sbatch", "srun", "squeue"):
+        if shutil.which(command) is None:
+            raise ValueError(
+                f"hydra/launcher=slurm: there is no {command} here; start the sweep on a machine of the cluster"
+            )
+
+
+def check_launcher_of_one_run(launcher: Mapping[str, Any]) -> None:
+    """A single run is run here and now: a launcher that was asked for would be passed over in silence."""
+    if launcher["_target_"].startswith("hydra_plugins.crux_launchers."):
+        raise ValueError("hydra/launcher starts the jobs of a sweep: say -m, or name a sweep by sweeps=")
+
+
+def visible_gpus() -> int:
+    """The GPUs that CUDA or ROCm would show a program here, from device files and from nvidia-smi."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
+    if hidden is not None and hidden.split(",")[0].strip() in ("", "-1", "NoDevFiles"):
+        return 0
+    files = [p for p in Path("/dev").glob("nvidia*") if p.name.removeprefix("nvidia").isdigit()]
+    files = files or (list(Path("/dev/dri").glob("renderD*")) if Path("/dev/kfd").exists() else [])
+    if files or (smi := shutil.which("nvidia-smi")) is None:
+        return len(files)
+    try:  # under Windows' Linux there are no device files
+        listed = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except subprocess.TimeoutExpired:
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def _extra(asked: str, *, package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        what = f'-e ".[{extra}]"' if ROOT == CHECKOUT else f'"crux-interp[{extra}]"'
+        raise ValueError(f"{asked} needs {package}, which is not installed: pip install {what}")
+
+
+def _answers(address: str) -> None:
+    """A cluster that does not answer its port would be waited for."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # auto, or a name that Ray knows
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError as error:
+        raise ValueError(f"hydra.launcher.address={address}: no Ray cluster answers there ({error})") from None

@@ -1,0 +1,121 @@
+"""One job of a sweep, as it is handed to a process of its own, here or on another machine that shares the file system."""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from crux import schema
+from crux.tracking.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
+
+CARRIED = (
+    "CRUX_ROOT", "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
+    "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM",
+)  # fmt: skip
+"""Variables that a job needs as they are in the launching process; passwords and tokens are not among them."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def carried() -> dict[str, str]:
+    """What the job's process takes from here; crux itself must be found there before anything is unpickled."""
+    path = [str(schema.HERE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {name: os.environ[name] for name in CARRIED if name in os.environ} | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+class Work:
+    """Called in the job's process, it runs the job; what the job prints is in `output.log`, in its folder.
+
+    A composed configuration still refers to the environment and to crux's resolvers: both are put in place first.
+    """
+
+    def __init__(self, task: TaskFunction, context: HydraContext, config: DictConfig, *, number: int) -> None:
+        with open_dict(config.hydra.job):
+            config.hydra.job.id = config.hydra.job.num = number
+        self.task, self.context, self.config = task, context, config
+        self.environment, self.cwd = carried(), os.getcwd()
+        self.threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def folder(self) -> Path:
+        """The job's run folder."""
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(self.config)  # hydra's own resolver looks there
+        try:
+            return Path(self.config.hydra.sweep.dir, self.config.hydra.sweep.subdir)
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def __call__(self, place: str | None = None) -> None:
+        """Runs the job; `place` is where, in the launcher's words."""
+        place = place or socket.gethostname()
+        os.environ.update(self.environment)
+        if self.threads is not None:
+            os.environ.update(dict.fromkeys(THREADS, str(self.threads)))
+        os.chdir(self.cwd)
+        setbase("1.3")
+        setup_globals()
+        schema.register()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _print_into(self.folder / "output.log")
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
+        # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        returned = run_job(
+            task_function=self.task,
+            config=self.config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.context,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if returned.status is JobStatus.FAILED:
+            raise returned._return_value
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """submitit's question, before it queues a stopped job again: the same job, which goes on from its own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def state(self, error: Exception | None) -> str:
+        """What became of it, in one line; `error` is what its process ended with, if that was not the job's own doing."""
+        folder = RunFolder(self.folder)
+        if folder.failed:
+            return f"failed: {folder.failure()}"
+        if error is not None:
+            return f"its process ended: {' '.join(str(error).split())[:300]}"
+        return "done" if folder.done else "ended without a word"
+
+    def returned(self, error: Exception | None) -> JobReturn:
+        """The job's end in Hydra's words."""
+        status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
+        overrides = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
+        assert isinstance(overrides, list)
+        return JobReturn(overrides=overrides, working_dir=str(self.folder), status=status, _return_value=error)
+
+
+def _print_into(path: Path) -> None:
+    """From here on, everything that this process prints goes to the end of that file, libraries' C code too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("a", encoding="utf-8") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
