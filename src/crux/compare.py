@@ -67,6 +67,8 @@ def finished_runs(folder: Path) -> list[Run]:
     found: list[Run] = []
     for path in folder.rglob("DONE"):
         run = RunFolder(path.parent)
+        if not (run.path / "metrics.json").exists():
+            continue  # a job of many SAEs, whose runs are in it
         metrics = json.loads((run.path / "metrics.json").read_text("utf-8"))
         found.append(Run(run.config(), metrics))
     if not found:

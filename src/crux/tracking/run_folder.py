@@ -22,7 +22,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end."""
+    """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end.
+
+    A run that failed beside others leaves `FAILED` instead: the reason in its first line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +34,7 @@ class RunFolder:
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
         """A folder with the resolved configuration in it; what an earlier run left there is not gone on with."""
         path.mkdir(parents=True, exist_ok=True)
-        for name in ("DONE", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
+        for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
         (path / "figures").mkdir(exist_ok=True)
@@ -45,6 +48,27 @@ class RunFolder:
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
+
+    @property
+    def failed(self) -> bool:
+        return (self.path / "FAILED").exists()
+
+    def failure(self) -> str:
+        """Why it failed, in one line."""
+        return (self.path / "FAILED").read_text("utf-8").partition("\n")[0]
+
+    def fail(self, reason: str, *, details: str) -> None:
+        """Marks the run as failed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "FAILED", f"{reason}\n{details}")
+
+    def part(self, name: str, config: Mapping[str, Any], *, anew: bool) -> "RunFolder":
+        """The folder of one of a job's runs: to be gone on with, or created where it is not there or is to be `anew`."""
+        folder = RunFolder(self.path / name)
+        if anew or not (folder.path / "config.yaml").exists():
+            return RunFolder.create(folder.path, config)
+        (folder.path / "FAILED").unlink(missing_ok=True)  # it is tried again
+        return folder
 
     def config(self) -> dict[str, Any]:
         """The configuration that the run was started with; ValueError where the file is broken."""
@@ -81,7 +105,7 @@ class RunFolder:
 
     def discard_unstarted(self) -> None:
         """Removes the folder where nothing was trained yet: a mistake leaves no half-made run behind."""
-        if not self.checkpoint.exists() and not (self.path / "history.jsonl").read_text("utf-8"):
+        if not self.checkpoint.exists() and not self.history():
             shutil.rmtree(self.path)
 
     def finish(self) -> None:

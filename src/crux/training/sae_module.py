@@ -22,10 +22,10 @@ from crux.training.tally import Tally
 class NonFiniteLossError(ValueError):
     """The loss or its gradient stopped being a number: the recipe is too bold for the data."""
 
-    def __init__(self, *, at: str) -> None:
+    def __init__(self, *, at: str, kept: str) -> None:
         super().__init__(
             f"the loss or its gradient stopped being a finite number at {at}; try a lower optimizer.lr, a lower "
-            "optimizer.clip or loss.max_norm (the last good checkpoint is kept)"
+            f"optimizer.clip or loss.max_norm ({kept})"
         )
 
 
@@ -310,7 +310,7 @@ class SAEModule(L.LightningModule):
                 f"step {step}" + (f" ({run})" if run else "")
                 for run, step in zip(self.runs or ("",), first_bad, strict=True)
             ]
-            raise NonFiniteLossError(at=", ".join(at))
+            raise NonFiniteLossError(at=", ".join(at), kept="the last good checkpoint is kept")
         for i, (run, step) in enumerate(zip(self.runs, first_bad, strict=True) if self.runs else ()):
             if step >= 0 and run not in self.ended:
                 self.ended[run] = step
