@@ -298,17 +298,6 @@ def test_a_locked_database_is_told_and_leaves_no_run_behind(
     assert runs(tmp_path) == []
 
 
-def test_one_failing_job_does_not_stop_its_multirun(
-    tmp_path: Path, crux_here: Callable[..., int], short: tuple[str, ...], capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Behind the last residual e2e_ds has nothing left to compare; the other two run."""
-    given = ["-m", "loss=local,e2e_ds,e2e", "hook_point=blocks.7.hook_resid_post", "tracking=none"]
-    assert crux_here(*short, *given, "evaluation.latents=0", f"output_dir={tmp_path}") == 2
-    check_line(capfd.readouterr().err, "loss=e2e_ds", "no later residual")
-    done = sorted(p.parent.name for p in (tmp_path / "sweeps" / "adhoc").glob("*/DONE"))
-    assert [name.partition("loss=")[2].partition(",")[0] for name in done] == ["e2e", "local"]
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
     number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]

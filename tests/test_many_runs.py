@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from crux.compare import finished_runs
+from crux.sweeps.runs import finished_runs
 from crux.training.fit import checkpoint_step
 from crux.training.sae_module import SAEModule
 

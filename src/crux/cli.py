@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux import schema
 from crux.checks import check, check_model
-from crux.mistakes import explain, known_keys, no_such_key
-from crux.schema import CHECKOUT, HERE, ROOT, Config
+from crux.mistakes import DISK_ERRORS, explain, known_keys, mistake, no_such_key
+from crux.schema import CHECKOUT, ROOT, Config, register_resolvers
+from crux.tracking.run_folder import RunFolder
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -30,54 +31,47 @@ def fail(message: str, *, code: int) -> NoReturn:
     sys.exit(code)
 
 
-failures: list[str] = []
-"""Users' mistakes, one a failed job: Hydra would print more than a line about each."""
-
-named_sweep: list[Config] = []
-"""The jobs of a sweep that has a name: it ends with its tables."""
-
-DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
-"""Errors of the machine's disk, told in one line."""
-
-
-def raised_here(error: ValueError) -> bool:
-    """Whether crux itself raised it: a user's mistake. A library's ValueError is our bug and keeps its traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(HERE)
-
-
 def job(cfg: DictConfig) -> None:
-    """One job: the configuration is resolved and checked, then run."""
+    """One job. By itself it ends the process where it fails; in a sweep it never raises: it leaves FAILED in its folder.
+
+    A sweep's job may run in another process, on another machine: what becomes of it is on disk.
+    """
+    register_resolvers()
     hydra_config = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # may refer to keys
-    where = f"{' '.join(overrides)}: " if hydra_config.mode == RunMode.MULTIRUN else ""
+    if hydra_config.mode != RunMode.MULTIRUN:
+        try:
+            start(cfg, overrides, folder=None)
+        except Exception as error:
+            if (line := mistake(error)) is None:
+                raise
+            fail(line, code=2)
+        return
+    folder = RunFolder(Path(hydra_config.runtime.output_dir))
     try:
-        added = [o.partition("=")[0].lstrip("+") for o in overrides if o.startswith("+")]
-        if unknown := [key for key in added if key not in known_keys() and not (ROOT / "conf" / key).is_dir()]:
-            raise ValueError(no_such_key(unknown[0]))
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, Config)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            config.resume = False  # a sweep's jobs go on by themselves
-        check(config, overrides)
-        check_model(config)
-        if hydra_config.mode == RunMode.MULTIRUN and config.sweep_name != "adhoc":
-            named_sweep.append(config)
-        folder = Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None
+        start(cfg, overrides, folder=folder.path)
+    except Exception as error:
+        line = mistake(error)
+        reason = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
+        folder.fail(reason, details="" if line else traceback.format_exc())
+        print(f"crux: {folder.path.name}: {reason}", file=sys.stderr)
 
-        from crux.run import run
 
-        run(config, folder=folder)
-    except OmegaConfBaseException as error:  # some of them are ValueErrors too
-        failures.append(where + explain(error))
-    except ValueError as error:
-        if not raised_here(error):
-            raise
-        failures.append(where + " ".join(str(error).split()))
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        failures.append(where + f"{error.filename or cfg.output_dir}: {error.strerror}")
+def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None:
+    """The configuration is resolved and checked, then run; `folder` is what a sweep gives the job."""
+    added = [o.partition("=")[0].lstrip("+") for o in overrides if o.startswith("+")]
+    if unknown := [key for key in added if key not in known_keys() and not (ROOT / "conf" / key).is_dir()]:
+        raise ValueError(no_such_key(unknown[0]))
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    if folder is not None:
+        config.resume = False  # a sweep's jobs go on by themselves
+    check(config, overrides)
+    check_model(config)
+
+    from crux.run import run
+
+    run(config, folder=folder)
 
 
 def main() -> None:
@@ -90,27 +84,20 @@ def main() -> None:
     sys.argv[1:] = sorted(
         sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
     )  # anywhere, as people write it
-    failures.clear()
-    named_sweep.clear()
     schema.register()
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         entry()
-        if named_sweep and not failures:
-            from crux.compare import compare
-
-            try:
-                compare(named_sweep[0])
-            except ValueError as error:
-                fail(str(error), code=2)
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain(error), code=2)
     except OSError as error:  # Hydra makes the folder before it calls the job
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOENT):
             raise
         fail(f"output_dir: {error.filename} cannot be made ({error.strerror})", code=2)
+    except ValueError as error:  # of a whole sweep
+        if (line := mistake(error)) is None:
+            raise
+        fail(line, code=2)
     except KeyboardInterrupt:
         fail("interrupted", code=130)
-    if failures:
-        fail("\ncrux: ".join(failures), code=2)

@@ -1,5 +1,7 @@
 """One job, top to bottom: subject and text, training, judgement, and what is left in the run folder and in MLflow."""
 
+import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,9 +35,11 @@ def run(config: Config, *, folder: Path | None) -> None:
 
             pretrain(config, folder=folder)
         case Task.report:
-            from crux.compare import compare
+            from crux.sweeps.report import write_report
+            from crux.sweeps.runs import sweep_folder
 
-            compare(config)
+            named = config.sweep or config.sweep_name or ""
+            write_report(sweep_folder(Path(config.output_dir), named), at=config.report_l0).show()
 
 
 def train(config: Config, *, folder: Path | None) -> None:
@@ -122,6 +126,7 @@ def train(config: Config, *, folder: Path | None) -> None:
             verdict = judgement(part, config.evaluation.tokens, short=False)
             metrics = verdict.metrics | of_training(module, part)
             metrics = {f"final/{name}": value for name, value in metrics.items()}
+            metrics |= without_counts(metrics)
             metrics |= {"final/downstream_positions": float(len(later))}
             metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
             lambdas = module.sparsity.weight[part.saes.start : part.saes.stop].tolist()
@@ -180,3 +185,9 @@ def of_training(module: SAEModule, part: Part) -> dict[str, float]:
         if part.config.sae.k is None:
             found[f"{prefix}sparsity"] = float(module.sparsity.weight[i])
     return found
+
+
+def without_counts(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`alive_heldout_<N>` and the like again without the number of tokens: one column in MLflow for runs of all lengths."""
+    pattern = r"(.*\balive_(?:heldout|train))_\d+(_frac)?"
+    return {m[1] + (m[2] or ""): value for name, value in metrics.items() if (m := re.fullmatch(pattern, name))}

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from crux.folder_name import shortened
+
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 ROOT = CHECKOUT if (CHECKOUT / "conf" / "config.yaml").exists() else HERE
@@ -295,14 +297,18 @@ class Config:
     """Go on with the newest unfinished run of this very config."""
     resume_from: str | None = None
     """Go on with the run in this folder."""
+    retry_failed: bool = MISSING
+    """A sweep that is started again tries those of its jobs again that failed."""
     output_dir: str = MISSING
     """Where runs and the tracking database lie."""
     cache: str | None = None
     """Where tokenised text lies; $CRUX_CACHE or ~/.cache/crux where not given."""
-    sweep_name: str = MISSING
-    """The sweep's folder in `<output_dir>/sweeps`, and its tag in MLflow."""
+    sweep_name: str | None = None
+    """The sweep's folder in `<output_dir>/sweeps`, and its tag in MLflow; a grid without one is named by its command line."""
+    sweep: str | None = None
+    """The sweep that experiment=report is about."""
     report_l0: list[float] = MISSING
-    """L0 values at which experiment=report compares losses."""
+    """L0 values at which a sweep's report compares losses."""
     model: Model = MISSING
     data: Data = MISSING
     sae: Sae = MISSING
@@ -332,12 +338,19 @@ def to_plain(config: Config) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def register() -> None:
-    """Puts the schemas where Hydra's defaults lists find them, and the arithmetic that YAML needs."""
-    from hydra.core.config_store import ConfigStore
-
+def register_resolvers() -> None:
+    """The arithmetic that YAML needs; in every process that resolves a configuration."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("when", lambda a, b, then, other: then if a == b else other, replace=True)
+    OmegaConf.register_new_resolver("shortened", shortened, replace=True)
+
+
+register_resolvers()  # a sweep's jobs may be unpickled in another process, and their folder's name resolved there
+
+
+def register() -> None:
+    """Puts the schemas where Hydra's defaults lists find them."""
+    from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)

@@ -85,13 +85,14 @@ def test_a_run_ends_goes_on_and_stays_one(outputs: Path) -> None:
     tracker.metrics(1, {"train/loss": 2.0, "train/l0": 30.0})
     tracker.end("KILLED")
     assert tracker.client.get_run(tracker.run_id).info.status == "KILLED"
-    again = Tracker.go_on(database(outputs), tracker.run_id)
+    again = Tracker.go_on(database(outputs), tracker.run_id, tags={"job": "a"})
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
     again.metrics(2, {"train/loss": 1.0})
     again.end("FINISHED")
     run = again.client.get_run(tracker.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "e2e L6 λ=1")
     assert run.info.end_time is not None
+    assert run.data.tags["job"] == "a"
     assert (run.data.params, run.data.tags["loss"]) == ({"layer": "6"}, "e2e")
     curve = again.client.get_metric_history(tracker.run_id, "train/loss")
     assert [(m.step, m.value) for m in curve] == [(1, 2.0), (2, 1.0)]
@@ -116,7 +117,7 @@ def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_cannot_go_on(outputs: Path) -> None:
     with pytest.raises(ValueError, match=r"MLflow cannot use sqlite:///.*tracking=none"):
-        Tracker.go_on(database(outputs), "0" * 32)
+        Tracker.go_on(database(outputs), "0" * 32, tags={})
 
 
 def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

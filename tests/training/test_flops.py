@@ -4,12 +4,12 @@ Counted are the matrix products. Attention counts the whole T × T square, causa
 alike: 2 products forward, and 2.5 times that backward (5 products).
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from architectures import base
 from composed import ROOT
 from small_runs import Loss, gpt2, module_for, sae_for, source_for, token_batches
@@ -171,13 +171,11 @@ def test_many_saes_cost_the_clean_pass_once(subject: Subject, loss: Loss, sae: s
 
 
 def test_equal_compute_is_what_the_sweep_gives(subject: Subject) -> None:
-    """`sweeps=gradient_topk_compute` gives TopK as many more steps as a step of g-SAE costs, in `sweeps=gradient_topk`."""
-    of_topk = re.search(
-        r"max_steps: .*,local,(\d+),(\d+)}", (ROOT / "sweeps" / "gradient_topk_compute.yaml").read_text()
-    )
-    of_both = re.search(r"max_steps: (\d+)", (ROOT / "sweeps" / "gradient_topk.yaml").read_text())
-    assert of_topk
-    assert of_both
-    for loss, steps in zip(("local", "e2e"), of_topk.groups(), strict=True):
+    """`sweeps=losses` gives TopK as many more steps as a step of g-SAE costs."""
+    sweep = yaml.safe_load((ROOT / "sweeps" / "losses.yaml").read_text("utf-8"))
+    of_both = sweep["trainer"]["max_steps"]
+    longer = {g["loss"]: g["trainer.max_steps"] for g in sweep["hydra"]["sweeper"]["grids"] if "trainer.max_steps" in g}
+    assert longer.keys() == {"local", "e2e"}
+    for loss, steps in longer.items():
         found = step_flops(subject, loss, gradient_topk(), layer=6) / step_flops(subject, loss, topk(), layer=6)
-        assert int(steps) / int(of_both[1]) == pytest.approx(found, rel=0.01), loss
+        assert steps / of_both == pytest.approx(found, rel=0.01), loss

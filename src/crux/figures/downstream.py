@@ -39,12 +39,12 @@ def downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, at: in
     dress(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=f"SAE at {hook}")
     dress(right, x="residual entering block", y="explained variance (1 is perfect)")
     for axes in (left, right):
-        _mark(axes, at=at, n_layers=n_layers)
+        mark(axes, at=at, n_layers=n_layers)
     left.legend(frameon=False, fontsize=8.5)
     return figure
 
 
-def _mark(axes: Axes, *, at: int, n_layers: int) -> None:
+def mark(axes: Axes, *, at: int, n_layers: int) -> None:
     """The SAE's own place, whole numbers, and `end` for the residual that enters no block."""
     axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
     axes.text(at, 0.99, " SAE", transform=axes.get_xaxis_transform(), color=GREY, fontsize=8, va="top")

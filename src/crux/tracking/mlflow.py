@@ -95,12 +95,38 @@ class Tracker:
         return tracker
 
     @classmethod
-    def go_on(cls, uri: str, run_id: str) -> "Tracker":
-        """An earlier run, running again."""
+    def go_on(cls, uri: str, run_id: str, *, tags: Mapping[str, str]) -> "Tracker":
+        """An earlier run, running again, with these tags."""
         with told(uri):
             tracker = cls(uri, run_id)
             tracker.client.update_run(run_id, status="RUNNING")
+            for key, value in tags.items():
+                tracker.client.set_tag(run_id, key, value)
         return tracker
+
+    @classmethod
+    def find(cls, uri: str, run_id: str) -> "Tracker | None":
+        """An earlier run, running again; None where the database has none of this id, or it was deleted."""
+        with told(uri):
+            try:
+                found = MlflowClient(uri).get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+        return cls.go_on(uri, run_id, tags={}) if found.info.lifecycle_stage == "active" else None
+
+    def running_children(self) -> dict[str, str]:
+        """Run id → name of the job, for each child run that says RUNNING."""
+        found: dict[str, str] = {}
+        with told(self.uri):
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+            filters, token = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'", None
+            while True:
+                page = self.client.search_runs([experiment], filters, page_token=token)
+                found |= {run.info.run_id: run.data.tags.get("job", "") for run in page}
+                if not (token := page.token):
+                    return found
 
     def metrics(self, step: int, row: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)

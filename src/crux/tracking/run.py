@@ -79,9 +79,9 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
 
     outputs = Path(config.output_dir)
     uri = tracking_uri(config) or database(outputs)
-    known = folder.path / "mlflow_run_id"
+    known, above = folder.path / "mlflow_run_id", family(folder.path)
     if known.exists():
-        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip())
+        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip(), tags=above)
     else:
         try:
             tracker = Tracker.start(
@@ -90,7 +90,7 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
                 outputs=outputs,
                 name=run_name(config),
                 params=swept(config) | {"n_latents": n_latents},
-                tags=tags(config) | family(folder.path),
+                tags=tags(config) | above,
             )
         except ValueError:
             folder.discard_unstarted()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-NOT_COMPARED = ("resume", "resume_from", "tracking", "output_dir", "cache")
+NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
 """Keys that may differ between a run and its going on; so may `trainer.progress`."""
 
 
@@ -24,7 +24,8 @@ def write_whole(path: Path, text: str) -> None:
 class RunFolder:
     """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end.
 
-    A run that failed beside others leaves `FAILED` instead: the reason in its first line.
+    A sweep's job, or a run beside others, that failed leaves `FAILED` instead: the reason in its first line, and for an error
+    of ours the traceback.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,16 +59,19 @@ class RunFolder:
         return (self.path / "FAILED").read_text("utf-8").partition("\n")[0]
 
     def fail(self, reason: str, *, details: str) -> None:
-        """Marks the run as failed."""
+        """Marks a sweep's job as failed, until it is asked for again."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "FAILED", f"{reason}\n{details}")
+
+    def forget_failure(self) -> None:
+        (self.path / "FAILED").unlink(missing_ok=True)
 
     def part(self, name: str, config: Mapping[str, Any], *, anew: bool) -> "RunFolder":
         """The folder of one of a job's runs: to be gone on with, or created where it is not there or is to be `anew`."""
         folder = RunFolder(self.path / name)
         if anew or not (folder.path / "config.yaml").exists():
             return RunFolder.create(folder.path, config)
-        (folder.path / "FAILED").unlink(missing_ok=True)  # it is tried again
+        folder.forget_failure()  # it is tried again
         return folder
 
     def config(self) -> dict[str, Any]:

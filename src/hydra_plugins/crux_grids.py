@@ -1,0 +1,116 @@
+"""Hydra's sweeper for crux: unions of grids, and a sweep whose state is on disk. Hydra looks for plugins in this package alone.
+
+A sweep is the product of `params` with each of `grids`, one after the other; without `grids` it is Hydra's basic one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+
+@dataclass
+class GridsConf:
+    """`hydra.sweeper`."""
+
+    _target_: str = "hydra_plugins.crux_grids.GridSweeper"
+    max_batch_size: int | None = None
+    """Jobs that are handed to the launcher at once; all, where not given."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Key → values, in every grid."""
+    grids: list[dict[str, Any]] = field(default_factory=list)
+    """Each: key → values, as on a command line (`5,7,10`)."""
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf, provider="crux")
+
+
+class GridSweeper(BasicSweeper):
+    """Makes the jobs of a sweep and hands them to `crux.sweeps.launch`, which starts those that are still to be done."""
+
+    def __init__(
+        self, max_batch_size: int | None, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]
+    ) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=dict(params))
+        self.grids = [dict(grid) for grid in grids]
+
+    def sweep(self, arguments: list[str]) -> None:
+        from crux.sweeps.launch import Job, fixed_overrides, launch  # Hydra imports every plugin on every start
+
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        launcher, loader = self.launcher, self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        lines = [*self._parse_config(), *arguments]
+        given = parser.parse_overrides(lines)
+        fixed = fixed_overrides(self.config, lines)
+        for override in parser.parse_overrides(fixed):
+            OmegaConf.update(self.config, override.key_or_group, override.value())
+        choices = [key for key in {k for grid in self.grids for k in grid} if loader.get_group_options(key)]
+        found: list[list[str]] = []
+        for grid in narrowed(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
+            keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
+            others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
+            found += self.split_arguments(parser.parse_overrides([*grid, *others, *fixed]), None)[0]
+        found = [list(job) for job in dict.fromkeys(map(tuple, found))]  # grids may overlap
+
+        # every job is composed before any starts: a mistake is told at once
+        jobs = [Job.of(overrides, loader.load_sweep_config(self.config, overrides)) for overrides in found]
+        launch(
+            jobs,
+            start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
+            at_once=self.max_batch_size,
+        )
+
+
+def narrowed(
+    grids: Sequence[Mapping[str, Any]], given: Sequence[Override], *, choices: Sequence[str], parser: OverridesParser
+) -> list[list[str]]:
+    """What each grid that is left adds to the command line, as overrides that go before it.
+
+    A key of the grids that stands on the command line either chooses or replaces. It chooses where it names an option of
+    conf/ (`loss=e2e`) or has one value in each grid that has it: grids without that value are left out. Any other key
+    (`sparsity=2`) takes the place of the grids' values.
+
+    Raises:
+        HydraException: where nothing is left.
+    """
+    if not grids:
+        return [[]]
+    wanted = {o.get_key_element(): _values(o) for o in given}
+    parsed = [
+        {o.get_key_element(): o for o in parser.parse_overrides([f"{k}={v}" for k, v in g.items()])} for g in grids
+    ]
+    keys = {key for grid in parsed for key in grid}
+    choosing = {
+        key: wanted[key]
+        for key in keys & wanted.keys()
+        if key in choices or all(len(_values(grid[key])) == 1 for grid in parsed if key in grid)
+    }
+    left: list[list[str]] = []
+    for grid in parsed:
+        kept = {key: _values(override) for key, override in grid.items() if key not in wanted or key in choosing}
+        for key, values in choosing.items():
+            kept[key] = [value for value in kept.get(key, values) if value in values]
+        if all(kept.values()):
+            left.append([f"{key}={','.join(values)}" for key, values in kept.items()])
+    if not left:
+        words = "; ".join(
+            f"{key}={','.join(values)}, where it has {', '.join(sorted({v for g in parsed if key in g for v in _values(g[key])}))}"
+            for key, values in sorted(choosing.items())
+        )
+        raise HydraException(f"nothing is left of this sweep with {words}")
+    return left
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_discrete_sweep():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
