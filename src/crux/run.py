@@ -117,6 +117,7 @@ def train(config: Config, *, folder: Path | None) -> None:
         )
 
         module.to(subject.device)
+        module.settle()  # of a job that goes on behind its last step, no hook was called
         fail_ended(parts, module)
         results: list[tuple[Part, dict[str, float]]] = []
         for part in parts:

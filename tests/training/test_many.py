@@ -209,6 +209,17 @@ def test_where_all_are_bad_the_job_fails(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_behind_the_last_step_a_bad_one_is_still_bad(tmp_path: Path) -> None:
+    """A job that was killed while it was judged trains no more, and must not judge the SAE that ended."""
+    for resume in (None, tmp_path / "last.ckpt"):
+        subject = gpt2()
+        module = bad_module("local", subject, bad=1e38, steps=6)
+        source = source_for("local", subject, token_batches(subject, n=6))
+        run_fit(module, source, checkpoints=tmp_path, checkpoint_every=3, resume=resume)
+        module.settle()
+        assert module.ended == {"sparsity=1e+38": 1}
+
+
 @pytest.mark.parametrize("bad", [1.0, 1e38])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_going_on_equals_never_having_stopped(loss: Loss, bad: float, tmp_path: Path) -> None:
