@@ -149,6 +149,21 @@ MORE = {
     "sae=batch_topk loss.skip_positions=[0]": ("sae=batch_topk", "no token of it can be left out"),
     "hook_points=[blocks.5.hook_resid_post,blocks.6.hook_resid_pre]": ("hook_points", "out of order"),
     "sae.start_from={}/folder": ("sae.start_from", "not an SAE folder"),
+    # many SAEs at once
+    "sparsities=[]": ("sparsities=[]", "at least one"),
+    "sparsities=[1,2,1.0]": ("sparsities=[1.0, 2.0, 1.0]", "names a value twice"),
+    "sparsities=[1,-2]": ("sparsity=-2", "0 or more"),
+    "sparsities=[1,2] sparsity=3": ("sparsities and sparsity both given",),
+    "sparsities=[1,2] target_l0=30": ("sparsities and target_l0 both given",),
+    "sparsities=[1,2] hook_points=[blocks.2.hook_resid_pre,blocks.4.hook_resid_pre]": ("one hook point, not at 2",),
+    "sparsities=[1,2] sae=topk": ("are for sae=relu, not sae=topk; give ks",),
+    "sparsities=[1,2] sae=jumprelu": ("are for sae=relu, not sae=jumprelu, one run for each value",),
+    "sparsities=[one,two]": ("sparsities", "one"),
+    "ks=[16,32]": ("are for sae=topk, not sae=relu; give sparsities",),
+    "ks=[16,5000] sae=topk": ("sae.k=5000", "2048 latents"),
+    "ks=[0,2] sae=topk": ("sae.k=0", "1 or more"),
+    "ks=[1.5,2] sae=topk": ("ks", "1.5"),
+    "ks=[16,32] sae=topk sae.k=8": ("ks and sae.k both given",),
 }
 
 

@@ -18,6 +18,7 @@ from crux.data.token_file import default_cache
 from crux.data.tokens import Tokens, prepare_tokens
 from crux.evaluation.mean import Typical
 from crux.formats import saelens
+from crux.many import alone
 from crux.places import places
 from crux.saes.sae import SAE
 from crux.saes.site import Site
@@ -176,10 +177,11 @@ def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], dow
             max_steps=steps,
             log_every=config.trainer.log_every,
         ),
-        sparsity=Sparsity(config.sparsity, n_saes=len(sites), steering=steering),
+        sparsity=Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering),
         auxk=AuxK(auxk.coefficient, auxk.k, auxk.dead_after) if auxk.coefficient > 0 else None,
         max_norm=loss.max_norm,
         seed=config.seed,
+        runs=tuple(alone(config)),
     )
     if not end_to_end(config) and loss.fisher == 0 and loss.finetune_share == 0:
         return LocalSAE(sites, reconstruction=loss.reconstruction, **common)

@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 import yaml
 
 from crux.data.paths import check_path
+from crux.many import alone, check_many
 from crux.places import check_places
 from crux.schema import ROOT, Config, Sae, Task, to_plain
 from crux.subjects.shape import read_shape
@@ -35,7 +36,9 @@ def check(config: Config, overrides: list[str]) -> None:
         raise ValueError(f"gradient.target: sae={config.sae.name} looks at no gradient; sae=gradient_topk does")
     if {"data.path", "data.name"} <= given:
         raise ValueError("data.path and data.name both given: give one of them")
-    _numbers(config)
+    check_many(config, given)
+    for one in alone(config).values() or (config,):
+        _numbers(one)
     _writable("output_dir", config.output_dir)
     if config.cache is not None:
         _writable("cache", config.cache)
@@ -49,7 +52,9 @@ def check(config: Config, overrides: list[str]) -> None:
     if config.task is Task.train:
         source = model_source(config)
         on_disk = source == "tiny" or isinstance(source, Path)
-        check_places(config, read_shape(find_folder(source)) if on_disk else None, hook_given="hook_point" in given)
+        shape = read_shape(find_folder(source)) if on_disk else None
+        for one in alone(config).values() or (config,):
+            check_places(one, shape, hook_given="hook_point" in given)
     if config.tracking.mlflow:
         check_tracking(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     if config.resume and config.resume_from is not None:
@@ -203,7 +208,8 @@ def check_model(config: Config) -> None:
     folder = find_folder(model_source(config))
     shape = read_shape(folder)
     check_weights(folder)
-    check_places(config, shape, hook_given=config.hook_point != f"blocks.{config.layer}.hook_resid_pre")
+    for one in alone(config).values() or (config,):
+        check_places(one, shape, hook_given=config.hook_point != f"blocks.{config.layer}.hook_resid_pre")
 
 
 def _writable(key: str, place: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ from torch import Tensor
 from crux import assemble, report
 from crux.data.held_out import spread_batches
 from crux.evaluation.mean import typical_activation
+from crux.many import alone
 from crux.places import downstream_hooks, places
 from crux.schema import Config, Task, to_plain
-from crux.tracking.run import run_name, tracked
+from crux.tracking.part import Part, parts_of, start_tracking
+from crux.tracking.run import run_name
 from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path, same_run
 from crux.training.data import Feed
 from crux.training.fit import checkpoint_step, fit
-from crux.training.sae_module import SAEModule
+from crux.training.sae_module import NonFiniteLossError, SAEModule
 from crux.training.tally import Tally
 from crux.verdict import Verdict, judge
 
@@ -40,7 +43,11 @@ def run(config: Config, *, folder: Path | None) -> None:
 
 
 def train(config: Config, *, folder: Path | None) -> None:
-    """Trains the SAEs of a run and judges them."""
+    """Trains the SAEs of a job and judges them.
+
+    Raises:
+        NonFiniteLossError: where the loss of a run stopped being a number; its other runs are finished all the same.
+    """
     torch.manual_seed(config.seed)
     plain = to_plain(config)
     earlier = find_earlier(config, folder)
@@ -61,53 +68,100 @@ def train(config: Config, *, folder: Path | None) -> None:
     sample = windows(tokens.train, config.evaluation.tokens)
     hooks = {hook for place in places(config) for hook in place}
     typical = {hook: typical_activation(judged, hook=hook, batches=sample) for hook in hooks}
-    sites = [site._replace(sae=site.sae.to(subject.device)) for site in assemble.build_sites(config, typical)]
+    runs = alone(config) or {"": config}
+    made = [site for one in runs.values() for site in assemble.build_sites(one, typical)]
+    sites = [site._replace(sae=site.sae.to(subject.device)) for site in made]
     module = assemble.build_module(config, subject=subject, sites=sites, downstream_hooks=later)
 
-    run_folder = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
-    run_folder.forget_after(start)
-    with tracked(config, run_folder, n_latents=sites[0].sae.n_latents) as tracker:
+    job = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
+    parts = parts_of(job, runs, n_saes=len(sites), anew=earlier is None)
+    for part in parts:
+        part.folder.forget_after(start)
+    with ExitStack() as ends:
+        start_tracking(config, job, parts, ends, n_latents=sites[0].sae.n_latents)
 
-        def judgement(n_tokens: int, *, short: bool) -> Verdict:
+        def judgement(part: Part, n_tokens: int, *, short: bool) -> Verdict:
             return judge(
                 judged,
-                sites,
+                [sites[i] for i in part.saes],
                 batches=windows(tokens.held_out, n_tokens),
                 means={hook: typical[hook].mean for hook in hooks},
                 gradient=config.gradient.target.value if config.sae.beta is not None else None,
                 short=short,
             )
 
-        def short_judgement() -> dict[str, float]:
-            found = judgement(config.evaluation.val_tokens, short=True).metrics
-            return {f"val/{k}": v for k, v in found.items() if not k.endswith(("/pos0", "/rest"))}
+        def short_judgements() -> dict[str, float]:
+            module.settle()
+            row: dict[str, float] = {}
+            for part in parts:
+                if part.name not in module.ended:
+                    found = judgement(part, config.evaluation.val_tokens, short=True).metrics
+                    whole = {k: v for k, v in found.items() if not k.endswith(("/pos0", "/rest"))}
+                    row |= {f"{part.prefix}val/{k}": v for k, v in whole.items()}
+            return row
+
+        def add_row(step: int, row: dict[str, float]) -> None:
+            for part in parts:
+                part.add_row(step, row)
+            fail_ended(parts, module)
 
         rate = fit(
             module,
             Feed(source, accumulate=config.trainer.accumulate),
             pace=assemble.pace(config),
-            checkpoints=run_folder.checkpoint.parent,
-            resume=run_folder.checkpoint if start else None,
-            sinks=[run_folder.add_row, *([tracker.metrics] if tracker is not None else [])],
-            judge=short_judgement,
-            shown={"train/loss": "loss", "train/l0": "L0"},
+            checkpoints=job.checkpoint.parent,
+            resume=job.checkpoint if start else None,
+            sinks=[add_row],
+            judge=short_judgements,
+            shown=shown(parts),
         )
 
         module.to(subject.device)
-        verdict = judgement(config.evaluation.tokens, short=False)
-        metrics = {f"final/{name}": value for name, value in (verdict.metrics | of_training(module, config)).items()}
-        metrics |= without_counts(metrics)
-        metrics |= {"final/downstream_positions": float(len(later))}
-        metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
-        report.write_saes(run_folder, config, judged, sites, module.sparsity.weight.tolist())
-        report.write_figures(run_folder, judged, sites, verdict)
-        report.write_pages(run_folder, config, subject=judged, sites=sites, tokens=tokens, verdict=verdict)
-        run_folder.write_metrics(metrics)
-        if tracker is not None:
-            tracker.metrics(config.trainer.max_steps, metrics)
-            tracker.files(run_folder.path)
-        run_folder.finish()
-    report.show(config, run_folder, metrics)
+        module.settle()  # of a job that goes on behind its last step, no hook was called
+        fail_ended(parts, module)
+        results: list[tuple[Part, dict[str, float]]] = []
+        for part in parts:
+            if part.name in module.ended:
+                continue
+            own = [sites[i] for i in part.saes]
+            verdict = judgement(part, config.evaluation.tokens, short=False)
+            metrics = verdict.metrics | of_training(module, part)
+            metrics = {f"final/{name}": value for name, value in metrics.items()}
+            metrics |= without_counts(metrics)
+            metrics |= {"final/downstream_positions": float(len(later))}
+            metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
+            lambdas = module.sparsity.weight[part.saes.start : part.saes.stop].tolist()
+            report.write_saes(part.folder, part.config, judged, own, lambdas)
+            report.write_figures(part.folder, judged, own, verdict)
+            report.write_pages(part.folder, part.config, subject=judged, sites=own, tokens=tokens, verdict=verdict)
+            part.folder.write_metrics(metrics)
+            if part.tracker is not None:
+                part.tracker.metrics(config.trainer.max_steps, metrics)
+                part.tracker.files(part.folder.path)
+            results.append((part, metrics))
+        for part, _ in results:
+            part.finish()
+        if not module.ended and not job.done:
+            job.finish()
+        for part, metrics in results:
+            report.show(part.config, part.folder, metrics)
+        if module.ended:
+            at = ", ".join(f"step {step} ({name})" for name, step in module.ended.items())
+            raise NonFiniteLossError(at=at, kept="the other runs are finished")
+
+
+def fail_ended(parts: list[Part], module: SAEModule) -> None:
+    """Ends the runs whose loss has stopped being a number."""
+    for part in parts:
+        if (step := module.ended.get(part.name)) is not None:
+            part.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs go on"))
+
+
+def shown(parts: list[Part]) -> dict[str, str]:
+    """What the progress bar shows: loss and L0, or each run's L0."""
+    if not parts[0].name:
+        return {"train/loss": "loss", "train/l0": "L0"}
+    return {f"{part.prefix}train/l0": f"L0({part.name})" for part in parts}
 
 
 def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
@@ -120,15 +174,16 @@ def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
     return find_unfinished(Path(config.output_dir), plain) if config.resume else None
 
 
-def of_training(module: SAEModule, config: Config) -> dict[str, float]:
+def of_training(module: SAEModule, part: Part) -> dict[str, float]:
     """Of each SAE the latents that fired within the last N training tokens, count and share, and the λ that was found."""
     found: dict[str, float] = {}
-    for i, (site, tally) in enumerate(zip(module.sites, module.tallies, strict=True)):
-        prefix = "" if len(module.sites) == 1 else f"{site.write}/"
+    for i in part.saes:
+        site, tally = module.sites[i], module.tallies[i]
+        prefix = "" if len(part.saes) == 1 else f"{site.write}/"
         assert isinstance(tally, Tally)
-        alive, n = tally.alive(config.evaluation.alive_window)
+        alive, n = tally.alive(part.config.evaluation.alive_window)
         found |= {f"{prefix}alive_train_{n}": float(alive), f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents}
-        if config.sae.k is None:
+        if part.config.sae.k is None:
             found[f"{prefix}sparsity"] = float(module.sparsity.weight[i])
     return found
 

@@ -290,6 +290,10 @@ class Config:
     """λ; where it begins, with target_l0."""
     target_l0: float | None = None
     """Steer λ until each SAE fires so many latents a token."""
+    sparsities: list[float] | None = None
+    """Train an SAE for each of these λ at once, on one clean pass, each a run of its own (sae=relu)."""
+    ks: list[int] | None = None
+    """Likewise for each of these k (sae=topk)."""
     seed: int = MISSING
     resume: bool = MISSING
     """Go on with the newest unfinished run of this very config."""

@@ -68,11 +68,12 @@ def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, se
 def common(
     *,
     recipe: Recipe = RECIPE,
-    sparsity: float = 0.5,
+    sparsity: float | Sequence[float] = 0.5,
     steering: Steering | None = None,
     auxk: AuxK | None = None,
     max_norm: float | None = None,
     n_saes: int = 1,
+    runs: Sequence[str] = (),
 ) -> Common:
     return Common(
         recipe=recipe,
@@ -80,6 +81,7 @@ def common(
         auxk=auxk,
         max_norm=max_norm,
         seed=0,
+        runs=tuple(runs),
     )
 
 
@@ -94,7 +96,7 @@ def module_for(
     subject: Subject,
     *,
     recipe: Recipe = RECIPE,
-    sparsity: float = 0.5,
+    sparsity: float | Sequence[float] = 0.5,
     steering: Steering | None = None,
     auxk: AuxK | None = None,
     sae: SAE | None = None,
@@ -103,11 +105,12 @@ def module_for(
     max_norm: float | None = None,
     hook: str = HOOK,
     target: Target = "data",
+    runs: Sequence[str] = (),
 ) -> SAEModule:
     """`sites` or one SAE at `hook`."""
     sites = sites or [Site(hook, hook, sae_for(subject) if sae is None else sae)]
     shared = common(
-        recipe=recipe, sparsity=sparsity, steering=steering, auxk=auxk, max_norm=max_norm, n_saes=len(sites)
+        recipe=recipe, sparsity=sparsity, steering=steering, auxk=auxk, max_norm=max_norm, n_saes=len(sites), runs=runs
     )
     if loss == "local":
         return LocalSAE(sites, reconstruction=1.0, **shared)

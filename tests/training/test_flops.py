@@ -88,6 +88,15 @@ def fisher_minimum(layer: int) -> int:
     return L * FORWARD + (L - layer) * BACKWARD + 2 * READ_OUT + 5 * DICTIONARY
 
 
+def many_minimum(loss: Loss, layer: int, *, n: int) -> int:
+    """Of n SAEs at one place: the clean pass and its logits once, the rest for each."""
+    if loss == "local":
+        return layer * FORWARD + n * 5 * DICTIONARY
+    if loss == "fisher":
+        return fisher_minimum(layer) + (n - 1) * 5 * DICTIONARY
+    return L * FORWARD + n * (L - layer) * (FORWARD + BACKWARD) + (1 + 2 * n) * READ_OUT + n * 5 * DICTIONARY
+
+
 def minimum(loss: Loss, layer: int) -> int:
     match loss:
         case "local":
@@ -98,11 +107,12 @@ def minimum(loss: Loss, layer: int) -> int:
             return end_to_end_minimum(layer)
 
 
-def step_flops(subject: Subject, loss: Loss, sae: SAE, *, layer: int) -> float:
-    """A training step's, its share of the filling of the buffer included."""
+def step_flops(subject: Subject, loss: Loss, *saes: SAE, layer: int) -> float:
+    """A training step's, its share of the filling of the buffer included; of several SAEs each is a run."""
     hook = f"blocks.{layer}.hook_resid_pre"
-    sites = [Site(hook, hook, sae)]
-    module = module_for(loss, subject, sites=sites)
+    sites = [Site(hook, hook, sae) for sae in saes]
+    runs = [str(i) for i in range(len(saes))] if len(saes) > 1 else []
+    module = module_for(loss, subject, sites=sites, runs=runs)
     batches = source_for(loss, subject, token_batches(subject, n=GROUP, batch=BATCH, pos=T), group=GROUP, sites=sites)
 
     def steps() -> None:
@@ -146,6 +156,18 @@ def test_a_gradient_sae_costs_one_backward_pass_more_than_topk(subject: Subject,
     ratio = (whole - plain) / gradient_minimum(loss, layer)
     print(f"{loss} layer {layer}: g costs {ratio:.5f} of its minimum; a step {whole / plain:.3f} of TopK's")
     assert 0.98 <= ratio <= 1.02  # the text's last tokens have no label: a little less than two d·V
+
+
+@pytest.mark.parametrize("layer", [2, 6])
+@pytest.mark.parametrize("sae", ["relu", "topk"])
+@pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
+def test_many_saes_cost_the_clean_pass_once(subject: Subject, loss: Loss, sae: str, layer: int) -> None:
+    n = 4
+    saes = [topk() if sae == "topk" else sae_for(subject, n_latents=N_LATENTS) for _ in range(n)]
+    found = step_flops(subject, loss, *saes, layer=layer)
+    ratio, alone = found / many_minimum(loss, layer, n=n), n * minimum(loss, layer)
+    print(f"{loss} {sae} layer {layer}: {ratio:.5f} of the minimum, {found / alone:.3f} of {n} runs alone")
+    assert 1.0 <= ratio <= 1.02
 
 
 def test_equal_compute_is_what_the_sweep_gives(subject: Subject) -> None:

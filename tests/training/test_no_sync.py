@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from architectures import ARCHITECTURES, base
-from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -123,6 +123,29 @@ def test_a_step_between_two_rows_does_not_wait(
         "no whole step was seen"
     )
     assert not watch.waits.found
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watched batch ends the fourth step; the second SAE's loss has been infinite from the first, and nobody has looked."""
+    subject, watch = gpt2(), WatchBatch(3)
+    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(3)]
+    module = module_for(
+        loss,
+        subject,
+        sites=sites,
+        sparsity=[0.1, 1e38, 1.0],
+        runs=("a", "b", "c"),
+        recipe=RECIPE._replace(log_every=100),
+        max_norm=1e3,
+        auxk=AuxK(0.1, None, 24),
+    )
+    rows = type(module).configure_callbacks(module)
+    monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])
+    run_fit(module, source_for(loss, subject, token_batches(subject, n=6), group=2), checkpoints=tmp_path)
+    assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen
+    assert not watch.waits.found
+    assert module.ended == {"b": 1}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

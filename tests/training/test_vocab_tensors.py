@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from crux.evaluation.judge import evaluate
+from crux.saes.site import Site
 from crux.subjects.subject import Subject
 
 BATCH, T, V = 4, 32, 4096
@@ -53,6 +54,17 @@ def test_a_training_step_never_holds_all_logits(subject: Subject, loss: Loss, sk
     with Largest() as largest:
         module.training_step(tokens, 0).backward()
     assert V in largest.shape, "the logits of a chunk should be what is largest here"
+    assert largest.numel <= TOKENS * V // 4, f"{largest.operation} returned {tuple(largest.shape)}"
+
+
+@pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
+def test_many_saes_at_once_hold_no_more_logits_than_one(subject: Subject, loss: Loss) -> None:
+    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(4)]
+    module = module_for(loss, subject, sites=sites, sparsity=[0.1] * 4, runs=("a", "b", "c", "d"))
+    tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
+    with Largest() as largest:
+        module.training_step(tokens, 0).backward()
+    assert V in largest.shape
     assert largest.numel <= TOKENS * V // 4, f"{largest.operation} returned {tuple(largest.shape)}"
 
 

@@ -1,16 +1,17 @@
 """Several SAEs in one spliced pass: each encodes what stands at its read hook by then, the others' effect included."""
 
 from bisect import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from crux.saes.sae import Codes
 from crux.saes.site import Site
 from crux.subjects.hooks import in_order, parse_hook
-from crux.subjects.subject import Subject
+from crux.subjects.subject import Clean, Spliced, Subject
 
 
 class Passed(NamedTuple):
@@ -77,6 +78,27 @@ def splice_sites(
 
     hooks = in_order({hook for site in sites for hook in (site.read, site.write)})
     return {hook: at(hook) for hook in hooks}, passed
+
+
+def splice_each(
+    subject: Subject, clean: Clean, sites: Sequence[Site], *, capture: Collection[str]
+) -> tuple[Spliced, list[Passed]]:
+    """A spliced pass for each SAE, with that one alone in place: SAEs that all stand where the first one does.
+
+    One replay of the suffix, of `len(sites)` times the sequences: the first SAE's first, then the second's. Many short calls
+    would cost the device more than one long one.
+    """
+    read, write, _ = sites[0]
+    assert all((site.read, site.write) == (read, write) for site in sites), "one place for all"
+    value = clean.activations[read]
+    passed: list[Passed] = []
+    for site in sites:
+        x = value.flatten(0, -2).to(site.sae.W_enc.dtype)
+        codes = site.sae.encode(x)
+        passed.append(Passed(x, codes, site.sae.decode(codes)))
+    replaced = torch.cat([p.reconstruction for p in passed]).view(-1, *value.shape[1:-1], sites[0].sae.d_out)
+    many = subject.repeated(clean, write, times=len(sites))
+    return subject.spliced(many, {write: lambda _: replaced}, capture=capture), passed
 
 
 def check_order(read: str, write: str) -> None:

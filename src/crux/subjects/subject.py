@@ -224,6 +224,17 @@ class Subject:
                 return Spliced(kept, self.parts.final_norm(value))
             step = steps.send(value)
 
+    @staticmethod
+    def repeated(clean: Clean, hook: str, *, times: int) -> Clean:
+        """The clean pass of its sequences `times` over, kept at one captured hook: for as many spliced passes in one call."""
+
+        def again(x: Tensor) -> Tensor:
+            return x.repeat(times, *(1 for _ in x.shape[1:]))
+
+        carried = {hook: tuple(again(x) for x in clean.replay.carried[hook])}
+        replay = clean.replay._replace(carried=carried)
+        return Clean({hook: again(clean.activations[hook])}, None, replay)
+
     @property
     def _last(self) -> str:
         return Hook(self.n_layers - 1, "resid_post").name

@@ -72,6 +72,8 @@ def finished_runs(folder: Path) -> list[Run]:
     found: list[Run] = []
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
+        if not (run.path / "metrics.json").exists():
+            continue  # a job of many SAEs, whose runs are in it
         if not run.done:
             continue
         metrics = json.loads(path.read_text("utf-8"))

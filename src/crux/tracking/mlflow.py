@@ -133,13 +133,17 @@ class Tracker:
         with told(self.uri):
             self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in row.items()])
 
+    def tag(self, key: str, value: str) -> None:
+        with told(self.uri):
+            self.client.set_tag(self.run_id, key, value)
+
     def files(self, run_folder: Path) -> None:
         """What the run left, as artifacts: the files at the top, the figures and the SAE."""
         with told(self.uri):
             for path in sorted(run_folder.iterdir()):
                 if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".html"):
                     self.client.log_artifact(self.run_id, str(path))
-            for name in ("figures", "sae"):
+            for name in (n for n in ("figures", "sae") if (run_folder / n).is_dir()):
                 self.client.log_artifacts(self.run_id, str(run_folder / name), name)
 
     def end(self, state: State) -> None:

@@ -20,10 +20,15 @@ PARENT = "mlflow.parentRunId"
 """MLflow's tag that makes a run another's child."""
 
 
-def parent_run(folder: Path) -> str | None:
-    """The MLflow run of the sweep that a job's folder lies in; None where it lies in none."""
-    known = folder.parent / "mlflow_run_id"
-    return known.read_text("utf-8").strip() if known.exists() else None
+def family(folder: Path) -> dict[str, str]:
+    """Tags of a run whose folder lies in that of a sweep, or of a job of many runs: its parent, and the name that it has there.
+
+    In a sweep the runs of such a job are the sweep's children. Empty where there is no parent.
+    """
+    for job in (folder, folder.parent):
+        if (known := job.parent / "mlflow_run_id").exists():
+            return {PARENT: known.read_text("utf-8").strip(), "job": job.name}
+    return {}
 
 
 def run_name(config: Config) -> str:
@@ -33,6 +38,9 @@ def run_name(config: Config) -> str:
     layers = [re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", hook) for hook in hooks]
     place = "L" + ",".join(layer[1] for layer in layers if layer) if all(layers) else ",".join(hooks)
     place += f"→{config.sae.output_hook}" if config.sae.output_hook is not None else ""
+    for symbol, values in (("λ", config.sparsities), ("k", config.ks)):
+        if values is not None:
+            return " ".join([*words, config.loss.name, place, f"{symbol}={','.join(f'{v:g}' for v in values)}"])
     match config.sae.k, config.target_l0:
         case None, None:
             sparsity = f"λ={config.sparsity:g}"
@@ -71,10 +79,9 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
 
     outputs = Path(config.output_dir)
     uri = tracking_uri(config) or database(outputs)
-    known, parent = folder.path / "mlflow_run_id", parent_run(folder.path)
-    family = {PARENT: parent, "job": folder.path.name} if parent is not None else {}
+    known, above = folder.path / "mlflow_run_id", family(folder.path)
     if known.exists():
-        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip(), tags=family)
+        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip(), tags=above)
     else:
         try:
             tracker = Tracker.start(
@@ -83,7 +90,7 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
                 outputs=outputs,
                 name=run_name(config),
                 params=swept(config) | {"n_latents": n_latents},
-                tags=tags(config) | family,
+                tags=tags(config) | above,
             )
         except ValueError:
             folder.discard_unstarted()
@@ -102,13 +109,16 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
 
 def swept(config: Config) -> dict[str, object]:
     """The dozen scalars that runs are compared by; the whole configuration is an artifact."""
+    many = (
+        config.sparsities is not None or config.ks is not None
+    )  # values that the runs of such a job have, each its own
     found = {
         "loss": config.loss.name,
         "layer": config.layer if config.hook_points is None else None,
         "hook_point": ",".join(config.hook_points or [config.hook_point]),
-        "sparsity": config.sparsity,
+        "sparsity": None if many else config.sparsity,
         "target_l0": config.target_l0,
-        "k": config.sae.k,
+        "k": None if many else config.sae.k,
         "seed": config.seed,
         "sae": config.sae.name,
         "model": config.model.path or config.model.name,

@@ -24,7 +24,8 @@ def write_whole(path: Path, text: str) -> None:
 class RunFolder:
     """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end.
 
-    A sweep's job that failed leaves `FAILED` instead: the reason in its first line, and for an error of ours the traceback.
+    A sweep's job, or a run beside others, that failed leaves `FAILED` instead: the reason in its first line, and for an error
+    of ours the traceback.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,6 +66,14 @@ class RunFolder:
     def forget_failure(self) -> None:
         (self.path / "FAILED").unlink(missing_ok=True)
 
+    def part(self, name: str, config: Mapping[str, Any], *, anew: bool) -> "RunFolder":
+        """The folder of one of a job's runs: to be gone on with, or created where it is not there or is to be `anew`."""
+        folder = RunFolder(self.path / name)
+        if anew or not (folder.path / "config.yaml").exists():
+            return RunFolder.create(folder.path, config)
+        folder.forget_failure()  # it is tried again
+        return folder
+
     def config(self) -> dict[str, Any]:
         """The configuration that the run was started with; ValueError where the file is broken."""
         path = self.path / "config.yaml"
@@ -100,7 +109,7 @@ class RunFolder:
 
     def discard_unstarted(self) -> None:
         """Removes the folder where nothing was trained yet: a mistake leaves no half-made run behind."""
-        if not self.checkpoint.exists() and not (self.path / "history.jsonl").read_text("utf-8"):
+        if not self.checkpoint.exists() and not self.history():
             shutil.rmtree(self.path)
 
     def finish(self) -> None:

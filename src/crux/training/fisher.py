@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Unpack
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -68,6 +67,6 @@ class FisherSAE(TokenModule):
             )
             losses.append(self.own_terms(i, codes, x_hat, target, weight, terms))
             passed.append(codes)
-        loss = torch.stack(losses).sum() + self.coefficients.reconstruction * torch.stack(terms["mse"]).sum()
-        loss = loss + self.coefficients.fisher * torch.stack(terms["fisher"]).sum()
-        return self.told(loss, passed, terms)
+        loss = self.by_run(losses) + self.coefficients.reconstruction * self.by_run(terms["mse"])
+        loss = loss + self.coefficients.fisher * self.by_run(terms["fisher"])
+        return self.told(loss, passed, terms).sum()

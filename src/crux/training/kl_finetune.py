@@ -18,7 +18,6 @@ class KLFinetunedSAE(EndToEndSAE):
         if isinstance(batch, Activations):
             return self.local_loss(batch, reconstruction=self.coefficients.reconstruction)
         step = self.step(batch, errors=True)
-        error = self.coefficients.reconstruction * torch.stack(step.terms["mse"]).sum()
-        (kl,) = step.terms["kl"]
+        error, kl = self.coefficients.reconstruction * self.by_run(step.terms["mse"]), self.by_run(step.terms["kl"])
         alpha = (error / kl.clamp_min(torch.finfo(kl.dtype).tiny)).detach()
         return self.finished(0.5 * (error + alpha * kl), step)

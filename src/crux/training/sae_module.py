@@ -22,6 +22,12 @@ from crux.training.tally import Tally
 class NonFiniteLossError(ValueError):
     """The loss or its gradient stopped being a number: the recipe is too bold for the data."""
 
+    def __init__(self, *, at: str, kept: str) -> None:
+        super().__init__(
+            f"the loss or its gradient stopped being a finite number at {at}; try a lower optimizer.lr, a lower "
+            f"optimizer.clip or loss.max_norm ({kept})"
+        )
+
 
 class Recipe(NamedTuple):
     """How the weights move, for how long, and how often that is told."""
@@ -59,6 +65,9 @@ class Common(TypedDict):
     auxk: AuxK | None
     max_norm: float | None
     seed: int
+    runs: tuple[str, ...]
+    """Names of the runs that the SAEs are, one each: they share the data and the clean pass and nothing else. Empty: all the
+    SAEs are one run."""
 
 
 class _Rows(L.Callback):
@@ -73,7 +82,7 @@ class _Rows(L.Callback):
         assert isinstance(pl_module, SAEModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % pl_module.recipe.log_every:
             return
-        row = {f"train/{name}": value for name, value in pl_module.read_sums().items()}
+        row = pl_module.read_row()
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
 
@@ -81,7 +90,9 @@ class _Rows(L.Callback):
 class SAEModule(L.LightningModule):
     """Trains the SAEs of one or several hook points; a subclass says what a batch is and what the loss.
 
-    Nothing in a step waits for the device: terms are summed on it and read every `log_every` steps.
+    Nothing in a step waits for the device: terms are summed on it and read every `log_every` steps. Of several `runs`, one whose
+    loss stops being a number ends there: its SAE is emptied (all zeros) when that is seen, and the others go on as if it were
+    none of theirs.
 
     Args:
         sites: the SAEs and where they stand, in the network's order.
@@ -89,9 +100,11 @@ class SAEModule(L.LightningModule):
         auxk: None: no such loss.
         max_norm: tokens with a longer activation are left out of the loss; activation units.
         seed: of what the training draws (labels); batches have their own.
+        runs: the SAEs' names, where each is a run of its own.
     """
 
     first_bad_step: Tensor
+    """Of each run, counted from 1; -1: none yet."""
     grad_norm: Tensor
 
     def __init__(self, sites: Sequence[Site], **common: Unpack[Common]) -> None:
@@ -100,8 +113,12 @@ class SAEModule(L.LightningModule):
         self.auxk, self.max_norm = common["auxk"], common["max_norm"]
         self.saes = nn.ModuleList(site.sae for site in sites)
         self.tallies = nn.ModuleList(Tally(site.sae.n_latents) for site in sites)
-        self.register_buffer("first_bad_step", torch.full((), -1, dtype=torch.long))
-        self.register_buffer("grad_norm", torch.zeros(()), persistent=False)
+        self.runs = common["runs"]
+        assert len(self.runs) in (0, len(self.sites))
+        n_runs = len(self.runs) or 1
+        self.register_buffer("first_bad_step", torch.full((n_runs,), -1, dtype=torch.long))
+        self.register_buffer("grad_norm", torch.zeros(n_runs), persistent=False)
+        self.ended: dict[str, int] = {}  # the runs that have ended early, and their first bad step
         self._seed, self._generator = common["seed"], None
         self._generator_state: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
@@ -150,11 +167,16 @@ class SAEModule(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Once an optimiser step, whose micro-batches λ sees as one; each SAE by itself, as if it were trained alone."""
-        norms = [nn.utils.clip_grad_norm_(site.sae.parameters(), self.recipe.clip) for site in self.sites]
-        self.grad_norm = torch.stack(norms).max()
+        norms = torch.stack([self._clip(site.sae) for site in self.sites])
+        self.grad_norm = norms if self.runs else norms.max()[None]
         self._watch(self.grad_norm)
         self.sparsity.observe(torch.stack(self._l0).mean(0), step=self.global_step)
         self._l0 = []
+
+    def _clip(self, sae: SAE) -> Tensor:
+        if not sae.W_dec.requires_grad:  # of a run that has ended
+            return torch.zeros((), device=self.device)
+        return nn.utils.clip_grad_norm_(sae.parameters(), self.recipe.clip)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         for site in self.sites:
@@ -184,7 +206,12 @@ class SAEModule(L.LightningModule):
             losses.append(reconstruction * error + self.own_terms(i, codes, x_hat, target, weight, terms))
             terms.setdefault("mse", []).append(error)
             passed.append(codes)
-        return self.told(torch.stack(losses).sum(), passed, terms)
+        return self.told(self.by_run(losses), passed, terms).sum()
+
+    def by_run(self, values: Sequence[Tensor]) -> Float[Tensor, "runs"]:
+        """Values that are one an SAE, or one in all, as one a run: those of one run's SAEs add up."""
+        stacked = torch.stack(list(values))
+        return stacked if self.runs else stacked.sum()[None]
 
     @staticmethod
     def error(sae: SAE, x_hat: Tensor, target: Tensor, weight: Tensor | None) -> Float[Tensor, ""]:
@@ -222,10 +249,12 @@ class SAEModule(L.LightningModule):
         return loss
 
     @torch.no_grad()
-    def told(self, loss: Tensor, passed: Sequence[Codes], terms: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    def told(
+        self, loss: Float[Tensor, "runs"], passed: Sequence[Codes], terms: Mapping[str, Sequence[Tensor]]
+    ) -> Float[Tensor, "runs"]:
         """Counts what the step showed, on the device; hands the loss on.
 
-        `passed` and each of `terms` are by SAE, but for terms of the network as a whole, of which there is one.
+        `passed` and each of `terms` are by SAE, but for terms of one run's network as a whole, of which there is one.
         """
         l0: list[Tensor] = []
         for site, tally, codes in zip(self.sites, self.tallies, passed, strict=True):
@@ -235,11 +264,14 @@ class SAEModule(L.LightningModule):
             l0.append(fires.sum() / len(fires))
         self._l0.append(torch.stack(l0))
         self._watch(loss)
-        row = {"loss": [loss], **terms, "l0": l0}
+        row = {"loss": list(loss), **terms, "l0": l0}
         if self.sparsity.steering is not None:
             row["lambda"] = list(self.sparsity.weight)
         for name, values in row.items():
             stacked = torch.stack(list(values))
+            if self.runs:
+                self._add(name, stacked)
+                continue
             self._add(name, stacked.sum() if name == "l0" else stacked.mean())  # as it is judged: all SAEs' latents
             if len(values) > 1:
                 for site, value in zip(self.sites, values, strict=True):
@@ -250,7 +282,7 @@ class SAEModule(L.LightningModule):
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + value.detach()
 
-    def _watch(self, value: Tensor) -> None:
+    def _watch(self, value: Float[Tensor, "runs"]) -> None:
         bad = ~torch.isfinite(value) & (self.first_bad_step < 0)
         step = self.global_step + 1  # as the history counts: the row of step n is written after n steps
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)
@@ -258,29 +290,65 @@ class SAEModule(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         return [_Rows()]
 
-    def read_sums(self) -> dict[str, float]:
-        """Means since the last row: one transfer from the device."""
-        names = [*self._sums, "grad_norm"]
-        values = [*(s / self._micro_batches for s in self._sums.values()), self.grad_norm]
-        *row, first_bad = torch.stack([*(v.double() for v in values), self.first_bad_step.double()]).tolist()
-        self._raise_if_bad(int(first_bad))
+    def read_row(self) -> dict[str, float]:
+        """Means since the last row, as `train/<term>` or, of several runs, `<run>/train/<term>`: one transfer from the device."""
+        means = {name: sums / self._micro_batches for name, sums in self._sums.items()} | {"grad_norm": self.grad_norm}
+        columns = [value.double().expand(len(self.first_bad_step)) for value in (*means.values(), self.first_bad_step)]
+        *values, first_bad = torch.stack(columns).tolist()
+        self._end([int(step) for step in first_bad])
         self._sums, self._micro_batches = {}, 0
-        return dict(zip(names, row, strict=True)) | {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        row: dict[str, float] = {}
+        for i, run in enumerate(self.runs or ("",)):
+            if run not in self.ended:
+                prefix = f"{run}/train/" if run else "train/"
+                row |= {prefix + name: value[i] for name, value in zip(means, values, strict=True)} | {
+                    f"{prefix}lr": lr
+                }
+        return row
 
-    def _raise_if_bad(self, first_bad: int) -> None:
-        if first_bad >= 0:
-            raise NonFiniteLossError(
-                f"the loss or its gradient stopped being a finite number at step {first_bad}; try a lower optimizer.lr, a lower "
-                "optimizer.clip or loss.max_norm (the last good checkpoint is kept)"
-            )
+    def settle(self) -> None:
+        """Ends the runs that have gone wrong by now. Waits for the device.
+
+        Raises:
+            NonFiniteLossError: where no run is left.
+        """
+        self._end(self.first_bad_step.tolist())
+
+    def _end(self, first_bad: Sequence[int]) -> None:
+        if min(first_bad) >= 0:
+            at = [
+                f"step {step}" + (f" ({run})" if run else "")
+                for run, step in zip(self.runs or ("",), first_bad, strict=True)
+            ]
+            raise NonFiniteLossError(at=", ".join(at), kept="the last good checkpoint is kept")
+        for i, (run, step) in enumerate(zip(self.runs, first_bad, strict=True) if self.runs else ()):
+            if step >= 0 and run not in self.ended:
+                self.ended[run] = step
+                self._empty(i)
+
+    @torch.no_grad()
+    def _empty(self, i: int) -> None:
+        """Leaves nothing of the i-th SAE that could be non-finite, or move."""
+        states = self.trainer.optimizers[0].state
+        for parameter in self.sites[i].sae.parameters():
+            parameter.requires_grad_(False).grad = None
+            for value in (parameter, *states.get(parameter, {}).values()):
+                value.zero_()  # in place: the checkpoint that is being written holds these very tensors
+        for sums in self._sums.values():
+            sums[i] = 0.0
+
+    def on_train_start(self) -> None:
+        """A checkpoint may hold runs that have ended."""
+        self.settle()
 
     def on_train_end(self) -> None:
         """Steps since the last row may have gone wrong too."""
-        self._raise_if_bad(int(self.first_bad_step))
+        self.settle()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint with a non-finite number in it is never written; what the next row sums up goes with it."""
-        self._raise_if_bad(int(self.first_bad_step))
+        self.settle()
         checkpoint["row"] = {"sums": self._sums, "micro_batches": self._micro_batches}
         checkpoint["generator"] = self.generator.get_state()
 

@@ -1,6 +1,7 @@
 """The sparsity coefficient λ: given, or steered until each SAE fires as many latents a token as was asked for."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,11 +42,14 @@ class Sparsity(nn.Module):
     log_first: Tensor
     log_l0: Tensor
     log_mean: Tensor
+    start: Tensor
 
-    def __init__(self, start: float, *, n_saes: int, steering: Steering | None) -> None:
+    def __init__(self, start: float | Sequence[float], *, n_saes: int, steering: Steering | None) -> None:
+        """`start` is λ at first: one for all SAEs, or one each."""
         super().__init__()
-        self.start, self.steering = start, steering
-        self.register_buffer("weight", torch.full((n_saes,), start))
+        self.steering = steering
+        self.register_buffer("start", torch.tensor(start, dtype=torch.float).expand(n_saes).clone(), persistent=False)
+        self.register_buffer("weight", self.start.clone())
         for name in ("integral", "log_first", "log_l0", "log_mean"):
             self.register_buffer(name, torch.zeros(n_saes))
 
