@@ -21,12 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from crux import schema
 from crux.checks import check, check_model
 from crux.mistakes import explain, known_keys, no_such_key
-from crux.schema import CHECKOUT, HERE, ROOT, Config
+from crux.schema import CHECKOUT, HERE, ROOT, Config, Strategy
+from crux.training import follower
 
 
 def fail(message: str, *, code: int) -> NoReturn:
     """One line on standard error, then out."""
-    print(f"crux: {message}", file=sys.stderr)
+    print(f"crux: {follower.name()}{message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -35,6 +36,11 @@ failures: list[str] = []
 
 named_sweep: list[Config] = []
 """The jobs of a sweep that has a name: it ends with its tables."""
+
+IN_A_SWEEP = (
+    "trainer=ddp in a sweep: the processes of the other devices would run the whole sweep again; give each job one device "
+    "(hydra/launcher=gpus), or start the runs one by one"
+)
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
@@ -59,6 +65,10 @@ def job(cfg: DictConfig) -> None:
         assert isinstance(config, Config)
         if hydra_config.mode == RunMode.MULTIRUN:
             config.resume = False  # a sweep's jobs go on by themselves
+            if config.trainer.strategy is Strategy.ddp:
+                if IN_A_SWEEP not in failures:
+                    failures.append(IN_A_SWEEP)
+                return
         check(config, overrides)
         check_model(config)
         if hydra_config.mode == RunMode.MULTIRUN and config.sweep_name != "adhoc":
@@ -95,6 +105,8 @@ def main() -> None:
     schema.register()
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if follower.run_folder() is not None:
+        follower.follow()
     try:
         entry()
         if named_sweep and not failures:

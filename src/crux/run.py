@@ -1,5 +1,6 @@
 """One job, top to bottom: subject and text, training, judgement, and what is left in the run folder and in MLflow."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from crux.places import downstream_hooks, places
 from crux.schema import Config, Task, to_plain
 from crux.tracking.run import run_name, tracked
 from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path, same_run
+from crux.training import follower
 from crux.training.data import Feed
-from crux.training.fit import checkpoint_step, fit
-from crux.training.sae_module import SAEModule
+from crux.training.fit import Pace, checkpoint_step, fit
+from crux.training.sae_module import NonFiniteLossError, SAEModule
 from crux.training.tally import Tally
 from crux.verdict import Verdict, judge
 
@@ -38,7 +40,7 @@ def run(config: Config, *, folder: Path | None) -> None:
 def train(config: Config, *, folder: Path | None) -> None:
     """Trains the SAEs of a run and judges them."""
     torch.manual_seed(config.seed)
-    plain = to_plain(config)
+    plain, pace = to_plain(config), assemble.pace(config)
     earlier = find_earlier(config, folder)
     if earlier is not None and earlier.done:  # a sweep that goes on
         print(f"{run_name(config)}: done before, in {earlier.path}")
@@ -46,7 +48,11 @@ def train(config: Config, *, folder: Path | None) -> None:
     start = checkpoint_step(earlier.checkpoint) if earlier is not None else 0
 
     subject = assemble.load(config, assemble.training_dtype(config))
-    judged = subject if subject.dtype is torch.float32 else assemble.load(config, torch.float32)
+    judged = (
+        subject
+        if subject.dtype is torch.float32 or follower.run_folder() is not None
+        else assemble.load(config, torch.float32)
+    )
     later = downstream_hooks(config, subject.n_layers)
     tokens = assemble.load_tokens(config)
     source = assemble.fed(config, subject=subject, tokens=tokens)
@@ -55,10 +61,16 @@ def train(config: Config, *, folder: Path | None) -> None:
         return list(spread_batches(stream, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens))
 
     sample = windows(tokens.train, config.evaluation.tokens)
+    if follower.run_folder() is not None:
+        sample = sample[:1]  # shapes: the first process's weights and scales are what all start with
     hooks = {hook for place in places(config) for hook in place}
     typical = {hook: typical_activation(judged, hook=hook, batches=sample) for hook in hooks}
     sites = [site._replace(sae=site.sae.to(subject.device)) for site in assemble.build_sites(config, typical)]
     module = assemble.build_module(config, subject=subject, sites=sites, downstream_hooks=later)
+    if follower.run_folder() is not None:
+        assert earlier is not None
+        follow(module, Feed(source, accumulate=config.trainer.accumulate), pace, earlier)
+        return
 
     run_folder = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
     run_folder.forget_after(start)
@@ -81,12 +93,13 @@ def train(config: Config, *, folder: Path | None) -> None:
         rate = fit(
             module,
             Feed(source, accumulate=config.trainer.accumulate),
-            pace=assemble.pace(config),
+            pace=pace,
             checkpoints=run_folder.checkpoint.parent,
             resume=run_folder.checkpoint if start else None,
             sinks=[run_folder.add_row, *([tracker.metrics] if tracker is not None else [])],
             judge=short_judgement,
             shown={"train/loss": "loss", "train/l0": "L0"},
+            abandoned=None if tracker is None else lambda: tracker.end("FAILED"),
         )
 
         module.to(subject.device)
@@ -105,8 +118,32 @@ def train(config: Config, *, folder: Path | None) -> None:
     report.show(config, run_folder, metrics)
 
 
+def follow(module: SAEModule, feed: Feed, pace: Pace, folder: RunFolder) -> None:
+    """The training in the process of a further device: what is told, saved and judged is the first one's."""
+    start = checkpoint_step(folder.checkpoint)
+    try:
+        fit(
+            module,
+            feed,
+            pace=pace._replace(progress=False),
+            checkpoints=folder.checkpoint.parent,
+            resume=folder.checkpoint if start else None,
+            sinks=[],
+            judge=None,
+            shown={},
+            abandoned=None,
+        )
+    except NonFiniteLossError:
+        sys.exit(2)  # every process finds it at once; the first one tells it
+
+
 def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
-    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job."""
+    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job.
+
+    In the process of a further device, the first one's run, just begun perhaps.
+    """
+    if (given := follower.run_folder()) is not None:
+        return RunFolder(given)
     plain = to_plain(config)
     if config.resume_from is not None:
         return named_unfinished(Path(config.resume_from), plain)

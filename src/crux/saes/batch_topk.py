@@ -1,6 +1,6 @@
 """BatchTopK: the k · tokens largest codes of a batch (Bussmann et al. 2412.06410)."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ class BatchTopKSAE(SAE):
     Args:
         k: mean latents a token.
     """
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("threshold",)
 
     threshold: Float[Tensor, ""]
     observed_n: Int[Tensor, ""]

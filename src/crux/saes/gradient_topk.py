@@ -1,6 +1,6 @@
 """g-SAE: a TopK whose choice also looks at the gradient of the network's loss (Olmo et al. 2411.10397)."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,8 @@ class GradientTopKSAE(TopKSAE):
         k: latents a token.
         beta: weight of the effect in the score; 0 is TopK.
     """
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("effect",)
 
     effect: Float[Tensor, ""]
     observed_n: Int[Tensor, ""]

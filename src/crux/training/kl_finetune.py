@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.training import ranks
 from crux.training.data import Activations
 from crux.training.end_to_end import EndToEndSAE
 
@@ -20,5 +21,6 @@ class KLFinetunedSAE(EndToEndSAE):
         step = self.step(batch, errors=True)
         error = self.coefficients.reconstruction * torch.stack(step.terms["mse"]).sum()
         (kl,) = step.terms["kl"]
-        alpha = (error / kl.clamp_min(torch.finfo(kl.dtype).tiny)).detach()
+        whole_error, whole_kl = ranks.mean(torch.stack([error, kl]).detach())
+        alpha = whole_error / whole_kl.clamp_min(torch.finfo(kl.dtype).tiny)
         return self.finished(0.5 * (error + alpha * kl), step)
