@@ -69,6 +69,8 @@ def job(cfg: DictConfig) -> None:
                 if IN_A_SWEEP not in failures:
                     failures.append(IN_A_SWEEP)
                 return
+        if follower.run_folder() is not None:
+            config.trainer.progress = False
         check(config, overrides)
         check_model(config)
         if hydra_config.mode == RunMode.MULTIRUN and config.sweep_name != "adhoc":

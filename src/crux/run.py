@@ -125,7 +125,7 @@ def follow(module: SAEModule, feed: Feed, pace: Pace, folder: RunFolder) -> None
         fit(
             module,
             feed,
-            pace=pace._replace(progress=False),
+            pace=pace,
             checkpoints=folder.checkpoint.parent,
             resume=folder.checkpoint if start else None,
             sinks=[],

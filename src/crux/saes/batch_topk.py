@@ -24,7 +24,8 @@ class BatchTopKSAE(SAE):
 
     The threshold is the running mean of the smallest kept value (§3.2): with it a token's codes are a function of that
     token alone, JumpReLU. Values equal to the smallest kept one are all kept; where a batch has fewer than k · tokens
-    positive values all of these are kept, and what is observed is zero.
+    positive values all of these are kept, and what is observed is zero. Of several ranks each chooses among its own tokens, and the
+    threshold is the mean over them.
 
     Args:
         k: mean latents a token.

@@ -18,7 +18,7 @@ class GradientTopKSAE(TopKSAE):
 
         score = pre · (1 + β · a / m),    a = |g D|,    g = ∂(loss)/∂(what the SAE writes)
 
-    and m the running mean of a over tokens and latents (the first batch's own where there is none yet), so that β does not
+    and m the running mean of a over tokens and latents (the first batch's own, on each rank, where there is none yet), so that β does not
     depend on the loss's scale. a is the effect on the loss, to first order, of a latent's unit. No gradient passes a or the
     choice. Without g it is a TopK, and so it is what `folded` gives: g needs the next token.
 

@@ -50,6 +50,6 @@ def follow() -> None:
 
 
 def launched_elsewhere() -> bool:
-    """Whether torchrun or several tasks of `srun` started this process beside others."""
+    """Whether torchrun, or srun with several tasks, started this process beside others."""
     several_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
-    return FOLDER not in os.environ and (several_tasks or "TORCHELASTIC_RUN_ID" in os.environ)
+    return FOLDER not in os.environ and (several_tasks or "LOCAL_RANK" in os.environ)

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,9 @@ class Launcher(_SubprocessScriptLauncher):
             yield
             over.set()
             for process in self.procs:
-                process.wait(LEAVE)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:  # a connection that broke; or our own
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LEAVE)
+        except RuntimeError as error:  # a connection that broke; or our own
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline:
                 if self._one_is_lost():

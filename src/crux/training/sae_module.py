@@ -292,4 +292,5 @@ class SAEModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint is of a run over {len(states)} devices, here are {ranks.n_ranks()}; give trainer.devices={len(states)}"
             )
-        self._generator, self._generator_state = None, states[ranks.rank()]
+        self._generator = None
+        self._generator_state = states[ranks.rank()].clone()  # set_state reads from where the storage begins
