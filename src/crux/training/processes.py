@@ -50,8 +50,9 @@ class Processes(DDPStrategy):
     def __init__(self, *, run_folder: Path, abandoned: Callable[[], None]) -> None:
         # before a step DDP would send the first process's buffers to the others: crux.training.ranks keeps them equal
         known = inspect.signature(DistributedDataParallel).parameters
-        unsent = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since torch 2.13
-        super().__init__(cluster_environment=LightningEnvironment(), gradient_as_bucket_view=True, **{unsent: False})
+        sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since torch 2.13
+        options: dict[str, Any] = {sending: False, "gradient_as_bucket_view": True}
+        super().__init__(cluster_environment=LightningEnvironment(), **options)
         self.run_folder, self.abandoned = run_folder, abandoned
 
     def configure_ddp(self) -> None:
