@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 
-from crux.checks import model_source
+from crux.checks import check_shares, model_source
 from crux.data.batches import Batches
 from crux.data.packaged import SOURCES
 from crux.data.sources import Files, Hub, Packaged, Source
@@ -22,10 +22,11 @@ from crux.many import alone
 from crux.places import places
 from crux.saes.sae import SAE
 from crux.saes.site import Site
-from crux.schema import Config, Precision
+from crux.schema import Config, Precision, Strategy
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
+from crux.training import follower
 from crux.training.data import Joined, ShuffledActivations
 from crux.training.end_to_end import Coefficients, EndToEndSAE
 from crux.training.fisher import FisherCoefficients, FisherSAE
@@ -69,11 +70,32 @@ def load_tokens(config: Config) -> Tokens:
 
 
 def device_of(config: Config) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`."""
+    """The device of `auto`, `cpu` or `cuda`; of several, this process's."""
     wanted = config.trainer.accelerator
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=cuda: torch sees no CUDA device here; say trainer.accelerator=cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", follower.rank()) if config.trainer.strategy is Strategy.ddp else torch.device("cuda")
+
+
+def n_devices(config: Config) -> int:
+    """Over how many devices the run trains, a process each.
+
+    Raises:
+        ValueError: where there are not so many, or the batch cannot be shared.
+    """
+    if config.trainer.strategy is Strategy.single:
+        return 1
+    wanted, on_cpu = config.trainer.devices, device_of(config).type == "cpu"
+    gpus = torch.cuda.device_count()
+    if wanted is None and on_cpu:
+        raise ValueError("trainer=ddp: torch sees no GPU here; on the CPU, say how many processes: trainer.devices=2")
+    if wanted is not None and not on_cpu and wanted > gpus:
+        raise ValueError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
+    n = wanted if wanted is not None else gpus
+    check_shares(config, n)
+    return n
 
 
 def training_dtype(config: Config) -> torch.dtype:
@@ -226,6 +248,7 @@ def pace(config: Config) -> Pace:
         checkpoint_every=trainer.checkpoint_every,
         val_every=trainer.val_every,
         accelerator=device_of(config).type,
+        devices=n_devices(config),
         precision="bf16-mixed" if training_dtype(config) is torch.bfloat16 else "32-true",
         progress=trainer.progress,
     )

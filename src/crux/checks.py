@@ -12,11 +12,12 @@ import yaml
 from crux.data.paths import check_path
 from crux.many import alone, check_many
 from crux.places import check_places
-from crux.schema import ROOT, Config, Sae, Task, to_plain
+from crux.schema import ROOT, Config, Sae, Strategy, Task, to_plain
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 from crux.tracking.run_folder import find_unfinished, named_unfinished
+from crux.training.follower import launched_elsewhere
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """What MLflow keeps runs in."""
@@ -39,6 +40,7 @@ def check(config: Config, overrides: list[str]) -> None:
     check_many(config, given)
     for one in alone(config).values() or (config,):
         _numbers(one)
+    _devices(config)
     _writable("output_dir", config.output_dir)
     if config.cache is not None:
         _writable("cache", config.cache)
@@ -125,6 +127,44 @@ def _numbers(config: Config) -> None:
     if skipped:
         raise ValueError(
             f"loss.skip_positions: {skipped} are not positions of a context of {config.model.context} tokens"
+        )
+
+
+def _devices(config: Config) -> None:
+    """Several devices are for one training run, each with an equal share of the batch."""
+    trainer = config.trainer
+    if trainer.devices is not None and trainer.devices < 1:
+        raise ValueError(f"trainer.devices={trainer.devices}: must be 1 or more")
+    if trainer.strategy is Strategy.single:
+        if trainer.devices != 1:
+            raise ValueError(
+                f"trainer.devices={trainer.devices}: several devices share a run under trainer=ddp, say that too"
+            )
+        return
+    if config.task is not Task.train:
+        raise ValueError(f"trainer=ddp trains SAEs; experiments that {config.task.value} run on one device")
+    if launched_elsewhere():
+        raise ValueError(
+            "trainer=ddp starts its processes itself: run it once, without torchrun and as one task of srun"
+        )
+    if trainer.accelerator == "cpu" and trainer.devices is None:
+        raise ValueError("trainer.devices=null: on the CPU, say over how many processes, such as trainer.devices=2")
+    if trainer.devices is not None:
+        check_shares(config, trainer.devices)
+
+
+def check_shares(config: Config, devices: int) -> None:
+    """Every device's mean must weigh the same in the batch's."""
+    if devices == 1:
+        return
+    if config.trainer.batch % devices:
+        raise ValueError(
+            f"trainer.batch={config.trainer.batch}: the sequences of all {devices} devices together, must be a multiple of {devices}"
+        )
+    if config.loss.max_norm is not None:
+        raise ValueError(
+            "loss.max_norm leaves out more tokens on one device than on another, whose means would not make the batch's; "
+            "it goes with one device"
         )
 
 

@@ -46,7 +46,7 @@ def check_many(config: Config, given: Collection[str]) -> None:
             raise ValueError(f"{key}={values}: names a value twice")
         if single in given:
             raise ValueError(f"{key} and {single} both given: give one of them")
-    if getattr(config.trainer, "devices", 1) != 1:
+    if config.trainer.devices != 1:
         raise ValueError(f"{asked[0]}: many SAEs at once are trained on one device; trainer=ddp is for one large run")
     if config.target_l0 is not None:
         raise ValueError(f"{asked[0]} and target_l0 both given: λ is either one of the list or steered")

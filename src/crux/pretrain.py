@@ -82,6 +82,7 @@ def pretrain(config: Config, *, folder: Path | None) -> None:
         sinks=[run_folder.add_row],
         judge=None,
         shown={"train/ce": "CE"},
+        abandoned=None,
     )
     export(model, tokenizer, run_folder.path / "model")
     metrics = held_out_bits(run_folder.path / "model", SOURCES, context=context, stride=settings.stride)

@@ -1,6 +1,7 @@
 """One job, top to bottom: subject and text, training, judgement, and what is left in the run folder and in MLflow."""
 
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +19,9 @@ from crux.schema import Config, Task, to_plain
 from crux.tracking.part import Part, parts_of, start_tracking
 from crux.tracking.run import run_name
 from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path, same_run
+from crux.training import follower
 from crux.training.data import Feed
-from crux.training.fit import checkpoint_step, fit
+from crux.training.fit import Pace, checkpoint_step, fit
 from crux.training.sae_module import NonFiniteLossError, SAEModule
 from crux.training.tally import Tally
 from crux.verdict import Verdict, judge
@@ -49,7 +51,7 @@ def train(config: Config, *, folder: Path | None) -> None:
         NonFiniteLossError: where the loss of a run stopped being a number; its other runs are finished all the same.
     """
     torch.manual_seed(config.seed)
-    plain = to_plain(config)
+    plain, pace = to_plain(config), assemble.pace(config)
     earlier = find_earlier(config, folder)
     if earlier is not None and earlier.done:  # a sweep that goes on
         print(f"{run_name(config)}: done before, in {earlier.path}")
@@ -57,7 +59,11 @@ def train(config: Config, *, folder: Path | None) -> None:
     start = checkpoint_step(earlier.checkpoint) if earlier is not None else 0
 
     subject = assemble.load(config, assemble.training_dtype(config))
-    judged = subject if subject.dtype is torch.float32 else assemble.load(config, torch.float32)
+    judged = (
+        subject
+        if subject.dtype is torch.float32 or follower.run_folder() is not None
+        else assemble.load(config, torch.float32)
+    )
     later = downstream_hooks(config, subject.n_layers)
     tokens = assemble.load_tokens(config)
     source = assemble.fed(config, subject=subject, tokens=tokens)
@@ -66,12 +72,18 @@ def train(config: Config, *, folder: Path | None) -> None:
         return list(spread_batches(stream, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens))
 
     sample = windows(tokens.train, config.evaluation.tokens)
+    if follower.run_folder() is not None:
+        sample = sample[:1]  # shapes: the first process's weights and scales are what all start with
     hooks = {hook for place in places(config) for hook in place}
     typical = {hook: typical_activation(judged, hook=hook, batches=sample) for hook in hooks}
     runs = alone(config) or {"": config}
     made = [site for one in runs.values() for site in assemble.build_sites(one, typical)]
     sites = [site._replace(sae=site.sae.to(subject.device)) for site in made]
     module = assemble.build_module(config, subject=subject, sites=sites, downstream_hooks=later)
+    if follower.run_folder() is not None:
+        assert earlier is not None
+        follow(module, Feed(source, accumulate=config.trainer.accumulate), pace, earlier)
+        return
 
     job = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
     parts = parts_of(job, runs, n_saes=len(sites), anew=earlier is None)
@@ -108,12 +120,13 @@ def train(config: Config, *, folder: Path | None) -> None:
         rate = fit(
             module,
             Feed(source, accumulate=config.trainer.accumulate),
-            pace=assemble.pace(config),
+            pace=pace,
             checkpoints=job.checkpoint.parent,
             resume=job.checkpoint if start else None,
             sinks=[add_row],
             judge=short_judgements,
             shown=shown(parts),
+            abandoned=lambda: abandon(parts),
         )
 
         module.to(subject.device)
@@ -157,6 +170,13 @@ def fail_ended(parts: list[Part], module: SAEModule) -> None:
             part.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs go on"))
 
 
+def abandon(parts: list[Part]) -> None:
+    """The end in MLflow of a run that has to be ended from outside of its training."""
+    for part in parts:
+        if part.tracker is not None:
+            part.tracker.end("FAILED")
+
+
 def shown(parts: list[Part]) -> dict[str, str]:
     """What the progress bar shows: loss and L0, or each run's L0."""
     if not parts[0].name:
@@ -164,8 +184,32 @@ def shown(parts: list[Part]) -> dict[str, str]:
     return {f"{part.prefix}train/l0": f"L0({part.name})" for part in parts}
 
 
+def follow(module: SAEModule, feed: Feed, pace: Pace, folder: RunFolder) -> None:
+    """The training in the process of a further device: what is told, saved and judged is the first one's."""
+    start = checkpoint_step(folder.checkpoint)
+    try:
+        fit(
+            module,
+            feed,
+            pace=pace,
+            checkpoints=folder.checkpoint.parent,
+            resume=folder.checkpoint if start else None,
+            sinks=[],
+            judge=None,
+            shown={},
+            abandoned=None,
+        )
+    except NonFiniteLossError:
+        sys.exit(2)  # every process finds it at once; the first one tells it
+
+
 def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
-    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job."""
+    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job.
+
+    In the process of a further device, the first one's run, just begun perhaps.
+    """
+    if (given := follower.run_folder()) is not None:
+        return RunFolder(given)
     plain = to_plain(config)
     if config.resume_from is not None:
         return named_unfinished(Path(config.resume_from), plain)

@@ -49,6 +49,13 @@ class Precision(Enum):
     bfloat16 = "bfloat16"
 
 
+class Strategy(Enum):
+    """One device, or a process on each of several (trainer=ddp)."""
+
+    single = "single"
+    ddp = "ddp"
+
+
 class OptimizerName(Enum):
     """Adam is the paper's; AdamW decouples the weight decay."""
 
@@ -216,9 +223,12 @@ class Trainer:
     max_steps: int = MISSING
     """Optimiser steps."""
     batch: int = MISSING
-    """Sequences a micro-batch."""
+    """Sequences a micro-batch, over all devices together."""
     accumulate: int = MISSING
     """Micro-batches an optimiser step."""
+    strategy: Strategy = MISSING
+    devices: int | None = None
+    """Processes that share each micro-batch; every GPU where not given."""
     accelerator: str = MISSING
     """auto, cpu or cuda."""
     precision: Precision = MISSING

@@ -13,6 +13,11 @@ def normal(*shape: int, seed: int) -> Tensor:
 DEAD = torch.tensor([True, False, True, True, False, False, True, False])
 
 
+def alone(mean: Tensor) -> Tensor:
+    """These tokens are the whole batch."""
+    return mean
+
+
 def plain(pre: Tensor, dictionary: Tensor, residual: Tensor, *, dead: Tensor, k: int, weight: Tensor | None) -> Tensor:
     """The formula as it stands, with a dense product."""
     kept = residual.detach() if weight is None else residual.detach()[weight > 0]
@@ -31,10 +36,10 @@ def test_by_hand() -> None:
     dictionary = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     residual = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     dead = torch.tensor([False, True, True])
-    found = auxk(pre, dictionary, residual, dead=dead, k=1, weight=None)
+    found = auxk(pre, dictionary, residual, dead=dead, k=1, weight=None, together=alone)
     # ê = (0.5, 0) and −2 · (0, 1): e − ê = (0.5, 0), (−1, 2)
     assert found.item() == pytest.approx((0.25 + 5) / 2)
-    first = auxk(pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]))
+    first = auxk(pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), together=alone)
     assert first.item() == 0  # one token has no variance
 
 
@@ -43,7 +48,10 @@ def test_by_hand() -> None:
 def test_value_and_gradient_against_autograd_of_the_formula(k: int, weight: Tensor | None) -> None:
     pre, dictionary = normal(20, 8, seed=0).requires_grad_(), normal(8, 5, seed=1).requires_grad_()
     residual = normal(20, 5, seed=2).requires_grad_()
-    values = [f(pre, dictionary, residual, dead=DEAD, k=k, weight=weight) for f in (auxk, plain)]
+    values = [
+        auxk(pre, dictionary, residual, dead=DEAD, k=k, weight=weight, together=alone),
+        plain(pre, dictionary, residual, dead=DEAD, k=k, weight=weight),
+    ]
     torch.testing.assert_close(*values)
     for parameter in (pre, dictionary):
         fast, slow = (torch.autograd.grad(value, parameter, retain_graph=True)[0] for value in values)
@@ -56,13 +64,16 @@ def test_gradient_against_finite_differences() -> None:
     pre, dictionary = normal(6, 8, seed=0).double().requires_grad_(), normal(8, 3, seed=1).double().requires_grad_()
     residual = normal(6, 3, seed=2).double()
     assert torch.autograd.gradcheck(
-        lambda pre, dictionary: auxk(pre, dictionary, residual, dead=DEAD, k=2, weight=None), (pre, dictionary)
+        lambda pre, dictionary: auxk(pre, dictionary, residual, dead=DEAD, k=2, weight=None, together=alone),
+        (pre, dictionary),
     )
 
 
 def test_it_has_no_unit() -> None:
     pre, dictionary, residual = normal(20, 8, seed=0), normal(8, 5, seed=1), normal(20, 5, seed=2)
-    small, large = (auxk(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None) for s in (1.0, 1000.0))
+    small, large = (
+        auxk(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None, together=alone) for s in (1.0, 1000.0)
+    )
     torch.testing.assert_close(small, large)
 
 
@@ -71,7 +82,7 @@ def test_zero_where_there_is_nothing_to_do(what: str, value: float) -> None:
     pre, dictionary = normal(20, 8, seed=0).requires_grad_(), normal(8, 5, seed=1).requires_grad_()
     residual = normal(20, 5, seed=2) if what == "no latent is dead" else torch.full((20, 5), value)
     dead = torch.zeros(8, dtype=torch.bool) if what == "no latent is dead" else DEAD
-    found = auxk(pre, dictionary, residual, dead=dead, k=3, weight=None)
+    found = auxk(pre, dictionary, residual, dead=dead, k=3, weight=None, together=alone)
     assert found.item() == 0
     for gradient in torch.autograd.grad(found, (pre, dictionary)):
         assert not gradient.any()  # and not a NaN
@@ -94,7 +105,7 @@ def test_it_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
     codes = sae.encode(x)
     assert not codes.c[:, DEAD].any()
     x_hat = sae.decode(codes)
-    auxk(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None).backward()
+    auxk(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None, together=alone).backward()
     for gradient in (sae.W_enc.grad, sae.W_dec.grad):
         assert gradient is not None
         by_latent = gradient.any(0 if gradient.shape[0] == 5 else 1)

@@ -167,6 +167,7 @@ def run_fit(
     accumulate: int = 1,
     checkpoint_every: int = 1000,
     resume: Path | None = None,
+    devices: int = 1,
 ) -> float:
     pace = Pace(
         max_steps=module.recipe.max_steps,
@@ -175,8 +176,19 @@ def run_fit(
         checkpoint_every=checkpoint_every,
         val_every=0,
         accelerator="cpu",
+        devices=devices,
         precision="32-true",
         progress=False,
     )
     feed = Feed(batches, accumulate=accumulate)
-    return fit(module, feed, pace=pace, checkpoints=checkpoints, resume=resume, sinks=list(sinks), judge=None, shown={})
+    return fit(
+        module,
+        feed,
+        pace=pace,
+        checkpoints=checkpoints,
+        resume=resume,
+        sinks=list(sinks),
+        judge=None,
+        shown={},
+        abandoned=None,
+    )

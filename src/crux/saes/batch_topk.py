@@ -1,6 +1,6 @@
 """BatchTopK: the k · tokens largest codes of a batch (Bussmann et al. 2412.06410)."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,14 @@ class BatchTopKSAE(SAE):
 
     The threshold is the running mean of the smallest kept value (§3.2): with it a token's codes are a function of that
     token alone, JumpReLU. Values equal to the smallest kept one are all kept; where a batch has fewer than k · tokens
-    positive values all of these are kept, and what is observed is zero.
+    positive values all of these are kept, and what is observed is zero. Of several ranks each chooses among its own tokens, and the
+    threshold is the mean over them.
 
     Args:
         k: mean latents a token.
     """
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("threshold",)
 
     threshold: Float[Tensor, ""]
     observed_n: Int[Tensor, ""]

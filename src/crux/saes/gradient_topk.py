@@ -1,6 +1,6 @@
 """g-SAE: a TopK whose choice also looks at the gradient of the network's loss (Olmo et al. 2411.10397)."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ class GradientTopKSAE(TopKSAE):
 
         score = pre · (1 + β · a / m),    a = |g D|,    g = ∂(loss)/∂(what the SAE writes)
 
-    and m the running mean of a over tokens and latents (the first batch's own where there is none yet), so that β does not
+    and m the running mean of a over tokens and latents (the first batch's own, on each rank, where there is none yet), so that β does not
     depend on the loss's scale. a is the effect on the loss, to first order, of a latent's unit. No gradient passes a or the
     choice. Without g it is a TopK, and so it is what `folded` gives: g needs the next token.
 
@@ -26,6 +26,8 @@ class GradientTopKSAE(TopKSAE):
         k: latents a token.
         beta: weight of the effect in the score; 0 is TopK.
     """
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("effect",)
 
     effect: Float[Tensor, ""]
     observed_n: Int[Tensor, ""]

@@ -1,6 +1,6 @@
 """p-annealing: an L1 penalty that becomes an Lp one, p < 1, in the course of the training (Karvonen et al. 2408.00113, §4)."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,8 @@ class PAnnealSAE(ReluSAE):
         p_stop: share of it after which p moves no more.
         p_updates: how many values p takes below 1; not more than there are training steps for them.
     """
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("sums",)
 
     scale: Float[Tensor, ""]
     stage: Int[Tensor, ""]

@@ -6,7 +6,7 @@ A new architecture is one file beside this one: a subclass that says how it enco
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import ClassVar, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,9 @@ class SAE(nn.Module, ABC):
     b_dec: nn.Parameter
     input_scale: Tensor
     output_scale: Tensor
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ()
+    """Buffers that `observe` keeps running means in: linear in each step's mean over tokens, so that means of them are means too."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from crux.checks import check_tracking
 from crux.folder_name import shortened
 from crux.mistakes import mistake
-from crux.schema import Config, Task, to_plain
+from crux.schema import Config, Strategy, Task, to_plain
 from crux.tracking.run_folder import RunFolder, same_run
 from crux.tracking.sweep import SweepRun, sweep_run
 
@@ -99,6 +99,11 @@ def _check(jobs: Sequence[Job]) -> None:
         raise ValueError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
     if first.tracking.mlflow:
         check_tracking(SweepRun.uri_of(first))
+    if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
+        raise ValueError(
+            "trainer=ddp in a sweep: the processes of the other devices would run the whole sweep again; give each job one device "
+            "(hydra/launcher=gpus), or start the runs one by one"
+        )
     taken: dict[Path, Job] = {}
     for job in jobs:
         if (other := taken.setdefault(job.folder.path, job)) is not job:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from crux.subjects.subject import Subject
+from crux.training import ranks
 from crux.training.gradients import LabelGradients
 
 
@@ -35,6 +36,9 @@ class ShuffledActivations(Sequence[Activations]):
     Batch i is a pure function of (seed, i): group i // `group` is computed anew and permuted by (seed, group), so nothing
     has to be saved for a resumed run. The suffix of the subject runs only where gradients are wanted.
 
+    Of several ranks, each computes its share of every token batch, takes in the others' once a group, and hands out its share
+    of the rows of batch i: together they see the batch that one process would.
+
     Args:
         gradients: None: none are wanted.
         group: token batches whose activations are shuffled together.
@@ -56,7 +60,6 @@ class ShuffledActivations(Sequence[Activations]):
         self.group, self.seed, self.skip_positions = group, seed, frozenset(skip_positions)
         self._index = -1
         self._buffer = Activations({}, {})
-        self._rows = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -64,7 +67,7 @@ class ShuffledActivations(Sequence[Activations]):
     def __getitem__(self, i: int) -> Activations:  # pyright: ignore[reportIncompatibleMethodOverride]
         if i // self.group != self._index:
             self._fill(i // self.group)
-        rows = self._rows // self._batches(self._index)
+        rows = len(self._buffer.values[self.hooks[0]]) // self._batches(self._index)
         place = i % self.group
         return self._buffer.rows(slice(place * rows, (place + 1) * rows))
 
@@ -73,22 +76,24 @@ class ShuffledActivations(Sequence[Activations]):
 
     def _fill(self, index: int) -> None:
         self._buffer = Activations({}, {})  # let go of the old rows before the new ones are made
-        seeds = np.random.SeedSequence([self.seed, index]).generate_state(2)
-        generator = torch.Generator(self.subject.device).manual_seed(int(seeds[1]))
+        seeds = np.random.SeedSequence([self.seed, index]).generate_state(2 + ranks.rank())
+        generator = torch.Generator(self.subject.device).manual_seed(int(seeds[-1]))
         parts = [
             self._activations(self.tokens[i], generator)
             for i in range(index * self.group, index * self.group + self._batches(index))
         ]
         joined = Activations(
-            {h: torch.cat([part.values[h] for part in parts]) for h in parts[0].values},
-            {h: torch.cat([part.gradients[h] for part in parts]) for h in parts[0].gradients},
+            {h: whole([part.values[h] for part in parts]) for h in parts[0].values},
+            {h: whole([part.gradients[h] for part in parts]) for h in parts[0].gradients},
         )
-        self._rows = len(joined.values[self.hooks[0]])
-        order = torch.randperm(self._rows, generator=torch.Generator().manual_seed(int(seeds[0])))
+        n_rows = len(joined.values[self.hooks[0]])
+        order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(int(seeds[0])))
+        batches = order.view(len(parts), -1)
+        order = batches[:, ranks.share(batches.shape[1])].flatten()
         self._index, self._buffer = index, joined.rows(order.to(self.subject.device))
 
     def _activations(self, tokens: Tensor, generator: torch.Generator) -> Activations:
-        tokens = tokens.to(self.subject.device, non_blocking=True)
+        tokens = tokens[ranks.share(len(tokens))].to(self.subject.device, non_blocking=True)
         if self.gradients is None:
             clean, gradients = self.subject.clean(tokens, capture=self.hooks, final=False), {}
         else:
@@ -101,6 +106,16 @@ class ShuffledActivations(Sequence[Activations]):
         return Activations(
             {h: flat(clean.activations[h]) for h in self.hooks}, {h: flat(g) for h, g in gradients.items()}
         )
+
+
+def whole(parts: Sequence[Float[Tensor, "share d"]]) -> Float[Tensor, "rows d"]:
+    """The rows of all ranks' shares of some batches, in the batches' order."""
+    return ranks.from_all(torch.stack(list(parts))).transpose(0, 1).flatten(0, 2)
+
+
+def own(batch: Any) -> Any:
+    """This rank's sequences of a token batch; activations come shared already."""
+    return batch[ranks.share(len(batch))] if isinstance(batch, Tensor) else batch
 
 
 class Joined(Sequence[Any]):
@@ -123,7 +138,7 @@ class _From(IterableDataset[Any]):
         self.batches, self.start = batches, start
 
     def __iter__(self) -> Iterator[Any]:
-        return (self.batches[i] for i in range(self.start, len(self.batches)))
+        return (own(self.batches[i]) for i in range(self.start, len(self.batches)))
 
 
 class Feed(L.LightningDataModule):

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from crux.training.data import Feed
+from crux.training.processes import Processes
 from crux.training.progress import RowLogger, StepBar
 
 Sink = Callable[[int, dict[str, float]], None]
@@ -27,6 +28,8 @@ class Pace(NamedTuple):
     val_every: int
     """0: never."""
     accelerator: str
+    devices: int
+    """Processes that share each batch."""
     precision: str
     """Lightning's word: `32-true` or `bf16-mixed`."""
     progress: bool
@@ -57,14 +60,19 @@ def fit(
     sinks: list[Sink],
     judge: Callable[[], dict[str, float]] | None,
     shown: dict[str, str],
+    abandoned: Callable[[], None] | None,
 ) -> float | None:
     """Trains up to `pace.max_steps`; returns training tokens a second, None where no step was left to do.
 
+    `abandoned` is called where a run over several devices has to be ended with a process that hangs.
+
     Raises:
         NonFiniteLossError: where the loss stopped being a number.
+        LostProcessError: where the process of another device failed.
         KeyboardInterrupt: on Ctrl-C; the last checkpoint stays.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its list of devices, its advertisement
+    for room in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
     bar = StepBar(tokens_per_step=pace.tokens_per_step, shown=shown, enabled=pace.progress)
     last = ModelCheckpoint(
         dirpath=checkpoints,
@@ -81,6 +89,7 @@ def fit(
         # on has a checkpoint already, and a cluster's machine may be used without its scheduler
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
         trainer = L.Trainer(
@@ -88,7 +97,10 @@ def fit(
             max_epochs=-1,
             accumulate_grad_batches=pace.accumulate,
             accelerator="gpu" if pace.accelerator == "cuda" else pace.accelerator,
-            devices=1,
+            devices=pace.devices,
+            strategy="auto"
+            if pace.devices == 1
+            else Processes(run_folder=checkpoints.parent, abandoned=abandoned or (lambda: None)),
             precision=pace.precision,  # pyright: ignore[reportArgumentType]
             logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
             callbacks=callbacks,

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.training import ranks
 from crux.training.data import Activations
 from crux.training.end_to_end import EndToEndSAE
 
@@ -19,5 +20,6 @@ class KLFinetunedSAE(EndToEndSAE):
             return self.local_loss(batch, reconstruction=self.coefficients.reconstruction)
         step = self.step(batch, errors=True)
         error, kl = self.coefficients.reconstruction * self.by_run(step.terms["mse"]), self.by_run(step.terms["kl"])
-        alpha = (error / kl.clamp_min(torch.finfo(kl.dtype).tiny)).detach()
+        whole_error, whole_kl = ranks.mean(torch.stack([error, kl]).detach())
+        alpha = whole_error / whole_kl.clamp_min(torch.finfo(kl.dtype).tiny)
         return self.finished(0.5 * (error + alpha * kl), step)

@@ -13,6 +13,7 @@ from crux.losses.auxk import auxk
 from crux.losses.mse import mse
 from crux.saes.sae import SAE, Codes
 from crux.saes.site import Site
+from crux.training import ranks
 from crux.training.data import Activations
 from crux.training.schedule import warmup_cosine
 from crux.training.sparsity import Sparsity
@@ -55,6 +56,10 @@ class AuxK(NamedTuple):
     """Dead latents a token; None: half of the dimensions, as in the paper."""
     dead_after: int
     """Training tokens without firing."""
+
+
+RANKS_APART = 1_000_003
+"""Between the seeds of two ranks' labels: no run's seed is another one's rank."""
 
 
 class Common(TypedDict):
@@ -129,7 +134,7 @@ class SAEModule(L.LightningModule):
     def generator(self) -> torch.Generator:
         """The source of drawn labels, on the device; its state is in the checkpoint."""
         if self._generator is None:  # made in the first step: a checkpoint is loaded before the module is on its device
-            self._generator = torch.Generator(self.device).manual_seed(self._seed)
+            self._generator = torch.Generator(self.device).manual_seed(self._seed + RANKS_APART * ranks.rank())
             if self._generator_state is not None:
                 self._generator.set_state(self._generator_state)
         return self._generator
@@ -242,6 +247,7 @@ class SAEModule(L.LightningModule):
                 dead=self.tallies[i].dead(after=self.auxk.dead_after),  # pyright: ignore[reportCallIssue]
                 k=min(self.auxk.k or sae.d_model // 2, sae.n_latents),
                 weight=weight,
+                together=ranks.mean,
             )
             loss = loss + self.auxk.coefficient * found["auxk"]
         for name, value in found.items():
@@ -261,10 +267,11 @@ class SAEModule(L.LightningModule):
             fires = codes.c != 0
             tally.count(fires)  # pyright: ignore[reportCallIssue]
             site.sae.observe(codes)
+            ranks.mean_buffers(site.sae, site.sae.RUNNING_MEANS)
             l0.append(fires.sum() / len(fires))
-        self._l0.append(torch.stack(l0))
-        self._watch(loss)
-        row = {"loss": list(loss), **terms, "l0": l0}
+        row = dict(ranks.mean_row({"loss": list(loss), **terms, "l0": l0}))
+        self._l0.append(torch.stack(list(row["l0"])))
+        self._watch(torch.stack(list(row["loss"])))
         if self.sparsity.steering is not None:
             row["lambda"] = list(self.sparsity.weight)
         for name, values in row.items():
@@ -350,10 +357,19 @@ class SAEModule(L.LightningModule):
         """A checkpoint with a non-finite number in it is never written; what the next row sums up goes with it."""
         self.settle()
         checkpoint["row"] = {"sums": self._sums, "micro_batches": self._micro_batches}
-        checkpoint["generator"] = self.generator.get_state()
+        state = self.generator.get_state()
+        if ranks.n_ranks() > 1:  # each rank draws its own labels
+            state = ranks.from_all(state.to(self.device)).cpu()
+        checkpoint["generator"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         row = checkpoint["row"]
         self._sums = {name: value.to(self.device) for name, value in row["sums"].items()}
         self._micro_batches = row["micro_batches"]
-        self._generator, self._generator_state = None, checkpoint["generator"].cpu()
+        states = torch.atleast_2d(checkpoint["generator"].cpu())
+        if len(states) != ranks.n_ranks():
+            raise ValueError(
+                f"the checkpoint is of a run over {len(states)} devices, here are {ranks.n_ranks()}; give trainer.devices={len(states)}"
+            )
+        self._generator = None
+        self._generator_state = states[ranks.rank()].clone()  # set_state reads from where the storage begins

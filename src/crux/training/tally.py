@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from crux.training import ranks
+
 
 class Tally(nn.Module):
     """Counts in training tokens, on the device; goes into the checkpoint."""
@@ -17,9 +19,9 @@ class Tally(nn.Module):
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
 
     def count(self, fires: Bool[Tensor, "tokens n_latents"]) -> None:
-        """Takes in one batch, all of whose tokens count as its last one."""
-        self.tokens_seen += len(fires)
-        self.last_fired = torch.where(fires.any(0), self.tokens_seen, self.last_fired)
+        """Takes in one batch, all of whose tokens count as its last one; of several ranks, each its share of it."""
+        self.tokens_seen += len(fires) * ranks.n_ranks()
+        self.last_fired = torch.where(ranks.anywhere(fires.any(0)), self.tokens_seen, self.last_fired)
 
     def dead(self, *, after: int) -> Bool[Tensor, "n_latents"]:
         """Latents that have not fired for more than `after` tokens; one that never fired is counted from the start."""
