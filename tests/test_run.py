@@ -20,7 +20,7 @@ SPLIT = [  # each under final/ and again with /pos0 and /rest
     *("kl", "top1_agreement", "l0", "mse", "explained_variance", "cosine", "norm_ratio"),
     *("downstream_mse/7", "downstream_mse/8", "downstream_ev/7", "downstream_ev/8"),
 ]
-ALIVE = [f"alive_heldout_{TOKENS}", f"alive_train_{STEPS * 2 * 256}"]
+ALIVE = [f"alive_heldout_{TOKENS}", f"alive_train_{STEPS * 2 * 256}", "alive_heldout", "alive_train"]
 NAMES = {
     *(f"final/{name}{subset}" for name in SPLIT for subset in SUBSETS),
     *(f"final/{name}{share}" for name in ALIVE for share in ("", "_frac")),
@@ -101,6 +101,7 @@ def test_metrics_agree_with_one_another(tracked: Run) -> None:
     context = 256
     assert m["l0"] == pytest.approx((m["l0/pos0"] + (context - 1) * m["l0/rest"]) / context, rel=1e-6)
     assert 0 < m["l0"] <= m[f"alive_heldout_{TOKENS}"] <= 16 * 128
+    assert m["alive_heldout"] == m[f"alive_heldout_{TOKENS}"]
     assert m[f"alive_heldout_{TOKENS}_frac"] == pytest.approx(m[f"alive_heldout_{TOKENS}"] / (16 * 128))
     assert m["tokens_per_second"] > 0
     assert m["downstream_positions"] == 2
@@ -218,6 +219,5 @@ def test_the_saved_sae_is_judged_the_same_again(untracked: Run) -> None:
     for name, value in again.items():
         assert untracked.metrics[f"final/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     missing = untracked.metrics.keys() - {f"final/{name}" for name in again}
-    assert missing == {
-        n for n in NAMES if "alive_train" in n or n.endswith(("tokens_per_second", "downstream_positions", "sparsity"))
-    }
+    of_the_run = ("tokens_per_second", "downstream_positions", "sparsity", "alive_heldout", "alive_heldout_frac")
+    assert missing == {n for n in NAMES if "alive_train" in n or n.endswith(of_the_run)}

@@ -236,6 +236,9 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
     assert time.monotonic() - since < 30  # on a loaded machine; seconds on one's own
     assert process.returncode == code
     assert "Traceback" not in err
