@@ -90,9 +90,7 @@ def test_stopped_jobs_go_on_from_their_checkpoints(
         assert judged(folder) == judged(reference)
 
 
-def test_a_job_that_times_out_is_queued_again_and_goes_on(
-    slurm: dict[str, str], command: list[str], tmp_path: Path
-) -> None:
+def test_a_job_that_times_out_is_queued_again_and_goes_on(start: Start, tmp_path: Path) -> None:
     """SLURM ends jobs at whole minutes; it warns this one half a minute before its second, or up to a minute earlier."""
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30", "hydra.launcher.max_num_timeout=9"]
     steps = 1500

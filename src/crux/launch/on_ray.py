@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ def run(work: Work) -> None:
 
 def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: Share) -> list[JobReturn]:
     waiting, running, ended = list(jobs)[::-1], {}, {}
+    stopped: list[int] = []  # Ray makes exit code 1 of what a signal's handler raises while it waits
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
         while waiting or running:
             while waiting and len(running) < share.at_once:
@@ -65,12 +68,16 @@ def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: Share) -> list[Jo
                 work = running.pop(reference)
                 ended[work.name] = work.returned(error := _error(ray, reference))
                 print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.state(error)}", flush=True)
+            if stopped:
+                sys.exit(128 + stopped[0])
     except BaseException:
         for reference in running:
             ray.cancel(reference, force=False)  # raises KeyboardInterrupt in the job
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=GRACE)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     return [ended[work.name] for work in jobs]
 
 
