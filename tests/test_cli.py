@@ -150,6 +150,7 @@ MORE = {
     "hook_points=[blocks.5.hook_resid_post,blocks.6.hook_resid_pre]": ("hook_points", "out of order"),
     "sae.start_from={}/folder": ("sae.start_from", "not an SAE folder"),
     # many SAEs at once
+    "sparsities=[1,2] trainer=ddp trainer.devices=2": ("sparsities", "one device"),
     "sparsities=[]": ("sparsities=[]", "at least one"),
     "sparsities=[1,2,1.0]": ("sparsities=[1.0, 2.0, 1.0]", "names a value twice"),
     "sparsities=[1,-2]": ("sparsity=-2", "0 or more"),
