@@ -41,8 +41,8 @@ def pareto(fronts: Sequence[Front], *, x: str) -> Figure:
         for front in (front for front in fronts if front.panel == panel):
             marker = MARKERS[told_apart.index(front.architecture or front.loss) % len(MARKERS)]
             _draw(axes, front, color=PALETTE[losses.index(front.loss) % len(PALETTE)], marker=marker)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, 1.05 * axes.dataLim.x1)
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1)
         dress(axes, x=x, y="CE loss increase (nats per token)", title=panel)
     for axes in grid[len(panels) :]:
         axes.remove()

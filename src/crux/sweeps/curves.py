@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from crux.evaluation.matched import Point, at_l0
-from crux.sweeps.runs import ARCHITECTURE, ASKED, LOSS, Run, settings
-
-ORDER = ("local", "e2e", "e2e_ds")
-"""Losses in tables and figures; others follow by name. Ratios are to the first one that is there."""
+from crux.sweeps.runs import ARCHITECTURE, ASKED, LOSS, Run, rank, settings
 
 SPARSITIES = (ASKED, "sparsity", "sae.k", "target_l0")
 
@@ -58,12 +55,7 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
         loss, architecture = " ".join([run.loss, *own]), setting.get(ARCHITECTURE, "")
         curve = found.setdefault((*place.values(), architecture, loss), Curve(place, architecture, loss, {}))
         curve.runs.setdefault(run.seed, []).append(run)
-    return sorted(found.values(), key=lambda c: (_sortable(c.place.values()), c.architecture, _rank(c.loss)))
-
-
-def _rank(loss: str) -> tuple[int, str]:
-    name = loss.partition(" ")[0]
-    return (ORDER.index(name) if name in ORDER else len(ORDER), loss)
+    return sorted(found.values(), key=lambda c: (_sortable(c.place.values()), c.architecture, rank(c.loss)))
 
 
 def _sortable(values: object) -> list[tuple[int, str]]:

@@ -35,6 +35,9 @@ def _asked(config: dict[str, Any]) -> str:
     return f"λ={config['sparsity']:g}" if target is None else f"L0={target:g}"
 
 
+ORDER = ("local", "e2e", "e2e_ds")
+"""Losses in tables and figures; others follow by name. Ratios are to the first one that is there."""
+
 ARCHITECTURE, LOSS, HOOK_POINT, ASKED, STEPS = "architecture", "loss", "hook point", "asked for", "steps"
 
 SETTINGS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -72,15 +75,29 @@ def finished_runs(folder: Path) -> list[Run]:
     found: list[Run] = []
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
-        if not (run.path / "metrics.json").exists():
-            continue  # a job of many SAEs, whose runs are in it
         if not run.done:
             continue
         metrics = json.loads(path.read_text("utf-8"))
         found.append(Run(run.path.relative_to(folder).as_posix(), run.config(), metrics))
     if not found:
         raise ValueError(f"no finished runs in {folder}")
-    return sorted(found, key=lambda r: (r.loss, r.config["sparsity"], list(_known(r).values()), r.seed, r.name))
+    return sorted(
+        found,
+        key=lambda r: (
+            _known(r)[ARCHITECTURE],
+            rank(r.loss),
+            r.config["sparsity"],
+            list(_known(r).values()),
+            r.seed,
+            r.name,
+        ),
+    )
+
+
+def rank(loss: str) -> tuple[int, str]:
+    """Where a loss stands among the others, for sorting; further words may follow its name."""
+    name = loss.partition(" ")[0]
+    return (ORDER.index(name) if name in ORDER else len(ORDER), loss)
 
 
 def _known(run: Run) -> dict[str, str]:
