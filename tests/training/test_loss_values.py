@@ -485,6 +485,7 @@ def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
         "sparsity.weight",
         "sparsity.integral",
         "sparsity.log_l0",
+        "sparsity.log_first",
         "sparsity.log_mean",
         "first_bad_step",
     }
