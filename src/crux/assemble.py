@@ -34,7 +34,8 @@ from crux.training.fit import Pace
 from crux.training.gradients import LabelGradients
 from crux.training.kl_finetune import KLFinetunedSAE
 from crux.training.local import LocalSAE
-from crux.training.sae_module import AuxK, Common, Recipe, SAEModule
+from crux.training.recipe import AuxK, Common, Recipe
+from crux.training.sae_module import SAEModule
 from crux.training.sparsity import Sparsity, Steering
 from crux.training.token_module import TokenPasses
 

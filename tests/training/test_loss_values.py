@@ -23,7 +23,8 @@ from crux.training.end_to_end import Coefficients, EndToEndSAE
 from crux.training.fisher import FisherCoefficients, FisherSAE
 from crux.training.kl_finetune import KLFinetunedSAE
 from crux.training.local import LocalSAE
-from crux.training.sae_module import AuxK, SAEModule
+from crux.training.recipe import AuxK
+from crux.training.sae_module import SAEModule
 from crux.training.tally import Tally
 from crux.training.token_module import TokenPasses
 

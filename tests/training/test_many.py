@@ -17,7 +17,8 @@ from crux.saes.site import Site
 from crux.saes.topk import TopKSAE
 from crux.subjects.subject import Subject
 from crux.training.fit import checkpoint_step
-from crux.training.sae_module import AuxK, NonFiniteLossError, SAEModule
+from crux.training.recipe import AuxK
+from crux.training.sae_module import NonFiniteLossError, SAEModule
 from crux.training.tally import Tally
 
 Rows = list[tuple[int, dict[str, float]]]

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crux.saes.site import Site
-from crux.training.sae_module import AuxK
+from crux.training.recipe import AuxK
 from crux.training.sparsity import Steering
 
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "bincount")

@@ -13,7 +13,8 @@ from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, source_for,
 
 from crux.saes.sae import SAE
 from crux.saes.site import Site
-from crux.training.sae_module import AuxK, SAEModule
+from crux.training.recipe import AuxK
+from crux.training.sae_module import SAEModule
 from crux.training.sparsity import Steering
 
 STEPS = 8

@@ -13,7 +13,8 @@ from small_runs import HOOK, RECIPE, Loss, gpt2, module_for, run_fit, source_for
 from torch import Tensor
 
 from crux.saes.site import Site
-from crux.training.sae_module import AuxK, NonFiniteLossError, SAEModule
+from crux.training.recipe import AuxK
+from crux.training.sae_module import NonFiniteLossError, SAEModule
 from crux.training.sparsity import Steering
 
 STEPS = 10

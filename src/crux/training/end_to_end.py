@@ -12,7 +12,7 @@ from crux.losses.kl import mean_kl
 from crux.losses.mse import downstream_mse
 from crux.saes.site import Site
 from crux.subjects.subject import Clean
-from crux.training.sae_module import Common
+from crux.training.recipe import Common
 from crux.training.token_module import TokenModule, TokenPasses
 
 Weight = Float[Tensor, "tokens"] | None

@@ -10,7 +10,7 @@ from crux.losses.fisher import fisher
 from crux.saes.sae import Codes
 from crux.saes.site import Site
 from crux.training.gradients import LabelGradients
-from crux.training.sae_module import Common
+from crux.training.recipe import Common
 from crux.training.token_module import TokenModule, TokenPasses
 
 

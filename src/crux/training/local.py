@@ -8,7 +8,8 @@ from torch import Tensor
 
 from crux.saes.site import Site
 from crux.training.data import Activations
-from crux.training.sae_module import Common, SAEModule
+from crux.training.recipe import Common
+from crux.training.sae_module import SAEModule
 
 
 class LocalSAE(SAEModule):

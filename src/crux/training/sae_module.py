@@ -1,7 +1,7 @@
 """What training any SAE shares: optimiser, schedule, sparsity, clipping, counters, logging, the watch for non-finite numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Unpack
 
 import lightning as L
 import torch
@@ -15,8 +15,8 @@ from crux.saes.sae import SAE, Codes
 from crux.saes.site import Site
 from crux.training import ranks
 from crux.training.data import Activations
+from crux.training.recipe import Common
 from crux.training.schedule import warmup_cosine
-from crux.training.sparsity import Sparsity
 from crux.training.tally import Tally
 
 
@@ -30,49 +30,8 @@ class NonFiniteLossError(ValueError):
         )
 
 
-class Recipe(NamedTuple):
-    """How the weights move, for how long, and how often that is told."""
-
-    optimizer: str
-    """`adam` or `adamw`."""
-    lr: float
-    threshold_rate: float | None
-    """JumpReLU's log θ moves with so many times `lr`; None: there are no thresholds."""
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    warmup_steps: int
-    min_lr_factor: float
-    clip: float
-    max_steps: int
-    log_every: int
-
-
-class AuxK(NamedTuple):
-    """The loss that brings dead latents back (Gao et al. 2406.04093, appendix A.2)."""
-
-    coefficient: float
-    k: int | None
-    """Dead latents a token; None: half of the dimensions, as in the paper."""
-    dead_after: int
-    """Training tokens without firing."""
-
-
 RANKS_APART = 1_000_003
 """Between the seeds of two ranks' labels: no run's seed is another one's rank."""
-
-
-class Common(TypedDict):
-    """What every module is made with, whatever its loss."""
-
-    recipe: Recipe
-    sparsity: Sparsity
-    auxk: AuxK | None
-    max_norm: float | None
-    seed: int
-    runs: tuple[str, ...]
-    """Names of the runs that the SAEs are, one each: they share the data and the clean pass and nothing else. Empty: all the
-    SAEs are one run."""
 
 
 class _Rows(L.Callback):

@@ -10,7 +10,8 @@ from torch import Tensor
 from crux.saes.site import Site
 from crux.subjects.subject import Clean, Subject
 from crux.training.gradients import LabelGradients
-from crux.training.sae_module import Common, SAEModule
+from crux.training.recipe import Common
+from crux.training.sae_module import SAEModule
 
 
 class TokenPasses(NamedTuple):
