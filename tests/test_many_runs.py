@@ -160,7 +160,7 @@ def test_a_sweep_of_such_jobs(crux_here: Callable[..., int], short: tuple[str, .
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 2
     found = [(r.loss, r.config["sparsity"]) for r in finished_runs(sweep)]
-    assert found == [("e2e", 1.0), ("e2e", 3.0), ("local", 1.0), ("local", 3.0)]
+    assert found == [("local", 1.0), ("local", 3.0), ("e2e", 1.0), ("e2e", 3.0)]
     assert (sweep / "report.md").exists()
     runs = mlflow_runs(tmp_path)
     parent = runs.pop("two")
