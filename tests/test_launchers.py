@@ -233,6 +233,22 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("note", ["127.0.0.1:9", None])
+def test_a_cluster_that_is_gone_is_not_waited_for(
+    note: str | None, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ray notes where its last cluster was started, and tries that for minutes."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if note is not None:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(note)
+    line = ("hydra/launcher=gpus", "hydra.launcher.address=auto")
+    assert crux_here("-m", "seed=0,1", *line, f"output_dir={tmp_path / 'out'}") == 2
+    assert (note or "there is no Ray cluster here") in capfd.readouterr().err
+
+
 def test_a_launcher_without_a_sweep_is_refused(
     tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,8 +25,11 @@ def test_there_are_lines_to_try() -> None:
 
 @pytest.mark.parametrize("line", [line for line in LINES if not any(e in line for e in ELSEWHERE)])
 def test_a_line_of_the_readme(
-    line: str, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    line: str, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in (("CUDA_VISIBLE_DEVICES", ""), ("RAY_TMPDIR", str(tmp_path))):  # as on a bare machine
+        monkeypatch.setenv(name, value)
     (tmp_path / "my_texts").mkdir()
     prose = (ROOT / "README.md").read_text("utf-8") + (ROOT / "LICENSE").read_text("utf-8")
     for i in range(12):

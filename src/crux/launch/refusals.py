@@ -71,11 +71,26 @@ def _extra(asked: str, *, package: str, extra: str) -> None:
 
 
 def _answers(address: str) -> None:
-    """A cluster that does not answer its port would be waited for."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():  # auto, or a name that Ray knows
+    """A cluster that does not answer its port would be waited for, also one that Ray remembers and that is gone."""
+    place = _remembered() if address == "auto" else address
+    if not place:
+        raise ValueError("hydra.launcher.address=auto: there is no Ray cluster here; start one: ray start --head")
+    host, _, port = place.rpartition(":")
+    if not port.isdigit():  # a name that Ray knows
         return
     try:
         socket.create_connection((host, int(port)), timeout=1.0).close()
     except OSError as error:
-        raise ValueError(f"hydra.launcher.address={address}: no Ray cluster answers there ({error})") from None
+        where = "there" if place == address else f"at {place}"
+        raise ValueError(
+            f"hydra.launcher.address={address}: no Ray cluster answers {where} ({error}); start one: ray start --head"
+        ) from None
+
+
+def _remembered() -> str:
+    """Where Ray looks for `auto`: $RAY_ADDRESS, or where the last cluster was started on this machine; empty for neither."""
+    if "RAY_ADDRESS" in os.environ:
+        return os.environ["RAY_ADDRESS"]
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    note = Path(folder, "ray", "ray_current_cluster")
+    return note.read_text("utf-8").strip() if note.is_file() else ""
