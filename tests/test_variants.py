@@ -160,5 +160,5 @@ def test_a_named_sweep_goes_on_where_it_was_stopped_and_ends_with_its_table(
     assert "done before" in shown
     report = (sweep / "report.md").read_text("utf-8")
     table = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("|")]
-    assert table[:4] == ["loss", "---", "e2e", "local"]
+    assert table[:4] == ["loss", "---", "local", "e2e"]
     assert len(list(sweep.glob("*/DONE"))) == 4
