@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_and_is_in_mlflow(crux_here: Callable[..., int],
 def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
     crux_here: Callable[..., int], command: list[str], tmp_path: Path
 ) -> None:
-    longer = [*SHORT, "trainer.max_steps=1000", "tracking=none"]
+    longer = [*SHORT, "trainer.max_steps=1000", "trainer.checkpoint_every=200", "tracking=none"]
     assert crux_here(*longer, f"output_dir={tmp_path / 'whole'}") == 0
     killed = subprocess.Popen([*command, *longer, f"output_dir={tmp_path / 'killed'}"])
     try:
