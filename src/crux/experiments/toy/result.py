@@ -1,13 +1,25 @@
 """What an experiment hands back: numbers, figures, and what should have come out beside what did."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from crux.schema import Config
 from crux.toy.program import Program, Trained
+
+
+class Thresholds(TypedDict):
+    """Of `geometry_report`."""
+
+    living: float
+    tau: float
+    tolerance: float
+
+
+THRESHOLDS = Thresholds(living=0.1, tau=0.15, tolerance=0.15)
+"""For trained weights, which carry some noise."""
 
 
 class Check(NamedTuple):
