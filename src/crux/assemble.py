@@ -246,6 +246,7 @@ def pace(config: Config) -> Pace:
         max_steps=trainer.max_steps,
         accumulate=trainer.accumulate,
         tokens_per_step=trainer.batch * trainer.accumulate * config.model.context,
+        unit="tokens",
         checkpoint_every=trainer.checkpoint_every,
         val_every=trainer.val_every,
         accelerator=device_of(config).type,

@@ -12,7 +12,7 @@ import yaml
 from crux.data.paths import check_path
 from crux.many import alone, check_many
 from crux.places import check_places
-from crux.schema import ROOT, Config, Sae, Strategy, Task, to_plain
+from crux.schema import HERE, ROOT, Config, Sae, Strategy, Task, Together, to_plain
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
@@ -29,6 +29,8 @@ def check(config: Config, overrides: list[str]) -> None:
     `overrides` are the command line's, to tell a hook point that was given from one that follows the layer.
     """
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
+    if config.task is Task.toy:
+        check_toy(config, given)
     if {"layer", "hook_point"} <= given:
         raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if config.hook_points is not None and (one := sorted(given & {"layer", "hook_point"})):
@@ -268,6 +270,51 @@ def _resume(config: Config) -> None:
         named_unfinished(Path(config.resume_from), plain)
     elif config.resume:
         find_unfinished(Path(config.output_dir), plain)
+
+
+TOY_KEYS = (
+    "toy", "experiment", "seed", "resume", "resume_from", "retry_failed", "output_dir", "sweep_name", "tracking", "debug",
+    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps",
+    "optimizer.min_lr_factor", "trainer.max_steps", "trainer.batch", "trainer.accelerator", "trainer.log_every",
+    "trainer.checkpoint_every", "trainer.progress",
+)  # fmt: skip
+"""What has a meaning for experiments with toy models."""
+
+
+def check_toy(config: Config, given: set[str]) -> None:
+    """Keys of a toy experiment: those that have a meaning there, with values that can be."""
+    toy = config.toy
+    if toy is None:
+        raise ValueError("task=toy: choose an experiment, experiment=toy/…")
+    for key in sorted(given):
+        if not any(key == known or key.startswith((f"{known}.", "hydra")) for known in TOY_KEYS):
+            raise ValueError(
+                f"{key} has no meaning for experiment=toy/{toy.experiment}; allowed are {', '.join(TOY_KEYS)}"
+            )
+    if not (HERE / "experiments" / "toy" / f"{toy.experiment}.py").is_file():
+        raise ValueError(f"toy.experiment={toy.experiment}: no such experiment; choose one by experiment=toy/…")
+    least = {"n_features": 1, "n_hidden": 1, "n_sets": 1, "seeds": 1, "held_out": 1, "snapshots": 0, "tile": 1}
+    for key, value in least.items():
+        if getattr(toy, key) < value:
+            raise ValueError(f"toy.{key}={getattr(toy, key)}: must be {value} or more")
+    if not toy.importance > 0:
+        raise ValueError(f"toy.importance={toy.importance}: must be more than 0")
+    if not toy.densities or not all(0 < p <= 1 for p in toy.densities):
+        raise ValueError(f"toy.densities={toy.densities}: must be numbers above 0, up to 1")
+    if toy.n_features % toy.n_sets:
+        raise ValueError(f"toy.n_sets={toy.n_sets}: {toy.n_features} features cannot be so many equal sets")
+    if toy.together is Together.anticorrelated and max(toy.densities) * toy.n_features / toy.n_sets > 1:
+        most = toy.n_sets / toy.n_features
+        raise ValueError(
+            f"toy.densities={toy.densities}: of {toy.n_features // toy.n_sets} features that exclude each other each has "
+            f"a density of {most:g} at most"
+        )
+    for key in ("ratios", "points"):
+        values = getattr(toy, key)
+        if values is not None and (not values or not all(value > 0 for value in values)):
+            raise ValueError(f"toy.{key}={values}: must be numbers above 0")
+    if toy.held_out % min(toy.held_out, 1024):
+        raise ValueError(f"toy.held_out={toy.held_out}: must be a multiple of 1024, or less")
 
 
 def check_tracking(uri: str | None) -> None:

@@ -26,7 +26,7 @@ from crux.schema import Config
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
-from crux.tracking.run import run_name, tracking_uri
+from crux.tracking.run import how_to_compare, run_name
 from crux.tracking.run_folder import RunFolder, write_whole
 from crux.verdict import WITH_GRADIENT, Verdict
 
@@ -186,11 +186,7 @@ def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> Non
     for page in sorted(folder.path.glob("latents*.html")):
         console.print(f"latents     {page}", soft_wrap=True)
     if config.tracking.mlflow:
-        from crux.tracking.mlflow import database
-
-        uri = tracking_uri(config) or database(Path(config.output_dir))
-        opens = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        console.print(f"compare     {opens}", soft_wrap=True)
+        console.print(f"compare     {how_to_compare(config)}", soft_wrap=True)
 
 
 def _table(title: str, metrics: Mapping[str, float]) -> Table:

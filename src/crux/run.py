@@ -17,8 +17,8 @@ from crux.many import alone
 from crux.places import downstream_hooks, places
 from crux.schema import Config, Task, to_plain
 from crux.tracking.part import Part, parts_of, start_tracking
-from crux.tracking.run import run_name
-from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, new_path, same_run
+from crux.tracking.run import earlier_run, run_name
+from crux.tracking.run_folder import RunFolder, new_path
 from crux.training import follower
 from crux.training.data import Feed
 from crux.training.fit import Pace, checkpoint_step, fit
@@ -42,6 +42,10 @@ def run(config: Config, *, folder: Path | None) -> None:
 
             named = config.sweep or config.sweep_name or ""
             write_report(sweep_folder(Path(config.output_dir), named), at=config.report_l0).show()
+        case Task.toy:
+            from crux.experiments.toy.run import run_toy
+
+            run_toy(config, folder=folder)
 
 
 def train(config: Config, *, folder: Path | None) -> None:
@@ -210,12 +214,7 @@ def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
     """
     if (given := follower.run_folder()) is not None:
         return RunFolder(given)
-    plain = to_plain(config)
-    if config.resume_from is not None:
-        return named_unfinished(Path(config.resume_from), plain)
-    if folder is not None:
-        return same_run(folder, plain)
-    return find_unfinished(Path(config.output_dir), plain) if config.resume else None
+    return earlier_run(config, folder)
 
 
 def of_training(module: SAEModule, part: Part) -> dict[str, float]:

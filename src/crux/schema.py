@@ -24,6 +24,25 @@ class Task(Enum):
     train = "train"
     pretrain = "pretrain"
     report = "report"
+    toy = "toy"
+
+
+class ToyKind(Enum):
+    """A toy model: src/crux/subjects/superposition.py has the formulas."""
+
+    linear = "linear"
+    relu_output = "relu_output"
+    relu_hidden = "relu_hidden"
+    absolute_value = "absolute_value"
+
+
+class Together(Enum):
+    """How synthetic features occur together: src/crux/data/features.py."""
+
+    independent = "independent"
+    correlated = "correlated"
+    anticorrelated = "anticorrelated"
+    one_active = "one_active"
 
 
 class Init(Enum):
@@ -286,6 +305,38 @@ class Pretrain:
 
 
 @dataclass
+class Toy:
+    """A toy model of superposition, and the experiment that is made with it."""
+
+    experiment: str = MISSING
+    """Which: a file in src/crux/experiments/toy."""
+    kind: ToyKind = MISSING
+    n_features: int = MISSING
+    n_hidden: int = MISSING
+    importance: float = MISSING
+    """Feature i (from 0) counts importance^i in the loss."""
+    densities: list[float] = MISSING
+    """p = 1 − S of a feature, the same for all; an instance for each and each seed."""
+    together: Together = MISSING
+    n_sets: int = MISSING
+    """Equal sets of features that are correlated, or anticorrelated."""
+    signed: bool = MISSING
+    """Magnitudes from [-1, 1) instead of [0, 1)."""
+    seeds: int = MISSING
+    """Instances of each setting: seed, seed + 1, …"""
+    ratios: list[float] | None = None
+    """Of one feature's importance (phase_diagram) or density (one_varied_feature) to the others'."""
+    points: list[int] | None = None
+    """Sizes of finite training sets; fresh data in every step where not given."""
+    held_out: int = MISSING
+    """Samples that the loss of a trained instance is measured on."""
+    snapshots: int = MISSING
+    """How often in training the weights are kept, evenly spaced; 0: never."""
+    tile: int = MISSING
+    """Most streams (densities × seeds) that train as one program."""
+
+
+@dataclass
 class Config:
     """One job."""
 
@@ -331,6 +382,7 @@ class Config:
     evaluation: Evaluation = MISSING
     tracking: Tracking = MISSING
     pretrain: Pretrain | None = None
+    toy: Toy | None = None
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -350,11 +402,17 @@ def to_plain(config: Config) -> dict[str, Any]:
     return plain(asdict(config))
 
 
+def log_space(first: float, last: float, n: int) -> list[float]:
+    """n numbers from first to last, in equal ratios."""
+    return [float(f"{first * (last / first) ** (i / (n - 1)):.6g}") for i in range(n)]
+
+
 def register_resolvers() -> None:
     """The arithmetic that YAML needs; in every process that resolves a configuration."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("when", lambda a, b, then, other: then if a == b else other, replace=True)
     OmegaConf.register_new_resolver("shortened", shortened, replace=True)
+    OmegaConf.register_new_resolver("log_space", log_space, replace=True)
 
 
 register_resolvers()  # a sweep's jobs may be unpickled in another process, and their folder's name resolved there
@@ -368,7 +426,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     groups: dict[str, Any] = {
         "model": Model, "data": Data, "sae": Sae, "loss": Loss, "optimizer": Optimizer, "trainer": Trainer,
-        "evaluation": Evaluation, "tracking": Tracking,
+        "evaluation": Evaluation, "tracking": Tracking, "toy": Toy,
     }  # fmt: skip
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)

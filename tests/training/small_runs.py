@@ -174,6 +174,7 @@ def run_fit(
         max_steps=module.recipe.max_steps,
         accumulate=accumulate,
         tokens_per_step=24,
+        unit="tokens",
         checkpoint_every=checkpoint_every,
         val_every=0,
         accelerator="cpu",

@@ -79,9 +79,9 @@ def start_tracking(config: Config, job: RunFolder, parts: list[Part], ends: Exit
     `ends` ends those that are still running.
     """
     if parts[0].name and not family(job.path):
-        tracker = ends.enter_context(tracked(config, job, n_latents=n_latents))
+        tracker = ends.enter_context(tracked(config, job, params={"n_latents": n_latents}))
         if tracker is not None:
             tracker.files(job.path)
     for part in parts:
         ends.push(part.end)
-        part.tracker = part.end.enter_context(tracked(part.config, part.folder, n_latents=n_latents))
+        part.tracker = part.end.enter_context(tracked(part.config, part.folder, params={"n_latents": n_latents}))

@@ -4,13 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crux.schema import Config
-from crux.tracking.run_folder import RunFolder, write_whole
+from crux.schema import Config, Toy, to_plain
+from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, same_run, write_whole
 
 if TYPE_CHECKING:
     from crux.tracking.mlflow import Tracker
@@ -31,8 +31,24 @@ def family(folder: Path) -> dict[str, str]:
     return {}
 
 
+def earlier_run(config: Config, folder: Path | None) -> RunFolder | None:
+    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job, finished or not.
+
+    Raises:
+        ValueError: where the one that is asked for is not there, or is another job's.
+    """
+    plain = to_plain(config)
+    if config.resume_from is not None:
+        return named_unfinished(Path(config.resume_from), plain)
+    if folder is not None:
+        return same_run(folder, plain)
+    return find_unfinished(Path(config.output_dir), plain) if config.resume else None
+
+
 def run_name(config: Config) -> str:
     """For people: `e2e_ds L6 λ=1.5`, `gradient_topk e2e L6 k=32`, `jumprelu local L2,4 L0=30`."""
+    if config.toy is not None:
+        return toy_name(config.toy)
     words = [] if config.sae.name == "relu" else [config.sae.name]
     hooks = config.hook_points if config.hook_points is not None else [config.hook_point]
     layers = [re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", hook) for hook in hooks]
@@ -51,6 +67,11 @@ def run_name(config: Config) -> str:
     return " ".join([*words, config.loss.name, place, sparsity])
 
 
+def toy_name(toy: Toy) -> str:
+    """`toy geometry relu_output 400→30`."""
+    return f"toy {toy.experiment} {toy.kind.value} {toy.n_features}→{toy.n_hidden}"
+
+
 def git_sha() -> str | None:
     """The commit of the checkout that this code runs from, with `-dirty` where it was changed; None outside git."""
     here = Path(__file__).parent
@@ -66,11 +87,20 @@ def tracking_uri(config: Config) -> str | None:
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
+def how_to_compare(config: Config) -> str:
+    """What to open, or the command to type, to see the run in MLflow."""
+    from crux.tracking.mlflow import database
+
+    uri = tracking_uri(config) or database(Path(config.output_dir))
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
 @contextmanager
-def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[Tracker | None]":
+def tracked(config: Config, folder: RunFolder, *, params: Mapping[str, object]) -> "Iterator[Tracker | None]":
     """The job's MLflow run, ended as FINISHED, FAILED or KILLED; None with tracking=none.
 
-    A run folder that already has one goes on with it, so that a resumed run is one run.
+    A run folder that already has one goes on with it, so that a resumed run is one run. `params` are those that the configuration
+    does not hold.
     """
     if not config.tracking.mlflow:
         yield None
@@ -89,7 +119,7 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
                 experiment=config.tracking.experiment,
                 outputs=outputs,
                 name=run_name(config),
-                params=swept(config) | {"n_latents": n_latents},
+                params={**swept(config), **params},
                 tags=tags(config) | above,
             )
         except ValueError:
@@ -109,6 +139,19 @@ def tracked(config: Config, folder: RunFolder, *, n_latents: int) -> "Iterator[T
 
 def swept(config: Config) -> dict[str, object]:
     """The dozen scalars that runs are compared by; the whole configuration is an artifact."""
+    if config.toy is not None:
+        return {
+            "experiment": f"toy/{config.toy.experiment}",
+            "model": config.toy.kind.value,
+            "n_features": config.toy.n_features,
+            "n_hidden": config.toy.n_hidden,
+            "importance": config.toy.importance,
+            "seeds": config.toy.seeds,
+            "seed": config.seed,
+            "lr": config.optimizer.lr,
+            "max_steps": config.trainer.max_steps,
+            "batch": config.trainer.batch,
+        }
     many = (
         config.sparsities is not None or config.ks is not None
     )  # values that the runs of such a job have, each its own
@@ -137,6 +180,9 @@ def swept(config: Config) -> dict[str, object]:
 
 def tags(config: Config) -> dict[str, str]:
     """What people filter by."""
+    if config.toy is not None:
+        found = {"toy": config.toy.experiment, "sweep": config.sweep_name, "git_sha": git_sha()}
+        return {key: value for key, value in found.items() if value is not None}
     found = {
         "loss": config.loss.name,
         "sae": config.sae.name,

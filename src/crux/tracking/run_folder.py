@@ -38,6 +38,7 @@ class RunFolder:
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
+        shutil.rmtree(folder.programs, ignore_errors=True)
         (path / "figures").mkdir(exist_ok=True)
         write_whole(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return folder
@@ -45,6 +46,16 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def programs(self) -> Path:
+        """Where a toy experiment keeps what it has trained, or is training."""
+        return self.path / "programs"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with."""
+        return self.checkpoint.exists() or self.programs.exists()
 
     @property
     def done(self) -> bool:
@@ -183,7 +194,7 @@ def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
             f"{path} holds a finished run of another configuration (there / here): {'; '.join(differences)}; "
             "give this sweep another sweep_name, or remove that folder"
         )
-    return folder if not differences and (folder.done or folder.checkpoint.exists()) else None
+    return folder if not differences and (folder.done or folder.begun) else None
 
 
 def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:

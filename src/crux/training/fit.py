@@ -24,6 +24,8 @@ class Pace(NamedTuple):
     max_steps: int
     accumulate: int
     tokens_per_step: int
+    unit: str
+    """What those are that a step sees: tokens, or samples."""
     checkpoint_every: int
     val_every: int
     """0: never."""
@@ -73,7 +75,7 @@ def fit(
     """
     for room in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
-    bar = StepBar(tokens_per_step=pace.tokens_per_step, shown=shown, enabled=pace.progress)
+    bar = StepBar(tokens_per_step=pace.tokens_per_step, unit=pace.unit, shown=shown, enabled=pace.progress)
     last = ModelCheckpoint(
         dirpath=checkpoints,
         filename="last",

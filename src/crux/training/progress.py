@@ -13,14 +13,14 @@ class StepBar(ProgressBar):
     """A bar over optimiser steps that shows the newest row of the history: it costs the device nothing of its own.
 
     Args:
-        tokens_per_step: tokens an optimiser step.
+        tokens_per_step: tokens an optimiser step, or what `unit` says.
         shown: keys of the row to show, with the label of each.
         enabled: whether anything is drawn; the rate is measured all the same.
     """
 
-    def __init__(self, *, tokens_per_step: int, shown: dict[str, str], enabled: bool) -> None:
+    def __init__(self, *, tokens_per_step: int, unit: str, shown: dict[str, str], enabled: bool) -> None:
         super().__init__()
-        self.tokens_per_step, self.shown, self.enabled = tokens_per_step, shown, enabled
+        self.tokens_per_step, self.unit, self.shown, self.enabled = tokens_per_step, unit, shown, enabled
         self.seconds = 0.0
         self.first_step = 0
         self.row: dict[str, float] = {}
@@ -50,7 +50,7 @@ class StepBar(ProgressBar):
         words = [f"{label} {self.row[key]:.3g}" for key, label in self.shown.items() if key in self.row]
         steps = trainer.global_step - self.first_step
         rate = steps * self.tokens_per_step / max(1e-9, time.perf_counter() - self.started)
-        self.bar.update(self.task, completed=trainer.global_step, row=" ".join([*words, f"{rate:,.0f} tokens/s"]))
+        self.bar.update(self.task, completed=trainer.global_step, row=" ".join([*words, f"{rate:,.0f} {self.unit}/s"]))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.started

@@ -1,0 +1,95 @@
+"""Toy models of superposition (Elhage et al. 2209.10652), many instances as one tensor program.
+
+    linear           x' = Wᵀ W x + b
+    relu_output      x' = ReLU(Wᵀ W x + b)
+    relu_hidden      x' = ReLU(Wᵀ ReLU(W x) + b)         a privileged basis; no hidden bias
+    absolute_value   y' = ReLU(W_out ReLU(W x) + b)      for y = |x|; weights untied, no hidden bias
+
+W is [n_hidden, n_features], its columns the features' directions; where weights are tied it is one parameter used twice.
+Instances have two leading axes: `stream`, which data it sees, and `setting`, which of the instances that see it.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Kind(Enum):
+    """Which toy model."""
+
+    linear = "linear"
+    relu_output = "relu_output"
+    relu_hidden = "relu_hidden"
+    absolute_value = "absolute_value"
+
+
+class Weights(NamedTuple):
+    """What an instance, or many, consist of."""
+
+    W: Float[Tensor, "*instances n_hidden n_features"]
+    b: Float[Tensor, "*instances n_features"]
+    W_out: Float[Tensor, "*instances n_features n_hidden"] | None
+    """None where weights are tied: it is Wᵀ."""
+
+
+class SuperpositionModel(nn.Module):
+    """Instances of a toy model, run together."""
+
+    def __init__(self, kind: Kind, weights: Weights) -> None:
+        super().__init__()
+        assert (weights.W_out is not None) == (kind is Kind.absolute_value)
+        self.kind = kind
+        self.W = nn.Parameter(weights.W)
+        self.b = nn.Parameter(weights.b)
+        self.W_out = nn.Parameter(weights.W_out) if weights.W_out is not None else None
+
+    @property
+    def weights(self) -> Weights:
+        """The weights as they are, without gradient."""
+        W_out = self.W_out.detach() if self.W_out is not None else None
+        return Weights(self.W.detach(), self.b.detach(), W_out)
+
+    def forward(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_features"]:
+        """Outputs of every instance for its stream's data."""
+        n_hidden, n_features = self.W.shape[-2:]
+        if self.kind in (Kind.linear, Kind.relu_output) and n_features <= 2 * n_hidden:  # no more work, fewer passes
+            pre = torch.einsum("sbf,sgfo->sgbo", x, self.W.mT @ self.W)
+        else:
+            h = self.hidden(x)
+            W_out = self.W_out if self.W_out is not None else self.W.mT
+            pre = h @ W_out.mT
+        pre = pre + self.b[..., None, :]
+        return pre if self.kind is Kind.linear else pre.relu()
+
+    def hidden(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_hidden"]:
+        """The activations between the two maps."""
+        h = torch.einsum("sbf,sghf->sgbh", x, self.W)
+        return h.relu() if self.kind in (Kind.relu_hidden, Kind.absolute_value) else h
+
+    def target(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream batch n_features"]:
+        """What the output should be."""
+        return x.abs() if self.kind is Kind.absolute_value else x
+
+
+def error(
+    model: SuperpositionModel,
+    x: Float[Tensor, "stream batch n_features"],
+    importance: Float[Tensor, "stream setting n_features"],
+) -> Float[Tensor, "stream setting"]:
+    """Σ_i I_i (y_i − y'_i)², mean over the batch, of each instance: summed over features (the notebook's is the mean over them)."""
+    deviation = model(x) - model.target(x)[:, None]
+    return torch.einsum("sgbf,sgf->sg", deviation.square(), importance) / x.shape[1]
+
+
+def tensors(weights: Weights) -> dict[str, Tensor]:
+    """The weights by name, for a file."""
+    return {name: value.contiguous() for name, value in weights._asdict().items() if value is not None}
+
+
+def weights_of(found: Mapping[str, Tensor]) -> Weights:
+    """The weights from a file."""
+    return Weights(found["W"], found["b"], found.get("W_out"))

@@ -1,0 +1,18 @@
+"""Two, four, five features: the paper's first figure."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    given = ("experiment=toy/intro_polygon", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
+    assert crux_here(*given) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["final/checks"] == 3
+    assert metrics["final/checks_failed"] == 0
+    assert (run / "figures" / "polygons.png").stat().st_size > 10_000
