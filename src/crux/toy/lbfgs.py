@@ -16,10 +16,13 @@ from torch import Tensor
 DECREASE, CURVATURE = 1e-4, 0.9
 """The Wolfe conditions' two constants, the usual ones of quasi-Newton methods."""
 
-TRIALS = 40
-"""Step lengths tried a search: 2⁻⁴⁰ of the first is below rounding."""
+NOISE = 0.8
+"""A loss is known to ε^0.8 of itself (3e-13 in float64): smaller differences are left to the slope."""
 
-PATIENCE = 20
+TRIALS = 30
+"""Step lengths tried a search."""
+
+PATIENCE = 10
 """Steps in a row without a decrease beyond rounding, after which an instance ends."""
 
 Loss = Callable[[tuple[Tensor, ...], Tensor], Tensor]
@@ -49,7 +52,7 @@ def _search(evaluate: Callable, x: Tensor, f: Tensor, g: Tensor, d: Tensor, slop
     """A weak Wolfe step length a row; where TRIALS run out, the last that decreased the loss, if any."""
     low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
     best_step, best_f, best_g = torch.zeros_like(step), f.clone(), g.clone()
-    rounding = 4 * torch.finfo(f.dtype).eps * f.abs()
+    rounding = torch.finfo(f.dtype).eps ** NOISE * f.abs()
     open_ = torch.arange(len(step), device=step.device)
     for _ in range(TRIALS):
         t = step[open_]
