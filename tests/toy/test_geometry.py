@@ -112,6 +112,12 @@ def test_canonical_puts_the_first_living_feature_on_x_and_the_next_above_it() ->
     assert solid[2, 2] > 0
 
 
+def test_canonical_where_a_faint_feature_comes_first_and_none_leaves_the_line_by_much() -> None:
+    expected = torch.tensor([[0.003, 1, 1, -1], [-0.004, 0, 0.05, 0.02]]).double()
+    for seed in range(4):
+        torch.testing.assert_close(canonical(rotation(2, seed) @ expected, living=0.1), expected)
+
+
 def test_canonical_of_nothing_is_nothing() -> None:
     torch.testing.assert_close(canonical(torch.zeros(3, 4), living=0.1), torch.zeros(3, 4))
     assert canonical(dedicated().float(), living=0.1).dtype == torch.float32

@@ -83,6 +83,17 @@ def test_isospectral_shapes_are_told_apart() -> None:
     assert [f.name for f in factors(cube)] == ["8 vectors in 3 dimensions"]
 
 
+def test_the_same_products_in_another_order_are_another_shape() -> None:
+    """A pentagon's products, five of cos 72° and five of cos 144°, no longer in two rings of five."""
+    near, far = (float(torch.cos(torch.deg2rad(torch.tensor(angle)))) for angle in (72.0, 144.0))
+    gram = torch.eye(5).double()
+    for k, (i, j) in enumerate(torch.triu_indices(5, 5, 1).T.tolist()):
+        gram[i, j] = gram[j, i] = near if k < 5 else far
+    name, deviation = name_of(gram, tolerance=0.15)
+    assert deviation > 0.15
+    assert name.startswith("5 vectors in")
+
+
 @pytest.mark.parametrize(("degrees", "name"), [(115, "triangle"), (100, "3 vectors in 2 dimensions")])
 def test_a_bent_triangle_is_named_only_while_it_resembles_one(degrees: float, name: str) -> None:
     angles = torch.deg2rad(torch.tensor([0.0, degrees, 180 + degrees / 2], dtype=torch.float64))

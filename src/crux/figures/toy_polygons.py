@@ -44,9 +44,8 @@ def toy_polygons(
     for axes in grid.flat[len(weights) :]:
         axes.remove()
     if high > low:
-        figure.colorbar(
-            grid[0, 0].collections[-1], ax=grid.ravel().tolist(), label="importance of the feature", aspect=30
-        )
+        models = list(figure.axes)
+        figure.colorbar(models[0].collections[-1], ax=models, label="importance of the feature", aspect=30)
     return figure
 
 
