@@ -54,6 +54,10 @@ def check(config: Config, overrides: list[str]) -> None:
             check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
         except ValueError as error:
             raise ValueError(f"data.path: {error}") from error
+    if "experiment=toy/sae" in overrides and not of_toy_model(config):
+        raise ValueError(
+            f"experiment=toy/sae: model.path={config.model.path} must be the run folder of a toy experiment"
+        )
     if config.task is Task.train and of_toy_model(config):
         check_toy_subject(config, given)
     elif config.task is Task.train:
