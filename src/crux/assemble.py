@@ -181,12 +181,12 @@ def gradients(config: Config, subject: Subject) -> LabelGradients | None:
     return LabelGradients(subject, tuple(write for _, write in places(config)), config.gradient.target.value)
 
 
-def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], downstream_hooks: list[str]) -> SAEModule:
-    """The Lightning module of the loss."""
+def common(config: Config, sites: Sequence[Site]) -> Common:
+    """What a module is made with, whatever its loss and its subject."""
     optimizer, loss, steps = config.optimizer, config.loss, config.trainer.max_steps
     steering = Steering(config.target_l0, steps) if config.target_l0 is not None else None
     auxk = config.sae.auxk
-    common = Common(
+    return Common(
         recipe=Recipe(
             optimizer=optimizer.name.value,
             lr=optimizer.lr,
@@ -206,18 +206,23 @@ def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], dow
         seed=config.seed,
         runs=tuple(alone(config)),
     )
+
+
+def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], downstream_hooks: list[str]) -> SAEModule:
+    """The Lightning module of the loss."""
+    loss, shared = config.loss, common(config, sites)
     if not end_to_end(config) and loss.fisher == 0 and loss.finetune_share == 0:
-        return LocalSAE(sites, reconstruction=loss.reconstruction, **common)
+        return LocalSAE(sites, reconstruction=loss.reconstruction, **shared)
     on_tokens = TokenPasses(subject, gradients(config, subject), tuple(loss.skip_positions))
     if loss.fisher > 0:
         weights = FisherCoefficients(loss.reconstruction, loss.fisher, loss.block_diagonal)
-        return FisherSAE(sites, passes=on_tokens, coefficients=weights, **common)
+        return FisherSAE(sites, passes=on_tokens, coefficients=weights, **shared)
     return (KLFinetunedSAE if loss.finetune_share > 0 else EndToEndSAE)(
         sites,
         passes=on_tokens,
         downstream_hooks=downstream_hooks,
         coefficients=Coefficients(loss.reconstruction, loss.kl, loss.downstream),
-        **common,
+        **shared,
     )
 
 

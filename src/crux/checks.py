@@ -9,10 +9,11 @@ from urllib.parse import urlparse
 
 import yaml
 
+from crux.checks_toy import check_toy, check_toy_subject, of_toy_model
 from crux.data.paths import check_path
 from crux.many import alone, check_many
 from crux.places import check_places
-from crux.schema import HERE, ROOT, Config, Sae, Strategy, Task, Together, to_plain
+from crux.schema import ROOT, Config, Sae, Strategy, Task, to_plain
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
@@ -53,7 +54,13 @@ def check(config: Config, overrides: list[str]) -> None:
             check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
         except ValueError as error:
             raise ValueError(f"data.path: {error}") from error
-    if config.task is Task.train:
+    if "experiment=toy/sae" in overrides and not of_toy_model(config):
+        raise ValueError(
+            f"experiment=toy/sae: model.path={config.model.path} must be the run folder of a toy experiment"
+        )
+    if config.task is Task.train and of_toy_model(config):
+        check_toy_subject(config, given)
+    elif config.task is Task.train:
         source = model_source(config)
         on_disk = source == "tiny" or isinstance(source, Path)
         shape = read_shape(find_folder(source)) if on_disk else None
@@ -247,6 +254,8 @@ def check_model(config: Config) -> None:
     Raises:
         ValueError: no such folder, no hub within reach, config.json or weights missing or broken, no such place in it.
     """
+    if of_toy_model(config):
+        return
     folder = find_folder(model_source(config))
     shape = read_shape(folder)
     check_weights(folder)
@@ -270,51 +279,6 @@ def _resume(config: Config) -> None:
         named_unfinished(Path(config.resume_from), plain)
     elif config.resume:
         find_unfinished(Path(config.output_dir), plain)
-
-
-TOY_KEYS = (
-    "toy", "experiment", "seed", "resume", "resume_from", "retry_failed", "output_dir", "sweep_name", "tracking", "debug",
-    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps",
-    "optimizer.min_lr_factor", "trainer.max_steps", "trainer.batch", "trainer.accelerator", "trainer.log_every",
-    "trainer.checkpoint_every", "trainer.progress",
-)  # fmt: skip
-"""What has a meaning for experiments with toy models."""
-
-
-def check_toy(config: Config, given: set[str]) -> None:
-    """Keys of a toy experiment: those that have a meaning there, with values that can be."""
-    toy = config.toy
-    if toy is None:
-        raise ValueError("task=toy: choose an experiment, experiment=toy/…")
-    for key in sorted(given):
-        if not any(key == known or key.startswith((f"{known}.", "hydra")) for known in TOY_KEYS):
-            raise ValueError(
-                f"{key} has no meaning for experiment=toy/{toy.experiment}; allowed are {', '.join(TOY_KEYS)}"
-            )
-    if not (HERE / "experiments" / "toy" / f"{toy.experiment}.py").is_file():
-        raise ValueError(f"toy.experiment={toy.experiment}: no such experiment; choose one by experiment=toy/…")
-    least = {"n_features": 1, "n_hidden": 1, "n_sets": 1, "seeds": 1, "held_out": 1, "snapshots": 0, "tile": 1}
-    for key, value in least.items():
-        if getattr(toy, key) < value:
-            raise ValueError(f"toy.{key}={getattr(toy, key)}: must be {value} or more")
-    if not toy.importance > 0:
-        raise ValueError(f"toy.importance={toy.importance}: must be more than 0")
-    if not toy.densities or not all(0 < p <= 1 for p in toy.densities):
-        raise ValueError(f"toy.densities={toy.densities}: must be numbers above 0, up to 1")
-    if toy.n_features % toy.n_sets:
-        raise ValueError(f"toy.n_sets={toy.n_sets}: {toy.n_features} features cannot be so many equal sets")
-    if toy.together is Together.anticorrelated and max(toy.densities) * toy.n_features / toy.n_sets > 1:
-        most = toy.n_sets / toy.n_features
-        raise ValueError(
-            f"toy.densities={toy.densities}: of {toy.n_features // toy.n_sets} features that exclude each other each has "
-            f"a density of {most:g} at most"
-        )
-    for key in ("ratios", "points"):
-        values = getattr(toy, key)
-        if values is not None and (not values or not all(value > 0 for value in values)):
-            raise ValueError(f"toy.{key}={values}: must be numbers above 0")
-    if toy.held_out % min(toy.held_out, 1024):
-        raise ValueError(f"toy.held_out={toy.held_out}: must be a multiple of 1024, or less")
 
 
 def check_tracking(uri: str | None) -> None:

@@ -35,6 +35,7 @@ TERMS = {
     "train/kl": "KL (nats/token)",
     "train/downstream": "downstream MSE",
     "train/mse": "MSE",
+    "train/output_mse": "MSE of the output",
     "train/fisher": "Fisher surrogate (nats/token)",
     "train/sparsity": "penalty",
     "train/auxiliary": "auxiliary",
@@ -47,13 +48,13 @@ def stem(config: Config) -> str:
     return re.sub(r"[^\w.+-]+", "_", run_name(config).replace("λ=", "s"))
 
 
-def sae_metadata(config: Config, subject: Subject, site: Site, *, sparsity: float) -> dict[str, Any]:
+def sae_metadata(config: Config, site: Site, *, sparsity: float) -> dict[str, Any]:
     """What must be known of the SAE before it may be judged again."""
     return {
         "model_name": str(assemble.model_source(config)),
         "hook_name": site.read,
         **({"hook_name_out": site.write} if site.write != site.read else {}),
-        "process_weights": subject.process_weights,
+        "process_weights": config.model.process_weights,
         "context_size": config.model.context,
         "prepend_bos": False,
         "dataset_path": assemble.text_name(config),
@@ -65,18 +66,16 @@ def sae_metadata(config: Config, subject: Subject, site: Site, *, sparsity: floa
     }
 
 
-def write_saes(
-    folder: RunFolder, config: Config, subject: Subject, sites: Sequence[Site], sparsities: Sequence[float]
-) -> None:
+def write_saes(folder: RunFolder, config: Config, sites: Sequence[Site], sparsities: Sequence[float]) -> None:
     """`sae/`, or with several hook points `sae/<hook point>/`; with the λ that each was trained under at the end."""
     for site, sparsity in zip(sites, sparsities, strict=True):
         place = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
-        saelens.save(site.sae, place, sae_metadata(config, subject, site, sparsity=sparsity))
+        saelens.save(site.sae, place, sae_metadata(config, site, sparsity=sparsity))
 
 
 def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], verdict: Verdict) -> None:
     """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
-    _save(loss_curves(folder.history(), terms=TERMS, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
+    write_loss_curves(folder)
     for site, found in zip(sites, verdict.judgements, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
         drawn = {
@@ -86,7 +85,12 @@ def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], ve
             "densities": density_histogram(found.densities.numpy(), n_tokens=found.n_tokens),
         }
         for name, figure in drawn.items():
-            _save(figure, folder.path / "figures" / f"{name}{suffix}.png")
+            save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
+
+
+def write_loss_curves(folder: RunFolder) -> None:
+    """Terms of the loss and L0 over the training."""
+    save_figure(loss_curves(folder.history(), terms=TERMS, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:
@@ -94,7 +98,7 @@ def _suffix(site: Site, sites: Sequence[Site]) -> str:
     return "" if len(sites) == 1 else f"_{site.write}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 

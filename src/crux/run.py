@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crux import assemble, report
+from crux.checks_toy import of_toy_model
 from crux.data.held_out import spread_batches
 from crux.evaluation.mean import typical_activation
 from crux.many import alone
@@ -30,6 +31,10 @@ from crux.verdict import Verdict, judge
 def run(config: Config, *, folder: Path | None) -> None:
     """Runs the job that the configuration describes; `folder` is the run folder that a sweep gives it."""
     match config.task:
+        case Task.train if of_toy_model(config):
+            from crux.experiments.toy_sae import train_on_toy
+
+            train_on_toy(config, folder=folder)
         case Task.train:
             train(config, folder=folder)
         case Task.pretrain:
@@ -148,7 +153,7 @@ def train(config: Config, *, folder: Path | None) -> None:
             metrics |= {"final/downstream_positions": float(len(later))}
             metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
             lambdas = module.sparsity.weight[part.saes.start : part.saes.stop].tolist()
-            report.write_saes(part.folder, part.config, judged, own, lambdas)
+            report.write_saes(part.folder, part.config, own, lambdas)
             report.write_figures(part.folder, judged, own, verdict)
             report.write_pages(part.folder, part.config, subject=judged, sites=own, tokens=tokens, verdict=verdict)
             part.folder.write_metrics(metrics)

@@ -89,13 +89,16 @@ class Model:
     name: str = MISSING
     """`tiny` (packaged) or a name on the Hugging Face hub, such as `gpt2`."""
     path: str | None = None
-    """A local folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json); goes before the name."""
+    """A local folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json), or the run folder of a toy experiment; goes
+    before the name."""
     process_weights: bool = MISSING
     """TransformerLens's weight processing: LayerNorm folded, weights centred. Fixes the basis the SAE lives in."""
     n_layers: int | None = None
     """Blocks of a hub model, so that a wrong layer is refused before the hub is asked."""
     context: int = MISSING
-    """Tokens a sequence, for training and judgement."""
+    """Tokens a sequence, for training and judgement; on a toy model a step sees trainer.batch · context samples."""
+    instance: int | None = None
+    """Which of a toy model's instances, settings running fastest; the one with the lowest loss where not given."""
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Weights(NamedTuple):
     W: Float[Tensor, "*instances n_hidden n_features"]
     b: Float[Tensor, "*instances n_features"]
     W_out: Float[Tensor, "*instances n_features n_hidden"] | None
-    """None where weights are tied: it is Wᵀ."""
+    """None where weights are tied: it is Wᵀ. The absolute value's are untied; so may a network be that is made by hand."""
 
 
 class SuperpositionModel(nn.Module):
@@ -41,7 +41,7 @@ class SuperpositionModel(nn.Module):
 
     def __init__(self, kind: Kind, weights: Weights) -> None:
         super().__init__()
-        assert (weights.W_out is not None) == (kind is Kind.absolute_value)
+        assert weights.W_out is not None or kind is not Kind.absolute_value
         self.kind = kind
         self.W = nn.Parameter(weights.W)
         self.b = nn.Parameter(weights.b)
@@ -56,19 +56,25 @@ class SuperpositionModel(nn.Module):
     def forward(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_features"]:
         """Outputs of every instance for its stream's data."""
         n_hidden, n_features = self.W.shape[-2:]
-        if self.kind in (Kind.linear, Kind.relu_output) and n_features <= 2 * n_hidden:  # no more work, fewer passes
-            pre = torch.einsum("sbf,sgfo->sgbo", x, self.W.mT @ self.W)
-        else:
-            h = self.hidden(x)
-            W_out = self.W_out if self.W_out is not None else self.W.mT
-            pre = h @ W_out.mT
-        pre = pre + self.b[..., None, :]
-        return pre if self.kind is Kind.linear else pre.relu()
+        linear_inside = self.W_out is None and self.kind in (Kind.linear, Kind.relu_output)
+        if linear_inside and n_features <= 2 * n_hidden:  # by WᵀW: no more work, fewer passes
+            return self._finished(torch.einsum("sbf,sgfo->sgbo", x, self.W.mT @ self.W))
+        return self.output(self.hidden(x))
 
     def hidden(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_hidden"]:
         """The activations between the two maps."""
         h = torch.einsum("sbf,sghf->sgbh", x, self.W)
         return h.relu() if self.kind in (Kind.relu_hidden, Kind.absolute_value) else h
+
+    def output(
+        self, h: Float[Tensor, "stream setting batch n_hidden"]
+    ) -> Float[Tensor, "stream setting batch n_features"]:
+        """What the second map makes of hidden activations."""
+        return self._finished(h @ (self.W_out.mT if self.W_out is not None else self.W))
+
+    def _finished(self, pre: Tensor) -> Tensor:
+        pre = pre + self.b[..., None, :]
+        return pre if self.kind is Kind.linear else pre.relu()
 
     def target(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream batch n_features"]:
         """What the output should be."""

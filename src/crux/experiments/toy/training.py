@@ -76,5 +76,5 @@ def train(program: Program, config: Config, *, folder: Path, add_row: Row) -> Tr
     if not bool(loss.isfinite().all()):
         raise ValueError("the held-out loss is not a finite number; try a lower optimizer.lr")
     save(folder, Trained(program, weights, loss, {}))
-    checkpoint.unlink()
+    checkpoint.unlink(missing_ok=True)
     return load(folder)

@@ -1,0 +1,49 @@
+"""Finds a trained toy model in a folder. Standard library only: mistakes are told before torch loads."""
+
+import json
+from pathlib import Path
+
+HOOK = "hook_hidden"
+"""A toy model's one hook point: the activations between its two maps."""
+
+
+def toy_folder(path: Path) -> Path | None:
+    """The folder of the toy model that `path` is, or that a toy experiment's run folder holds; None where it is no such thing.
+
+    Raises:
+        ValueError: where the run holds several.
+    """
+    if _is_toy(path):
+        return path
+    found = sorted(p for p in (path / "programs").glob("*") if _is_toy(p))
+    if len(found) > 1:
+        names = ", ".join(f"programs/{p.name}" for p in found[:6])
+        raise ValueError(f"model.path={path}: the run has {len(found)} models, name one of {names}")
+    return found[0] if found else None
+
+
+def n_instances(folder: Path) -> tuple[int, int]:
+    """Streams and settings of the model in a toy model's folder."""
+    streams, settings = _about(folder)["instances"]
+    return streams, settings
+
+
+def n_hidden(folder: Path) -> int:
+    """Width of the hidden layer of the model in a toy model's folder."""
+    return _about(folder)["n_hidden"]
+
+
+def _about(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text("utf-8"))
+
+
+def _is_toy(folder: Path) -> bool:
+    try:
+        about = _about(folder)
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(about, dict)
+        and about.get("model_type") == "superposition"
+        and (folder / "model.safetensors").is_file()
+    )

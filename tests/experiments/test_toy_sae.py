@@ -1,0 +1,105 @@
+"""SAEs on trained toy models, from the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TOY = ("experiment=toy/intro_polygon", "trainer.max_steps=800", "optimizer.lr=1e-2", "trainer.batch=128", "toy.held_out=1024",
+       "toy.seeds=1", "toy.densities=[0.1]", "trainer.progress=false", "tracking=none")  # fmt: skip
+SAE = (
+    "experiment=toy/sae",
+    "sae.n_latents=10",
+    "trainer.max_steps=1000",
+    "evaluation.tokens=4096",
+    "trainer.progress=false",
+)
+
+
+@pytest.fixture(scope="module")
+def toy_run(crux_here: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pentagon's run folder."""
+    outputs = tmp_path_factory.mktemp("toy")
+    assert crux_here(*TOY, f"output_dir={outputs}") == 0
+    (run,) = (outputs / "runs").iterdir()
+    return run
+
+
+def test_a_topk_sae_recovers_the_pentagon(crux_here: Callable[..., int], toy_run: Path, tmp_path: Path) -> None:
+    given = (f"model.path={toy_run}", "sae=topk", "sae.k=1", f"output_dir={tmp_path}")
+    assert crux_here(*SAE, *given) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["final/recovered"] == 1
+    assert metrics["final/mean_max_cosine"] > 0.9
+    assert metrics["final/l0"] <= 1
+    assert (run / "figures" / "recovery.png").exists()
+    assert (run / "sae" / "cfg.json").exists()
+    assert (run / "DONE").exists()
+
+    from mlflow import MlflowClient
+
+    (logged,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert logged.data.metrics["final/recovered"] == metrics["final/recovered"]
+    assert logged.data.params["hook_point"] == "hook_hidden"
+
+
+def test_end_to_end_keeps_more_of_the_output_for_each_latent_that_fires(
+    crux_here: Callable[..., int], toy_run: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for loss in ("local", "e2e"):
+        given = (
+            f"loss={loss}",
+            f"model.path={toy_run}",
+            "target_l0=0.4",
+            "tracking=none",
+            f"output_dir={tmp_path / loss}",
+        )
+        assert crux_here(*SAE, *given) == 0
+        (run,) = (tmp_path / loss / "runs").iterdir()
+        found[loss] = json.loads((run / "metrics.json").read_text())
+        assert {
+            "train/output_mse" in row for row in map(json.loads, (run / "history.jsonl").read_text().splitlines())
+        } == {loss == "e2e"}
+    assert found["e2e"]["final/output_explained_variance"] > found["local"]["final/output_explained_variance"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("loss=e2e_ds", "loss=e2e_ds: a toy model has nothing between its hidden layer and its output"),
+        ("loss=fisher", "loss=fisher needs a language model's labels"),
+        ("sae=gradient_topk", "sae=gradient_topk needs a language model's labels"),
+        ("hook_point=blocks.0.hook_resid_pre", "a toy model has one hook point, hook_hidden"),
+        ("layer=0", "layer has no meaning where the subject is a toy model"),
+        ("data.name=x", "data.name has no meaning where the subject is a toy model"),
+        ("model.instance=1", "has 1, 0 to 0"),
+        ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 hidden units"),
+        ("target_l0=11", "the dictionary has 10 latents"),
+    ],
+)
+def test_what_a_toy_model_does_not_have_is_refused_in_one_line(
+    given: str,
+    says: str,
+    crux_here: Callable[..., int],
+    toy_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert crux_here(*SAE, f"model.path={toy_run}", *given.split(), f"output_dir={tmp_path}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_a_run_with_several_models_is_told_apart(
+    crux_here: Callable[..., int], toy_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "programs").mkdir(exist_ok=True)
+        (tmp_path / "programs" / name).symlink_to(toy_run / "programs" / "model")
+    assert crux_here(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
+    assert "the run has 2 models, name one of programs/a, programs/b" in capsys.readouterr().err
+    assert crux_here("experiment=toy/sae", f"output_dir={tmp_path}") == 2
+    assert "model.path" in capsys.readouterr().err
