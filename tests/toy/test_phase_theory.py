@@ -10,6 +10,7 @@ from crux.toy.phase_theory import (
     exact_boundaries,
     extra_feature_class,
     fixed_weight_boundaries,
+    leaving_zero,
 )
 
 F64 = torch.float64
