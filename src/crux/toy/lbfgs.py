@@ -37,7 +37,7 @@ class Minimum(NamedTuple):
     gradient: Float[Tensor, "instances"]
     """max |∂loss| over the instance's parameters"""
     converged: Bool[Tensor, "instances"]
-    """`gradient` is within the tolerance. False: out of iterations, no step length helped (a kink, rounding), or not finite at the start."""
+    """`gradient` is within the tolerance. False: out of iterations, no step length helped (a kink, rounding), not finite at first."""
     iterations: Int[Tensor, "instances"]
 
 
@@ -92,7 +92,7 @@ def minimise(
     """Minimises `loss` for every instance from its own start: tensors with the instances as first axis."""
     shapes = [t.shape[1:] for t in start]
     sizes = [shape.numel() for shape in shapes]
-    x = torch.cat([t.detach().flatten(1) for t in start], 1)
+    x = torch.cat([t.detach().reshape(len(t), -1) for t in start], 1)
 
     def split(flat: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.view(-1, *shape) for part, shape in zip(flat.split(sizes, 1), shapes, strict=True))

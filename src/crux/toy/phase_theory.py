@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.toy.activity import independent
+from crux.toy.cube_moments import relu_moments
 from crux.toy.exact import tied_loss
 from crux.toy.lbfgs import minimise
 
@@ -60,11 +61,16 @@ def _check(n_hidden: int) -> None:
 
 
 def _superposed(n_hidden: int) -> Float[Tensor, "starts n_hidden n_features"]:
-    """Unit columns with the extra feature, the last, in superposition: the digon; for two dimensions the triangle too."""
+    """Columns with the extra feature, the last, in superposition.
+
+    Digon (sparse), side by side (dense: the first principal component); for two dimensions one of these beside a
+    dedicated feature, and the triangle.
+    """
     if n_hidden == 1:
-        return torch.tensor([[[1.0, -1.0]]])
+        return torch.tensor([[[1.0, -1]], [[0.8, 0.6]]])
     angle = 2 * math.pi * torch.arange(3) / 3
-    return torch.stack([torch.tensor([[1.0, 0, 0], [0, 1, -1]]), torch.stack([angle.cos(), angle.sin()])])
+    triangle = torch.stack([angle.cos(), angle.sin()])
+    return torch.stack([torch.tensor([[1.0, 0, 0], [0, 1, -1]]), torch.tensor([[1.0, 0, 0], [0, 0.8, 0.6]]), triangle])
 
 
 class _Branch:
@@ -90,7 +96,7 @@ class _Branch:
             )
 
         found = minimise(
-            lambda parameters, which: loss(*parameters, r[which], which),
+            lambda parameters, which: loss(parameters[0], parameters[1], r[which], which),
             (self.W, self.b),
             max_iterations=500,
             gradient_tolerance=1e-9,
@@ -102,11 +108,38 @@ class _Branch:
         return found.loss, extra
 
 
+def leaving_zero(density: Float[Tensor, "densities"]) -> Float[Tensor, "densities"]:
+    """The r above which a dropped extra feature grows from W = 0: a smooth transition, the one met at large p.
+
+    With W_e = ε W_1 the feature's own loss falls by r ε² Var(x); feature 1, whose norm and bias yield by η and β, pays
+
+        ε² min_{η, β}  p E(2η t + s x_e + β)² + (1 − p) E ReLU(s x_e + β)²,   t ~ U[0, 1],  s = ±1 the sign of ε
+
+    to second order. The same for m = 2, where a second kept feature does not help.
+    """
+    p, sign = density.repeat(2), torch.tensor([1.0, -1.0]).to(density).repeat_interleave(len(density))
+
+    def cost(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
+        eta, beta = parameters
+        q, s = p[which], sign[which]
+        # moments of s x_e, and of y = 2η t + β
+        mean, square = s * q / 2, q / 3
+        y_mean, y_square = eta + beta, 4 * eta.square() / 3 + 2 * eta * beta + beta.square()
+        active = y_square + 2 * y_mean * mean + square
+        silent = (1 - q) * beta.relu().square() + q * relu_moments(s[:, None], beta).square
+        return q * active + (1 - q) * silent
+
+    zero = torch.zeros_like(p)
+    found = minimise(cost, (zero, zero), max_iterations=500, gradient_tolerance=1e-12, history=4)
+    return found.loss.view(2, -1).amin(0) / dropped_loss(density)
+
+
 def exact_boundaries(density: Float[Tensor, "densities"], *, n_hidden: int) -> Boundaries:
     """Where the freely optimised superposition loses as much as not representing the feature, or as its own dimension.
 
     The optimum's loss is concave in r (a minimum of functions linear in r), so Newton's steps from r = 1 come to either
-    boundary from inside superposition and never step over it.
+    boundary from inside superposition and never step over it. At the lower one superposition may also begin smoothly
+    (`leaving_zero`); the lower of the two counts. The upper one for m = 2 is good to about 1e-3 where it is smooth (p above ½).
     """
     _check(n_hidden)
     dropped = dropped_loss(density)
@@ -130,9 +163,11 @@ def exact_boundaries(density: Float[Tensor, "densities"], *, n_hidden: int) -> B
     at_one = branch.loss_and_slope(torch.ones_like(branch.density))
     W, b = branch.W, branch.b
     lower = boundary(torch.zeros_like(dropped), dropped, branch, at_one).amin(1)
+    lower = torch.minimum(lower, leaving_zero(density))
     if n_hidden == 1:
         return Boundaries(lower, 1 / lower)  # the two features are alike
     pair = _Branch(density, n_hidden=1)
-    own = torch.minimum(dropped, pair.loss_and_slope(torch.ones_like(pair.density))[0])
+    shared, _ = pair.loss_and_slope(torch.ones_like(pair.density))
+    own = torch.minimum(dropped, shared.view(len(density), -1).amin(1))
     branch.W, branch.b = W, b
     return Boundaries(lower, boundary(own, torch.zeros_like(own), branch, at_one).amax(1))
