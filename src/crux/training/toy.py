@@ -81,7 +81,7 @@ class SuperpositionModule(L.LightningModule):
 
     Args:
         importance: I of each feature in the loss.
-        snapshots: where the weights of the steps named in the recipe go, a safetensors file each.
+        snapshots: where the weights of the steps named in the recipe go, a safetensors file each; None: the recipe names none.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SuperpositionModule(L.LightningModule):
         *,
         importance: Float[Tensor, "stream setting n_features"],
         recipe: ToyRecipe,
-        snapshots: Path,
+        snapshots: Path | None,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.snapshots = model, recipe, snapshots
@@ -140,7 +140,7 @@ class SuperpositionModule(L.LightningModule):
 
     def keep(self, step: int) -> None:
         """Writes the weights, where the recipe names the step."""
-        if step in self.recipe.snapshots:
+        if step in self.recipe.snapshots and self.snapshots is not None:
             self.snapshots.mkdir(parents=True, exist_ok=True)
             write_tensors(self.snapshots / f"{step}.safetensors", tensors(self.model.weights))
 
