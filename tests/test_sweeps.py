@@ -222,15 +222,21 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_sweep_tells_the_truth_and_goes_on(
     number: signal.Signals, code: int, crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...],
-    command: list[str],
+    command: list[str], capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped."""
+    """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped.
+
+    While it runs it is not started a second time.
+    """
     line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
     here = f"output_dir={tmp_path / 'stopped'}"
     process = start(command, *line, here)
     sweep = tmp_path / "stopped" / "sweeps" / "s"
     try:
         wait_for(process, lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2)
+        capfd.readouterr()
+        assert crux_here(*line, here, "retry_failed=true") == 2  # beside it
+        assert f"sweep s is run by process {process.pid} on " in capfd.readouterr().err
         since = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
@@ -250,7 +256,7 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         assert (parent.info.status, sorted(states)) == ("KILLED", ["FINISHED", "KILLED"])
     assert sorted(marks(sweep).values()) == ["", "DONE"]
 
-    assert crux_here(*line, here) == 0
+    assert crux_here(*line, here) == 0  # the lock went with the process
     parent, children = family(tmp_path / "stopped")
     assert (parent.info.status, [c.info.status for c in children.values()]) == ("FINISHED", ["FINISHED"] * 2)
     assert crux_here(*line, f"output_dir={tmp_path / 'whole'}") == 0
