@@ -222,21 +222,15 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_sweep_tells_the_truth_and_goes_on(
     number: signal.Signals, code: int, crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...],
-    command: list[str], capfd: pytest.CaptureFixture[str],
+    command: list[str],
 ) -> None:  # fmt: skip
-    """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped.
-
-    While it runs it is not started a second time.
-    """
+    """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped."""
     line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
     here = f"output_dir={tmp_path / 'stopped'}"
     process = start(command, *line, here)
     sweep = tmp_path / "stopped" / "sweeps" / "s"
     try:
         wait_for(process, lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2)
-        capfd.readouterr()
-        assert crux_here(*line, here, "retry_failed=true") == 2  # beside it
-        assert f"sweep s is run by process {process.pid} on " in capfd.readouterr().err
         since = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
@@ -266,6 +260,30 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         for metrics in (one, other):
             del metrics["final/tokens_per_second"]
         assert one == other
+
+
+def test_a_sweep_that_runs_is_not_started_again(
+    crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...], command: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The second start is refused in one line and touches nothing; the first goes on."""
+    words = ("-m", "loss=local", "seed=0,1", "trainer.max_steps=1000000", "trainer.val_every=0", "sweep_name=s")
+    line = (*short, *words, f"output_dir={tmp_path}")
+    process = start(command, *line)
+    sweep = tmp_path / "sweeps" / "s"
+    try:
+        wait_for(process, lambda: bool(list(sweep.glob("*/checkpoints/last.ckpt"))))
+        capfd.readouterr()
+        assert crux_here(*line, "retry_failed=true") == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert f"sweep s is run by process {process.pid} on " in err
+        parent, children = family(tmp_path)
+        assert [run.info.status for run in (parent, *children.values())] == ["RUNNING", "RUNNING"]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(
