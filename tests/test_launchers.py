@@ -52,7 +52,11 @@ def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path
     ended = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 1, ended.stderr
     assert "ray: 2 of 6 jobs at once, each with 1 GPU and" in ended.stdout
-    assert "seed=7: its process ended" in ended.stdout
+    assert "seed=7: its process ended: " in ended.stdout
+    (told,) = [
+        line for line in ended.stderr.splitlines() if "seed=7" in line
+    ]  # the table has the launcher's reason too
+    assert "its process ended: " in told
     jobs = said(tmp_path / "out")
     assert jobs.keys() == {0, 1, 2, 3, 4}
     assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} == {"0", "1"}
@@ -282,6 +286,27 @@ def test_a_missing_extra_is_told_with_its_pip_command(
     err = capfd.readouterr().err
     assert f"needs {package}" in err
     assert f'pip install -e ".[{"ray" if package == "ray" else "slurm"}]"' in err
+
+
+def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
+    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With any launcher: they run by themselves, without the process that started them."""
+    note = tmp_path / "sweeps" / "here" / ".slurm_jobs"
+    note.parent.mkdir(parents=True)
+    note.write_text("17\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for answer, said in (
+        (None, f"where you know that none is, remove {note}"),
+        ("echo no route >&2; exit 1", f"where you know that none is, remove {note}"),
+        ("echo 17_0; echo 17_2", "2 jobs of this sweep are in SLURM's queue: wait for them, or say scancel 17"),
+    ):
+        if answer is not None:
+            (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+            (tmp_path / "squeue").chmod(0o755)
+        assert crux_here("-m", "seed=0,1", "sweep_name=here", f"output_dir={tmp_path}") == 2
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_slurm_is_refused_where_there_is_no_sbatch(

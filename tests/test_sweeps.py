@@ -250,7 +250,7 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         assert (parent.info.status, sorted(states)) == ("KILLED", ["FINISHED", "KILLED"])
     assert sorted(marks(sweep).values()) == ["", "DONE"]
 
-    assert crux_here(*line, here) == 0
+    assert crux_here(*line, here) == 0  # the lock went with the process
     parent, children = family(tmp_path / "stopped")
     assert (parent.info.status, [c.info.status for c in children.values()]) == ("FINISHED", ["FINISHED"] * 2)
     assert crux_here(*line, f"output_dir={tmp_path / 'whole'}") == 0
@@ -260,6 +260,30 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         for metrics in (one, other):
             del metrics["final/tokens_per_second"]
         assert one == other
+
+
+def test_a_sweep_that_runs_is_not_started_again(
+    crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...], command: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The second start is refused in one line and touches nothing; the first goes on."""
+    words = ("-m", "loss=local", "seed=0,1", "trainer.max_steps=1000000", "trainer.val_every=0", "sweep_name=s")
+    line = (*short, *words, f"output_dir={tmp_path}")
+    process = start(command, *line)
+    sweep = tmp_path / "sweeps" / "s"
+    try:
+        wait_for(process, lambda: bool(list(sweep.glob("*/checkpoints/last.ckpt"))))
+        capfd.readouterr()
+        assert crux_here(*line, "retry_failed=true") == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert f"sweep s is run by process {process.pid} on " in err
+        parent, children = family(tmp_path)
+        assert [run.info.status for run in (parent, *children.values())] == ["RUNNING", "RUNNING"]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(

@@ -41,6 +41,7 @@ class GridSweeper(BasicSweeper):
         self.grids = [dict(grid) for grid in grids]
 
     def sweep(self, arguments: list[str]) -> None:
+        from crux.launch.on_slurm import check_queue
         from crux.sweeps.launch import Job, fixed_overrides, launch  # Hydra imports every plugin on every start
 
         assert self.config is not None
@@ -67,6 +68,7 @@ class GridSweeper(BasicSweeper):
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
             at_once=self.max_batch_size,
+            ready=check_queue,  # whatever the launcher is now
         )
 
 

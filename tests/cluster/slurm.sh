@@ -4,16 +4,18 @@
 set -euo pipefail
 place=${CRUX_TEST_SLURM:-/tmp/crux-test-slurm}
 
+alive() {
+    local pid
+    pid=$(cat "$place/$1.pid" 2>/dev/null) && [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null
+}
+
 stop() {
+    local name
     for name in slurmd slurmctld munged; do
-        [ -s "$place/$name.pid" ] && kill "$(cat "$place/$name.pid")" 2>/dev/null || true
+        ! alive $name || kill "$(cat "$place/$name.pid")" 2>/dev/null || true
     done
     for _ in $(seq 50); do # their sockets and state are free only then
-        alive=0
-        for name in slurmd slurmctld munged; do
-            [ -s "$place/$name.pid" ] && kill -0 "$(cat "$place/$name.pid")" 2>/dev/null && alive=1
-        done
-        [ "$alive" = 0 ] && break
+        alive slurmd || alive slurmctld || alive munged || break
         sleep 0.2
     done
     rm -rf "$place"
@@ -23,9 +25,12 @@ start() {
     if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
         apt-get update -qq
         # the packages' own services stay off: this cluster has its own
-        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge || { rm -f /usr/sbin/policy-rc.d; exit 1; }
-        rm -f /usr/sbin/policy-rc.d
+        local policy=/usr/sbin/policy-rc.d
+        if [ ! -e $policy ]; then
+            trap "rm -f $policy" EXIT
+            printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy
+        fi
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge
     fi >&2
     stop
     mkdir -p "$place/state" "$place/spool"
@@ -57,10 +62,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
 KillWait=10
-MinJobAge=30
+MinJobAge=600
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SchedulerParameters=sched_interval=5,batch_sched_delay=1
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(env -u OMP_NUM_THREADS nproc) State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 EOF
     export SLURM_CONF=$place/slurm.conf

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-STEPS = 40
+STEPS = 200
 JOB = [
     "debug=limit", "trainer.progress=false", f"trainer.max_steps={STEPS}", "trainer.val_every=0", "trainer.checkpoint_every=5",
     "evaluation.tokens=1024", "evaluation.latents=0", "layer=4",
@@ -47,6 +47,17 @@ def logged(outputs: Path, folder: Path) -> Counter[int]:
     found = Counter(step for (step,) in connection.execute(query, (run,)))
     connection.close()
     return found
+
+
+def seconds_a_step(outputs: Path, folder: Path) -> float:
+    """From what the job told MLflow, which it does at every step."""
+    run = (folder / "mlflow_run_id").read_text().strip()
+    connection = sqlite3.connect(outputs / "mlflow.db")
+    query = "SELECT step, timestamp FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY step"
+    rows = connection.execute(query, (run,)).fetchall()
+    connection.close()
+    (first, began), (last, ended) = rows[0], rows[-1]
+    return (ended - began) / 1000 / (last - first)
 
 
 def states(outputs: Path) -> Counter[str]:

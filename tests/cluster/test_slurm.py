@@ -1,6 +1,7 @@
 """`hydra/launcher=slurm` on a real SLURM of one node: `pytest -m cluster tests/cluster` (Debian or Ubuntu, as root; installs slurm-wlm)."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sweeps_there import GRID, JOB, STEPS, check_whole, folders, judged, logged, states, wait_for
+from sweeps_there import GRID, JOB, STEPS, check_whole, folders, judged, logged, seconds_a_step, states, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -57,19 +58,20 @@ def test_stopped_jobs_go_on_from_their_checkpoints(
     """Of a 2×2 sweep one job is preempted as submitit has it (SIGUSR2), one is requeued by the cluster (SIGTERM, SIGKILL)."""
     sweep = start(*GRID, f"output_dir={tmp_path}")
     place = tmp_path / "sweeps" / "grid"
-    stopped = {}
+    stopped, signalled = {}, []
     for index, seed in enumerate((0, 1)):
         wait_for(lambda s=seed: list(place.glob(f"*loss=local*seed={s}*/checkpoints/last.ckpt")), sweep, seconds=900)
         array = (place / ".slurm_jobs").read_text().strip()
         if seed == 0:
-            # what it says does not matter: the job may be queued again before all of its steps have the signal
-            subprocess.run(["scancel", "--signal=USR2", f"{array}_{index}"], env=slurm, check=False)
+            # not waited for: the job is queued again before all of its steps have the signal, and scancel tries for a minute
+            signalled.append(subprocess.Popen(["scancel", "--signal=USR2", f"{array}_{index}"], env=slurm))
         else:
             scontrol(slurm, "requeue", f"{array}_{index}")
         stopped[seed] = f"{array}_{index}"
     out, err = sweep.communicate(timeout=1500)
     assert sweep.returncode == 0, err
     print(out)
+    signalled[0].wait(120)
     for job in stopped.values():
         assert "Restarts=1" in scontrol(slurm, "show", "job", job)
     assert not (place / ".slurm_jobs").exists()
@@ -90,46 +92,78 @@ def test_stopped_jobs_go_on_from_their_checkpoints(
         assert judged(folder) == judged(reference)
 
 
-def test_a_job_that_times_out_is_queued_again_and_goes_on(start: Start, tmp_path: Path) -> None:
-    """SLURM ends jobs at whole minutes; it warns this one half a minute before its second, or up to a minute earlier."""
-    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30", "hydra.launcher.max_num_timeout=9"]
-    steps = 1500
-    words = [
-        "-m",
-        "loss=e2e",
-        "sweep_name=long",
-        f"trainer.max_steps={steps}",
-        "trainer.batch=4",
-        f"output_dir={tmp_path}",
-    ]
-    sweep = start(*limits, *words)
-    out, err = sweep.communicate(timeout=1500)
+def test_a_job_that_times_out_is_queued_again_and_goes_on(
+    slurm: dict[str, str], command: list[str], start: Start, tmp_path: Path
+) -> None:
+    """A job of about 150 s within two minutes, of which it has less: SLURM warns it between 10 and 70 s before its end."""
+    job = ["loss=e2e", "trainer.batch=4"]
+    alone = [*command, *JOB, *job, "trainer.max_steps=50", f"output_dir={tmp_path / 'alone'}"]
+    subprocess.run(alone, env=slurm | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    (measured,) = (tmp_path / "alone" / "runs").iterdir()
+    steps = round(150 / seconds_a_step(tmp_path / "alone", measured))
+
+    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=10", "hydra.launcher.max_num_timeout=9"]
+    sweep = start(*limits, "-m", *job, "sweep_name=long", f"trainer.max_steps={steps}", f"output_dir={tmp_path}")
+    out, err = sweep.communicate(timeout=2400)
     assert sweep.returncode == 0, err
     print(out)
     (folder,) = folders(tmp_path, "long")
     check_whole(folder, steps)
-    logs = "".join(
-        path.read_text() for path in (folder, *folder.parent.glob(".submitit/*")) for path in path.rglob("*.*log*")
-    )
-    assert "Requeued job" in logs
-    assert logged(tmp_path, folder)[1] == 1
+    log = (folder / "output.log").read_text()
+    print(*(line for line in log.splitlines() if line.startswith(("process ", "submitit"))), sep="\n")
+    stops = len(
+        set(re.findall(r"\((.*)\) - Caught signal SIGUSR2 on .*: this job is timed-out", log))
+    )  # each is told twice
+    assert stops >= 1
+    assert len(re.findall("^process ", log, re.MULTILINE)) == stops + 1
+    times = logged(tmp_path, folder)
+    print(f"{steps} steps; again: {sorted(step for step, n in times.items() if n > 1)}")
+    assert times[1] == 1
+    assert times.total() - steps <= 5 * stops  # what it did behind its last checkpoint
     assert states(tmp_path) == {"FINISHED": 2}
 
 
 def test_ctrl_c_takes_the_jobs_off_the_cluster(slurm: dict[str, str], start: Start, tmp_path: Path) -> None:
+    """And a start after the launching process was SIGKILLed waits until the jobs that it left are gone, and goes on with them."""
+    line = [*GRID, "trainer.max_steps=1000000", f"output_dir={tmp_path}"]
+    place = tmp_path / "sweeps" / "grid"
+
+    def queue() -> str:
+        return subprocess.run(["squeue", "-h"], env=slurm, check=True, capture_output=True, text=True).stdout
+
+    killed = start(*line)
+    wait_for(lambda: len(list(place.glob("*/checkpoints/last.ckpt"))) == 2, killed, seconds=900)
+    beside = start(*line)
+    _, err = beside.communicate(timeout=120)
+    assert beside.returncode == 2
+    assert f"sweep grid is run by process {killed.pid} on " in err
+    killed.kill()
+    killed.communicate()
+    too_early = start(*line)
+    _, err = too_early.communicate(timeout=120)
+    assert too_early.returncode == 2
+    assert "4 jobs of this sweep are in SLURM's queue" in err
+    print(err)
+    assert states(tmp_path) == {"RUNNING": 3}  # nothing was touched
+    subprocess.run(err.strip().rpartition("say ")[2].split(), env=slurm, check=True)
+    deadline = time.monotonic() + 60
+    while queue():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert states(tmp_path) == {"RUNNING": 1, "KILLED": 2}
+
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
-    sweep = start(*GRID, "trainer.max_steps=1000000", f"output_dir={tmp_path}")
+    sweep = start(*line)
     signal.signal(signal.SIGINT, inherited)
-    wait_for(lambda: list((tmp_path / "sweeps" / "grid").glob("*/checkpoints/last.ckpt")), sweep, seconds=900)
-    second = start(*GRID, "trainer.max_steps=1000000", f"output_dir={tmp_path}")
-    _, err = second.communicate(timeout=120)
-    assert second.returncode == 2
-    assert "in SLURM's queue" in err
+    wait_for(lambda: states(tmp_path) == {"RUNNING": 3}, sweep, seconds=900)
     sweep.send_signal(signal.SIGINT)
     began = time.monotonic()
-    sweep.communicate(timeout=60)
+    out, _ = sweep.communicate(timeout=60)
+    seconds = time.monotonic() - began
+    print(out, f"{seconds:.1f} s")
     assert sweep.returncode == 130
-    assert time.monotonic() - began < 30
-    assert states(tmp_path).keys() == {"KILLED"}
+    assert seconds < 30
+    assert "4 jobs, 2 to go on with" in out
+    assert states(tmp_path) == {"KILLED": 3}
     time.sleep(12)  # SLURM's KillWait
-    assert subprocess.run(["squeue", "-h"], env=slurm, check=True, capture_output=True, text=True).stdout == ""
+    assert queue() == ""

@@ -1,6 +1,7 @@
 """Jobs on a SLURM cluster, by submitit: one array for the sweep; a job that times out is queued again and goes on."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,21 +26,37 @@ GRACE = 8.0
 """Seconds that stopped jobs have to say in MLflow that they were stopped."""
 
 
+NOTE = ".slurm_jobs"
+"""In the sweep's folder: which array its jobs are in."""
+
+
+def check_queue(folder: Path) -> None:
+    """Raises a one-line ValueError where jobs of an earlier start of this sweep are, or may be, in the queue: they run by themselves."""
+    note = folder / NOTE
+    if not note.exists():
+        return
+    array = note.read_text("utf-8").strip()
+    still = queued(array) if shutil.which("squeue") is not None else None
+    if still is None:
+        raise ValueError(
+            f"SLURM cannot be asked here whether jobs of this sweep are in its queue (array {array}); "
+            f"where you know that none is, remove {note}"
+        )
+    if still:
+        raise ValueError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or say scancel {array}")
+
+
 def run_on_slurm(
     jobs: Sequence[Work], *, submitit_folder: str, max_num_timeout: int, setup: Sequence[str], **options: Any
 ) -> list[JobReturn]:
     """Submits the jobs and waits for them; one that the cluster loses is told on the screen and stops no other.
 
     Raises:
-        ValueError: where jobs of an earlier start of this sweep are still in the queue, or sbatch refuses the options.
+        ValueError: where sbatch refuses the options.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    folder = jobs[0].folder.parent
-    note = folder / ".slurm_jobs"
-    if note.exists() and (still := queued(array := note.read_text("utf-8").strip())):
-        raise ValueError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or say scancel {array}")
     for work in jobs:
         work.threads = options["cpus_per_task"]
     common = (
@@ -61,9 +78,10 @@ def run_on_slurm(
     except (FailedJobError, FailedSubmissionError) as error:
         raise ValueError(f"hydra/launcher=slurm: sbatch refuses: {' '.join(str(error).split())[-300:]}") from error
     array = submitted[0].job_id.partition("_")[0]
-    write_whole(note, array + "\n")
-    print(f"slurm: {len(jobs)} jobs in array {array}; logs in {Path(submitit_folder).parent}", flush=True)
+    note = jobs[0].folder.parent / NOTE
     try:
+        write_whole(note, array + "\n")
+        print(f"slurm: {len(jobs)} jobs in array {array}; logs in {Path(submitit_folder).parent}", flush=True)
         ended = _wait(jobs, submitted, array=array)
     except BaseException:
         _cancel(array)

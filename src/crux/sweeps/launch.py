@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -20,6 +21,7 @@ from crux.checks import check_tracking
 from crux.folder_name import shortened
 from crux.mistakes import mistake
 from crux.schema import Config, Strategy, Task, to_plain
+from crux.sweeps.lock import locked
 from crux.tracking.run_folder import RunFolder, same_run
 from crux.tracking.sweep import SweepRun, sweep_run
 
@@ -58,38 +60,44 @@ def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
     return fixed
 
 
-def launch(jobs: Sequence[Job], *, start: Callable[[Sequence[Job]], object], at_once: int | None) -> None:
+Start = Callable[[Sequence[Job]], Sequence[JobReturn]]
+"""Hands jobs to Hydra's launcher; returns their ends, in that order."""
+
+
+def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Callable[[Path], None]) -> None:
     """Starts the jobs that are new, were interrupted, or failed and are to be tried again; ends with the sweep's summary.
 
     Args:
-        start: hands jobs to Hydra's launcher; returns when they have ended.
         at_once: jobs to hand over at once; None: all.
+        ready: raises where jobs of this folder's sweep may still be running, without their launching process.
 
     Raises:
-        ValueError, HydraException: where the sweep cannot be started.
+        ValueError, HydraException: where the sweep cannot be started, or is being run.
         SystemExit: with 1, where a job failed, now or before.
     """
     first = jobs[0].config
     _check(jobs)
     folder = jobs[0].folder.path.parent
-    for job in jobs:
-        if job.folder.failed and first.retry_failed:
-            job.folder.forget_failure()
-    todo = [job for job in jobs if not job.folder.done and not job.folder.failed]
-    print(f"sweep {folder.name}: {_count(jobs, todo)}; {folder}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with sweep_run(first, folder, jobs=[job.name for job in jobs]) as tracked:
-        lost = _start(todo, start=start, at_once=at_once) if todo else {}
-        failures: dict[str, str] = {}
+    with locked(folder):
+        ready(folder)
         for job in jobs:
-            if job.folder.failed:
-                failures[job.name] = job.folder.failure()
-            elif not job.folder.done:
-                failures[job.name] = lost.get(job.name, "ended without a word: killed?")
-        _summarise(folder, first, tracked)
-        if failures:
-            _tell(failures, folder, retried=first.retry_failed)
-            sys.exit(1)
+            if job.folder.failed and first.retry_failed:
+                job.folder.forget_failure()
+        todo = [job for job in jobs if not job.folder.done and not job.folder.failed]
+        print(f"sweep {folder.name}: {_count(jobs, todo)}; {folder}", flush=True)
+        with sweep_run(first, folder, jobs=[job.name for job in jobs]) as tracked:
+            lost = _start(todo, start=start, at_once=at_once) if todo else {}
+            failures: dict[str, str] = {}
+            for job in jobs:
+                if job.folder.failed:
+                    failures[job.name] = job.folder.failure()
+                elif not job.folder.done:
+                    failures[job.name] = lost.get(job.name, "ended without a word: killed?")
+            _summarise(folder, first, tracked)
+            if failures:
+                _tell(failures, folder, retried=first.retry_failed)
+                sys.exit(1)
 
 
 def _check(jobs: Sequence[Job]) -> None:
@@ -132,14 +140,19 @@ def _count(jobs: Sequence[Job], todo: Sequence[Job]) -> str:
     return ", ".join(f"{n} {word}" for n, word in words if n or word == "jobs")
 
 
-def _start(todo: Sequence[Job], *, start: Callable[[Sequence[Job]], object], at_once: int | None) -> dict[str, str]:
-    """Returns the reason, for jobs that the launcher itself lost. Jobs tell of their own failures on disk."""
+def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[str, str]:
+    """Returns the launcher's reason, for jobs that it lost. Jobs tell of their own failures on disk.
+
+    It is not left there: what was lost is gone on with by the next start, as what was interrupted is.
+    """
     lost: dict[str, str] = {}
     size = at_once or len(todo)
     for i in range(0, len(todo), size):
         batch = todo[i : i + size]
         try:
-            start(batch)
+            for job, end in zip(batch, start(batch), strict=True):
+                if end.status is JobStatus.FAILED:
+                    lost[job.name] = f"its process ended: {' '.join(str(end._return_value).split())[:300]}"
         except Exception as error:
             if mistake(error) is not None:
                 raise

@@ -1,0 +1,38 @@
+"""One launching process at a time for a sweep's folder."""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the kernel lets go of it when this process ends, however it ends.
+
+    A file system without locks is told of on the screen: the sweep runs, and two launches of it are not kept apart.
+
+    Raises:
+        ValueError: where another process holds it.
+    """
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"sweep {folder.name} is run by {holder}: wait for it, or stop it; {folder}") from None
+        except OSError as error:
+            print(
+                f"crux: {folder} cannot be locked ({error.strerror}): do not start this sweep twice at the same time",
+                file=sys.stderr,
+            )
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+        yield
