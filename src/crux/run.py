@@ -158,7 +158,7 @@ def train(config: Config, *, folder: Path | None) -> None:
             report.write_pages(part.folder, part.config, subject=judged, sites=own, tokens=tokens, verdict=verdict)
             part.folder.write_metrics(metrics)
             if part.tracker is not None:
-                part.tracker.metrics(config.trainer.max_steps, metrics)
+                part.tracker.metrics(0, metrics)  # no course, one value: MLflow draws bars
                 part.tracker.files(part.folder.path)
             results.append((part, metrics))
         for part, _ in results:

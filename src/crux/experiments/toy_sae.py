@@ -98,7 +98,7 @@ def train_on_toy(config: Config, *, folder: Path | None) -> None:
         )
         job.write_metrics(metrics)
         if tracker is not None:
-            tracker.metrics(trainer.max_steps, metrics)
+            tracker.metrics(0, metrics)
             tracker.files(job.path)
         job.finish()
     show(config, job, found)

@@ -44,7 +44,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
             importance=importances(toy).double(),
             density=torch.full((toy.n_features,), density, dtype=torch.float64),
             signed=toy.signed,
-            n_random=6,
+            n_random=2,
             seed=config.seed,
             max_iterations=400,
             gradient_tolerance=1e-8,

@@ -45,7 +45,7 @@ def run_toy(config: Config, *, folder: Path | None) -> None:
         found = experiment.result(config, trained)
         metrics = write(job, found)
         if tracker is not None:
-            tracker.metrics(config.trainer.max_steps * len(programs), metrics)
+            tracker.metrics(0, metrics)
             tracker.files(job.path)
         job.finish()
     show(config, job, found)
