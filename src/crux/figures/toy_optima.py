@@ -25,9 +25,10 @@ def toy_optima(
             va="bottom",
             fontsize=7.5,
         )
-    axes.axhline(100 * close, color=GREY, linestyle="--", linewidth=1, label=f"{close:.1%} above")
+    axes.axhline(100 * close, color=GREY, linestyle="--", linewidth=1, label=f"{100 * close:g} % above")
     axes.set_yscale("symlog", linthresh=100 * close)
+    axes.set_ylim(-20 * close, max(2.5 * 100 * float(excess.max()), 1000 * close))
     axes.set_xticks(range(len(densities)), [f"{density:g}" for density in densities])
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.0, 0.3))
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     dress(axes, x="density p", y="loss above the exact optimum (%)\na point a restart")
     return figure
