@@ -11,6 +11,7 @@ from crux.sweeps.curves import curves
 from crux.sweeps.pictures import pictures
 from crux.sweeps.report import write_report
 from crux.sweeps.runs import finished_runs
+from crux.tracking.run_folder import RunFolder
 
 AT = [20.0, 25.0]
 
@@ -114,3 +115,26 @@ def test_the_command_rebuilds_it(
     assert {p.name for p in folder.glob("*.*")} == {"report.md", "runs.csv", "matched.csv"}
     assert not (tmp_path / "mlflow.db").exists()
     assert not list(tmp_path.rglob("FAILED"))
+
+
+def test_toy_models_have_columns_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        config = {"loss": {"name": "e2e_ds"}, "sparsity": 1.0, "seed": seed, "toy": {"experiment": "geometry"}}
+        folder = RunFolder.create(tmp_path / f"seed={seed}", config)
+        folder.write_metrics({"final/checks": 4.0, "final/checks_failed": float(seed)})
+        folder.finish()
+    table = write_report(tmp_path, at=AT).tables
+    assert list(table) == ["Runs"]
+    assert table["Runs"].header == ["experiment", "seeds", "checks", "checks failed"]
+    assert table["Runs"].rows == [["geometry", "2", "4 (4 to 4)", "0.5 (0 to 1)"]]
+
+
+def test_saes_on_toy_models_are_told_by_what_they_recover(tmp_path: Path) -> None:
+    for loss in ("local", "e2e"):
+        config = {"loss": {"name": loss}, "sparsity": 1.0, "seed": 0, "hook_point": "hook_hidden"}
+        folder = RunFolder.create(tmp_path / loss, config)
+        folder.write_metrics({"final/l0": 1.0, "final/recovered": 0.8, "final/loss_increase": 0.1})
+        folder.finish()
+    table = write_report(tmp_path, at=AT).tables["Runs"]
+    assert table.header == ["loss", "seeds", "L0", "network's loss increase", "features recovered"]
+    assert [row[0] for row in table.rows] == ["local", "e2e"]

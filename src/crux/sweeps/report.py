@@ -11,12 +11,12 @@ from crux.evaluation.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
 from crux.sweeps.curves import curves
 from crux.sweeps.pictures import pictures
 from crux.sweeps.runs import finished_runs
-from crux.sweeps.tables import Shown, matched_csv, matched_table, matches, runs_csv, runs_table, times_table
+from crux.sweeps.tables import RATE, Shown, matched_csv, matched_table, matches, runs_csv, runs_table, times_table
 from crux.tracking.run_folder import write_whole
 
 NOTES = {
     "Runs": "On held-out text: nats per token, shares for explained variance, loss recovered and alive latents. "
-    "Mean over seeds (lowest to highest).",
+    "Of toy models: the network's own loss, summed over features, and shares. Mean over seeds (lowest to highest).",
     "At equal L0": "CE loss increase in nats per token, linear between the two neighbouring L0 of a seed's runs; mean over "
     "seeds (lowest to highest). A ratio is that of the means over the seeds that both losses have, to the first loss that is "
     "there of local, e2e, e2e_ds and the others by name; in brackets the lowest and highest of the seeds' own ratios, and "
@@ -61,7 +61,8 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
     if found:
         tables["At equal L0"] = matched_table(found)
         write_whole(folder / "matched.csv", matched_csv(found).csv())
-    tables["Time"] = times_table(runs)
+    if any(RATE in run.metrics for run in runs):
+        tables["Time"] = times_table(runs)
     drawn = pictures(lines, at=at) if lines else {}
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):

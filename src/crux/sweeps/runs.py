@@ -38,9 +38,17 @@ def _asked(config: dict[str, Any]) -> str:
 ORDER = ("local", "e2e", "e2e_ds")
 """Losses in tables and figures; others follow by name. Ratios are to the first one that is there."""
 
-ARCHITECTURE, LOSS, HOOK_POINT, ASKED, STEPS = "architecture", "loss", "hook point", "asked for", "steps"
+EXPERIMENT, ARCHITECTURE, LOSS, HOOK_POINT = "experiment", "architecture", "loss", "hook point"
+ASKED, STEPS = "asked for", "steps"
+
+
+def _experiment(config: dict[str, Any]) -> str:
+    """Of a toy model itself; empty where an SAE was trained."""
+    return (config.get("toy") or {}).get("experiment", "")
+
 
 SETTINGS: dict[str, Callable[[dict[str, Any]], str]] = {
+    EXPERIMENT: _experiment,
     ARCHITECTURE: lambda c: c.get("sae", {}).get("name", "relu"),
     LOSS: lambda c: c["loss"]["name"],
     HOOK_POINT: lambda c: ", ".join(c.get("hook_points") or [c.get("hook_point") or ""]),
@@ -122,7 +130,8 @@ def settings(runs: Sequence[Run]) -> list[dict[str, str]]:
             if len({str(keys.get(key)) for keys in group}) > 1
         }
     )
-    shown = [title for title in SETTINGS if title == LOSS or len({k[title] for k in known}) > 1]
+    always = LOSS if not any(k[EXPERIMENT] for k in known) else EXPERIMENT
+    shown = [title for title in SETTINGS if title == always or len({k[title] for k in known}) > 1]
     return [
         {title: titles[title] for title in shown} | {key: str(keys.get(key)) for key in others}
         for titles, keys in zip(known, flat, strict=True)

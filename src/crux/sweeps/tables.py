@@ -20,8 +20,14 @@ MEASURED = {
     "explained variance": "explained_variance",
     "loss recovered (mean)": "loss_recovered_mean",
     "norm ratio": "norm_ratio",
+    "network's loss increase": "loss_increase",
+    "output explained variance": "output_explained_variance",
+    "features recovered": "recovered",
+    "mean max cosine": "mean_max_cosine",
+    "checks": "checks",
+    "checks failed": "checks_failed",
 }
-"""Columns of the table, and the metrics in them."""
+"""Columns of the table, where a run has them, and the metrics in them; the last six are toy models'."""
 
 RATE = "final/tokens_per_second"
 
@@ -46,12 +52,16 @@ def runs_table(runs: Sequence[Run]) -> Shown:
     """A line a setting: mean over seeds, with the range."""
     rows: list[list[str]] = []
     groups, titles = _by_setting(runs)
+    patterns = MEASURED | {"alive": r"alive_heldout_\d+_frac"}
+    columns = {t: p for t, p in patterns.items() if any(_values(run, p) for run in runs)}
     for setting, members in groups.items():
-        group = [runs[i] for i in members]
-        measured = [[r.metrics[f"final/{k}"] for r in group if f"final/{k}" in r.metrics] for k in MEASURED.values()]
-        alive = [v for r in group for k, v in r.metrics.items() if re.fullmatch(r"final/alive_heldout_\d+_frac", k)]
-        rows.append([*setting, str(len(group)), *(spread(v) for v in [*measured, alive])])
-    return Shown([*titles, "seeds", *MEASURED, "alive"], rows)
+        measured = [[v for i in members for v in _values(runs[i], pattern)] for pattern in columns.values()]
+        rows.append([*setting, str(len(members)), *(spread(values) for values in measured)])
+    return Shown([*titles, "seeds", *columns], rows)
+
+
+def _values(run: Run, pattern: str) -> list[float]:
+    return [value for name, value in run.metrics.items() if re.fullmatch(f"final/{pattern}", name)]
 
 
 def _by_setting(runs: Sequence[Run]) -> tuple[dict[tuple[str, ...], list[int]], list[str]]:
