@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crux.schema import HERE, Config, Strategy, Together
+from crux.schema import HERE, Config, Strategy, Together, Toy
 from crux.subjects.toy_folder import HOOK, n_hidden, n_instances, toy_folder
 
 TOY_KEYS = (
@@ -12,6 +12,9 @@ TOY_KEYS = (
     "trainer.checkpoint_every", "trainer.progress",
 )  # fmt: skip
 """What has a meaning for experiments with toy models."""
+
+SEVERAL_SIZES = ("phase_diagram", "correlated")
+"""Those that train models of several sizes."""
 
 
 def check_toy(config: Config, given: set[str]) -> None:
@@ -46,8 +49,24 @@ def check_toy(config: Config, given: set[str]) -> None:
         values = getattr(toy, key)
         if values is not None and (not values or not all(value > 0 for value in values)):
             raise ValueError(f"toy.{key}={values}: must be numbers above 0")
+    _sizes(toy, given)
     if toy.held_out % min(toy.held_out, 1024):
         raise ValueError(f"toy.held_out={toy.held_out}: must be a multiple of 1024, or less")
+
+
+def _sizes(toy: Toy, given: set[str]) -> None:
+    """Of the experiments that train models of several sizes."""
+    several = toy.experiment in SEVERAL_SIZES
+    if several != (toy.sizes is not None):
+        raise ValueError(
+            f"toy.sizes has {'to be given' if several else 'no meaning'} for experiment=toy/{toy.experiment}"
+        )
+    for size in toy.sizes or []:
+        if len(size) != 3 or min(size) < 1 or size[0] % size[2]:
+            raise ValueError(f"toy.sizes: {size} must be [n_features, n_hidden, n_sets], the features in equal sets")
+    for key in ("n_features", "n_hidden", "n_sets"):
+        if several and f"toy.{key}" in given:
+            raise ValueError(f"toy.{key}: experiment=toy/{toy.experiment} trains several sizes, toy.sizes says which")
 
 
 def of_toy_model(config: Config) -> bool:

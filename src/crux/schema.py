@@ -337,6 +337,8 @@ class Toy:
     """How often in training the weights are kept, evenly spaced; 0: never."""
     tile: int = MISSING
     """Most streams (densities × seeds) that train as one program."""
+    sizes: list[list[int]] | None = None
+    """[n_features, n_hidden, n_sets] of each model, where an experiment trains several sizes; goes before those three keys."""
 
 
 @dataclass

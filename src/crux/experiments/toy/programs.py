@@ -1,6 +1,7 @@
 """From the configuration to programs: which instances, on which data."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,13 @@ def settings(config: Config) -> Toy:
     """The experiment's own keys."""
     assert config.toy is not None, "the experiment's file sets them"
     return config.toy
+
+
+def sized(config: Config) -> list[Config]:
+    """The configuration for each of its sizes."""
+    toy = settings(config)
+    assert toy.sizes is not None, "crux.checks asks for them"
+    return [replace(config, toy=replace(toy, n_features=n, n_hidden=m, n_sets=n_sets)) for n, m, n_sets in toy.sizes]
 
 
 def importances(toy: Toy) -> Float[Tensor, "n_features"]:
