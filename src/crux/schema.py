@@ -337,6 +337,8 @@ class Toy:
     """How often in training the weights are kept, evenly spaced; 0: never."""
     tile: int = MISSING
     """Most streams (densities × seeds) that train as one program."""
+    unit: bool = MISSING
+    """Samples at norm 1 (double_descent)."""
 
 
 @dataclass
