@@ -339,6 +339,8 @@ class Toy:
     """Most streams (densities × seeds) that train as one program."""
     sizes: list[list[int]] | None = None
     """[n_features, n_hidden, n_sets] of each model, where an experiment trains several sizes; goes before those three keys."""
+    unit: bool = MISSING
+    """Samples at norm 1 (double_descent)."""
 
 
 @dataclass

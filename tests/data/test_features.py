@@ -50,6 +50,16 @@ def test_each_feature_has_its_own_density_also_where_places_are_drawn() -> None:
         near((stream > 0).double().mean(0), density, n)
 
 
+def test_unit_samples_keep_their_directions_and_empty_ones_stay() -> None:
+    p = torch.full((1, 20), 0.05)
+    plain = batches(INDEPENDENT, p, seeds=[3], batch=500)[0][0]
+    unit = batches(INDEPENDENT._replace(unit=True), p, seeds=[3], batch=500)[0][0]
+    length = plain.norm(dim=-1, keepdim=True)
+    assert 0 < int((length == 0).sum()) < 500
+    torch.testing.assert_close(unit, torch.where(length > 0, plain / length, 0))
+    torch.testing.assert_close(unit.norm(dim=-1), (length[:, 0] > 0).float())
+
+
 def test_signed_magnitudes_are_symmetric() -> None:
     n = 200_000
     x = batches(FeatureDistribution(Together.independent, 1, True), torch.full((1, 2), 0.4), seeds=[2], batch=n)[0][0]

@@ -47,3 +47,5 @@ def test_large_and_hidden_relu_models_have_none() -> None:
     assert not has_population_loss(program)
     wide = program._replace(kind=Kind.relu_output, density=torch.full((1, 9), 0.5), importance=torch.ones(1, 1, 9))
     assert not has_population_loss(wide)
+    unit = wide._replace(features=FeatureDistribution(Together.independent, 1, False, unit=True))
+    assert not has_population_loss(unit._replace(density=torch.full((1, 4), 0.5), importance=torch.ones(1, 1, 4)))

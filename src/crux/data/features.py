@@ -47,6 +47,8 @@ class FeatureDistribution(NamedTuple):
     """Equal sets of neighbours that are active together or exclude each other; 1 where features have no sets."""
     signed: bool
     """Magnitudes from [-1, 1) instead of [0, 1)."""
+    unit: bool = False
+    """Samples are scaled to norm 1, but for those without an active feature (Henighan et al. 2023); magnitudes are uniform no more."""
 
 
 def check_distribution(how: FeatureDistribution, density: Float[Tensor, "*streams n_features"]) -> None:
@@ -117,6 +119,9 @@ class FeatureBatches(Sequence[Float[Tensor, "stream batch n_features"]]):
             _fill(stream, self.how, density, generator(seed, self.purpose, i))
         if self.how.signed:
             np.subtract(2 * x, 1, out=x, where=x != 0)
+        if self.how.unit:
+            length = np.linalg.norm(x, axis=-1, keepdims=True)
+            np.divide(x, length, out=x, where=length > 0)
         return torch.from_numpy(x)
 
 

@@ -30,7 +30,8 @@ def activity(how: FeatureDistribution, density: Float[Tensor, "*batch n_features
 
 def has_population_loss(program: Program) -> bool:
     """Whether `population_loss` knows the model."""
-    return program.kind in (Kind.linear, Kind.relu_output) and program.n_features <= LARGEST
+    known = program.kind in (Kind.linear, Kind.relu_output) and not program.features.unit
+    return known and program.n_features <= LARGEST
 
 
 def population_loss(program: Program, weights: Weights) -> Float[Tensor, "stream setting"]:

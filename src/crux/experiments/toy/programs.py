@@ -58,7 +58,7 @@ def program(
         name=name,
         kind=kind or Kind(toy.kind.value),
         n_hidden=toy.n_hidden,
-        features=FeatureDistribution(Together(toy.together.value), toy.n_sets, toy.signed),
+        features=FeatureDistribution(Together(toy.together.value), toy.n_sets, toy.signed, toy.unit),
         seeds=seeds,
         density=densities,
         importance=importance.expand(len(seeds), -1, -1),

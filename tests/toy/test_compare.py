@@ -1,0 +1,61 @@
+"""Instances side by side: on shared samples, in pieces and as a whole, polished."""
+
+import torch
+
+from crux.data.features import FeatureDistribution, Purpose, Together
+from crux.subjects.superposition import Kind, SuperpositionModel, Weights, error
+from crux.toy.compare import at, polished, shared_losses, whole
+from crux.toy.program import Program, Trained
+
+
+def made(kind: Kind, *, streams: int, settings: int) -> Trained:
+    """Random instances of four features in two dimensions."""
+    torch.manual_seed(0)
+    program = Program(
+        name="model",
+        kind=kind,
+        n_hidden=2,
+        features=FeatureDistribution(Together.independent, 1, kind is Kind.absolute_value),
+        seeds=torch.arange(streams),
+        density=torch.full((streams, 4), 0.5),
+        importance=torch.rand(streams, settings, 4),
+        points=None,
+    )
+    W_out = torch.randn(streams, settings, 4, 2) if kind is Kind.absolute_value else None
+    weights = Weights(torch.randn(streams, settings, 2, 4), torch.zeros(streams, settings, 4), W_out)
+    return Trained(program, weights, torch.rand(streams, settings), {})
+
+
+def test_shared_losses_are_those_of_the_first_seeds_samples() -> None:
+    trained = made(Kind.absolute_value, streams=6, settings=2)
+    found = shared_losses(trained, n_seeds=3, samples=500)
+    assert found.shape == (6, 2)
+    for stream in (1, 5):
+        first = 3 * (stream // 3)
+        x = at(trained, torch.tensor([first])).program.data(batch=500, n_batches=1, purpose=Purpose.held_out)[0]
+        one = at(trained, torch.tensor([stream]))
+        torch.testing.assert_close(found[stream], error(one.model, x, one.program.importance)[0].double())
+
+
+def test_pieces_make_the_whole() -> None:
+    for kind in (Kind.relu_hidden, Kind.absolute_value):
+        trained = made(kind, streams=5, settings=1)
+        again = whole([at(trained, torch.tensor([0, 1, 2])), at(trained, torch.tensor([3, 4]))])
+        for a, b in zip([*trained.weights, trained.loss], [*again.weights, again.loss], strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+        assert torch.equal(again.program.seeds, trained.program.seeds)
+        assert torch.equal(again.program.importance, trained.program.importance)
+
+
+def test_polishing_ends_where_there_is_no_slope_and_leaves_the_original() -> None:
+    trained = made(Kind.linear, streams=2, settings=1)
+    before = trained.weights.W.clone()
+    found = polished(trained, active=256, max_iterations=300)
+    assert torch.equal(trained.weights.W, before)
+    for stream in range(2):
+        one = at(found, torch.tensor([stream]))
+        x = one.program.data(batch=512, n_batches=1, purpose=Purpose.training)[0]
+        model = SuperpositionModel(Kind.linear, one.weights)
+        error(model, x, one.program.importance).sum().backward()
+        assert model.W.grad is not None
+        assert model.W.grad.abs().max() < 1e-4
