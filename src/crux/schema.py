@@ -337,6 +337,8 @@ class Toy:
     """How often in training the weights are kept, evenly spaced; 0: never."""
     tile: int = MISSING
     """Most streams (densities × seeds) that train as one program."""
+    init_scale: float = MISSING
+    """Of the initial weights to Xavier's; below one, learning goes from plateau to plateau."""
 
 
 @dataclass
