@@ -33,8 +33,9 @@ def check_toy(config: Config, given: set[str]) -> None:
     for key, value in least.items():
         if getattr(toy, key) < value:
             raise ValueError(f"toy.{key}={getattr(toy, key)}: must be {value} or more")
-    if not toy.importance > 0:
-        raise ValueError(f"toy.importance={toy.importance}: must be more than 0")
+    for key in ("importance", "init_scale"):
+        if not getattr(toy, key) > 0:
+            raise ValueError(f"toy.{key}={getattr(toy, key)}: must be more than 0")
     if not toy.densities or not all(0 < p <= 1 for p in toy.densities):
         raise ValueError(f"toy.densities={toy.densities}: must be numbers above 0, up to 1")
     if toy.n_features % toy.n_sets:

@@ -341,6 +341,8 @@ class Toy:
     """[n_features, n_hidden, n_sets] of each model, where an experiment trains several sizes; goes before those three keys."""
     unit: bool = MISSING
     """Samples at norm 1 (double_descent)."""
+    init_scale: float = MISSING
+    """Of the initial weights to Xavier's; below one, learning goes from plateau to plateau."""
 
 
 @dataclass

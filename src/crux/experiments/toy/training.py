@@ -52,6 +52,8 @@ def train(program: Program, config: Config, *, folder: Path, add_row: Row) -> Tr
         n_features=program.n_features,
         n_hidden=program.n_hidden,
     )
+    scale = config.toy.init_scale
+    weights = weights._replace(W=scale * weights.W, W_out=None if weights.W_out is None else scale * weights.W_out)
     module = SuperpositionModule(
         SuperpositionModel(program.kind, weights),
         importance=program.importance,
