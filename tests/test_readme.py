@@ -15,12 +15,21 @@ LINES = re.findall(
 )
 REFUSED = ("experiment=paper", "resume=true", "experiment=report", "launcher=gpus", "launcher=slurm")
 """Without a hub, an unfinished run, a finished sweep, a GPU or a cluster, these end in one line that says so."""
-ELSEWHERE = ("--help", "trainer=ddp", "launcher=cpus")
-"""In test_cli, training/test_ddp_command and test_launchers: they start processes that run a command line of their own."""
+ELSEWHERE = ("--help", "trainer=ddp", "launcher=cpus", "experiment=toy/")
+"""In test_cli, training/test_ddp_command and test_launchers: they start processes that run a command line of their own.
+In experiments/: each toy experiment has a length of its own that is short."""
 
 
 def test_there_are_lines_to_try() -> None:
     assert len(LINES) >= 9
+
+
+def test_every_toy_experiment_is_there_and_named() -> None:
+    named = {m[1] for m in re.finditer(r"experiment=toy/(\w+)", " ".join(LINES))}
+    there = {path.stem for path in (ROOT / "conf" / "experiment" / "toy").glob("*.yaml")}
+    assert named <= there
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "experiments").glob("test_*.py")}
+    assert named - {"sae", "speed"} <= tested | {"correlated"}  # test_toy_sae, test_exact_optima, test_features_in_sets
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if not any(e in line for e in ELSEWHERE)])

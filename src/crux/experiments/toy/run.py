@@ -12,9 +12,10 @@ from rich.table import Table
 from crux.experiments.toy.result import Check, Experiment, Result
 from crux.experiments.toy.training import train
 from crux.schema import Config, to_plain
-from crux.toy.program import write_tensors
+from crux.toy.program import Program, write_tensors
 from crux.tracking.run import earlier_run, how_to_compare, run_name, tracked
 from crux.tracking.run_folder import RunFolder, new_path, write_whole
+from crux.training.fit import checkpoint_step
 
 
 def run_toy(config: Config, *, folder: Path | None) -> None:
@@ -30,7 +31,7 @@ def run_toy(config: Config, *, folder: Path | None) -> None:
     job = earlier or RunFolder.create(
         folder or new_path(Path(config.output_dir), f"toy_{config.toy.experiment}"), to_plain(config)
     )
-    job.forget_after(-1 if earlier is None else config.trainer.max_steps * len(programs))
+    job.forget_after(reached(job, programs, max_steps=config.trainer.max_steps))
     with tracked(config, job, params={"instances": sum(p.importance.shape[:2].numel() for p in programs)}) as tracker:
         trained = []
         for i, program in enumerate(programs):
@@ -49,6 +50,15 @@ def run_toy(config: Config, *, folder: Path | None) -> None:
             tracker.files(job.path)
         job.finish()
     show(config, job, found)
+
+
+def reached(job: RunFolder, programs: Sequence[Program], *, max_steps: int) -> int:
+    """The step of the history from which the job goes on: programs that are done, and the one it was at."""
+    for i, program in enumerate(programs):
+        folder = job.programs / program.name
+        if not (folder / "model.safetensors").exists():
+            return i * max_steps + checkpoint_step(folder / "checkpoints" / "last.ckpt")
+    return len(programs) * max_steps
 
 
 def write(job: RunFolder, found: Result) -> dict[str, float]:
