@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from crux.data.features import FeatureDistribution, Together
-from crux.experiments.toy.basic import bias_gap, gap, linear_excess, linear_optimum
+from crux.experiments.toy.basic import bias_gap, gap, linear_excess, linear_optimum, misplaced
 from crux.subjects.superposition import Kind, Weights
 from crux.toy.program import Program, Trained
 
@@ -42,7 +42,10 @@ def test_no_linear_model_is_below_the_optimum_and_the_dedicated_one_is_at_it() -
 
 def test_gaps_are_the_largest_errors() -> None:
     W = torch.tensor([[1.0, 0.0, 0.5]])[None]  # WᵀW = [[1, 0, .5], [0, 0, 0], [.5, 0, .25]]
-    assert gap(W) == 0.5
+    assert gap(W) == pytest.approx(2 * 0.25 + 0.0625)
+    assert gap(torch.stack([W[0], torch.tensor([[1.0, 0.0, 0.0]])])) == gap(W)  # the worst model counts
+    assert misplaced(W) == 0
+    assert misplaced(torch.tensor([[[0.0, 1.0, 0.6]]])) == 3
     weights = Weights(W, torch.tensor([[9.0, 0.3, 0.1]]), None)  # p/2 = .2: off by half of it, and half
     assert bias_gap(weights, torch.tensor([0.4]), 1) == pytest.approx(0.5)
 
@@ -52,7 +55,7 @@ def test_a_short_run_leaves_a_panel_a_density(crux_here: Callable[..., int], tmp
     assert crux_here(*SMALL, *short, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["final/checks"] == 9
+    assert metrics["final/checks"] == 11
     assert {f"final/represented/{p}" for p in ("1", "0.3", "0.1", "0.03", "0.01", "0.003", "0.001")} <= metrics.keys()
     arrays = load_file(run / "arrays.safetensors")
     assert arrays["W"].shape == arrays["W_linear"].shape == (7, 5, 20)

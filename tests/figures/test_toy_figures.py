@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from crux.figures.toy_dimensionality import toy_dimensionality
 from crux.figures.toy_dynamics import toy_dynamics
 from crux.figures.toy_polygons import density_title, toy_polygons
+from crux.figures.toy_stages import toy_stages
 from crux.figures.toy_superposition import toy_superposition
+from crux.figures.toy_vulnerability import toy_vulnerability
 
 ANGLES = np.arange(5) * 2 * np.pi / 5
 PENTAGON = np.stack([np.cos(ANGLES), np.sin(ANGLES)])
@@ -133,3 +135,42 @@ def test_the_names_of_the_fractions_do_not_overlap() -> None:
         rendered(drawn)
         boxes = [text.get_window_extent() for text in drawn.axes[0].texts]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_vulnerability_beside_features_per_dimension() -> None:
+    densities = np.array([1.0, 0.1, 0.3])
+    figure = toy_vulnerability(
+        densities=densities,
+        vulnerability=np.array([1.0, 3.0, 2.0]),
+        stronger=np.array([1.0, 3.5, 2.5]),
+        features_per_dimension=np.array([1.0, 4.0, 1.5]),
+    )
+    left, right = figure.axes
+    attack, stronger, crowd = left.lines
+    np.testing.assert_allclose(attack.get_xdata(), [1, 1 / 0.3, 10])  # dense to sparse, whatever the order given
+    np.testing.assert_allclose(attack.get_ydata(), [1, 2, 3])
+    np.testing.assert_allclose(stronger.get_ydata(), [1, 2.5, 3.5])
+    np.testing.assert_allclose(crowd.get_ydata(), [1, 1.5, 4])
+    np.testing.assert_allclose(np.asarray(right.collections[0].get_offsets()), [[1, 1], [4, 3], [1.5, 2]])
+    rendered(figure)
+
+
+def test_stages_have_a_panel_each_and_their_letters_on_the_loss() -> None:
+    weights = np.stack([np.concatenate([np.eye(3), -np.eye(3)], axis=1) * (k + 1) for k in range(3)])
+    steps, loss = np.arange(0, 101, 10), np.linspace(1, 0.5, 11)
+    figure = toy_stages(
+        weights=weights,
+        stages=np.array([0, 40, 100]),
+        sets=np.array([0, 0, 0, 1, 1, 1]),
+        steps=steps,
+        loss=loss,
+        titles=["a", "b", "c"],
+    )
+    *panels, below = figure.axes
+    assert [axes.get_title() for axes in panels] == ["A  step 0\na", "B  step 40\nb", "C  step 100\nc"]
+    for axes, W in zip(panels, weights, strict=True):
+        tips = np.stack([np.asarray(line.get_data_3d())[:, 1] for line in axes.lines], axis=1)
+        np.testing.assert_allclose(tips, W)
+    assert [text.get_text() for text in below.texts] == ["A", "B", "C"]
+    np.testing.assert_allclose([line.get_xydata()[0] for line in below.lines[1:]], [[0, 1], [40, 0.8], [100, 0.5]])
+    rendered(figure)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from crux.figures.style import PALETTE, dress, new_figure
 from crux.figures.toy_fractions import mark_fractions
@@ -34,6 +34,10 @@ def toy_dynamics(
     above.grid(visible=False, axis="y")
     below.plot(loss_steps, np.where(loss > 0, loss, np.nan), color=PALETTE[1], linewidth=1.4)
     below.set_yscale("log")
+    if loss.max() < 10 * loss[loss > 0].min(initial=np.inf):  # no power of ten, or one, to put a number at
+        below.yaxis.set_major_locator(MaxNLocator(4))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        below.yaxis.set_minor_locator(NullLocator())
     below.yaxis.set_minor_formatter(NullFormatter())
     dress(below, x="optimiser step", y="loss")
     bar = figure.colorbar(shades, ax=[above, below], label="feature i", aspect=40)

@@ -1,21 +1,30 @@
 """Attacks on the inputs of a tied toy model, within a given L2 distance: how much more does the loss rise where features share dimensions?
 
 Elhage et al. 2209.10652, "Superposition and Adversarial Examples". The analytic attack on feature i moves the input along
-(WᵀW)_i, all the features that overlap with it, in proportion; the worst i is taken for every sample.
+(WᵀW)_i, all the features that overlap with it, in proportion; of all i the one that harms most is taken. An attack is `shared`,
+one perturbation for all of a stream's inputs [stream, 1, n], or each input has its own [stream, batch, n].
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.subjects.superposition import SuperpositionModel, Weights
+from crux.subjects.superposition import SuperpositionModel
+
+STEP = 0.2
+"""Length of a step of gradient ascent, of the distance allowed."""
 
 
-def sample_error(
-    model: SuperpositionModel, seen: Float[Tensor, "stream batch n"], truth: Float[Tensor, "stream batch n"]
-) -> Float[Tensor, "stream batch"]:
-    """Σ_i (x_i − x'_i)² of each sample, the model seeing `seen` in place of x; models with one setting."""
-    return (model(seen)[:, 0] - truth).square().sum(-1)
+def rise(
+    model: SuperpositionModel, x: Float[Tensor, "stream batch n"], delta: Float[Tensor, "stream attacks n"]
+) -> Float[Tensor, "stream attacks"]:
+    """The error Σ_i (x_i − x'_i)² with x + δ in place of x, less that with x; a shared attack's is the mean over inputs."""
+
+    def error(seen: Tensor) -> Tensor:
+        return (model(seen)[:, 0] - x).square().sum(-1)
+
+    more = error(x + delta) - error(x).detach()
+    return more.mean(1, keepdim=True) if delta.shape[1] == 1 else more
 
 
 def directions(W: Float[Tensor, "stream m n"]) -> Float[Tensor, "stream n n"]:
@@ -26,17 +35,15 @@ def directions(W: Float[Tensor, "stream m n"]) -> Float[Tensor, "stream n n"]:
 
 @torch.no_grad()
 def analytic_attack(
-    model: SuperpositionModel, x: Float[Tensor, "stream batch n"], *, reach: Float[Tensor, "stream"]
-) -> Float[Tensor, "stream batch n"]:
-    """λ (WᵀW)_i / ‖(WᵀW)_i‖ with λ = `reach`, of the i and the sign that raise the sample's error most."""
-    steps = reach[:, None, None] * directions(model.W[:, 0])
-    most, best = torch.full(x.shape[:2], -torch.inf).to(x), torch.zeros_like(x)
+    model: SuperpositionModel, x: Float[Tensor, "stream batch n"], *, reach: Float[Tensor, "stream"], shared: bool
+) -> Float[Tensor, "stream attacks n"]:
+    """± λ (WᵀW)_i / ‖(WᵀW)_i‖ with λ = `reach`, of the i and the sign that raise the error most."""
+    along = reach[:, None, None] * directions(model.W[:, 0])
+    best = torch.zeros_like(x[:, :1] if shared else x)
+    most = torch.zeros(best.shape[:2]).to(x)
     for i in range(x.shape[-1]):
-        for step in (steps[:, i, None], -steps[:, i, None]):
-            found = sample_error(model, x + step, x)
-            better = found > most
-            best = torch.where(better[..., None], step.expand_as(x), best)
-            most = torch.where(better, found, most)
+        for step in (along[:, i, None], -along[:, i, None]):
+            best, most = _better(best, most, step.expand_as(best), rise(model, x, step.expand_as(best)))
     return best
 
 
@@ -45,21 +52,23 @@ def gradient_attack(
     x: Float[Tensor, "stream batch n"],
     *,
     reach: Float[Tensor, "stream"],
-    start: Float[Tensor, "stream batch n"],
+    start: Float[Tensor, "stream attacks n"],
     steps: int,
-) -> Float[Tensor, "stream batch n"]:
-    """Projected gradient ascent from `start`: every step as long as a fifth of `reach`, then back onto the ball; the best on the way."""
-    reach = reach[:, None, None]
+) -> Float[Tensor, "stream attacks n"]:
+    """Projected gradient ascent on the error from `start`, shared or not as that is; the best on the way."""
+    ball = reach[:, None, None]
     delta, best = start.clone(), start.clone()
-    most = sample_error(model, x + start, x).detach()
+    most = rise(model, x, start).detach()
     for _ in range(steps):
         delta.requires_grad_()
-        (gradient,) = torch.autograd.grad(sample_error(model, x + delta, x).sum(), delta)
+        (gradient,) = torch.autograd.grad(rise(model, x, delta).sum(), delta)
         with torch.no_grad():
-            delta = delta + reach / 5 * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            delta = delta * (reach / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-            found = sample_error(model, x + delta, x)
-            better = found > most
-            best = torch.where(better[..., None], delta, best)
-            most = torch.where(better, found, most)
+            delta = delta + STEP * ball * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            delta = delta * (ball / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+            best, most = _better(best, most, delta, rise(model, x, delta))
     return best
+
+
+def _better(best: Tensor, most: Tensor, other: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two attacks the one whose rise is larger, and that."""
+    return torch.where((found > most)[..., None], other, best), torch.maximum(found, most)

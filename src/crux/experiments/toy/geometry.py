@@ -49,7 +49,7 @@ def share_at(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
 
 
 def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """What `share_at` were if the dimensionalities had a smooth density: each is spread evenly over ± SMOOTHING (up to 1, where they end)."""
+    """What `share_at` were if the dimensionalities had a smooth density: each spread evenly over ± SMOOTHING (up to 1, where they end)."""
     if not len(D):
         return 0.0
     low, high = D - SMOOTHING, (D + SMOOTHING).clamp(max=1)
