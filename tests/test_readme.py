@@ -28,7 +28,10 @@ def test_every_toy_experiment_is_there_and_named() -> None:
     named = {m[1] for m in re.finditer(r"experiment=toy/(\w+)", " ".join(LINES))}
     there = {path.stem for path in (ROOT / "conf" / "experiment" / "toy").glob("*.yaml")}
     assert named <= there
-    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "experiments").glob("test_*.py")}
+    tested = {
+        path.stem.removeprefix("test_").removesuffix("_experiment")
+        for path in (ROOT / "tests" / "experiments").glob("test_*.py")
+    }
     assert named - {"sae", "speed"} <= tested | {"correlated"}  # test_toy_sae, test_exact_optima, test_features_in_sets
 
 
