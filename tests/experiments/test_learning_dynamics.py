@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.experiments.toy.learning_dynamics import between_sets, shape_of, within_sets
+from crux.experiments.toy.learning_dynamics import between_sets, shape_of, telling, within_sets
 
 QUIET = ("trainer.progress=false", "tracking=none")
 SHORT = ("trainer.max_steps=60", "trainer.batch=64", "toy.snapshots=20", "toy.held_out=1024", "toy.seeds=2")
@@ -22,6 +22,12 @@ def test_cosines_of_an_octahedron_and_of_parted_sets() -> None:
     parted = torch.tensor([[1.0, 2.0, 3.0, -1.0, -1.0, -4.0], [0.0] * 6, [0.0] * 6])
     assert within_sets(parted, n_sets=2) == pytest.approx(1)
     assert between_sets(parted, n_sets=2) == pytest.approx(-1)
+
+
+def test_the_seed_that_is_shown_ended_well_and_dropped_often() -> None:
+    loss = torch.tensor([1.004, 1.0, 1.003, 1.01])
+    assert telling(loss, [3, 2, 3, 5]) == 2
+    assert telling(loss, [2, 2, 2, 5]) == 1
 
 
 @pytest.mark.parametrize(

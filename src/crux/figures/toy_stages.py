@@ -49,7 +49,7 @@ def toy_stages(
         axes.view_init(elev=22, azim=35)
         axes.set_title(f"{chr(65 + k)}  step {step}\n{title}", fontsize=9)
         if k == 0:
-            axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.05, -0.12))
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(-0.1, 1.0))
     below = figure.add_subplot(grid[1, :])
     below.plot(steps, loss, color=GREY, linewidth=1.4)
     for k, step in enumerate(stages):

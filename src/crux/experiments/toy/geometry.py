@@ -95,13 +95,16 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         f"{len(superposed)} represented features (norm above {REPRESENTED}) where density < 1; within {NEAR} of a fraction "
         f"{found:.1%}, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}",
         "",
-        "| fraction | found | if smooth |",
-        "|---|---|---|",
+        "| fraction | found | if smooth | most at one density | where 1/(1−S) is |",
+        "|---|---|---|---|---|",
     ]
     for name, (fraction, _) in FRACTIONS.items():
         one, other = share_at(superposed, [fraction]), share_if_smooth(superposed, [fraction])
         metrics[f"at/{name.split('  ')[0].replace(' ', '_')}"] = one
-        lines.append(f"| {name} | {one:.1%} | {other:.1%} |")
+        most, where = max(
+            (share_at(D[i][norms(W[i]) > REPRESENTED], [fraction]), 1 / float(density[i])) for i in range(len(density))
+        )
+        lines.append(f"| {name} | {one:.1%} | {other:.1%} | {most:.0%} | {where:.3g} |")
     lines += ["", "| 1/(1−S) | D* | represented | Σ D_i | at a fraction | loss |", "|---|---|---|---|---|---|"]
     for i, p in enumerate(density.tolist()):
         alive = norms(W[i]) > REPRESENTED
