@@ -53,7 +53,7 @@ class Coordinates:
     def __init__(
         self, params: Mapping[str, Float[Tensor, "case ..."]], *, free: Mapping[str, Bool[Tensor, "..."]] | None
     ) -> None:
-        refuse_aliases(params)
+        refuse_aliases({name: value[0] for name, value in params.items()})
         free = free or {}
         if unknown := sorted(free.keys() - params.keys()):
             raise ValueError(f"free: there is no parameter {unknown[0]}; there are {', '.join(params)}")
