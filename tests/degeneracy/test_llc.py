@@ -16,7 +16,7 @@ from crux.degeneracy.losses import NO_DATA, Fixed, Minibatches, over_chains
 from crux.degeneracy.samplers.hmc import HMC, MALA
 from crux.degeneracy.samplers.rmsprop_sgld import RMSPropSGLD
 
-LONG = {"n_chains": 16, "burn_in": 500, "draws": 2000}
+LONG = {"n_chains": 32, "burn_in": 400, "draws": 800}
 
 
 def test_burn_in_is_discarded() -> None:

@@ -31,6 +31,7 @@ class Case(NamedTuple):
     name: str
     llc: float
     nbeta: float
+    gamma: float
     expected: float | None
     """What an unbiased sampler converges to at this nβ; None: what the estimate's own prediction says, for losses that are quadratic
     around w*."""
@@ -43,7 +44,6 @@ class Group(NamedTuple):
     cases: Sequence[Case]
     loss: Loss
     params: dict[str, Tensor]
-    gamma: float
     step_size: Float[Tensor, "case"] | None
     sampler: Sampler
     n_chains: int
@@ -95,7 +95,7 @@ def run(group: Group, *, length: float, seed: int) -> list[Row]:
         gradient_data=NO_DATA,
         evaluation_data=NO_DATA,
         nbeta=nbeta,
-        gamma=torch.full_like(nbeta, group.gamma),
+        gamma=torch.tensor([case.gamma for case in group.cases], dtype=torch.float64),
         step_size=group.step_size,
         sampler=group.sampler,
         n_chains=group.n_chains,
@@ -139,18 +139,18 @@ def regular() -> list[Group]:
         def loss(p: dict[str, Tensor], batch: Batch, a: Tensor = a) -> Tensor:
             return (a * p["w"].square()).sum(1) / 2
 
-        for sampler, eps in (
-            (SGLD(), sizes),
-            (RMSPROP, sizes[1:2] / 10),
-            (MALA, sizes[2:3]),
-            (HMC(leapfrogs=4), sizes[2:3]),
+        for sampler, eps, burn_in, every in (
+            (SGLD(), sizes, 1000, 5),
+            (RMSPROP, sizes[1:2] / 10, 1500, 5),
+            (MALA, sizes[2:3], 100, 5),
+            (HMC(leapfrogs=4), sizes[2:3], 30, 2),
         ):
-            cases = [Case(f"d = {d}, ε h = {e * nbeta:.2g}", d / 2, nbeta, None) for e in eps]
+            cases = [Case(f"d = {d}, ε h = {e * nbeta:.2g}", d / 2, nbeta, 1.0, None) for e in eps]
             w = torch.zeros(len(eps), d, dtype=torch.float64)
-            groups.append(Group("regular", cases, loss, {"w": w}, 1.0, eps, sampler, 16, 1000, 2000, 5))
-        held = Case(f"d = {d}, γ = nβ", d / 2, nbeta, None)
+            groups.append(Group("regular", cases, loss, {"w": w}, eps, sampler, 16, burn_in, 2000, every))
+        held = Case(f"d = {d}, γ = nβ", d / 2, nbeta, nbeta, None)
         w = torch.zeros(1, d, dtype=torch.float64)
-        groups.append(Group("regular", [held], loss, {"w": w}, nbeta, None, SGLD(), 16, 1000, 2000, 5))
+        groups.append(Group("regular", [held], loss, {"w": w}, None, SGLD(), 16, 100, 2000, 5))
     return groups
 
 
@@ -172,6 +172,7 @@ def monomials() -> list[Group]:
             " ".join(f"w{i + 1}^{e}" for i, e in enumerate(exponents) if e),
             monomial([e for e in exponents if e]).llc,
             nbeta,
+            0.0,
             monomial_at([e for e in exponents if e], nbeta),
         )
         for exponents in EXPONENTS
@@ -185,7 +186,7 @@ def monomials() -> list[Group]:
 
     eps = torch.tensor([1 / case.nbeta for case in cases], dtype=torch.float64)
     start = torch.zeros(len(cases), 2, dtype=torch.float64)
-    return [Group("monomial", cases, loss, {"w": start}, 0.0, eps, HMC(leapfrogs=20), 32, 100, 600, 1)]
+    return [Group("monomial", cases, loss, {"w": start}, eps, HMC(leapfrogs=20), 32, 100, 600, 1)]
 
 
 def linear(
@@ -208,6 +209,7 @@ def linear(
             f"{n_in}-{n_hidden}-{n_out}, rank {rank}",
             known,
             nbeta,
+            1.0,
             shallow_linear_at(*in_widths, t=2 * nbeta * c, points=120) if rank == 0 else None,
         )
         for nbeta in nbetas
@@ -219,9 +221,9 @@ def linear(
 def linear_networks() -> list[Group]:
     """Full rank, where the minimum is smooth: SGLD, as predicted. Rank 0, where it is not: HMC, against quadrature at γ = 1."""
     loss, params, cases = linear((5, 3, 5), rank=3, nbetas=(1e5, 1e6))
-    groups = [Group("linear network", cases, loss, params, 1.0, None, SGLD(), 16, 4000, 4000, 2)]
+    groups = [Group("linear network", cases, loss, params, None, SGLD(), 16, 4000, 4000, 2)]
     for widths in ((5, 3, 5), (4, 3, 8), (3, 8, 4)):
         loss, params, cases = linear(widths, rank=0, nbetas=(1e3, 1e4))
         eps = torch.tensor([1 / case.nbeta for case in cases], dtype=torch.float64)
-        groups.append(Group("linear network", cases, loss, params, 1.0, eps, HMC(leapfrogs=150), 32, 60, 240, 1))
+        groups.append(Group("linear network", cases, loss, params, eps, HMC(leapfrogs=150), 32, 60, 240, 1))
     return groups

@@ -23,7 +23,8 @@ def result(config: Config, add_row: Callable[[int, dict[str, float]], None]) -> 
     """Every case within three standard errors of its prediction; within 3 % of λ where the prediction is within 1 % of it."""
     assert config.llc is not None
     kept: list[Row] = []
-    checks, metrics, lines = [], {}, list(HEAD)
+    checks, metrics = [], {}
+    lines: list[str] = [*HEAD]
     for cases in config.llc.cases:
         for group in GROUPS[cases]():
             for row in run(group, length=config.llc.length, seed=config.seed):
