@@ -51,6 +51,10 @@ def run(config: Config, *, folder: Path | None) -> None:
             from crux.experiments.toy.run import run_toy
 
             run_toy(config, folder=folder)
+        case Task.llc:
+            from crux.experiments.llc.run import run_llc
+
+            run_llc(config, folder=folder)
 
 
 def train(config: Config, *, folder: Path | None) -> None:

@@ -25,6 +25,24 @@ class Task(Enum):
     pretrain = "pretrain"
     report = "report"
     toy = "toy"
+    llc = "llc"
+
+
+class LlcExperiment(Enum):
+    """Experiments with learning coefficients: src/crux/experiments/llc."""
+
+    calibrate = "calibrate"
+    speed = "speed"
+
+
+class Calibration(Enum):
+    """Losses whose learning coefficients are known: src/crux/degeneracy/calibration.py, src/crux/experiments/llc/kgons.py."""
+
+    regular = "regular"
+    monomials = "monomials"
+    linear_networks = "linear_networks"
+    kgons = "kgons"
+    escape = "escape"
 
 
 class ToyKind(Enum):
@@ -346,6 +364,17 @@ class Toy:
 
 
 @dataclass
+class Llc:
+    """Local learning coefficients."""
+
+    experiment: LlcExperiment = MISSING
+    cases: list[Calibration] = MISSING
+    """What is calibrated on."""
+    length: float = MISSING
+    """Draws of every chain are so many times as many as the cases say; burn-in stays."""
+
+
+@dataclass
 class Config:
     """One job."""
 
@@ -392,6 +421,7 @@ class Config:
     tracking: Tracking = MISSING
     pretrain: Pretrain | None = None
     toy: Toy | None = None
+    llc: Llc | None = None
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -435,7 +465,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     groups: dict[str, Any] = {
         "model": Model, "data": Data, "sae": Sae, "loss": Loss, "optimizer": Optimizer, "trainer": Trainer,
-        "evaluation": Evaluation, "tracking": Tracking, "toy": Toy,
+        "evaluation": Evaluation, "tracking": Tracking, "toy": Toy, "llc": Llc,
     }  # fmt: skip
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)

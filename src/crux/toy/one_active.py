@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.toy.cube_moments import relu_moments
-
 
 def one_active_relu_loss(
     A: Float[Tensor, "*#batch n_features n_features"],
@@ -22,13 +20,20 @@ def one_active_relu_loss(
     signed: bool,
 ) -> Float[Tensor, "*#batch"]:
     """Of x' = ReLU(A x + b) for any matrix A; `probabilities` q_j sum to one. Work and memory n² an instance."""
-    n = A.shape[-1]
     A, start = torch.broadcast_tensors(A, b[..., None])
     if signed:  # x = 2t − 1
         start, A = start - A, 2 * A
-    moments = relu_moments(A.reshape(-1, 1), start.reshape(-1))
-    own = 2 * moments.own - moments.mean if signed else moments.own
-    errors = moments.square.view(A.shape) + torch.eye(n).to(A) * (1 / 3 - 2 * own.view(A.shape))
+    # u = start + A t is positive on a share of the way from t = 0 to 1, where it runs from `low` to `high`
+    low, high = start.clamp(min=0), (start + A).clamp(min=0)
+    crosses = (start > 0) != (start + A > 0)
+    share = torch.where(crosses, (low + high) / torch.where(crosses, A.abs(), 1), 1)
+    square = share * (low * low + low * high + high * high) / 3
+    low, high, share, crosses = (v.diagonal(dim1=-2, dim2=-1) for v in (low, high, share, crosses))
+    mean = share * (low + high) / 2
+    first = torch.where(crosses & (high > 0), 1 - share, 0)
+    own = first * mean + share * share * (low + 2 * high) / 6  # E[t ReLU(u)]
+    own = 2 * own - mean if signed else own
+    errors = square + torch.diag_embed(1 / 3 - 2 * own)
     return (importance * (errors @ probabilities[..., None]).squeeze(-1)).sum(-1)
 
 

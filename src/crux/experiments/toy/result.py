@@ -1,11 +1,10 @@
-"""What an experiment hands back: numbers, figures, and what should have come out beside what did."""
+"""What a toy experiment is: programs to train, and a result."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypedDict
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
 
-from matplotlib.figure import Figure
-from torch import Tensor
-
+from crux.experiments.result import Check as Check
+from crux.experiments.result import Result as Result
 from crux.schema import Config
 from crux.toy.program import Program, Trained
 
@@ -20,33 +19,6 @@ class Thresholds(TypedDict):
 
 THRESHOLDS = Thresholds(living=0.1, tau=0.15, tolerance=0.15)
 """For trained weights, which carry some noise."""
-
-
-class Check(NamedTuple):
-    """A number and the band that it should lie in."""
-
-    what: str
-    value: float
-    low: float
-    high: float
-
-    @property
-    def passed(self) -> bool:
-        return self.low <= self.value <= self.high
-
-
-class Result(NamedTuple):
-    """What was found."""
-
-    metrics: dict[str, float]
-    """By name, without `final/`."""
-    checks: Sequence[Check]
-    figures: Mapping[str, Figure]
-    """By the name of their files."""
-    arrays: Mapping[str, Tensor]
-    """What the figures were drawn from."""
-    report: str
-    """For people, a few lines or a table in Markdown; empty where the checks say it all."""
 
 
 class Experiment(Protocol):

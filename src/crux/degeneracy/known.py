@@ -1,0 +1,90 @@
+"""Learning coefficients that are known: monomials at any finite nβ, deep linear networks (Aoyagi), shallow ones at any finite nβ."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Known(NamedTuple):
+    """λ, and the order m of the pole: F = λ log n − (m − 1) log log n."""
+
+    llc: float
+    multiplicity: int
+
+
+def monomial(exponents: Sequence[int]) -> Known:
+    """Of K = Π_j w_j^{e_j}, even e_j: λ = min_j 1/e_j, m = how many attain it."""
+    llc = min(1 / e for e in exponents)
+    return Known(llc, sum(1 / e == llc for e in exponents))
+
+
+def monomial_at(exponents: Sequence[int], nbeta: float) -> float:
+    """nβ E[K] under exp(−nβ K), uniform prior on [−1, 1]^d: what an unbiased estimate converges to, by quadrature.
+
+    −log K = Σ_j e_j (−log|w_j|) is a sum of exponential times with rates 1/e_j, a chain of states that are left one after the
+    other; its density at s is (e^{Qs})_{first, last} / e_last.
+    """
+    rates = torch.tensor([1 / e for e in exponents], dtype=torch.float64)
+    Q = torch.diag(-rates) + torch.diag(rates[:-1], 1)
+    last = math.log(max(nbeta, 1)) + 60 / float(rates.min())  # beyond, nothing is left of the density
+    x, weights = np.polynomial.legendre.leggauss(20)
+    edges = np.linspace(0, last, 2001)
+    half = (edges[1:] - edges[:-1])[:, None] / 2
+    s = torch.from_numpy((edges[:-1, None] + half * (x + 1)).ravel())
+    density = torch.linalg.matrix_exp(Q * s[:, None, None])[:, 0, -1] * rates[-1]
+    energy = nbeta * torch.exp(-s)
+    mass = torch.from_numpy((half * weights).ravel()) * density * torch.exp(-energy)
+    return float((mass * energy).sum() / mass.sum())
+
+
+def deep_linear(widths: Sequence[int], rank: int) -> Known:
+    """Of a deep linear network of these layer widths where the true map has this rank (Aoyagi).
+
+    With M_i = H_i − r, the smallest set of l + 1 of them whose largest is below all others and Σ ≥ l · largest, Σ < l · next,
+    a = Σ − (⌈Σ/l⌉ − 1) l:  λ = [r(H_0 + H_L) − r²]/2 + a(l − a)/(4l) − l(l − 1)/4 (Σ/l)² + ½ Σ_{i<j} M_i M_j,  m = a(l − a) + 1.
+
+    Raises:
+        ValueError: where no such network has that rank.
+    """
+    if len(widths) < 2 or not 0 <= rank <= min(widths):
+        raise ValueError(f"rank={rank}: a linear network of widths {tuple(widths)} has rank 0 to {min(widths)}")
+    M = sorted(Fraction(width - rank) for width in widths)
+    for l in range(1, len(M)):  # noqa: E741 - Aoyagi's letter
+        chosen, rest = M[: l + 1], M[l + 1 :]
+        total = sum(chosen)
+        if total >= l * chosen[-1] and (not rest or total < l * rest[0]):
+            break
+    else:
+        raise AssertionError(f"no set for {widths}, rank {rank}")
+    a = int(total) - (math.ceil(total / l) - 1) * l
+    pairs = sum(x * y for i, x in enumerate(chosen) for y in chosen[i + 1 :])
+    llc = Fraction(rank * (widths[0] + widths[-1]) - rank**2, 2)
+    llc += Fraction(a * (l - a), 4 * l) - Fraction(l * (l - 1), 4) * (total / l) ** 2 + pairs / 2
+    return Known(float(llc), a * (l - a) + 1)
+
+
+def shallow_linear_at(n_in: int, n_hidden: int, n_out: int, *, t: float, points: int) -> float:
+    """nβ E[L] for L = c ‖B A‖², true map 0, prior N(0, 1/γ) on all weights, with t = 2 nβ c / γ²: exact up to quadrature.
+
+    Given A, the n_out rows of B are Gaussian: Z = E det(1 + t A Aᵀ)^{−n_out/2}. With k = min(n_in, n_hidden), the k eigenvalues x of A Aᵀ
+    that are not always zero have density Π_i x_i^{(|n_in − n_hidden| − 1)/2} e^{−x_i/2} Π_{i<j} |x_i − x_j|, and
+    nβ E[L] = −∂ log Z / ∂ log nβ = (n_out/2) E Σ_i t x_i / (1 + t x_i). `points` in each of k dimensions, evenly in log x.
+    """
+    k, extra = min(n_in, n_hidden), abs(n_in - n_hidden)
+    y = np.linspace(-math.log(1 + t) - 50 / (extra + 1), math.log(200.0), points)
+    x = np.exp(y)
+    one = (extra - 1) / 2 * y - x / 2 - n_out / 2 * np.log1p(t * x) + y
+    share = t * x / (1 + t * x)
+    log_mass, gain = np.zeros([1] * k), np.zeros([1] * k)
+    views = [tuple(slice(None) if axis == i else None for axis in range(k)) for i in range(k)]
+    with np.errstate(divide="ignore"):
+        for i in range(k):
+            log_mass, gain = log_mass + one[views[i]], gain + share[views[i]]
+            for j in range(i):
+                log_mass = log_mass + np.log(np.abs(x[views[i]] - x[views[j]]))
+    mass = np.exp(log_mass - log_mass.max())
+    return float(n_out / 2 * (mass * gain).sum() / mass.sum())

@@ -1,0 +1,1 @@
+"""Experiments with local learning coefficients, one file each."""
