@@ -246,7 +246,7 @@ def test_a_negative_estimate_is_explained() -> None:
     text = "\n".join(explain(found, 0))
     assert "negative: on average the chains found a loss" in text
     assert "cannot be negative" in text
-    quiet = explain(estimate(lambda p, batch: p["w"].square().sum(1), **LONG), 0)
+    quiet = explain(estimate(lambda p, batch: p["w"].square().sum(1), step_size=values(5e-4), sampler=MALA, **LONG), 0)
     assert len(quiet) == 1
     assert "a quadratic loss with this Hessian would give" in quiet[0]
 
