@@ -51,15 +51,6 @@ def test_singular_cases_pass_at_a_small_size() -> None:
         assert row.standard_error < 0.03 * row.case.llc
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_whole_calibration_passes(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    metrics, report = run(crux_here, tmp_path, "experiment=llc/calibrate")
-    assert metrics["final/checks_failed"] == 0, report
-    assert metrics["final/worst_off_where_close"] < 0.03
-    assert "escaped" in report
-
-
 def test_one_program_is_faster_than_a_loop_over_chains(
     crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
