@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crux.schema import HERE, Config, Strategy, Together, Toy
+from crux.schema import HERE, ROOT, Config, Strategy, Together, Toy
 from crux.subjects.toy_folder import HOOK, n_hidden, n_instances, toy_folder
 
 TOY_KEYS = (
@@ -27,7 +27,11 @@ def check_toy(config: Config, given: set[str]) -> None:
             raise ValueError(
                 f"{key} has no meaning for experiment=toy/{toy.experiment}; allowed are {', '.join(TOY_KEYS)}"
             )
-    if not (HERE / "experiments" / "toy" / f"{toy.experiment}.py").is_file():
+    code, options = HERE / "experiments" / "toy", ROOT / "conf" / "experiment" / "toy"
+    if not all(
+        (folder / name).is_file()
+        for folder, name in ((code, f"{toy.experiment}.py"), (options, f"{toy.experiment}.yaml"))
+    ):
         raise ValueError(f"toy.experiment={toy.experiment}: no such experiment; choose one by experiment=toy/…")
     least = {"n_features": 1, "n_hidden": 1, "n_sets": 1, "seeds": 1, "held_out": 1, "snapshots": 0, "tile": 1}
     for key, value in least.items():

@@ -60,6 +60,7 @@ PHRASES = {
     r"Value '(.*)' is not a valid bool.*": "={}: must be true or false",
     r"Invalid value '(.*)', expected one of \[(.*)\]": "={}: allowed are {}",
     r"field '.*' is not Optional": "=null: must have a value",
+    r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": ": must be a list, such as [1,2]",
 }
 """OmegaConf's messages about a value, and ours."""
 

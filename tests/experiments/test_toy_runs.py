@@ -80,6 +80,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
         ("toy.n_sets=2", "5 features cannot be so many equal sets"),
         ("toy.kind=relu", "toy.kind=relu: allowed are linear, relu_output, relu_hidden, absolute_value"),
         ("toy.experiment=nothing", "no such experiment"),
+        ("toy.experiment=run", "no such experiment"),  # a file there that is none
+        ("toy.densities=0.1", "toy.densities: must be a list, such as [1,2]"),
         ("toy.n_feature=3", "did you mean toy.n_features?"),
         ("toy.held_out=1500", "must be a multiple of 1024, or less"),
     ],
