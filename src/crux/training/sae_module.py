@@ -16,7 +16,7 @@ from crux.saes.site import Site
 from crux.training import ranks
 from crux.training.data import Activations
 from crux.training.recipe import Common
-from crux.training.schedule import warmup_cosine
+from crux.training.schedule import scheduled
 from crux.training.tally import Tally
 
 
@@ -110,13 +110,12 @@ class SAEModule(L.LightningModule):
             fused=True,
         )
 
-        def share(step: int) -> float:
-            return warmup_cosine(
-                step, warmup_steps=recipe.warmup_steps, max_steps=recipe.max_steps, min_lr_factor=recipe.min_lr_factor
-            )
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(
+            optimizer,
+            warmup_steps=recipe.warmup_steps,
+            max_steps=recipe.max_steps,
+            min_lr_factor=recipe.min_lr_factor,
+        )
 
     def _by_rate(self) -> list[dict[str, Any]]:
         """The parameters, in groups for the optimiser. No weight decay for log θ: it would draw θ to 1."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from crux.data.features import Purpose, generator
 from crux.subjects.superposition import Kind, SuperpositionModel, Weights, error, tensors
 from crux.toy.program import write_tensors
-from crux.training.schedule import warmup_cosine
+from crux.training.schedule import scheduled
 
 
 class ToyRecipe(NamedTuple):
@@ -109,13 +109,12 @@ class SuperpositionModule(L.LightningModule):
             fused=True,
         )
 
-        def share(step: int) -> float:
-            return warmup_cosine(
-                step, warmup_steps=recipe.warmup_steps, max_steps=recipe.max_steps, min_lr_factor=recipe.min_lr_factor
-            )
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(
+            optimizer,
+            warmup_steps=recipe.warmup_steps,
+            max_steps=recipe.max_steps,
+            min_lr_factor=recipe.min_lr_factor,
+        )
 
     def training_step(self, batch: Float[Tensor, "stream batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
         errors = error(self.model, batch, self.importance)
