@@ -44,8 +44,8 @@ def monomial_at(exponents: Sequence[int], nbeta: float) -> float:
 def deep_linear(widths: Sequence[int], rank: int) -> Known:
     """Of a deep linear network of these layer widths where the true map has this rank (Aoyagi).
 
-    With M_i = H_i − r, the smallest set of l + 1 of them whose largest is below all others and Σ ≥ l · largest, Σ < l · next,
-    a = Σ − (⌈Σ/l⌉ − 1) l:  λ = [r(H_0 + H_L) − r²]/2 + a(l − a)/(4l) − l(l − 1)/4 (Σ/l)² + ½ Σ_{i<j} M_i M_j,  m = a(l − a) + 1.
+    With M_i = H_i − r, the smallest set of n + 1 of them (Aoyagi's l) whose largest is below all others and Σ ≥ n · largest, Σ < n · next,
+    a = Σ − (⌈Σ/n⌉ − 1) n:  λ = [r(H_0 + H_L) − r²]/2 + a(n − a)/(4n) − n(n − 1)/4 (Σ/n)² + ½ Σ_{i<j} M_i M_j,  m = a(n − a) + 1.
 
     Raises:
         ValueError: where no such network has that rank.
@@ -53,18 +53,18 @@ def deep_linear(widths: Sequence[int], rank: int) -> Known:
     if len(widths) < 2 or not 0 <= rank <= min(widths):
         raise ValueError(f"rank={rank}: a linear network of widths {tuple(widths)} has rank 0 to {min(widths)}")
     M = sorted(Fraction(width - rank) for width in widths)
-    for l in range(1, len(M)):  # noqa: E741 - Aoyagi's letter
-        chosen, rest = M[: l + 1], M[l + 1 :]
+    for n in range(1, len(M)):
+        chosen, rest = M[: n + 1], M[n + 1 :]
         total = sum(chosen)
-        if total >= l * chosen[-1] and (not rest or total < l * rest[0]):
+        if total >= n * chosen[-1] and (not rest or total < n * rest[0]):
             break
     else:
         raise AssertionError(f"no set for {widths}, rank {rank}")
-    a = int(total) - (math.ceil(total / l) - 1) * l
+    a = int(total) - (math.ceil(total / n) - 1) * n
     pairs = sum(x * y for i, x in enumerate(chosen) for y in chosen[i + 1 :])
     llc = Fraction(rank * (widths[0] + widths[-1]) - rank**2, 2)
-    llc += Fraction(a * (l - a), 4 * l) - Fraction(l * (l - 1), 4) * (total / l) ** 2 + pairs / 2
-    return Known(float(llc), a * (l - a) + 1)
+    llc += Fraction(a * (n - a), 4 * n) - Fraction(n * (n - 1), 4) * (total / n) ** 2 + pairs / 2
+    return Known(float(llc), a * (n - a) + 1)
 
 
 def shallow_linear_at(n_in: int, n_hidden: int, n_out: int, *, t: float, points: int) -> float:
