@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from crux.checks_llc import check_llc
+from crux.checks_degeneracy import check_degeneracy
 from crux.checks_toy import check_toy, check_toy_subject, of_toy_model
 from crux.data.paths import check_path
 from crux.many import alone, check_many
@@ -33,8 +33,8 @@ def check(config: Config, overrides: list[str]) -> None:
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
     if config.task is Task.toy:
         check_toy(config, given)
-    if config.task is Task.llc:
-        check_llc(config, given)
+    if config.task.named:
+        check_degeneracy(config, given)
     if {"layer", "hook_point"} <= given:
         raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if config.hook_points is not None and (one := sorted(given & {"layer", "hook_point"})):

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from crux.schema import HERE, ROOT, Config, Strategy, Together, Toy
+from crux.keys import refuse_others
+from crux.schema import HERE, ROOT, Config, Strategy
+from crux.schema_toy import Together, Toy
 from crux.subjects.toy_folder import HOOK, n_hidden, n_instances, toy_folder
 
 TOY_KEYS = (
@@ -22,11 +24,7 @@ def check_toy(config: Config, given: set[str]) -> None:
     toy = config.toy
     if toy is None:
         raise ValueError("task=toy: choose an experiment, experiment=toy/…")
-    for key in sorted(given):
-        if not any(key == known or key.startswith((f"{known}.", "hydra")) for known in TOY_KEYS):
-            raise ValueError(
-                f"{key} has no meaning for experiment=toy/{toy.experiment}; allowed are {', '.join(TOY_KEYS)}"
-            )
+    refuse_others(given, TOY_KEYS, experiment=f"toy/{toy.experiment}")
     code, options = HERE / "experiments" / "toy", ROOT / "conf" / "experiment" / "toy"
     if not all(
         (folder / name).is_file()

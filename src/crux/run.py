@@ -51,10 +51,10 @@ def run(config: Config, *, folder: Path | None) -> None:
             from crux.experiments.toy.run import run_toy
 
             run_toy(config, folder=folder)
-        case Task.llc:
-            from crux.experiments.llc.run import run_llc
+        case Task.llc | Task.degeneracy | Task.interaction_basis:
+            from crux.experiments.named import run_named
 
-            run_llc(config, folder=folder)
+            run_named(config, folder=folder)
 
 
 def train(config: Config, *, folder: Path | None) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from crux.folder_name import shortened
+from crux.schema_degeneracy import Degeneracy, InteractionBasis, Llc
+from crux.schema_toy import Toy
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -26,41 +28,13 @@ class Task(Enum):
     report = "report"
     toy = "toy"
     llc = "llc"
+    degeneracy = "degeneracy"
+    interaction_basis = "interaction_basis"
 
-
-class LlcExperiment(Enum):
-    """Experiments with learning coefficients: src/crux/experiments/llc."""
-
-    calibrate = "calibrate"
-    speed = "speed"
-
-
-class Calibration(Enum):
-    """Losses whose learning coefficients are known: src/crux/degeneracy/calibration.py, src/crux/experiments/llc/kgons.py."""
-
-    regular = "regular"
-    monomials = "monomials"
-    linear_networks = "linear_networks"
-    kgons = "kgons"
-    escape = "escape"
-
-
-class ToyKind(Enum):
-    """A toy model: src/crux/subjects/superposition.py has the formulas."""
-
-    linear = "linear"
-    relu_output = "relu_output"
-    relu_hidden = "relu_hidden"
-    absolute_value = "absolute_value"
-
-
-class Together(Enum):
-    """How synthetic features occur together: src/crux/data/features.py."""
-
-    independent = "independent"
-    correlated = "correlated"
-    anticorrelated = "anticorrelated"
-    one_active = "one_active"
+    @property
+    def named(self) -> bool:
+        """Whether it runs one of crux/experiments/<task>/*.py, as `experiment_name` tells."""
+        return self in (Task.llc, Task.degeneracy, Task.interaction_basis)
 
 
 class Init(Enum):
@@ -326,55 +300,6 @@ class Pretrain:
 
 
 @dataclass
-class Toy:
-    """A toy model of superposition, and the experiment that is made with it."""
-
-    experiment: str = MISSING
-    """Which: a file in src/crux/experiments/toy."""
-    kind: ToyKind = MISSING
-    n_features: int = MISSING
-    n_hidden: int = MISSING
-    importance: float = MISSING
-    """Feature i (from 0) counts importance^i in the loss."""
-    densities: list[float] = MISSING
-    """p = 1 − S of a feature, the same for all; an instance for each and each seed."""
-    together: Together = MISSING
-    n_sets: int = MISSING
-    """Equal sets of features that are correlated, or anticorrelated."""
-    signed: bool = MISSING
-    """Magnitudes from [-1, 1) instead of [0, 1)."""
-    seeds: int = MISSING
-    """Instances of each setting: seed, seed + 1, …"""
-    ratios: list[float] | None = None
-    """Of one feature's importance (phase_diagram) or density (one_varied_feature) to the others'."""
-    points: list[int] | None = None
-    """Sizes of finite training sets; fresh data in every step where not given."""
-    held_out: int = MISSING
-    """Samples that the loss of a trained instance is measured on."""
-    snapshots: int = MISSING
-    """How often in training the weights are kept, evenly spaced; 0: never."""
-    tile: int = MISSING
-    """Most streams (densities × seeds) that train as one program."""
-    sizes: list[list[int]] | None = None
-    """[n_features, n_hidden, n_sets] of each model, where an experiment trains several sizes; goes before those three keys."""
-    unit: bool = MISSING
-    """Samples at norm 1 (double_descent)."""
-    init_scale: float = MISSING
-    """Of the initial weights to Xavier's; below one, learning goes from plateau to plateau."""
-
-
-@dataclass
-class Llc:
-    """Local learning coefficients."""
-
-    experiment: LlcExperiment = MISSING
-    cases: list[Calibration] = MISSING
-    """What is calibrated on."""
-    length: float = MISSING
-    """Draws of every chain are so many times as many as the cases say; burn-in stays."""
-
-
-@dataclass
 class Config:
     """One job."""
 
@@ -422,6 +347,21 @@ class Config:
     pretrain: Pretrain | None = None
     toy: Toy | None = None
     llc: Llc | None = None
+    degeneracy: Degeneracy | None = None
+    interaction_basis: InteractionBasis | None = None
+
+
+def experiment_name(config: Config) -> tuple[str, str]:
+    """`("llc", "calibrate")`: the experiment in crux/experiments/<group>/<name>.py that runs, where the task is a named one.
+
+    Raises:
+        ValueError: where the task asks for one and none was chosen.
+    """
+    group = config.task.value
+    chosen = getattr(config, group)
+    if chosen is None:
+        raise ValueError(f"task={group}: choose an experiment, experiment={group}/…")
+    return group, chosen.experiment.value
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -466,6 +406,7 @@ def register() -> None:
     groups: dict[str, Any] = {
         "model": Model, "data": Data, "sae": Sae, "loss": Loss, "optimizer": Optimizer, "trainer": Trainer,
         "evaluation": Evaluation, "tracking": Tracking, "toy": Toy, "llc": Llc,
+        "degeneracy": Degeneracy, "interaction_basis": InteractionBasis,
     }  # fmt: skip
     for group, schema in groups.items():
         store.store(group=group, name="schema", node=schema)

@@ -12,7 +12,7 @@ from crux.toy.program import write_tensors
 from crux.tracking.run import earlier_run, how_to_compare, run_name, tracked
 from crux.tracking.run_folder import RunFolder, new_path, write_whole
 
-Row = Callable[[int, dict[str, float]], None]
+AddRow = Callable[[int, dict[str, float]], None]
 """Adds a row to the history, of the run folder and of MLflow."""
 
 
@@ -23,7 +23,7 @@ def run_experiment(
     folder: Path | None,
     params: Mapping[str, object],
     last_row: Callable[[RunFolder], int],
-    find: Callable[[RunFolder, Row], Result],
+    find: Callable[[RunFolder, AddRow], Result],
 ) -> None:
     """Runs `find`, or nothing where the run that is asked for was done before.
 

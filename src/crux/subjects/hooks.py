@@ -9,7 +9,7 @@ as in HookedTransformer; TransformerBridge 4.3 changes the MLP's input only.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -91,3 +91,14 @@ def later_residuals(name: str, *, n_layers: int) -> list[str]:
         later = later[1:]  # the next block's hook_resid_pre is the same tensor
     last = Hook(n_layers - 1, "resid_post")
     return later if here == last else [*later, last.name]
+
+
+def check_onward(hooks: Sequence[str], start: str, ends: Collection[str]) -> None:
+    """ValueError where a network with these hook points has no such way: a hook it lacks, none to go to, or one before the start."""
+    for name in (start, *ends):
+        if name not in hooks:
+            raise ValueError(f"{name}: no such hook point; there are {', '.join(hooks)}")
+    if not ends:
+        raise ValueError(f"from {start}: no hook point given to go to")
+    if before := [end for end in ends if hooks.index(end) < hooks.index(start)]:
+        raise ValueError(f"from {start} to {before[0]}: the second lies before the first in the network")

@@ -15,9 +15,12 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from crux.subjects.anatomy import anatomy
-from crux.subjects.hooks import Hook, check_hook, in_order, parse_hook
+from crux.subjects.hooks import Hook, check_hook, check_onward, hook_names, in_order, parse_hook
 from crux.subjects.prologue import attention_arguments
 from crux.subjects.walk import walk
+
+FINAL = "ln_final.hook_normalized"
+"""Where the residual stream has passed the final norm: what the unembedding reads."""
 
 _LENGTHS_KEPT = 4  # masks of long contexts are large
 
@@ -223,6 +226,38 @@ class Subject:
             if step.name == self._last:
                 return Spliced(kept, self.parts.final_norm(value))
             step = steps.send(value)
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Names of the hook points, in the network's order, `FINAL` last."""
+        return (*hook_names(self.n_layers, resid_mid=not self.parts.parallel), FINAL)
+
+    def onward(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
+        """The activations at `ends` with `value` in place of the one at `start`; gradients flow to `value`, none into the network.
+
+        `ends` may have `FINAL` among them, the residual stream after the final norm. Nothing behind the last end is run. Raises
+        ValueError for a hook point that does not exist or lies before `start`, and where `clean` did not capture `start`.
+        """
+        check_onward(self.hooks, start, ends)
+        if start not in clean.activations:
+            raise ValueError(f"onward from {start}: the clean pass must capture it; it has {list(clean.activations)}")
+        found: dict[str, Tensor] = {}
+        steps = walk(
+            self.parts,
+            clean.replay.arguments,
+            start=parse_hook(start),
+            value=value,
+            carried=clean.replay.carried[start],
+        )
+        step = next(steps)
+        while True:
+            if step.name in ends:
+                found[step.name] = step.value
+            if step.name == self._last and FINAL in ends:
+                found[FINAL] = self.parts.final_norm(step.value)
+            if len(found) == len(set(ends)):
+                return found
+            step = steps.send(step.value)
 
     @staticmethod
     def repeated(clean: Clean, hook: str, *, times: int) -> Clean:

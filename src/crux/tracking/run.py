@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crux.schema import Config, Toy, to_plain
+from crux.schema import Config, experiment_name, to_plain
+from crux.schema_toy import Toy
 from crux.tracking.run_folder import RunFolder, find_unfinished, named_unfinished, same_run, write_whole
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def run_name(config: Config) -> str:
     """For people: `e2e_ds L6 λ=1.5`, `gradient_topk e2e L6 k=32`, `jumprelu local L2,4 L0=30`."""
     if config.toy is not None:
         return toy_name(config.toy)
-    if config.llc is not None:
-        return f"llc {config.llc.experiment.value}"
+    if config.task.named:
+        return " ".join(experiment_name(config))
     words = [] if config.sae.name == "relu" else [config.sae.name]
     hooks = config.hook_points if config.hook_points is not None else [config.hook_point]
     layers = [re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", hook) for hook in hooks]
@@ -154,8 +155,10 @@ def swept(config: Config) -> dict[str, object]:
             "max_steps": config.trainer.max_steps,
             "batch": config.trainer.batch,
         }
-    if config.llc is not None:
-        return {"experiment": f"llc/{config.llc.experiment.value}", "seed": config.seed, "length": config.llc.length}
+    if config.task.named:
+        group, name = experiment_name(config)
+        own = {key: value for key, value in to_plain(config)[group].items() if isinstance(value, int | float)}
+        return {"experiment": f"{group}/{name}", "seed": config.seed, **own}
     many = (
         config.sparsities is not None or config.ks is not None
     )  # values that the runs of such a job have, each its own
@@ -187,8 +190,9 @@ def tags(config: Config) -> dict[str, str]:
     if config.toy is not None:
         found = {"toy": config.toy.experiment, "sweep": config.sweep_name, "git_sha": git_sha()}
         return {key: value for key, value in found.items() if value is not None}
-    if config.llc is not None:
-        found = {"llc": config.llc.experiment.value, "sweep": config.sweep_name, "git_sha": git_sha()}
+    if config.task.named:
+        group, name = experiment_name(config)
+        found = {group: name, "sweep": config.sweep_name, "git_sha": git_sha()}
         return {key: value for key, value in found.items() if value is not None}
     found = {
         "loss": config.loss.name,

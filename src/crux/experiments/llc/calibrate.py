@@ -7,8 +7,11 @@ import torch
 from crux.degeneracy.calibration import ERRORS, WITHIN, Group, Row, linear_networks, monomials, regular, run
 from crux.experiments.llc.kgons import escaping, kgon_groups
 from crux.experiments.result import Check, Result
+from crux.experiments.run import AddRow
 from crux.figures.llc_calibration import llc_errors, llc_trend
-from crux.schema import Calibration, Config
+from crux.schema import Config
+from crux.schema_degeneracy import Calibration
+from crux.tracking.run_folder import RunFolder
 
 GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
     Calibration.regular: regular,
@@ -19,7 +22,7 @@ GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
 }
 
 
-def result(config: Config, add_row: Callable[[int, dict[str, float]], None]) -> Result:
+def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     """Every case within three standard errors of its prediction; within 3 % of λ where the prediction is within 1 % of it."""
     assert config.llc is not None
     kept: list[Row] = []

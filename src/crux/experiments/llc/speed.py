@@ -16,7 +16,9 @@ from crux.degeneracy.noise import Noise
 from crux.degeneracy.samplers.interface import Posterior
 from crux.degeneracy.samplers.sgld import SGLD
 from crux.experiments.result import Check, Result
+from crux.experiments.run import AddRow
 from crux.schema import Config
+from crux.tracking.run_folder import RunFolder
 
 CHAINS = (8, 32, 128)
 STEPS, ROUNDS = 20, 15
@@ -30,7 +32,7 @@ def toy_error(p: dict[str, Tensor], x: Batch) -> Tensor:
     return (x - (x @ p["W"].mT @ p["W"] + p["b"]).relu()).square().sum(1)
 
 
-def result(config: Config, add_row: Callable[[int, dict[str, float]], None]) -> Result:
+def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     """The median over rounds of the gain, for several numbers of chains."""
     rng = torch.Generator().manual_seed(config.seed)
     x = torch.rand(SAMPLES, 6, generator=rng) * (torch.rand(SAMPLES, 6, generator=rng) < 0.1)

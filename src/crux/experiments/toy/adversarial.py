@@ -16,7 +16,8 @@ from crux.data.features import Purpose
 from crux.experiments.toy.programs import over_densities, settings, tiled
 from crux.experiments.toy.result import Check, Result
 from crux.figures.toy_vulnerability import toy_vulnerability
-from crux.schema import Config, ToyKind
+from crux.schema import Config
+from crux.schema_toy import ToyKind
 from crux.subjects.superposition import SuperpositionModel, Weights
 from crux.toy.adversarial import analytic_attack, gradient_attack, rise
 from crux.toy.dimensionality import dimensions_per_feature

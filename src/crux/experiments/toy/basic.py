@@ -13,7 +13,8 @@ from torch import Tensor
 from crux.experiments.toy.programs import importances, over_densities, program, settings, uniform
 from crux.experiments.toy.result import Check, Result
 from crux.figures.toy_superposition import toy_superposition
-from crux.schema import Config, Together, ToyKind
+from crux.schema import Config
+from crux.schema_toy import Together, ToyKind
 from crux.subjects.superposition import Kind, Weights
 from crux.toy.best import best_of_seeds
 from crux.toy.dimensionality import norms, superposition

@@ -12,7 +12,8 @@ from crux.experiments.toy.programs import importances, program, settings, sized,
 from crux.experiments.toy.result import Check, Result
 from crux.figures.toy_polygons import density_title
 from crux.figures.toy_sets import SetModels, toy_sets
-from crux.schema import Config, Together
+from crux.schema import Config
+from crux.schema_toy import Together
 from crux.toy.program import Program, Trained
 from crux.toy.sets import opposite, within
 

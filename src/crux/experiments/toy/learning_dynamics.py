@@ -15,7 +15,8 @@ from crux.experiments.toy.programs import over_densities, settings
 from crux.experiments.toy.result import THRESHOLDS, Check, Result
 from crux.figures.toy_dynamics import toy_dynamics
 from crux.figures.toy_stages import toy_stages
-from crux.schema import Config, Together, ToyKind
+from crux.schema import Config
+from crux.schema_toy import Together, ToyKind
 from crux.toy.best import instance, losses
 from crux.toy.dimensionality import dimensionality, norms, unit_columns
 from crux.toy.geometry import canonical, geometry_report

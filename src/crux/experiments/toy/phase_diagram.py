@@ -18,7 +18,8 @@ from torch import Tensor
 from crux.experiments.toy.programs import importances, joined, program, settings, sized, tiled, uniform
 from crux.experiments.toy.result import Check, Result
 from crux.figures.toy_phases import Diagram, Shares, toy_phases, toy_shares
-from crux.schema import Config, Toy
+from crux.schema import Config
+from crux.schema_toy import Toy
 from crux.subjects.superposition import Weights
 from crux.toy.best import best_of_seeds, losses
 from crux.toy.dimensionality import norms, superposition

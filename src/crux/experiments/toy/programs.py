@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.data.features import FeatureDistribution, Together
-from crux.schema import Config, Toy
+from crux.schema import Config
+from crux.schema_toy import Toy
 from crux.subjects.superposition import Kind
 from crux.toy.program import Program, grid
 

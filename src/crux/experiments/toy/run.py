@@ -8,7 +8,7 @@ from typing import cast
 import torch
 
 from crux.experiments.result import Result
-from crux.experiments.run import Row, run_experiment
+from crux.experiments.run import AddRow, run_experiment
 from crux.experiments.toy.result import Experiment
 from crux.experiments.toy.training import train
 from crux.schema import Config
@@ -24,7 +24,7 @@ def run_toy(config: Config, *, folder: Path | None) -> None:
     experiment = cast(Experiment, importlib.import_module(f"crux.experiments.toy.{config.toy.experiment}"))
     programs = experiment.programs(config)
 
-    def find(job: RunFolder, add_row: Row) -> Result:
+    def find(job: RunFolder, add_row: AddRow) -> Result:
         trained = []
         for i, program in enumerate(programs):
             before = i * config.trainer.max_steps  # programs follow each other in the history

@@ -1,0 +1,14 @@
+"""Which keys of the configuration have a meaning for an experiment."""
+
+from collections.abc import Collection
+
+
+def refuse_others(given: Collection[str], allowed: Collection[str], *, experiment: str) -> None:
+    """Raises a one-line ValueError for a key of the command line that the experiment does not read.
+
+    Args:
+        allowed: keys, or groups of them (`toy` stands for `toy.densities` too).
+    """
+    for key in sorted(given):
+        if not any(key == known or key.startswith((f"{known}.", "hydra")) for known in allowed):
+            raise ValueError(f"{key} has no meaning for experiment={experiment}; allowed are {', '.join(allowed)}")
