@@ -85,6 +85,19 @@ def crux_here(cache: Path) -> Callable[..., int]:
     return call
 
 
+@pytest.fixture
+def refusal(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Runs a command line that must be refused: exit code 2, no run begun; returns the one line that is said."""
+
+    def call(*arguments: str) -> str:
+        assert crux_here(*arguments, f"output_dir={tmp_path}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert not (tmp_path / "runs").exists()
+        return line
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def short() -> tuple[str, ...]:
     return SHORT

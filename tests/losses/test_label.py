@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from watch import Watch
 
 from crux.losses import label, readout
 from crux.losses.label import Target, draw, label_loss
@@ -172,22 +172,6 @@ def test_bfloat16_states_keep_a_float32_loss(case: tuple[Tensor, Tensor, Tensor,
         if target != "sampled":
             want = label_loss(h, W_U, b_U=b_U, generator=seeded(), **arguments)
             assert found.item() == pytest.approx(want.item(), rel=0.05)
-
-
-class Watch(TorchDispatchMode):
-    """Notes every operator, and the largest tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: set[str] = set()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.operators.add(str(func))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
-        return out
 
 
 @pytest.mark.parametrize(("target", "products"), [("data", 2), ("sampled", 2), ("top_logit", 1)])

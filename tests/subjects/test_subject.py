@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from watch import Watch
 
 from crux.subjects.hooks import hook_names, in_order, parse_hook
 from crux.subjects.load import load_subject
@@ -195,22 +195,6 @@ def test_nothing_runs_that_need_not(gpt2: Subject, calls: list[str]) -> None:
 def test_final_false_with_nothing_to_capture(gpt2: Subject) -> None:
     with pytest.raises(ValueError, match="nothing to do"):
         gpt2.clean(TOKENS, capture=[], final=False)
-
-
-class Watch(TorchDispatchMode):
-    """Notes every operator, and the largest tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: set[str] = set()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.operators.add(str(func))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
-        return out
 
 
 def test_no_host_sync_and_no_logits(gpt2: Subject) -> None:

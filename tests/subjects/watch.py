@@ -1,0 +1,20 @@
+"""What a computation does, operator by operator."""
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operator, and the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operators.add(str(func))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return out
