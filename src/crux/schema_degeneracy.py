@@ -72,6 +72,10 @@ class Addition:
     """End when every held-out pair is right, not at trainer.max_steps."""
 
 
+BASES = ("neuron", "random", "pca", "local", "next", "global")
+"""Coordinates that are found from a network and data alone."""
+
+
 class LastBasis(Enum):
     """Coordinates at the last hook point: its principal components, its neurons, or, behind a language model's final norm, its logits'
     principal components."""
@@ -85,11 +89,13 @@ class LastBasis(Enum):
 class Compare:
     """Bases beside each other: neurons, a random rotation, principal components, local, next-k and global interaction basis."""
 
+    bases: list[str] = MISSING
+    """Of neuron, random, pca, local, next (by `ahead`), global; those of `saes` come by themselves."""
     hooks: list[str] = MISSING
     """Hook points, in the network's order; the last has one basis for all."""
     last: LastBasis = MISSING
     ahead: int | None = None
-    """How many of the hook points the next-k basis looks ahead; null: there is none beside the local and the global one."""
+    """How many of the hook points the next-k basis looks ahead."""
     probes: int | None = None
     """Random signs a sample for the Jacobian Gram; null: exact, a backward pass for every position and direction."""
     threshold: float = MISSING
@@ -110,8 +116,8 @@ class Compare:
     """Edges are between the strongest so many directions of each basis; null: all."""
     edge_samples: int | None = None
     """Edges are found on the first so many of the samples; null: on all."""
-    edge_ablation: bool = MISSING
-    """Count the edges that are needed, too."""
+    edge_ablation: list[str] = MISSING
+    """Bases in which the edges that are needed are counted, too: a pass for every direction and count."""
     saes: list[str] | None = None
     """Folders of saved SAEs whose decoders stand beside the other bases, each at its hook point."""
 

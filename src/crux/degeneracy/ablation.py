@@ -97,7 +97,7 @@ class EdgeAblation:
         found = torch.zeros(*target.shape[:-1], b.size, dtype=torch.float64, device=target.device)
         for k, mask in enumerate(masks):
             rows = which == k
-            value = a.activations(coordinates * mask).to(f.dtype)
+            value = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
             reached = onward(clean, a.hook, value, ends=[b.hook])[b.hook]
             found[..., rows] = (reached.double() - b.mean) @ b.C[:, rows]
         value = b.activations(found).to(target.dtype)

@@ -1,7 +1,7 @@
 """Bases beside each other on one network: their spectra, the directions and edges that are needed for a given loss."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from crux.subjects.network import Network
 class Plan(NamedTuple):
     """What is compared; the numbers are explained in schema_degeneracy.Compare."""
 
+    bases: Sequence[str]
     hooks: Sequence[str]
     ahead: int | None
     probes: int | None
@@ -26,7 +27,7 @@ class Plan(NamedTuple):
     within: float
     directions: int | None
     edge_samples: int | None
-    edge_ablation: bool
+    edge_ablation: Sequence[str]
     seed: int
 
 
@@ -52,7 +53,7 @@ class Compared(NamedTuple):
     edges: dict[str, list[Edges]]
     """From each hook point to the next."""
     edge_curves: dict[str, list[Curve]]
-    """The same; empty without edge ablation."""
+    """The same, of the bases with edge ablation."""
 
     def edges_needed(self, name: str) -> int | None:
         """In all layers together."""
@@ -74,9 +75,8 @@ def every_basis(
     *,
     plan: Plan,
     last: Callable[[str, Moments], Basis],
-    interaction: Iterable[str] = ("local", "next", "global"),
 ) -> dict[str, list[Basis]]:
-    """Neurons, random rotation, principal components and interaction bases along the hook points.
+    """The bases that the plan names, along the hook points.
 
     Raises:
         ValueError: as `interaction_bases`.
@@ -88,12 +88,13 @@ def every_basis(
         "random": lambda hook: random_rotation(hook, at[hook], seed=plan.seed),
         "pca": lambda hook: principal_components(hook, at[hook], threshold=plan.threshold),
     }
-    found = {name: [*(make(hook) for hook in plan.hooks[:-1]), end] for name, make in plain.items()}
     reach = {"local": 1, "next": plan.ahead, "global": None}
-    for kind in interaction:
-        if kind == "next" and plan.ahead is None:
+    found: dict[str, list[Basis]] = {}
+    for kind in plan.bases:
+        if kind in plain:
+            found[kind] = [*(plain[kind](hook) for hook in plan.hooks[:-1]), end]
             continue
-        bases = interaction_bases(
+        along = interaction_bases(
             network,
             batches,
             hooks=plan.hooks,
@@ -103,7 +104,7 @@ def every_basis(
             threshold=plan.threshold,
             seed=plan.seed,
         )
-        found[bases[0].name] = bases
+        found[along[0].name] = along
     return found
 
 
@@ -142,18 +143,20 @@ def compare(
             for ablation in [NodeAblation(network, judged_on, basis=basis, end=end, loss=loss)]
         ]
         strongest = [basis.first(plan.directions) if plan.directions is not None else basis for basis in along]
-        between[name] = edges(
-            network, few, bases=strongest, points=plan.points, probes=None, side=None, seed=plan.seed
-        )
-        curves[name] = []
+        between[name] = edges(network, few, bases=strongest, points=plan.points, probes=None, side=None, seed=plan.seed)
+        if kind_of(name) in plan.edge_ablation:
+            curves[name] = []
         for pair, each in zip(itertools.pairwise(strongest), between[name], strict=True):
-            if plan.edge_ablation:
-                ablation = EdgeAblation(
-                    network, judged_on, bases=pair, strength=each.strength, end=end, loss=loss
-                )
+            if name in curves:
+                ablation = EdgeAblation(network, judged_on, bases=pair, strength=each.strength, end=end, loss=loss)
                 curves[name].append(curve(ablation.loss, ablation.size, limit=limit, whole=False))
         progress(name)
     return Compared(dict(bases), whole, nodes, between, curves)
+
+
+def kind_of(name: str) -> str:
+    """`next` of `next-3`."""
+    return name.partition("-")[0]
 
 
 def curve(loss: Callable[[int], float], size: int, *, limit: float, whole: bool) -> Curve:

@@ -27,6 +27,7 @@ def plan_of(config: Config) -> Plan:
     """The numbers of the comparison."""
     of = options(config)
     return Plan(
+        bases=of.bases,
         hooks=of.hooks,
         ahead=of.ahead,
         probes=of.probes,
@@ -72,7 +73,10 @@ def compared(
             dictionary(basis.hook, at[basis.hook], directions=dictionaries[basis.hook])
             if basis.hook in dictionaries
             else basis
-            for basis in bases["pca"]
+            for basis in (
+                *(components(hook, at[hook]) for hook in plan.hooks[:-1]),
+                next(iter(bases.values()))[-1],
+            )
         ]
     done: list[str] = []
 

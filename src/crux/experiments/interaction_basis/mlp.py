@@ -82,9 +82,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     generator = torch.Generator().manual_seed(config.seed)
     task = Task.drawn(generator)
     chain = trained(task, of, generator, add_row)
-    found_on, judged_on = (
-        list(task.inputs(n, generator).split(wanted.batch)) for n in (wanted.samples, wanted.judged)
-    )
+    found_on, judged_on = (list(task.inputs(n, generator).split(wanted.batch)) for n in (wanted.samples, wanted.judged))
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return (y - task.outputs(x)).square().mean(1)
@@ -98,7 +96,9 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     checks = [
         *kept.checks,
         Check("loss of the trained network", found.clean, 0, 0.1),
-        Check("global basis: directions needed at the input, where 6 of 12 are read", needed["global"] or 99, 1, N_READ),
+        Check(
+            "global basis: directions needed at the input, where 6 of 12 are read", needed["global"] or 99, 1, N_READ
+        ),
         Check("principal components: the same", needed["pca"] or 99, N_READ + 1, N_INPUTS),
         *known_networks(config.seed),
     ]
@@ -133,7 +133,8 @@ def known_networks(seed: int) -> list[Check]:
     bases, between = found(blocks, [x], 8)
     first = [basis.C_pinv[:, :4].square().sum(1) > 0.5 * basis.C_pinv.square().sum(1) for basis in bases]
     across = max(
-        float((E * (b[:, None] != a[None])).max() / E.max()) for E, (a, b) in zip(between, itertools.pairwise(first), strict=True)
+        float((E * (b[:, None] != a[None])).max() / E.max())
+        for E, (a, b) in zip(between, itertools.pairwise(first), strict=True)
     )
     return [
         Check("linear network: edges off the diagonal, and E_ii − Λ_i", off, 0, 1e-8),

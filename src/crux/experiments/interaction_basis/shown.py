@@ -6,10 +6,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from crux.degeneracy.compared import Compared, Curve, Plan, share_of_edges
+from crux.degeneracy.compared import Compared, Curve, Plan, kind_of, share_of_edges
 from crux.experiments.result import Check
 from crux.figures.bases import ablation_curves, spectra
 
+INTERACTION = ("local", "next", "global")
 MOST = 0.99
 """Share of all edges' sum whose number of edges is counted."""
 
@@ -27,9 +28,9 @@ def metrics(found: Compared, plan: Plan) -> dict[str, float]:
             numbers[f"size/{name}/{hook}"] = along[k].size
             numbers |= _known(f"nodes_needed/{name}/{hook}", found.nodes[name][k].needed)
             numbers[f"edges_for_99/{name}/{hook}"] = share_of_edges(found.edges[name][k].strength, share=MOST)
-            if found.edge_curves[name]:
+            if name in found.edge_curves:
                 numbers |= _known(f"edges_needed/{name}/{hook}", found.edge_curves[name][k].needed)
-        if found.edge_curves[name]:
+        if name in found.edge_curves:
             numbers |= _known(f"edges_needed/{name}/all", found.edges_needed(name))
     return numbers
 
@@ -48,7 +49,7 @@ def arrays(found: Compared, plan: Plan) -> dict[str, Tensor]:
             kept[f"mean/{basis.hook}"] = basis.mean
         for each in found.edges[name]:
             kept |= {f"edges/{name}/{each.source}": each.strength, f"constant/{name}/{each.source}": each.constant}
-        for what, curves in (("nodes", found.nodes[name]), ("edge_losses", found.edge_curves[name])):
+        for what, curves in (("nodes", found.nodes[name]), ("edge_losses", found.edge_curves.get(name, []))):
             for hook, curve in zip(plan.hooks, curves, strict=False):
                 rows = torch.tensor(list(curve.losses.items()), dtype=torch.float64)
                 kept[f"{what}/{name}/{hook}"] = rows
@@ -59,7 +60,7 @@ def figures(found: Compared, plan: Plan, *, loss: str) -> dict[str, Figure]:
     """Spectra, and the loss over the directions and edges that are kept."""
 
     def along(curves: dict[str, list[Curve]], places: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
-        return {place: {name: of[k].losses for name, of in curves.items() if of} for k, place in enumerate(places)}
+        return {place: {name: of[k].losses for name, of in curves.items()} for k, place in enumerate(places)}
 
     drawn = {
         "spectra": spectra(
@@ -76,7 +77,7 @@ def figures(found: Compared, plan: Plan, *, loss: str) -> dict[str, Figure]:
             loss=loss,
         ),
     }
-    if plan.edge_ablation:
+    if found.edge_curves:
         drawn["edges"] = ablation_curves(
             along(found.edge_curves, layers(plan)),
             clean=found.clean,
@@ -90,23 +91,28 @@ def figures(found: Compared, plan: Plan, *, loss: str) -> dict[str, Figure]:
 def report(found: Compared, plan: Plan, *, loss: str) -> str:
     """Tables of what is needed; how well the interaction basis's directions are told apart, and what it leaves out."""
     names = list(found.bases)
-    ours = [name for name in names if name in ("local", "global") or name.startswith("next-")]
+    ours = [name for name in names if kind_of(name) in INTERACTION]
     lines = [
         f"{loss}: {found.clean:.5g} as it is; allowed {plan.within:g} more.",
         *_table("directions needed at", names, list(plan.hooks[:-1]), lambda name, k: _needed(found.nodes[name][k])),
     ]
-    if plan.edge_ablation:
-        lines += _table(
-            "edges needed", names, layers(plan), lambda name, k: _needed(found.edge_curves[name][k])
-        )
-        lines.append(f"| all | {' | '.join(_number(found.edges_needed(name)) for name in names)} |")
+    if cut := list(found.edge_curves):
+        lines += _table("edges needed", cut, layers(plan), lambda name, k: _needed(found.edge_curves[name][k]))
+        lines.append(f"| all | {' | '.join(_number(found.edges_needed(name)) for name in cut)} |")
     lines += _table(
         f"edges that make up {MOST:.0%} of Ê",
         names,
         layers(plan),
-        lambda name, k: f"{share_of_edges(found.edges[name][k].strength, share=MOST)} of {found.edges[name][k].strength.numel()}",
+        lambda name, k: (
+            f"{share_of_edges(found.edges[name][k].strength, share=MOST)} of {found.edges[name][k].strength.numel()}"
+        ),
     )
-    lines += ["", "| interaction basis | directions | variance left out | Λ left out | Λ within 1 % of the one before |"]
+    if not ours:
+        return "\n".join(lines)
+    lines += [
+        "",
+        "| interaction basis | directions | variance left out | Λ left out | Λ within 1 % of the one before |",
+    ]
     lines.append("|---|---|---|---|---|")
     for name in ours:
         for basis in found.bases[name][:-1]:
@@ -138,13 +144,13 @@ def orthogonality(found: Compared, covariances: dict[str, Tensor]) -> list[Check
     """E[f̂ᵀ f̂] = Λ in every interaction basis, on the samples it was found on, relative to the largest Λ."""
     checks = []
     for name, along in found.bases.items():
-        if name not in ("neuron", "random", "sae"):
+        if kind_of(name) in INTERACTION:
             worst = max(
                 float(
                     (basis.C.T @ covariances[basis.hook] @ basis.C - basis.strength.diag()).abs().max()
                     / basis.strength[0]
                 )
-                for basis in along
+                for basis in along[:-1]
             )
             checks.append(Check(f"{name}: E f̂ᵀf̂ − Λ, of the largest Λ", worst, 0, 1e-8))
     return checks
