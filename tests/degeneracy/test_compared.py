@@ -35,8 +35,9 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
         bases=("neuron", "random", "pca", "local", "next", "global"), hooks=("input", "post0", "output"), ahead=2, probes=None,
         threshold=1e-12, points=2, within=0.1, directions=3, edge_samples=50, edge_ablation=("pca", "next"), seed=0,
     )  # fmt: skip
+    at = moments(chain, batches, hooks=plan.hooks)
     bases = every_basis(
-        chain, batches, plan=plan, last=lambda hook, at: principal_components(hook, at, threshold=1e-12)
+        chain, batches, at=at, plan=plan, last=lambda hook, at: principal_components(hook, at, threshold=1e-12)
     )
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1

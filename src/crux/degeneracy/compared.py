@@ -10,7 +10,7 @@ from torch import Tensor
 from crux.degeneracy.ablation import EdgeAblation, Loss, NodeAblation, clean_loss, counts, least
 from crux.degeneracy.basis import Basis, neurons, principal_components, random_rotation
 from crux.degeneracy.edges import Edges, edges
-from crux.degeneracy.grams import Moments, moments
+from crux.degeneracy.grams import Moments
 from crux.degeneracy.interaction_basis import interaction_bases, interaction_basis
 from crux.subjects.network import Network
 
@@ -73,15 +73,15 @@ def every_basis(
     network: Network,
     batches: Sequence[Tensor],
     *,
+    at: Mapping[str, Moments],
     plan: Plan,
     last: Callable[[str, Moments], Basis],
 ) -> dict[str, list[Basis]]:
-    """The bases that the plan names, along the hook points.
+    """The bases that the plan names, along the hook points; `at` are the activations' moments there.
 
     Raises:
         ValueError: as `interaction_bases`.
     """
-    at = moments(network, batches, hooks=plan.hooks)
     end = last(plan.hooks[-1], at[plan.hooks[-1]])
     plain: Mapping[str, Callable[[str], Basis]] = {
         "neuron": lambda hook: neurons(hook, at[hook]),

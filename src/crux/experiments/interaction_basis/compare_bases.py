@@ -66,8 +66,8 @@ def compared(
     def components(hook: str, at: Moments) -> Basis:
         return principal_components(hook, at, threshold=plan.threshold)
 
-    bases = every_basis(network, found_on, plan=plan, last=last or components)
     at = moments(network, found_on, hooks=plan.hooks)
+    bases = every_basis(network, found_on, at=at, plan=plan, last=last or components)
     if dictionaries:
         bases["sae"] = [
             dictionary(basis.hook, at[basis.hook], directions=dictionaries[basis.hook])
