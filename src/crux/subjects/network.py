@@ -1,13 +1,14 @@
 """What a network must offer for its layers to be looked at together: a pass that is kept, and what follows from another activation."""
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from crux.subjects.subject import Clean
 
 
+@runtime_checkable  # for the tests' checks at run time
 class Network(Protocol):
     """A frozen network with hook points: a `Subject`, or a `Chain`."""
 

@@ -1,0 +1,28 @@
+"""Small chains of maps in float64, and data for them."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from crux.subjects.chain import Chain
+
+
+def perceptron(widths: list[int], *, activation: type[nn.Module], seed: int) -> Chain:
+    """Hooks `input`, then `pre<k>` behind the k-th Linear and `post<k>` behind its activation; the last Linear is `output`."""
+    torch.manual_seed(seed)
+    stages: dict[str, nn.Module] = {"input": nn.Identity()}
+    for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        last = k == len(widths) - 2
+        stages["output" if last else f"pre{k}"] = nn.Linear(n_in, n_out)
+        if not last:
+            stages[f"post{k}"] = activation()
+    return Chain(stages).double()
+
+
+def inputs(shape: tuple[int, ...], *, seed: int, batches: int = 2) -> list[Tensor]:
+    """Correlated Gaussian samples with a mean."""
+    generator = torch.Generator().manual_seed(seed)
+    d = shape[-1]
+    mix, mean = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((d, d), (d,)))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) @ mix + mean for _ in range(batches)]
