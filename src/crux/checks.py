@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from crux.checks_degeneracy import check_degeneracy
+from crux.checks_degeneracy import check_degeneracy, of_addition
 from crux.checks_toy import check_toy, check_toy_subject, of_toy_model
 from crux.data.paths import check_path
 from crux.many import alone, check_many
@@ -257,7 +257,7 @@ def check_model(config: Config) -> None:
     Raises:
         ValueError: no such folder, no hub within reach, config.json or weights missing or broken, no such place in it.
     """
-    if of_toy_model(config):
+    if of_toy_model(config) or of_addition(config):
         return
     folder = find_folder(model_source(config))
     shape = read_shape(folder)

@@ -53,8 +53,23 @@ class BasisExperiment(Enum):
 
     mlp = "mlp"
     modular_addition = "modular_addition"
+    modular_addition_training = "modular_addition_training"
     tiny = "tiny"
     gpt2 = "gpt2"
+
+
+@dataclass
+class Addition:
+    """The transformer that adds two numbers mod p, and what it is trained on."""
+
+    p: int = MISSING
+    d_model: int = MISSING
+    n_heads: int = MISSING
+    d_mlp: int = MISSING
+    train_share: float = MISSING
+    """Share of the p² pairs that are trained on; the others are held out."""
+    stop_when_right: bool = MISSING
+    """End when every held-out pair is right, not at trainer.max_steps."""
 
 
 @dataclass
@@ -62,3 +77,5 @@ class InteractionBasis:
     """The basis in which a network's layers interact sparsely (Bushnaq et al. 2405.10928), and others beside it."""
 
     experiment: BasisExperiment = MISSING
+    addition: Addition | None = None
+    """The network that modular_addition trains where model.path does not name one."""

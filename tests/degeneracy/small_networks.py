@@ -1,11 +1,14 @@
-"""Small chains of maps in float64, and data for them."""
+"""Small chains of maps in float64 and data for them, and small random language models."""
 
 import itertools
 
 import torch
+from tiny_subjects import CONFIGS
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from crux.subjects.chain import Chain
+from crux.subjects.subject import Subject
 
 
 def perceptron(widths: list[int], *, activation: type[nn.Module], seed: int) -> Chain:
@@ -26,3 +29,12 @@ def inputs(shape: tuple[int, ...], *, seed: int, batches: int = 2) -> list[Tenso
     d = shape[-1]
     mix, mean = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((d, d), (d,)))
     return [torch.randn(shape, generator=generator, dtype=torch.float64) @ mix + mean for _ in range(batches)]
+
+
+def random_subject(kind: str) -> Subject:
+    """Of tiny_subjects, every parameter perturbed."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    return Subject(model, name=kind, process_weights=False)

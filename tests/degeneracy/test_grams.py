@@ -8,22 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import inputs, perceptron
-from tiny_subjects import CONFIGS, TOKENS
+from small_networks import inputs, perceptron, random_subject
+from tiny_subjects import TOKENS
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from crux.degeneracy.grams import Moments, Target, jacobian_gram, moments
 from crux.subjects.chain import Chain
-from crux.subjects.subject import FINAL, Subject
-
-
-def random_subject(kind: str) -> Subject:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape)
-    return Subject(model, name=kind, process_weights=False)
+from crux.subjects.subject import FINAL
 
 
 class Mixed(nn.Module):

@@ -81,3 +81,11 @@ def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Pa
         subject.onward(kept, at, kept.activations[at], ends=["blocks.0.hook_resid_mid"])
     with pytest.raises(ValueError, match="the clean pass must capture it"):
         subject.onward(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
+
+
+def test_behind_the_final_norm_there_is_a_hook_point_too(subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder("gpt2"), process_weights=False)
+    clean = subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre", FINAL], final=False)
+    assert torch.equal(clean.activations[FINAL], subject.clean(TOKENS, capture=[]).final)
+    value = torch.zeros_like(clean.activations[FINAL])
+    assert subject.onward(clean, FINAL, value, ends=[FINAL]) == {FINAL: value}

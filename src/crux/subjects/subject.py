@@ -126,12 +126,16 @@ class Subject:
     def clean(self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], final: bool = True) -> Clean:
         """Runs the network untouched and keeps the activations at the hooks in `capture`.
 
-        With `final=False` the run stops as soon as the last captured hook is there: only the prefix is executed. Raises
-        ValueError for a hook point that does not exist and for sequences longer than the context.
+        With `final=False` the run stops as soon as the last captured hook is there: only the prefix is executed; `FINAL` may
+        be among them. Raises ValueError for a hook point that does not exist and for sequences longer than the context.
         """
         if not final and not capture:
             raise ValueError("clean(final=False): nothing to do, capture is empty")
-        return self._run(tokens, capture=capture, of=(), final=final)[0]
+        if FINAL not in capture:
+            return self._run(tokens, capture=capture, of=(), final=final)[0]
+        clean = self._run(tokens, capture=[name for name in capture if name != FINAL], of=(), final=True)[0]
+        assert clean.final is not None
+        return clean._replace(activations={**clean.activations, FINAL: clean.final})
 
     def clean_with_gradients(
         self,
@@ -241,6 +245,8 @@ class Subject:
         check_onward(self.hooks, start, ends)
         if start not in clean.activations:
             raise ValueError(f"onward from {start}: the clean pass must capture it; it has {list(clean.activations)}")
+        if start == FINAL:
+            return {FINAL: value}
         found: dict[str, Tensor] = {}
         steps = walk(
             self.parts,

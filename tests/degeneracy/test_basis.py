@@ -1,0 +1,253 @@
+"""Identities of the interaction basis, to 1e-8 in float64, and of the bases beside it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from small_networks import inputs, perceptron, random_subject
+from tiny_subjects import TOKENS
+from torch import Tensor, nn
+
+from crux.degeneracy.basis import Basis, dictionary, neurons, principal_components, random_rotation
+from crux.degeneracy.grams import Target, jacobian_gram, moments
+from crux.degeneracy.interaction_basis import interaction_bases
+from crux.degeneracy.rewritten import rewritten
+from crux.subjects.chain import Chain
+from crux.subjects.network import Network
+from crux.subjects.subject import FINAL
+
+HOOKS = ("input", "post0", "post1", "output")
+AHEAD = (1, 2, None)
+
+
+def bases_of(
+    network: Network, batches: list[Tensor], *, ahead: int | None, hooks: tuple[str, ...] = HOOKS
+) -> list[Basis]:
+    return interaction_bases(
+        network, batches, hooks=hooks, ahead=ahead, last=None, probes=None, threshold=1e-12, seed=0
+    )
+
+
+@pytest.fixture
+def chain() -> Chain:
+    return perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0)
+
+
+@pytest.fixture
+def batches() -> list[Tensor]:
+    return inputs((100, 5), seed=1)
+
+
+class Both(nn.Module):
+    """Positions see one another, and every position's coordinates are mixed."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.here, self.there = nn.Linear(n_in, n_out), nn.Linear(n_in, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.here(x) + self.there(x.mean(1, keepdim=True)))
+
+
+def cases() -> dict[str, Callable[[], tuple[Network, list[Tensor], tuple[str, ...]]]]:
+    def positions() -> tuple[Network, list[Tensor], tuple[str, ...]]:
+        torch.manual_seed(0)
+        network = Chain({"input": nn.Identity(), "a": Both(4, 6), "b": Both(6, 3)}).double()
+        return network, inputs((20, 3, 4), seed=0), ("input", "a", "b")
+
+    def subject() -> tuple[Network, list[Tensor], tuple[str, ...]]:
+        hooks = ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.2.hook_resid_pre", FINAL)
+        return random_subject("gpt2").to(dtype=torch.float64), [TOKENS[:, :7], TOKENS[:, 7:14]], hooks
+
+    return {
+        "perceptron": lambda: (perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0), inputs((100, 5), seed=1), HOOKS),
+        "positions": positions,
+        "language model": subject,
+    }
+
+
+@pytest.mark.parametrize("kind", cases())
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_neither_activations_nor_jacobians_mix(kind: str, ahead: int | None) -> None:
+    """E[f̂ᵀf̂] = Λ, with a constant coordinate beside it that does not mix, and C⁺ M' C⁺ᵀ = 1."""
+    network, batches, hooks = cases()[kind]()
+    bases = bases_of(network, batches, ahead=ahead, hooks=hooks)
+    found = moments(network, batches, hooks=hooks)
+    for place, basis in enumerate(bases):
+        covariance = basis.C.T @ found[basis.hook].covariance @ basis.C
+        scale = float(basis.strength[0])
+        assert torch.allclose(covariance, basis.strength.diag(), rtol=0, atol=1e-8 * scale)
+        augmented = basis.augmented.T @ found[basis.hook].augmented @ basis.augmented
+        want = torch.block_diag(torch.ones(1, 1).double(), basis.strength.diag())
+        assert torch.allclose(augmented, want, rtol=0, atol=1e-8 * max(1, scale))
+        assert torch.allclose(basis.C_pinv @ basis.C, torch.eye(basis.size).double(), atol=1e-8)
+        assert (basis.gaps >= 0).all()
+        if place < len(bases) - 1:
+            further = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)]
+            M = jacobian_gram(
+                network, batches, start=basis.hook, targets=[Target(further.hook, further.C)], probes=None, seed=0
+            )
+            assert torch.allclose(basis.C_pinv @ M @ basis.C_pinv.T, torch.eye(basis.size).double(), rtol=0, atol=1e-8)
+            products = torch.linalg.eigvals(found[basis.hook].covariance @ M).real.sort(descending=True).values
+            assert torch.allclose(products[: basis.size], basis.strength, rtol=0, atol=1e-8 * scale)
+            assert (products[basis.size :].abs() < 1e-8 * scale).all()
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_the_new_coordinates_jacobians_have_unit_columns(
+    ahead: int | None, chain: Chain, batches: list[Tensor]
+) -> None:
+    """Of the network that is rewritten in the basis, by torch.func."""
+    bases = bases_of(chain, batches, ahead=ahead)
+    other = rewritten(chain, bases)
+    for place, basis in enumerate(bases[:-1]):
+        to = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)].hook
+        data = torch.cat(batches)
+        clean = other.clean(data, capture=[basis.hook], final=False)
+
+        def way(value: Tensor, clean=clean, start=basis.hook, to=to) -> Tensor:
+            return other.onward(clean, start, value, ends=[to])[to]
+
+        J = torch.func.vmap(torch.func.jacrev(way))(clean.activations[basis.hook])
+        assert torch.allclose(J.square().sum(1).mean(0), torch.ones(basis.size).double(), rtol=0, atol=1e-8)
+        assert torch.allclose(torch.einsum("nij,nik->jk", J, J) / len(J), torch.eye(basis.size).double(), atol=1e-8)
+
+
+def test_strengths_do_not_depend_on_the_coordinates_that_activations_come_in(
+    chain: Chain, batches: list[Tensor]
+) -> None:
+    """f → f A + a at the hooks between, undone in the next weights."""
+    stages = dict(zip(chain.hooks, chain.stages.values(), strict=True))
+    torch.manual_seed(3)
+    for hook, after in (("post0", "pre1"), ("post1", "output")):
+        d = stages[after].in_features
+        there, back = nn.Linear(d, d).double(), nn.Linear(d, d).double()
+        with torch.no_grad():
+            back.weight.copy_(torch.linalg.inv(there.weight))
+            back.bias.copy_(-there.bias @ back.weight.T)
+        stages[hook] = nn.Sequential(stages[hook], there)
+        stages[after] = nn.Sequential(back, stages[after])
+    other = Chain(stages)
+    assert torch.allclose(other(batches[0]), chain(batches[0]), atol=1e-10)
+    for ahead in AHEAD:
+        for a, b in zip(bases_of(chain, batches, ahead=ahead), bases_of(other, batches, ahead=ahead), strict=True):
+            assert torch.allclose(a.strength, b.strength, rtol=0, atol=1e-8 * float(a.strength[0]))
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_deep_linear_networks_have_one_spectrum(ahead: int | None) -> None:
+    """In every layer the eigenvalues of the output's covariance, and no more directions than the output has."""
+    chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
+    batches = inputs((50, 6), seed=2)
+    output = torch.cov(chain(torch.cat(batches)).detach().T, correction=0)
+    want = torch.linalg.eigvalsh(output).flip(0)
+    for basis in bases_of(chain, batches, ahead=ahead):
+        assert basis.size == 4
+        assert torch.allclose(basis.strength, want, rtol=0, atol=1e-8 * float(want[0]))
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+@pytest.mark.parametrize("hooks", [HOOKS, ("pre0", "post1", "output"), ("input", "pre1", "post1")])
+def test_a_rewritten_network_is_the_same_function(
+    ahead: int | None, hooks: tuple[str, ...], chain: Chain, batches: list[Tensor]
+) -> None:
+    bases = bases_of(chain, batches, ahead=ahead, hooks=hooks)
+    other = rewritten(chain, bases)
+    clean = chain.clean(batches[0], capture=hooks, final=True)
+    found = other.clean(batches[0], capture=hooks, final=True)
+    for basis in bases:
+        want = basis.coordinates(clean.activations[basis.hook])
+        assert torch.allclose(found.activations[basis.hook], want, atol=1e-8)
+    final = bases[-1].activations(found.final) if hooks[-1] == "output" else found.final
+    assert torch.allclose(final, clean.final, atol=1e-8)
+    assert isinstance(other.stages["pre1"], nn.Linear)  # absorbed
+
+
+def test_plain_bases_lose_nothing_either(chain: Chain, batches: list[Tensor]) -> None:
+    at = moments(chain, batches, hooks=HOOKS)
+    torch.manual_seed(0)
+    for make in (
+        lambda hook: neurons(hook, at[hook]),
+        lambda hook: principal_components(hook, at[hook], threshold=1e-12),
+        lambda hook: random_rotation(hook, at[hook], seed=0),
+        lambda hook: dictionary(hook, at[hook], directions=torch.randn(20, len(at[hook].mean))),
+    ):
+        bases = [make(hook) for hook in HOOKS]
+        other = rewritten(chain, bases)
+        assert torch.allclose(bases[-1].activations(other(batches[0])), chain(batches[0]), atol=1e-8)
+        f = chain.clean(torch.cat(batches), capture=HOOKS, final=False).activations
+        for basis in bases:
+            coordinates = basis.coordinates(f[basis.hook])
+            assert torch.allclose(coordinates.square().mean(0), basis.strength, atol=1e-8)
+            assert torch.equal(basis.strength, basis.strength.sort(descending=True).values)
+
+
+def test_keeping_all_directions_changes_nothing_that_comes_behind() -> None:
+    """At a hook of a language model, where the basis is a projection C C⁺; keeping none leaves the mean."""
+    network, batches, hooks = cases()["language model"]()
+    for basis in bases_of(network, batches, ahead=1, hooks=hooks)[:-1]:
+        clean = network.clean(batches[0], capture=[basis.hook], final=True)
+        f = clean.activations[basis.hook]
+        found = network.onward(clean, basis.hook, basis.kept(f, basis.size), ends=[FINAL])[FINAL]
+        assert torch.allclose(found, clean.final, atol=1e-8)
+        assert torch.equal(basis.kept(f, 0), basis.mean.expand_as(f))
+
+
+def test_what_does_not_matter_is_left_out_and_reported() -> None:
+    """Of three inputs one does not vary and one is not read."""
+    reads = nn.Linear(3, 2).double()
+    with torch.no_grad():
+        reads.weight[:, 1] = 0
+    chain = Chain({"input": nn.Identity(), "output": reads})
+    data = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    data[:, 2] = 4.0
+    basis = bases_of(chain, [data], ahead=1, hooks=("input", "output"))[0]
+    assert basis.size == 1
+    assert basis.C[2].abs().max() < 1e-12
+    assert torch.allclose(basis.activations(basis.coordinates(data))[:, 0], data[:, 0])
+    assert basis.dropped < 1e-12
+    assert basis.unused < 1e-12
+    coarse = interaction_bases(
+        perceptron([5, 8, 3], activation=nn.GELU, seed=0), inputs((50, 5), seed=1),
+        hooks=("input", "output"), ahead=1, last=None, probes=None, threshold=0.05, seed=0,
+    )[0]  # fmt: skip
+    at = moments(perceptron([5, 8, 3], activation=nn.GELU, seed=0), inputs((50, 5), seed=1), hooks=["input"])["input"]
+    values = torch.linalg.eigvalsh(at.covariance)
+    assert coarse.dropped == pytest.approx(float(values[values <= 0.05 * values[-1]].sum() / values.sum()))
+    assert coarse.size < 5
+
+
+def test_random_signs_find_the_same_basis(chain: Chain) -> None:
+    batches = inputs((4000, 5), seed=1)
+    for exact, drawn in zip(
+        bases_of(chain, batches, ahead=1),
+        interaction_bases(chain, batches, hooks=HOOKS, ahead=1, last=None, probes=1, threshold=1e-12, seed=0),
+        strict=True,
+    ):
+        assert torch.allclose(exact.strength, drawn.strength, rtol=0, atol=0.05 * float(exact.strength[0]))
+
+
+def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match="output, input: the second must lie behind the first"):
+        bases_of(chain, batches, ahead=1, hooks=("output", "input"))
+    with pytest.raises(ValueError, match="post0, post0: the second must lie behind"):
+        bases_of(chain, batches, ahead=1, hooks=("post0", "post0"))
+    with pytest.raises(ValueError, match="no data"):
+        bases_of(chain, [], ahead=1)
+    with pytest.raises(ValueError, match="ahead=0"):
+        bases_of(chain, batches, ahead=0)
+    with pytest.raises(ValueError, match="needs two or more"):
+        bases_of(chain, batches, ahead=1, hooks=("input",))
+    with pytest.raises(ValueError, match="empty basis, the activations are the same everywhere"):
+        bases_of(chain, [torch.ones(10, 5).double()], ahead=1)
+    dead = Chain({"input": nn.Identity(), "dead": nn.Threshold(1e9, 0.0), "output": nn.Linear(5, 5)}).double()
+    last = neurons("output", moments(chain, batches, hooks=["input"])["input"])
+    with pytest.raises(ValueError, match=r"input: an empty basis, nothing at the later hook point hangs"):
+        interaction_bases(
+            dead, batches, hooks=("input", "output"), ahead=1, last=last, probes=None, threshold=1e-12, seed=0
+        )
+    with pytest.raises(ValueError, match="the dictionary has no direction"):
+        dictionary("input", moments(chain, batches, hooks=["input"])["input"], directions=torch.zeros(3, 5))
+    bases = bases_of(chain, batches, ahead=1)
+    with pytest.raises(ValueError, match="two bases"):
+        rewritten(chain, [bases[0], bases[0]])
