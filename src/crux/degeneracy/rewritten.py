@@ -44,7 +44,8 @@ def rewritten(chain: Chain, bases: Sequence[Basis]) -> Chain:
 
 def _affine(weight: Tensor, bias: Tensor) -> nn.Linear:
     """x → x weight + bias."""
-    found = nn.Linear(*weight.shape, dtype=weight.dtype, device=weight.device)
+    n_in, n_out = weight.shape
+    found = nn.Linear(n_in, n_out, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         found.weight.copy_(weight.T)
         found.bias.copy_(bias)
@@ -62,9 +63,10 @@ def _fused(maps: list[nn.Module]) -> nn.Module:
     for each in maps:
         if isinstance(each, nn.Identity):
             continue
-        if left and isinstance(each, nn.Linear) and isinstance(left[-1], nn.Linear):
-            first = left.pop()
-            bias = each(first.bias if first.bias is not None else torch.zeros_like(first.weight[:, 0]))
-            each = _affine((each.weight @ first.weight).T, bias)
-        left.append(each)
+        first = left[-1] if left else None
+        if isinstance(each, nn.Linear) and isinstance(first, nn.Linear):
+            bias = torch.zeros_like(first.weight[:, 0]) if first.bias is None else first.bias
+            left[-1] = _affine((each.weight @ first.weight).T, each(bias))
+        else:
+            left.append(each)
     return left[0] if len(left) == 1 else nn.Sequential(*left) if left else nn.Identity()

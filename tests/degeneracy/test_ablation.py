@@ -1,0 +1,151 @@
+"""How many directions and edges a network needs, where the answer is known."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_networks import inputs, perceptron, random_subject
+from test_basis import HOOKS, bases_of
+from tiny_subjects import TOKENS
+from torch import Tensor, nn
+
+from crux.degeneracy.ablation import EdgeAblation, NodeAblation, clean_loss, counts, least
+from crux.degeneracy.basis import neurons, random_rotation
+from crux.degeneracy.edges import edges
+from crux.degeneracy.grams import moments
+from crux.subjects.chain import Chain
+from crux.subjects.subject import FINAL
+
+
+def behaviour(chain: Chain):
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return (y - chain(x)).square().sum(-1)
+
+    return loss
+
+
+def test_a_deep_linear_network_loses_the_strength_of_what_is_removed() -> None:
+    """At any layer: ‖Δ output‖² is the sum of the removed Λ, of nodes and of (diagonal) edges alike."""
+    chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
+    batches = inputs((50, 6), seed=2, batches=3)
+    bases = bases_of(chain, batches, ahead=1)
+    L = bases[-1].strength
+    loss = behaviour(chain)
+    assert clean_loss(chain, batches, end="output", loss=loss) == 0
+    found = edges(chain, batches, bases=bases, points=None, probes=None, side=None, seed=0)
+    for k in range(3):
+        nodes = NodeAblation(chain, batches, basis=bases[k], end="output", loss=loss)
+        between = EdgeAblation(
+            chain, batches, bases=(bases[k], bases[k + 1]), strength=found[k].strength, end="output", loss=loss
+        )
+        assert (nodes.size, between.size) == (4, 16)
+        for n in range(5):
+            assert nodes.loss(n) == pytest.approx(float(L[n:].sum()), abs=1e-9)
+            assert between.loss(n) == pytest.approx(float(L[n:].sum()), abs=1e-9)
+        assert between.loss(16) < 1e-9
+        assert least(nodes.loss, size=4, limit=1.01 * float(L[2:].sum())) == 2
+        assert least(between.loss, size=16, limit=0.99 * float(L[2:].sum())) == 3
+
+
+def test_edges_are_cut_one_target_direction_at_a_time() -> None:
+    """Against the same done by hand: every target with its own pass, whatever its neighbours keep."""
+    chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
+    batches = inputs((20, 5), seed=1)
+    at = moments(chain, batches, hooks=["input", "post0"])
+    a, b = neurons("input", at["input"]), random_rotation("post0", at["post0"], seed=0)
+    strength = torch.rand(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ablation = EdgeAblation(chain, batches, bases=(a, b), strength=strength, end="output", loss=lambda x, y: y.sum(-1))
+    x = torch.cat(batches)
+    way = chain.stages["post0"], chain.stages["pre0"]
+    chain.requires_grad_(False)
+    for n in (0, 1, 7, 23, 40):
+        mask = ablation.mask(n)
+        assert mask.sum() == n
+        f_hat = a.coordinates(x)
+        rows = [b.coordinates(way[0](way[1](a.activations(f_hat * mask[i]))))[:, i] for i in range(8)]
+        want = chain.stages["output"](b.activations(torch.stack(rows, 1))).sum(1).mean()
+        assert ablation.loss(n) == pytest.approx(float(want), abs=1e-10)
+    kept = ablation.mask(7)
+    assert strength[kept].min() > strength[~kept].max()
+
+
+def test_all_or_nothing_in_a_language_model() -> None:
+    subject = random_subject("gpt2").to(dtype=torch.float64)
+    batches = [TOKENS[:, :6], TOKENS[:, 6:12]]
+    hooks = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre", FINAL)
+    bases = bases_of(subject, batches, ahead=1, hooks=hooks)
+    whole = clean_loss(subject, batches, end=FINAL, loss=lambda x, y: y.square().mean((1, 2)))
+    for k, basis in enumerate(bases):
+        nodes = NodeAblation(subject, batches, basis=basis, end=FINAL, loss=lambda x, y: y.square().mean((1, 2)))
+        assert nodes.loss(basis.size) == pytest.approx(whole, rel=1e-9)
+        assert nodes.loss(0) != pytest.approx(whole, rel=1e-3)
+        if k < 2:
+            strength = torch.ones(bases[k + 1].size, basis.size).double()
+            between = EdgeAblation(
+                subject, batches, bases=(basis, bases[k + 1]), strength=strength, end=FINAL,
+                loss=lambda x, y: y.square().mean((1, 2)),
+            )  # fmt: skip
+            assert between.loss(between.size) == pytest.approx(whole, rel=1e-9)
+
+
+def test_dead_directions_are_not_needed() -> None:
+    """Of five inputs the output reads two, so the interaction basis needs two where neurons and rotations need more."""
+    chain = perceptron([5, 8, 2], activation=nn.GELU, seed=0)
+    mix = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(5))).Q.double()
+    with torch.no_grad():
+        stage = chain.stages["pre0"]
+        assert isinstance(stage, nn.Linear)
+        stage.weight.copy_(stage.weight @ mix[:, :2] @ mix[:, :2].T)
+    batches = inputs((200, 5), seed=1)
+    at = moments(chain, batches, hooks=["input"])["input"]
+    loss = behaviour(chain)
+    needed = {}
+    for basis in (
+        bases_of(chain, batches, ahead=1, hooks=("input", "output"))[0],
+        neurons("input", at),
+        random_rotation("input", at, seed=1),
+    ):
+        nodes = NodeAblation(chain, batches, basis=basis, end="output", loss=loss)
+        needed[basis.name] = least(nodes.loss, size=nodes.size, limit=1e-12)
+    assert needed["local"] == 2
+    assert needed["neuron"] == 5
+    assert needed["random"] in (5, None)  # rounding decides whether all five are within 1e-12
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_least_finds_the_first_that_is_enough(enough: int, size: int) -> None:
+    calls: list[int] = []
+
+    def loss(n: int) -> float:
+        calls.append(n)
+        return float(n < enough)
+
+    found = least(loss, size=size, limit=0.5)
+    assert found == (enough if enough <= size else None)
+    assert len(calls) <= 20
+    assert max(calls) <= size
+
+
+def test_counts_begin_and_end_where_the_curve_does() -> None:
+    assert counts(100, most=5) == [0, 3, 10, 32, 100]
+    assert counts(1, most=9) == [0, 1]
+    for size, most in itertools.product((2, 7, 1000), (3, 8)):
+        found = counts(size, most=most)
+        assert found[0] == 0
+        assert found[-1] == size
+        assert len(found) <= most
+
+
+def test_nonsense_is_refused() -> None:
+    chain = perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0)
+    bases = bases_of(chain, inputs((20, 5), seed=1), ahead=1, hooks=HOOKS)
+    for batches in ([], [torch.zeros(0, 5).double()]):
+        with pytest.raises(ValueError, match="no data"):
+            NodeAblation(chain, batches, basis=bases[0], end="output", loss=behaviour(chain))
+    with pytest.raises(ValueError, match="must lie behind"):
+        EdgeAblation(
+            chain, inputs((20, 5), seed=1), bases=(bases[1], bases[0]), strength=torch.ones(5, 8).double(),
+            end="output", loss=behaviour(chain),
+        )  # fmt: skip
