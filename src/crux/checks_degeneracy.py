@@ -1,10 +1,14 @@
 """What can be wrong with an experiment on learning coefficients, degeneracy or bases; answers before torch is imported."""
 
+import itertools
 from pathlib import Path
 
 from crux.keys import refuse_others
 from crux.schema import Config, Task, experiment_name
+from crux.schema_degeneracy import Network
 from crux.subjects.addition_folder import addition_folder
+from crux.subjects.hooks import check_hook
+from crux.subjects.shape import Shape
 from crux.subjects.weight_files import check_weights
 
 ALWAYS = (
@@ -21,6 +25,16 @@ TRAINING = (
 OWN = {
     "interaction_basis/modular_addition": ("model.path", *TRAINING),
     "interaction_basis/modular_addition_training": TRAINING,
+    "degeneracy/spectra": (
+        "model",
+        "model.path",
+        "model.process_weights",
+        "model.context",
+        "hook_points",
+        "data.path",
+        "cache",
+    ),
+    "degeneracy/synchronised": ("model.path",),
 }
 """What else has a meaning for single experiments."""
 
@@ -34,6 +48,8 @@ def check_degeneracy(config: Config, given: set[str]) -> None:
             _check_llc(config)
         case Task.interaction_basis:
             _check_addition(config, name)
+        case Task.degeneracy:
+            _check_measures(config, given, name)
         case _:
             pass
 
@@ -68,6 +84,33 @@ def _check_addition(config: Config, name: str) -> None:
         )
 
 
+def _check_measures(config: Config, given: set[str], name: str) -> None:
+    """Spectra and synchronised neurons."""
+    of = config.degeneracy
+    assert of is not None
+    if not of.thresholds or not all(0 < threshold < 1 for threshold in of.thresholds):
+        raise ValueError(f"degeneracy.thresholds={of.thresholds}: must be numbers above 0 and below 1")
+    for key in ("sequences", "steps"):
+        if getattr(of, key) < 1:
+            raise ValueError(f"degeneracy.{key}={getattr(of, key)}: must be 1 or more")
+    if not of.hidden or min(of.hidden) < 1:
+        raise ValueError(f"degeneracy.hidden={of.hidden}: must be one width or more, each 1 or more")
+    if name == "synchronised":
+        if config.model.path is not None and not of_addition(config):
+            raise ValueError(
+                f"model.path={config.model.path}: only ReLU neurons can be synchronised; allowed is the run folder of "
+                "experiment=interaction_basis/modular_addition_training, or no model.path: a perceptron is trained"
+            )
+        if config.model.path is None and of.network is Network.model:
+            raise ValueError("degeneracy.network=model: say which by model.path; degeneracy.network=mlp trains one")
+    elif of.network is Network.mlp and (
+        own := sorted(key for key in given if key.startswith(("model", "hook", "data")))
+    ):
+        raise ValueError(f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains")
+    elif of_addition(config) and config.hook_points is not None:
+        raise ValueError("hook_points: of a modular-addition network, the MLP's own hook points are looked at")
+
+
 def check_addition_folder(path: str) -> None:
     """ValueError unless a trained modular-addition network with whole weights lies there."""
     if (folder := addition_folder(Path(path))) is None:
@@ -82,3 +125,23 @@ def of_addition(config: Config) -> bool:
     """Whether `model.path` of an experiment on degeneracy or bases is a trained modular-addition network."""
     path = config.model.path
     return config.task.named and path is not None and addition_folder(Path(path)) is not None
+
+
+def check_hook_points(config: Config, shape: Shape) -> None:
+    """The hook points that a language model is looked at: they exist, two or more, each behind the one before it.
+
+    Raises:
+        ValueError: in one line, otherwise.
+    """
+    if config.model.context > shape.n_ctx:
+        raise ValueError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
+    if config.hook_points is None:
+        return
+    found = [check_hook(name, n_layers=shape.n_layers, resid_mid=shape.resid_mid) for name in config.hook_points]
+    if len(found) < 2:
+        raise ValueError(
+            f"hook_points={config.hook_points}: two or more are needed, activations go from one to the next"
+        )
+    for a, b in itertools.pairwise(found):
+        if a.order >= b.order:
+            raise ValueError(f"hook_points: {b.name} does not lie behind {a.name} in the network")

@@ -170,6 +170,26 @@ class ModularAddition(Chain):
         embed, attention, mlp, unembed = self.parts
         return Chain({PRE: embed, MID: LastPosition(attention), POST: mlp, OUTPUT: unembed})
 
+    def mlp_alone(self) -> Chain:
+        """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all of them that hangs on the MLP's parameters. Copied weights.
+
+        Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
+        """
+        *_, mlp, unembed = self.parts
+        maps = [(mlp.W_in, mlp.b_in), (mlp.W_out, mlp.b_out), (unembed.W_U, None)]
+        read, write, logits = (_linear(*weights) for weights in maps)
+        stages = {MID: nn.Identity(), "blocks.0.mlp.hook_pre": read, "blocks.0.mlp.hook_post": nn.ReLU()}
+        return Chain({**stages, "blocks.0.hook_mlp_out": write, OUTPUT: logits})
+
+
+def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None) -> nn.Linear:
+    stage = nn.Linear(*weight.shape, bias=bias is not None).to(weight)
+    with torch.no_grad():
+        stage.weight.copy_(weight.T)
+        if bias is not None:
+            stage.bias.copy_(bias)
+    return stage
+
 
 class Pairs(NamedTuple):
     """Every pair once: trained on, or held out."""
