@@ -55,8 +55,7 @@ class Degeneracy:
     experiment: DegeneracyExperiment = MISSING
     network: Network = MISSING
     thresholds: list[float] = MISSING
-    """Spectra: shares of the largest eigenvalue from which on a direction counts, the first one for the budget. Synchronised: distances at
-    which blocks of neurons are cut."""
+    """Spectra: shares of the largest eigenvalue from which on a direction counts. Synchronised: distances at which blocks are cut."""
     sequences: int = MISSING
     """Sequences of text that a language model is looked at on."""
     hidden: list[int] = MISSING

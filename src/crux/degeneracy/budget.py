@@ -109,6 +109,19 @@ def budget(layers: Sequence[Layer], *, blocks: Sequence[Sequence[Sequence[int]]]
     return Budget(frees, free[cut], cut, scaled, _dimensions(rescaling + mixing, threshold) - scaled)
 
 
+def free_change(
+    layers: Sequence[Layer], *, cut: int, threshold: float, generator: torch.Generator
+) -> list[Float[Tensor, "_d_out _d_in"]]:
+    """A random change of the weights, of norm 1 in all, within what the ranks call free together."""
+    alone = [(range_of(x.gram, threshold=threshold), range_of(x.jacobian_gram, threshold=threshold)) for x in layers]
+    changes = []
+    for layer, (g, k) in zip(layers, _together(layers, alone, cut), strict=True):
+        drawn = torch.randn(layer.weight.shape, generator=generator, dtype=layer.weight.dtype)
+        changes.append(drawn - k @ (k.T @ drawn @ g) @ g.T)
+    length = sum(float(change.square().sum()) for change in changes) ** 0.5
+    return [change / length for change in changes]
+
+
 def _together(layers: Sequence[Layer], alone: Sequence[Ranges], cut: int) -> list[Ranges]:
     """What is free in each layer beside the others: changes of the first kind before the cut, of the second behind it."""
     found = []

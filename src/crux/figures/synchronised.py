@@ -20,7 +20,9 @@ def synchronised_neurons(
     own: float,
 ) -> Figure:
     """Left: of each layer's living neurons the distance to the nearest other one, as a distribution. Right: the loss where neurons nearer
-    than a threshold share a gate, over the share of gates that is left, beside blocks of the same sizes drawn at random; numbers are thresholds.
+    than a threshold share a gate, over the share of gates that is left, beside blocks of the same sizes drawn at random.
+
+    Numbers at points are thresholds.
     """
     figure = new_figure(width=9.0, height=3.8)
     left, right = figure.subplots(1, 2)

@@ -4,7 +4,7 @@
 
 Causal attention without biases, MLP with biases, p logits. The hooks are TransformerLens's, with all three positions at each of them;
 `at_last_position` is the same network with "=" alone behind the attention, which is all that the output reads. `logits` gives what
-`forward` gives, in a twentieth of its arithmetic: training runs on it.
+`forward` gives, in about a quarter of its arithmetic: training runs on it.
 """
 
 import json

@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -76,9 +77,9 @@ def of_addition(path: Path) -> Perceptron:
 
 def on_digits(hidden: list[int], *, steps: int, seed: int) -> Perceptron:
     """Trained on 8 × 8 pixels (0 to 1) of handwritten digits (scikit-learn's), by AdamW on all of them at once: seconds."""
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(seed))
-    pixels, labels = torch.from_numpy(found.data)[order] / 16, torch.from_numpy(found.target)[order]
+    pixels, labels = (torch.from_numpy(np.asarray(array)) for array in load_digits(return_X_y=True))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    pixels, labels = pixels[order].double() / 16, labels[order]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stages: dict[str, nn.Module] = {"input": nn.Identity()}

@@ -3,6 +3,7 @@
 Of a perceptron the linear maps are known, and the ranks add up to a budget that 2λ_B stays below.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from crux import assemble
 from crux.data.held_out import spread_batches
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
-from crux.degeneracy.budget import Budget, Layer, budget
+from crux.degeneracy.budget import Budget, Layer, budget, free_change
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.ranks import Rank, eigenvalues, rank_report
 from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
@@ -32,6 +33,12 @@ FULL = 4000
 
 BATCH = 8
 """Sequences in a pass."""
+
+EXACT = 1e-13
+"""Share of the largest eigenvalue below which there is only float64's rounding: what the budget counts as free must be, not nearly."""
+
+STEP = 1e-7
+"""Norm of the changes that the budget is tried with: few gates turn."""
 
 PROBES = 1
 """Random signs a sequence, for a language model's Jacobian Grams: a rank can only come out too low, with too few sequences."""
@@ -61,10 +68,21 @@ def of_language_model(config: Config) -> Result:
     last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
     hooks = config.hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
     grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, seed=config.seed)
-    ranks, lines = ranked(grams, config.degeneracy.thresholds)
+    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), config.degeneracy.thresholds)
     n = sum(len(tokens) for tokens in batches)
     lines.insert(0, f"{subject.name}: {n} sequences of {context} tokens, K to {FINAL}\n")
-    return Result(metrics_of(ranks), [], {"spectra": figure(grams, config)}, arrays_of(grams), "\n".join(lines))
+    checks = []
+    if isinstance(subject.parts.final_norm, nn.LayerNorm):
+        seen = [found[0].rank for name, found in ranks.items() if name.startswith("K/") and "resid" in name]
+        checks.append(
+            Check(
+                "rank of K in the residual stream: LayerNorms take off its mean",
+                max(seen, default=0),
+                0,
+                subject.d_model - 1,
+            )
+        )
+    return Result(metrics_of(ranks), checks, {"spectra": figure(grams, config)}, arrays_of(grams), "\n".join(lines))
 
 
 def of_perceptron(config: Config) -> Result:
@@ -74,17 +92,20 @@ def of_perceptron(config: Config) -> Result:
     width = of.network(of.train.inputs[:1]).shape[1]
     hooks = [hook for hook in of.network.hooks if hook != of.network.output]
     grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, seed=0)
-    ranks, lines = ranked(grams, config.degeneracy.thresholds)
-    found = budget_of(of, grams, width=width, threshold=config.degeneracy.thresholds[0])
+    pairs = [(of.network.hooks[of.network.hooks.index(hook) - 1], hook) for hook in of.maps if hook in grams]
+    ranks, lines = ranked(grams, pairs, config.degeneracy.thresholds)
+    layers, shared = linear_maps(of, grams, width=width)
+    found = budget(layers, blocks=shared, threshold=EXACT)
     metrics = metrics_of(ranks) | {"parameters": float(found.parameters), "free_by_ranks": float(found.by_ranks)}
     metrics |= {"free_by_rescaling": float(found.by_rescaling), "free_by_blocks": float(found.by_blocks)}
-    metrics |= {"bound": float(found.bound)}
-    checks = []
+    metrics |= {"bound": float(found.bound), "loss": of.test.loss(of.network(of.test.inputs))}
+    felt = share_felt(of, layers, found, seed=config.seed)
+    checks = [Check("outputs moved along free directions, share of what chance directions do", felt, 0, 1e-5)]
     arrays = arrays_of(grams)
     lines += ["", *told(found)]
     if found.parameters == sum(p.numel() for p in of.network.parameters()) <= FULL:
         spectrum = eigenvalues(behavioural_hessian(of.network, of.train.inputs))
-        reached = rank_report(spectrum, thresholds=config.degeneracy.thresholds)
+        reached = rank_report(spectrum, thresholds=[EXACT, *config.degeneracy.thresholds])
         metrics |= {"hessian_rank": float(reached[0].rank)}
         arrays["hessian"] = spectrum
         checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, found.bound))
@@ -110,8 +131,10 @@ def grams_at(
     return grams
 
 
-def ranked(grams: Grams, thresholds: list[float]) -> tuple[dict[str, list[Rank]], list[str]]:
-    """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report."""
+def ranked(
+    grams: Grams, pairs: list[tuple[str, str]], thresholds: list[float]
+) -> tuple[dict[str, list[Rank]], list[str]]:
+    """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report; free directions between the pairs."""
     ranks: dict[str, list[Rank]] = {}
     head = " | ".join(f"G > {t:g}" for t in thresholds) + " | " + " | ".join(f"K > {t:g}" for t in thresholds)
     lines = [
@@ -133,16 +156,15 @@ def ranked(grams: Grams, thresholds: list[float]) -> tuple[dict[str, list[Rank]]
         f"| from | to | d_in · d_out | {' | '.join(f'> {t:g}' for t in thresholds)} |",
         "|---" * (3 + len(thresholds)) + "|",
     ]
-    hooks = list(grams)
-    for a, b in zip(hooks, hooks[1:], strict=False):
+    for a, b in pairs:
         size = len(grams[a][0]) * len(grams[b][1])
         free = [size - g.rank * k.rank for g, k in zip(ranks[f"G/{a}"], ranks[f"K/{b}"], strict=True)]
         lines.append(f"| {a} | {b} | {size} | {' | '.join(str(n) for n in free)} |")
     return ranks, lines
 
 
-def budget_of(of: Perceptron, grams: Grams, *, width: int, threshold: float) -> Budget:
-    """What of the perceptron's parameters is free on its training samples."""
+def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer], list[list[tuple[int, ...]]]]:
+    """The perceptron's maps on its training samples, and of each hidden layer the neurons that agree on all of them."""
     network, inputs = of.network, of.train.inputs
     stages = dict(zip(network.hooks, network.stages.values(), strict=True))
     values = network.clean(inputs, capture=network.hooks, final=False).activations
@@ -161,7 +183,28 @@ def budget_of(of: Perceptron, grams: Grams, *, width: int, threshold: float) -> 
             shared.append([block.members for block in blocks(found.distance, threshold=1e-15)])
         weight = torch.cat([stage.bias[:, None], stage.weight], 1).detach()
         layers.append(Layer(hook, weight, f.T @ f / len(f), k, 1, on))
-    return budget(layers, blocks=shared, threshold=threshold)
+    return layers, shared
+
+
+@torch.no_grad()
+def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int) -> float:
+    """Change of the outputs along free directions, over that along a random one of the same length."""
+    generator = torch.Generator().manual_seed(seed)
+    free = free_change(layers, cut=found.cut, threshold=EXACT, generator=generator)
+    drawn = [torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) for layer in layers]
+    length = sum(float(change.square().sum()) for change in drawn) ** 0.5
+    stages = dict(zip(of.network.hooks, of.network.stages.values(), strict=True))
+    before, moved = of.network(of.train.inputs), []
+    for changes, scale in ((free, STEP), (drawn, STEP / length)):
+        for sign in (1, -1):
+            for layer, change in zip(layers, changes, strict=True):
+                stage = stages[layer.name]
+                assert isinstance(stage, nn.Linear)
+                stage.bias.add_(change[:, 0], alpha=sign * scale)
+                stage.weight.add_(change[:, 1:], alpha=sign * scale)
+            if sign == 1:
+                moved.append(float((of.network(of.train.inputs) - before).norm()))
+    return moved[0] / moved[1]
 
 
 def told(found: Budget) -> list[str]:
@@ -174,9 +217,9 @@ def told(found: Budget) -> list[str]:
     ]
     lines += [
         "",
-        f"Of {found.parameters} parameters {found.by_ranks} directions are free together by the ranks (map {found.layers[found.cut].name} by "
-        f"both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised blocks and neurons always on: "
-        f"2λ_B ≤ {found.bound}.",
+        f"Of {found.parameters} parameters {found.by_ranks} directions are free together by the ranks (map "
+        f"{found.layers[found.cut].name} by both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised "
+        f"blocks and neurons always on: 2λ_B ≤ {found.bound}.",
         "This bounds the learning coefficient of the behavioural loss on these samples, as cutoffs go to 0: small changes along the free "
         "directions leave every output on them as it is. It says nothing of other samples, nor of directions that are nearly free.",
     ]
