@@ -70,7 +70,8 @@ def _check_addition(config: Config, name: str) -> None:
     if config.model.path is not None:
         check_addition_folder(config.model.path)
     of = config.interaction_basis and config.interaction_basis.addition
-    assert of is not None
+    if of is None:
+        raise ValueError("interaction_basis.addition is missing: interaction_basis=addition says p and sizes")
     for key in ("p", "d_model", "n_heads", "d_mlp"):
         if getattr(of, key) < 1:
             raise ValueError(f"interaction_basis.addition.{key}={getattr(of, key)}: must be 1 or more")
@@ -95,6 +96,8 @@ def _check_measures(config: Config, given: set[str], name: str) -> None:
             raise ValueError(f"degeneracy.{key}={getattr(of, key)}: must be 1 or more")
     if not of.hidden or min(of.hidden) < 1:
         raise ValueError(f"degeneracy.hidden={of.hidden}: must be one width or more, each 1 or more")
+    if of_addition(config):
+        check_addition_folder(str(config.model.path))
     if name == "synchronised":
         if config.model.path is not None and not of_addition(config):
             raise ValueError(
