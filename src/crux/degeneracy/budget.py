@@ -96,17 +96,18 @@ def budget(layers: Sequence[Layer], *, blocks: Sequence[Sequence[Sequence[int]]]
     cuts = [_together(layers, alone, cut) for cut in range(len(layers))]
     free = [sum(len(g) * len(k) - g.shape[1] * k.shape[1] for g, k in ranges) for ranges in cuts]
     cut = max(range(len(layers)), key=lambda c: free[c])
-    rescaling: list[Tensor] = []
-    mixing: list[Tensor] = []
+    rescaling: list[Tangents] = []
+    mixing: list[Tangents] = []
     for place, found in enumerate(blocks):
         here, behind = layers[place], layers[place + 1]
-        rescaling += [_tangent(layers, cuts[cut], place, j, j) for j in range(len(here.weight))]
-        pairs = [(i, j) for block in found for i in block for j in block if i != j]
+        each = [(j, j) for j in range(len(here.weight))]
+        pairs: list[tuple[int, int | None]] = [(i, j) for block in found for i in block for j in block if i != j]
         if here.bias and behind.bias:
             pairs += [(i, None) for i in (here.on == 1).nonzero()[:, 0].tolist()]
-        mixing += [_tangent(layers, cuts[cut], place, i, j) for i, j in pairs]
+        rescaling.append(_tangents(here, behind, cuts[cut][place], cuts[cut][place + 1], each))
+        mixing.append(_tangents(here, behind, cuts[cut][place], cuts[cut][place + 1], [*each, *pairs]))
     scaled = _dimensions(rescaling, threshold)
-    return Budget(frees, free[cut], cut, scaled, _dimensions(rescaling + mixing, threshold) - scaled)
+    return Budget(frees, free[cut], cut, scaled, _dimensions(mixing, threshold) - scaled)
 
 
 def free_change(
@@ -136,26 +137,46 @@ def _together(layers: Sequence[Layer], alone: Sequence[Ranges], cut: int) -> lis
     return found
 
 
-def _tangent(
-    layers: Sequence[Layer], ranges: Sequence[Ranges], place: int, i: int, j: int | None
-) -> Float[Tensor, "n"]:
-    """Of W_l → (1 + ε E_ij) W_l, W_{l+1} → W_{l+1} (1 − ε E_ij), as a unit vector; of it what the ranks have not freed already.
+class Tangents(NamedTuple):
+    """Of W_l → (1 + ε E_ij) W_l, W_{l+1} → W_{l+1} (1 − ε E_ij) for some (i, j), as unit vectors, what the ranks have not freed already.
 
-    j = None stands for the constant coordinate.
+    Both changes are outer products: left ⊗ right in layer l, its `here`, and in layer l + 1, its `behind`.
     """
-    changes = [torch.zeros_like(layer.weight) for layer in layers]
-    after = layers[place + 1]
-    if j is None:
-        changes[place][i, 0] = 1
-    else:
-        changes[place][i] = layers[place].weight[j]
-    changes[place + 1][:, 0 if j is None else after.bias + j] = -after.weight[:, after.bias + i]
-    length = sum(float(change.square().sum()) for change in changes) ** 0.5
-    kept = [(k.T @ change @ g).flatten() for change, (g, k) in zip(changes, ranges, strict=True)]
-    return torch.cat(kept) / max(length, torch.finfo(torch.float64).tiny)
+
+    here: tuple[Float[Tensor, "n k"], Float[Tensor, "n g"]]
+    behind: tuple[Float[Tensor, "n k1"], Float[Tensor, "n g1"]]
 
 
-def _dimensions(tangents: Sequence[Float[Tensor, "n"]], threshold: float) -> int:
-    """Of the space that unit vectors span, or what is left of them."""
-    rows = torch.stack(list(tangents))
-    return int((torch.linalg.eigvalsh(rows @ rows.T) > threshold).sum())
+def _tangents(
+    layer: Layer, after: Layer, ranges: Ranges, after_ranges: Ranges, pairs: Sequence[tuple[int, int | None]]
+) -> Tangents:
+    """j = None stands for the constant coordinate."""
+    (g, k), (g_after, k_after) = ranges, after_ranges
+    i = torch.tensor([i for i, _ in pairs])
+    into = torch.tensor([0 if j is None else after.bias + j for _, j in pairs])
+    constant = torch.zeros_like(layer.weight[:1])
+    constant[0, 0] = 1
+    source = torch.cat([layer.weight, constant])[[len(layer.weight) if j is None else j for _, j in pairs]]
+    out = -after.weight[:, after.bias + i].T
+    length = (source.square().sum(1) + out.square().sum(1)).sqrt().clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+    return Tangents((k[i] / length, source @ g), (out @ k_after / length, g_after[into]))
+
+
+def _dimensions(tangents: Sequence[Tangents], threshold: float) -> int:
+    """Of the space that they span, layer by layer: by their Gram matrix, which outer products give without the vectors."""
+    sizes = [len(of.here[0]) for of in tangents]
+    gram = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64)
+    starts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+    for place, of in enumerate(tangents):
+        own = slice(starts[place], starts[place + 1])
+        gram[own, own] = _products(of.here, of.here) + _products(of.behind, of.behind)
+        if place + 1 < len(tangents):
+            later = slice(starts[place + 1], starts[place + 2])
+            gram[own, later] = _products(of.behind, tangents[place + 1].here)
+            gram[later, own] = gram[own, later].T
+    return int((torch.linalg.eigvalsh(gram) > threshold).sum())
+
+
+def _products(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Float[Tensor, "n m"]:
+    """Of every left ⊗ right of a with every one of b."""
+    return (a[0] @ b[0].T) * (a[1] @ b[1].T)

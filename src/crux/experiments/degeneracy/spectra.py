@@ -221,7 +221,9 @@ def told(found: Budget) -> list[str]:
         f"{found.layers[found.cut].name} by both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised "
         f"blocks and neurons always on: 2λ_B ≤ {found.bound}.",
         "This bounds the learning coefficient of the behavioural loss on these samples, as cutoffs go to 0: small changes along the free "
-        "directions leave every output on them as it is. It says nothing of other samples, nor of directions that are nearly free.",
+        "directions leave every output on them as it is. It says nothing of other samples, nor of directions that are nearly free. Free "
+        f"is what has less than {EXACT:g} of the largest eigenvalue: where a spectrum falls on and on below that, the bound holds to "
+        "float64's rounding, not exactly.",
     ]
     return lines
 
