@@ -55,8 +55,13 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
         given.append("experiment=toy/intro_polygon")  # says the rest
     if group == "llc":
         given.append("experiment=llc/calibrate")
+    if group == "degeneracy":
+        given.append("experiment=degeneracy/spectra")
     if group == "interaction_basis":
-        given.append(f"experiment=interaction_basis/{'modular_addition_training' if option == 'addition' else option}")
+        own = {"addition": "modular_addition_training", "compare": "mlp"}
+        given.append(f"experiment=interaction_basis/{own.get(option, option)}")
+        if option == "compare":  # a part of the others
+            given = given[1:]
     if option == "toy/sae":
         with pytest.raises(ValueError, match="must be the run folder of a toy experiment"):
             check(composed(*given), given)

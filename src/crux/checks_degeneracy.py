@@ -5,7 +5,7 @@ from pathlib import Path
 
 from crux.keys import refuse_others
 from crux.schema import Config, Task, experiment_name
-from crux.schema_degeneracy import BASES, BasisExperiment, Compare, LastBasis
+from crux.schema_degeneracy import BASES, BasisExperiment, Compare, LastBasis, Network
 from crux.subjects.addition_folder import addition_folder
 from crux.subjects.hooks import FINAL, check_hook, hook_names
 from crux.subjects.shape import Shape
@@ -27,6 +27,16 @@ OWN = {
     "interaction_basis/modular_addition_training": TRAINING,
     "interaction_basis/tiny": ("model.path", "model.process_weights", "data", "cache", "trainer.accelerator"),
     "interaction_basis/gpt2": ("model", "data", "cache", "trainer.accelerator"),
+    "degeneracy/spectra": (
+        "model",
+        "model.path",
+        "model.process_weights",
+        "model.context",
+        "hook_points",
+        "data.path",
+        "cache",
+    ),
+    "degeneracy/synchronised": ("model.path",),
 }
 """What else has a meaning for single experiments."""
 
@@ -41,6 +51,8 @@ def check_degeneracy(config: Config, given: set[str]) -> None:
         case Task.interaction_basis:
             _check_addition(config, name)
             _check_compare(config)
+        case Task.degeneracy:
+            _check_measures(config, given, name)
         case _:
             pass
 
@@ -61,7 +73,8 @@ def _check_addition(config: Config, name: str) -> None:
     if config.model.path is not None:
         check_addition_folder(config.model.path)
     of = config.interaction_basis and config.interaction_basis.addition
-    assert of is not None
+    if of is None:
+        raise ValueError("interaction_basis.addition is missing: interaction_basis=addition says p and sizes")
     for key in ("p", "d_model", "n_heads", "d_mlp"):
         if getattr(of, key) < 1:
             raise ValueError(f"interaction_basis.addition.{key}={getattr(of, key)}: must be 1 or more")
@@ -73,6 +86,35 @@ def _check_addition(config: Config, name: str) -> None:
         raise ValueError(
             f"interaction_basis.addition.train_share={of.train_share}: must be a share of the {of.p**2} pairs, between 0 and 1"
         )
+
+
+def _check_measures(config: Config, given: set[str], name: str) -> None:
+    """Spectra and synchronised neurons."""
+    of = config.degeneracy
+    assert of is not None
+    if not of.thresholds or not all(0 < threshold < 1 for threshold in of.thresholds):
+        raise ValueError(f"degeneracy.thresholds={of.thresholds}: must be numbers above 0 and below 1")
+    for key in ("sequences", "steps"):
+        if getattr(of, key) < 1:
+            raise ValueError(f"degeneracy.{key}={getattr(of, key)}: must be 1 or more")
+    if not of.hidden or min(of.hidden) < 1:
+        raise ValueError(f"degeneracy.hidden={of.hidden}: must be one width or more, each 1 or more")
+    if of_addition(config):
+        check_addition_folder(str(config.model.path))
+    if name == "synchronised":
+        if config.model.path is not None and not of_addition(config):
+            raise ValueError(
+                f"model.path={config.model.path}: only ReLU neurons can be synchronised; allowed is the run folder of "
+                "experiment=interaction_basis/modular_addition_training, or no model.path: a perceptron is trained"
+            )
+        if config.model.path is None and of.network is Network.model:
+            raise ValueError("degeneracy.network=model: say which by model.path; degeneracy.network=mlp trains one")
+    elif of.network is Network.mlp and (
+        own := sorted(key for key in given if key.startswith(("model", "hook", "data")))
+    ):
+        raise ValueError(f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains")
+    elif of_addition(config) and config.hook_points is not None:
+        raise ValueError("hook_points: of a modular-addition network, the MLP's own hook points are looked at")
 
 
 def check_addition_folder(path: str) -> None:
@@ -162,3 +204,23 @@ def check_bases_fit(config: Config, shape: Shape) -> None:
             )
     if of.length is not None and of.length > shape.n_ctx:
         raise ValueError(f"interaction_basis.compare.length={of.length}: the model's context has {shape.n_ctx} tokens")
+
+
+def check_hook_points(config: Config, shape: Shape) -> None:
+    """The hook points that a language model is looked at: they exist, two or more, each behind the one before it.
+
+    Raises:
+        ValueError: in one line, otherwise.
+    """
+    if config.model.context > shape.n_ctx:
+        raise ValueError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
+    if config.hook_points is None:
+        return
+    found = [check_hook(name, n_layers=shape.n_layers, resid_mid=shape.resid_mid) for name in config.hook_points]
+    if len(found) < 2:
+        raise ValueError(
+            f"hook_points={config.hook_points}: two or more are needed, activations go from one to the next"
+        )
+    for a, b in pairwise(found):
+        if a.order >= b.order:
+            raise ValueError(f"hook_points: {b.name} does not lie behind {a.name} in the network")

@@ -41,11 +41,27 @@ class DegeneracyExperiment(Enum):
     synchronised = "synchronised"
 
 
+class Network(Enum):
+    """What degeneracy is measured in: the subject (model, model.path), or a ReLU perceptron that the experiment trains on digits."""
+
+    model = "model"
+    mlp = "mlp"
+
+
 @dataclass
 class Degeneracy:
     """What of a network does nothing: dependent activations, dependent Jacobians, synchronised neurons."""
 
     experiment: DegeneracyExperiment = MISSING
+    network: Network = MISSING
+    thresholds: list[float] = MISSING
+    """Spectra: shares of the largest eigenvalue from which on a direction counts. Synchronised: distances at which blocks are cut."""
+    sequences: int = MISSING
+    """Sequences of text that a language model is looked at on."""
+    hidden: list[int] = MISSING
+    """Widths of the perceptron's hidden layers."""
+    steps: int = MISSING
+    """Full-batch steps of AdamW that the perceptron is trained with."""
 
 
 class BasisExperiment(Enum):

@@ -4,7 +4,7 @@
 
 Causal attention without biases, MLP with biases, p logits. The hooks are TransformerLens's, with all three positions at each of them;
 `at_last_position` is the same network with "=" alone behind the attention, which is all that the output reads. `logits` gives what
-`forward` gives, in a twentieth of its arithmetic: training runs on it.
+`forward` gives, in about a quarter of its arithmetic: training runs on it.
 """
 
 import json
@@ -169,6 +169,26 @@ class ModularAddition(Chain):
         """The same weights, with `hook_resid_mid` and `hook_resid_post` at "=" alone: [batch, 1, d_model]."""
         embed, attention, mlp, unembed = self.parts
         return Chain({PRE: embed, MID: LastPosition(attention), POST: mlp, OUTPUT: unembed})
+
+    def mlp_alone(self) -> Chain:
+        """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all of them that hangs on the MLP's parameters. Copied weights.
+
+        Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
+        """
+        *_, mlp, unembed = self.parts
+        maps = [(mlp.W_in, mlp.b_in), (mlp.W_out, mlp.b_out), (unembed.W_U, None)]
+        read, write, logits = (_linear(*weights) for weights in maps)
+        stages = {MID: nn.Identity(), "blocks.0.mlp.hook_pre": read, "blocks.0.mlp.hook_post": nn.ReLU()}
+        return Chain({**stages, "blocks.0.hook_mlp_out": write, OUTPUT: logits})
+
+
+def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None) -> nn.Linear:
+    stage = nn.Linear(*weight.shape, bias=bias is not None).to(weight)
+    with torch.no_grad():
+        stage.weight.copy_(weight.T)
+        if bias is not None:
+            stage.bias.copy_(bias)
+    return stage
 
 
 class Pairs(NamedTuple):

@@ -1,0 +1,18 @@
+"""The Hessian of the behavioural loss in full, against torch's own second derivatives."""
+
+import torch
+from small_networks import inputs, perceptron
+from test_ranks import behavioural_hessian as by_torch
+from test_ranks import pytestmark as pytestmark
+from torch import nn
+
+from crux.degeneracy.behavioural_hessian import behavioural_hessian
+
+
+def test_it_is_torchs_hessian() -> None:
+    for activation in (nn.Tanh, nn.ReLU):
+        network = perceptron([4, 5, 3], activation=activation, seed=0)
+        x = torch.cat(inputs((50, 4), seed=1))  # more than a chunk
+        found = behavioural_hessian(network, x)
+        names = [name for name, _ in network.named_parameters()]
+        torch.testing.assert_close(found, by_torch(network, x, names), atol=1e-9, rtol=1e-9)

@@ -1,0 +1,136 @@
+"""Modules of graphs that are known, and their score against networkx and by hand."""
+
+import itertools
+
+import networkx
+import pytest
+import torch
+from torch import Tensor
+
+from crux.degeneracy.modularity import (
+    ALONE,
+    Modules,
+    edge_weights,
+    find_modules,
+    modularity,
+    same_grouping,
+    smallest_kept,
+)
+
+
+def blocks(sizes: list[list[int]], *, low: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Edges of about 1 within each block and `low` elsewhere, nodes shuffled; sizes[layer][block]. With the true blocks."""
+    rng = torch.Generator().manual_seed(seed)
+    true = [torch.repeat_interleave(torch.arange(len(s)), torch.tensor(s)) for s in sizes]
+    true = [t[torch.randperm(len(t), generator=rng)] for t in true]
+    edges = []
+    for a, b in itertools.pairwise(true):
+        noise = torch.rand(len(b), len(a), generator=rng, dtype=torch.float64) + 0.5
+        edges.append(torch.where(b[:, None] == a[None], noise, low * noise))
+    return edges, true
+
+
+def found(edges: list[Tensor], cutoff: float = 0.1, **given: object) -> Modules:
+    settings = {"constant": None, "resolution": 1.0, "iterations": 10, "starts": 5, "seed": 0}
+    return find_modules(edges, cutoffs=[cutoff] * len(edges), **settings | given)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_score_by_hand() -> None:
+    """Two pairs and one edge of weight 1 across: m = 5; in = 2 + 2; degrees 5 and 5: 4/5 − ½ = 0.3."""
+    weights, of = [torch.tensor([[2.0, 1.0], [0.0, 2.0]])], [torch.tensor([0, 1]), torch.tensor([0, 1])]
+    assert modularity(weights, of, resolution=1.0) == pytest.approx(0.3)
+    assert modularity(weights, of, resolution=0.5) == pytest.approx(0.55)
+    assert modularity(weights, [torch.tensor([0, 0])] * 2, resolution=1.0) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("resolution", [0.5, 1.0, 2.0])
+def test_the_score_is_networkxs(resolution: float) -> None:
+    edges, _ = blocks([[3, 4], [5, 2], [2, 2]], low=0.3, seed=1)
+    modules = found(edges, resolution=resolution)
+    graph = networkx.Graph()
+    for layer, between in enumerate(modules.weights):
+        for to, come in between.nonzero().tolist():
+            graph.add_edge((layer, come), (layer + 1, to), weight=float(between[to, come]))
+    groups: dict[int, set] = {}
+    for layer, of in enumerate(modules.of):
+        for node, module in enumerate(of.tolist()):
+            groups.setdefault(module, set()).add((layer, node))
+    want = networkx.community.modularity(graph, groups.values(), resolution=resolution)
+    assert modularity(modules.weights, modules.of, resolution=resolution) == pytest.approx(want)
+    assert modules.score == pytest.approx(networkx.community.modularity(graph, groups.values()))
+
+
+@pytest.mark.parametrize("sizes", [[[4, 4]] * 3, [[5, 3], [2, 6], [4, 4], [1, 2]], [[3, 3, 3], [4, 4, 4], [2, 3, 4]]])
+def test_planted_modules_are_found_whole(sizes: list[list[int]]) -> None:
+    edges, true = blocks(sizes, low=0.01, seed=0)
+    modules = found(edges)
+    assert same_grouping(modules.of, true)
+    assert modules.n == len(sizes[0])
+    largest = torch.tensor(sizes).sum(0).sort(descending=True).values
+    assert torch.equal(modules.clusters.sum(1), largest)
+    assert torch.equal(modules.clusters.sum(0), torch.tensor(sizes).sum(1))
+    assert modules.score > 0.4
+
+
+def test_a_long_chain_is_cut_across_unless_the_resolution_is_low() -> None:
+    edges, true = blocks([[4, 4]] * 6, low=0.001, seed=0)
+    assert found(edges).n == 4
+    assert same_grouping(found(edges, resolution=0.5).of, true)
+
+
+def test_the_same_seed_finds_the_same_and_more_starts_no_worse() -> None:
+    rng = torch.Generator().manual_seed(0)
+    edges = [10 ** (3 * torch.rand(40, 40, generator=rng, dtype=torch.float64) - 2) for _ in range(2)]
+    one, again = (found(edges, starts=1, seed=3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.of, again.of, strict=True))
+    assert found(edges, starts=20, seed=3).score >= one.score > 0
+
+
+def test_weights_cut_off_what_the_ablation_did_not_need() -> None:
+    E = torch.tensor([[100.0, 1.0], [0.0, 0.01]])
+    assert smallest_kept(E, 2) == 1.0
+    torch.testing.assert_close(edge_weights(E, 0.01), torch.tensor([[4.0, 2.0], [0, 0]], dtype=torch.float64))
+    torch.testing.assert_close(edge_weights(E, 1.0), torch.tensor([[2.0, 0.0], [0, 0]], dtype=torch.float64))
+
+
+def test_constant_nodes_and_nodes_without_edges_are_in_no_module() -> None:
+    edges, true = blocks([[3, 3]] * 3, low=0.01, seed=2)
+    with_constant = [torch.nn.functional.pad(of, (1, 0, 1, 0), value=50.0) for of in edges]  # interacts with all
+    constant = [torch.arange(7) == 0] * 3
+    modules = found(with_constant, constant=constant)
+    assert [int(of[0]) for of in modules.of] == [ALONE] * 3
+    assert same_grouping([of[1:] for of in modules.of], true)
+    edges[0][:, 1] = 0
+    assert int(found(edges).of[0][1]) == ALONE
+    assert found(edges).clusters.sum() == 17
+
+
+@pytest.mark.parametrize(
+    ("edges", "given", "says"),
+    [
+        ([], {}, "none given"),
+        ([torch.ones(2, 3), torch.ones(2, 4)], {}, "pair 0 ends with 2 nodes, pair 1 begins with 4"),
+        ([torch.ones(2, 2)], {"cutoff": 2.0}, "no edge is above its layer's cutoff"),
+        ([torch.ones(2, 2)], {"cutoff": 0.0}, "must be above 0"),
+        ([-torch.ones(2, 2)], {}, "none below 0"),
+        ([torch.full((2, 2), torch.nan)], {}, "finite numbers"),
+        ([torch.ones(2, 2)], {"resolution": 0.0}, "resolution=0.0: must be above 0"),
+        ([torch.ones(2, 2)], {"starts": 0}, "starts=0: must be above 0"),
+        (
+            [torch.ones(2, 2)],
+            {"constant": [torch.tensor([True, False])]},
+            r"\[2\] nodes by layer; the edges have \[2, 2\]",
+        ),
+    ],
+)
+def test_nonsense_is_refused(edges: list[Tensor], given: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        found(edges, **given)
+
+
+def test_more_cutoffs_than_layers_or_more_edges_than_there_are() -> None:
+    settings = {"constant": None, "resolution": 1.0, "iterations": 1, "starts": 1, "seed": 0}
+    with pytest.raises(ValueError, match="2 for 1 pairs"):
+        find_modules([torch.ones(2, 2)], cutoffs=[0.1, 0.1], **settings)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="kept=5: of 4 edges"):
+        smallest_kept(torch.ones(2, 2), 5)

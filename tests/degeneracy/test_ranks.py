@@ -1,0 +1,108 @@
+"""Ranks of Gram matrices, against Hessians of the behavioural loss that are formed in full."""
+
+import pytest
+import torch
+from small_networks import inputs, perceptron
+from torch import Tensor, nn
+
+from crux.degeneracy.grams import Target, jacobian_gram, moments
+from crux.degeneracy.ranks import eigenvalues, free_directions, range_of, rank, rank_report
+from crux.subjects.chain import Chain
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
+
+EXACT = 1e-10
+"""Threshold of ranks where everything is float64 and nothing but rounding lies below."""
+
+
+def behavioural_hessian(network: Chain, x: Tensor, names: list[str]) -> Tensor:
+    """Of mean_x ‖f_θ(x) − f_θ*(x)‖² by the named parameters, side by side."""
+    params = {name: value.detach() for name, value in network.named_parameters()}
+    before = network(x).detach()
+    sizes = [params[name].numel() for name in names]
+
+    def loss(flat: Tensor) -> Tensor:
+        moved = {n: part.view_as(params[n]) for n, part in zip(names, flat.split(sizes), strict=True)}
+        return (torch.func.functional_call(network, params | moved, (x,)) - before).square().sum(-1).mean()
+
+    return torch.func.hessian(loss)(torch.cat([params[name].flatten() for name in names]))
+
+
+def of_rank(rows: int, columns: int, r: int) -> Tensor:
+    return torch.randn(rows, r, dtype=torch.float64) @ torch.randn(r, columns, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("r_in", "r_out", "hessian"), [(4, 3, 12), (6, 5, 30), (4, 2, 8)])
+def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: int, hessian: int) -> None:
+    """d_in = 6 activations of rank r_in, d_out = 5 of which r_out directions reach the output: reference 2.5's counts."""
+    torch.manual_seed(0)
+    first, middle, last = (nn.Linear(a, b, bias=False).double() for a, b in ((6, 6), (6, 5), (5, 5)))
+    with torch.no_grad():
+        first.weight.copy_(of_rank(6, 6, r_in))
+        last.weight.copy_(of_rank(5, 5, r_out))
+    network = Chain({"in": first, "middle": middle, "output": last})
+    data = inputs((40, 6), seed=1)
+    gram = moments(network, data, hooks=["in"])["in"].gram
+    to_output = [Target("output", torch.eye(5, dtype=torch.float64))]
+    for probes in (None, 1):
+        k = jacobian_gram(network, data, start="middle", targets=to_output, probes=probes, seed=0)
+        assert (rank(gram, threshold=EXACT), rank(k, threshold=EXACT)) == (r_in, r_out)
+        assert free_directions(gram, k, threshold=EXACT) == 30 - hessian
+    H = behavioural_hessian(network, torch.cat(data), ["stages.middle.weight"])
+    assert rank(H, threshold=EXACT) == hessian
+    assert eigenvalues(H)[hessian - 1] > 10 * EXACT * eigenvalues(H)[0]
+
+
+def test_a_bias_counts_with_the_constant_activation() -> None:
+    torch.manual_seed(0)
+    network = perceptron([4, 3, 2], activation=nn.Identity, seed=0)
+    (x,) = inputs((30, 4), seed=1, batches=1)
+    x[:, 3] = x[:, 0] - 2 * x[:, 1] + 1  # depends on the others and the constant
+    found = moments(network, [x], hooks=["input"])["input"]
+    target = Target("output", torch.eye(2, dtype=torch.float64))
+    k = jacobian_gram(network, [x], start="pre0", targets=[target], probes=None, seed=0)
+    assert rank(found.gram, threshold=EXACT) == 4
+    assert rank(found.augmented, threshold=EXACT) == 4  # of 5
+    assert free_directions(found.augmented, k, threshold=EXACT) == 15 - 4 * 2
+    H = behavioural_hessian(network, x, ["stages.pre0.weight", "stages.pre0.bias"])
+    assert rank(H, threshold=EXACT) == 4 * 2
+
+
+def test_at_least_so_many_directions_are_free_where_nothing_factorises() -> None:
+    """A ReLU network: the Hessian's rank may be lower than the product's of the ranks, not higher."""
+    for seed in range(5):
+        network = perceptron([5, 6, 4, 3], activation=nn.ReLU, seed=seed)
+        data = inputs((60, 5), seed=seed)
+        gram = moments(network, data, hooks=["post0"])["post0"].augmented
+        target = Target("output", torch.eye(3, dtype=torch.float64))
+        k = jacobian_gram(network, data, start="pre1", targets=[target], probes=None, seed=0)
+        H = behavioural_hessian(network, torch.cat(data), ["stages.pre1.weight", "stages.pre1.bias"])
+        assert rank(H, threshold=EXACT) <= 28 - free_directions(gram, k, threshold=EXACT)
+
+
+def test_thresholds_are_relative_and_say_what_they_leave() -> None:
+    values = torch.tensor([8.0, 1.0, 0.9, 0.1, 0.0])
+    for scale in (1.0, 1e-20, 1e20):
+        loose, tight = rank_report(scale * values, thresholds=(0.1, 1e-6))
+        assert (loose.rank, tight.rank) == (3, 4)
+        assert loose.energy_left == pytest.approx(0.01)
+        assert tight.energy_left == 0
+    assert rank_report(torch.zeros(3), thresholds=(0.5,))[0][1:] == (0, 0.0)
+    assert rank(torch.zeros(3, 3), threshold=0.5) == 0
+    assert range_of(torch.zeros(3, 3), threshold=0.5).shape == (3, 0)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1, 2.0, float("nan")])
+def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0 and below 1"):
+        rank(torch.eye(2), threshold=threshold)
+
+
+def test_hooks_in_the_wrong_order_or_unknown_are_refused() -> None:
+    network = perceptron([3, 4, 2], activation=nn.ReLU, seed=0)
+    data = inputs((5, 3), seed=0)
+    target = [Target("input", torch.eye(3, dtype=torch.float64))]
+    with pytest.raises(ValueError, match="must lie behind the first"):
+        jacobian_gram(network, data, start="pre0", targets=target, probes=1, seed=0)
+    with pytest.raises(ValueError, match="pre9: no such hook point"):
+        jacobian_gram(network, data, start="pre9", targets=target, probes=1, seed=0)

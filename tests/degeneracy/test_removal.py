@@ -1,0 +1,104 @@
+"""Directions removed: the affected task loses, the other does not, in bases that are no neurons too."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crux.degeneracy.removal import Directions, losses_without, output_without
+from crux.subjects.chain import Chain
+from crux.subjects.load import load_subject
+
+RNG = torch.Generator().manual_seed(0)
+ROTATION = torch.linalg.qr(torch.randn(4, 4, generator=RNG, dtype=torch.float64)).Q
+
+
+def two_tasks() -> Chain:
+    """Two linear maps of two numbers each, side by side; between them the activation is rotated."""
+    chain = Chain(
+        {"input": nn.Identity(), "hidden": nn.Linear(4, 4, bias=False), "output": nn.Linear(4, 4, bias=False)}
+    ).double()
+    first = torch.block_diag(torch.tensor([[2.0, 1], [0, 1]]), torch.tensor([[1.0, 0], [3, 1]])).double()
+    with torch.no_grad():
+        chain.stages["hidden"].weight.copy_(ROTATION @ first)
+        chain.stages["output"].weight.copy_(ROTATION.T)
+    return chain
+
+
+def part(columns: slice, mean: Tensor) -> Directions:
+    """Some of the directions of the rotated basis."""
+    return Directions(ROTATION[:, columns], ROTATION.T[columns], mean)
+
+
+TASKS = {
+    "first": lambda out, target: (out - target)[:, :2].square().sum(1),
+    "second": lambda out, target: (out - target)[:, 2:].square().sum(1),
+}
+
+
+def test_a_module_takes_its_task_with_it_and_leaves_the_other() -> None:
+    chain, x = two_tasks(), torch.randn(50, 4, generator=RNG, dtype=torch.float64) + 1
+    target = chain(x).detach()
+    mean = chain.clean(x, capture=["hidden"], final=False).activations["hidden"].mean(0)
+    zero = torch.zeros(4, dtype=torch.float64)
+    last = torch.eye(4, dtype=torch.float64)[2:]
+    removed = {
+        "none": {"hidden": part(slice(0, 0), mean)},
+        "first": {"hidden": part(slice(0, 2), mean)},
+        "second": {"hidden": part(slice(2, 4), mean), "output": Directions(last.T, last, target.mean(0))},
+        "second at zero": {"hidden": part(slice(2, 4), zero)},
+    }
+    found = losses_without(
+        chain, [(x[:30], target[:30]), (x[30:], target[30:])], removed=removed, end="output", tasks=TASKS
+    )
+    assert found.intact == {"first": 0, "second": 0}
+    assert found.without["none"] == pytest.approx({"first": 0, "second": 0}, abs=1e-20)
+    spread = target.var(0, correction=0)
+    assert found.without["first"] == pytest.approx({"first": float(spread[:2].sum()), "second": 0}, abs=1e-12)
+    assert found.without["second"] == pytest.approx({"first": 0, "second": float(spread[2:].sum())}, abs=1e-12)
+    square = target.square().mean(0)
+    assert found.rise("second at zero", "second") == pytest.approx(float(square[2:].sum()))
+    assert found.rise("second at zero", "first") == pytest.approx(0, abs=1e-12)
+
+
+def test_what_a_truncated_basis_does_not_hold_stays() -> None:
+    chain, x = two_tasks(), torch.randn(5, 4, generator=RNG, dtype=torch.float64)
+    only = part(slice(1, 2), torch.zeros(4, dtype=torch.float64))
+    out = output_without(chain, x, removed={"hidden": only}, end="output")
+    want = chain(x).detach().clone()
+    want[:, 1] = 0
+    torch.testing.assert_close(out, want)
+    before = output_without(chain, x, removed={"hidden": only}, end="hidden")
+    torch.testing.assert_close(before @ ROTATION, want)
+
+
+def test_in_a_language_model_at_places_that_everything_passes() -> None:
+    subject = load_subject("tiny", process_weights=False)
+    tokens = torch.randint(0, 2000, (2, 12), generator=RNG)
+    hooks = ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_pre"]
+    d = subject.clean(tokens, capture=hooks, final=False).activations[hooks[0]].shape[-1]
+    some = torch.linalg.qr(torch.randn(d, 2, generator=RNG)).Q
+    removed = dict.fromkeys(hooks, Directions(some, some.T, torch.zeros(d)))
+    out = output_without(subject, tokens, removed=removed, end="blocks.2.hook_resid_pre")
+    spliced = subject.spliced(
+        subject.clean(tokens, capture=[hooks[0]]), dict.fromkeys(hooks, lambda f: f - f @ some @ some.T),
+        capture=["blocks.2.hook_resid_pre"],
+    )  # fmt: skip
+    torch.testing.assert_close(out, spliced.activations["blocks.2.hook_resid_pre"])
+    beside = Directions(torch.eye(d), torch.eye(d), torch.zeros(d))
+    with pytest.raises(ValueError, match=r"blocks\.1\.hook_mlp_out: the network has a way past it"):
+        output_without(
+            subject, tokens, removed={hooks[0]: beside, "blocks.1.hook_mlp_out": beside}, end="blocks.2.hook_resid_pre"
+        )
+
+
+def test_nonsense_is_refused() -> None:
+    chain, x = two_tasks(), torch.zeros(2, 4, dtype=torch.float64)
+    one = part(slice(0, 1), torch.zeros(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no hook point given"):
+        output_without(chain, x, removed={}, end="output")
+    with pytest.raises(ValueError, match="middle: no such hook point; there are input, hidden, output"):
+        output_without(chain, x, removed={"middle": one}, end="output")
+    with pytest.raises(ValueError, match="from output to hidden: the second lies before the first"):
+        output_without(chain, x, removed={"output": one}, end="hidden")
+    with pytest.raises(ValueError, match="no data"):
+        losses_without(chain, [], removed={"a": {"hidden": one}}, end="output", tasks=TASKS)

@@ -1,0 +1,215 @@
+"""Synchronised neurons: the streaming formula against loops over pairs, planted blocks, what sharing a gate does."""
+
+import pytest
+import torch
+from small_networks import perceptron
+from test_ranks import EXACT, behavioural_hessian
+from torch import Tensor, nn
+
+from crux.degeneracy.budget import Budget, Layer, budget
+from crux.degeneracy.grams import Target, jacobian_gram
+from crux.degeneracy.ranks import rank
+from crux.degeneracy.synchronised import blocks, lenders, relu_layers, synchrony, with_gates_of
+from crux.subjects.chain import Chain
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
+
+TIGHT = 1e-12
+
+
+def naive(p: Tensor) -> Tensor:
+    """E[(o_i − o_j)² p_j²] / E[o_j p_j²], pair by pair; infinite where one of two is never on."""
+    o = (p > 0).double()
+    error = torch.zeros(p.shape[1], p.shape[1], dtype=torch.float64)
+    for i in range(p.shape[1]):
+        for j in range(p.shape[1]):
+            if i != j:
+                below = (o[:, j] * p[:, j] ** 2).mean()
+                dead = o[:, i].sum() == 0 or o[:, j].sum() == 0
+                error[i, j] = torch.inf if dead else ((o[:, i] - o[:, j]) ** 2 * p[:, j] ** 2).mean() / below
+    return error
+
+
+def one_matmul(p: Tensor) -> Tensor:
+    """The reference's form: Oᵀ(P²) + 1 colsum(O∘P²) − 2 Oᵀ(O∘P²), over colsum(O∘P²)."""
+    o, square = (p > 0).double(), p.square()
+    below = (o * square).sum(0)
+    return (o.T @ square + below - 2 * o.T @ (o * square)) / below
+
+
+def pre_activations(n: int, h: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(n, h, dtype=torch.float64) @ torch.randn(h, h, dtype=torch.float64) + torch.randn(h).double()
+
+
+def test_streaming_gives_what_pairs_give() -> None:
+    p = pre_activations(200, 7)
+    found = synchrony(p.split(33))
+    torch.testing.assert_close(found.error, naive(p))
+    torch.testing.assert_close(found.error, one_matmul(p).fill_diagonal_(0.0))
+    torch.testing.assert_close(found.alive, (p > 0).double().mean(0))
+    assert torch.equal(found.distance, found.distance.T)
+    assert bool((found.distance >= found.error).all())
+    assert not torch.equal(found.error, found.error.T)
+
+
+def test_dead_neurons_belong_nowhere_and_divide_nothing() -> None:
+    p = pre_activations(100, 6)
+    p[:, [1, 4]] = -p[:, [1, 4]].abs() - 0.1
+    found = synchrony([p])
+    torch.testing.assert_close(found.error, naive(p))
+    assert not bool(found.error.isnan().any())
+    assert found.dead.tolist() == [1, 4]
+    for block in blocks(found.distance, threshold=0.999):
+        assert not set(block.members) & {1, 4}
+    assert blocks(synchrony([-p.abs()]).distance, threshold=0.9) == []
+    assert blocks(synchrony([p[:, :1].abs()]).distance, threshold=0.9) == []
+
+
+def test_neurons_that_agree_are_at_a_distance_of_exactly_nothing() -> None:
+    """In float32's and float64's rounding a difference of sums would not be 0."""
+    for dtype in (torch.float32, torch.float64):
+        base = pre_activations(5000, 1).to(dtype)
+        p = base * torch.rand(5000, 8, dtype=dtype).add(0.01)
+        assert torch.equal(synchrony(p.split(700)).error, torch.zeros(8, 8).double())
+
+
+def planted(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
+    """A network without biases whose first k hidden neurons look along ±u within a cone that no sample comes close to."""
+    torch.manual_seed(seed)
+    d, h = 6, k + others
+    network = Chain(
+        {"pre": nn.Linear(d, h, bias=False), "post": nn.ReLU(), "output": nn.Linear(h, 5, bias=False)}
+    ).double()
+    x = torch.randn(400, d, dtype=torch.float64)
+    x[:, 0] = torch.where(torch.rand(400) < 0.5, 1.0, -1.0) * (8 + torch.rand(400))
+    with torch.no_grad():
+        weight = network.stages["pre"].weight
+        assert isinstance(weight, Tensor)
+        weight[:k] = 0.15 * torch.randn(k, d)
+        weight[:k, 0] = 1 + torch.rand(k)
+        weight[k:, 0] *= 0.02  # the others see both sides
+    return network, x
+
+
+@pytest.mark.parametrize(("k", "extra"), [(2, 2), (3, 6), (4, 12)])
+def test_a_synchronised_block_frees_k_squared_minus_k_directions(k: int, extra: int) -> None:
+    network, x = planted(k, others=3, seed=0)
+    p = network.clean(x, capture=["pre"], final=False).activations["pre"]
+    (block,) = blocks(synchrony([p]).distance, threshold=TIGHT)
+    assert block.members == tuple(range(k))
+    H = behavioural_hessian(network, x, ["stages.pre.weight", "stages.output.weight"])
+    free = len(H) - rank(H, threshold=EXACT)
+    assert free == (k + 3) + extra
+    counted = count(network, x, [[block.members]])
+    assert (counted.by_ranks, counted.by_rescaling, counted.by_blocks) == (0, k + 3, extra)
+    assert counted.bound == rank(H, threshold=EXACT)
+
+
+def count(network: Chain, x: Tensor, found: list) -> Budget:
+    """The budget of a chain of linear maps without biases: a constant that nothing reads."""
+    maps = [
+        (hook, stage)
+        for hook, stage in zip(network.hooks, network.stages.values(), strict=True)
+        if isinstance(stage, nn.Linear)
+    ]
+    d_out = network(x).shape[1]
+    target = [Target("output", torch.eye(d_out, dtype=torch.float64))]
+    layers, before = [], x
+    for i, (hook, stage) in enumerate(maps):
+        if i:
+            behind = network.hooks[network.hooks.index(hook) - 1]
+            before = network.clean(x, capture=[behind], final=False).activations[behind]
+        last = hook == "output"
+        y = network.clean(x, capture=[hook], final=False).activations[hook]
+        on = torch.ones(d_out).double() if last else (y > 0).double().mean(0)
+        k = (
+            torch.eye(d_out).double()
+            if last
+            else jacobian_gram(network, [x], start=hook, targets=target, probes=None, seed=0)
+        )
+        weight, ones = stage.weight.detach(), torch.ones(len(before), 1, dtype=torch.float64)
+        biased = stage.bias is not None
+        f = torch.cat([ones, before], 1) if biased else before
+        w = torch.cat([stage.bias.detach()[:, None], weight], 1) if biased else weight
+        layers.append(Layer(hook, w, f.T @ f / len(f), k, int(biased), on))
+    return budget(layers, blocks=found, threshold=EXACT)
+
+
+def test_the_budget_bounds_the_hessians_rank_and_meets_it_where_all_is_planted() -> None:
+    """A dependent input, dead neurons, neurons that are always on: rank H ≤ 2λ_B ≤ the bound."""
+    met = 0
+    for seed in range(10):
+        network = perceptron([5, 6, 5, 3], activation=nn.ReLU, seed=seed)
+        x = torch.randn(2000, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x[:, 4] = x[:, 0] + 1
+        with torch.no_grad():
+            stage = network.stages["pre0"]
+            assert isinstance(stage, nn.Linear)
+            stage.bias[seed % 6] = -1e3
+        hidden = network.clean(x, capture=["pre0", "pre1"], final=False).activations
+        found = [
+            [b.members for b in blocks(synchrony([hidden[h]]).distance, threshold=TIGHT)] for h in ("pre0", "pre1")
+        ]
+        counted = count(network, x, found)
+        H = behavioural_hessian(network, x, [name for name, _ in network.named_parameters()])
+        assert counted.parameters == len(H)
+        assert (
+            counted.by_ranks >= 6 + 5 + 5
+        )  # the dependent input, into each neuron; the rest of the dead neuron, in and out
+        assert rank(H, threshold=EXACT) <= counted.bound < counted.parameters
+        on = [(hidden[h] > 0).double() for h in ("pre0", "pre1")]
+        pairs = (on[0].T @ on[1])[on[0].any(0)][:, on[1].any(0)]
+        if (
+            pairs.min() > 0
+        ):  # else the weight between two neurons that are never on together is free, which no rank sees
+            assert rank(H, threshold=EXACT) == counted.bound
+            met += 1
+    assert met >= 4
+
+
+def test_planted_blocks_are_recovered() -> None:
+    torch.manual_seed(1)
+    base = torch.randn(500, 4, dtype=torch.float64)
+    whose = torch.tensor([0, 1, 0, 2, 1, 3, 0])
+    p = base[:, whose] * (0.1 + torch.rand(500, 7, dtype=torch.float64))
+    found = blocks(synchrony([p]).distance, threshold=TIGHT)
+    assert [b.members for b in found] == [(0, 2, 6), (1, 4)]
+    assert [b.members for b in blocks(synchrony([p]).distance, threshold=0.05)] == [(0, 2, 6), (1, 4)]
+    whole = lenders(found, 7)
+    assert torch.equal(whole[[3, 5]], torch.tensor([3, 5]))
+    assert set(whole[[0, 2, 6]].tolist()) == {found[0].medoid}
+
+
+def test_the_medoid_is_the_neuron_nearest_to_the_others() -> None:
+    distance = torch.tensor([[0, 0.1, 0.3, 5], [0.1, 0, 0.1, 5], [0.3, 0.1, 0, 5], [5, 5, 5, 0]]).double()
+    (block,) = blocks(distance, threshold=0.5)
+    assert (block.members, block.medoid) == ((0, 1, 2), 1)
+    (pair,) = blocks(distance, threshold=0.2)  # complete linkage: 0 and 2 are too far apart
+    assert len(pair.members) == 2
+
+
+def test_a_shared_gate_changes_nothing_in_a_synchronised_block_and_something_elsewhere() -> None:
+    network, x = planted(3, others=3, seed=2)
+    assert relu_layers(network) == {"post": "pre"}
+    own = torch.arange(6)
+    assert torch.equal(with_gates_of(network, x, {"post": own}), network(x))
+    p = network.clean(x, capture=["pre"], final=False).activations["pre"]
+    merged = lenders(blocks(synchrony([p]).distance, threshold=TIGHT), 6)
+    assert not torch.equal(merged, own)
+    assert torch.equal(with_gates_of(network, x, {"post": merged}), network(x))
+    merged[3] = 4
+    by_hand = torch.relu(p)
+    by_hand[:, 3] = torch.where(p[:, 4] > 0, p[:, 3], 0.0)
+    torch.testing.assert_close(with_gates_of(network, x, {"post": merged}), network.stages["output"](by_hand))
+
+
+def test_a_network_without_relu_neurons_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ReLU neurons in this network; its hook points are input, pre0, post0"):
+        relu_layers(perceptron([3, 4, 2], activation=nn.GELU, seed=0))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])
+def test_a_threshold_outside_its_range_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0 and below 1"):
+        blocks(torch.zeros(3, 3), threshold=threshold)
