@@ -72,6 +72,66 @@ class Addition:
     """End when every held-out pair is right, not at trainer.max_steps."""
 
 
+BASES = ("neuron", "random", "pca", "local", "next", "global")
+"""Coordinates that are found from a network and data alone."""
+
+
+class LastBasis(Enum):
+    """Coordinates at the last hook point: its principal components, its neurons, or, behind a language model's final norm, its logits'
+    principal components."""
+
+    pca = "pca"
+    neuron = "neuron"
+    logits = "logits"
+
+
+@dataclass
+class Compare:
+    """Bases beside each other: neurons, a random rotation, principal components, local, next-k and global interaction basis."""
+
+    bases: list[str] = MISSING
+    """Of neuron, random, pca, local, next (by `ahead`), global; those of `saes` come by themselves."""
+    hooks: list[str] = MISSING
+    """Hook points, in the network's order; the last has one basis for all."""
+    last: LastBasis = MISSING
+    ahead: int | None = None
+    """How many of the hook points the next-k basis looks ahead."""
+    probes: int | None = None
+    """Random signs a sample for the Jacobian Gram; null: exact, a backward pass for every position and direction."""
+    threshold: float = MISSING
+    """Directions with less than so much of the largest eigenvalue are left out."""
+    points: int | None = None
+    """Gauss–Legendre points of the edges' integral; null: the gradient at the activation itself."""
+    samples: int = MISSING
+    """Samples (language models: sequences) that bases and edges are found on."""
+    judged: int = MISSING
+    """Other samples, for the ablation; where they are fewer (held-out pairs), all."""
+    batch: int = MISSING
+    """Samples a pass."""
+    length: int | None = None
+    """Tokens a sequence; language models."""
+    within: float = MISSING
+    """What the loss may rise by when few directions or edges are kept, in the loss's unit."""
+    directions: int | None = None
+    """Edges are between the strongest so many directions of each basis; null: all."""
+    edge_samples: int | None = None
+    """Edges are found on the first so many of the samples; null: on all."""
+    edge_ablation: list[str] = MISSING
+    """Bases in which the edges that are needed are counted, too: a pass for every direction and count."""
+    saes: list[str] | None = None
+    """Folders of saved SAEs whose decoders stand beside the other bases, each at its hook point."""
+
+
+@dataclass
+class SmallPerceptron:
+    """The perceptron that interaction_basis/mlp trains."""
+
+    hidden: list[int] = MISSING
+    """Widths of its hidden layers."""
+    steps: int = MISSING
+    lr: float = MISSING
+
+
 @dataclass
 class InteractionBasis:
     """The basis in which a network's layers interact sparsely (Bushnaq et al. 2405.10928), and others beside it."""
@@ -79,3 +139,5 @@ class InteractionBasis:
     experiment: BasisExperiment = MISSING
     addition: Addition | None = None
     """The network that modular_addition trains where model.path does not name one."""
+    compare: Compare | None = None
+    perceptron: SmallPerceptron | None = None

@@ -97,7 +97,7 @@ class EdgeAblation:
         found = torch.zeros(*target.shape[:-1], b.size, dtype=torch.float64, device=target.device)
         for k, mask in enumerate(masks):
             rows = which == k
-            value = a.activations(coordinates * mask).to(f.dtype)
+            value = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
             reached = onward(clean, a.hook, value, ends=[b.hook])[b.hook]
             found[..., rows] = (reached.double() - b.mean) @ b.C[:, rows]
         value = b.activations(found).to(target.dtype)
@@ -123,9 +123,9 @@ def least(loss: Callable[[int], float], *, size: int, limit: float) -> int | Non
     return high
 
 
-def counts(size: int, *, most: int) -> list[int]:
-    """At most so many numbers from 0 to `size`, evenly spaced on a log scale, both ends among them."""
-    return sorted({0, size, *(round(size ** (k / (most - 1))) for k in range(1, most - 1))})
+def counts(size: int) -> list[int]:
+    """0, the powers of two, and `size`: what `least` looks at first, and enough for a curve."""
+    return [0, *(2**k for k in range(size.bit_length()) if 2**k < size), size]
 
 
 def _mean(losses: Iterable[Tensor]) -> float:
