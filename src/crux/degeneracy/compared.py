@@ -11,7 +11,7 @@ from crux.degeneracy.ablation import EdgeAblation, Loss, NodeAblation, clean_los
 from crux.degeneracy.basis import Basis, neurons, principal_components, random_rotation
 from crux.degeneracy.edges import Edges, edges
 from crux.degeneracy.grams import Moments, moments
-from crux.degeneracy.interaction_basis import interaction_basis, interaction_bases
+from crux.degeneracy.interaction_basis import interaction_bases, interaction_basis
 from crux.subjects.network import Network
 
 

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from crux.figures.style import GREY, MARKERS, PALETTE, dress, new_figure
 
-
 COLUMNS = 3
 LINES = ("-", "-", "-", "-", "--", ":")
 """The later ones often lie on one another."""

@@ -17,7 +17,7 @@ class Network(Protocol):
         """Names of the hook points, in the network's order."""
         ...
 
-    def clean(self, inputs: Tensor, *, capture: Collection[str], final: bool) -> Clean:
+    def clean(self, inputs: Tensor, /, *, capture: Collection[str], final: bool) -> Clean:
         """Runs the network untouched and keeps the activations at the hooks in `capture`; with `final=False` no further than it must."""
         ...
 

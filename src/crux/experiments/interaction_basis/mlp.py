@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crux.degeneracy.basis import Basis, principal_components
+from crux.degeneracy.basis import Basis
 from crux.degeneracy.edges import edges
-from crux.degeneracy.grams import Moments
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.experiments.interaction_basis.compare_bases import compared, options, plan_of
 from crux.experiments.result import Check, Result
