@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from crux.checks_degeneracy import check_degeneracy, of_addition
+from crux.checks_degeneracy import check_bases_fit, check_degeneracy, of_addition
 from crux.checks_toy import check_toy, check_toy_subject, of_toy_model
 from crux.data.paths import check_path
 from crux.many import alone, check_many
@@ -262,6 +262,9 @@ def check_model(config: Config) -> None:
     folder = find_folder(model_source(config))
     shape = read_shape(folder)
     check_weights(folder)
+    if config.task is Task.interaction_basis:
+        check_bases_fit(config, shape)
+        return
     for one in alone(config).values() or (config,):
         check_places(one, shape, hook_given=config.hook_point != f"blocks.{config.layer}.hook_resid_pre")
 

@@ -1,10 +1,14 @@
 """What can be wrong with an experiment on learning coefficients, degeneracy or bases; answers before torch is imported."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from crux.keys import refuse_others
 from crux.schema import Config, Task, experiment_name
+from crux.schema_degeneracy import BASES, BasisExperiment, Compare, LastBasis
 from crux.subjects.addition_folder import addition_folder
+from crux.subjects.hooks import FINAL, check_hook, hook_names
+from crux.subjects.shape import Shape
 from crux.subjects.weight_files import check_weights
 
 ALWAYS = (
@@ -21,6 +25,8 @@ TRAINING = (
 OWN = {
     "interaction_basis/modular_addition": ("model.path", *TRAINING),
     "interaction_basis/modular_addition_training": TRAINING,
+    "interaction_basis/tiny": ("model.path", "model.process_weights", "data", "cache", "trainer.accelerator"),
+    "interaction_basis/gpt2": ("model", "data", "cache", "trainer.accelerator"),
 }
 """What else has a meaning for single experiments."""
 
@@ -36,6 +42,7 @@ def check_degeneracy(config: Config, given: set[str]) -> None:
             _check_addition(config, name)
             _check_modularity(config)
             _check_dictionaries(config, name, given)
+            _check_compare(config)
         case _:
             pass
 
@@ -116,3 +123,76 @@ def of_addition(config: Config) -> bool:
     """Whether `model.path` of an experiment on degeneracy or bases is a trained modular-addition network."""
     path = config.model.path
     return config.task.named and path is not None and addition_folder(Path(path)) is not None
+
+
+def _check_compare(config: Config) -> None:
+    """Numbers and names of a comparison of bases; its hook points are checked where the network is known."""
+    of = config.interaction_basis and config.interaction_basis.compare
+    if not of:
+        return
+    key = "interaction_basis.compare"
+    if len(of.hooks) < 2:
+        raise ValueError(f"{key}.hooks={of.hooks}: must name two hook points or more")
+    for name, wanted in (("bases", of.bases), ("edge_ablation", of.edge_ablation)):
+        allowed = BASES if name == "bases" else (*of.bases, "sae")
+        if other := [kind for kind in wanted if kind not in allowed]:
+            raise ValueError(f"{key}.{name}: there is no {other[0]}; allowed are {', '.join(allowed)}")
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"{key}.{name}={wanted}: name each once")
+    if not of.bases:
+        raise ValueError(f"{key}.bases=[]: must name one or more of {', '.join(BASES)}")
+    if "next" in of.bases and of.ahead is None:
+        raise ValueError(f"{key}.ahead=null: the next-k basis needs to know how many hook points it looks ahead")
+    for name in ("ahead", "probes", "points", "samples", "judged", "batch", "directions", "edge_samples"):
+        value = getattr(of, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{key}.{name}={value}: must be 1 or more")
+    if not 0 < of.threshold < 1:
+        raise ValueError(f"{key}.threshold={of.threshold:g}: must be between 0 and 1")
+    if not of.within > 0:
+        raise ValueError(f"{key}.within={of.within:g}: must be more than 0")
+    _check_texts(of, _of_language(config))
+    perceptron = config.interaction_basis and config.interaction_basis.perceptron
+    if perceptron and (not perceptron.hidden or min(perceptron.hidden) < 1):
+        raise ValueError(f"interaction_basis.perceptron.hidden={perceptron.hidden}: must be widths of 1 or more")
+    if perceptron and not (perceptron.steps >= 1 and perceptron.lr > 0):
+        raise ValueError("interaction_basis.perceptron: steps must be 1 or more, lr more than 0")
+
+
+def _of_language(config: Config) -> bool:
+    """Whether a comparison of bases is on a language model."""
+    experiment = config.interaction_basis and config.interaction_basis.experiment
+    return experiment in (BasisExperiment.tiny, BasisExperiment.gpt2)
+
+
+def _check_texts(of: Compare, language: bool) -> None:
+    """What only a language model has."""
+    key = "interaction_basis.compare"
+    if language and (of.length is None or of.length < 2):
+        raise ValueError(f"{key}.length={of.length}: must be 2 tokens or more")
+    if not language and of.length is not None:
+        raise ValueError(f"{key}.length has no meaning but for language models")
+    if not language and of.saes:
+        raise ValueError(f"{key}.saes has no meaning but for language models")
+    if not language and of.last is LastBasis.logits:
+        raise ValueError(f"{key}.last=logits has no meaning but for language models; allowed are pca, neuron")
+    if of.last is LastBasis.logits and of.hooks[-1] != FINAL:
+        raise ValueError(f"{key}.last=logits: the last hook point must be {FINAL}, which the logits are read from")
+
+
+def check_bases_fit(config: Config, shape: Shape) -> None:
+    """Hook points and length of a comparison of bases must fit the language model, where it is one."""
+    of = config.interaction_basis and config.interaction_basis.compare
+    if not of or not _of_language(config):
+        return
+    names = [*hook_names(shape.n_layers, resid_mid=shape.resid_mid), FINAL]
+    for hook in of.hooks:
+        if hook != FINAL:
+            check_hook(hook, n_layers=shape.n_layers, resid_mid=shape.resid_mid)
+    for a, b in pairwise(of.hooks):
+        if names.index(a) >= names.index(b):
+            raise ValueError(
+                f"interaction_basis.compare.hooks: {a}, {b} are out of order; name each once, in the network's order"
+            )
+    if of.length is not None and of.length > shape.n_ctx:
+        raise ValueError(f"interaction_basis.compare.length={of.length}: the model's context has {shape.n_ctx} tokens")

@@ -8,22 +8,26 @@ from matplotlib.figure import Figure
 from crux.figures.style import GREY, MARKERS, PALETTE, dress, new_figure
 
 COLUMNS = 3
-LINES = ("-", "-", "-", "-", "--", ":")
-"""The later ones often lie on one another."""
+KINDS = ("neuron", "random", "pca", "local", "next", "global", "sae")
+"""Each kind of basis has one look in every figure; `next` is that of `next-3`, too."""
+COLOURS = (*PALETTE, GREY)
+LINES = ("-", "-", "-", "-", "--", ":", "-.")
+"""The interaction bases often lie on one another."""
 
 
 def spectra(along: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Strengths over the rank, as a share of the largest: of each hook point, those of each basis."""
     figure, panels = _panels(list(along))
     for axes, (hook, of) in zip(panels, along.items(), strict=True):
-        for i, (name, values) in enumerate(of.items()):
+        for name, values in of.items():
+            i = KINDS.index(name.partition("-")[0])
             largest = max(values)
             axes.plot(
                 range(1, len(values) + 1),
                 [v / largest for v in values],
                 label=name,
-                color=_colour(i),
-                linestyle=LINES[i % len(LINES)],
+                color=COLOURS[i],
+                linestyle=LINES[i],
                 linewidth=1.4,
             )
         axes.set_yscale("log")
@@ -46,22 +50,23 @@ def ablation_curves(
     """
     figure, panels = _panels(list(along))
     for axes, (place, of) in zip(panels, along.items(), strict=True):
-        for i, (name, losses) in enumerate(of.items()):
+        for name, losses in of.items():
+            i = KINDS.index(name.partition("-")[0])
             axes.plot(
                 list(losses),
                 list(losses.values()),
                 label=name,
-                color=_colour(i),
+                color=COLOURS[i],
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=3.5,
-                linestyle=LINES[i % len(LINES)],
+                linestyle=LINES[i],
                 linewidth=1.2,
             )
         axes.axhline(clean, color=GREY, linestyle="--", linewidth=0.8)
         axes.axhline(clean + within, color=GREY, linestyle=":", linewidth=0.8)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0)
-        dress(axes, x=kept, y=loss if axes in panels[::COLUMNS] else "", title=place)
+        dress(axes, x=kept, y=loss if axes in panels[::COLUMNS] else "", title=place.replace(" → ", " →\n"))
     _legend(figure, panels)
     return figure
 
@@ -74,10 +79,6 @@ def _panels(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
     for empty in panels[len(names) :]:
         empty.set_visible(False)
     return figure, panels[: len(names)]
-
-
-def _colour(i: int) -> str:
-    return (*PALETTE, GREY)[i % (len(PALETTE) + 1)]
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:

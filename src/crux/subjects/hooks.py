@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 KINDS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+FINAL = "ln_final.hook_normalized"
+"""Where the residual stream has passed the final norm: what the unembedding reads."""
 _SPELT = {kind: "attn.hook_z" if kind == "z" else f"hook_{kind}" for kind in KINDS}
 _NAME = re.compile(r"blocks\.(\d+)\.(" + "|".join(map(re.escape, _SPELT.values())) + ")")
 

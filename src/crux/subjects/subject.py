@@ -15,12 +15,9 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from crux.subjects.anatomy import anatomy
-from crux.subjects.hooks import Hook, check_hook, check_onward, hook_names, in_order, parse_hook
+from crux.subjects.hooks import FINAL, Hook, check_hook, check_onward, hook_names, in_order, parse_hook
 from crux.subjects.prologue import attention_arguments
 from crux.subjects.walk import walk
-
-FINAL = "ln_final.hook_normalized"
-"""Where the residual stream has passed the final norm: what the unembedding reads."""
 
 _LENGTHS_KEPT = 4  # masks of long contexts are large
 
