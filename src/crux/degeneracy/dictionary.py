@@ -49,7 +49,7 @@ def reading(basis: Basis, *, left_out: float) -> Float[Tensor, "d k"]:
 
 @torch.no_grad()
 def outside(
-    sae: SAE, reads: Float[Tensor, "tokens d_in"], writes: Float[Tensor, "tokens d"], Q: Float[Tensor, "d k"]
+    sae: SAE, reads: Float[Tensor, "tokens d_in"], writes: Float[Tensor, "tokens d"], Q: Float[Tensor, "_d k"]
 ) -> Outside:
     """Of an SAE's dictionary, and of what it makes of some activations.
 
