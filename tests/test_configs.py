@@ -55,6 +55,8 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
         given.append("experiment=toy/intro_polygon")  # says the rest
     if group == "llc":
         given.append("experiment=llc/calibrate")
+    if group == "interaction_basis":
+        given.append(f"experiment=interaction_basis/{'modular_addition_training' if option == 'addition' else option}")
     if option == "toy/sae":
         with pytest.raises(ValueError, match="must be the run folder of a toy experiment"):
             check(composed(*given), given)

@@ -1,0 +1,90 @@
+"""The pieces that a comparison of bases is made of, and the basis of the logits."""
+
+import torch
+from small_networks import inputs, perceptron, random_subject
+from test_ablation import behaviour
+from tiny_subjects import TOKENS
+from torch import nn
+
+from crux.degeneracy.basis import principal_components
+from crux.degeneracy.compared import Plan, compare, curve, every_basis, first_samples, logits_basis, share_of_edges
+from crux.degeneracy.grams import moments
+from crux.subjects.subject import FINAL
+
+
+def test_the_logits_basis_is_their_principal_components() -> None:
+    """Coordinates are those of the logits less their mean over the vocabulary, length for length."""
+    subject = random_subject("gpt2").to(dtype=torch.float64)
+    at = moments(subject, [TOKENS], hooks=[FINAL])[FINAL]
+    W_U = subject.unembed.W_U
+    basis = logits_basis(FINAL, at, W_U=W_U, threshold=1e-12)
+    hidden = subject.clean(TOKENS, capture=[FINAL]).activations[FINAL].flatten(0, 1)
+    logits = hidden @ W_U.T
+    logits = logits - logits.mean(1, keepdim=True)
+    logits = logits - logits.mean(0)
+    coordinates = basis.coordinates(hidden)
+    assert torch.allclose(coordinates @ coordinates.T, logits @ logits.T, atol=1e-8)
+    values = torch.linalg.eigvalsh(logits.T @ logits / len(logits)).flip(0)[: basis.size]
+    assert torch.allclose(basis.strength, values, atol=1e-8)
+
+
+def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> None:
+    chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
+    batches = inputs((40, 5), seed=1)
+    plan = Plan(
+        bases=("neuron", "random", "pca", "local", "next", "global"), hooks=("input", "post0", "output"), ahead=2, probes=None,
+        threshold=1e-12, points=2, within=0.1, directions=3, edge_samples=50, edge_ablation=("pca", "next"), seed=0,
+    )  # fmt: skip
+    bases = every_basis(
+        chain, batches, plan=plan, last=lambda hook, at: principal_components(hook, at, threshold=1e-12)
+    )
+    assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
+    assert len({id(along[-1]) for along in bases.values()}) == 1
+    done: list[str] = []
+    found = compare(
+        chain,
+        bases,
+        plan=plan,
+        found_on=batches,
+        judged_on=batches,
+        end="output",
+        loss=behaviour(chain),
+        progress=done.append,
+    )
+    assert done == list(bases)
+    assert found.clean == 0
+    assert list(found.edge_curves) == ["pca", "next-2"]
+    for name in bases:
+        assert [each.strength.shape for each in found.edges[name]] == [(3, 3), (3, 3)]
+        (here, there) = found.nodes[name]
+        assert here.size == 5
+        assert here.losses[here.size] < 1e-12
+        assert there.needed is not None
+        assert there.losses[there.needed] <= 0.1
+    needed = found.edges_needed("pca")
+    each = [curve.needed for curve in found.edge_curves["pca"]]
+    assert needed == (None if None in each else sum(n for n in each if n is not None))
+
+
+def test_a_curve_measures_every_number_once() -> None:
+    calls: list[int] = []
+
+    def loss(n: int) -> float:
+        calls.append(n)
+        return 10.0 - n
+
+    found = curve(loss, 10, limit=3.0, whole=True)
+    assert found.needed == 7
+    assert list(found.losses) == [0, 1, 2, 4, 6, 7, 8, 10]
+    assert len(calls) == len(set(calls))
+    assert list(curve(loss, 10, limit=9.0, whole=False).losses) == [0, 1, 10]
+    assert curve(loss, 10, limit=-1.0, whole=False).needed is None
+
+
+def test_shares_and_samples() -> None:
+    assert share_of_edges(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.8) == 1
+    assert share_of_edges(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.99) == 3
+    batches = [torch.zeros(4, 2), torch.ones(4, 2)]
+    assert [len(batch) for batch in first_samples(batches, 6)] == [4, 2]
+    assert [len(batch) for batch in first_samples(batches, 4)] == [4]
+    assert [len(batch) for batch in first_samples(batches, 99)] == [4, 4]
