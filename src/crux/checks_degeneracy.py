@@ -50,6 +50,8 @@ def check_degeneracy(config: Config, given: set[str]) -> None:
             _check_llc(config)
         case Task.interaction_basis:
             _check_addition(config, name)
+            _check_modularity(config)
+            _check_dictionaries(config, name, given)
             _check_compare(config)
         case Task.degeneracy:
             _check_measures(config, given, name)
@@ -115,6 +117,38 @@ def _check_measures(config: Config, given: set[str], name: str) -> None:
         raise ValueError(f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains")
     elif of_addition(config) and config.hook_points is not None:
         raise ValueError("hook_points: of a modular-addition network, the MLP's own hook points are looked at")
+
+
+def _check_modularity(config: Config) -> None:
+    """How modules are looked for, where an experiment looks for them."""
+    of = config.interaction_basis and config.interaction_basis.modularity
+    if of is None:
+        return
+    if not of.resolution > 0:
+        raise ValueError(f"interaction_basis.modularity.resolution={of.resolution}: must be more than 0")
+    for key in ("iterations", "starts"):
+        if getattr(of, key) < 1:
+            raise ValueError(f"interaction_basis.modularity.{key}={getattr(of, key)}: must be 1 or more")
+
+
+def _check_dictionaries(config: Config, name: str, given: set[str]) -> None:
+    """Saved SAEs: folders that are some, and how they are looked at."""
+    assert config.interaction_basis is not None
+    if name != "dictionaries":
+        if config.interaction_basis.saes is not None:
+            raise ValueError(f"interaction_basis.saes has no meaning for experiment=interaction_basis/{name}")
+        return
+    for folder in config.interaction_basis.saes or []:
+        if not (Path(folder) / "cfg.json").is_file():
+            raise ValueError(f"interaction_basis.saes: {folder} is not an SAE folder, there is no cfg.json in it")
+    of = config.interaction_basis.dictionaries
+    assert of is not None
+    if not 0 <= of.left_out < 1:
+        raise ValueError(f"interaction_basis.dictionaries.left_out={of.left_out}: must be from 0 up to but not 1")
+    if of.tokens < 1024:
+        raise ValueError(f"interaction_basis.dictionaries.tokens={of.tokens}: must be 1024 or more")
+    if "interaction_basis.dictionaries.tokens" in given and not config.interaction_basis.saes:
+        raise ValueError("interaction_basis.dictionaries.tokens: is for saved SAEs, which interaction_basis.saes names")
 
 
 def check_addition_folder(path: str) -> None:

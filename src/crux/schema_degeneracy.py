@@ -72,6 +72,8 @@ class BasisExperiment(Enum):
     modular_addition_training = "modular_addition_training"
     tiny = "tiny"
     gpt2 = "gpt2"
+    modules = "modules"
+    dictionaries = "dictionaries"
 
 
 @dataclass
@@ -149,6 +151,28 @@ class SmallPerceptron:
 
 
 @dataclass
+class Modularity:
+    """How modules are looked for in an interaction graph: Leiden (src/crux/degeneracy/modularity.py)."""
+
+    resolution: float = MISSING
+    """γ; more makes more and smaller modules."""
+    iterations: int = MISSING
+    """Cycles of a run, each beginning where the last ended."""
+    starts: int = MISSING
+    """Runs from scratch, of which the best is kept."""
+
+
+@dataclass
+class Dictionaries:
+    """How a dictionary is compared with what the network reads."""
+
+    left_out: float = MISSING
+    """Share of Σ Λ that the directions may leave out which count as read."""
+    tokens: int = MISSING
+    """Held-out tokens on which saved SAEs and their basis are looked at."""
+
+
+@dataclass
 class InteractionBasis:
     """The basis in which a network's layers interact sparsely (Bushnaq et al. 2405.10928), and others beside it."""
 
@@ -157,3 +181,7 @@ class InteractionBasis:
     """The network that modular_addition trains where model.path does not name one."""
     compare: Compare | None = None
     perceptron: SmallPerceptron | None = None
+    modularity: Modularity | None = None
+    dictionaries: Dictionaries | None = None
+    saes: list[str] | None = None
+    """Folders of saved SAEs that dictionaries looks at; it trains its own where none are given."""

@@ -63,6 +63,7 @@ def sampled(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_free_directions_that_interact_are_not_free() -> None:
     """Modules s² and t², each with a free coordinate, λ = ½ + ½; with the free ones' product as a third output, u² v²: more by 0.39.
 
@@ -165,6 +166,7 @@ def curvatures(loss: Callable[[Params, Tensor], Tensor], at: Params) -> Tensor:
     return full_spectrum(product_at(gradient, flat), flat).values[0]
 
 
+@pytest.mark.slow
 def test_a_relu_module_that_is_read_by_another_loses_its_free_directions() -> None:
     """Each module: 9 parameters, 3 of them free by rescaling its neurons, λ = 3. Linked, one's rescaling shows in the other's
     output: 15 of 18 directions count, λ = 7.5 against 6. Both have loss 0."""

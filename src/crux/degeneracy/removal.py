@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.degeneracy.basis import Basis
 from crux.subjects.network import Network
 
 TaskLoss = Callable[[Tensor, Any], Float[Tensor, "sample"]]
@@ -30,6 +31,11 @@ class Directions(NamedTuple):
         """The activation with the mean in these directions."""
         of = self.to.to(f)
         return f - ((f - self.mean.to(f)) @ of) @ self.back.to(f)
+
+
+def directions(basis: Basis, chosen: Bool[Tensor, "k"]) -> Directions:
+    """Some of a basis's directions."""
+    return Directions(basis.C[:, chosen], basis.C_pinv[chosen], basis.mean)
 
 
 class Losses(NamedTuple):

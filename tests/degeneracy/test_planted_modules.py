@@ -1,0 +1,121 @@
+"""Two modules that are planted and hidden are recovered exactly, node by node, from the interaction basis and its edges."""
+
+import itertools
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crux.degeneracy.ablation import EdgeAblation, least
+from crux.degeneracy.edges import edges
+from crux.degeneracy.interaction_basis import interaction_bases
+from crux.degeneracy.modularity import ALONE, find_modules, same_grouping, smallest_kept
+from crux.subjects.chain import Chain
+
+
+class Planted(NamedTuple):
+    """A network of two blocks, and in which subspace of each layer they are."""
+
+    chain: Chain
+    x: Tensor
+    sides: list[Tensor]
+    """By layer [module, d, k], orthonormal."""
+
+
+def planted(sizes: list[tuple[int, int]], *, kinds: str, seed: int) -> Planted:
+    """Block weights, hidden: inputs and outputs rotated, hidden layers rotated too where they are linear, else their neurons permuted.
+    `kinds`: r or l for each hidden layer.
+
+    Inputs are all pairs of 30 of one block and 30 of the other: independent, in the sample too.
+    """
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=rng)
+
+    turns = []
+    for i, size in enumerate(sizes):
+        d = sum(size)
+        hidden = 0 < i < len(sizes) - 1
+        turns.append(
+            torch.eye(d, dtype=torch.float64)[torch.randperm(d, generator=rng)]
+            if hidden and kinds[i - 1] == "r"
+            else torch.linalg.qr(normal(d, d)).Q
+        )
+    stages: dict[str, nn.Module] = {"input": nn.Identity()}
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
+        W = torch.block_diag(*(normal(n_out, n_in) * (2 / n_in) ** 0.5 for n_in, n_out in zip(a, b, strict=True)))
+        linear = nn.Linear(sum(a), sum(b), dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.copy_(turns[i + 1].T @ W @ turns[i])
+            linear.bias.copy_(0.3 * normal(sum(b)) @ turns[i + 1])
+        last = i == len(sizes) - 2
+        stages["output" if last else f"post{i}"] = (
+            nn.Sequential(linear, nn.ReLU()) if not last and kinds[i] == "r" else linear
+        )
+    parts = [normal(30, n) for n in sizes[0]]
+    z = torch.cat([parts[0].repeat_interleave(30, 0), parts[1].repeat(30, 1)], 1)
+    sides = [[turn[: s[0]].T, turn[s[0] :].T] for turn, s in zip(turns, sizes, strict=True)]
+    return Planted(Chain(stages).requires_grad_(False), z @ turns[0], sides)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kinds", ["rr", "lr", "rl", "ll"])
+@pytest.mark.parametrize(
+    "sizes", [[(4, 4), (4, 4), (4, 4), (3, 3)], [(4, 3), (6, 5), (5, 7), (2, 3)]], ids=["equal", "unequal"]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("ahead", [1, None], ids=["local", "global"])
+def test_two_hidden_modules_are_recovered_exactly(
+    sizes: list[tuple[int, int]], kinds: str, seed: int, ahead: int | None
+) -> None:
+    """Every node, where each edge above rounding counts; every node that is left, where only those count that an ablation needs.
+
+    Between linear layers edges are diagonal, which at resolution 1 is a reason to cut there: 0.1 keeps together what hangs together. In a
+    deep linear network each direction is a module of its own, within one block.
+    """
+    network = planted(sizes, kinds=kinds, seed=seed)
+    chain, x = network.chain, network.x
+    bases = interaction_bases(
+        chain, [x], hooks=chain.hooks, ahead=ahead, last=None, probes=None, threshold=1e-9, seed=0
+    )
+    strengths = [e.strength for e in edges(chain, [x], bases=bases, points=4, probes=None, side=None, seed=0)]
+    share = [
+        (basis.C_pinv @ side[1]).square().sum(1) / basis.C_pinv.square().sum(1)
+        for basis, side in zip(bases, network.sides, strict=True)
+    ]
+    assert all(bool(((s < 1e-12) | (s > 1 - 1e-12)).all()) for s in share)
+    true = [(s > 0.5).long() for s in share]
+
+    resolution = 0.1 if "l" in kinds else 1.0
+    settings = {"constant": None, "resolution": resolution, "iterations": 10, "starts": 10, "seed": 0}
+    rounding = [1e-12 * float(s.max()) for s in strengths]
+    found = find_modules(strengths, cutoffs=rounding, **settings)  # pyright: ignore[reportArgumentType]
+    if "r" in kinds:
+        assert found.n == 2
+        assert same_grouping(found.of, true)
+    else:
+        assert found.n == sum(sizes[-1])  # as many as the smallest layer has
+        chains = [torch.stack([of, t], 1) for of, t in zip(found.of, true, strict=True)]
+        sides = {(int(m), int(t)) for c in chains for m, t in c}
+        assert len(sides) == found.n  # none is in both blocks
+
+    if kinds != "rr":  # an ablation leaves so few edges between linear layers that blocks fall apart
+        return
+    clean = chain(x)
+    cutoffs = []
+    for pair, strength in zip(itertools.pairwise(bases), strengths, strict=True):
+        ablation = EdgeAblation(
+            chain, [x], bases=pair, strength=strength, end="output",
+            loss=lambda _, y: (y - clean).square().sum(1) / clean.var(0).sum(),
+        )  # fmt: skip
+        cutoffs.append(smallest_kept(strength, least(ablation.loss, size=ablation.size, limit=1e-3) or 1))
+    needed = find_modules(strengths, cutoffs=cutoffs, **settings)  # pyright: ignore[reportArgumentType]
+    linked = [of != ALONE for of in needed.of]
+    assert sum(int(k.sum()) for k in linked) > 0.6 * sum(len(k) for k in linked)
+    pairs = {
+        (int(m), int(t))
+        for of, t, k in zip(needed.of, true, linked, strict=True)
+        for m, t in zip(of[k], t[k], strict=True)
+    }
+    assert len(pairs) == needed.n == 2
