@@ -71,5 +71,7 @@ def test_the_largest_is_the_most_positive_one() -> None:
 
 
 def test_default_step_size() -> None:
-    eps = default_step_size(values(2.0, -1.0), nbeta=values(100.0, 10.0), gamma=values(1.0, 4.0), stretch=10.0)
+    eps = default_step_size(
+        values(2.0, -1.0), nbeta=values(100.0, 10.0), gamma=values(1.0, 4.0), stretch=10.0, corrected=False
+    )
     assert eps.tolist() == pytest.approx([0.01 / 201, 0.01 / 4])

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.degeneracy.coordinates import Coordinates
-from crux.degeneracy.curvature import Curvature, curvature, stiffest_there
+from crux.degeneracy.curvature import Curvature, curvature, stiffest_there, whitened
 from crux.degeneracy.diagnostics import chain_statistics
 from crux.degeneracy.losses import Fixed, Loss, Minibatches, value, value_and_gradient
 from crux.degeneracy.noise import Noise
@@ -105,7 +105,7 @@ def estimate_llc(
         evaluation_data: what L(w) and L(w*) are measured on, the same for both, so that its noise cancels.
         nbeta: nβ; n / log n for a learning coefficient at n samples.
         gamma: pull to w*; shrinks the estimate where it is not far below nβ a_i.
-        step_size: ε; None: 0.1 / (nβ a_max + γ).
+        step_size: ε; None: 0.1 / (nβ a_max + γ), 0.5 for a sampler that accepts and refuses, and 0.5 for one that is whitened.
         burn_in: steps that are discarded. draws: kept of each chain, `every` steps apart.
         seeds: of each case's noise.
         free: numbers of the parameters that move; None: all.
@@ -120,9 +120,16 @@ def estimate_llc(
     noise = Noise(seeds, n_chains=n_chains, n=at.n, like=centre)
     found = curvature(loss, at, centre, gradient_data, evaluation_data, noise.rows, n_chains)
     stiff = stiffness(found.largest, nbeta=nbeta.double(), gamma=gamma.double())
+    whitening = whitened(found, nbeta=nbeta.double().cpu(), gamma=gamma.double().cpu()) if sampler.whitened else None
+    if whitening is not None:
+        stiff = torch.ones_like(stiff)
     if step_size is None:
         step_size = default_step_size(
-            found.largest, nbeta=nbeta.double(), gamma=gamma.double(), stretch=sampler.stretch
+            torch.zeros_like(stiff) if sampler.whitened else found.largest,
+            nbeta=nbeta.double(),
+            gamma=stiff if sampler.whitened else gamma.double(),
+            stretch=sampler.stretch,
+            corrected=sampler.corrected,
         )
     evaluated = evaluation_data.at(0, noise.rows)
     with torch.no_grad():
@@ -137,6 +144,7 @@ def estimate_llc(
         rows(nbeta),
         rows(gamma),
         lambda w, step: value_and_gradient(loss, at, w, gradient_data.at(step, noise.rows)),
+        None if whitening is None else whitening.to(centre),
     )
     size = rows(step_size)
     state = sampler.start(centre, posterior)
