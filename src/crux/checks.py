@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 import yaml
 
 from crux.checks_degeneracy import check_degeneracy
-from crux.checks_toy import check_toy, check_toy_subject, of_toy_model
+from crux.checks_toy import check_toy, check_toy_numbers, check_toy_subject, of_toy_model
 from crux.data.paths import check_path
 from crux.many import alone, check_many
 from crux.places import check_places
@@ -35,6 +35,8 @@ def check(config: Config, overrides: list[str]) -> None:
         check_toy(config, given)
     if config.task.named:
         check_degeneracy(config, given)
+        if config.toy is not None:
+            check_toy_numbers(config.toy)
     if {"layer", "hook_point"} <= given:
         raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if config.hook_points is not None and (one := sorted(given & {"layer", "hook_point"})):

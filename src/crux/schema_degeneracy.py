@@ -92,7 +92,7 @@ class Llc:
     ranks: list[int] | None = None
     """Of the true map of each."""
     checkpoints: int | None = None
-    """Of the training, evenly spaced."""
+    """Of the training, up to so many: the first, the last, and between them ever farther apart."""
     samples: int | None = None
     """Data points of a loss that is a mean over data, sequences for a language model: fixed, the same for all chains."""
     behaviours: list[Behaviour] | None = None

@@ -67,6 +67,8 @@ class LLC(NamedTuple):
     """L(w*) on the evaluation data."""
     gradient_norm: Float[Tensor, "case"]
     """‖∇L(w*)‖"""
+    shift: Float[Tensor, "case"]
+    """By how much, at least, the estimate is lowered because w* is not a minimum: nβ L falls so far along the gradient."""
     below: Float[Tensor, "case"]
     """Share of draws where nβ L lies noticeably below that of w*."""
     spread: Float[Tensor, "case"]
@@ -119,7 +121,7 @@ def estimate_llc(
     centre = at.start(n_chains)
     noise = Noise(seeds, n_chains=n_chains, n=at.n, like=centre)
     found = curvature(loss, at, centre, gradient_data, evaluation_data, noise.rows, n_chains)
-    stiff = stiffness(found.largest, nbeta=nbeta.double(), gamma=gamma.double())
+    curved = stiff = stiffness(found.largest, nbeta=nbeta.double(), gamma=gamma.double())
     whitening = whitened(found, nbeta=nbeta.double().cpu(), gamma=gamma.double().cpu()) if sampler.whitened else None
     if whitening is not None:
         stiff = torch.ones_like(stiff)
@@ -134,7 +136,8 @@ def estimate_llc(
     evaluated = evaluation_data.at(0, noise.rows)
     with torch.no_grad():
         start = value(loss, at, centre, evaluated)
-    _warn_of_no_minimum(found, nbeta.double(), gamma.double())
+    shift = nbeta.double() ** 2 * found.gradient_norm.square() / (2 * curved)
+    _warn_of_no_minimum(found, shift)
 
     def rows(of: Tensor) -> Tensor:
         return of.to(centre).repeat_interleave(n_chains)
@@ -215,6 +218,7 @@ def estimate_llc(
         acceptance=cases(acceptance / draws).mean(1),
         loss_at_start=cases(start)[:, 0],
         gradient_norm=found.gradient_norm,
+        shift=shift.cpu(),
         below=below,
         spread=spread,
         escaped=escaped,
@@ -265,9 +269,8 @@ def _check_finite(state: State, step: int, n_chains: int) -> None:
         )
 
 
-def _warn_of_no_minimum(found: Curvature, nbeta: Tensor, gamma: Tensor) -> None:
+def _warn_of_no_minimum(found: Curvature, shift: Float[Tensor, "case"]) -> None:
     """By a step along the gradient alone, L falls by ‖g‖² / (2 a_max) or more."""
-    shift = nbeta * nbeta * found.gradient_norm.square() / (2 * stiffness(found.largest, nbeta=nbeta, gamma=gamma))
     if bool((shift > SHIFT).any()):
         case = int(shift.argmax())
         warnings.warn(

@@ -1,5 +1,6 @@
 """From the keys of `llc` to chains, and from estimates to the report: what the experiments with learning coefficients share."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.degeneracy.explain import explain
-from crux.degeneracy.llc import LLC, estimate_llc
+from crux.degeneracy.llc import LLC, SHIFT, NotAMinimumWarning, estimate_llc
 from crux.degeneracy.losses import Fixed, Loss, Minibatches
 from crux.degeneracy.samplers.hmc import HMC
 from crux.degeneracy.samplers.interface import Sampler
@@ -61,27 +62,32 @@ def estimated(
     seed: int,
     free: Mapping[str, Bool[Tensor, "..."]] | None,
 ) -> LLC:
-    """All cases as one program, with the chains that the keys name; a `step_size` of the keys goes before the argument."""
+    """All cases as one program, with the chains that the keys name; a `step_size` of the keys goes before the argument.
+
+    That a w* is not a minimum is told by `explained`, of every case, in place of the warning about the worst.
+    """
     assert llc.chains is not None
     assert llc.burn_in is not None
     assert llc.draws is not None
     assert llc.every is not None
-    return estimate_llc(
-        loss,
-        params,
-        gradient_data=gradient_data,
-        evaluation_data=evaluation_data,
-        nbeta=nbeta,
-        gamma=gamma,
-        step_size=torch.full_like(nbeta, llc.step_size) if llc.step_size is not None else step_size,
-        sampler=sampler_of(llc),
-        n_chains=llc.chains,
-        burn_in=llc.burn_in,
-        draws=llc.draws,
-        every=llc.every,
-        seeds=[seed + i for i in range(len(nbeta))],
-        free=free,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAMinimumWarning)
+        return estimate_llc(
+            loss,
+            params,
+            gradient_data=gradient_data,
+            evaluation_data=evaluation_data,
+            nbeta=nbeta,
+            gamma=gamma,
+            step_size=torch.full_like(nbeta, llc.step_size) if llc.step_size is not None else step_size,
+            sampler=sampler_of(llc),
+            n_chains=llc.chains,
+            burn_in=llc.burn_in,
+            draws=llc.draws,
+            every=llc.every,
+            seeds=[seed + i for i in range(len(nbeta))],
+            free=free,
+        )
 
 
 HEAD = (
@@ -106,16 +112,22 @@ def table(names: Sequence[str], found: LLC, *, predicted: Sequence[float], known
         f"| {name} | {float(found.nbeta[i]):.3g} | {float(found.mean[i]):.4g} ± {float(found.standard_error[i]):.2g} | "
         f"{predicted[i]:.4g} | {'' if known[i] is None else format(known[i], '.4g')} | {float(found.r_hat[i]):.3f} | "
         f"{float(found.ess[i]):.0f} | {float(found.gradient_norm[i]):.2g} | "
-        f"{'left its basin' if found.escaped[i] else ''} |"
+        f"{verdict(found, i)} |"
         for i, name in enumerate(names)
     ]
 
 
-def explained(names: Sequence[str], found: LLC) -> list[str]:
-    """What `explain` has to say beyond the number, for those cases of which there is something."""
+def verdict(found: LLC, case: int) -> str:
+    """In a word or two, what is wrong with a number; empty where nothing is."""
+    wrong = ["not a minimum"] if float(found.shift[case]) > SHIFT else []
+    return ", ".join(wrong + (["left its basin"] if found.escaped[case] else []))
+
+
+def explained(names: Sequence[str], found: LLC, *, only: Sequence[int] | None = None) -> list[str]:
+    """What `explain` has to say beyond the number, for those cases (all, or some) of which there is something."""
     told = []
-    for i, name in enumerate(names):
-        rest = explain(found, i)[1:]
+    for i in range(len(names)) if only is None else only:
+        name, rest = names[i], explain(found, i)[1:]
         if rest:
             told.append(f"- {name}, nβ = {float(found.nbeta[i]):.3g}: {'; '.join(rest)}")
     return told
