@@ -15,7 +15,13 @@ TRAINING = (
 
 BESIDE: dict[str, tuple[str, ...]] = {
     "llc/toy_training": ("toy", "model.path", "model.instance", *TRAINING),
-    "llc/sae_training": ("sae", "sparsity", "model.path", "model.instance", *TRAINING),
+    "llc/sae_training": (
+        "sae",
+        "sparsity",
+        "model.path",
+        "model.instance",
+        *(key for key in TRAINING if key != "trainer.batch"),
+    ),
     "llc/language_model": ("model", "data", "cache", "trainer.accelerator"),
 }
 """What an experiment reads beside the keys of its own group."""

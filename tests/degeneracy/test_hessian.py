@@ -7,8 +7,8 @@ from torch import Tensor
 
 from crux.degeneracy.hessian import (
     FULL,
-    full_spectrum,
     LANCZOS,
+    full_spectrum,
     lanczos_spectrum,
     largest_eigenvalue,
     product_at,

@@ -15,14 +15,13 @@ def llc_training(
     estimates: Mapping[str, Estimates],
     *,
     loss_label: str,
-    levels: Mapping[str, float],
 ) -> Figure:
     """Above the loss, below the estimates with three standard errors.
 
     Hollow: not to be trusted, because the checkpoint is no minimum or the chains left it. Those that are negative lie on the lower edge.
 
     Args:
-        loss: steps and values; levels: named values of λ, dotted.
+        loss: steps and values.
     """
     figure = new_figure(width=7.5, height=6.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
@@ -33,7 +32,7 @@ def llc_training(
     tops = [
         m + 3 * e for _, mean, error, good in estimates.values() for m, e, g in zip(mean, error, good, strict=True) if g
     ]
-    top = 1.15 * max([*tops, *levels.values(), 1e-9])
+    top = 1.15 * max([*tops, 1e-9])
     for i, (name, (steps, mean, error, good)) in enumerate(estimates.items()):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
         shown = [min(max(m, 0.0), top) for m in mean]
@@ -47,8 +46,6 @@ def llc_training(
     below.plot(
         [], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none", label="hollow: no minimum, or left"
     )
-    for name, value in levels.items():
-        below.axhline(value, color=GREY, linestyle=":", linewidth=1, label=name)
     below.set_ylim(0, top)
     below.set_xscale("symlog", linthresh=max(1.0, min((s for s in loss[0] if s > 0), default=1.0)))
     below.set_xlim(left=0)

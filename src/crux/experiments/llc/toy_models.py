@@ -58,10 +58,15 @@ def checkpoints(trained: Trained, index: int, *, n: int) -> dict[int, dict[str, 
         raise ValueError(
             f"{trained.program.name}: no snapshots of its training were kept; train it with toy.snapshots=20, or more"
         )
-    last = len(steps) - 1
-    apart = [round(last ** (i / max(1, n - 2))) for i in range(n - 1)] if last > 1 else [last]
-    chosen = sorted({0, last, *apart}) if n > 1 else [last]
-    return {steps[i]: weights_of_instance(trained.snapshots[steps[i]], trained.program, index) for i in chosen}
+    chosen = [steps[i] for i in thinning(len(steps) - 1, n)]
+    return {step: weights_of_instance(trained.snapshots[step], trained.program, index) for step in chosen}
+
+
+def thinning(last: int, n: int) -> list[int]:
+    """Up to n whole numbers: 0, `last`, and between them ever farther apart; `last` alone for n = 1."""
+    if n == 1 or last == 0:
+        return [last]
+    return sorted({0, last, *(round(last ** (i / max(1, n - 2))) for i in range(n - 1))})
 
 
 def stacked_weights(of: Mapping[int, Mapping[str, Tensor]], *, repeat: int) -> dict[str, Float[Tensor, "case ..."]]:
