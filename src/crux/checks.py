@@ -10,7 +10,8 @@ from urllib.parse import urlparse
 import yaml
 
 from crux.checks_degeneracy import check_bases_fit, check_degeneracy, check_hook_points, of_addition
-from crux.checks_toy import check_toy, check_toy_subject, of_toy_model
+from crux.checks_llc import check_llc
+from crux.checks_toy import check_toy, check_toy_numbers, check_toy_subject, of_toy_model
 from crux.data.paths import check_path
 from crux.many import alone, check_many
 from crux.places import check_places
@@ -33,7 +34,11 @@ def check(config: Config, overrides: list[str]) -> None:
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
     if config.task is Task.toy:
         check_toy(config, given)
-    if config.task.named:
+    elif config.task is Task.llc:
+        check_llc(config, given)
+        if config.toy is not None:
+            check_toy_numbers(config.toy)
+    elif config.task.named:
         check_degeneracy(config, given)
     if {"layer", "hook_point"} <= given:
         raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")

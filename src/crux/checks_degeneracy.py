@@ -1,20 +1,15 @@
-"""What can be wrong with an experiment on learning coefficients, degeneracy or bases; answers before torch is imported."""
+"""What can be wrong with an experiment on degeneracy or interaction bases; answers before torch is imported."""
 
 from itertools import pairwise
 from pathlib import Path
 
-from crux.keys import refuse_others
+from crux.keys import ALWAYS, refuse_others
 from crux.schema import Config, Task, experiment_name
 from crux.schema_degeneracy import BASES, BasisExperiment, Compare, LastBasis, Network
 from crux.subjects.addition_folder import addition_folder
 from crux.subjects.hooks import FINAL, check_hook, hook_names
 from crux.subjects.shape import Shape
 from crux.subjects.weight_files import check_weights
-
-ALWAYS = (
-    "experiment", "seed", "resume", "resume_from", "retry_failed", "output_dir", "sweep_name", "tracking", "debug", "trainer.progress",
-)  # fmt: skip
-"""What has a meaning for each of them, beside the task's own group."""
 
 TRAINING = (
     "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps",
@@ -46,8 +41,6 @@ def check_degeneracy(config: Config, given: set[str]) -> None:
     group, name = experiment_name(config)
     refuse_others(given, (group, *ALWAYS, *OWN.get(f"{group}/{name}", ())), experiment=f"{group}/{name}")
     match config.task:
-        case Task.llc:
-            _check_llc(config)
         case Task.interaction_basis:
             _check_addition(config, name)
             _check_modularity(config)
@@ -57,15 +50,6 @@ def check_degeneracy(config: Config, given: set[str]) -> None:
             _check_measures(config, given, name)
         case _:
             pass
-
-
-def _check_llc(config: Config) -> None:
-    llc = config.llc
-    assert llc is not None
-    if not llc.length > 0:
-        raise ValueError(f"llc.length={llc.length}: must be more than 0")
-    if not llc.cases:
-        raise ValueError("llc.cases=[]: must name one or more of regular, monomials, linear_networks, kgons, escape")
 
 
 def _check_addition(config: Config, name: str) -> None:

@@ -31,6 +31,12 @@ def check_toy(config: Config, given: set[str]) -> None:
         for folder, name in ((code, f"{toy.experiment}.py"), (options, f"{toy.experiment}.yaml"))
     ):
         raise ValueError(f"toy.experiment={toy.experiment}: no such experiment; choose one by experiment=toy/…")
+    check_toy_numbers(toy)
+    _sizes(toy, given)
+
+
+def check_toy_numbers(toy: Toy) -> None:
+    """Whatever is trained with them. Raises ValueError."""
     least = {"n_features": 1, "n_hidden": 1, "n_sets": 1, "seeds": 1, "held_out": 1, "snapshots": 0, "tile": 1}
     for key, value in least.items():
         if getattr(toy, key) < value:
@@ -52,7 +58,6 @@ def check_toy(config: Config, given: set[str]) -> None:
         values = getattr(toy, key)
         if values is not None and (not values or not all(value > 0 for value in values)):
             raise ValueError(f"toy.{key}={values}: must be numbers above 0")
-    _sizes(toy, given)
     if toy.held_out % min(toy.held_out, 1024):
         raise ValueError(f"toy.held_out={toy.held_out}: must be a multiple of 1024, or less")
 

@@ -2,6 +2,11 @@
 
 from collections.abc import Collection
 
+ALWAYS = (
+    "experiment", "seed", "resume", "resume_from", "retry_failed", "output_dir", "sweep_name", "tracking", "debug", "trainer.progress",
+)  # fmt: skip
+"""What has a meaning for every experiment on learning coefficients, degeneracy or bases, beside the task's own group."""
+
 
 def refuse_others(given: Collection[str], allowed: Collection[str], *, experiment: str) -> None:
     """Raises a one-line ValueError for a key of the command line that the experiment does not read.

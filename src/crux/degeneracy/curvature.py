@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.degeneracy.coordinates import Coordinates
-from crux.degeneracy.hessian import Product, largest_eigenvalue, product_at, spectrum
+from crux.degeneracy.hessian import FULL, Product, largest_eigenvalue, product_at, spectrum
 from crux.degeneracy.losses import Fixed, Loss, Minibatches, value, value_and_gradient
 
 BATCHES = 32
@@ -28,7 +28,12 @@ class Curvature(NamedTuple):
     noise: Float[Tensor, "case k"]
     """Variance of a minibatch's gradient along each eigenvector; its mean over coordinates where those are not known."""
     gradient_norm: Float[Tensor, "case"]
-    exact: bool
+    vectors: Float[Tensor, "case n n"] | None
+    """Eigenvectors as columns, where all of the Hessian is known."""
+
+    @property
+    def exact(self) -> bool:
+        return self.vectors is not None
 
     @property
     def largest(self) -> Float[Tensor, "case"]:
@@ -67,8 +72,28 @@ def curvature(
         found.weights.cpu(),
         noise.cpu(),
         gradient[::n_chains].double().norm(dim=1).cpu(),
-        found.vectors is not None,
+        None if found.vectors is None else found.vectors.cpu(),
     )
+
+
+def whitened(
+    found: Curvature, *, nbeta: Float[Tensor, "case"], gamma: Float[Tensor, "case"]
+) -> Float[Tensor, "case n n"]:
+    """H^(−1/2), H = nβ |∇²L| + γ: a saddle's falling directions count as if they rose.
+
+    Eigenvalues below √h_max count as that: valleys are curved (weights are of order 1), and a move of s along one leaves its floor by
+    about s² / 2, for which the steepest wall has room up to h_max^(−1/2). Flat directions mix more slowly for it, but cost nothing.
+
+    Raises:
+        ValueError: where not all eigenvalues are known, or H has no inverse.
+    """
+    if found.vectors is None:
+        raise ValueError(f"a whitened sampler needs all of the Hessian, which is found for up to {FULL} coordinates")
+    h = nbeta[:, None] * found.values.abs() + gamma[:, None]
+    if not bool((h > 0).all()):
+        raise ValueError("a whitened sampler needs gamma above 0 where the loss has no curvature at w*")
+    h = torch.maximum(h, h.amax(1, keepdim=True).sqrt())
+    return (found.vectors / h.sqrt()[:, None]) @ found.vectors.mT
 
 
 def stiffest_there(

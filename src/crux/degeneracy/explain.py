@@ -1,6 +1,6 @@
 """An estimate in words: what it says, what biased it, and what a number that cannot be means."""
 
-from crux.degeneracy.llc import LLC
+from crux.degeneracy.llc import LLC, SHIFT
 
 MIXED = 1.01
 """R-hat below which chains count as one distribution (Vehtari et al. 1903.08008)."""
@@ -21,6 +21,11 @@ def explain(found: LLC, case: int) -> list[str]:
         f"λ̂ = {mean:.4g} ± {error:.2g} at nβ = {nbeta:g}; a quadratic loss with this Hessian would give {predicted:.4g} "
         f"({'all eigenvalues' if found.spectrum_exact else 'Lanczos quadrature'})"
     ]
+    if float(found.shift[case]) > SHIFT:
+        told.append(
+            f"w* is not a minimum, its gradient has norm {float(found.gradient_norm[case]):.3g}: the loss beside it is lower, which "
+            f"lowers the estimate by {float(found.shift[case]):.2g} or more; train further, or use a behavioural loss"
+        )
     if mean + 3 * error < 0:
         told.append(
             f"negative: on average the chains found a loss {-mean / nbeta:.3g} lower than L(w*) = {float(found.loss_at_start[case]):.4g}. "

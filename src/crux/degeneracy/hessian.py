@@ -17,6 +17,9 @@ FULL = 384
 LANCZOS = 40
 """Products of a Lanczos run; with fewer coordinates, as many as there are."""
 
+LARGEST = 16
+"""Of a run that is after the largest eigenvalue alone."""
+
 Product = Callable[[Tensor], Tensor]
 """v [row, n] → H v, each row with its own H."""
 
@@ -58,11 +61,11 @@ def full_spectrum(product: Product, like: Float[Tensor, "row n"]) -> Spectrum:
     return Spectrum(values, torch.ones_like(values), vectors)
 
 
-def lanczos_spectrum(product: Product, start: Float[Tensor, "row n"]) -> Spectrum:
-    """The quadrature of each row from its own start; its weights sum to n."""
+def lanczos_spectrum(product: Product, start: Float[Tensor, "row n"], *, steps: int) -> Spectrum:
+    """The quadrature of each row from its own start, by so many products or n; its weights sum to n."""
     v = start / start.norm(dim=1, keepdim=True)
     n, basis, diagonal, beside = start.shape[1], [v], [], []
-    for _ in range(min(LANCZOS, n)):
+    for _ in range(min(steps, n)):
         u = product(basis[-1])
         diagonal.append((u * basis[-1]).sum(1))
         for _ in range(2):  # against all earlier vectors, twice: Lanczos by itself loses orthogonality
@@ -83,7 +86,7 @@ def spectrum(product: Product, like: Float[Tensor, "row n"], *, rows_a_case: int
         found = full_spectrum(product, like)
         assert found.vectors is not None
         return Spectrum(*(part[::rows_a_case] for part in (found.values, found.weights, found.vectors)))
-    found = lanczos_spectrum(product, random_start(like, seed))
+    found = lanczos_spectrum(product, random_start(like, seed), steps=LANCZOS)
     return Spectrum(
         found.values.unflatten(0, (-1, rows_a_case)).flatten(1),
         found.weights.unflatten(0, (-1, rows_a_case)).flatten(1) / rows_a_case,
@@ -93,7 +96,7 @@ def spectrum(product: Product, like: Float[Tensor, "row n"], *, rows_a_case: int
 
 def largest_eigenvalue(product: Product, like: Float[Tensor, "row n"], *, seed: int) -> Float[Tensor, "row"]:
     """Of every row's own Hessian, from below."""
-    return lanczos_spectrum(product, random_start(like, seed)).largest
+    return lanczos_spectrum(product, random_start(like, seed), steps=LARGEST).largest
 
 
 def random_start(like: Float[Tensor, "row n"], seed: int) -> Float[Tensor, "row n"]:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.degeneracy.coordinates import Coordinates
-from crux.degeneracy.curvature import Curvature, curvature, stiffest_there
+from crux.degeneracy.curvature import Curvature, curvature, stiffest_there, whitened
 from crux.degeneracy.diagnostics import chain_statistics
 from crux.degeneracy.losses import Fixed, Loss, Minibatches, value, value_and_gradient
 from crux.degeneracy.noise import Noise
@@ -67,6 +67,8 @@ class LLC(NamedTuple):
     """L(w*) on the evaluation data."""
     gradient_norm: Float[Tensor, "case"]
     """‖∇L(w*)‖"""
+    shift: Float[Tensor, "case"]
+    """By how much, at least, the estimate is lowered because w* is not a minimum: nβ L falls so far along the gradient."""
     below: Float[Tensor, "case"]
     """Share of draws where nβ L lies noticeably below that of w*."""
     spread: Float[Tensor, "case"]
@@ -105,7 +107,7 @@ def estimate_llc(
         evaluation_data: what L(w) and L(w*) are measured on, the same for both, so that its noise cancels.
         nbeta: nβ; n / log n for a learning coefficient at n samples.
         gamma: pull to w*; shrinks the estimate where it is not far below nβ a_i.
-        step_size: ε; None: 0.1 / (nβ a_max + γ).
+        step_size: ε; None: 0.1 / (nβ a_max + γ), 0.5 for a sampler that accepts and refuses, and 0.5 for one that is whitened.
         burn_in: steps that are discarded. draws: kept of each chain, `every` steps apart.
         seeds: of each case's noise.
         free: numbers of the parameters that move; None: all.
@@ -119,15 +121,23 @@ def estimate_llc(
     centre = at.start(n_chains)
     noise = Noise(seeds, n_chains=n_chains, n=at.n, like=centre)
     found = curvature(loss, at, centre, gradient_data, evaluation_data, noise.rows, n_chains)
-    stiff = stiffness(found.largest, nbeta=nbeta.double(), gamma=gamma.double())
+    curved = stiff = stiffness(found.largest, nbeta=nbeta.double(), gamma=gamma.double())
+    whitening = whitened(found, nbeta=nbeta.double().cpu(), gamma=gamma.double().cpu()) if sampler.whitened else None
+    if whitening is not None:
+        stiff = torch.ones_like(stiff)
     if step_size is None:
         step_size = default_step_size(
-            found.largest, nbeta=nbeta.double(), gamma=gamma.double(), stretch=sampler.stretch
+            torch.zeros_like(stiff) if sampler.whitened else found.largest,
+            nbeta=nbeta.double(),
+            gamma=stiff if sampler.whitened else gamma.double(),
+            stretch=sampler.stretch,
+            corrected=sampler.corrected,
         )
     evaluated = evaluation_data.at(0, noise.rows)
     with torch.no_grad():
         start = value(loss, at, centre, evaluated)
-    _warn_of_no_minimum(found, nbeta.double(), gamma.double())
+    shift = nbeta.double() ** 2 * found.gradient_norm.square() / (2 * curved)
+    _warn_of_no_minimum(found, shift)
 
     def rows(of: Tensor) -> Tensor:
         return of.to(centre).repeat_interleave(n_chains)
@@ -137,6 +147,7 @@ def estimate_llc(
         rows(nbeta),
         rows(gamma),
         lambda w, step: value_and_gradient(loss, at, w, gradient_data.at(step, noise.rows)),
+        None if whitening is None else whitening.to(centre),
     )
     size = rows(step_size)
     state = sampler.start(centre, posterior)
@@ -207,6 +218,7 @@ def estimate_llc(
         acceptance=cases(acceptance / draws).mean(1),
         loss_at_start=cases(start)[:, 0],
         gradient_norm=found.gradient_norm,
+        shift=shift.cpu(),
         below=below,
         spread=spread,
         escaped=escaped,
@@ -257,9 +269,8 @@ def _check_finite(state: State, step: int, n_chains: int) -> None:
         )
 
 
-def _warn_of_no_minimum(found: Curvature, nbeta: Tensor, gamma: Tensor) -> None:
+def _warn_of_no_minimum(found: Curvature, shift: Float[Tensor, "case"]) -> None:
     """By a step along the gradient alone, L falls by ‖g‖² / (2 a_max) or more."""
-    shift = nbeta * nbeta * found.gradient_norm.square() / (2 * stiffness(found.largest, nbeta=nbeta, gamma=gamma))
     if bool((shift > SHIFT).any()):
         case = int(shift.argmax())
         warnings.warn(

@@ -6,14 +6,22 @@ from torch import Tensor
 SHARE = 0.1
 """ε h of the default: the energy of the stiffest direction comes out 1 / (1 − 0.1/4) = 1.026 times too large (predicted.py)."""
 
+CORRECTED_SHARE = 0.5
+"""Of samplers that accept and refuse: no step size biases them, a short one costs time."""
+
 DIVERGES = 4.0
 """From this ε h on the stiffest direction grows without bound."""
 
 
 def default_step_size(
-    largest: Float[Tensor, "case"], *, nbeta: Float[Tensor, "case"], gamma: Float[Tensor, "case"], stretch: float
+    largest: Float[Tensor, "case"],
+    *,
+    nbeta: Float[Tensor, "case"],
+    gamma: Float[Tensor, "case"],
+    stretch: float,
+    corrected: bool,
 ) -> Float[Tensor, "case"]:
-    """ε = 0.1 / (nβ a_max + γ), shorter by as much as the sampler may lengthen it.
+    """ε = 0.1 / (nβ a_max + γ), shorter by as much as the sampler may lengthen it; 0.5 for one that accepts and refuses.
 
     Raises:
         ValueError: where nothing bounds it, with γ = 0 at a point without curvature.
@@ -23,7 +31,7 @@ def default_step_size(
         raise ValueError(
             "step_size: the loss has no curvature at w* and gamma is 0, so that no step size follows; give one"
         )
-    return SHARE / (h * stretch)
+    return (CORRECTED_SHARE if corrected else SHARE) / (h * stretch)
 
 
 def stiffness(

@@ -48,10 +48,10 @@ def earlier_run(config: Config, folder: Path | None) -> RunFolder | None:
 
 def run_name(config: Config) -> str:
     """For people: `e2e_ds L6 λ=1.5`, `gradient_topk e2e L6 k=32`, `jumprelu local L2,4 L0=30`."""
-    if config.toy is not None:
-        return toy_name(config.toy)
     if config.task.named:
         return " ".join(experiment_name(config))
+    if config.toy is not None:
+        return toy_name(config.toy)
     words = [] if config.sae.name == "relu" else [config.sae.name]
     hooks = config.hook_points if config.hook_points is not None else [config.hook_point]
     layers = [re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", hook) for hook in hooks]
@@ -142,6 +142,10 @@ def tracked(config: Config, folder: RunFolder, *, params: Mapping[str, object]) 
 
 def swept(config: Config) -> dict[str, object]:
     """The dozen scalars that runs are compared by; the whole configuration is an artifact."""
+    if config.task.named:
+        group, name = experiment_name(config)
+        own = {key: value for key, value in to_plain(config)[group].items() if isinstance(value, int | float)}
+        return {"experiment": f"{group}/{name}", "seed": config.seed, **own}
     if config.toy is not None:
         return {
             "experiment": f"toy/{config.toy.experiment}",
@@ -155,10 +159,6 @@ def swept(config: Config) -> dict[str, object]:
             "max_steps": config.trainer.max_steps,
             "batch": config.trainer.batch,
         }
-    if config.task.named:
-        group, name = experiment_name(config)
-        own = {key: value for key, value in to_plain(config)[group].items() if isinstance(value, int | float)}
-        return {"experiment": f"{group}/{name}", "seed": config.seed, **own}
     many = (
         config.sparsities is not None or config.ks is not None
     )  # values that the runs of such a job have, each its own

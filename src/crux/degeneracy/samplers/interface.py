@@ -18,6 +18,8 @@ class Posterior(NamedTuple):
     gamma: Float[Tensor, "row"]
     loss: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     """(w, step) → L [row] and ∇L [row, n], on the data of that step."""
+    whitening: Float[Tensor, "case n n"] | None = None
+    """H^(−1/2) of each case's rows, H = nβ ∇²L + γ at w*, for a sampler that asks for it."""
 
     def pull(self, w: Float[Tensor, "row n"], gradient: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
         """∇U = nβ ∇L + γ (w − w*)."""
@@ -51,6 +53,11 @@ class Sampler(Protocol):
     @property
     def corrected(self) -> bool:
         """Whether moves are accepted or refused: no bias of the step size, and the same data in every step."""
+        ...
+
+    @property
+    def whitened(self) -> bool:
+        """Whether it moves in coordinates in which the posterior around w* is N(0, 1)."""
         ...
 
     @property

@@ -19,7 +19,7 @@ class RMSPropSGLD:
 
     decay: float
     floor: float
-    name, corrected = "RMSProp-SGLD", False
+    name, corrected, whitened = "RMSProp-SGLD", False, False
 
     def __init__(self, *, decay: float, floor: float) -> None:
         self.decay, self.floor, self.stretch = decay, floor, 1 / floor

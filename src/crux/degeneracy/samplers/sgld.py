@@ -11,7 +11,7 @@ from crux.degeneracy.samplers.interface import Posterior, State, begin
 class SGLD:
     """The plain sampler."""
 
-    name, corrected, stretch = "SGLD", False, 1.0
+    name, corrected, whitened, stretch = "SGLD", False, False, 1.0
 
     def start(self, w: Float[Tensor, "row n"], posterior: Posterior) -> State:
         return begin(w, posterior)

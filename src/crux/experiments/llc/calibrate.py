@@ -28,6 +28,8 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     kept: list[Row] = []
     checks, metrics = [], {}
     lines: list[str] = [*HEAD]
+    assert config.llc.cases is not None
+    assert config.llc.length is not None
     for cases in config.llc.cases:
         for group in GROUPS[cases]():
             for row in run(group, length=config.llc.length, seed=config.seed):
