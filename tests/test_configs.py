@@ -54,7 +54,7 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
     if group == "toy":
         given.append("experiment=toy/intro_polygon")  # says the rest
     if group == "llc":
-        given.append("experiment=llc/calibrate")
+        given.append(f"experiment=llc/{'kgon' if option == 'sampling' else 'calibrate'}")
     if group == "degeneracy":
         given.append("experiment=degeneracy/spectra")
     if group == "interaction_basis":
