@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -88,6 +88,7 @@ def test_the_law_and_the_books_hold_for_any_weights(m: int, n: int, seed: int) -
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 10**6), st.booleans())
+@example(m=5, n=4, seed=3, low=True)  # a faint feature leaves the span of the living ones
 def test_canonical_weights_do_not_depend_on_the_rotation(m: int, n: int, seed: int, low: bool) -> None:
     W = torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).double()
     if low and m > 1:  # fewer dimensions than there are

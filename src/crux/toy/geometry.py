@@ -111,20 +111,20 @@ def canonical(W: Float[Tensor, "n_hidden n_features"], *, living: float) -> Floa
 
     The first living feature points along +x; the next one that leaves its line has a positive y; the next that leaves their plane has a
     positive z, and so on (Gram–Schmidt). A feature leaves the span so far when more than a tenth of it points out of it, or, where no
-    feature does, more than rounding. Features below `living` × the largest norm choose no axis, but are turned with the rest.
+    feature does, more than rounding. Features below `living` × the largest norm choose only axes that no other does.
     """
     W64 = W.detach().double()
     left, axes = W64.clone(), []
     length = W64.norm(dim=0)
     alive = length > living * length.max()
-    for least in (0.1, 1e-5):
-        while (out := alive & (left.norm(dim=0) > least * length)).any() and len(axes) < len(W):
+    for who, least in ((alive, 0.1), (alive, 1e-5), (length > 0, 1e-5)):
+        while (out := who & (left.norm(dim=0) > least * length)).any() and len(axes) < len(W):
             axis = left[:, int(torch.nonzero(out)[0])]
             axes.append(axis / axis.norm())
             left = left - torch.outer(axes[-1], axes[-1] @ left)
     if not axes:
         return W.detach().clone()
-    Q, R = torch.linalg.qr(torch.stack(axes, dim=1), mode="complete")  # the remaining axes meet no living feature
+    Q, R = torch.linalg.qr(torch.stack(axes, dim=1), mode="complete")  # the remaining axes meet no feature
     signs = torch.ones(len(W), dtype=torch.float64, device=W.device)
     signs[: len(axes)] = R.diagonal().sign()
     return ((Q * signs).T @ W64).to(W.dtype)
