@@ -54,7 +54,7 @@ class Split(Enum):
 
 @dataclass
 class Llc:
-    """Local learning coefficients. Each experiment reads some of the keys and refuses the others: src/crux/checks_degeneracy.py."""
+    """Local learning coefficients. Each experiment reads some of the keys and refuses the others: src/crux/checks_llc.py."""
 
     experiment: LlcExperiment = MISSING
     cases: list[Calibration] | None = None

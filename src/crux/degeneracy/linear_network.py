@@ -39,7 +39,7 @@ def redundant_zero(widths: Sequence[int], rank: int) -> dict[str, Float[Tensor, 
     return found
 
 
-def product(layers: Sequence[Float[Tensor, "*row out in"]]) -> Float[Tensor, "*row out in"]:
+def product(layers: Sequence[Float[Tensor, "*row _out _in"]]) -> Float[Tensor, "*row _out _in"]:
     """W_n … W_1."""
     return reduce(lambda behind, layer: layer @ behind, layers)
 

@@ -28,7 +28,7 @@ def keys(config: Config) -> Llc:
 
 
 def nbetas(llc: Llc) -> Float[Tensor, "nbeta"]:
-    assert llc.nbetas is not None, "crux.checks_degeneracy asks for them"
+    assert llc.nbetas is not None, "crux.checks_llc asks for them"
     return torch.tensor(llc.nbetas, dtype=torch.float64)
 
 
@@ -46,7 +46,7 @@ def sampler_of(llc: Llc) -> Sampler:
                 raise ValueError("llc.leapfrogs=null: sampler=hmc needs the number of steps of a move")
             return HMC(leapfrogs=llc.leapfrogs, whitened=bool(llc.whitened))
         case None:
-            raise AssertionError("crux.checks_degeneracy asks for it")
+            raise AssertionError("crux.checks_llc asks for it")
 
 
 def estimated(
