@@ -15,9 +15,17 @@ LINES = re.findall(
 )
 REFUSED = ("experiment=paper", "resume=true", "experiment=report", "launcher=gpus", "launcher=slurm")
 """Without a hub, an unfinished run, a finished sweep, a GPU or a cluster, these end in one line that says so."""
-ELSEWHERE = ("--help", "trainer=ddp", "launcher=cpus", "experiment=toy/")
+ELSEWHERE = (
+    "--help",
+    "trainer=ddp",
+    "launcher=cpus",
+    "experiment=toy/",
+    "experiment=llc/",
+    "experiment=degeneracy/",
+    "=interaction_basis/",
+)
 """In test_cli, training/test_ddp_command and test_launchers: they start processes that run a command line of their own.
-In experiments/: each toy experiment has a length of its own that is short."""
+In experiments/: each experiment has a length of its own that is short."""
 
 
 def test_there_are_lines_to_try() -> None:
@@ -33,6 +41,15 @@ def test_every_toy_experiment_is_there_and_named() -> None:
         for path in (ROOT / "tests" / "experiments").glob("test_*.py")
     }
     assert named - {"sae", "speed"} <= tested | {"correlated"}  # test_toy_sae, test_exact_optima, test_features_in_sets
+
+
+@pytest.mark.parametrize("group", ["llc", "degeneracy", "interaction_basis"])
+def test_every_experiment_on_degeneracy_is_named_and_tested(group: str) -> None:
+    there = {path.stem for path in (ROOT / "conf" / "experiment" / group).glob("*.yaml")}
+    readme = (ROOT / "README.md").read_text("utf-8")
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "experiments").glob("test_*.py"))
+    assert there <= set(re.findall(r"\w+", readme))
+    assert {name for name in there if f"{group}/{name}" not in tests} <= {"modular_addition_training"}
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if not any(e in line for e in ELSEWHERE)])
