@@ -15,6 +15,9 @@ from crux.figures.style import GREY, MARKERS, PALETTE, dress, new_figure
 
 COSINES = "RdBu_r"
 
+ACROSS = 5
+"""Panels in a row."""
+
 
 class SetModels(NamedTuple):
     """Models of one size, a panel each."""
@@ -26,7 +29,12 @@ class SetModels(NamedTuple):
 
 
 def toy_sets(rows: Sequence[SetModels]) -> Figure:
-    """A row a size. In the plane each W_i is a point with a line from the origin, mates in one colour and joined by a dotted line."""
+    """Rows for each size. In the plane each W_i is a point with a line from the origin, mates in one colour and joined by a dotted line."""
+    rows = [
+        SetModels(row.weights[i : i + ACROSS], row.n_sets, row.titles[i : i + ACROSS])
+        for row in rows
+        for i in range(0, len(row.titles), ACROSS)
+    ]
     columns = max(len(row.titles) for row in rows)
     figure = new_figure(width=0.8 + 2.6 * columns, height=0.7 + 2.75 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
