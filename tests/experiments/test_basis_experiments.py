@@ -65,8 +65,11 @@ def test_a_short_perceptron_leaves_its_figures_and_numbers(crux_here: Callable[.
 @pytest.mark.slow
 def test_the_interaction_basis_finds_what_a_perceptron_reads(crux_here: Callable[..., int], tmp_path: Path) -> None:
     """Six of twelve directions at the input, as many as the task has; and at most half the edges of the principal components."""
-    metrics = metrics_of(run(crux_here, tmp_path, "mlp"))
+    folder = run(crux_here, tmp_path, "mlp")
+    metrics = metrics_of(folder)
     assert metrics["final/checks_failed"] == 0
+    assert drawn(folder, "graph_local", "graph_neuron")
+    assert 0 < metrics["final/modularity/local"] < 1 <= metrics["final/modules/local"]
     assert metrics["final/nodes_needed/global/input"] == 6
     assert metrics["final/edges_needed/local/all"] < 0.5 * metrics["final/edges_needed/pca/all"]
 

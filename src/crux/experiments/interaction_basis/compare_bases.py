@@ -9,10 +9,11 @@ from crux.degeneracy.basis import Basis, dictionary, principal_components
 from crux.degeneracy.compared import Compared, Plan, compare, every_basis
 from crux.degeneracy.grams import Moments, moments
 from crux.experiments.interaction_basis import shown
+from crux.experiments.interaction_basis.graphs import Graphs, graphs
 from crux.experiments.result import Result
 from crux.experiments.run import AddRow
 from crux.schema import Config
-from crux.schema_degeneracy import Compare
+from crux.schema_degeneracy import Compare, Modularity
 from crux.subjects.network import Network
 
 
@@ -21,6 +22,12 @@ def options(config: Config) -> Compare:
     assert config.interaction_basis is not None
     assert config.interaction_basis.compare is not None
     return config.interaction_basis.compare
+
+
+def modularity_of(config: Config) -> Modularity | None:
+    """How modules are looked for, where the configuration says so."""
+    assert config.interaction_basis is not None
+    return config.interaction_basis.modularity
 
 
 def plan_of(config: Config) -> Plan:
@@ -52,6 +59,7 @@ def compared(
     loss_name: str,
     last: Callable[[str, Moments], Basis] | None,
     dictionaries: Mapping[str, Tensor],
+    modularity: Modularity | None,
     add_row: AddRow,
 ) -> tuple[Compared, Result]:
     """Every basis on one network, and what is left of it for people.
@@ -61,6 +69,7 @@ def compared(
         loss_name: with its unit.
         last: the basis at the last hook point; its principal components where not given.
         dictionaries: decoder directions of SAEs, by their hook points: a basis `sae`, at other hook points principal components.
+        modularity: how modules are looked for; None: they are not.
     """
 
     def components(hook: str, at: Moments) -> Basis:
@@ -88,10 +97,12 @@ def compared(
         network, bases, plan=plan, found_on=found_on, judged_on=judged_on, end=end, loss=loss, progress=progress
     )
     covariances = {hook: at[hook].covariance for hook in plan.hooks}
+    drawn = graphs(found, plan, modularity) if modularity is not None else Graphs({}, {})
+    report = shown.report(found, plan, loss=loss_name)
     return found, Result(
-        shown.metrics(found, plan),
+        shown.metrics(found, plan) | drawn.metrics,
         shown.orthogonality(found, covariances),
-        shown.figures(found, plan, loss=loss_name),
+        shown.figures(found, plan, loss=loss_name) | drawn.figures,
         shown.arrays(found, plan),
-        shown.report(found, plan, loss=loss_name),
+        f"{report}\n\n{drawn.report}" if drawn.modules else report,
     )

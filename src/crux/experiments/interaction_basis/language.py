@@ -12,7 +12,7 @@ from crux.data.held_out import spread_batches
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.compared import logits_basis
 from crux.degeneracy.grams import Moments
-from crux.experiments.interaction_basis.compare_bases import compared, options, plan_of
+from crux.experiments.interaction_basis.compare_bases import compared, modularity_of, options, plan_of
 from crux.experiments.result import Result
 from crux.experiments.run import AddRow
 from crux.formats import saelens
@@ -53,6 +53,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         loss_name="cross-entropy, nats a token",
         last=of_logits if wanted.last is LastBasis.logits else None,
         dictionaries={} if wanted.saes is None else decoders(wanted.saes, subject, plan.hooks[:-1]),
+        modularity=modularity_of(config),
         add_row=add_row,
     )[1]
 

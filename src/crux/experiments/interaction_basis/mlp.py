@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.edges import edges
 from crux.degeneracy.interaction_basis import interaction_bases
-from crux.experiments.interaction_basis.compare_bases import compared, options, plan_of
+from crux.experiments.interaction_basis.compare_bases import compared, modularity_of, options, plan_of
 from crux.experiments.result import Check, Result
 from crux.experiments.run import AddRow
 from crux.schema import Config
@@ -88,7 +88,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
 
     found, kept = compared(
         chain, plan=plan, found_on=found_on, judged_on=judged_on, end="output", loss=loss,
-        loss_name="MSE, shares of the outputs' variance", last=None, dictionaries={},
+        loss_name="MSE, shares of the outputs' variance", last=None, dictionaries={}, modularity=modularity_of(config),
         add_row=lambda step, row: add_row(of.steps + step, row),
     )  # fmt: skip
     needed = {name: curves[0].needed for name, curves in found.nodes.items()}

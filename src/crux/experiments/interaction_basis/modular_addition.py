@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from crux.degeneracy.basis import neurons
-from crux.experiments.interaction_basis.compare_bases import compared, options, plan_of
+from crux.experiments.interaction_basis.compare_bases import compared, modularity_of, options, plan_of
 from crux.experiments.interaction_basis.trained_addition import last_row, trained_modular_addition
 from crux.experiments.result import Check, Result
 from crux.experiments.run import AddRow
@@ -43,6 +43,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         loss_name="share of held-out pairs that are wrong",
         last=neurons,
         dictionaries={},
+        modularity=modularity_of(config),
         add_row=lambda step, row: add_row(start + step, row),
     )
     checks = [*kept.checks, Check("share of held-out pairs that are wrong", found.clean, 0, 0.001)]
