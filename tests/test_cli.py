@@ -267,7 +267,7 @@ def test_a_full_disk_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from crux.tracking.run_folder import RunFolder
+    from crux.runs.run_folder import RunFolder
 
     def full(self: RunFolder, step: int, row: dict[str, float]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "history.jsonl"))
@@ -286,9 +286,9 @@ def test_a_locked_database_is_told_and_leaves_no_run_behind(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    import crux.tracking.mlflow
+    import crux.runs.mlflow
 
-    monkeypatch.setattr(crux.tracking.mlflow, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(crux.runs.mlflow, "LOCK_SECONDS", 0.2)
     holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     holder.execute("CREATE TABLE held (x)")
     holder.execute("BEGIN EXCLUSIVE")

@@ -7,9 +7,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from crux import schema
-from crux.checks import check
-from crux.schema import Config, Precision, Task, to_plain
+from crux.config import schema
+from crux.config.schema import Config, Precision, Task, to_plain
+from crux.sae.checks import check
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = sorted(

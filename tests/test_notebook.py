@@ -16,8 +16,8 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SAE, saved as a run saves it."""
-    from crux.formats import saelens
-    from crux.saes.relu import ReluSAE
+    from crux.sae.architectures.relu import ReluSAE
+    from crux.sae.formats import saelens
 
     generator = torch.Generator().manual_seed(0)
     sae = ReluSAE(d_model=128, n_latents=256, init="tied", init_norm=1.0, subtract_b_dec=False, generator=generator)
@@ -62,8 +62,8 @@ def test_ones_own_text(tmp_path: Path) -> None:
 
 def test_a_transcoder(tmp_path: Path) -> None:
     """Over one MLP, from the residual that enters the block; as a run saves it."""
-    from crux.formats import saelens
-    from crux.saes.topk import TopKSAE
+    from crux.sae.architectures.topk import TopKSAE
+    from crux.sae.formats import saelens
 
     subject = crux.load_subject("tiny")
     text = crux.held_out_batches(subject, n_tokens=512, batch=2)

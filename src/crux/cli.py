@@ -18,12 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crux import schema
-from crux.checks import check, check_model
+from crux.config import schema
+from crux.config.messages import DISK_ERRORS, explain, known_keys, mistake, no_such_key
+from crux.config.schema import CHECKOUT, ROOT, Config, register_resolvers
 from crux.launch.refusals import check_launcher_of_one_run
-from crux.mistakes import DISK_ERRORS, explain, known_keys, mistake, no_such_key
-from crux.schema import CHECKOUT, ROOT, Config, register_resolvers
-from crux.tracking.run_folder import RunFolder
+from crux.runs.run_folder import RunFolder
+from crux.sae.checks import check, check_model
 from crux.training import follower
 
 
@@ -74,7 +74,7 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
     check(config, overrides)
     check_model(config)
 
-    from crux.run import run
+    from crux.sae.job import run
 
     run(config, folder=folder)
 

@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
-from crux.data.held_out import spread_batches
-from crux.data.packaged import SOURCES
-from crux.data.sources import Files, Packaged, Source
-from crux.data.token_file import default_cache
-from crux.data.tokens import Tokens, prepare_tokens
-from crux.evaluation import judge
-from crux.evaluation.judge import Judgement
-from crux.evaluation.mean import typical_activation
-from crux.evaluation.splicing import check_site
-from crux.formats import saelens
-from crux.saes.sae import SAE
-from crux.saes.site import Site
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.evaluation import evaluate as judge
+from crux.sae.evaluation.evaluate import Judgement
+from crux.sae.evaluation.mean import typical_activation
+from crux.sae.formats import saelens
+from crux.sae.splicing import check_site
 from crux.subjects import load
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
+from crux.text.held_out import spread_batches
+from crux.text.packaged import SOURCES
+from crux.text.sources import Files, Packaged, Source
+from crux.text.token_file import default_cache
+from crux.text.tokens import Tokens, prepare_tokens
 
 
 class LoadedSAE(NamedTuple):
@@ -77,7 +77,7 @@ def evaluate(
     """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
 
     A transcoder reads at `hook` and writes at `output_hook`, which its metadata call `hook_name_out`. See
-    `crux.evaluation.judge.evaluate` for every metric, its sign and its average. Raises ValueError.
+    `crux.sae.evaluation.evaluate.evaluate` for every metric, its sign and its average. Raises ValueError.
     """
     check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
     text = text if text is not None else held_out_batches(subject)

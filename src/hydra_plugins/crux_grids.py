@@ -32,7 +32,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf
 
 
 class GridSweeper(BasicSweeper):
-    """Makes the jobs of a sweep and hands them to `crux.sweeps.launch`, which starts those that are still to be done."""
+    """Makes the jobs of a sweep and hands them to `crux.launch.sweep`, which starts those that are still to be done."""
 
     def __init__(
         self, max_batch_size: int | None, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]
@@ -42,7 +42,7 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from crux.launch.on_slurm import check_queue
-        from crux.sweeps.launch import Job, fixed_overrides, launch  # Hydra imports every plugin on every start
+        from crux.launch.sweep import Job, fixed_overrides, launch  # Hydra imports every plugin on every start
 
         assert self.config is not None
         assert self.launcher is not None

@@ -7,7 +7,7 @@ from tiny_subjects import CONFIGS
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from crux.subjects.chain import Chain
+from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import Subject
 
 

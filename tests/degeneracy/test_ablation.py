@@ -13,7 +13,7 @@ from crux.degeneracy.ablation import EdgeAblation, NodeAblation, clean_loss, cou
 from crux.degeneracy.basis import neurons, random_rotation
 from crux.degeneracy.edges import edges
 from crux.degeneracy.grams import moments
-from crux.subjects.chain import Chain
+from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
 
 

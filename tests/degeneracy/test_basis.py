@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from crux.degeneracy.basis import Basis, dictionary, neurons, principal_components, random_rotation
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.interaction_basis import interaction_bases
+from crux.degeneracy.networks.chain import Chain
+from crux.degeneracy.networks.network import Network
 from crux.degeneracy.rewritten import rewritten
-from crux.subjects.chain import Chain
-from crux.subjects.network import Network
 from crux.subjects.subject import FINAL
 
 HOOKS = ("input", "post0", "post1", "output")

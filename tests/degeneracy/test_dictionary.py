@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.dictionary import outside, reading
-from crux.saes.relu import ReluSAE
+from crux.sae.architectures.relu import ReluSAE
 
 
 def basis(C: Tensor, strength: list[float]) -> Basis:

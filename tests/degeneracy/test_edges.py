@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from crux.degeneracy.basis import Basis, neurons
 from crux.degeneracy.edges import edges
 from crux.degeneracy.grams import moments
-from crux.subjects.chain import Chain
-from crux.subjects.network import Network
+from crux.degeneracy.networks.chain import Chain
+from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import FINAL
 
 

@@ -13,7 +13,7 @@ from tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.degeneracy.grams import Moments, Target, jacobian_gram, moments
-from crux.subjects.chain import Chain
+from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
 
 

@@ -11,7 +11,7 @@ from crux.degeneracy.ablation import EdgeAblation, least
 from crux.degeneracy.edges import edges
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.modularity import ALONE, find_modules, same_grouping, smallest_kept
-from crux.subjects.chain import Chain
+from crux.degeneracy.networks.chain import Chain
 
 
 class Planted(NamedTuple):

@@ -6,8 +6,8 @@ from small_networks import inputs, perceptron
 from torch import Tensor, nn
 
 from crux.degeneracy.grams import Target, jacobian_gram, moments
+from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.ranks import eigenvalues, free_directions, range_of, rank, rank_report
-from crux.subjects.chain import Chain
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
 

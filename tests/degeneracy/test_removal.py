@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.removal import Directions, losses_without, output_without
-from crux.subjects.chain import Chain
 from crux.subjects.load import load_subject
 
 RNG = torch.Generator().manual_seed(0)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from crux.degeneracy.budget import Budget, Layer, budget
 from crux.degeneracy.grams import Target, jacobian_gram
+from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.ranks import rank
 from crux.degeneracy.synchronised import blocks, lenders, relu_layers, synchrony, with_gates_of
-from crux.subjects.chain import Chain
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from crux.data.features import FeatureDistribution, Purpose, Together
-from crux.subjects.superposition import Kind, SuperpositionModel, Weights, error
 from crux.toy.compare import at, polished, shared_losses, whole
+from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.program import Program, Trained
+from crux.toy.superposition import Kind, SuperpositionModel, Weights, error
 
 
 def made(kind: Kind, *, streams: int, settings: int) -> Trained:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.grams import check_data, check_order
-from crux.subjects.network import Network
+from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
 Loss = Callable[[Tensor, Tensor], Tensor]

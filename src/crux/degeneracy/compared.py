@@ -12,7 +12,7 @@ from crux.degeneracy.basis import Basis, neurons, principal_components, random_r
 from crux.degeneracy.edges import Edges, edges
 from crux.degeneracy.grams import Moments
 from crux.degeneracy.interaction_basis import interaction_bases, interaction_basis
-from crux.subjects.network import Network
+from crux.degeneracy.networks.network import Network
 
 
 class Plan(NamedTuple):

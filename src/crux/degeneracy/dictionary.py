@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.degeneracy.basis import Basis
-from crux.saes.sae import SAE
+from crux.sae.architectures.sae import SAE
 
 
 class Outside(NamedTuple):

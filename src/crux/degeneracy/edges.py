@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.grams import check_data, check_order, positions
-from crux.subjects.network import Network
+from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
 

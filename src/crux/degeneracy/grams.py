@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.subjects.network import Network
+from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
 

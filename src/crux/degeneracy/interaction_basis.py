@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crux.degeneracy.basis import Basis, principal_components, sorted_by_strength, varying
 from crux.degeneracy.grams import Moments, Target, check_data, check_order, jacobian_gram, moments
-from crux.subjects.network import Network
+from crux.degeneracy.networks.network import Network
 
 
 def interaction_bases(

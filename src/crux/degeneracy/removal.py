@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.degeneracy.basis import Basis
-from crux.subjects.network import Network
+from crux.degeneracy.networks.network import Network
 
 TaskLoss = Callable[[Tensor, Any], Float[Tensor, "sample"]]
 """The loss of each sample on one task, of the network's output and the batch's targets."""

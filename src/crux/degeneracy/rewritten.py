@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crux.degeneracy.basis import Basis
-from crux.subjects.chain import Chain
+from crux.degeneracy.networks.chain import Chain
 
 
 def rewritten(chain: Chain, bases: Sequence[Basis]) -> Chain:

@@ -15,8 +15,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
+from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.ranks import check_threshold
-from crux.subjects.chain import Chain
 
 
 class Synchrony(NamedTuple):

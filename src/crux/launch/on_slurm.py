@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn
 
 from crux.launch.work import Work, carried
-from crux.tracking.run_folder import write_whole
+from crux.runs.run_folder import write_whole
 
 if TYPE_CHECKING:
     from submitit import Job

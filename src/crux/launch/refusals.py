@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from crux.schema import CHECKOUT, ROOT
+from crux.config.schema import CHECKOUT, ROOT
 
 
 def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:

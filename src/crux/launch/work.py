@@ -13,8 +13,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from crux import schema
-from crux.tracking.run_folder import RunFolder
+from crux.config import schema
+from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.data.features import Purpose
-from crux.subjects.superposition import SuperpositionModel, Weights, error
+from crux.toy.features import Purpose
 from crux.toy.program import Program, Trained, held_out_loss
+from crux.toy.superposition import SuperpositionModel, Weights, error
 
 
 def shared_losses(trained: Trained, *, n_seeds: int, samples: int) -> Float[Tensor, "stream setting"]:

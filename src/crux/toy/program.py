@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crux.data.features import FeatureBatches, FeatureDistribution, Purpose, Together
-from crux.subjects.superposition import Kind, SuperpositionModel, Weights, error, tensors, weights_of
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
+from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors, weights_of
 
 
 class Program(NamedTuple):

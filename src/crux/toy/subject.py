@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.data.features import FeatureBatches, Purpose
-from crux.subjects.superposition import SuperpositionModel, Weights
-from crux.toy.best import instance, losses
+from crux.toy.exact.best import instance, losses
+from crux.toy.features import FeatureBatches, Purpose
 from crux.toy.program import Program, Trained, load
+from crux.toy.superposition import SuperpositionModel, Weights
 
 
 class ToySubject:

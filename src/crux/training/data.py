@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from crux.sae.training.gradients import LabelGradients
 from crux.subjects.subject import Subject
 from crux.training import ranks
-from crux.training.gradients import LabelGradients
 
 
 class Activations(NamedTuple):

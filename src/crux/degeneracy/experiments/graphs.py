@@ -1,0 +1,56 @@
+"""The interaction graph of each basis whose edges were ablated: the edges that are needed, in modules by Leiden."""
+
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from crux.degeneracy.compared import Compared, Plan
+from crux.degeneracy.figures.interaction_graph import interaction_graph
+from crux.degeneracy.modularity import Modules, find_modules, smallest_kept
+from crux.degeneracy.options import Modularity
+
+
+class Graphs(NamedTuple):
+    """By the name of the basis."""
+
+    modules: dict[str, Modules]
+    figures: dict[str, Figure]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, of in self.modules.items():
+            found |= {f"modularity/{name}": of.score, f"modules/{name}": float(of.n)}
+        return found
+
+    @property
+    def report(self) -> str:
+        """A table."""
+        lines = ["| interaction graph of the edges needed | modules | Q | nodes by layer, the largest modules |"]
+        lines.append("|---|---|---|---|")
+        for name, of in self.modules.items():
+            sizes = "; ".join("/".join(map(str, row)) for row in of.clusters[:4].tolist())
+            lines.append(f"| {name} | {of.n} | {of.score:.3f} | {sizes} |")
+        return "\n".join(lines)
+
+
+def graphs(found: Compared, plan: Plan, settings: Modularity) -> Graphs:
+    """Of the bases in which some edges are enough between every two layers; an edge counts from the smallest that is needed on."""
+    modules, figures = {}, {}
+    for name, curves in found.edge_curves.items():
+        strengths = [each.strength for each in found.edges[name]]
+        needed = [curve.needed for curve in curves]
+        cutoffs = [smallest_kept(s, n) for s, n in zip(strengths, needed, strict=True) if n]
+        if len(cutoffs) < len(strengths):
+            continue
+        modules[name] = find_modules(
+            strengths, cutoffs=cutoffs, constant=None, resolution=settings.resolution, iterations=settings.iterations,
+            starts=settings.starts, seed=plan.seed,
+        )  # fmt: skip
+        figures[f"graph_{name}"] = interaction_graph(
+            [w.numpy() for w in modules[name].weights],
+            [of.numpy() for of in modules[name].of],
+            layers=[hook.removeprefix("blocks.") for hook in plan.hooks],
+            title=f"{name}, Q = {modules[name].score:.2f}",
+        )
+    return Graphs(modules, figures)

@@ -1,0 +1,141 @@
+"""A perceptron trained on a task with structure: which basis needs fewest directions and edges, and what the theory says exactly."""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crux.config.schema import Config
+from crux.degeneracy.basis import Basis
+from crux.degeneracy.edges import edges
+from crux.degeneracy.experiments.compare_bases import compared, modularity_of, options, plan_of
+from crux.degeneracy.interaction_basis import interaction_bases
+from crux.degeneracy.networks.chain import Chain
+from crux.degeneracy.options import SmallPerceptron
+from crux.runs.experiment import AddRow
+from crux.runs.result import Check, Result
+from crux.runs.run_folder import RunFolder
+
+N_INPUTS, N_READ, N_OUTPUTS = 12, 6, 4
+
+
+class Task(NamedTuple):
+    """Two halves that share nothing, behind a rotation: of 12 dimensions the outputs read 6.
+
+    x = z R with z uniform on [−1, 1]; y = (z₀ z₁, |z₂ + z₃|, z₄ z₅, |z₆ + z₇|), each scaled to variance 1.
+    """
+
+    rotation: Float[Tensor, "n n"]
+
+    @classmethod
+    def drawn(cls, generator: torch.Generator) -> "Task":
+        return cls(torch.linalg.qr(torch.randn(N_INPUTS, N_INPUTS, dtype=torch.float64, generator=generator)).Q)
+
+    def inputs(self, n: int, generator: torch.Generator) -> Float[Tensor, "n inputs"]:
+        return (2 * torch.rand(n, N_INPUTS, dtype=torch.float64, generator=generator) - 1) @ self.rotation
+
+    def outputs(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
+        z = x @ self.rotation.T
+        products, sums = z[:, [0, 4]] * z[:, [1, 5]], (z[:, [2, 6]] + z[:, [3, 7]]).abs()
+        return torch.stack([3 * products, (sums - 2 / 3) * 4.5**0.5], 2).flatten(1)  # variances 1/9 and 2/9
+
+
+def perceptron(widths: list[int], *, activation: type[nn.Module], generator: torch.Generator) -> Chain:
+    """Hooks `input`, `post<k>` behind the k-th hidden layer's activation, `output`; He's initialisation, float64."""
+    stages: dict[str, nn.Module] = {"input": nn.Identity()}
+    for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+        linear = nn.Linear(n_in, n_out, dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.normal_(0, (2 / n_in) ** 0.5, generator=generator)
+            linear.bias.zero_()
+        last = k == len(widths) - 2
+        stages["output" if last else f"post{k}"] = linear if last else nn.Sequential(linear, activation())
+    return Chain(stages)
+
+
+def trained(task: Task, of: SmallPerceptron, generator: torch.Generator, add_row: AddRow) -> Chain:
+    """On fresh samples every step, by Adam with a cosine to zero."""
+    chain = perceptron([N_INPUTS, *of.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
+    optimizer = torch.optim.Adam(chain.parameters(), lr=of.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, of.steps)
+    for step in range(of.steps):
+        x = task.inputs(256, generator)
+        loss = (chain(x) - task.outputs(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 500 == 0:
+            add_row(step + 1, {"train/loss": float(loss.detach())})
+    return chain.requires_grad_(False)
+
+
+def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
+    """Every basis on the trained perceptron, the inputs that nothing reads among what must be found; and two networks known exactly."""
+    assert config.interaction_basis is not None
+    of = config.interaction_basis.perceptron
+    assert of is not None
+    plan, wanted = plan_of(config), options(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    task = Task.drawn(generator)
+    chain = trained(task, of, generator, add_row)
+    found_on, judged_on = (list(task.inputs(n, generator).split(wanted.batch)) for n in (wanted.samples, wanted.judged))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return (y - task.outputs(x)).square().mean(1)
+
+    found, kept = compared(
+        chain, plan=plan, found_on=found_on, judged_on=judged_on, end="output", loss=loss,
+        loss_name="MSE, shares of the outputs' variance", last=None, dictionaries={}, modularity=modularity_of(config),
+        add_row=lambda step, row: add_row(of.steps + step, row),
+    )  # fmt: skip
+    needed = {name: curves[0].needed for name, curves in found.nodes.items()}
+    checks = [
+        *kept.checks,
+        Check("loss of the trained network", found.clean, 0, 0.1),
+        Check(
+            "global basis: directions needed at the input, where 6 of 12 are read", needed["global"] or 99, 1, N_READ
+        ),
+        Check("principal components: the same", needed["pca"] or 99, N_READ + 1, N_INPUTS),
+        *known_networks(config.seed),
+    ]
+    return kept._replace(checks=checks)
+
+
+def known_networks(seed: int) -> list[Check]:
+    """Linear networks have diagonal edges, E_ii = Λ_i; blocks that do not touch have no edges between them. Shares of the largest edge."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def found(chain: Chain, batches: list[Tensor], points: int | None) -> tuple[list[Basis], list[Tensor]]:
+        bases = interaction_bases(
+            chain, batches, hooks=chain.hooks, ahead=1, last=None, probes=None, threshold=1e-12, seed=seed
+        )
+        return bases, [
+            each.strength
+            for each in edges(chain, batches, bases=bases, points=points, probes=None, side=None, seed=seed)
+        ]
+
+    linear = perceptron([6, 5, 7, 4], activation=nn.Identity, generator=generator)
+    bases, between = found(linear, [torch.randn(200, 6, dtype=torch.float64, generator=generator)], None)
+    off = max(float((E - bases[-1].strength.diag()).abs().max() / E.max()) for E in between)
+
+    blocks = perceptron([8, 8, 8, 8, 8], activation=nn.ReLU, generator=generator)
+    block = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).double()
+    for name, weight in blocks.named_parameters():
+        if name.endswith("weight"):
+            weight.data *= block
+    halves = torch.randn(2, 20, 4, dtype=torch.float64, generator=generator)
+    # every pair of half inputs: the halves do not covary, not even in the sample
+    x = torch.cat([halves[0].repeat_interleave(20, 0), halves[1].repeat(20, 1)], 1)
+    bases, between = found(blocks, [x], 8)
+    first = [basis.C_pinv[:, :4].square().sum(1) > 0.5 * basis.C_pinv.square().sum(1) for basis in bases]
+    across = max(
+        float((E * (b[:, None] != a[None])).max() / E.max())
+        for E, (a, b) in zip(between, itertools.pairwise(first), strict=True)
+    )
+    return [
+        Check("linear network: edges off the diagonal, and E_ii − Λ_i", off, 0, 1e-8),
+        Check("two blocks, width 8, 4 layers: edges between the blocks", across, 0, 1e-8),
+    ]

@@ -1,0 +1,226 @@
+"""A network of two modules, one of them a shortcut: found by Leiden in the interaction basis, and each taken out."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.config.schema import Config
+from crux.degeneracy.ablation import EdgeAblation, least
+from crux.degeneracy.basis import Basis, principal_components
+from crux.degeneracy.edges import edges
+from crux.degeneracy.experiments.shortcut import (
+    HOOKS,
+    LOGIT,
+    Samples,
+    Shortcut,
+    trained,
+    training_samples,
+    unrelated,
+)
+from crux.degeneracy.figures.interaction_graph import interaction_graph
+from crux.degeneracy.grams import moments
+from crux.degeneracy.interaction_basis import interaction_bases
+from crux.degeneracy.modularity import ALONE, Modules, find_modules, smallest_kept
+from crux.degeneracy.networks.chain import Chain
+from crux.degeneracy.options import Modularity
+from crux.degeneracy.removal import Losses, directions, losses_without
+from crux.runs.experiment import AddRow
+from crux.runs.result import Check, Result
+from crux.runs.run_folder import RunFolder
+
+FOUND_ON, JUDGED_ON = 40, 60
+"""Concept parts and shortcut parts of the samples; every one of the first with every one of the second."""
+
+WITHIN = 0.01
+"""Edges are left out until the logit has changed by this share of its variance."""
+
+THRESHOLD = 1e-9
+"""Directions with less than so much of the largest eigenvalue are no part of a basis."""
+
+POINTS = 8
+"""Of the quadrature of the edges."""
+
+
+class Graph(NamedTuple):
+    """A network's interaction graph in one kind of basis."""
+
+    bases: list[Basis]
+    strengths: list[Float[Tensor, "_to _from"]]
+    kept: list[int]
+    """Edges that are needed between each layer and the next."""
+    modules: Modules
+
+
+def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
+    """The modules that were planted, found without knowledge of them; without the shortcut's the network is right where it misled."""
+    assert config.interaction_basis is not None
+    settings = config.interaction_basis.modularity
+    assert settings is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    network = trained(generator, add_row)
+    chain = network.chain
+    found_on = unrelated(FOUND_ON, network.rotation, generator)
+    judged_on = unrelated(JUDGED_ON, network.rotation, generator)
+    as_trained = training_samples(len(found_on.x), generator)[0] @ network.rotation
+    graphs = {
+        "interaction basis": graph(chain, found_on.x, "local", settings, seed=config.seed),
+        "principal components": graph(chain, found_on.x, "pca", settings, seed=config.seed),
+        "neurons": graph(chain, found_on.x, "neuron", settings, seed=config.seed),
+        "interaction basis, training data": graph(chain, as_trained, "local", settings, seed=config.seed),
+    }
+    best = graphs["interaction basis"]
+    losses = without_each(chain, best, judged_on)
+    shortcut = min(losses.without, key=lambda name: losses.without[name]["misled"])
+    (concept, *_) = sorted(set(losses.without) - {shortcut})
+    checks = [
+        Check("modules found", best.modules.n, 2, 2),
+        Check("nodes in another module than the one they were planted in", misplaced(network, best), 0, 0),
+        Check("strongest edge between planted modules, share of the strongest", across(network, best), 0, 1e-10),
+        *removal_checks(losses, shortcut=shortcut, concept=concept),
+    ]
+    metrics = {"score": best.modules.score, "modules": float(best.modules.n)}
+    for name, of in losses.without.items():
+        role = "shortcut" if name == shortcut else "concept" if name == concept else name
+        metrics |= {f"without_{role}/{task}": value for task, value in of.items()}
+    metrics |= {f"intact/{task}": value for task, value in losses.intact.items()}
+    figures = {
+        name.replace(", ", "_").replace(" ", "_"): interaction_graph(
+            [w.numpy() for w in of.modules.weights], [m.numpy() for m in of.modules.of], layers=HOOKS,
+            title=f"{name}, Q = {of.modules.score:.2f}",
+        )
+        for name, of in graphs.items()
+    }  # fmt: skip
+    arrays = {f"edges/{i}": strength for i, strength in enumerate(best.strengths)}
+    arrays |= {f"module/{hook}": of for hook, of in zip(HOOKS, best.modules.of, strict=True)}
+    return Result(metrics, checks, figures, arrays, report(network, graphs, losses, shortcut))
+
+
+def bases_of(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, seed: int) -> list[Basis]:
+    """Along the layers. Neurons that never vary are left out."""
+    if kind == "local":
+        return interaction_bases(
+            chain, [x], hooks=HOOKS, ahead=1, last=None, probes=None, threshold=THRESHOLD, seed=seed
+        )
+    at = moments(chain, [x], hooks=HOOKS)
+    if kind == "pca":
+        return [principal_components(hook, at[hook], threshold=THRESHOLD) for hook in HOOKS]
+    return [neuron_basis(hook, at[hook].mean, at[hook].covariance.diagonal()) for hook in HOOKS]
+
+
+def neuron_basis(hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d"]) -> Basis:
+    """The coordinates that vary, in the network's order."""
+    C = torch.eye(len(mean), dtype=torch.float64)[:, variance > THRESHOLD * variance.max()]
+    return Basis(hook, "neuron", mean, C, C.T, variance[variance > THRESHOLD * variance.max()], 0.0, 0.0)
+
+
+def graph(chain: Chain, x: Float[Tensor, "n d"], kind: str, settings: Modularity, *, seed: int) -> Graph:
+    """Basis → edges → how many of them are needed → modules."""
+    bases = bases_of(chain, x, kind, seed=seed)
+    strengths = [
+        each.strength for each in edges(chain, [x], bases=bases, points=POINTS, probes=None, side=None, seed=seed)
+    ]
+    clean = chain(x)
+    kept = []
+    for pair, strength in zip(itertools.pairwise(bases), strengths, strict=True):
+        ablation = EdgeAblation(
+            chain, [x], bases=pair, strength=strength, end=LOGIT,
+            loss=lambda x, y: (y - clean).square()[:, 0] / clean.var(),
+        )  # fmt: skip
+        kept.append(least(ablation.loss, size=ablation.size, limit=WITHIN) or ablation.size)
+    modules = find_modules(
+        strengths, cutoffs=[smallest_kept(s, n) for s, n in zip(strengths, kept, strict=True)], constant=None,
+        resolution=settings.resolution, iterations=settings.iterations, starts=settings.starts, seed=seed,
+    )  # fmt: skip
+    return Graph(bases, strengths, kept, modules)
+
+
+def planted(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "node"]]:
+    """Of each direction the share that lies in the shortcut's subspace: 0 or 1 where the basis tells the modules apart."""
+    shares = []
+    for basis in bases:
+        inside = (basis.C_pinv @ network.subspaces[basis.hook]).square().sum(2)  # [module, node]
+        shares.append(inside[1] / inside.sum(0))
+    return shares
+
+
+def misplaced(network: Shortcut, of: Graph) -> int:
+    """Nodes with edges that are not where they were planted, by the modules' better match; mixed directions count as misplaced."""
+    truth = torch.cat(planted(network, of.bases))
+    found = torch.cat(of.modules.of)
+    true = torch.where(truth < 1e-6, 0, torch.where(truth > 1 - 1e-6, 1, 2))
+    matches = [((found == a) & (true == 0)).sum() + ((found == 1 - a) & (true == 1)).sum() for a in (0, 1)]
+    return int((found != ALONE).sum() - max(matches))
+
+
+def across(network: Shortcut, of: Graph) -> float:
+    """The strongest edge between directions of different planted modules, as a share of the strongest between their layers."""
+    sides = [share > 0.5 for share in planted(network, of.bases)]
+    return max(
+        float((strength * (b[:, None] != a[None])).max() / strength.max())
+        for strength, (a, b) in zip(of.strengths, itertools.pairwise(sides), strict=True)
+    )
+
+
+def without_each(chain: Chain, of: Graph, samples: Samples) -> Losses:
+    """What the network does as it is and without each module, at every layer: shares of the samples."""
+    conflict = samples.concept != samples.shortcut
+
+    def wrong(y: Tensor, truth: Tensor) -> Tensor:
+        return ((y[:, 0] > 0) != truth).double()
+
+    tasks = {
+        "concept": lambda y, true: wrong(y, true[0]),
+        "misled": lambda y, true: wrong(y, true[0]) * true[2] / true[2].mean(),
+        "shortcut": lambda y, true: wrong(y, true[1]),
+    }
+    removed = {
+        f"module {m}": {
+            basis.hook: directions(basis, where == m)
+            for basis, where in zip(of.bases, of.modules.of, strict=True)
+            if bool((where == m).any())
+        }
+        for m in range(of.modules.n)
+    }
+    targets = (samples.concept, samples.shortcut, conflict.double())
+    return losses_without(chain, [(samples.x, targets)], removed=removed, end=LOGIT, tasks=tasks)
+
+
+def removal_checks(losses: Losses, *, shortcut: str, concept: str) -> list[Check]:
+    """What the network loses and keeps."""
+    cut, kept = losses.without[shortcut], losses.without[concept]
+    return [
+        Check("as trained: wrong where the shortcut misleads", losses.intact["misled"], 0.4, 1),
+        Check("without the shortcut's module: wrong where the shortcut misleads", cut["misled"], 0, 0.15),
+        Check("without the shortcut's module: wrong in all", cut["concept"], 0, 0.15),
+        Check("without the shortcut's module: against the shortcut", cut["shortcut"], 0.45, 0.55),
+        Check("without the concept's module: wrong in all", kept["concept"], 0.45, 0.55),
+        Check("without the concept's module: against the shortcut", kept["shortcut"], 0, 0.15),
+    ]
+
+
+def report(network: Shortcut, graphs: dict[str, Graph], losses: Losses, shortcut: str) -> str:
+    """Two tables: the graphs, and what each module does."""
+    lines = [
+        "| basis | nodes | edges needed | modules | Q | misplaced | no edge |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, of in graphs.items():
+        sizes = "/".join(str(basis.size) for basis in of.bases)
+        alone = int(sum((m == ALONE).sum() for m in of.modules.of))
+        lines.append(
+            f"| {name} | {sizes} | {'/'.join(map(str, of.kept))} | {of.modules.n} | {of.modules.score:.3f} | "
+            f"{misplaced(network, of)} | {alone} |"
+        )
+    lines += ["", "| network | wrong | wrong where the shortcut misleads | against the shortcut |", "|---|---|---|---|"]
+    rows = {"as trained": losses.intact}
+    rows |= {
+        f"without {name}{' (the shortcut)' if name == shortcut else ''}": of for name, of in losses.without.items()
+    }
+    lines += [
+        f"| {name} | {of['concept']:.1%} | {of['misled']:.1%} | {of['shortcut']:.1%} |" for name, of in rows.items()
+    ]
+    return "\n".join(lines)

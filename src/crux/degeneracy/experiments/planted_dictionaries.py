@@ -1,0 +1,105 @@
+"""SAEs on a network with directions that it does not read: local, end to end, and end to end with downstream.
+
+Ten features, each along a direction of its own of the hidden activation. What follows reads six of them; the other four are five times
+as long, so that a dictionary of six latents that is to reconstruct the activation spends them there.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from crux.degeneracy.basis import Basis
+from crux.degeneracy.dictionary import Outside, outside, reading
+from crux.degeneracy.interaction_basis import interaction_bases
+from crux.degeneracy.networks.chain import Chain
+from crux.degeneracy.networks.onward import Ahead, OnwardCoefficients, OnwardSAE
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.training.recipe import Recipe
+from crux.sae.training.sparsity import Sparsity
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
+from crux.training.data import Feed
+from crux.training.fit import Pace, fit
+
+READ, UNREAD = 6, 4
+LONGER = 5.0
+"""How many times as long the unread features' directions are."""
+DENSITY = 0.2
+STEPS, BATCH = 1500, 512
+LATENTS = 6
+HELD_OUT = 8192
+HIDDEN, MIDDLE, OUTPUT = "hidden", "middle", "output"
+
+
+class Recipes(NamedTuple):
+    """A loss."""
+
+    coefficients: OnwardCoefficients
+    sparsity: float
+    """λ; of the losses that see the output smaller, as their errors are."""
+
+
+LOSSES = {
+    "local": Recipes(OnwardCoefficients(1.0, 0.0, 0.0), 0.5),
+    "e2e": Recipes(OnwardCoefficients(0.0, 1.0, 0.0), 0.02),
+    "e2e_ds": Recipes(OnwardCoefficients(0.0, 0.5, 0.5), 0.02),
+}
+
+
+def planted(seed: int) -> Chain:
+    """Features → hidden → ReLU of the six that are read → a mix of those, some weaker than others."""
+    rng = torch.Generator().manual_seed(seed)
+    n = READ + UNREAD
+    rotation = torch.linalg.qr(torch.randn(n, n, generator=rng)).Q
+    hidden, read, mix = nn.Linear(n, n, bias=False), nn.Linear(n, READ, bias=False), nn.Linear(READ, READ, bias=False)
+    with torch.no_grad():
+        hidden.weight.copy_(rotation * torch.tensor([1.0] * READ + [LONGER] * UNREAD))
+        read.weight.copy_(rotation.T[:READ])
+        mix.weight.copy_(torch.linalg.qr(torch.randn(READ, READ, generator=rng)).Q * torch.linspace(1.2, 0.7, READ))
+    stages = {"input": nn.Identity(), HIDDEN: hidden, MIDDLE: nn.Sequential(read, nn.ReLU()), OUTPUT: mix}
+    return Chain(stages).requires_grad_(False)
+
+
+def features(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> FeatureBatches:
+    """Independent features; a batch is [1, batch, n]."""
+    return FeatureBatches(
+        FeatureDistribution(Together.independent, 1, False), seeds=torch.tensor([seed]),
+        density=torch.full((1, READ + UNREAD), DENSITY), batch=batch, n_batches=n_batches, points=None, purpose=purpose,
+    )  # fmt: skip
+
+
+def trained(chain: Chain, loss: str, *, seed: int, progress: bool) -> SAE:
+    """An SAE at the hidden activation."""
+    coefficients, sparsity = LOSSES[loss]
+    sae = ReluSAE(
+        d_model=READ + UNREAD, d_out=None, n_latents=LATENTS, init="tied", init_norm=1.0, subtract_b_dec=False,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    module = OnwardSAE(
+        [Site(HIDDEN, HIDDEN, sae)], ahead=Ahead(chain, (MIDDLE,)), coefficients=coefficients,
+        recipe=Recipe("adam", 3e-3, None, (0.9, 0.999), 1e-8, 0.0, 50, 0.1, 10.0, STEPS, 50),
+        sparsity=Sparsity(sparsity, n_saes=1, steering=None), auxk=None, max_norm=None, seed=seed, runs=(),
+    )  # fmt: skip
+    source = features(seed=seed, batch=BATCH, n_batches=STEPS, purpose=Purpose.training)
+    pace = Pace(STEPS, 1, BATCH, "samples", STEPS, 0, "cpu", 1, "32-true", progress)
+    with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to go on with
+        fit(
+            module, Feed(source, accumulate=1), pace=pace, checkpoints=Path(folder), resume=None, sinks=[], judge=None,
+            shown={"train/l0": "L0"}, abandoned=None,
+        )  # fmt: skip
+    return sae
+
+
+def judged(chain: Chain, saes: dict[str, SAE], *, seed: int, left_out: float) -> tuple[Basis, dict[str, Outside]]:
+    """The basis at the hidden activation that the output sees, and what of each dictionary lies outside of it."""
+    (x,) = features(seed=seed, batch=HELD_OUT, n_batches=1, purpose=Purpose.held_out)[0]
+    h = chain.clean(x, capture=[HIDDEN], final=False).activations[HIDDEN]
+    basis = interaction_bases(
+        chain, [x], hooks=[HIDDEN, OUTPUT], ahead=None, last=None, probes=None, threshold=1e-9, seed=seed
+    )[0]
+    Q = reading(basis, left_out=left_out)
+    return basis, {name: outside(sae, h, h, Q) for name, sae in saes.items()}

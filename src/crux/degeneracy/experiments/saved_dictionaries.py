@@ -1,0 +1,114 @@
+"""Saved SAEs of language models: how much of each dictionary lies outside of what the logits hang on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.degeneracy.basis import Basis
+from crux.degeneracy.compared import logits_basis
+from crux.degeneracy.dictionary import Outside, outside, reading
+from crux.degeneracy.grams import moments
+from crux.degeneracy.interaction_basis import interaction_bases
+from crux.notebook import held_out_batches, load_sae, load_subject
+from crux.sae.architectures.sae import SAE
+from crux.subjects.subject import FINAL, Subject
+
+SEQUENCES = 8
+"""In a batch."""
+
+THRESHOLD = 1e-9
+"""Directions with less than so much of the largest eigenvalue are no part of a basis."""
+
+
+class Saved(NamedTuple):
+    """An SAE and its place."""
+
+    name: str
+    sae: SAE
+    read: str
+    write: str
+    metadata: dict[str, Any]
+
+    @property
+    def subject(self) -> tuple[str, bool]:
+        """Name of its network and whether the weights were processed."""
+        return self.metadata["model_name"], bool(self.metadata["process_weights"])
+
+
+class Found(NamedTuple):
+    """What came out for one SAE."""
+
+    basis: Basis
+    dimensions: int
+    """Of what is read."""
+    outside: Outside
+
+
+def read_saes(folders: Sequence[str]) -> list[Saved]:
+    """The SAEs of these folders, each by a name of its own: loss and λ, or else the folder.
+
+    Raises:
+        ValueError: where one is no SAE, or does not say which network and hook point it is of.
+    """
+    found = []
+    for folder in folders:
+        sae, metadata = load_sae(folder)
+        missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
+        if missing:
+            raise ValueError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
+        hook = metadata["hook_name"]
+        found.append(
+            Saved(metadata.get("loss", Path(folder).name), sae, hook, metadata.get("hook_name_out", hook), metadata)
+        )
+    names = [saved.name for saved in found]
+    return [
+        saved if names.count(saved.name) == 1 else saved._replace(name=f"{saved.name} {i}")
+        for i, saved in enumerate(found)
+    ]
+
+
+def judge_saved(saes: Sequence[Saved], *, tokens: int, left_out: float, seed: int) -> dict[str, Found]:
+    """Each SAE against the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
+    found: dict[str, Found] = {}
+    for name, processed in dict.fromkeys(saved.subject for saved in saes):
+        subject = load_subject(name, process_weights=processed)
+        of_subject = [saved for saved in saes if saved.subject == (name, processed)]
+        context = min(saved.metadata["context_size"] for saved in of_subject)
+        batches = held_out_batches(subject, n_tokens=tokens, batch=SEQUENCES, context=context).held_out
+        at = moments(subject, batches, hooks=[FINAL])[FINAL]
+        last = logits_basis(FINAL, at, W_U=subject.unembed.W_U, threshold=THRESHOLD)
+        bases: dict[str, Basis] = {}
+        for saved in of_subject:
+            if saved.write not in bases:
+                bases[saved.write] = interaction_bases(
+                    subject,
+                    batches,
+                    hooks=[saved.write, FINAL],
+                    ahead=None,
+                    last=last,
+                    probes=1,
+                    threshold=THRESHOLD,
+                    seed=seed,
+                )[0]
+            basis = bases[saved.write]
+            Q = reading(basis, left_out=left_out)
+            reads, writes = activations(subject, batches, (saved.read, saved.write))
+            found[saved.name] = Found(basis, Q.shape[1], outside(saved.sae, reads, writes, Q))
+    return {saved.name: found[saved.name] for saved in saes}
+
+
+@torch.no_grad()
+def activations(
+    subject: Subject, batches: Sequence[Tensor], hooks: tuple[str, str]
+) -> list[Float[Tensor, "_tokens _d"]]:
+    """At both hook points, all tokens in a row."""
+    kept: list[list[Tensor]] = [[], []]
+    for batch in batches:
+        found = subject.clean(batch, capture=set(hooks), final=False).activations
+        for of, hook in zip(kept, hooks, strict=True):
+            of.append(found[hook].flatten(0, 1).float())
+    return [torch.cat(of) for of in kept]

@@ -1,0 +1,156 @@
+"""What a comparison of bases leaves: numbers, arrays, figures, and tables for people."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from crux.degeneracy.compared import Compared, Curve, Plan, kind_of, share_of_edges
+from crux.degeneracy.figures.bases import ablation_curves, spectra
+from crux.runs.result import Check
+
+INTERACTION = ("local", "next", "global")
+MOST = 0.99
+"""Share of all edges' sum whose number of edges is counted."""
+
+
+def layers(plan: Plan) -> list[str]:
+    """Names of the places between the hook points."""
+    return [f"{a} → {b}" for a, b in zip(plan.hooks, plan.hooks[1:], strict=False)]
+
+
+def metrics(found: Compared, plan: Plan) -> dict[str, float]:
+    """Loss of the network as it is; directions and edges needed, where enough of them are enough; sizes; concentration of the edges."""
+    numbers: dict[str, float] = {"clean_loss": found.clean}
+    for name, along in found.bases.items():
+        for k, hook in enumerate(plan.hooks[:-1]):
+            numbers[f"size/{name}/{hook}"] = along[k].size
+            numbers |= _known(f"nodes_needed/{name}/{hook}", found.nodes[name][k].needed)
+            numbers[f"edges_for_99/{name}/{hook}"] = share_of_edges(found.edges[name][k].strength, share=MOST)
+            if name in found.edge_curves:
+                numbers |= _known(f"edges_needed/{name}/{hook}", found.edge_curves[name][k].needed)
+        if name in found.edge_curves:
+            numbers |= _known(f"edges_needed/{name}/all", found.edges_needed(name))
+    return numbers
+
+
+def _known(name: str, value: int | None) -> dict[str, float]:
+    return {} if value is None else {name: float(value)}
+
+
+def arrays(found: Compared, plan: Plan) -> dict[str, Tensor]:
+    """Bases, edges and curves, by `<what>/<basis>/<hook point>`; `mean/<hook point>`."""
+    kept: dict[str, Tensor] = {}
+    for name, along in found.bases.items():
+        for basis in along:
+            at = f"{basis.name}/{basis.hook}"  # the last hook point's basis comes once, by its own name
+            kept |= {f"strength/{at}": basis.strength, f"C/{at}": basis.C, f"C_pinv/{at}": basis.C_pinv}
+            kept[f"mean/{basis.hook}"] = basis.mean
+        for each in found.edges[name]:
+            kept |= {f"edges/{name}/{each.source}": each.strength, f"constant/{name}/{each.source}": each.constant}
+        for what, curves in (("nodes", found.nodes[name]), ("edge_losses", found.edge_curves.get(name, []))):
+            for hook, curve in zip(plan.hooks, curves, strict=False):
+                rows = torch.tensor(list(curve.losses.items()), dtype=torch.float64)
+                kept[f"{what}/{name}/{hook}"] = rows
+    return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
+
+
+def figures(found: Compared, plan: Plan, *, loss: str) -> dict[str, Figure]:
+    """Spectra, and the loss over the directions and edges that are kept."""
+
+    def along(curves: dict[str, list[Curve]], places: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+        return {place: {name: of[k].losses for name, of in curves.items()} for k, place in enumerate(places)}
+
+    drawn = {
+        "spectra": spectra(
+            {
+                hook: {name: along[k].strength.tolist() for name, along in found.bases.items()}
+                for k, hook in enumerate(plan.hooks[:-1])
+            }
+        ),
+        "nodes": ablation_curves(
+            along(found.nodes, plan.hooks[:-1]),
+            clean=found.clean,
+            within=plan.within,
+            kept="directions kept",
+            loss=loss,
+        ),
+    }
+    if found.edge_curves:
+        drawn["edges"] = ablation_curves(
+            along(found.edge_curves, layers(plan)),
+            clean=found.clean,
+            within=plan.within,
+            kept="edges kept",
+            loss=loss,
+        )
+    return drawn
+
+
+def report(found: Compared, plan: Plan, *, loss: str) -> str:
+    """Tables of what is needed; how well the interaction basis's directions are told apart, and what it leaves out."""
+    names = list(found.bases)
+    ours = [name for name in names if kind_of(name) in INTERACTION]
+    lines = [
+        f"{loss}: {found.clean:.5g} as it is; allowed {plan.within:g} more.",
+        *_table("directions needed at", names, list(plan.hooks[:-1]), lambda name, k: _needed(found.nodes[name][k])),
+    ]
+    if cut := list(found.edge_curves):
+        lines += _table("edges needed", cut, layers(plan), lambda name, k: _needed(found.edge_curves[name][k]))
+        lines.append(f"| all | {' | '.join(_number(found.edges_needed(name)) for name in cut)} |")
+    lines += _table(
+        f"edges that make up {MOST:.0%} of Ê",
+        names,
+        layers(plan),
+        lambda name, k: (
+            f"{share_of_edges(found.edges[name][k].strength, share=MOST)} of {found.edges[name][k].strength.numel()}"
+        ),
+    )
+    if not ours:
+        return "\n".join(lines)
+    lines += [
+        "",
+        "| interaction basis | directions | variance left out | Λ left out | Λ within 1 % of the one before |",
+    ]
+    lines.append("|---|---|---|---|---|")
+    for name in ours:
+        for basis in found.bases[name][:-1]:
+            close = int((basis.gaps < 0.01).sum())
+            lines.append(
+                f"| {name}, {basis.hook} | {basis.size} of {len(basis.mean)} | {basis.dropped:.1e} | {basis.unused:.1e} | {close} |"
+            )
+    return "\n".join(lines)
+
+
+def _table(what: str, names: Sequence[str], rows: Sequence[str], cell: Callable[[str, int], str]) -> list[str]:
+    return [
+        "",
+        f"| {what} | {' | '.join(names)} |",
+        "|---" * (1 + len(names)) + "|",
+        *(f"| {row} | {' | '.join(cell(name, k) for name in names)} |" for k, row in enumerate(rows)),
+    ]
+
+
+def _needed(curve: Curve) -> str:
+    return f"> {curve.size}" if curve.needed is None else str(curve.needed)
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else str(value)
+
+
+def orthogonality(found: Compared, covariances: dict[str, Tensor]) -> list[Check]:
+    """E[f̂ᵀ f̂] = Λ in every interaction basis, on the samples it was found on, relative to the largest Λ."""
+    checks = []
+    for name, along in found.bases.items():
+        if kind_of(name) in INTERACTION:
+            worst = max(
+                float(
+                    (basis.C.T @ covariances[basis.hook] @ basis.C - basis.strength.diag()).abs().max()
+                    / basis.strength[0]
+                )
+                for basis in along[:-1]
+            )
+            checks.append(Check(f"{name}: E f̂ᵀf̂ − Λ, of the largest Λ", worst, 0, 1e-8))
+    return checks

@@ -1,0 +1,250 @@
+"""Spectra of the activation Gram G and the Jacobian Gram K along a network, their ranks, and the free directions between hook points.
+
+Of a perceptron the linear maps are known, and the ranks add up to a budget that 2λ_B stays below.
+"""
+
+import itertools
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from crux.config.schema import Config
+from crux.degeneracy.behavioural_hessian import behavioural_hessian
+from crux.degeneracy.budget import Budget, Layer, budget, free_change
+from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
+from crux.degeneracy.figures.spectra import gram_spectra
+from crux.degeneracy.grams import Target, jacobian_gram, moments
+from crux.degeneracy.networks.addition_folder import addition_folder
+from crux.degeneracy.networks.network import Network as Hooked
+from crux.degeneracy.options import Network
+from crux.degeneracy.ranks import Rank, eigenvalues, rank_report
+from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
+from crux.runs.experiment import AddRow
+from crux.runs.result import Check, Result
+from crux.runs.run_folder import RunFolder
+from crux.sae import assemble
+from crux.subjects.subject import FINAL
+from crux.text.held_out import spread_batches
+
+FULL = 4000
+"""Up to so many parameters the Hessian is formed, and its rank set beside the budget."""
+
+BATCH = 8
+"""Sequences in a pass."""
+
+EXACT = 1e-13
+"""Share of the largest eigenvalue below which there is only float64's rounding: what the budget counts as free must be, not nearly."""
+
+STEP = 1e-7
+"""Norm of the changes that the budget is tried with: few gates turn."""
+
+PROBES = 1
+"""Random signs a sequence, for a language model's Jacobian Grams: a rank can only come out too low, with too few sequences."""
+
+
+class Grams(dict[str, tuple[Tensor, Tensor]]):
+    """By hook point: G, and K to the network's output; float64."""
+
+
+def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
+    """At every hook point G and K; between each and the next, the free directions of a linear map."""
+    assert config.degeneracy is not None
+    trained = config.degeneracy.network is Network.mlp or (
+        config.model.path is not None and addition_folder(Path(config.model.path)) is not None
+    )
+    return of_perceptron(config) if trained else of_language_model(config)
+
+
+def of_language_model(config: Config) -> Result:
+    """On training text, to the residual stream after the final norm."""
+    assert config.degeneracy is not None
+    subject = assemble.load(config, torch.float32)
+    context = config.model.context
+    text = assemble.load_tokens(config).train
+    batches = list(spread_batches(text, context=context, batch=BATCH, n_tokens=context * config.degeneracy.sequences))
+    batches = [tokens.to(subject.device) for tokens in batches]
+    last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
+    hooks = config.hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
+    grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, seed=config.seed)
+    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), config.degeneracy.thresholds)
+    n = sum(len(tokens) for tokens in batches)
+    lines.insert(0, f"{subject.name}: {n} sequences of {context} tokens, K to {FINAL}\n")
+    checks = []
+    if isinstance(subject.parts.final_norm, nn.LayerNorm):
+        seen = [found[0].rank for name, found in ranks.items() if name.startswith("K/") and "resid" in name]
+        checks.append(
+            Check(
+                "rank of K in the residual stream: LayerNorms take off its mean",
+                max(seen, default=0),
+                0,
+                subject.d_model - 1,
+            )
+        )
+    return Result(metrics_of(ranks), checks, {"spectra": figure(grams, config)}, arrays_of(grams), "\n".join(lines))
+
+
+def of_perceptron(config: Config) -> Result:
+    """On the training samples, to the outputs, with nothing drawn at random."""
+    assert config.degeneracy is not None
+    of = perceptron(config)
+    width = of.network(of.train.inputs[:1]).shape[1]
+    hooks = [hook for hook in of.network.hooks if hook != of.network.output]
+    grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, seed=0)
+    pairs = [(of.network.hooks[of.network.hooks.index(hook) - 1], hook) for hook in of.maps if hook in grams]
+    ranks, lines = ranked(grams, pairs, config.degeneracy.thresholds)
+    layers, shared = linear_maps(of, grams, width=width)
+    found = budget(layers, blocks=shared, threshold=EXACT)
+    metrics = metrics_of(ranks) | {"parameters": float(found.parameters), "free_by_ranks": float(found.by_ranks)}
+    metrics |= {"free_by_rescaling": float(found.by_rescaling), "free_by_blocks": float(found.by_blocks)}
+    metrics |= {"bound": float(found.bound), "loss": of.test.loss(of.network(of.test.inputs))}
+    felt = share_felt(of, layers, found, seed=config.seed)
+    checks = [Check("outputs moved along free directions, share of what chance directions do", felt, 0, 1e-5)]
+    arrays = arrays_of(grams)
+    lines += ["", *told(found)]
+    if found.parameters == sum(p.numel() for p in of.network.parameters()) <= FULL:
+        spectrum = eigenvalues(behavioural_hessian(of.network, of.train.inputs))
+        reached = rank_report(spectrum, thresholds=[EXACT, *config.degeneracy.thresholds])
+        metrics |= {"hessian_rank": float(reached[0].rank)}
+        arrays["hessian"] = spectrum
+        checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, found.bound))
+        each = ", ".join(f"{r.rank} above {r.threshold:g}" for r in reached)
+        lines.append(
+            f"Rank of the behavioural loss's Hessian, which 2λ_B is not below: {each} of its largest eigenvalue."
+        )
+    lines.insert(0, f"{of.name}: {len(of.train.inputs)} training samples, K to the {width} outputs\n")
+    return Result(metrics, checks, {"spectra": figure(grams, config)}, arrays, "\n".join(lines))
+
+
+def grams_at(
+    network: Hooked, batches: list[Tensor], hooks: list[str], *, width: int, output: str, probes: int | None, seed: int
+) -> Grams:
+    """G and K at each hook point."""
+    found = moments(network, batches, hooks=hooks)
+    whole = torch.eye(width, dtype=torch.float64, device=batches[0].device)
+    grams = Grams()
+    for hook in hooks:
+        targets = [Target(output, whole)]
+        k = jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=seed)
+        grams[hook] = found[hook].gram, k
+    return grams
+
+
+def ranked(
+    grams: Grams, pairs: list[tuple[str, str]], thresholds: list[float]
+) -> tuple[dict[str, list[Rank]], list[str]]:
+    """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report; free directions between the pairs."""
+    ranks: dict[str, list[Rank]] = {}
+    head = " | ".join(f"G > {t:g}" for t in thresholds) + " | " + " | ".join(f"K > {t:g}" for t in thresholds)
+    lines = [
+        "Rank above a share of the largest eigenvalue, and the share of the trace that it leaves out:",
+        "",
+        f"| hook point | width | {head} |",
+        "|---" * (2 + 2 * len(thresholds)) + "|",
+    ]
+    for hook, (g, k) in grams.items():
+        ranks[f"G/{hook}"], ranks[f"K/{hook}"] = (
+            rank_report(eigenvalues(gram), thresholds=thresholds) for gram in (g, k)
+        )
+        cells = [f"{r.rank} ({r.energy_left:.0e})" for r in (*ranks[f"G/{hook}"], *ranks[f"K/{hook}"])]
+        lines.append(f"| {hook} | {len(g)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Free directions d_in · d_out − rank G · rank K of a linear map between two hook points:",
+        "",
+        f"| from | to | d_in · d_out | {' | '.join(f'> {t:g}' for t in thresholds)} |",
+        "|---" * (3 + len(thresholds)) + "|",
+    ]
+    for a, b in pairs:
+        size = len(grams[a][0]) * len(grams[b][1])
+        free = [size - g.rank * k.rank for g, k in zip(ranks[f"G/{a}"], ranks[f"K/{b}"], strict=True)]
+        lines.append(f"| {a} | {b} | {size} | {' | '.join(str(n) for n in free)} |")
+    return ranks, lines
+
+
+def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer], list[list[tuple[int, ...]]]]:
+    """The perceptron's maps on its training samples, and of each hidden layer the neurons that agree on all of them."""
+    network, inputs = of.network, of.train.inputs
+    stages = dict(zip(network.hooks, network.stages.values(), strict=True))
+    values = network.clean(inputs, capture=network.hooks, final=False).activations
+    gates = relu_layers(network)
+    layers, shared = [], []
+    for hook in of.maps:
+        stage = stages[hook]
+        assert isinstance(stage, nn.Linear)
+        before = values[network.hooks[network.hooks.index(hook) - 1]]
+        f = torch.cat([torch.ones_like(before[:, :1]), before], 1)
+        k = torch.eye(width).double() if hook == network.output else grams[hook][1]
+        on = torch.ones(len(stage.weight)).double()
+        if hook in gates.values():
+            found = synchrony([values[hook]])
+            on = found.alive
+            shared.append([block.members for block in blocks(found.distance, threshold=1e-15)])
+        weight = torch.cat([stage.bias[:, None], stage.weight], 1).detach()
+        layers.append(Layer(hook, weight, f.T @ f / len(f), k, 1, on))
+    return layers, shared
+
+
+@torch.no_grad()
+def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int) -> float:
+    """Change of the outputs along free directions, over that along a random one of the same length."""
+    generator = torch.Generator().manual_seed(seed)
+    free = free_change(layers, cut=found.cut, threshold=EXACT, generator=generator)
+    drawn = [torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) for layer in layers]
+    length = sum(float(change.square().sum()) for change in drawn) ** 0.5
+    stages = dict(zip(of.network.hooks, of.network.stages.values(), strict=True))
+    before, moved = of.network(of.train.inputs), []
+    for changes, scale in ((free, STEP), (drawn, STEP / length)):
+        for sign in (1, -1):
+            for layer, change in zip(layers, changes, strict=True):
+                stage = stages[layer.name]
+                assert isinstance(stage, nn.Linear)
+                stage.bias.add_(change[:, 0], alpha=sign * scale)
+                stage.weight.add_(change[:, 1:], alpha=sign * scale)
+            if sign == 1:
+                moved.append(float((of.network(of.train.inputs) - before).norm()))
+    return moved[0] / moved[1]
+
+
+def told(found: Budget) -> list[str]:
+    """The budget for people, with what it is and is not."""
+    lines = ["Linear maps with their biases, each by itself:", "", "| map | d_in · d_out | rank G | rank K | free |"]
+    lines.append("|---" * 5 + "|")
+    lines += [
+        f"| {x.name} | {x.d_in} · {x.d_out} | {x.rank_gram} | {x.rank_jacobian} | {x.directions} |"
+        for x in found.layers
+    ]
+    lines += [
+        "",
+        f"Of {found.parameters} parameters {found.by_ranks} directions are free together by the ranks (map "
+        f"{found.layers[found.cut].name} by both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised "
+        f"blocks and neurons always on: 2λ_B ≤ {found.bound}.",
+        "This bounds the learning coefficient of the behavioural loss on these samples, as cutoffs go to 0: small changes along the free "
+        "directions leave every output on them as it is. It says nothing of other samples, nor of directions that are nearly free. Free "
+        f"is what has less than {EXACT:g} of the largest eigenvalue: where a spectrum falls on and on below that, the bound holds to "
+        "float64's rounding, not exactly.",
+    ]
+    return lines
+
+
+def metrics_of(ranks: dict[str, list[Rank]]) -> dict[str, float]:
+    """`rank/G/<hook>` at the first threshold."""
+    return {f"rank/{name}": float(found[0].rank) for name, found in ranks.items()}
+
+
+def arrays_of(grams: Grams) -> dict[str, Tensor]:
+    """The eigenvalues of all Gram matrices."""
+    return {
+        f"{name}/{hook}": eigenvalues(gram)
+        for hook, pair in grams.items()
+        for name, gram in zip("GK", pair, strict=True)
+    }
+
+
+def figure(grams: Grams, config: Config) -> Figure:
+    """The spectra."""
+    assert config.degeneracy is not None
+    found = arrays_of(grams)
+    g, k = ({hook: found[f"{name}/{hook}"].cpu().numpy() for hook in grams} for name in "GK")
+    return gram_spectra(g, k, thresholds=config.degeneracy.thresholds)

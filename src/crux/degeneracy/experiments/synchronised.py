@@ -1,0 +1,141 @@
+"""Synchronised ReLU neurons of a perceptron: blocks at several distances, and the loss where each block has one gate."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from crux.config.schema import Config
+from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
+from crux.degeneracy.figures.synchronised import synchronised_neurons
+from crux.degeneracy.synchronised import Block, Synchrony, blocks, lenders, relu_layers, synchrony, with_gates_of
+from crux.runs.experiment import AddRow
+from crux.runs.result import Check, Result
+from crux.runs.run_folder import RunFolder
+
+DRAWS = 5
+"""Random partitions that each partition by distance is set beside."""
+
+
+class Merged(NamedTuple):
+    """What came of one threshold."""
+
+    threshold: float
+    blocks: int
+    neurons: int
+    """In the blocks."""
+    largest: int
+    gates: float
+    """Share of the living neurons' gates that is left."""
+    train_loss: float
+    loss: float
+    """On held-out samples."""
+    right: float
+    chance_loss: float
+    """The held-out loss with blocks of the same sizes at random, the mean over draws."""
+
+
+def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
+    """Gates are compared on the training samples; the losses are those on them and on held-out ones."""
+    assert config.degeneracy is not None
+    of = perceptron(config)
+    behind = relu_layers(of.network)
+    hidden = of.network.clean(of.train.inputs, capture=list(behind.values()), final=False).activations
+    found = {hook: synchrony([hidden[before]]) for hook, before in behind.items()}
+    rows = [
+        merged(of, found, threshold=threshold, seed=config.seed) for threshold in sorted(config.degeneracy.thresholds)
+    ]
+    for step, row in enumerate(rows, 1):
+        add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
+    train, test = of.network(of.train.inputs), of.network(of.test.inputs)
+    living = sum(len(s.alive) - len(s.dead) for s in found.values())
+    exact = [block for s in found.values() for block in blocks(s.distance, threshold=1e-15)]
+    metrics = {"loss": of.test.loss(test), "right": of.test.right(test), "train_loss": of.train.loss(train)}
+    metrics |= {"neurons": float(sum(len(s.alive) for s in found.values())), "living": float(living)}
+    metrics |= {"exact_blocks": float(len(exact))}
+    metrics |= {f"loss/{row.threshold:g}": row.loss for row in rows} | {f"gates/{r.threshold:g}": r.gates for r in rows}
+    lent = {hook: lenders(blocks(s.distance, threshold=1e-15), len(s.alive)) for hook, s in found.items()}
+    change = float((with_gates_of(of.network, of.train.inputs, lent) - train).abs().max())
+    nearest = {hook: closest(s).numpy() for hook, s in found.items()}
+    figure = synchronised_neurons(
+        nearest,
+        thresholds=[row.threshold for row in rows],
+        gates=[row.gates for row in rows],
+        loss=[row.loss for row in rows],
+        chance=[row.chance_loss for row in rows],
+        own=metrics["loss"],
+    )
+    arrays = {f"error/{hook}": s.error for hook, s in found.items()} | {f"on/{h}": s.alive for h, s in found.items()}
+    checks = [Check("outputs where neurons that always agree share a gate: largest change", change, 0, 0)]
+    return Result(metrics, checks, {"synchronised": figure}, arrays, report(of, found, rows, metrics))
+
+
+def merged(of: Perceptron, found: dict[str, Synchrony], *, threshold: float, seed: int) -> Merged:
+    """The network with a gate a block."""
+    chosen = {hook: blocks(s.distance, threshold=threshold) for hook, s in found.items()}
+    lent = {hook: lenders(of_layer, len(found[hook].alive)) for hook, of_layer in chosen.items()}
+    generator = torch.Generator().manual_seed(seed)
+    by_chance = [
+        of.test.loss(
+            with_gates_of(of.network, of.test.inputs, {h: at_random(b, found[h], generator) for h, b in chosen.items()})
+        )
+        for _ in range(DRAWS)
+    ]
+    every = [block for of_layer in chosen.values() for block in of_layer]
+    neurons = sum(len(block.members) for block in every)
+    living = sum(len(s.alive) - len(s.dead) for s in found.values())
+    train = with_gates_of(of.network, of.train.inputs, lent)
+    test = with_gates_of(of.network, of.test.inputs, lent)
+    return Merged(
+        threshold,
+        len(every),
+        neurons,
+        max((len(block.members) for block in every), default=0),
+        (living - neurons + len(every)) / max(living, 1),
+        of.train.loss(train),
+        of.test.loss(test),
+        of.test.right(test),
+        sum(by_chance) / DRAWS,
+    )
+
+
+def at_random(found: list[Block], of: Synchrony, generator: torch.Generator) -> Int[Tensor, "h"]:
+    """Gates lent in blocks of the same sizes, of living neurons that are drawn at random."""
+    living = (of.alive > 0).nonzero()[:, 0]
+    drawn = living[torch.randperm(len(living), generator=generator)].tolist()
+    made = []
+    for block in found:
+        members, drawn = drawn[: len(block.members)], drawn[len(block.members) :]
+        made.append(Block(tuple(members), members[0]))
+    return lenders(made, len(of.alive))
+
+
+def closest(of: Synchrony) -> Tensor:
+    """Distance of each living neuron to the nearest other one."""
+    living = (of.alive > 0).nonzero()[:, 0]
+    if len(living) < 2:
+        return torch.zeros(0, dtype=torch.float64)
+    among = of.distance[living][:, living].fill_diagonal_(torch.inf)
+    return among.amin(1)
+
+
+def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metrics: dict[str, float]) -> str:
+    """Neurons by layer, then a row a threshold."""
+    lines = [
+        f"{hook}: {len(s.alive)} neurons, {len(s.dead)} never on, {int((s.alive == 1).sum())} always on"
+        for hook, s in found.items()
+    ]
+    lines += [
+        f"{of.name}: held-out loss {metrics['loss']:.4g}, right {metrics['right']:.4f}; blocks of neurons that agree on every training "
+        f"sample: {metrics['exact_blocks']:.0f}",
+        "",
+        "| distance | blocks | neurons in them | largest | gates left | training loss | held-out loss | right | at random |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.threshold:g} | {r.blocks} | {r.neurons} | {r.largest} | {r.gates:.1%} | {r.train_loss:.4g} | {r.loss:.4g} | {r.right:.4f} | "
+        f"{r.chance_loss:.4g} |"
+        for r in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""Spectra and ablation curves of several bases along a network."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+
+COLUMNS = 3
+KINDS = ("neuron", "random", "pca", "local", "next", "global", "sae")
+"""Each kind of basis has one look in every figure; `next` is that of `next-3`, too."""
+COLOURS = (*PALETTE, GREY)
+LINES = ("-", "-", "-", "-", "--", ":", "-.")
+"""The interaction bases often lie on one another."""
+
+
+def spectra(along: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Strengths over the rank, as a share of the largest: of each hook point, those of each basis."""
+    figure, panels = _panels(list(along))
+    for axes, (hook, of) in zip(panels, along.items(), strict=True):
+        for name, values in of.items():
+            i = KINDS.index(name.partition("-")[0])
+            largest = max(values)
+            axes.plot(
+                range(1, len(values) + 1),
+                [v / largest for v in values],
+                label=name,
+                color=COLOURS[i],
+                linestyle=LINES[i],
+                linewidth=1.4,
+            )
+        axes.set_yscale("log")
+        axes.set_xscale("log")
+        floor = max(1e-12, min(min(v for v in values if v > 0) / max(values) for values in of.values()))
+        axes.set_ylim(floor / 2, 2)
+        dress(axes, x="rank", y="strength / largest" if axes in panels[::COLUMNS] else "", title=hook)
+    _legend(figure, panels)
+    return figure
+
+
+def ablation_curves(
+    along: Mapping[str, Mapping[str, Mapping[int, float]]], *, clean: float, within: float, kept: str, loss: str
+) -> Figure:
+    """Loss over the number kept: of each place, the curve of each basis. Dashed: the loss as it is; dotted: what is allowed.
+
+    Args:
+        kept: what is kept, for the axis.
+        loss: its name and unit, for the axis.
+    """
+    figure, panels = _panels(list(along))
+    for axes, (place, of) in zip(panels, along.items(), strict=True):
+        for name, losses in of.items():
+            i = KINDS.index(name.partition("-")[0])
+            axes.plot(
+                list(losses),
+                list(losses.values()),
+                label=name,
+                color=COLOURS[i],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=3.5,
+                linestyle=LINES[i],
+                linewidth=1.2,
+            )
+        axes.axhline(clean, color=GREY, linestyle="--", linewidth=0.8)
+        axes.axhline(clean + within, color=GREY, linestyle=":", linewidth=0.8)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
+        dress(axes, x=kept, y=loss if axes in panels[::COLUMNS] else "", title=place.replace(" → ", " →\n"))
+    _legend(figure, panels)
+    return figure
+
+
+def _panels(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = new_figure(width=1.4 + 3.3 * columns, height=0.3 + 3.0 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for empty in panels[len(names) :]:
+        empty.set_visible(False)
+    return figure, panels[: len(names)]
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    handles: dict[str, object] = {}
+    for axes in panels:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=8)  # pyright: ignore[reportArgumentType]

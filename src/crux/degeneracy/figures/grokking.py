@@ -1,0 +1,24 @@
+"""Grokking: the losses on pairs that are trained on and on held-out ones, and how many of the latter are right."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from crux.plotting import BLUE, GREEN, VERMILION, dress, new_figure
+
+
+def grokking(
+    steps: Sequence[float], train_loss: Sequence[float], test_loss: Sequence[float], test_accuracy: Sequence[float]
+) -> Figure:
+    """Both losses on a logarithmic axis over the optimiser steps; below, the share of held-out pairs that are right."""
+    figure = new_figure(width=7.0, height=5.0)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    above.plot(steps, train_loss, color=BLUE, label="training pairs")
+    above.plot(steps, test_loss, color=VERMILION, linestyle="--", label="held-out pairs")
+    above.set_yscale("log")
+    above.legend(frameon=False)
+    dress(above, x="", y="cross-entropy (nats)")
+    below.plot(steps, test_accuracy, color=GREEN)
+    below.set_ylim(-0.03, 1.05)
+    dress(below, x="optimiser step", y="held-out pairs right")
+    return figure

@@ -1,0 +1,56 @@
+"""Synchronised ReLU neurons: how near the nearest neighbours are, and what sharing gates costs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from crux.plotting import BLUE, GREY, PALETTE, VERMILION, dress, new_figure
+
+
+def synchronised_neurons(
+    nearest: Mapping[str, Float[np.ndarray, "_h"]],
+    *,
+    thresholds: Sequence[float],
+    gates: Sequence[float],
+    loss: Sequence[float],
+    chance: Sequence[float],
+    own: float,
+) -> Figure:
+    """Left: of each layer's living neurons the distance to the nearest other one, as a distribution. Right: the loss where neurons nearer
+    than a threshold share a gate, over the share of gates that is left, beside blocks of the same sizes drawn at random.
+
+    Numbers at points are thresholds.
+    """
+    figure = new_figure(width=9.0, height=3.8)
+    left, right = figure.subplots(1, 2)
+    for colour, (name, values) in zip(PALETTE, nearest.items(), strict=False):
+        values = np.sort(values)
+        left.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=colour, label=name)
+    left.set_xscale("symlog", linthresh=1e-3)
+    left.set_xlim(0, max(1.0, *(values.max() for values in nearest.values() if len(values))))
+    left.set_ylim(0, 1.02)
+    left.legend(frameon=False, fontsize=8)
+    dress(left, x="distance to the nearest neuron, max(D, Dᵀ)", y="share of living neurons")
+    right.plot(gates, loss, color=BLUE, marker="o", markersize=4, label="blocks by distance")
+    right.plot(gates, chance, color=VERMILION, marker="s", markersize=4, linestyle="--", label="blocks at random")
+    right.axhline(own, color=GREY, linewidth=1, linestyle=":", label="every neuron its own gate")
+    told = 1.0
+    for threshold, x, y in zip(thresholds, gates, loss, strict=True):
+        if told - x >= 0.06:
+            right.annotate(
+                f"{threshold:g}", (x, y), textcoords="offset points", xytext=(0, -11), ha="center", fontsize=7
+            )
+            told = x
+    right.invert_xaxis()
+    right.set_yscale("log")
+    right.margins(y=0.1)
+    right.yaxis.set_minor_formatter(NullFormatter())
+    if max(*loss, *chance) < 30 * min(*loss, *chance):  # one power of ten, or none, to put a number at
+        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    right.legend(frameon=False, fontsize=8)
+    dress(right, x="gates left, share of living neurons", y="loss (nats)")
+    return figure

@@ -1,0 +1,242 @@
+"""A one-layer ReLU transformer that adds two numbers mod p (Nanda et al. 2301.05217): no norms, read at the last position.
+
+    a, b, "=" → resid_pre = W_E + W_pos → resid_mid = resid_pre + attention → resid_post = resid_mid + MLP → (resid_post at "=") · W_U
+
+Causal attention without biases, MLP with biases, p logits. The hooks are TransformerLens's, with all three positions at each of them;
+`at_last_position` is the same network with "=" alone behind the attention, which is all that the output reads. `logits` gives what
+`forward` gives, in about a quarter of its arithmetic: training runs on it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from crux.degeneracy.networks.addition_folder import MODEL_TYPE
+from crux.degeneracy.networks.chain import Chain
+
+PRE, MID, POST, OUTPUT = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "blocks.0.hook_resid_post", "output"
+
+
+class Sizes(NamedTuple):
+    """How large the network is."""
+
+    p: int
+    d_model: int
+    n_heads: int
+    d_mlp: int
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+
+class Embed(nn.Module):
+    """Tokens (p is "=") and positions to the residual stream."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(sizes.p + 1, sizes.d_model))
+        self.W_pos = nn.Parameter(torch.empty(3, sizes.d_model))
+
+    def forward(self, tokens: Int[Tensor, "batch 3"]) -> Float[Tensor, "batch 3 d_model"]:
+        return self.W_E[tokens] + self.W_pos
+
+
+class Attention(nn.Module):
+    """The residual stream with causal attention added to it."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        heads = sizes.n_heads, sizes.d_model, sizes.d_head
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(heads)) for _ in range(3))
+        self.W_O = nn.Parameter(torch.empty(sizes.n_heads, sizes.d_head, sizes.d_model))
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        q, k, v = (torch.einsum("bpm,hmd->bhpd", resid, W) for W in (self.W_Q, self.W_K, self.W_V))
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=resid.device).triu(1)
+        z = scores.masked_fill(later, -torch.inf).softmax(-1) @ v
+        return resid + torch.einsum("bhpd,hdm->bpm", z, self.W_O)
+
+    def of_last(
+        self,
+        first: Float[Tensor, "p d_model"],
+        second: Float[Tensor, "p d_model"],
+        last: Float[Tensor, "d_model"],
+        a: Int[Tensor, "batch"],
+        b: Int[Tensor, "batch"],
+    ) -> Float[Tensor, "batch d_model"]:
+        """The same at the last position: what can stand at each position is a table, keys and values are taken of the tables."""
+        n_heads, d_model, d_head = self.W_Q.shape
+        q = torch.einsum("m,hmd->hd", last, self.W_Q) / d_head**0.5
+        read = torch.einsum("hd,hmd->mh", q, self.W_K)  # what of a residual makes a score
+        values = self.W_V.transpose(0, 1).reshape(d_model, n_heads * d_head)
+        scores = [F.embedding(a, first @ read), F.embedding(b, second @ read), (last @ read).expand(len(a), -1)]
+        pattern = torch.stack(scores, -1).softmax(-1)[..., None, :]
+
+        def heads(v: Tensor) -> Tensor:
+            return v.view(-1, n_heads, d_head)
+
+        z = heads(F.embedding(a, first @ values)) * pattern[..., 0]
+        z = z + heads(F.embedding(b, second @ values)) * pattern[..., 1] + heads(last @ values) * pattern[..., 2]
+        return torch.addmm(last, z.flatten(1), self.W_O.flatten(0, 1))
+
+
+class MLP(nn.Module):
+    """The residual stream with a ReLU layer's output added to it."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.W_in = nn.Parameter(torch.empty(sizes.d_model, sizes.d_mlp))
+        self.b_in = nn.Parameter(torch.zeros(sizes.d_mlp))
+        self.W_out = nn.Parameter(torch.empty(sizes.d_mlp, sizes.d_model))
+        self.b_out = nn.Parameter(torch.zeros(sizes.d_model))
+
+    def forward(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return resid + F.relu(self.before(resid)) @ self.W_out + self.b_out
+
+    def before(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """The neurons' pre-activations."""
+        return resid @ self.W_in + self.b_in
+
+
+class Unembed(nn.Module):
+    """Logits of the sum, from the last position."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.W_U = nn.Parameter(torch.empty(sizes.d_model, sizes.p))
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch p"]:
+        return resid[:, -1] @ self.W_U
+
+
+class LastPosition(nn.Module):
+    """A stage, and of its result the last position."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch 1 d_model"]:
+        return self.stage(resid)[:, -1:]
+
+
+class ModularAddition(Chain):
+    """The network, with weights that wait to be drawn (`draw`) or loaded (`load`)."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__({PRE: Embed(sizes), MID: Attention(sizes), POST: MLP(sizes), OUTPUT: Unembed(sizes)})
+        self.sizes = sizes
+
+    @property
+    def parts(self) -> tuple[Embed, Attention, MLP, Unembed]:
+        return cast(tuple[Embed, Attention, MLP, Unembed], tuple(self.stages.values()))
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Normal weights, their std 1/√d_model, the unembedding's 1/√p; biases 0."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.rpartition(".")[2].startswith("b_"):
+                    parameter.zero_()
+                else:
+                    width = self.sizes.p if name.endswith("W_U") else self.sizes.d_model
+                    parameter.normal_(0, width**-0.5, generator=generator)
+
+    def logits(self, tokens: Int[Tensor, "batch 3"]) -> Float[Tensor, "batch p"]:
+        """What `forward` gives for tokens (a, b, "="), with gradients."""
+        embed, attention, mlp, unembed = self.parts
+        p, position = self.sizes.p, embed.W_pos
+        numbers, equals = embed.W_E[:p], embed.W_E[p]
+        mid = attention.of_last(
+            numbers + position[0], numbers + position[1], equals + position[2], tokens[:, 0], tokens[:, 1]
+        )
+        hidden = torch.addmm(mlp.b_in, mid, mlp.W_in).relu_()
+        return (mid + torch.addmm(mlp.b_out, hidden, mlp.W_out)) @ unembed.W_U
+
+    def pre_activations(self, resid_mid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """The MLP's pre-activations, from the residual stream that it reads."""
+        return self.parts[2].before(resid_mid)
+
+    def at_last_position(self) -> Chain:
+        """The same weights, with `hook_resid_mid` and `hook_resid_post` at "=" alone: [batch, 1, d_model]."""
+        embed, attention, mlp, unembed = self.parts
+        return Chain({PRE: embed, MID: LastPosition(attention), POST: mlp, OUTPUT: unembed})
+
+    def mlp_alone(self) -> Chain:
+        """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all of them that hangs on the MLP's parameters. Copied weights.
+
+        Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
+        """
+        *_, mlp, unembed = self.parts
+        maps = [(mlp.W_in, mlp.b_in), (mlp.W_out, mlp.b_out), (unembed.W_U, None)]
+        read, write, logits = (_linear(*weights) for weights in maps)
+        stages = {MID: nn.Identity(), "blocks.0.mlp.hook_pre": read, "blocks.0.mlp.hook_post": nn.ReLU()}
+        return Chain({**stages, "blocks.0.hook_mlp_out": write, OUTPUT: logits})
+
+
+def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None) -> nn.Linear:
+    stage = nn.Linear(*weight.shape, bias=bias is not None).to(weight)
+    with torch.no_grad():
+        stage.weight.copy_(weight.T)
+        if bias is not None:
+            stage.bias.copy_(bias)
+    return stage
+
+
+class Pairs(NamedTuple):
+    """Every pair once: trained on, or held out."""
+
+    train: Int[Tensor, "train 3"]
+    test: Int[Tensor, "test 3"]
+
+    @staticmethod
+    def sums(tokens: Int[Tensor, "batch 3"]) -> Int[Tensor, "batch"]:
+        """(a + b) mod p."""
+        return (tokens[:, 0] + tokens[:, 1]) % tokens[:, 2]  # "=" is token p
+
+
+def pairs(p: int, *, train_share: float, seed: int) -> Pairs:
+    """All p² pairs in the seed's order, the first share of them for training."""
+    order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
+    tokens = torch.stack([order // p, order % p, torch.full_like(order, p)], dim=1)
+    n = int(train_share * p * p)
+    return Pairs(tokens[:n], tokens[n:])
+
+
+def save(folder: Path, network: ModularAddition, *, train_share: float, seed: int) -> None:
+    """Writes `config.json`, which names the pairs too, then `model.safetensors`, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"model_type": MODEL_TYPE, **network.sizes._asdict(), "train_share": train_share, "seed": seed}
+    weights = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
+    for name in ("config.json", "model.safetensors"):
+        temporary = folder / f".{name}.{os.getpid()}"
+        if name == "config.json":
+            temporary.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        else:
+            save_file(weights, temporary)
+        temporary.replace(folder / name)
+
+
+def load(folder: Path) -> tuple[ModularAddition, Pairs]:
+    """What `save` wrote.
+
+    Raises:
+        ValueError: where the weights do not fit config.json.
+    """
+    about = json.loads((folder / "config.json").read_text("utf-8"))
+    network = ModularAddition(Sizes(**{name: about[name] for name in Sizes._fields}))
+    try:
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(
+            f"model folder {folder}: the weights do not fit config.json: {' '.join(str(error).split())}"
+        ) from error
+    return network, pairs(about["p"], train_share=about["train_share"], seed=about["seed"])

@@ -1,1 +1,0 @@
-"""Experiments with local learning coefficients, one file each."""

@@ -1,0 +1,186 @@
+"""A sweep from its start to its end, in the launching process: what is still to be done is started, and what failed is told.
+
+The sweep's state is on disk: a job's folder holds DONE, FAILED, or neither. Jobs may run in other processes and on other
+machines that share the file system.
+"""
+
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Column, Table
+
+from crux.config.folder_name import shortened
+from crux.config.messages import mistake
+from crux.config.schema import Config, Strategy, Task, to_plain
+from crux.launch.lock import locked
+from crux.runs.run_folder import RunFolder, same_run
+from crux.runs.sweep import SweepRun, sweep_run
+from crux.sae.checks import check_tracking
+
+
+class Job(NamedTuple):
+    """One job of a sweep."""
+
+    overrides: list[str]
+    """Its command line."""
+    config: DictConfig
+    """Composed from it."""
+    folder: RunFolder
+
+    @classmethod
+    def of(cls, overrides: list[str], config: DictConfig) -> "Job":
+        place = Path(OmegaConf.select(config, "hydra.sweep.dir")) / OmegaConf.select(config, "hydra.sweep.subdir")
+        return cls(overrides, config, RunFolder(place))
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+
+def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
+    """What each job's command line gets besides: the outputs folder in full, and the sweep's name where it has none.
+
+    A grid without a name is named after its command line: the same line goes on with it, another is another sweep.
+    """
+    outputs = str(Path(OmegaConf.select(config, "output_dir")).resolve()).replace("'", "\\'")
+    fixed = [f"output_dir='{outputs}'"]
+    if OmegaConf.select(config, "sweep_name") is None:
+        no_name = OmegaConf.select(config, "hydra.job.config.override_dirname.exclude_keys")
+        kept = sorted(line for line in lines if line.partition("=")[0].lstrip("+") not in no_name)
+        slug = shortened(re.sub(r"[^\w.,=+-]+", "_", " ".join(kept)).strip("_"))
+        fixed.append(f"sweep_name='{slug}'")
+    return fixed
+
+
+Start = Callable[[Sequence[Job]], Sequence[JobReturn]]
+"""Hands jobs to Hydra's launcher; returns their ends, in that order."""
+
+
+def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Callable[[Path], None]) -> None:
+    """Starts the jobs that are new, were interrupted, or failed and are to be tried again; ends with the sweep's summary.
+
+    Args:
+        at_once: jobs to hand over at once; None: all.
+        ready: raises where jobs of this folder's sweep may still be running, without their launching process.
+
+    Raises:
+        ValueError, HydraException: where the sweep cannot be started, or is being run.
+        SystemExit: with 1, where a job failed, now or before.
+    """
+    first = jobs[0].config
+    _check(jobs)
+    folder = jobs[0].folder.path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        ready(folder)
+        for job in jobs:
+            if job.folder.failed and first.retry_failed:
+                job.folder.forget_failure()
+        todo = [job for job in jobs if not job.folder.done and not job.folder.failed]
+        print(f"sweep {folder.name}: {_count(jobs, todo)}; {folder}", flush=True)
+        with sweep_run(first, folder, jobs=[job.name for job in jobs]) as tracked:
+            lost = _start(todo, start=start, at_once=at_once) if todo else {}
+            failures: dict[str, str] = {}
+            for job in jobs:
+                if job.folder.failed:
+                    failures[job.name] = job.folder.failure()
+                elif not job.folder.done:
+                    failures[job.name] = lost.get(job.name, "ended without a word: killed?")
+            _summarise(folder, first, tracked)
+            if failures:
+                _tell(failures, folder, retried=first.retry_failed)
+                sys.exit(1)
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    """Nothing that is finished is written over, and no two jobs have one folder."""
+    first = jobs[0].config
+    if first.task == Task.report:
+        raise ValueError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
+    if first.tracking.mlflow:
+        check_tracking(SweepRun.uri_of(first))
+    if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
+        raise ValueError(
+            "trainer=ddp in a sweep: the processes of the other devices would run the whole sweep again; give each job one device "
+            "(hydra/launcher=gpus), or start the runs one by one"
+        )
+    taken: dict[Path, Job] = {}
+    for job in jobs:
+        if (other := taken.setdefault(job.folder.path, job)) is not job:
+            differing = sorted(set(job.overrides) ^ set(other.overrides))
+            raise ValueError(f"jobs with {' and '.join(differing)} would share the folder {job.folder.path}")
+        if job.folder.done:
+            try:
+                config = OmegaConf.to_object(_without_hydra(job.config))
+            except OmegaConfBaseException:
+                continue  # its values cannot be those of the finished run: the job itself will say what is wrong
+            assert isinstance(config, Config)
+            same_run(job.folder.path, to_plain(config))
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    rest = config.copy()
+    OmegaConf.set_struct(rest, False)
+    del rest["hydra"]
+    return rest
+
+
+def _count(jobs: Sequence[Job], todo: Sequence[Job]) -> str:
+    done, failed = sum(job.folder.done for job in jobs), sum(job.folder.failed for job in jobs)
+    begun = sum(job.folder.checkpoint.exists() for job in todo)
+    words = [(len(jobs), "jobs"), (done, "done before"), (failed, "failed before"), (begun, "to go on with")]
+    return ", ".join(f"{n} {word}" for n, word in words if n or word == "jobs")
+
+
+def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[str, str]:
+    """Returns the launcher's reason, for jobs that it lost. Jobs tell of their own failures on disk.
+
+    It is not left there: what was lost is gone on with by the next start, as what was interrupted is.
+    """
+    lost: dict[str, str] = {}
+    size = at_once or len(todo)
+    for i in range(0, len(todo), size):
+        batch = todo[i : i + size]
+        try:
+            for job, end in zip(batch, start(batch), strict=True):
+                if end.status is JobStatus.FAILED:
+                    lost[job.name] = f"its process ended: {' '.join(str(end._return_value).split())[:300]}"
+        except Exception as error:
+            if mistake(error) is not None:
+                raise
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            lost |= {job.name: reason for job in batch if not job.folder.done}
+    return lost
+
+
+def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> None:
+    from crux.sae.sweeps.report import write_report
+
+    try:
+        shown = write_report(folder, at=config.report_l0)
+    except ValueError as error:  # no run has finished
+        print(f"crux: {error}", file=sys.stderr)
+        return
+    shown.show()
+    if tracked is not None:
+        tracked.files(folder)
+
+
+def _tell(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:
+    """What failed and why, on standard error."""
+    title = f"{len(failures)} failed" + ("" if retried else "; retry_failed=true tries them again")
+    table = Table(Column("job", overflow="fold"), "reason", title=title, title_justify="left")
+    for name, reason in failures.items():
+        table.add_row(name, reason)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, highlight=False, markup=False)
+    console.print(table)
+    console.print(f"more in <job>/FAILED, in {folder}", soft_wrap=True)

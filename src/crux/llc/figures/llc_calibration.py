@@ -1,0 +1,56 @@
+"""Estimated learning coefficients beside what they should be."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, dress, new_figure
+
+
+def llc_errors(
+    names: Sequence[str], off: Sequence[float], errors: Sequence[float], *, passed: Sequence[bool]
+) -> Figure:
+    """(estimate − prediction) / λ of every case with three standard errors; those that miss stand out."""
+    figure = new_figure(width=7.5, height=1.2 + 0.17 * len(names))
+    axes = figure.subplots()
+    for at, (value, error, good) in enumerate(zip(off, errors, passed, strict=True)):
+        axes.errorbar(
+            value,
+            at,
+            xerr=3 * error,
+            color=BLUE if good else VERMILION,
+            marker="o" if good else "X",
+            markersize=4,
+            capsize=2,
+        )
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    dress(axes, x="(estimate − prediction) / λ, bars: 3 standard errors", y="")
+    return figure
+
+
+def llc_trend(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float], float]],
+) -> Figure:
+    """Estimates over nβ: of each name (nβ, estimate, standard error, prediction, λ). λ is where a curve ends, dotted."""
+    figure = new_figure(width=7.5, height=4.2)
+    axes = figure.subplots()
+    for i, (name, (nbeta, mean, error, predicted, llc)) in enumerate(curves.items()):
+        colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        axes.plot(nbeta, predicted, color=colour, linewidth=1.2)
+        axes.errorbar(
+            nbeta,
+            mean,
+            yerr=[3 * e for e in error],
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            capsize=2,
+            label=name,
+        )
+        axes.axhline(llc, color=colour, linestyle=":", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    dress(axes, x="nβ", y="λ̂ (line: exact, dotted: λ)")
+    return figure

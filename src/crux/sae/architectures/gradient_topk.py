@@ -1,0 +1,63 @@
+"""g-SAE: a TopK whose choice also looks at the gradient of the network's loss (Olmo et al. 2411.10397)."""
+
+from typing import ClassVar, Unpack
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crux.sae.architectures.sae import Base, Codes, as_kind, running_mean
+from crux.sae.architectures.topk import TopKSAE, keep_largest
+
+NO_EFFECT = 1e-30
+"""A mean effect below it is none: g is zero, and the choice TopK's. β divided by it is still a number."""
+
+
+class GradientTopKSAE(TopKSAE):
+    """c = ReLU(pre) at the k largest scores of a token, zero elsewhere, with
+
+        score = pre · (1 + β · a / m),    a = |g D|,    g = ∂(loss)/∂(what the SAE writes)
+
+    and m the running mean of a over tokens and latents (the first batch's own, on each rank, where there is none yet), so that β does not
+    depend on the loss's scale. a is the effect on the loss, to first order, of a latent's unit. No gradient passes a or the
+    choice. Without g it is a TopK, and so it is what `folded` gives: g needs the next token.
+
+    Args:
+        k: latents a token.
+        beta: weight of the effect in the score; 0 is TopK.
+    """
+
+    RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("effect",)
+
+    effect: Float[Tensor, ""]
+    observed_n: Int[Tensor, ""]
+
+    def __init__(self, *, k: int, beta: float, **base: Unpack[Base]) -> None:
+        super().__init__(k=k, **base)
+        if not beta >= 0:
+            raise ValueError(f"beta must not be negative, as {beta} is")
+        self.beta = beta
+        self.register_buffer("effect", torch.zeros(()))
+        self.register_buffer("observed_n", torch.zeros((), dtype=torch.long))
+
+    def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
+        if side is None:
+            return super().encode(x)
+        pre = self.pre_activations(x)
+        with torch.no_grad():
+            a = (side.to(pre.dtype) @ self.dictionary().T).abs_()
+            observed = a.mean()
+            m = torch.where(self.observed_n > 0, self.effect, observed)
+            # a score below zero is of a pre-activation below zero, which is no code: ReLU may wait for the choice
+            score = a.mul_(torch.where(m > NO_EFFECT, self.beta / m, 0.0)).add_(1).mul_(pre)
+        return Codes(keep_largest(pre, self.k, score=score), pre, observed)
+
+    @torch.no_grad()
+    def observe(self, codes: Codes) -> None:
+        if codes.observed is not None:
+            self.effect.copy_(running_mean(self.effect, codes.observed, n=self.observed_n, at_least=0.01))
+            self.observed_n += 1
+
+    @torch.no_grad()
+    def folded(self) -> TopKSAE:
+        return as_kind(TopKSAE, super().folded(), k=self.k)

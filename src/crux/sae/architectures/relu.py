@@ -1,0 +1,19 @@
+"""The paper's SAE: untied, ReLU, L1 (Braun et al. 2405.12241, §2 and the authors' `sparsifiers.py`)."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE, Codes, mean_over_tokens
+
+
+class ReluSAE(SAE):
+    """c = ReLU(s·x W_enc + b_enc)."""
+
+    def encode(self, x: Float[Tensor, "tokens d_model"], side: Tensor | None = None) -> Codes:
+        pre = self.pre_activations(x)
+        return Codes(F.relu(pre), pre)
+
+    def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
+        """mean over tokens of ‖c‖₁ / d_model: the paper's φ/λ (§2.1, with the 1/d_model of the authors' code)."""
+        return mean_over_tokens(codes.c.sum(-1), weight) / self.d_model  # codes are not negative

@@ -1,0 +1,261 @@
+"""From the configuration to objects: subject, text, SAE, module, schedule."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+
+from crux.config.schema import Config, Precision, Strategy
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.checks import check_shares, model_source
+from crux.sae.evaluation.mean import Typical
+from crux.sae.formats import saelens
+from crux.sae.many import alone
+from crux.sae.sites import places
+from crux.sae.training.end_to_end import Coefficients, EndToEndSAE
+from crux.sae.training.fisher import FisherCoefficients, FisherSAE
+from crux.sae.training.gradients import LabelGradients
+from crux.sae.training.kl_finetune import KLFinetunedSAE
+from crux.sae.training.local import LocalSAE
+from crux.sae.training.recipe import AuxK, Common, Recipe
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.sparsity import Sparsity, Steering
+from crux.sae.training.token_module import TokenPasses
+from crux.subjects.load import load_subject
+from crux.subjects.subject import Subject
+from crux.subjects.tokenizer import load_tokenizer
+from crux.text.batches import Batches
+from crux.text.packaged import SOURCES
+from crux.text.sources import Files, Hub, Packaged, Source
+from crux.text.token_file import default_cache
+from crux.text.tokens import Tokens, prepare_tokens
+from crux.training import follower
+from crux.training.data import Joined, ShuffledActivations
+from crux.training.fit import Pace
+
+
+def text_source(config: Config) -> Source:
+    """Where the text comes from."""
+    data = config.data
+    if data.path is not None:
+        return Files(Path(data.path), data.column)
+    if data.name is not None:
+        return Hub(data.name, data.config, data.split, data.revision, data.column)
+    return Packaged(SOURCES)
+
+
+def text_name(config: Config) -> str:
+    """What to call the text."""
+    return config.data.path or config.data.name or "packaged"
+
+
+def load_tokens(config: Config) -> Tokens:
+    """The subject's tokens of the text, from the cache where they are there."""
+    tokenizer, end_of_text = load_tokenizer(model_source(config))
+    return prepare_tokens(
+        text_source(config),
+        tokenizer=tokenizer,
+        eot=end_of_text,
+        max_tokens=config.data.max_tokens,
+        held_out_tokens=config.data.held_out_tokens,
+        min_tokens=2 * config.model.context,
+        cache=Path(config.cache) if config.cache is not None else default_cache(),
+        progress=config.trainer.progress,
+    )
+
+
+def device_of(config: Config) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`; of several, this process's."""
+    wanted = config.trainer.accelerator
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=cuda: torch sees no CUDA device here; say trainer.accelerator=cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", follower.rank()) if config.trainer.strategy is Strategy.ddp else torch.device("cuda")
+
+
+def n_devices(config: Config) -> int:
+    """Over how many devices the run trains, a process each.
+
+    Raises:
+        ValueError: where there are not so many, or the batch cannot be shared.
+    """
+    if config.trainer.strategy is Strategy.single:
+        return 1
+    wanted, on_cpu = config.trainer.devices, device_of(config).type == "cpu"
+    gpus = torch.cuda.device_count()
+    if wanted is None and on_cpu:
+        raise ValueError("trainer=ddp: torch sees no GPU here; on the CPU, say how many processes: trainer.devices=2")
+    if wanted is not None and not on_cpu and wanted > gpus:
+        raise ValueError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
+    n = wanted if wanted is not None else gpus
+    check_shares(config, n)
+    return n
+
+
+def training_dtype(config: Config) -> torch.dtype:
+    """float32 on the CPU and bfloat16 on CUDA unless told otherwise."""
+    match config.trainer.precision:
+        case Precision.auto:
+            return torch.bfloat16 if device_of(config).type == "cuda" else torch.float32
+        case Precision.bfloat16:
+            return torch.bfloat16
+        case Precision.float32:
+            return torch.float32
+
+
+def load(config: Config, dtype: torch.dtype) -> Subject:
+    """The frozen network."""
+    return load_subject(
+        model_source(config), process_weights=config.model.process_weights, device=device_of(config), dtype=dtype
+    )
+
+
+def training_batches(config: Config, tokens: Tokens, n_batches: int) -> Batches:
+    """The run's first micro-batches."""
+    return Batches(
+        tokens.train,
+        context=config.model.context,
+        batch=config.trainer.batch,
+        seed=config.seed,
+        n_batches=n_batches,
+    )
+
+
+def build_sites(config: Config, typical: Mapping[str, Typical]) -> list[Site]:
+    """A fresh SAE at each hook point, or the saved one to go on from; the seed fixes the weights."""
+    return [
+        Site(read, write, build_sae(config, read=typical[read], written=typical[write]))
+        for read, write in places(config)
+    ]
+
+
+def build_sae(config: Config, *, read: Typical, written: Typical) -> SAE:
+    """A fresh SAE for activations like these, or the saved one to go on from."""
+    options = config.sae
+    d_model, d_out = read.mean.shape[0], written.mean.shape[0]
+    transcodes = options.output_hook is not None
+    architecture = get_class(options._target_)
+    assert issubclass(architecture, SAE)
+    accepted = {name for c in architecture.__mro__ for name in inspect.signature(c.__init__).parameters}
+    own = {f.name: getattr(options, f.name) for f in fields(options) if f.name in accepted}
+    sae = architecture(
+        **own
+        | {
+            "d_model": d_model,
+            "d_out": d_out,
+            "n_latents": options.n_latents if options.n_latents is not None else int((options.ratio or 0) * d_model),
+            "init": options.init.value,
+            "subtract_b_dec": options.subtract_b_dec and not transcodes,
+            "generator": torch.Generator().manual_seed(config.seed),
+        }
+    )
+    saelens.check(sae, transcodes=transcodes)
+    scales = [math.sqrt(len(t.mean)) / t.norm if options.normalize_activations else 1.0 for t in (read, written)]
+    mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / scales[1]
+    sae.start_at(mean, input_scale=scales[0], output_scale=scales[1])
+    if options.start_from is not None:
+        saved, _ = saelens.load(Path(options.start_from))
+        try:
+            sae.start_from(saved)
+        except ValueError as error:
+            raise ValueError(f"sae.start_from={options.start_from}: {error}") from error
+    return sae
+
+
+def end_to_end(config: Config) -> bool:
+    """Whether the loss looks behind the hook point through a spliced pass at every step."""
+    return config.loss.kl > 0 or config.loss.downstream > 0
+
+
+def gradients(config: Config, subject: Subject) -> LabelGradients | None:
+    """The gradient that the architecture looks at, where it does."""
+    if config.sae.beta is None:
+        return None
+    return LabelGradients(subject, tuple(write for _, write in places(config)), config.gradient.target.value)
+
+
+def common(config: Config, sites: Sequence[Site]) -> Common:
+    """What a module is made with, whatever its loss and its subject."""
+    optimizer, loss, steps = config.optimizer, config.loss, config.trainer.max_steps
+    steering = Steering(config.target_l0, steps) if config.target_l0 is not None else None
+    auxk = config.sae.auxk
+    return Common(
+        recipe=Recipe(
+            optimizer=optimizer.name.value,
+            lr=optimizer.lr,
+            threshold_rate=config.sae.threshold_rate,
+            betas=(optimizer.betas[0], optimizer.betas[1]),
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            warmup_steps=optimizer.warmup_steps,
+            min_lr_factor=optimizer.min_lr_factor,
+            clip=optimizer.clip,
+            max_steps=steps,
+            log_every=config.trainer.log_every,
+        ),
+        sparsity=Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering),
+        auxk=AuxK(auxk.coefficient, auxk.k, auxk.dead_after) if auxk.coefficient > 0 else None,
+        max_norm=loss.max_norm,
+        seed=config.seed,
+        runs=tuple(alone(config)),
+    )
+
+
+def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], downstream_hooks: list[str]) -> SAEModule:
+    """The Lightning module of the loss."""
+    loss, shared = config.loss, common(config, sites)
+    if not end_to_end(config) and loss.fisher == 0 and loss.finetune_share == 0:
+        return LocalSAE(sites, reconstruction=loss.reconstruction, **shared)
+    on_tokens = TokenPasses(subject, gradients(config, subject), tuple(loss.skip_positions))
+    if loss.fisher > 0:
+        weights = FisherCoefficients(loss.reconstruction, loss.fisher, loss.block_diagonal)
+        return FisherSAE(sites, passes=on_tokens, coefficients=weights, **shared)
+    return (KLFinetunedSAE if loss.finetune_share > 0 else EndToEndSAE)(
+        sites,
+        passes=on_tokens,
+        downstream_hooks=downstream_hooks,
+        coefficients=Coefficients(loss.reconstruction, loss.kl, loss.downstream),
+        **shared,
+    )
+
+
+def fed(config: Config, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
+    """What the module of this loss trains on: token batches, activations shuffled across sequences, or first these, then those."""
+    n_batches = config.trainer.max_steps * config.trainer.accumulate
+    if end_to_end(config) or config.loss.fisher > 0:
+        return training_batches(config, tokens, n_batches)
+    n_local = round((1 - config.loss.finetune_share) * config.trainer.max_steps) * config.trainer.accumulate
+    shuffled = ShuffledActivations(
+        training_batches(config, tokens, n_local),
+        subject=subject,
+        hooks=list(dict.fromkeys(hook for place in places(config) for hook in place)),
+        gradients=gradients(config, subject),
+        group=config.data.shuffle_batches,
+        seed=config.seed,
+        skip_positions=config.loss.skip_positions,
+    )
+    return Joined(shuffled, training_batches(config, tokens, n_batches)) if n_local < n_batches else shuffled
+
+
+def pace(config: Config) -> Pace:
+    """How long, and how often what."""
+    trainer = config.trainer
+    return Pace(
+        max_steps=trainer.max_steps,
+        accumulate=trainer.accumulate,
+        tokens_per_step=trainer.batch * trainer.accumulate * config.model.context,
+        unit="tokens",
+        checkpoint_every=trainer.checkpoint_every,
+        val_every=trainer.val_every,
+        accelerator=device_of(config).type,
+        devices=n_devices(config),
+        precision="bf16-mixed" if training_dtype(config) is torch.bfloat16 else "32-true",
+        progress=trainer.progress,
+    )

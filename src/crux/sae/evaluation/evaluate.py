@@ -1,0 +1,139 @@
+"""The judgement: how much of what the network computes survives an SAE, on held-out text, the same for every loss.
+
+Per batch: one clean pass, one spliced pass and, with `ablations`, one pass each with zeros and with the mean
+activation in the SAE's place. Sums stay on the device until the end; all arithmetic here is in float32, whatever the
+networks' own dtype (a judgement to be quoted wants both in float32).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.evaluation.consequences import Consequences, numbers, put, windows
+from crux.sae.evaluation.running_sums import Reconstructions, sum_dtype
+from crux.sae.label_gradients import clean_with_label_gradients
+from crux.sae.losses.label import Target
+from crux.sae.splicing import check_site
+from crux.subjects.hooks import later_residuals, parse_hook
+from crux.subjects.subject import Subject
+
+
+class Judgement(NamedTuple):
+    """How good an SAE is."""
+
+    metrics: dict[str, float]
+    """Flat names, those of metrics.json without its `final/`; what has no value (see `evaluate`) is left out."""
+    densities: Float[Tensor, "n_latents"]
+    """Share of the held-out tokens on which each latent fires; on the CPU."""
+    n_tokens: int
+    """Tokens that were read."""
+    maxima: Float[Tensor, "n_latents"]
+    """Largest code of each latent on them, 0 where it never fires; on the CPU."""
+
+
+@torch.no_grad()
+def evaluate(
+    subject: Subject,
+    sae: SAE,
+    *,
+    hook: str,
+    batches: Iterable[Int[Tensor, "_batch _pos"]],
+    mean_activation: Float[Tensor, "d_out"],
+    ablations: bool = True,
+    output_hook: str | None = None,
+    gradient: Target | None = None,
+) -> Judgement:
+    """Judges `sae` at `hook` on held-out token windows. Every name but `alive_…` comes again with `/pos0` and `/rest`.
+
+    Over the T−1 predictions of a window (CE at t predicts t+1, and belongs to position t), in nats:
+        ce_clean, ce_spliced, ce_zero, ce_mean     cross-entropy of the four passes
+        ce_increase                                ce_spliced − ce_clean; positive is worse
+        loss_recovered_zero, loss_recovered_mean   (ce_ablated − ce_spliced) / (ce_ablated − ce_clean)
+    Over all T positions:
+        kl                                         KL(clean ‖ spliced), nats
+        top1_agreement                             share of positions whose likeliest next token stays the same
+        l0                                         non-zero latents per token
+        mse, explained_variance                    of the reconstruction; mse is a mean over tokens and dimensions
+        cosine, norm_ratio                         means per token of cos(x̂, x) and ‖x̂‖/‖x‖
+        downstream_mse/<k>, downstream_ev/<k>      the same two for the residual entering block k, spliced against clean
+        alive_heldout_<N>, alive_heldout_<N>_frac  latents that fired at least once in the N tokens read
+
+    Args:
+        mean_activation: the mean over *training* tokens: what mean ablation puts at every position.
+        ablations: False leaves out the two ablated passes with what follows from them (a short pass during training).
+        output_hook: where a transcoder writes: its reconstruction is compared with the activation there and put in its
+            place, as zeros and the mean are; the residuals are those behind it. None: at `hook`.
+        gradient: shows the encoder the gradient of these labels' loss at what is written. With `data` the codes have seen
+            the next token: the numbers leak the label. `sampled` labels are the same at every call. None: no gradient.
+
+    A metric without a value is left out: an explained variance where the activation does not vary (position 0, where
+    every window starts with the same token), a loss recovered where ablation costs nothing, `/rest` of predictions
+    where T = 2.
+
+    Raises:
+        ValueError: where there are no batches, a window has less than two tokens, the SAE's widths are not the hook
+            points', or these do not exist or are out of order.
+    """
+    site = Site(hook, hook if output_hook is None else output_hook, sae)
+    check_site(subject, site)
+    later = {_entered_block(name): name for name in later_residuals(site.write, n_layers=subject.n_layers)}
+    captured = [site.read, site.write, *later.values()]
+    consequences = Consequences(subject, ablate={site.write: mean_activation} if ablations else None)
+    means, local = consequences.means, Reconstructions()
+    downstream = {k: Reconstructions() for k in later}
+    fired = torch.zeros(sae.n_latents, device=subject.device, dtype=torch.int64)
+    maxima = torch.zeros(sae.n_latents, device=subject.device)
+    generator = torch.Generator(subject.device).manual_seed(0)
+    n_tokens = 0
+
+    for tokens in windows(batches, device=subject.device):
+        n_tokens += tokens.numel()
+        if gradient is None:
+            clean, side = subject.clean(tokens, capture=captured), None
+        else:
+            clean, gradients = clean_with_label_gradients(
+                subject, tokens, hooks=[site.write], target=gradient, generator=generator, capture=captured
+            )
+            side = gradients[site.write].flatten(0, 1).float()
+        codes = sae.encode(clean.activations[site.read].flatten(0, 1).float(), side)
+        fires = codes.c != 0
+        fired += fires.sum(0)
+        maxima = torch.maximum(maxima, codes.c.amax(0))
+        x_hat = sae.decode(codes)
+        spliced = subject.spliced(clean, {site.write: put(x_hat)}, capture=list(later.values()))
+
+        consequences.add(tokens, clean, spliced)
+        target = clean.activations[site.write]
+        x = target.flatten(0, 1).float()
+        means.add("l0", fires.sum(-1).view_as(tokens))
+        means.add("cosine", F.cosine_similarity(x_hat, x, dim=-1).view_as(tokens))
+        means.add("norm_ratio", (x_hat.norm(dim=-1) / x.norm(dim=-1)).view_as(tokens))
+        local.add(target, x_hat.view_as(target))
+        for k, name in later.items():
+            downstream[k].add(clean.activations[name], spliced.activations[name])
+
+    found = consequences.results()
+    for name, values in local.results().items():
+        found |= {name + suffix: value for suffix, value in values.items()}
+    for k, stream in downstream.items():
+        results = stream.results()
+        found |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
+        found |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
+    dtype = sum_dtype(subject.device)
+    alive = (fired > 0).sum().to(dtype)
+    found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
+    metrics = numbers(found, device=subject.device)
+    densities = (fired.to(dtype) / n_tokens).float().cpu()
+    return Judgement(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
+
+
+def _entered_block(residual: str) -> int:
+    """k of the residual entering block k; n_layers for the last `hook_resid_post`."""
+    hook = parse_hook(residual)
+    return hook.layer + (hook.kind == "resid_post")

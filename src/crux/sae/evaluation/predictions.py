@@ -1,0 +1,50 @@
+"""How the next-token predictions change: cross-entropy, KL and top-1 agreement, a chunk of tokens at a time."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from crux.sae.losses.cross_entropy import token_cross_entropy
+from crux.sae.losses.kl import token_kl
+from crux.sae.losses.readout import logits, token_chunks
+from crux.subjects.subject import Unembed
+
+
+class Predictions(NamedTuple):
+    """Per token, by the name of the pass; `clean` is one of the passes in `ce`."""
+
+    ce: dict[str, Float[Tensor, "tokens"]]
+    """−log q(label), nats."""
+    kl: Float[Tensor, "tokens"]
+    """KL(clean ‖ spliced), nats."""
+    agrees: Bool[Tensor, "tokens"]
+    """Whether clean and spliced pass hold the same token for the likeliest."""
+
+
+@torch.no_grad()
+def compare_predictions(
+    finals: Mapping[str, Float[Tensor, "tokens d_model"]], *, labels: Int[Tensor, "tokens"], unembed: Unembed
+) -> Predictions:
+    """Reads out the final hidden states of the passes `clean`, `spliced` and any others, and compares them.
+
+    `labels` are the next tokens (what stands where there is none is the caller's to leave out). A chunk's clean
+    log-probabilities are computed once and serve all three; `tokens × vocab` elements never exist at once.
+    """
+    W_U, b_U, softcap = unembed
+    ce: dict[str, list[Tensor]] = {name: [] for name in finals}
+    kl, agrees = [], []
+    for part in token_chunks(labels.shape[0], W_U.shape[0], labels.device):
+        log_p = logits(finals["clean"][part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1)
+        ce["clean"].append(token_cross_entropy(log_p, labels[part]))
+        for name, final in finals.items():
+            if name == "clean":
+                continue
+            log_q = logits(final[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1)
+            ce[name].append(token_cross_entropy(log_q, labels[part]))
+            if name == "spliced":
+                kl.append(token_kl(log_p, log_q))
+                agrees.append(log_p.argmax(-1) == log_q.argmax(-1))
+    return Predictions({name: torch.cat(chunks) for name, chunks in ce.items()}, torch.cat(kl), torch.cat(agrees))

@@ -1,0 +1,52 @@
+"""How often the latents fire: the histogram in which dead and always-on latents stand out."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from crux.plotting import GREY, PALETTE, dress, new_figure
+
+
+def density_histogram(densities: ArrayLike, *, n_tokens: int) -> Figure:
+    """Histogram of log10(share of tokens a latent fires on) over the alive latents; the dead are counted in the title.
+
+    Args:
+        densities: share of tokens per latent, 0 for the dead.
+        n_tokens: tokens that were counted: no density below 1/n_tokens can be seen, and the axis starts there.
+    """
+    shares = np.asarray(densities, float)
+    alive = np.log10(shares[shares > 0])
+    floor = -np.log10(n_tokens)
+    figure = new_figure()
+    axes = figure.subplots()
+    axes.hist(
+        alive, bins=np.linspace(floor - 0.05, 0.0, 51).tolist(), color=PALETTE[0], edgecolor="white", linewidth=0.4
+    )
+    if alive.size:
+        median = float(np.median(alive))
+        axes.axvline(median, color=PALETTE[1], linewidth=1.4, linestyle="--")
+        axes.text(
+            median,
+            0.97,
+            f" median {_share(10**median)}",
+            transform=axes.get_xaxis_transform(),
+            color=PALETTE[1],
+            va="top",
+        )
+    dead = shares.size - alive.size
+    percent = f"{100 * dead / shares.size:.1f} %"
+    dress(
+        axes,
+        x="log10 firing density (share of tokens)",
+        y="latents",
+        title=f"{alive.size:,} of {shares.size:,} latents fire in {n_tokens:,} tokens; {dead:,} ({percent}) never do",
+    )
+    axes.axvline(floor, color=GREY, linewidth=0.8, linestyle=":")
+    axes.text(floor, 0.85, " once", transform=axes.get_xaxis_transform(), color=GREY, fontsize=8, va="top")
+    axes.margins(y=0.15)  # room for the words
+    axes.set_xlim(floor - 0.15, 0.05)
+    return figure
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.2g} % of tokens"

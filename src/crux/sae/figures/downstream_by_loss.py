@@ -1,0 +1,58 @@
+"""Downstream reconstruction by loss: what is left of each later residual, at one L0, one row of panels a place in the network."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.sae.figures.downstream import mark
+
+
+class Later(NamedTuple):
+    """One loss at one place."""
+
+    panel: str
+    """Title of the row."""
+    label: str
+    """The loss, and where it was read off."""
+    loss: str
+    at: int
+    """The k at which the SAE itself stands."""
+    blocks: Float[np.ndarray, "_k"]
+    """k of each residual: the one that enters block k."""
+    mse: Float[np.ndarray, "_seeds _k"]
+    """Squared activation, a dimension."""
+    explained_variance: Float[np.ndarray, "_seeds _k"]
+
+
+def downstream_by_loss(lines: Sequence[Later], *, n_layers: int) -> Figure:
+    """MSE (left) and explained variance (right) by the block that the residual enters; a band is the range over seeds.
+
+    Args:
+        n_layers: k = n_layers is the residual that leaves the last block.
+    """
+    panels, losses = (list(dict.fromkeys(getattr(line, key) for line in lines)) for key in ("panel", "loss"))
+    figure = new_figure(width=10.5, height=3.8 * len(panels))
+    grid = figure.subplots(len(panels), 2, squeeze=False)
+    for (left, right), panel in zip(grid, panels, strict=True):
+        here = [line for line in lines if line.panel == panel]
+        for line in here:
+            n = losses.index(line.loss)
+            for axes, values in ((left, line.mse), (right, line.explained_variance)):
+                color, marker = PALETTE[n % len(PALETTE)], MARKERS[n % len(MARKERS)]
+                axes.plot(line.blocks, values.mean(axis=0), color=color, marker=marker, markersize=5, label=line.label)
+                axes.fill_between(
+                    line.blocks, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
+                )
+        left.set_ylim(bottom=0)
+        right.axhline(0, color=GREY, linewidth=0.8)  # beside which the mean would do better
+        right.set_ylim(bottom=min(right.get_ylim()[0], -0.05), top=1.02)
+        dress(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=panel)
+        dress(right, x="residual entering block", y="explained variance (1 is perfect)")
+        for axes in (left, right):
+            mark(axes, at=here[0].at, n_layers=n_layers)
+        right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8.5)
+    return figure

@@ -1,0 +1,56 @@
+"""Loss terms and L0 over a training run."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from crux.plotting import GREY, PALETTE, dress, new_figure
+
+
+def loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
+    """Above the loss terms on a logarithmic axis, below the L0, against the optimiser step.
+
+    Args:
+        history: rows of the training history, each with `step`; a row need not have every key.
+        terms: key → label with its unit, as `{"train/kl": "KL (nats/token)"}`; keys that no row has, or that
+            are zero in all, are passed over.
+        l0: key of the L0.
+
+    Values that a logarithmic axis has no place for (zero, negative) and non-finite ones leave a gap.
+    """
+    figure = new_figure(height=5.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    drawn = {key: label for key, label in terms.items() if any(row.get(key) for row in history)}
+    for n, (key, label) in enumerate(drawn.items()):
+        steps, values = _series(history, key)
+        marker = "o" if len(steps) < 2 else None
+        color, dash = PALETTE[n % len(PALETTE)], ("-", "--", ":", "-.")[n % 4]
+        positive = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+        above.plot(steps, positive, color=color, linestyle=dash, linewidth=1.4, marker=marker, label=label)
+    above.set_yscale("log")
+    above.yaxis.set_minor_formatter(NullFormatter())
+    dress(above, x="", y="loss term")
+    if drawn:
+        above.legend(frameon=False, fontsize=8.5, ncols=2 if len(drawn) > 3 else 1)
+    steps, values = _series(history, l0)
+    below.plot(steps, values, color=PALETTE[0], linewidth=1.4, marker="o" if len(steps) < 2 else None)
+    below.set_ylim(bottom=0)
+    if len(values) and np.isfinite(values[-1]):
+        below.annotate(
+            f"{values[-1]:.1f}",
+            (steps[-1], values[-1]),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="right",
+            color=GREY,
+        )
+    dress(below, x="optimiser step", y="L0 (latents per token)")
+    return figure
+
+
+def _series(history: Sequence[Mapping[str, float | int]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = [(row["step"], row[key]) for row in history if key in row]
+    steps, values = zip(*rows, strict=True) if rows else ((), ())
+    return np.asarray(steps, float), np.asarray(values, float)

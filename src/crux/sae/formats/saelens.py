@@ -1,0 +1,153 @@
+"""SAELens's folder: `cfg.json` and `sae_weights.safetensors`, as SAELens, SAEDashboard, SAEBench and Neuronpedia read.
+
+crux saves the folded SAE (unit-norm decoder, no input scale, a function of one token) as the architecture of SAELens's
+version 6 that has its function; see saelens_architectures.py. The weights are data; nothing of a folder is ever executed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.formats.saelens_architectures import ARCHITECTURES, Architecture, from_tensors, name_of, to_tensors
+
+WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+FORMAT_VERSION = "6.54.12"
+"""The sae-lens whose format this is, and that the tests open it with; without a version ≥ 6 it loses the metadata."""
+
+REQUIRED = ("model_name", "hook_name", "process_weights", "context_size", "prepend_bos", "dataset_path")
+"""What must be known of an SAE before it may be judged again; names are SAELens's where SAELens has one."""
+
+_READABLE: dict[str, tuple[Any, ...]] = {
+    "normalize_activations": ("none", False, None),
+    "reshape_activations": ("none", "hook_z"),  # crux has the heads of hook_z side by side
+    "activation_fn": ("relu",),
+    "activation_fn_str": ("relu",),  # before version 6, where a TopK was `standard` with another activation
+}
+
+
+def check(sae: SAE, *, transcodes: bool) -> None:
+    """ValueError where a trained SAE of this kind could not be saved."""
+    name_of(sae.folded(), transcodes=transcodes)
+
+
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Writes the folder whole or not at all; a folder of that name is replaced.
+
+    `metadata` (plain JSON values) holds at least `REQUIRED`, a transcoder's `hook_name_out` (where it writes), and may hold
+    more; it comes back from `load`, and as `sae.cfg.metadata` in SAELens. Added here: the version of the format, the scale
+    that was folded away (`input_scale`) and how TransformerLens must process the network (`model_from_pretrained_kwargs`).
+
+    Raises:
+        ValueError: where SAELens has no such architecture.
+    """
+    folder = Path(folder)
+    missing = [key for key in REQUIRED if key not in metadata]
+    assert not missing, f"metadata lacks {missing}"
+    folded, transcodes = sae.folded(), "hook_name_out" in metadata
+    name = name_of(folded, transcodes=transcodes)
+    architecture = ARCHITECTURES[name]
+    with_heads = metadata["hook_name"].endswith("hook_z") and not transcodes
+    processing = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed"), metadata["process_weights"])
+    config = {
+        "architecture": name,
+        "d_in": sae.d_model,
+        "d_sae": sae.n_latents,
+        **({"d_out": sae.d_out} if architecture.transcodes else {}),
+        **{key: getattr(folded, key) for key in architecture.keys},
+        **architecture.says,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if with_heads else "none",
+        "metadata": {
+            "sae_lens_version": FORMAT_VERSION,
+            "sae_lens_training_version": None,
+            "model_class_name": "HookedTransformer",
+            "model_from_pretrained_kwargs": processing,
+            "input_scale": float(sae.input_scale),
+            **metadata,
+        },
+    }
+    written = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    written.mkdir(parents=True)
+    try:
+        save_file(to_tensors(folded, architecture), written / WEIGHTS)
+        (written / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(replaced)
+        written.rename(folder)
+    except BaseException:
+        shutil.rmtree(written, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
+    """The SAE of a folder and its metadata; other people's SAEs too, with whatever decoder norms and input bias.
+
+    Raises:
+        ValueError: where folder or file is missing or broken, shapes do not fit, or crux has no SAE of that function.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    architecture: Architecture = ARCHITECTURES[config["architecture"]]
+    d_in, d_sae = config["d_in"], config["d_sae"]
+    d_out = config["d_out"] if architecture.transcodes else d_in
+    tensors = _read_weights(folder / WEIGHTS, architecture.shapes(d_in=d_in, d_sae=d_sae, d_out=d_out))
+    try:
+        return from_tensors(tensors, architecture, config), dict(config.get("metadata", {}))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """cfg.json, checked for what `load` relies on."""
+    if not folder.is_dir():
+        raise ValueError(f"no SAE folder at {folder}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is not an SAE folder: no {CONFIG} in it")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ValueError(f"{path}: not JSON, or a broken file ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("metadata", {}), dict):
+        raise ValueError(f"{path}: not a SAELens config")
+    if not isinstance(name := config.get("architecture"), str) or name not in ARCHITECTURES:
+        raise ValueError(f"{path}: architecture {name!r} cannot be read; allowed are {', '.join(ARCHITECTURES)}")
+    for key, readable in _READABLE.items():
+        if key in config and config[key] not in readable:
+            raise ValueError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {readable[0]!r}")
+    architecture = ARCHITECTURES[name]
+    for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.keys):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise ValueError(f"{path}: {key} is {config.get(key)!r}, not a positive integer")
+    return config
+
+
+def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of those names and shapes, float32, and no others."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not an SAE folder: no {WEIGHTS} in it")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or a broken one ({error})") from error
+    if tensors.keys() != shapes.keys():
+        raise ValueError(f"{path}: holds {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
+    for name, shape in shapes.items():
+        if (found := tuple(tensors[name].shape)) != shape:
+            raise ValueError(f"{path}: {name} is {found}, not {shape} as {CONFIG} says")
+    return {name: tensor.float() for name, tensor in tensors.items()}

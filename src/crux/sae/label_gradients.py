@@ -1,0 +1,28 @@
+"""The gradient of a label's loss at hook points, from the clean pass and one activation-only backward pass."""
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crux.sae.losses.label import Target, label_loss
+from crux.subjects.subject import Clean, Subject
+
+
+def clean_with_label_gradients(
+    subject: Subject,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    hooks: Collection[str],
+    target: Target,
+    generator: torch.Generator,
+    capture: Collection[str],
+) -> tuple[Clean, dict[str, Float[Tensor, "batch pos _d"]]]:
+    """The clean pass, and g = ∂(Σ of the labels' losses)/∂activation by hook; `generator` draws `sampled` labels."""
+    W_U, b_U, softcap = subject.unembed
+
+    def loss(final: Tensor) -> Tensor:
+        return label_loss(final, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target=target, generator=generator)
+
+    return subject.clean_with_gradients(tokens, of=hooks, loss=loss, capture=capture)

@@ -1,0 +1,75 @@
+"""A sweep's summary, rebuilt from its run folders alone: tables and figures in the sweep's folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from crux.runs.run_folder import write_whole
+from crux.sae.sweeps.curves import curves
+from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
+from crux.sae.sweeps.pictures import pictures
+from crux.sae.sweeps.runs import finished_runs
+from crux.sae.sweeps.tables import RATE, Shown, matched_csv, matched_table, matches, runs_csv, runs_table, times_table
+
+NOTES = {
+    "Runs": "On held-out text: nats per token, shares for explained variance, loss recovered and alive latents. "
+    "Of toy models: the network's own loss, summed over features, and shares. Mean over seeds (lowest to highest).",
+    "At equal L0": "CE loss increase in nats per token, linear between the two neighbouring L0 of a seed's runs; mean over "
+    "seeds (lowest to highest). A ratio is that of the means over the seeds that both losses have, to the first loss that is "
+    "there of local, e2e, e2e_ds and the others by name; in brackets the lowest and highest of the seeds' own ratios, and "
+    f"from {ENOUGH_SEEDS} seeds on a bootstrap 95 % interval over seeds ({RESAMPLES:,} resamples, seed {BOOTSTRAP_SEED}).",
+    "Time": "Training tokens a second, and time a token as a ratio to the e2e run of the same seed, all else equal. Of the last "
+    "start, where a run was interrupted.",
+}
+
+
+class Report(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    tables: dict[str, Shown]
+    """By title."""
+
+    def show(self) -> None:
+        """The tables on the screen, and where they lie."""
+        console = Console(width=None if Console().is_terminal else 140, highlight=False, markup=False)
+        for title, shown in self.tables.items():
+            table = Table(*shown.header, title=title, title_justify="left")
+            for row in shown.rows:
+                table.add_row(*row)
+            console.print(table)
+        console.print(f"report  {self.folder / 'report.md'}", soft_wrap=True)
+
+
+def write_report(folder: Path, *, at: Sequence[float]) -> Report:
+    """Writes `report.md`, `runs.csv`, and where there are curves to compare `matched.csv` and `figures/`.
+
+    Args:
+        at: L0 values at which losses are compared.
+
+    Raises:
+        ValueError: where no run has finished.
+    """
+    runs = finished_runs(folder)
+    lines = curves(runs)
+    tables, found = {"Runs": runs_table(runs)}, matches(lines, at=at)
+    write_whole(folder / "runs.csv", runs_csv(runs).csv())
+    (folder / "matched.csv").unlink(missing_ok=True)
+    if found:
+        tables["At equal L0"] = matched_table(found)
+        write_whole(folder / "matched.csv", matched_csv(found).csv())
+    if any(RATE in run.metrics for run in runs):
+        tables["Time"] = times_table(runs)
+    drawn = pictures(lines, at=at) if lines else {}
+    (folder / "figures").mkdir(exist_ok=True)
+    for old in (folder / "figures").glob("*.png"):
+        old.unlink()
+    for name, figure in drawn.items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+    parts = [f"# {folder.name}", *(f"## {t}\n\n{NOTES[t]}\n\n{shown.markdown()}" for t, shown in tables.items())]
+    parts += [f"![{name}](figures/{name}.png)" for name in drawn]
+    write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
+    return Report(folder, tables)

@@ -1,0 +1,52 @@
+"""The rows of a Parquet file, streamed: texts, or token ids as they are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Integer
+
+from crux.text.paths import check_parquet
+from crux.text.readers import COLUMNS
+
+ROWS = 256  # a batch of them is in memory
+
+
+def parquet_documents(path: Path, *, column: str | None) -> Iterator[str | Integer[np.ndarray, "pos"]]:
+    """The column's rows; null ones are passed over.
+
+    Raises:
+        ValueError: no Parquet, or no column of texts or lists of integers by that name (its columns are listed).
+    """
+    check_parquet(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            name = _usable(path, file.schema_arrow, column=column)
+            for batch in file.iter_batches(batch_size=ROWS, columns=[name]):
+                values = batch.column(0)
+                if _is_text(values.type):
+                    yield from (text for text in values.to_pylist() if text is not None)
+                else:
+                    yield from (row.values.to_numpy(zero_copy_only=False) for row in values if row.is_valid)
+    except (OSError, pa.ArrowException) as e:  # a broken page, a codec that this build lacks
+        raise ValueError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from None
+
+
+def _is_text(t: pa.DataType) -> bool:
+    return pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
+
+
+def _is_ids(t: pa.DataType) -> bool:
+    lists = pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t)
+    return lists and pa.types.is_integer(t.value_type)
+
+
+def _usable(path: Path, schema: pa.Schema, *, column: str | None) -> str:
+    for name in (column,) if column else COLUMNS:
+        if name in schema.names and (_is_text(schema.field(name).type) or _is_ids(schema.field(name).type)):
+            return name
+    there = ", ".join(f"{f.name} ({f.type})" for f in schema)
+    wanted = column or " or ".join(COLUMNS)
+    raise ValueError(f"{path}: no column {wanted} of texts or token ids; there are: {there} (data.column chooses one)")

@@ -1,0 +1,80 @@
+"""Trained instances taken to the bottom of their basin: L-BFGS on the exact loss, from where training left them."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from crux.toy.exact.lbfgs import minimise
+from crux.toy.exact.population import population_loss
+from crux.toy.program import Program
+from crux.toy.superposition import Weights
+
+ROWS = 4096
+"""Instances a batch: as many as share the cost of a call, as few as stay in the cache."""
+
+DROPPED = 0.03
+"""‖W_i‖ below which a feature whose output is off is not represented."""
+
+
+class Polished(NamedTuple):
+    """The local optima that the instances were near."""
+
+    weights: Weights
+    """In float64."""
+    loss: Float[Tensor, "stream setting"]
+    """Exact, summed over features."""
+    converged: Bool[Tensor, "stream setting"]
+    """The gradient is within the tolerance."""
+
+
+def polished(program: Program, weights: Weights, *, gradient_tolerance: float, max_iterations: int) -> Polished:
+    """Minimises the exact loss of every instance (without weight decay), a batch of instances at a time.
+
+    A dropped feature whose bias training left below 0 gets no gradient, though b_i = E x_i is better: it is put there, and its
+    instance polished again.
+    """
+    shape = program.importance.shape[:2]
+    one_a_row = program._replace(  # a stream for every instance, so that the optimiser can leave some out
+        seeds=program.seeds.repeat_interleave(shape[1]),
+        density=program.density.repeat_interleave(shape[1], 0),
+        importance=program.importance.flatten(0, 1)[:, None],
+    )
+    W, b = weights.W.flatten(0, 1).double(), weights.b.flatten(0, 1).double()
+    loss, converged = b.new_zeros(len(b)), torch.zeros(len(b), dtype=torch.bool)
+
+    def polish(rows: Tensor) -> None:
+        for part in rows.split(ROWS) if len(rows) else ():
+            end = minimise(
+                _loss(_rows(one_a_row, part)),
+                (W[part], b[part]),
+                max_iterations=max_iterations,
+                gradient_tolerance=gradient_tolerance,
+                history=10,
+            )
+            (W[part], b[part]), loss[part], converged[part] = end.parameters, end.loss, end.converged
+
+    polish(torch.arange(len(b)))
+    mean = one_a_row.density.double() * (0.0 if program.features.signed else 0.5)
+    off = (W.norm(dim=1) < DROPPED) & (b <= 0) & (mean > 0)
+    b = torch.where(off, mean, b)
+    polish(off.any(1).nonzero()[:, 0])
+    return Polished(
+        Weights(W.unflatten(0, shape), b.unflatten(0, shape), None), loss.view(shape), converged.view(shape)
+    )
+
+
+def _rows(program: Program, rows: Tensor) -> Program:
+    """Some of a program's streams."""
+    return program._replace(
+        seeds=program.seeds[rows], density=program.density[rows], importance=program.importance[rows]
+    )
+
+
+def _loss(program: Program):
+    def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
+        W, b = parameters
+        return population_loss(_rows(program, which), Weights(W[:, None], b[:, None], None))[:, 0]
+
+    return loss

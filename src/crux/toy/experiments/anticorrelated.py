@@ -1,0 +1,44 @@
+"""Features of which only one of a set is active at a time: they share a line, with opposite signs.
+
+Elhage et al. 2209.10652, "Correlated and anticorrelated features": antipodal features never disturb each other then, and the loss is 0.
+"""
+
+from collections.abc import Sequence
+
+from crux.config.schema import Config
+from crux.toy.experiments.in_sets import best_of
+from crux.toy.experiments.programs import over_densities, settings
+from crux.toy.experiments.result import Check, Result
+from crux.toy.figures.polygons import density_title
+from crux.toy.figures.sets import SetModels, toy_sets
+from crux.toy.geometry.sets import cosines, mates, within
+from crux.toy.options import Together
+from crux.toy.program import Program, Trained
+
+
+def programs(config: Config) -> list[Program]:
+    """One instance for each density and seed."""
+    toy = settings(config)
+    if toy.together is not Together.anticorrelated or toy.n_features != 2 * toy.n_sets or toy.n_sets > toy.n_hidden:
+        raise ValueError(
+            "experiment=toy/anticorrelated is about anticorrelated features in sets of two, and no more sets than dimensions"
+        )
+    return [over_densities(config)]
+
+
+def result(config: Config, trained: Sequence[Trained]) -> Result:
+    """The angles within and between the sets of the best instances."""
+    (found,) = trained
+    toy = settings(config)
+    best = best_of(found, n_seeds=toy.seeds)
+    inside = within(best.W, n_sets=toy.n_sets)
+    others = ~mates(toy.n_features, toy.n_sets).fill_diagonal_(True)
+    across = cosines(best.W)[:, others]
+    checks = [
+        Check("cosine within a set, the largest", float(inside.max()), -1.0001, -0.95),
+        Check("|cosine| between sets, the largest", float(across.abs().max()), 0, 0.1),
+        Check("exact loss of the best, the largest", float(best.loss.max()), -1e-8, 1e-5),
+    ]
+    metrics = {f"loss/{density:g}": float(best.loss[i]) for i, density in enumerate(toy.densities)}
+    drawn = SetModels(best.W.float().numpy(), toy.n_sets, [density_title(density) for density in toy.densities])
+    return Result(metrics, checks, {"sets": toy_sets([drawn])}, {"W": best.W, "loss": best.loss}, "")

@@ -1,0 +1,59 @@
+"""Features that are active together: each set lies in an orthogonal basis of its own, or side by side where there is no room.
+
+Elhage et al. 2209.10652, "Correlated and anticorrelated features". Orthogonal features of a set do not disturb each other, and
+antipodal ones of different sets are seldom active together; where each set cannot have its basis, mates are near each
+other: interference that is positive costs less than a negative one that the ReLU would have to cut.
+"""
+
+from collections.abc import Sequence
+
+from crux.config.schema import Config
+from crux.toy.experiments.in_sets import best_of
+from crux.toy.experiments.programs import importances, program, settings, sized, uniform
+from crux.toy.experiments.result import Check, Result
+from crux.toy.figures.polygons import density_title
+from crux.toy.figures.sets import SetModels, toy_sets
+from crux.toy.geometry.sets import opposite, within
+from crux.toy.options import Together
+from crux.toy.program import Program, Trained
+
+
+def programs(config: Config) -> list[Program]:
+    """For each size, an instance for every density and seed."""
+    if settings(config).together is not Together.correlated:
+        raise ValueError("toy.together: experiment=toy/correlated is about correlated features")
+    made = []
+    for one in sized(config):
+        toy = settings(one)
+        made.append(
+            program(
+                one, name=f"{toy.n_features}_{toy.n_hidden}", density=uniform(toy), importance=importances(toy)[None],
+                kind=None, points=None,
+            )
+        )  # fmt: skip
+    return made
+
+
+def result(config: Config, trained: Sequence[Trained]) -> Result:
+    """The angles within and between the sets of the best instances."""
+    checks, metrics, arrays, drawn = [], {}, {}, []
+    for one, found in zip(sized(config), trained, strict=True):
+        toy = settings(one)
+        name = f"{toy.n_features}_{toy.n_hidden}"
+        best = best_of(found, n_seeds=toy.seeds)
+        inside, across = within(best.W, n_sets=toy.n_sets), opposite(best.W, n_sets=toy.n_sets)
+        said = f"{toy.n_features} → {toy.n_hidden}, {toy.n_sets} sets"
+        if toy.n_features <= 2 * toy.n_hidden:  # two sets: room for a basis each
+            checks.append(Check(f"{said}: |cosine| within a set, the largest", float(inside.abs().max()), 0, 0.1))
+            if toy.n_hidden == 2:  # a basis of a plane has no other place that leaves each feature a digon
+                what = f"{said}: cosine with the opposite feature of the other set, the largest"
+                checks.append(Check(what, float(across.max()), -1.0001, -0.9))
+        else:
+            checks.append(Check(f"{said}: cosine within a set, the smallest", float(inside.min()), 0.3, 1.0001))
+        for i, density in enumerate(toy.densities):
+            metrics[f"loss/{name}/{density:g}"] = float(best.loss[i])
+            metrics[f"cosine_within/{name}/{density:g}"] = float(inside[i].mean())
+        arrays |= {f"{name}/W": best.W, f"{name}/loss": best.loss}
+        titles = [f"{said}\n{density_title(density)}" for density in toy.densities]
+        drawn.append(SetModels(best.W.float().numpy(), toy.n_sets, titles))
+    return Result(metrics, checks, {"sets": toy_sets(drawn)}, arrays, "")

@@ -1,0 +1,51 @@
+"""Five features in two dimensions: two orthogonal ones when dense, antipodal pairs and a pentagon when sparse.
+
+Elhage et al. 2209.10652, introduction: at 0, 80 and 90 % sparsity two, four and five features are represented.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from crux.config.schema import Config
+from crux.toy.exact.best import best_of_seeds, instance, losses
+from crux.toy.experiments.programs import importances, over_densities, settings
+from crux.toy.experiments.result import THRESHOLDS, Check, Result
+from crux.toy.figures.polygons import density_title, toy_polygons
+from crux.toy.geometry.report import canonical, geometry_report
+from crux.toy.program import Program, Trained
+
+LIVING = {1.0: 2, 0.2: 4, 0.1: 5}
+"""Density → how many features the paper finds represented."""
+
+
+def programs(config: Config) -> list[Program]:
+    """One instance for each density and seed."""
+    if settings(config).n_hidden != 2:
+        raise ValueError("toy.n_hidden: the figure of experiment=toy/intro_polygon is a plane, 2 are needed")
+    return [over_densities(config)]
+
+
+def result(config: Config, trained: Sequence[Trained]) -> Result:
+    """The best instance of each density: how many features live, in which shapes."""
+    (found,) = trained
+    toy, loss = settings(config), losses(found)
+    best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    checks, metrics, drawn, lines = [], {}, [], []
+    for density, stream in zip(toy.densities, best, strict=True):
+        weights = instance(found.weights, stream, 0)
+        shape = geometry_report(weights.W, **THRESHOLDS)
+        drawn.append(canonical(weights.W, living=THRESHOLDS["living"]))
+        metrics[f"loss/{density:g}"] = float(loss[stream, 0])
+        metrics[f"living/{density:g}"] = float(len(shape.living))
+        lines.append(f"density {density:g}, exact loss {loss[stream, 0]:.5f}\n{shape}")
+        if density in LIVING:
+            n = LIVING[density]
+            checks.append(Check(f"features represented at density {density:g}", len(shape.living), n, n))
+    figure = toy_polygons(
+        torch.stack(drawn).numpy(),
+        importances=importances(toy).numpy(),
+        titles=[density_title(density) for density in toy.densities],
+    )
+    arrays = {"W": torch.stack(drawn), "loss": loss, "best": torch.tensor(best)}
+    return Result(metrics, checks, {"polygons": figure}, arrays, "\n\n".join(lines))

@@ -1,0 +1,64 @@
+"""Features as points in a two-dimensional hidden space, one panel a model: the first figure of "Toy Models of Superposition"."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+from crux.plotting import GREY, dress, new_figure
+
+COLUMNS = 5
+IMPORTANCE = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))
+"""Without the yellow end, which is hard to see on white."""
+
+
+def toy_polygons(
+    weights: Float[np.ndarray, "panels 2 n"], *, importances: Float[np.ndarray, "n"], titles: Sequence[str]
+) -> Figure:
+    """Each column W_i as a point with a line from the origin, coloured by its importance; all panels at one scale, axes equal.
+
+    Args:
+        titles: one a panel, as by `density_title`. Rotate the weights alike first (`crux.toy.geometry.report.canonical`).
+    """
+    rows, columns = -(-len(weights) // COLUMNS), min(len(weights), COLUMNS)
+    figure = new_figure(width=1.2 + 2.1 * columns, height=0.6 + 2.3 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    reach = 1.15 * max(1.0, float(np.abs(weights).max()))
+    low, high = float(importances.min()), float(importances.max())
+    shades = Normalize(low - (high == low), high)
+    for n, (axes, W, title) in enumerate(zip(grid.flat, weights, titles, strict=False)):
+        _draw(axes, W, importances, shades)
+        dress(axes, x="", y="")
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        if n + columns >= len(weights):
+            axes.set_xlabel("hidden unit 1")
+            axes.tick_params(labelbottom=True)
+        if n % columns == 0:
+            axes.set_ylabel("hidden unit 2")
+    for axes in grid.flat[len(weights) :]:
+        axes.remove()
+    if high > low:
+        models = list(figure.axes)
+        figure.colorbar(models[0].collections[-1], ax=models, label="importance of the feature", aspect=30)
+    return figure
+
+
+def density_title(density: float) -> str:
+    """As "density 0.05 (95 % sparse)": the share of inputs in which a feature is active, and S in per cent."""
+    sparsity = 100 * (1 - density)
+    return f"density {density:.2g} ({sparsity:.{2 if sparsity < 99 else 3}g} % sparse)"
+
+
+def _draw(axes: Axes, W: np.ndarray, importances: np.ndarray, shades: Normalize) -> None:
+    axes.axhline(0, color=GREY, linewidth=0.5)
+    axes.axvline(0, color=GREY, linewidth=0.5)
+    rays = LineCollection([np.array([[0, 0], tip]) for tip in W.T], cmap=IMPORTANCE, norm=shades, linewidth=1.6)
+    rays.set_array(importances)
+    axes.add_collection(rays)
+    axes.scatter(*W, c=importances, cmap=IMPORTANCE, norm=shades, s=26, zorder=3)

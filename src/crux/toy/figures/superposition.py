@@ -1,0 +1,72 @@
+"""Which features a toy model keeps and which share a direction: the "basic results" figure of "Toy Models of Superposition"."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from crux.plotting import dress, new_figure
+
+PRODUCTS, SHARED = "RdBu_r", "viridis"
+
+
+def toy_superposition(
+    *,
+    weights: Float[np.ndarray, "panels m n"],
+    biases: Float[np.ndarray, "panels n"],
+    norms: Float[np.ndarray, "panels n"],
+    superposition: Float[np.ndarray, "panels n"],
+    titles: Sequence[str],
+) -> Figure:
+    """One column a model. Above WᵀW with the bias at its side, features downwards; below a bar ‖W_i‖ a feature, in the same order,
+    coloured by Σ_{j≠i} (Ŵ_i·W_j)²: dark where the feature has its direction to itself, bright from 1 on.
+    """
+    n = weights.shape[-1]
+    products = weights.swapaxes(1, 2) @ weights
+    figure = new_figure(width=1.6 + 2.2 * len(weights), height=5.4)
+    grid = figure.subplots(2, len(weights), squeeze=False)
+    ends, shades = Normalize(-1, 1), Normalize(0, 1)
+    longest = 1.08 * max(1.0, float(norms.max()))
+    for k, title in enumerate(titles):
+        above, below = grid[:, k]
+        _matrix(above, products[k], biases[k], ends)
+        above.set_title(title, loc="left", fontsize=10)
+        below.barh(np.arange(n), norms[k], height=0.85, color=ScalarMappable(shades, SHARED).to_rgba(superposition[k]))
+        below.set(xlim=(0, longest), ylim=(n - 0.5, -0.5), box_aspect=1)
+        dress(below, x=r"norm $\|W_i\|$", y="feature i" if k == 0 else "")
+        below.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        below.grid(visible=False, axis="y")
+        if k == 0:
+            above.set_ylabel("feature i")
+        else:
+            above.tick_params(labelleft=False)
+            below.tick_params(labelleft=False)
+    figure.colorbar(ScalarMappable(ends, PRODUCTS), ax=grid[0].tolist(), label=r"$W^T W$, and bias $b$", extend="both")
+    shared = r"superposition $\sum_{j \neq i} (\hat W_i \cdot W_j)^2$"
+    figure.colorbar(ScalarMappable(shades, SHARED), ax=grid[1].tolist(), label=shared, extend="max")
+    return figure
+
+
+def _matrix(axes: Axes, products: np.ndarray, bias: np.ndarray, ends: Normalize) -> None:
+    """The image of WᵀW, and two cells further that of b, at the same scale of colours."""
+    n = len(bias)
+    wide = max(1.0, n / 12)
+    gap = wide / 2
+    axes.imshow(products, cmap=PRODUCTS, norm=ends, extent=(-0.5, n - 0.5, n - 0.5, -0.5), interpolation="nearest")
+    axes.imshow(
+        bias[:, None],
+        cmap=PRODUCTS,
+        norm=ends,
+        extent=(n - 0.5 + gap, n - 0.5 + gap + wide, n - 0.5, -0.5),
+        aspect="equal",
+    )
+    axes.set(xlim=(-0.5, n - 0.5 + gap + wide), ylim=(n - 0.5, -0.5), xlabel="feature j", aspect="equal")
+    ticks = [int(tick) for tick in MaxNLocator(5, integer=True).tick_values(0, n - 1) if 0 <= tick < n]
+    axes.set_xticks([*ticks, n - 0.5 + gap + wide / 2], labels=[*map(str, ticks), "b"])
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,161 @@
+"""Spectra and synchronised neurons from the command line, and the training that they may read; what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crux.degeneracy.networks.addition_folder import INSIDE
+
+SMALL = ("interaction_basis.addition.p=7", "interaction_basis.addition.d_mlp=32", "trainer.progress=false")
+TRAINING = "experiment=interaction_basis/modular_addition_training"
+Command = Callable[..., int]
+
+
+def run(crux_here: Command, outputs: Path, *given: str) -> tuple[Path, dict[str, float]]:
+    """Folder and metrics of a run."""
+    assert crux_here(*given, "tracking=none", f"output_dir={outputs}") == 0
+    (folder,) = (outputs / "runs").iterdir()
+    assert (folder / "DONE").exists()
+    return folder, json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def addition(crux_here: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small network."""
+    more = ("trainer.max_steps=300", "interaction_basis.addition.train_share=0.9")
+    folder, metrics = run(crux_here, tmp_path_factory.mktemp("addition"), TRAINING, *SMALL, *more)
+    assert metrics["final/train_accuracy"] == 1
+    assert (folder / "figures" / "grokking.png").exists()
+    return folder
+
+
+def test_spectra_of_a_perceptron_bound_the_rank_of_its_hessian(crux_here: Command, tmp_path: Path) -> None:
+    folder, found = run(
+        crux_here, tmp_path, "experiment=degeneracy/spectra", "degeneracy.network=mlp", "degeneracy.hidden=[8,6]",
+        "degeneracy.steps=60",
+    )  # fmt: skip
+    assert found["final/checks_failed"] == 0
+    assert found["final/parameters"] == 65 * 8 + 9 * 6 + 7 * 10
+    assert 0 < found["final/hessian_rank"] <= found["final/bound"] < found["final/parameters"]
+    assert found["final/rank/G/input"] <= 61  # three of the 64 pixels are empty in every digit
+    spectra = load_file(folder / "arrays.safetensors")
+    assert len(spectra["hessian"]) == found["final/parameters"]
+    report = (folder / "report.md").read_text()
+    assert f"2λ_B ≤ {found['final/bound']:.0f}." in report
+    assert "| pre0 | 65 · 8 |" in report
+
+
+def test_spectra_of_the_packaged_model_see_that_the_mean_is_not_read(crux_here: Command, tmp_path: Path) -> None:
+    hooks = "blocks.5.hook_resid_pre,blocks.7.attn.hook_z,blocks.7.hook_attn_out"
+    folder, found = run(
+        crux_here, tmp_path, "experiment=degeneracy/spectra", "degeneracy.sequences=16", "model.context=64",
+        f"hook_points=[{hooks}]",
+    )  # fmt: skip
+    assert found["final/checks"] == 1
+    assert found["final/checks_failed"] == 0
+    assert found["final/rank/K/blocks.5.hook_resid_pre"] == 127
+    assert found["final/rank/K/blocks.7.hook_attn_out"] == 127
+    assert found["final/rank/G/blocks.7.attn.hook_z"] == 128
+    assert "| blocks.7.attn.hook_z | blocks.7.hook_attn_out | 16384 | 128 |" in (folder / "report.md").read_text()
+
+
+def test_synchronised_neurons_of_a_perceptron(crux_here: Command, tmp_path: Path) -> None:
+    folder, found = run(
+        crux_here, tmp_path, "experiment=degeneracy/synchronised", "degeneracy.hidden=[24]", "degeneracy.steps=60",
+        "degeneracy.thresholds=[0.001,0.5,0.05]",
+    )  # fmt: skip
+    assert found["final/checks_failed"] == 0
+    assert found["final/neurons"] == 24
+    gates = [found[f"final/gates/{t}"] for t in ("0.001", "0.05", "0.5")]
+    assert 1 >= gates[0] >= gates[1] >= gates[2] > 0
+    assert gates[2] < 0.8
+    assert found["final/right"] > 0.8
+    error = load_file(folder / "arrays.safetensors")["error/post0"]
+    assert error.shape == (24, 24)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["threshold"] for row in history] == [0.001, 0.05, 0.5]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_both_read_a_modular_addition_network(crux_here: Command, addition: Path, tmp_path: Path, inside: bool) -> None:
+    path = addition / INSIDE if inside else addition
+    if inside:
+        _, found = run(crux_here, tmp_path, "experiment=degeneracy/synchronised", f"model.path={path}")
+        assert found["final/neurons"] == 32
+    else:
+        _, found = run(crux_here, tmp_path, "experiment=degeneracy/spectra", f"model.path={path}")
+        assert found["final/parameters"] == 129 * 32 + 33 * 128
+        assert found["final/bound"] < found["final/parameters"]
+    assert found["final/checks_failed"] == 0
+
+
+def test_training_that_was_killed_goes_on(crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history and the network of the resumed run are those of an uninterrupted one."""
+    given = [TRAINING, *SMALL, "trainer.max_steps=60", "trainer.log_every=10", "trainer.checkpoint_every=20"]
+    whole, _ = run(crux_here, tmp_path / "whole", *given)
+    from crux.degeneracy.networks import modular_addition_module as modular_addition
+
+    calls = iter(range(100))
+    judged = modular_addition.judged
+
+    def dies(*args: Any) -> Any:
+        if next(calls) == 4:
+            raise RuntimeError("killed")
+        return judged(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modular_addition, "judged", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(crux_here, tmp_path / "cut", *given)
+    resumed, _ = run(crux_here, tmp_path / "cut", *given, "resume=true")
+    assert (resumed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    a, b = (load_file(folder / INSIDE / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (resumed / INSIDE / "checkpoints" / "last.ckpt").exists()
+
+
+TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
+SPECTRA, SYNCHRONISED = "experiment=degeneracy/spectra", "experiment=degeneracy/synchronised"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((SPECTRA, "degeneracy.thresholds=[0.1,1.0]"), "degeneracy.thresholds=[0.1, 1.0]: must be numbers above 0 and below 1"),
+        ((SYNCHRONISED, "degeneracy.thresholds=[0.0]"), "degeneracy.thresholds=[0.0]: must be numbers above 0 and below 1"),
+        ((SPECTRA, "degeneracy.thresholds=[]"), "degeneracy.thresholds=[]: must be"),
+        ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.2.hook_resid_pre]"), "2.hook_resid_pre does not lie behind blocks.3"),
+        ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre]"), "two or more are needed"),
+        ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.9.hook_resid_pre]"), "the model has 8 layers"),
+        ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.4.hook_resid_per]"), "no such hook point; nearest are"),
+        ((SPECTRA, "degeneracy.network=mlp", "model.context=64"), "model.context has no meaning for degeneracy.network=mlp"),
+        ((SPECTRA, "layer=3"), "layer has no meaning for experiment=degeneracy/spectra"),
+        ((SYNCHRONISED, f"model.path={TINY}"), "only ReLU neurons can be synchronised"),
+        ((SYNCHRONISED, "degeneracy.network=model"), "say which by model.path"),
+        ((SYNCHRONISED, "degeneracy.hidden=[]"), "degeneracy.hidden=[]: must be one width or more"),
+        ((SYNCHRONISED, "degeneracy.steps=0"), "degeneracy.steps=0: must be 1 or more"),
+        ((TRAINING, "interaction_basis.addition.train_share=1.0"), "must be a share of the 12769 pairs, between 0 and 1"),
+        ((TRAINING, "interaction_basis.addition.n_heads=3"), "must be a multiple of the 3 heads"),
+        ((TRAINING, "interaction_basis=mlp"), "interaction_basis.addition is missing"),
+        ((TRAINING, "interaction_basis.addition.p=0"), "interaction_basis.addition.p=0: must be 1 or more"),
+        ((TRAINING, f"model.path={TINY}"), "model.path has no meaning for experiment=interaction_basis/modular_addition_training"),
+        (("experiment=interaction_basis/modular_addition", f"model.path={TINY}"), "no trained modular-addition network there"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)  # fmt: skip
+def test_nonsense_is_refused(refusal: Callable[..., str], given: tuple[str, ...], said: str) -> None:
+    assert said in refusal(*given)
+
+
+def test_a_network_with_broken_weights_is_refused(refusal: Callable[..., str], addition: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "config.json").write_text((addition / INSIDE / "config.json").read_text())
+    (folder / "model.safetensors").write_bytes(b"short")
+    for experiment in (SPECTRA, SYNCHRONISED):
+        assert "not a safetensors file, or a broken one" in refusal(experiment, f"model.path={folder}")

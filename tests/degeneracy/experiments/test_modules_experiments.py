@@ -1,0 +1,151 @@
+"""Modules and dictionaries in the interaction basis, from the command line."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from crux.degeneracy.experiments.shortcut import AGREES, HOOKS, NOISE, hidden, sign, training_samples, unrelated
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.formats import saelens
+
+
+def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[Path, dict[str, float], str]:
+    """Folder, metrics and report of a run."""
+    assert crux_here(*given, "tracking=none", "trainer.progress=false", f"output_dir={outputs}") == 0
+    (folder,) = (outputs / "runs").iterdir()
+    assert (folder / "DONE").exists()
+    return folder, json.loads((folder / "metrics.json").read_text()), (folder / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_shortcuts_module_is_found_and_taken_out(seed: int, crux_here: Callable[..., int], tmp_path: Path) -> None:
+    folder, metrics, report = run(crux_here, tmp_path, "experiment=interaction_basis/modules", f"seed={seed}")
+    assert metrics["final/checks_failed"] == 0
+    assert metrics["final/modules"] == 2
+    assert metrics["final/intact/misled"] > metrics["final/without_shortcut/misled"] + 0.3
+    assert "(the shortcut)" in report
+    assert len(list((folder / "figures").glob("*.png"))) == 4
+
+
+def test_the_hidden_network_is_the_one_that_was_trained() -> None:
+    rng = torch.Generator().manual_seed(0)
+    widths = [8, 20, 20, 4]
+    W = [torch.randn(b, a, generator=rng, dtype=torch.float64) for a, b in itertools.pairwise(widths)]
+    b = [torch.randn(n, generator=rng, dtype=torch.float64) for n in widths[1:]]
+    out = torch.randn(4, generator=rng, dtype=torch.float64)
+    of = hidden(W, b, out, rng)
+    z = torch.randn(30, 8, generator=rng, dtype=torch.float64)
+    h = [z]
+    for i in range(3):
+        h.append((h[-1].relu() if i else h[-1]) @ W[i].T + b[i])
+    torch.testing.assert_close(of.chain(z @ of.rotation)[:, 0], h[-1] @ out)
+    found = of.chain.clean(z @ of.rotation, capture=HOOKS, final=False).activations
+    for hook, value in zip(HOOKS, (h[0], h[1].relu(), h[2].relu(), h[3]), strict=True):
+        for module, columns in enumerate(value.chunk(2, 1)):
+            torch.testing.assert_close(found[hook] @ of.subspaces[hook][module], columns)
+
+
+def test_the_shortcut_is_in_the_training_data_and_not_in_those_that_judge() -> None:
+    rng = torch.Generator().manual_seed(0)
+    z, label = training_samples(20_000, rng)
+    assert float((sign(z[:, 4:]) == label).double().mean()) == pytest.approx(AGREES, abs=0.01)
+    assert float((sign(z[:, :4]) != label).double().mean()) == pytest.approx(NOISE, abs=0.01)
+    samples = unrelated(20, torch.eye(8, dtype=torch.float64), rng)
+    x = samples.x - samples.x.mean(0)
+    assert float((x[:, :4].T @ x[:, 4:]).abs().max()) < 1e-10
+    assert torch.equal(samples.concept, sign(samples.x[:, :4]))
+    assert torch.equal(samples.shortcut, sign(samples.x[:, 4:]))
+
+
+@pytest.mark.slow
+def test_every_loss_in_three_seeds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    folder, metrics, _ = run(crux_here, tmp_path, "experiment=interaction_basis/dictionaries")
+    assert metrics["final/checks"] == 27
+    assert metrics["final/checks_failed"] == 0
+    assert (folder / "figures" / "outside.png").exists()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., str]:
+    """An SAE's folder."""
+
+    def save(name: str, *, hook: str = "blocks.6.hook_resid_pre", seed: int = 0, **more: object) -> str:
+        sae = ReluSAE(
+            d_model=128, d_out=None, n_latents=40, init="tied", init_norm=1.0, subtract_b_dec=False,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        metadata = {
+            "model_name": "tiny", "hook_name": hook, "process_weights": False, "context_size": 64, "prepend_bos": False,
+            "dataset_path": "packaged", **more,
+        }  # fmt: skip
+        saelens.save(sae, tmp_path / name, metadata)
+        return str(tmp_path / name)
+
+    return save
+
+
+def test_saved_saes_of_a_language_model(
+    saved: Callable[..., str], crux_here: Callable[..., int], tmp_path: Path
+) -> None:
+    """Random directions lie outside as much as chance has it."""
+    folders = [
+        saved("a", loss="local"), saved("b", loss="local", seed=1), saved("c", hook="blocks.7.hook_resid_pre", loss="e2e"),
+        saved("d", hook_name_out="blocks.7.hook_mlp_out"),
+    ]  # fmt: skip
+    given = ("interaction_basis.dictionaries.tokens=1024", "interaction_basis.dictionaries.left_out=0.1")
+    _, metrics, report = run(
+        crux_here,
+        tmp_path,
+        "experiment=interaction_basis/dictionaries",
+        f"interaction_basis.saes=[{','.join(folders)}]",
+        *given,
+    )
+    for name in ("local 0", "local 1", "e2e", "d"):
+        read = metrics[f"final/{name}/read"]
+        assert 10 < read < 128
+        assert metrics[f"final/{name}/mean"] == pytest.approx(1 - read / 128, abs=0.1)
+        assert f"| {name} |" in report
+    assert metrics["final/checks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("experiment", "given", "says"),
+    [
+        ("modules", "interaction_basis.modularity.resolution=0", "modularity.resolution=0.0: must be more than 0"),
+        ("modules", "interaction_basis.modularity.starts=0", "modularity.starts=0: must be 1 or more"),
+        ("modules", "interaction_basis.saes=[x]", "saes has no meaning for experiment=interaction_basis/modules"),
+        ("modules", "layer=3", "layer has no meaning"),
+        ("dictionaries", "interaction_basis.saes=[/nowhere]", "/nowhere is not an SAE folder, there is no cfg.json in it"),
+        ("dictionaries", "interaction_basis.dictionaries.left_out=1", "left_out=1.0: must be from 0 up to but not 1"),
+        ("dictionaries", "interaction_basis.dictionaries.tokens=9999", "is for saved SAEs, which interaction_basis.saes"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(
+    experiment: str,
+    given: str,
+    says: str,
+    crux_here: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert crux_here(f"experiment=interaction_basis/{experiment}", given, f"output_dir={tmp_path}") == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert "\n" not in error
+
+
+def test_an_sae_that_does_not_say_whose_it_is(
+    saved: Callable[..., str], crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(saved("a"))
+    config = json.loads((folder / "cfg.json").read_text())
+    del config["metadata"]["hook_name"]
+    (folder / "cfg.json").write_text(json.dumps(config))
+    given = (f"interaction_basis.saes=[{folder}]", "tracking=none", f"output_dir={tmp_path}")
+    assert crux_here("experiment=interaction_basis/dictionaries", *given) == 2
+    assert "does not say its hook_name" in capsys.readouterr().err

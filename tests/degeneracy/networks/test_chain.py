@@ -1,0 +1,91 @@
+"""What follows from another activation, in language models and in chains of maps."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_subjects import CONFIGS, TOKENS
+from torch import nn
+
+from crux.degeneracy.networks.chain import Chain
+from crux.subjects.load import load_subject
+from crux.subjects.subject import FINAL
+
+
+@pytest.fixture
+def chain() -> Chain:
+    torch.manual_seed(0)
+    return Chain({"input": nn.Identity(), "layer.0": nn.Linear(3, 4), "relu.0": nn.ReLU(), "output": nn.Linear(4, 2)})
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_subject_goes_on_as_its_spliced_pass_does(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder(kind), process_weights=False)
+    for start, end in (("blocks.1.attn.hook_z", "blocks.2.hook_resid_pre"), ("blocks.0.hook_resid_pre", FINAL)):
+        captured = [start] if end == FINAL else [start, end]
+        clean = subject.clean(TOKENS, capture=captured)
+        other = (1.1 * clean.activations[start] + 0.1).requires_grad_()
+        found = subject.onward(clean, start, other, ends=[end])[end]
+        spliced = subject.spliced(clean, {start: lambda x, other=other: other}, capture=captured)
+        want = spliced.final if end == FINAL else spliced.activations[end]
+        assert torch.equal(found, want)
+        assert torch.autograd.grad(found.sum(), other)[0].abs().sum() > 0
+
+
+def test_nothing_behind_the_last_end_is_run(subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder("gpt2"), process_weights=False)
+    calls: list[int] = []
+    for layer, block in enumerate(subject.parts.blocks):
+        block.norm1.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
+    clean = subject.clean(TOKENS, capture=["blocks.0.hook_resid_mid"], final=False)
+    calls.clear()
+    subject.onward(
+        clean, "blocks.0.hook_resid_mid", clean.activations["blocks.0.hook_resid_mid"], ends=["blocks.1.hook_resid_pre"]
+    )
+    assert calls == []
+
+
+def test_a_chain_is_its_maps_one_after_the_other(chain: Chain) -> None:
+    x = torch.randn(5, 3)
+    clean = chain.clean(x, capture=["relu.0", "input"], final=True)
+    assert torch.equal(clean.activations["input"], x)
+    assert torch.equal(clean.activations["relu.0"], chain.stages["layer_0"](x).relu())
+    assert torch.equal(chain(x), clean.final)
+    assert not clean.activations["relu.0"].requires_grad
+    value = clean.activations["relu.0"].clone().requires_grad_()
+    found = chain.onward(clean, "relu.0", value, ends=["output", "relu.0"])
+    assert torch.equal(found["output"], chain(x))
+    assert found["relu.0"] is value
+    assert torch.allclose(
+        torch.autograd.grad(found["output"][:, 0].sum(), value)[0][0], chain.stages["output"].weight[0]
+    )
+
+
+def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder("gpt2"), process_weights=False)
+    clean, kept = (
+        chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False),
+        subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre"]),
+    )
+    with pytest.raises(ValueError, match=r"from relu.0 to layer.0: the second lies before the first"):
+        chain.onward(clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
+    with pytest.raises(ValueError, match=r"relu.1: no such hook point; there are input, layer.0, relu.0, output"):
+        chain.onward(clean, "relu.0", torch.ones(1, 4), ends=["relu.1"])
+    with pytest.raises(ValueError, match="no hook point given"):
+        chain.onward(clean, "relu.0", torch.ones(1, 4), ends=[])
+    with pytest.raises(ValueError, match="mlp: no such hook point"):
+        chain.clean(torch.ones(1, 3), capture=["mlp"], final=False)
+    at = "blocks.1.hook_resid_pre"
+    with pytest.raises(ValueError, match=r"from blocks.1.hook_resid_pre to blocks.0.hook_resid_mid"):
+        subject.onward(kept, at, kept.activations[at], ends=["blocks.0.hook_resid_mid"])
+    with pytest.raises(ValueError, match="the clean pass must capture it"):
+        subject.onward(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
+
+
+def test_behind_the_final_norm_there_is_a_hook_point_too(subject_folder: Callable[[str], Path]) -> None:
+    subject = load_subject(subject_folder("gpt2"), process_weights=False)
+    clean = subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre", FINAL], final=False)
+    assert torch.equal(clean.activations[FINAL], subject.clean(TOKENS, capture=[]).final)
+    value = torch.zeros_like(clean.activations[FINAL])
+    assert subject.onward(clean, FINAL, value, ends=[FINAL]) == {FINAL: value}

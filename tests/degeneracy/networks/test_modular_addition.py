@@ -1,0 +1,132 @@
+"""The modular-addition transformer: the fast way to its logits, its hook points, its folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from crux.degeneracy.networks.addition_folder import INSIDE, addition_folder
+from crux.degeneracy.networks.modular_addition import (
+    MID,
+    OUTPUT,
+    POST,
+    PRE,
+    ModularAddition,
+    Pairs,
+    Sizes,
+    load,
+    pairs,
+    save,
+)
+
+SIZES = Sizes(p=11, d_model=12, n_heads=3, d_mlp=20)
+
+
+def network() -> ModularAddition:
+    made = ModularAddition(SIZES).double()
+    made.draw(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in made.parameters():  # biases too
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return made
+
+
+def test_logits_are_the_chains_output_in_value_and_gradient() -> None:
+    made, tokens = network(), pairs(SIZES.p, train_share=0.5, seed=0).train
+    weights = torch.randn(len(tokens), SIZES.p, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    slow, fast = made(tokens), made.logits(tokens)
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
+    params = list(made.parameters())
+    for a, b in zip(
+        torch.autograd.grad((fast * weights).sum(), params),
+        torch.autograd.grad((slow * weights).sum(), params),
+        strict=True,
+    ):
+        assert float(b.abs().max()) > 1e-3
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_hook_points_have_every_position_and_attention_looks_back_only() -> None:
+    made = network()
+    tokens = torch.tensor([[3, 5, 11], [3, 7, 11]])
+    found = made.clean(tokens, capture=made.hooks, final=True).activations
+    assert made.hooks == (PRE, MID, POST, OUTPUT)
+    assert all(found[hook].shape == (2, 3, SIZES.d_model) for hook in (PRE, MID, POST))
+    assert found[OUTPUT].shape == (2, SIZES.p)
+    assert torch.equal(found[MID][0, 0], found[MID][1, 0])
+    assert not torch.equal(found[MID][0, 1], found[MID][1, 1])
+    _, attention, *_ = made.parts
+    q, k, v = (torch.einsum("bpm,hmd->bhpd", found[PRE], W) for W in (attention.W_Q, attention.W_K, attention.W_V))
+    z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    added = torch.einsum("bhpd,hdm->bpm", z, attention.W_O)
+    torch.testing.assert_close(found[MID], found[PRE] + added)
+
+
+def test_the_same_network_at_the_last_position_and_its_mlp_alone() -> None:
+    made, tokens = network(), pairs(SIZES.p, train_share=0.5, seed=0).test
+    whole = made.clean(tokens, capture=made.hooks, final=True).activations
+    last = made.at_last_position()
+    for hook, value in last.clean(tokens, capture=last.hooks, final=True).activations.items():
+        torch.testing.assert_close(value, whole[hook][:, -1:] if hook in (MID, POST) else whole[hook])
+    mid, mlp = whole[MID][:, -1], made.mlp_alone()
+    found = mlp.clean(mid, capture=mlp.hooks, final=True).activations
+    torch.testing.assert_close(found["blocks.0.mlp.hook_pre"], made.pre_activations(mid))
+    torch.testing.assert_close(found[OUTPUT] + mid @ made.parts[3].W_U, whole[OUTPUT])
+    torch.testing.assert_close(mid + found["blocks.0.hook_mlp_out"], whole[POST][:, -1])
+
+
+def test_every_pair_is_there_once_and_the_seed_says_where() -> None:
+    found = pairs(113, train_share=0.3, seed=0)
+    assert (len(found.train), len(found.test)) == (3830, 8939)
+    every = torch.cat(found)
+    assert len({tuple(row) for row in every.tolist()}) == 113**2
+    assert bool((every[:, 2] == 113).all())
+    assert torch.equal(pairs(113, train_share=0.3, seed=0).train, found.train)
+    assert not torch.equal(pairs(113, train_share=0.3, seed=1).train, found.train)
+    assert Pairs.sums(torch.tensor([[112, 1, 113], [50, 3, 113], [112, 112, 113]])).tolist() == [0, 53, 111]
+
+
+def test_weights_are_drawn_at_their_scales() -> None:
+    made = ModularAddition(Sizes(113, 128, 4, 512))
+    made.draw(torch.Generator().manual_seed(3))
+    stds = {name.rpartition(".")[2]: float(p.detach().std()) for name, p in made.named_parameters()}
+    assert stds.pop("b_in") == stds.pop("b_out") == 0
+    assert stds.pop("W_U") == pytest.approx(113**-0.5, rel=0.03)
+    assert stds.pop("W_pos") == pytest.approx(128**-0.5, rel=0.2)
+    assert all(std == pytest.approx(128**-0.5, rel=0.03) for std in stds.values())
+
+
+def test_the_folder_comes_back(tmp_path: Path) -> None:
+    made = network().float()
+    save(tmp_path / INSIDE, made, train_share=0.4, seed=7)
+    folder = addition_folder(tmp_path)
+    assert folder == tmp_path / INSIDE == addition_folder(folder)
+    back, tokens = load(folder)
+    assert back.sizes == SIZES
+    for name, value in made.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value)
+    assert torch.equal(tokens.train, pairs(11, train_share=0.4, seed=7).train)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_what_is_no_such_folder_is_not_taken_for_one(tmp_path: Path) -> None:
+    assert addition_folder(tmp_path / "nowhere") is None
+    assert addition_folder(tmp_path) is None
+    (tmp_path / "config.json").write_text("[]")
+    assert addition_folder(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "modular_addition"}))
+    (tmp_path / "model.bin").write_bytes(b"pickled")
+    assert addition_folder(tmp_path) is None
+
+
+def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    save(tmp_path, network(), train_share=0.4, seed=7)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    weights.popitem()
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
+        load(tmp_path)

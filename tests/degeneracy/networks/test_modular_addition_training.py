@@ -1,0 +1,104 @@
+"""Training on modular addition: it learns, it stops where every held-out pair is right, and goes on exactly where it was killed."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, Sizes, pairs
+from crux.degeneracy.networks.modular_addition_module import (
+    AdditionModule,
+    AdditionRecipe,
+    EveryPair,
+    cross_entropy,
+    judged,
+)
+from crux.training.data import Feed
+from crux.training.fit import Pace, fit
+
+P = 7
+Rows = list[tuple[int, dict[str, float]]]
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL."""
+
+
+def run(
+    folder: Path,
+    steps: int,
+    *,
+    share: float = 0.9,
+    lr: float = 1e-2,
+    stop: bool = False,
+    resume: bool = False,
+    kill_at: int = -1,
+) -> tuple[ModularAddition, Rows]:
+    tokens = pairs(P, train_share=share, seed=0)
+    network = ModularAddition(Sizes(P, 16, 2, 32))
+    network.draw(torch.Generator().manual_seed(0))
+    recipe = AdditionRecipe(lr, (0.9, 0.98), 1e-8, 0.1, 10, 1.0, steps, 5, stop)
+    rows: Rows = []
+
+    def add_row(step: int, row: dict[str, float]) -> None:
+        if step == kill_at:
+            raise KilledError
+        rows.append((step, row))
+
+    fit(
+        AdditionModule(network, test=tokens.test, recipe=recipe),
+        Feed(EveryPair(tokens.train, n_batches=steps), accumulate=1),
+        pace=Pace(steps, 1, len(tokens.train), "pairs", 10, 0, "cpu", 1, "32-true", False),
+        checkpoints=folder, resume=folder / "last.ckpt" if resume else None,
+        sinks=[add_row], judge=None, shown={}, abandoned=None,
+    )  # fmt: skip
+    return network, rows
+
+
+def test_it_learns_and_says_so(tmp_path: Path) -> None:
+    network, rows = run(tmp_path, 200)
+    assert [step for step, _ in rows] == list(range(5, 201, 5))
+    assert rows[0][1]["train/loss"] > 0.5 * math.log(P)
+    assert rows[-1][1]["train/loss"] < 0.01
+    tokens = pairs(P, train_share=0.9, seed=0)
+    found = judged(network, tokens.test)
+    assert rows[-1][1]["val/accuracy"] == found.accuracy
+    assert rows[-1][1]["val/loss"] == pytest.approx(found.loss)
+    logits = network(tokens.test)
+    right = (logits.argmax(1) == (tokens.test[:, 0] + tokens.test[:, 1]) % P).float().mean()
+    assert found.accuracy == pytest.approx(float(right))
+
+
+def test_it_ends_where_every_held_out_pair_is_right(tmp_path: Path) -> None:
+    """One held-out pair of seven, so that it is right soon."""
+    _, rows = run(tmp_path, 400, share=0.98, stop=True)
+    assert rows[-1][1]["val/accuracy"] == 1
+    assert all(row["val/accuracy"] < 1 for _, row in rows[:-1])
+    _, every = run(tmp_path / "on", 100, share=0.98, stop=False)
+    assert every[-1][0] == 100
+
+
+def test_a_killed_run_that_goes_on_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole, rows = run(tmp_path / "whole", 60)
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", 60, kill_at=35)
+    resumed, later = run(tmp_path / "cut", 60, resume=True)
+    assert later[0][0] == 35
+    assert later == [row for row in rows if row[0] >= 35]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stopped being a finite number by step \d+; try a lower optimizer.lr"):
+        run(tmp_path, 30, lr=1e30)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_the_cross_entropy_is_float64s() -> None:
+    """A loss of 1e-9, which float32 rounds to 0."""
+    tokens = torch.tensor([[1, 2, P]])
+    logits = torch.zeros(1, P).index_fill(1, Pairs.sums(tokens), 22.5)
+    assert float(cross_entropy(logits, tokens)) == pytest.approx((P - 1) * math.exp(-22.5), rel=1e-6)
+    assert float(torch.nn.functional.cross_entropy(logits, Pairs.sums(tokens))) == 0

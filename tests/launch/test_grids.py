@@ -1,0 +1,128 @@
+"""The jobs that a command line makes: unions of grids, narrowed, and Hydra's plain products."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import crux.launch.sweep
+from crux.config.schema import Config
+from crux.launch.sweep import Job, _without_hydra
+from crux.sae.checks import check
+
+SWEEPS = sorted(p.stem for p in (Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+Jobs = Callable[..., list[Job]]
+
+
+@pytest.fixture
+def jobs(crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    """The jobs of a command line, not started."""
+
+    def made(*line: str) -> list[Job]:
+        found: list[Job] = []
+
+        def kept(jobs: Sequence[Job], **_: object) -> None:
+            found.extend(jobs)
+
+        monkeypatch.setattr(crux.launch.sweep, "launch", kept)
+        assert crux_here(*line, f"output_dir={tmp_path}") == 0
+        return found
+
+    return made
+
+
+def told(jobs: Sequence[Job], *keys: str) -> list[tuple[str, ...]]:
+    return [tuple(str(OmegaConf.select(job.config, key)) for key in keys) for job in jobs]
+
+
+def test_a_union_is_each_grid_times_the_rest(jobs: Jobs) -> None:
+    found = told(jobs("sweeps=pareto"), "loss.name", "sparsity", "seed")
+    assert len(found) == len(set(found)) == 27
+    assert Counter(loss for loss, _, _ in found) == {"local": 9, "e2e": 9, "e2e_ds": 9}
+    assert {s for loss, s, _ in found if loss == "e2e"} == {"1.5", "2.5", "4.5"}
+    assert {s for loss, s, _ in found if loss == "local"} == {"5.0", "7.0", "10.0"}
+
+
+NARROWED = {
+    "sweeps=pareto loss=e2e": {"e2e": 9},
+    "sweeps=pareto loss=local,e2e seed=0": {"local": 3, "e2e": 3},
+    "sweeps=pareto seed=0,1,2,3,4 loss=local": {"local": 15},
+    "sweeps=pareto sparsity=2 seed=0": {"local": 1, "e2e": 1, "e2e_ds": 1},
+    "sweeps=pareto 'sparsity=range(1,4)' loss=local": {"local": 9},
+    "sweeps=losses loss=fisher": {"fisher": 3},
+    "sweeps=losses sae=gradient_topk": {"local": 3, "e2e": 3},
+    "sweeps=losses": {"local": 9, "kl_finetune": 3, "fisher": 3, "e2e": 9},
+    "sweeps=paper_gpt2": {"local": 6, "e2e": 5, "e2e_ds": 4},
+    "sweeps=paper_gpt2 layer=6": {"local": 2, "e2e": 2, "e2e_ds": 1},
+    "sweeps=paper_gpt2 layer=2,10 loss=e2e_ds": {"e2e_ds": 3},
+    "sweeps=layers layer=4": {"local": 1, "e2e": 1, "e2e_ds": 1},
+    "-m loss=local,e2e layer=2,4": {"local": 2, "e2e": 2},
+    "-m seed=0,0": {"e2e_ds": 1},
+}
+
+
+@pytest.mark.parametrize("line", NARROWED)
+def test_the_command_line_narrows_or_replaces(line: str, jobs: Jobs) -> None:
+    found = jobs(*line.replace("'", "").split())
+    assert Counter(loss for (loss,) in told(found, "loss.name")) == NARROWED[line]
+    assert len({job.folder.path for job in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_of_every_named_sweep_is_accepted(name: str, jobs: Jobs, tmp_path: Path) -> None:
+    for job in jobs(f"sweeps={name}"):
+        config = OmegaConf.to_object(_without_hydra(job.config))
+        assert isinstance(config, Config)
+        check(config, job.overrides)
+        assert (config.sweep_name, job.folder.path.parent) == (name, tmp_path / "sweeps" / name)
+
+
+def test_the_papers_grid_is_its_published_runs(jobs: Jobs) -> None:
+    """Braun et al., tables 2 and 3: λ by layer and loss."""
+    found = told(jobs("sweeps=paper_gpt2"), "layer", "loss.name", "sparsity", "loss.downstream", "model.name")
+    assert sorted(found) == sorted(
+        (layer, loss, sparsity, downstream, "gpt2")
+        for layer, loss, sparsities, downstream in [
+            ("2", "local", ["0.8", "4.0"], "0.0"), ("2", "e2e", ["0.5", "1.5"], "0.0"), ("2", "e2e_ds", ["10.0", "35.0"], "2.5"),
+            ("6", "local", ["4.0", "6.0"], "0.0"), ("6", "e2e", ["3.0", "1.5"], "0.0"), ("6", "e2e_ds", ["50.0"], "2.5"),
+            ("10", "local", ["6.0", "10.0"], "0.0"), ("10", "e2e", ["1.5"], "0.0"), ("10", "e2e_ds", ["1.75"], "0.05"),
+        ]
+        for sparsity in sparsities
+    )  # fmt: skip
+
+
+def test_a_grid_without_a_name_is_named_by_its_command_line(jobs: Jobs, tmp_path: Path) -> None:
+    (one,) = {job.folder.path.parent for job in jobs("-m", "loss=local,e2e", "seed=0")}
+    (same,) = {job.folder.path.parent for job in jobs("seed=0", "loss=local,e2e", "-m", "tracking=none")}
+    (other,) = {job.folder.path.parent for job in jobs("-m", "loss=local,e2e", "seed=1")}
+    assert one == same == tmp_path / "sweeps" / "loss=local,e2e_seed=0"
+    assert other != one
+    long = [f"loss.downstream_hooks=[{','.join(f'blocks.{k}.hook_resid_pre' for k in range(1, 8))}]", "layer=0"]
+    names = [{job.folder.path.parent.name for job in jobs("-m", *long, f"seed={seed}")} for seed in (1, 2)]
+    assert names[0] != names[1]
+    assert all(len(name.encode()) <= 180 for (name,) in names)
+    (mine,) = {job.folder.path.parent.name for job in jobs("-m", "seed=0,1", "sweep_name=mine")}
+    assert mine == "mine"
+
+
+def test_where_jobs_lie_does_not_depend_on_the_process_that_runs_them(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another process has neither this environment nor this working directory."""
+    monkeypatch.chdir(tmp_path)
+    (job, *_) = jobs("-m", "seed=0,1", "sweep_name=its")
+    monkeypatch.setenv("CRUX_OUTPUTS", "elsewhere")
+    assert OmegaConf.select(job.config, "output_dir") == str(tmp_path)
+    assert job.folder.path == tmp_path / "sweeps" / "its" / "seed=0"
+
+
+def test_the_plain_sweeps_are_still_hydras(jobs: Jobs) -> None:
+    sweep = yaml.safe_load((Path(__file__).parents[2] / "sweeps" / "architectures.yaml").read_text("utf-8"))
+    assert "grids" not in sweep["hydra"]["sweeper"]
+    found = told(jobs("sweeps=architectures", "loss=e2e"), "sae.name", "target_l0")
+    assert len(found) == 8
+    assert ("topk", "None") in found
+    assert ("relu", "32.0") in found

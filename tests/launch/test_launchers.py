@@ -1,0 +1,330 @@
+"""Launchers: refusals at once, a GPU or a share of the cores for each job, jobs that die alone, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crux.launch import refusals
+from crux.launch.on_ray import Share, shared
+
+ROOT = Path(__file__).parents[2]
+SAYING = [sys.executable, str(ROOT / "tests" / "launch" / "saying_where.py"), "-m", "sweep_name=here", "tracking=none"]
+GPUS = ["hydra/launcher=gpus", "hydra.launcher.ray.init.num_gpus=2"]
+RAY = ("raylet", "gcs_server", "ray::")
+
+
+def rays(environment_mark: str) -> list[str]:
+    """Ray's processes that were started with this mark in their environment."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if environment_mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().decode().replace("\0", " "))
+        except (OSError, ProcessLookupError):
+            continue
+    return [line for line in found if any(word in line for word in RAY)]
+
+
+def places() -> dict[str, str]:
+    """The environment, in which this checkout's crux is found by a script beside the tests."""
+    return os.environ | {"PYTHONPATH": str(ROOT / "src")}
+
+
+def said(outputs: Path) -> dict[int, dict[str, Any]]:
+    folders = (outputs / "sweeps" / "here").glob("seed=*/said.json")
+    return {int(path.parent.name.partition("=")[2]): json.loads(path.read_text()) for path in folders}
+
+
+def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path) -> None:
+    """Five jobs and one that is killed, over two GPUs that Ray is told of: this machine needs none."""
+    mark = f"CRUX_TEST_MARK={tmp_path}"
+    env = places() | dict([mark.split("=", 1)]) | {"OMP_NUM_THREADS": "64", "MLFLOW_TRACKING_URI": "sqlite:////none"}
+    line = [*SAYING, *GPUS, "seed=0,1,2,7,3,4", "output_dir=out"]
+    ended = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 1, ended.stderr
+    assert "ray: 2 of 6 jobs at once, each with 1 GPU and" in ended.stdout
+    assert "seed=7: its process ended: " in ended.stdout
+    (told,) = [
+        line for line in ended.stderr.splitlines() if "seed=7" in line
+    ]  # the table has the launcher's reason too
+    assert "its process ended: " in told
+    jobs = said(tmp_path / "out")
+    assert jobs.keys() == {0, 1, 2, 3, 4}
+    assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} == {"0", "1"}
+    assert len({job["pid"] for job in jobs.values()}) == 5
+    for gpu in ("0", "1"):
+        times = sorted((job["began"], job["ended"]) for job in jobs.values() if job["CUDA_VISIBLE_DEVICES"] == gpu)
+        assert all(one[1] <= other[0] for one, other in pairwise(times)), "two jobs shared a GPU"
+    cores = len(os.sched_getaffinity(0))
+    for job in jobs.values():
+        assert 2 * int(job["OMP_NUM_THREADS"]) <= max(cores, 2)
+        assert job["CRUX_ROOT"] == str(ROOT)
+        assert job["CRUX_OUTPUTS"] == os.environ["CRUX_OUTPUTS"]
+        assert job["CRUX_CACHE"] == os.environ["CRUX_CACHE"]
+        assert job["MLFLOW_TRACKING_URI"] == "sqlite:////none"
+        assert job["cwd"] == str(tmp_path)
+        assert job["nice"] == os.nice(0)
+        assert job["sparsity"] > 0  # a resolver of crux's made it
+    first = (tmp_path / "out/sweeps/here/seed=0/output.log").read_text()
+    assert f"process {jobs[0]['pid']} on 127.0.0.1" in first
+    assert rays(mark) == []
+
+
+@pytest.mark.slow
+def test_two_small_jobs_share_a_gpu(tmp_path: Path) -> None:
+    gpus = ["hydra/launcher=gpus", "hydra.launcher.ray.init.num_gpus=1", "hydra.launcher.ray.init.num_cpus=2"]
+    line = [*SAYING, *gpus, "hydra.launcher.gpus_per_job=0.5", "seed=0,1", "output_dir=out"]
+    ended = subprocess.run(line, cwd=tmp_path, env=places(), capture_output=True, text=True, timeout=500)
+    assert "2 of 2 jobs at once, each with 0.5 GPU and 1 CPU threads" in ended.stdout
+    jobs = said(tmp_path / "out")
+    assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} == {"0"}
+    assert len({job["pid"] for job in jobs.values()}) == 2
+
+
+@pytest.mark.slow
+def test_cpus_runs_so_many_processes_and_shows_them_no_gpu(tmp_path: Path) -> None:
+    words = ["hydra/launcher=cpus", "hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.ray.init.num_gpus=1"]
+    line = [*SAYING, *words, "hydra.launcher.processes=2", "seed=0,1,2", "output_dir=out"]
+    ended = subprocess.run(line, cwd=tmp_path, env=places(), capture_output=True, text=True, timeout=500)
+    assert "ray: 2 of 3 jobs at once, each with 2 CPU threads" in ended.stdout
+    jobs = said(tmp_path / "out")
+    assert len({job["pid"] for job in jobs.values()}) == 3
+    assert {job["OMP_NUM_THREADS"] for job in jobs.values()} == {"2"}
+    assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} <= {"", None}
+    for job in jobs.values():
+        together = [other for other in jobs.values() if other["began"] < job["began"] < other["ended"]]
+        assert len(together) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_ends_within_seconds_and_leaves_no_process_behind(
+    number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]
+) -> None:
+    """Its jobs say in MLflow that they were stopped, and keep their checkpoints."""
+    mark = f"CRUX_TEST_MARK={tmp_path}"
+    words = ["-m", "seed=0,1,2", "loss=local", "sweep_name=here", "trainer.max_steps=1000000", "trainer.val_every=0"]
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    sweep = subprocess.Popen(
+        [*command, *short, *words, *GPUS, f"output_dir={tmp_path}"],
+        env=os.environ | dict([mark.split("=", 1)]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    signal.signal(signal.SIGINT, inherited)
+    try:
+        deadline = time.monotonic() + 500
+        while len(list(tmp_path.glob("sweeps/here/*/checkpoints/last.ckpt"))) < 2:
+            assert sweep.poll() is None, sweep.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        began = time.monotonic()
+        if number is signal.SIGINT:
+            os.killpg(sweep.pid, number)  # as a terminal does
+        else:
+            sweep.send_signal(number)
+        _, err = sweep.communicate(timeout=60)
+        seconds = time.monotonic() - began
+    finally:
+        sweep.kill()
+    assert sweep.returncode == code
+    assert "Traceback" not in err
+    assert seconds < 30  # on a busy machine
+    assert rays(mark) == []
+    import sqlite3
+
+    connection = sqlite3.connect(tmp_path / "mlflow.db")
+    found = [status for (status,) in connection.execute("SELECT status FROM runs")]
+    connection.close()
+    assert found == ["KILLED"] * 3  # the sweep and the two jobs that had begun
+
+
+@pytest.mark.slow
+def test_real_jobs_on_gpus_are_children_of_one_run(tmp_path: Path, short: tuple[str, ...], command: list[str]) -> None:
+    """From another working directory; e2e_ds behind the last residual stream is a mistake, and the other two run."""
+    words = ["-m", "loss=local,e2e_ds,e2e", "hook_point=blocks.7.hook_resid_post", "sweep_name=here", "output_dir=out"]
+    ended = subprocess.run([*command, *short, *words, *GPUS], cwd=tmp_path, capture_output=True, text=True, timeout=580)
+    assert ended.returncode == 1, ended.stderr
+    assert "no later residual" in ended.stderr
+    assert len(list((tmp_path / "out/sweeps/here").glob("*/DONE"))) == 2
+    import sqlite3
+
+    connection = sqlite3.connect(tmp_path / "out" / "mlflow.db")
+    runs = [status for (status,) in connection.execute("SELECT status FROM runs")]
+    parents = connection.execute("SELECT DISTINCT value FROM tags WHERE key = 'mlflow.parentRunId'").fetchall()
+    connection.close()
+    assert len(runs) >= 3
+    assert len(parents) == 1
+
+
+NODE = {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "share"),
+    [
+        ([NODE], {"jobs": 24, "gpus": 1}, Share(1, 4, 4)),
+        ([NODE], {"jobs": 2, "gpus": 1}, Share(1, 8, 2)),
+        ([NODE], {"jobs": 24, "gpus": 0.5}, Share(0.5, 2, 8)),
+        ([NODE], {"jobs": 24, "gpus": 0.1}, Share(0.1, 1, 16)),
+        ([NODE], {"jobs": 24, "gpus": 1, "threads": 8}, Share(1, 8, 2)),
+        ([NODE], {"jobs": 24, "gpus": 0}, Share(0, 1, 16)),
+        ([NODE], {"jobs": 24, "gpus": 0, "processes": 5}, Share(0, 3, 5)),
+        ([NODE], {"jobs": 3, "gpus": 0, "processes": 5}, Share(0, 5, 3)),
+        ([{"CPU": 2.0}], {"jobs": 24, "gpus": 0, "processes": 5}, Share(0, 1, 2)),
+        ([NODE, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0}], {"jobs": 24, "gpus": 1}, Share(1, 2, 8)),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], {"jobs": 4, "gpus": 0}, Share(0, 1, 2)),
+    ],
+)
+def test_neither_gpus_nor_cores_are_given_twice(
+    nodes: list[dict[str, float]], asked: dict[str, Any], share: Share
+) -> None:
+    assert shared(nodes, **({"threads": None, "processes": None} | asked)) == share
+    if len(nodes) == 1:
+        assert share.at_once * share.threads <= nodes[0]["CPU"]
+        assert share.at_once * share.gpus <= nodes[0].get("GPU", 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked"),
+    [([{"CPU": 8.0}], {"gpus": 1}), ([NODE], {"gpus": 1, "threads": 17}), ([{"CPU": 8.0, "GPU": 0.25}], {"gpus": 0.5})],
+)
+def test_what_no_machine_has_is_refused(nodes: list[dict[str, float]], asked: Mapping[str, Any]) -> None:
+    """Ray would wait for it for ever."""
+    with pytest.raises(ValueError, match="no machine of Ray's has"):
+        shared(nodes, jobs=2, **({"threads": None, "processes": None} | asked))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+REFUSED = {
+    "hydra/launcher=gpus": ("hydra/launcher=gpus", "no GPU on this machine", "hydra/launcher=cpus"),
+    "hydra/launcher=gpus hydra.launcher.gpus_per_job=2": ("hydra.launcher.gpus_per_job=2", "0 to 1"),
+    "hydra/launcher=cpus hydra.launcher.processes=0": ("hydra.launcher.processes=0", "1 or more"),
+    "hydra/launcher=cpus hydra.launcher.processes=two": ("hydra.launcher.processes=two", "whole number"),
+    "hydra/launcher=cpus hydra.launcher.threads=0": ("hydra.launcher.threads=0", "1 or more"),
+    "hydra/launcher=gpus hydra.launcher.address=127.0.0.1:9": ("address=127.0.0.1:9", "no Ray cluster answers"),
+    "hydra/launcher=gpuss": ("hydra/launcher=gpuss", "did you mean gpus?", "cpus", "slurm"),
+    "hydra/launcher=gpus hydra.launcher.procesess=2": (
+        "hydra.launcher.procesess",
+        "did you mean hydra.launcher.processes?",
+    ),
+}
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(
+    line: str, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert crux_here("-m", "seed=0,1", *line.split(), f"output_dir={tmp_path / 'out'}") == 2
+    out, err = capfd.readouterr()
+    assert err.count("\n") == 1, err
+    for part in REFUSED[line]:
+        assert part in err
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("note", ["127.0.0.1:9", None])
+def test_a_cluster_that_is_gone_is_not_waited_for(
+    note: str | None, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ray notes where its last cluster was started, and tries that for minutes."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if note is not None:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(note)
+    line = ("hydra/launcher=gpus", "hydra.launcher.address=auto")
+    assert crux_here("-m", "seed=0,1", *line, f"output_dir={tmp_path / 'out'}") == 2
+    assert (note or "there is no Ray cluster here") in capfd.readouterr().err
+
+
+def test_a_launcher_without_a_sweep_is_refused(
+    tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert crux_here("hydra/launcher=cpus", f"output_dir={tmp_path}") == 2
+    assert "say -m" in capfd.readouterr().err
+
+
+def test_a_machine_without_a_gpu_says_so_within_two_seconds(tmp_path: Path, command: list[str]) -> None:
+    before = os.times()
+    line = [*command, "sweeps=seeds", "hydra/launcher=gpus", f"output_dir={tmp_path}"]
+    ended = subprocess.run(
+        line, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=60
+    )
+    after = os.times()
+    assert ended.returncode == 2
+    assert "no GPU on this machine" in ended.stderr
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2.0
+
+
+@pytest.mark.parametrize(("launcher", "package"), [("gpus", "ray"), ("cpus", "ray"), ("slurm", "submitit")])
+def test_a_missing_extra_is_told_with_its_pip_command(
+    launcher: str,
+    package: str,
+    crux_here: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(refusals, "find_spec", lambda name: None)
+    assert crux_here("-m", f"hydra/launcher={launcher}", f"output_dir={tmp_path}") == 2
+    err = capfd.readouterr().err
+    assert f"needs {package}" in err
+    assert f'pip install -e ".[{"ray" if package == "ray" else "slurm"}]"' in err
+
+
+def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
+    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With any launcher: they run by themselves, without the process that started them."""
+    note = tmp_path / "sweeps" / "here" / ".slurm_jobs"
+    note.parent.mkdir(parents=True)
+    note.write_text("17\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for answer, said in (
+        (None, f"where you know that none is, remove {note}"),
+        ("echo no route >&2; exit 1", f"where you know that none is, remove {note}"),
+        ("echo 17_0; echo 17_2", "2 jobs of this sweep are in SLURM's queue: wait for them, or say scancel 17"),
+    ):
+        if answer is not None:
+            (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+            (tmp_path / "squeue").chmod(0o755)
+        assert crux_here("-m", "seed=0,1", "sweep_name=here", f"output_dir={tmp_path}") == 2
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_slurm_is_refused_where_there_is_no_sbatch(
+    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert crux_here("-m", "hydra/launcher=slurm", f"output_dir={tmp_path}") == 2
+    assert "there is no sbatch here" in capfd.readouterr().err
+
+
+def test_gpus_are_counted_as_cuda_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: a (UUID: x)'\necho '  MIG 1g.5gb Device 0: y'\necho 'GPU 1: b (UUID: z)'\n")
+    smi.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(refusals, "Path", lambda place: tmp_path)  # a machine without device files
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert refusals.visible_gpus() == 2
+    for hidden in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert refusals.visible_gpus() == 0

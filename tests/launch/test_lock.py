@@ -1,0 +1,59 @@
+"""A sweep's lock: one process at a time, gone with it; and file systems that have none."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crux.launch.lock import locked
+
+
+def test_a_second_process_is_told_who_runs_the_sweep(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(ValueError, match=f"is run by process {os.getpid()} on .* since 20"),
+        locked(tmp_path),
+    ):
+        raise AssertionError("never here")
+    with locked(tmp_path):  # let go of
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_path: Path) -> None:
+    """As Ray's processes may, for a moment."""
+    code = (
+        "import os, pathlib, signal, subprocess, sys\n"
+        "from crux.launch.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    child = subprocess.Popen(['sleep', '100'], stdout=subprocess.DEVNULL, close_fds=False)\n"
+        "    print(child.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=env, stdout=subprocess.PIPE, text=True, check=False
+    )
+    child = int(killed.stdout)
+    try:
+        os.kill(child, 0)
+        assert "process " in (tmp_path / ".lock").read_text()
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, 9)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of_and_used(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(tmp_path):
+        assert f"crux: {tmp_path} cannot be locked ({os.strerror(number)}): do not" in capsys.readouterr().err

@@ -1,0 +1,308 @@
+"""Sweeps through the command line: what is done, failed, interrupted and new, in the folders, in MLflow and in the exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from crux.runs.mlflow import database
+
+GRID = ("loss=local,e2e_ds", "hook_point=blocks.7.hook_resid_post,blocks.6.hook_resid_pre", "evaluation.latents=0")
+"""2×2; behind the last residual e2e_ds has nothing left to compare, so that one job of the four fails."""
+
+
+def sweep_of(outputs: Path) -> Path:
+    (sweep,) = (outputs / "sweeps").iterdir()
+    return sweep
+
+
+def marks(sweep: Path) -> dict[str, str]:
+    """Job → DONE, FAILED or nothing."""
+    jobs = [p for p in sweep.iterdir() if p.is_dir() and "loss=" in p.name]
+    return {p.name: "".join(m for m in ("DONE", "FAILED") if (p / m).exists()) for p in jobs}
+
+
+def family(outputs: Path) -> tuple[Run, dict[str, Run]]:
+    """The sweep's run in MLflow, and its children by job."""
+    client = MlflowClient(database(outputs))
+    experiment = client.get_experiment_by_name("crux")
+    assert experiment is not None
+    parent = (sweep_of(outputs) / "mlflow_run_id").read_text().strip()
+    everything = list(client.search_runs([experiment.experiment_id]))
+    children = [r for r in everything if r.data.tags.get("mlflow.parentRunId") == parent]
+    assert len(everything) == 1 + len(children), "no run but the sweep's own is without a parent"
+    return client.get_run(parent), {r.data.tags["job"]: r for r in children}
+
+
+@pytest.fixture(scope="module")
+def two_by_two(
+    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[str, ...]]:
+    """The sweep with one failing job, after its first start."""
+    outputs = tmp_path_factory.mktemp("two_by_two")
+    line = (*short, "-m", *GRID, f"output_dir={outputs}")
+    assert crux_here(*line) == 1
+    return outputs, line
+
+
+def test_one_failing_job_stops_no_other(two_by_two: tuple[Path, tuple[str, ...]]) -> None:
+    outputs, _ = two_by_two
+    found = marks(sweep_of(outputs))
+    assert sorted(found.values()) == ["DONE", "DONE", "DONE", "FAILED"]
+    (failed,) = [name for name, mark in found.items() if mark == "FAILED"]
+    assert "loss=e2e_ds" in failed
+    assert "no later residual" in (sweep_of(outputs) / failed / "FAILED").read_text().splitlines()[0]
+
+
+def test_a_parent_run_and_a_child_a_job(two_by_two: tuple[Path, tuple[str, ...]]) -> None:
+    outputs, _ = two_by_two
+    parent, children = family(outputs)
+    assert parent.info.status == "FAILED"
+    assert parent.info.run_name == sweep_of(outputs).name
+    done = {name for name, mark in marks(sweep_of(outputs)).items() if mark == "DONE"}
+    assert children.keys() == done
+    for name, child in children.items():
+        assert child.info.status == "FINISHED"
+        assert child.data.params["loss"] == child.data.tags["loss"] in name
+        metrics = json.loads((sweep_of(outputs) / name / "metrics.json").read_text())
+        for metric in ("final/l0", "final/ce_increase", "final/alive_heldout", "final/alive_heldout_frac"):
+            assert child.data.metrics[metric] == metrics[metric]
+        assert float(child.data.params["sparsity"]) == 8.0 or child.data.params["loss"] == "e2e_ds"
+
+
+def test_a_second_start_runs_nothing_and_tells_again_what_failed(
+    two_by_two: tuple[Path, tuple[str, ...]],
+    crux_here: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import crux.sae.job
+
+    outputs, line = two_by_two
+    before = family(outputs)[0].info.run_id
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("nothing is left to run")
+
+    monkeypatch.setattr(crux.sae.job, "run", never)
+    assert crux_here(*line) == 1
+    out, err = capfd.readouterr()
+    assert "4 jobs, 3 done before, 1 failed before" in out
+    assert "1 failed; retry_failed=true" in err
+    assert "no later residual" in err
+    assert family(outputs)[0].info.run_id == before
+
+
+def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
+    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import crux.sae.job
+
+    original, started = crux.sae.job.run, []
+
+    def broken(config: object, *, folder: Path) -> None:
+        started.append(folder.name)
+        raise RuntimeError("the machine's\nfault")
+
+    line = (*short, "loss=local", "evaluation.latents=0", "sweep_name=mine", f"output_dir={tmp_path}")
+    monkeypatch.setattr(crux.sae.job, "run", broken)
+    assert crux_here("-m", *line, "seed=0,1") == 1
+    assert len(started) == 2
+    sweep = tmp_path / "sweeps" / "mine"
+    (first, *_) = sorted(sweep.glob("*/FAILED"))
+    assert first.read_text().startswith("RuntimeError: the machine's fault\nTraceback (most recent call last)")
+    assert family(tmp_path)[0].info.status == "FAILED"
+    assert crux_here("-m", *line, "seed=0,1,2") == 1  # a new value; what failed is left alone
+    assert len(started) == 3
+
+    def works(config: object, *, folder: Path) -> None:
+        started.append(folder.name)
+        original(config, folder=folder)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(crux.sae.job, "run", works)
+    assert crux_here("-m", *line, "seed=0,1,2", "retry_failed=true") == 0
+    assert len(started) == 6
+    assert set(marks(sweep).values()) == {"DONE"}
+    parent, children = family(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert [c.info.status for c in children.values()] == ["FINISHED"] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("-m seed=0,1 lossy=1", "lossy: no such key"),
+        ("-m loss=local,nope", "loss=nope: no such option"),
+        ("sweeps=paretto", "sweeps=paretto: no such option; did you mean pareto?"),
+        (
+            "sweeps=pareto loss=fisher",
+            "nothing is left of this sweep with loss=fisher, where it has e2e, e2e_ds, local",
+        ),
+        ("-m tracking=none,mlflow", "would share the folder"),
+        ("-m seed=0,1 tracking.uri=http://127.0.0.1:9", "does not answer"),
+        ("sweeps=pareto experiment=report", "say sweep=<name>"),
+        ("experiment=report sweep=paretto", "sweep=paretto: no such sweep"),
+        ("experiment=report", "sweep=: no such sweep"),
+    ],
+)
+def test_a_mistake_in_the_whole_sweep_is_one_line_and_starts_nothing(
+    line: str, said: str, crux_here: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert crux_here(*line.split(), f"output_dir={tmp_path}") == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert said in err
+    assert not list(tmp_path.rglob("FAILED"))
+
+
+def test_a_finished_job_of_another_configuration_is_not_written_over(
+    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        *short,
+        "-m",
+        "loss=local",
+        "evaluation.latents=0",
+        "tracking=none",
+        "sweep_name=x",
+        f"output_dir={tmp_path}",
+    )
+    assert crux_here(*line) == 0
+    (config,) = tmp_path.rglob("config.yaml")
+    config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 5"))
+    capfd.readouterr()
+    assert crux_here(*line) == 2
+    assert (
+        "holds a finished run of another configuration (there / here): trainer.max_steps: 5 / 4"
+        in capfd.readouterr().err
+    )
+
+
+def test_a_long_command_line_still_has_a_folder(
+    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path
+) -> None:
+    hooks = ",".join(f"blocks.{k}.hook_resid_pre" for k in (1, 2, 3, 4, 5, 6, 7))
+    line = (
+        *short,
+        "-m",
+        "loss=e2e_ds",
+        "layer=0",
+        f"loss.downstream_hooks=[{hooks}]",
+        "evaluation.latents=0",
+        "seed=0,1",
+    )
+    assert crux_here(*line, "tracking=none", f"output_dir={tmp_path}") == 0
+    jobs = [p.parent.name for p in sweep_of(tmp_path).glob("*/DONE")]
+    assert len(jobs) == 2
+    assert all(len(name.encode()) <= 180 for name in [*jobs, sweep_of(tmp_path).name])
+
+
+def start(command: list[str], *line: str) -> subprocess.Popen[str]:
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    process = subprocess.Popen([*command, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, inherited)
+    return process
+
+
+def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 500
+    while not there():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_sweep_tells_the_truth_and_goes_on(
+    number: signal.Signals, code: int, crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...],
+    command: list[str],
+) -> None:  # fmt: skip
+    """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped."""
+    line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
+    here = f"output_dir={tmp_path / 'stopped'}"
+    process = start(command, *line, here)
+    sweep = tmp_path / "stopped" / "sweeps" / "s"
+    try:
+        wait_for(process, lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2)
+        since = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+    assert time.monotonic() - since < 30  # on a loaded machine; seconds on one's own
+    assert process.returncode == code
+    assert "Traceback" not in err
+    parent, children = family(tmp_path / "stopped")
+    states = [child.info.status for child in children.values()]
+    if number == signal.SIGKILL:  # nobody was left to say so
+        assert (parent.info.status, sorted(states)) == ("RUNNING", ["FINISHED", "RUNNING"])
+    else:
+        assert (parent.info.status, sorted(states)) == ("KILLED", ["FINISHED", "KILLED"])
+    assert sorted(marks(sweep).values()) == ["", "DONE"]
+
+    assert crux_here(*line, here) == 0  # the lock went with the process
+    parent, children = family(tmp_path / "stopped")
+    assert (parent.info.status, [c.info.status for c in children.values()]) == ("FINISHED", ["FINISHED"] * 2)
+    assert crux_here(*line, f"output_dir={tmp_path / 'whole'}") == 0
+    whole = tmp_path / "whole" / "sweeps" / "s"
+    for job in ("loss=local", "loss=e2e"):
+        one, other = (json.loads(next(place.glob(f"*{job},*/metrics.json")).read_text()) for place in (sweep, whole))
+        for metrics in (one, other):
+            del metrics["final/tokens_per_second"]
+        assert one == other
+
+
+def test_a_sweep_that_runs_is_not_started_again(
+    crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...], command: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The second start is refused in one line and touches nothing; the first goes on."""
+    words = ("-m", "loss=local", "seed=0,1", "trainer.max_steps=1000000", "trainer.val_every=0", "sweep_name=s")
+    line = (*short, *words, f"output_dir={tmp_path}")
+    process = start(command, *line)
+    sweep = tmp_path / "sweeps" / "s"
+    try:
+        wait_for(process, lambda: bool(list(sweep.glob("*/checkpoints/last.ckpt"))))
+        capfd.readouterr()
+        assert crux_here(*line, "retry_failed=true") == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert f"sweep s is run by process {process.pid} on " in err
+        parent, children = family(tmp_path)
+        assert [run.info.status for run in (parent, *children.values())] == ["RUNNING", "RUNNING"]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(
+    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SIGKILLed job that now fails before it reaches MLflow does not stay RUNNING."""
+    import crux.sae.job
+
+    line = (*short, "-m", "loss=local", "evaluation.latents=0", "seed=0,1", "sweep_name=s", f"output_dir={tmp_path}")
+    assert crux_here(*line) == 0
+    _, children = family(tmp_path)
+    client = MlflowClient(database(tmp_path))
+    for name, child in children.items():
+        client.update_run(child.info.run_id, status="RUNNING")
+        os.remove(tmp_path / "sweeps" / "s" / name / "DONE")
+
+    def broken(config: object, *, folder: Path) -> None:
+        raise RuntimeError("too early")
+
+    monkeypatch.setattr(crux.sae.job, "run", broken)
+    assert crux_here(*line) == 1
+    assert {c.info.status for c in family(tmp_path)[1].values()} == {"KILLED"}

@@ -1,0 +1,131 @@
+"""Calibration and speed of learning coefficients, from the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from crux.llc.calibration import Case, Group, Row, folded, linear
+from crux.llc.calibration import run as calibrate
+from crux.llc.coordinates import Coordinates
+from crux.llc.curvature import curvature
+from crux.llc.experiments.kgons import Kgon, kgon_loss, polished
+from crux.llc.losses import NO_DATA
+from crux.llc.samplers.hmc import HMC
+
+
+def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[str, float], str]:
+    """Metrics and report of a run."""
+    assert crux_here(*given, "tracking=none", f"output_dir={outputs}") == 0
+    (folder,) = (outputs / "runs").iterdir()
+    assert (folder / "DONE").exists()
+    return json.loads((folder / "metrics.json").read_text()), (folder / "report.md").read_text()
+
+
+def test_a_small_calibration_passes(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    metrics, report = run(crux_here, tmp_path, "experiment=llc/calibrate", "llc.cases=[regular]", "llc.length=0.1")
+    assert metrics["final/cases"] == 16
+    assert metrics["final/checks_failed"] == 0
+    assert 0 < metrics["final/worst_errors"] < 3
+    assert "| d = 5, ε h = 2 | SGLD | 1e+04 |" in report
+    assert len(list(tmp_path.glob("runs/*/figures/errors.png"))) == 1
+
+
+def test_singular_cases_pass_at_a_small_size() -> None:
+    """A 5-gon, and a linear network whose minimum is no manifold: at 1e3 its estimate must be 5.83, not λ = 6."""
+    kgon = Kgon(5, 0, 5)
+    corners = Group(
+        "", [Case("5-gon", 7.0, 1e5, 1.0, None)], kgon_loss([kgon], n_chains=16), polished([kgon]),
+        torch.tensor([0.7e-5], dtype=torch.float64), HMC(leapfrogs=25), 16, 30, 120, 1,
+    )  # fmt: skip
+    loss, params, cases = linear((4, 3, 8), rank=0, nbetas=(1e3,))
+    assert cases[0].expected == pytest.approx(5.834, abs=2e-3)
+    eps = torch.tensor([1e-3], dtype=torch.float64)
+    singular = Group("", cases, loss, params, eps, HMC(leapfrogs=50), 64, 30, 100, 1)
+    for group in (corners, singular):
+        (row,) = calibrate(group, length=1.0, seed=0)
+        assert row.passed, row
+        assert not row.escaped
+        assert row.standard_error < 0.03 * row.case.llc
+
+
+def test_one_program_is_faster_than_a_loop_over_chains(
+    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crux.llc.experiments.speed.ROUNDS", 2)
+    monkeypatch.setattr("crux.llc.experiments.speed.CHAINS", (4, 8))
+    metrics, _ = run(crux_here, tmp_path, "experiment=llc/speed")
+    assert metrics["final/gain/8"] > 0
+    assert metrics["final/checks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("llc.length=0", "llc.length=0.0: must be more than 0"),
+        ("llc.cases=[]", "must name one or more of regular"),
+        ("llc.cases=[octagons]", "octagons"),
+        ("llc.experiment=kgons", "kgons"),
+        ("layer=3", "layer has no meaning for experiment=llc/calibrate; allowed are llc, "),
+        ("trainer.batch=3", "trainer.batch has no meaning"),
+    ],
+)
+def test_mistakes_are_one_line(
+    given: str, says: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert crux_here("experiment=llc/calibrate", given, f"output_dir={tmp_path}") == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert "\n" not in error
+
+
+def test_task_llc_needs_an_experiment(
+    crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert crux_here("task=llc", f"output_dir={tmp_path}") == 2
+    assert "choose an experiment, experiment=llc/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kgon", "loss", "rank"),
+    [
+        (Kgon(5, 0, 5), 0.0158256, 14),
+        (Kgon(6, 0, 6), 0.0481924, 17),
+        (Kgon(7, 0, 7), 0.0832712, 20),
+        (Kgon(8, 0, 8), 0.1155459, 23),
+        (Kgon(5, 0, 6), 0.068744, 14),
+        (Kgon(5, 0, 7), 0.106542, 14),
+        (Kgon(6, 0, 7), 0.088927, 17),
+        (Kgon(5, 0, 8), 0.134891, 14),
+        (Kgon(5, 1, 6), 0.061799, 17),
+    ],
+)
+def test_kgons_have_the_published_losses_and_ranks(kgon: Kgon, loss: float, rank: int) -> None:
+    """Alone, and embedded beside an 8-gon."""
+    for case, group in ((0, [kgon]), (1, [Kgon(8, 0, 8), kgon])):
+        found = polished(group)
+        at = Coordinates(found, free=None)
+        of = kgon_loss(group, n_chains=1)
+        assert float(of(found, None)[case]) == pytest.approx(loss, abs=1e-6)
+        there = curvature(of, at, at.start(1), NO_DATA, NO_DATA, [(0, 0)] * len(group), 1)
+        assert int((there.values[case] > 1e-6).sum()) == rank == round(2 * kgon.llc)
+        assert float(there.gradient_norm[case]) < 1e-10
+
+
+def test_folding_reflects_at_both_walls() -> None:
+    w = torch.tensor([-2.5, -1.2, -1.0, 0.3, 1.0, 1.1, 3.2])
+    torch.testing.assert_close(folded(w), torch.tensor([0.5, -0.8, -1.0, 0.3, 1.0, 0.9, -0.8]))
+
+
+def test_verdicts() -> None:
+    def row(mean: float, error: float, predicted: float) -> Row:
+        return Row("", "", Case("", 10.0, 1e3, 1.0, None), mean, error, predicted, 1.0, 1e3, 1.0, False)
+
+    assert row(10.2, 0.09, 10.05).passed
+    assert row(10.2, 0.09, 10.05).must_be_close
+    assert not row(10.2, 0.04, 10.05).passed  # more than three errors from the prediction
+    assert not row(10.35, 0.099, 10.06).passed  # within three errors, and more than 3 % from λ
+    assert row(10.6, 0.2, 10.05).passed  # not sure enough to ask for 3 %
+    assert not row(12.0, 0.05, 12.0).must_be_close

@@ -1,0 +1,45 @@
+"""Quadratic losses ½ Σ a_i w_i², whose estimates are known exactly, and the arguments that most tests share."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.llc.estimate import LLC, estimate_llc
+from crux.llc.losses import NO_DATA, Batch
+from crux.llc.samplers.sgld import SGLD
+
+A = (1.0, 1.0, 0.5, 0.1, 0.02)
+"""The reference's (2.3)."""
+
+
+def quadratic(p: dict[str, Tensor], batch: Batch) -> Tensor:
+    """½ Σ a_i w_i² of every row."""
+    a = torch.tensor(A, dtype=p["w"].dtype)
+    return (a[: p["w"].shape[1]] * p["w"].square()).sum(1) / 2
+
+
+def values(*of: float) -> Float[Tensor, "case"]:
+    return torch.tensor(of, dtype=torch.float64)
+
+
+def estimate(loss: Any = quadratic, **given: Any) -> LLC:
+    """Short chains around zero, of five coordinates unless told otherwise."""
+    n = len(given.get("nbeta", [0]))
+    settings: dict[str, Any] = {
+        "params": {"w": torch.zeros(n, 5, dtype=torch.float64)},
+        "gradient_data": NO_DATA,
+        "evaluation_data": NO_DATA,
+        "nbeta": values(1000.0),
+        "gamma": values(*[1.0] * n),
+        "step_size": None,
+        "sampler": SGLD(),
+        "n_chains": 4,
+        "burn_in": 50,
+        "draws": 50,
+        "every": 1,
+        "seeds": list(range(n)),
+        "free": None,
+    }
+    return estimate_llc(loss, **settings | given)

@@ -1,0 +1,164 @@
+"""The behavioural loss: its Hessian, the effective parameters of a known curve, and counts of ranks."""
+
+import numpy as np
+import pytest
+import torch
+from quadratics import values
+from torch import Tensor
+
+from crux.llc.behavioural import Divergence, behavioural_loss, gauss_newton_product
+from crux.llc.coordinates import Coordinates
+from crux.llc.effective import effective_parameters, gauss_newton_spectrum, quadratic_n_eff, rank
+from crux.llc.estimate import NotAMinimumWarning, estimate_llc
+from crux.llc.losses import Batch, Fixed, Minibatches, over_chains, value
+from crux.llc.samplers.hmc import HMC
+from crux.llc.samplers.sgld import SGLD
+
+WIDTHS = (3, 4, 3)
+
+
+def perceptron(p: dict[str, Tensor], x: Batch) -> Tensor:
+    """Of one network."""
+    hidden = (x @ p["A"].mT + p["a"]).relu()
+    return hidden @ p["B"].mT + p["b"]
+
+
+def network(n_cases: int, *, samples: int = 40) -> tuple[dict[str, Tensor], Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    n_in, n_hidden, n_out = WIDTHS
+    shapes = {"A": (n_hidden, n_in), "a": (n_hidden,), "B": (n_out, n_hidden), "b": (n_out,)}
+    made = {k: torch.randn(n_cases, *shape, generator=rng, dtype=torch.float64) for k, shape in shapes.items()}
+    return made, torch.randn(samples, n_in, generator=rng, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, of forward mode
+@pytest.mark.parametrize("divergence", Divergence)
+def test_the_hessian_is_gauss_newtons(divergence: Divergence) -> None:
+    """Against torch.func: twice JᵀJ for the MSE, the Fisher matrix for the KL; of two networks at once."""
+    params, x = network(2)
+    at = Coordinates(params, free=None)
+    w = at.start(1)
+    loss = behavioural_loss(over_chains(perceptron), params, divergence)
+    batch = Fixed(x).at(0, [])
+    product = gauss_newton_product(over_chains(perceptron), at, w, batch, divergence)
+    columns = torch.stack([product(torch.eye(at.n).double()[i].expand_as(w)) for i in range(at.n)], 2)
+    for case in range(2):
+
+        def one(flat: Tensor, case: int = case) -> Tensor:
+            both = w.clone()
+            return value(loss, at, torch.cat([both[:case], flat[None], both[case + 1 :]]), batch)[case]
+
+        exact = torch.func.hessian(one)(w[case])
+        torch.testing.assert_close(columns[case], exact, atol=1e-8, rtol=0)
+        assert float(exact.abs().max()) > 0.1
+        found = {name: v[case] for name, v in params.items()}
+
+        def f(flat: Tensor, case: int = case) -> Tensor:
+            return perceptron({k: v[0] for k, v in at.named(flat[None].expand_as(w)).items()}, x)
+
+        J, out = torch.func.jacrev(f)(w[case]), perceptron(found, x)
+        p = out.softmax(-1)
+        B = 2 * torch.eye(3).double().expand(40, 3, 3)
+        if divergence is Divergence.kl:
+            B = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        by_hand = torch.einsum("soi,sop,spj->ij", J, B, J) / 40
+        torch.testing.assert_close(exact, by_hand, atol=1e-8, rtol=0)
+
+
+def test_values_by_hand() -> None:
+    now, before = values(0.0, 1.0, 3.0), values(0.0, 0.0, 1.0)
+    assert float(Divergence.mse.between(now, before)) == 5
+    p, q = before.softmax(-1), now.softmax(-1)
+    assert float(Divergence.kl.between(now, before)) == pytest.approx(float((p * (p / q).log()).sum()))
+    assert float(Divergence.kl.between(before, before)) == 0
+    assert float(Divergence.kl.between(now + 7, before)) == pytest.approx(float(Divergence.kl.between(now, before)))
+
+
+def test_any_checkpoint_is_a_minimum_and_minibatches_are_paired() -> None:
+    params, x = network(3)
+    loss = behavioural_loss(over_chains(perceptron), params, Divergence.mse)
+    given = {
+        "evaluation_data": Fixed(x), "nbeta": values(100, 100, 100), "gamma": values(10, 10, 10), "step_size": None, "n_chains": 3,
+        "burn_in": 20, "draws": 10, "every": 1, "seeds": [0, 1, 2], "free": None, "sampler": SGLD(),
+    }  # fmt: skip
+    for data in (Fixed(x), Minibatches(x, size=5)):
+        found = estimate_llc(loss, params, gradient_data=data, **given)
+        assert found.loss_at_start.tolist() == [0, 0, 0]
+        assert found.gradient_norm.tolist() == [0, 0, 0]
+        assert bool((found.trace > 0).all())
+    y = torch.ones(40, 3).double()
+    with pytest.warns(NotAMinimumWarning, match="use a behavioural loss"):
+        estimate_llc(
+            over_chains(lambda p, b: (perceptron(p, b) - y).square().sum(-1)), params, gradient_data=Fixed(x), **given
+        )
+
+
+A, C = 1e-3, 1.0
+
+
+def well(p: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Outputs √a w and √c w²: the behavioural loss around 0 is a w² + c w⁴."""
+    w = p["w"]
+    return torch.stack([A**0.5 * w, C**0.5 * w.square()], -1).expand(-1, 1, -1)
+
+
+def n_eff_by_quadrature(epsilon: float) -> float:
+    """2 E[L] / ε under exp(−L/ε), a flat prior."""
+    edge = min((60 * epsilon / A) ** 0.5, (60 * epsilon / C) ** 0.25)
+    w = np.linspace(-edge, edge, 200_001)
+    L = A * w**2 + C * w**4
+    mass = np.exp(-L / epsilon)
+    return float(2 * (mass * L).sum() / mass.sum() / epsilon)
+
+
+def test_a_curve_that_is_known_against_quadrature_and_sampler() -> None:
+    """L = a w² + c w⁴ (reference 2.5): one parameter below ε = a²/c, a half above; the spectrum alone says one everywhere."""
+    epsilon = [1e-9, 1e-6, 1e-3]
+    exact = [n_eff_by_quadrature(e) for e in epsilon]
+    assert exact == pytest.approx([1.00, 0.73, 0.51], abs=6e-3)
+    nbeta = values(*[1 / e for e in epsilon])
+    found = effective_parameters(
+        well, {"w": torch.zeros(1, 1, dtype=torch.float64)}, data=Fixed(torch.zeros(1)), divergence=Divergence.mse,
+        nbeta=nbeta, gamma=1e-9, step_size=values(*[0.5 * e / (2 * A + 12 * (C * e) ** 0.5) for e in epsilon]),
+        sampler=HMC(leapfrogs=3), n_chains=32, burn_in=50, draws=300, every=1, seed=0,
+    )  # fmt: skip
+    assert found.quadratic.tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+    assert found.epsilon.tolist() == pytest.approx(epsilon)
+    for sampled, error, truth in zip(found.n_eff.tolist(), found.standard_error.tolist(), exact, strict=True):
+        assert abs(sampled - truth) < 3 * error < 0.06
+
+
+def test_ranks_are_counted() -> None:
+    """A ReLU perceptron has a free direction for each hidden neuron (its scale), and more where neurons do the same."""
+    params, x = network(1, samples=400)
+    n = sum(v[0].numel() for v in params.values())
+
+    def count(params: dict[str, Tensor], divergence: Divergence = Divergence.mse) -> float:
+        found = gauss_newton_spectrum(over_chains(perceptron), params, Fixed(x), divergence)
+        assert found.vectors is not None
+        return float(rank(found, relative=1e-10))
+
+    dead = {**params, "a": torch.cat([values(-50.0), params["a"][0, 1:]])[None]}
+    assert count(params) == n - WIDTHS[1]
+    assert (
+        count(params, Divergence.kl) == n - WIDTHS[1] - 1 - WIDTHS[1]
+    )  # a constant added to all logits changes nothing
+    assert count(dead) == n - (WIDTHS[1] - 1) - (
+        WIDTHS[0] + 1 + WIDTHS[2]
+    )  # a neuron that is never on is free in all it has
+
+
+def test_quadratic_curve_of_a_spectrum_and_of_its_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, x = network(1)
+    given = (over_chains(perceptron), params, Fixed(x), Divergence.mse)
+    whole = gauss_newton_spectrum(*given)
+    nbeta = values(1e-2, 1, 1e2, 1e4)
+    a = whole.values[0].clamp(min=0)
+    by_hand = [float((a / (a + 2 / nb)).sum()) for nb in nbeta.tolist()]
+    exact = quadratic_n_eff(whole, nbeta=nbeta, gamma=values(2.0))
+    assert exact[0].tolist() == pytest.approx(by_hand)
+    assert exact[0].tolist() == sorted(exact[0].tolist())
+    monkeypatch.setattr("crux.llc.hessian.FULL", 0)
+    quadrature = gauss_newton_spectrum(*given)
+    assert quadrature.vectors is None
+    torch.testing.assert_close(quadratic_n_eff(quadrature, nbeta=nbeta, gamma=values(2.0)), exact, rtol=0.25, atol=0.0)

@@ -1,0 +1,48 @@
+"""The predicted estimate: the reference's table, and the sampler that it is about."""
+
+import pytest
+import torch
+from quadratics import A, values
+
+from crux.llc.predicted import predicted_llc
+
+
+def of(*, step_size: float, gamma: float, noise: float) -> float:
+    a = values(*A)[None]
+    found = predicted_llc(
+        a,
+        weights=torch.ones_like(a),
+        nbeta=values(1000.0),
+        gamma=values(gamma),
+        step_size=values(step_size),
+        noise=torch.full_like(a, noise),
+    )
+    return float(found)
+
+
+@pytest.mark.parametrize(
+    ("step_size", "gamma", "noise", "expected"),
+    [
+        (1e-4, 0, 0, 2.533),
+        (1e-3, 0, 0, 2.920),
+        (2e-3, 0, 0, 3.698),
+        (1e-4, 10, 0, 2.302),
+        (1e-4, 100, 0, 1.693),
+        (1e-4, 0, 1 / 32, 4.513),
+        (1e-3, 0, 1 / 32, 25.73),
+        (0, 0, 0, 2.5),
+        (4e-3, 0, 0, float("inf")),
+    ],
+)
+def test_the_references_table(step_size: float, gamma: float, noise: float, expected: float) -> None:
+    assert of(step_size=step_size, gamma=gamma, noise=noise) == pytest.approx(expected, abs=6e-3)
+
+
+def test_flat_and_negative_directions_count_nothing() -> None:
+    a = values(1.0, 0.0, -1e-9)[None]
+    ones, zeros = torch.ones_like(a), torch.zeros_like(a)
+    for gamma in (0.0, 1.0):
+        found = predicted_llc(
+            a, weights=ones, nbeta=values(10.0), gamma=values(gamma), step_size=values(0.0), noise=zeros
+        )
+        assert float(found) == pytest.approx(0.5 * 10 / (10 + gamma))

@@ -1,0 +1,137 @@
+"""Samplers: their moves against the formulas, their distributions against the predicted and the exact ones."""
+
+import math
+
+import pytest
+import torch
+from quadratics import A, estimate, quadratic, values
+from torch import Tensor
+
+from crux.llc.noise import Noise
+from crux.llc.samplers.hmc import HMC, MALA
+from crux.llc.samplers.interface import Posterior, Sampler
+from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
+from crux.llc.samplers.sgld import SGLD
+
+ALL = [SGLD(), RMSPropSGLD(decay=0.99, floor=0.1), MALA, HMC(leapfrogs=3)]
+
+
+def posterior(w: Tensor) -> Posterior:
+    a = values(*A)
+
+    def loss(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        return quadratic({"w": w}, None), a * w
+
+    return Posterior(torch.zeros_like(w), values(100.0, 1000.0), values(1.0, 30.0), loss)
+
+
+def there() -> tuple[Tensor, Posterior, Tensor, Noise]:
+    w = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
+    return w, posterior(w), values(1e-3, 2e-4), Noise([3, 4], n_chains=1, n=5, like=w)
+
+
+def test_a_step_of_sgld() -> None:
+    w, where, eps, noise = there()
+    moved = SGLD().step(SGLD().start(w, where), 7, posterior=where, size=eps, noise=noise)
+    for row in range(2):
+        drift = where.nbeta[row] * values(*A) * w[row] + where.gamma[row] * w[row]
+        expected = w[row] - eps[row] / 2 * drift + eps[row].sqrt() * noise.normal(7)[row]
+        torch.testing.assert_close(moved.w[row], expected)
+
+
+def test_two_steps_of_rmsprop_sgld() -> None:
+    w, where, eps, noise = there()
+    sampler, state = RMSPropSGLD(decay=0.9, floor=0.1), None
+    state = sampler.start(w, where)
+    V = torch.ones_like(w)
+    for step in (1, 2):
+        g = values(*A) * w
+        V = 0.9 * V + 0.1 * g**2
+        G = 1 / ((V / (1 - 0.9**step)).sqrt() + 0.1)
+        drift = where.nbeta[:, None] * g + where.gamma[:, None] * w
+        w = w - eps[:, None] / 2 * G * drift + (eps[:, None] * G).sqrt() * noise.normal(step)
+        state = sampler.step(state, step, posterior=where, size=eps, noise=noise)
+        torch.testing.assert_close(state.w, w)
+
+
+def test_one_leapfrog_step_is_mala_by_its_own_formula() -> None:
+    """min(1, p(w') q(w | w') / p(w) q(w' | w)) with q = N(w − ε/2 ∇U, ε)."""
+    w, where, eps, noise = there()
+    eps = eps * 30  # refusals
+    _, gradient = where.loss(w, 0)
+    mean = w - eps[:, None] / 2 * where.pull(w, gradient)
+    proposed = mean + eps.sqrt()[:, None] * noise.normal(1)
+    loss, gradient = where.loss(proposed, 0)
+    back = proposed - eps[:, None] / 2 * where.pull(proposed, gradient)
+    log_q = ((proposed - mean).square().sum(1) - (w - back).square().sum(1)) / (2 * eps)
+    log_p = where.energy(w, where.loss(w, 0)[0]) - where.energy(proposed, loss)
+    chance = (log_p + log_q).exp().clamp(max=1)
+    assert bool((chance < 0.99).any())
+    moved = MALA.step(MALA.start(w, where), 1, posterior=where, size=eps, noise=noise)
+    torch.testing.assert_close(moved.acceptance, chance)
+    taken = noise.uniform(1) < chance
+    torch.testing.assert_close(moved.w, torch.where(taken[:, None], proposed, w))
+
+
+def test_a_refused_move_changes_nothing() -> None:
+    w, where, _, noise = there()
+    start = MALA.start(w, where)
+    stayed = MALA.step(start, 1, posterior=where, size=values(1e6, 1e6), noise=noise)
+    assert torch.equal(stayed.w, w)
+    assert torch.equal(stayed.loss, start.loss)
+    assert torch.equal(stayed.gradient, start.gradient)
+    assert float(stayed.acceptance.max()) == 0
+
+
+@pytest.mark.parametrize("sampler", ALL, ids=lambda s: s.name)
+def test_every_sampler_finds_d_over_2(sampler: Sampler) -> None:
+    """At the default step size, within three standard errors of what is predicted for it."""
+    gamma = values(30.0, 300.0, 300.0)
+    found = estimate(
+        nbeta=values(1e3, 1e4, 1e3), gamma=gamma, sampler=sampler, n_chains=32, burn_in=1000, draws=500, every=4
+    )
+    assert bool((found.r_hat < 1.05).all())
+    off = (found.mean - found.predicted).abs() / found.standard_error
+    assert float(off.max()) < 3, (found.mean, found.predicted, found.standard_error)
+    assert bool((found.standard_error < 0.1).all())
+    assert not bool(found.escaped.any())
+    assert bool((found.acceptance > 0.8).all())
+    assert (float(found.acceptance.max()) < 1) == sampler.corrected
+
+
+def test_trajectories_that_would_come_back_to_their_start_mix() -> None:
+    """ε h = 2: four unshortened leapfrog steps are a full turn, and the stiff directions would keep their energy for ever."""
+    found = estimate(
+        loss=lambda p, batch: p["w"].square().sum(1) / 2,
+        params={"w": torch.zeros(1, 2, dtype=torch.float64)},
+        gamma=values(1e-9),
+        step_size=values(2e-3),
+        sampler=HMC(leapfrogs=4),
+        n_chains=16,
+        draws=500,
+    )
+    assert float((found.mean - 1).abs()) < 3 * float(found.standard_error) < 0.1
+    assert float(found.r_hat) < 1.02
+
+
+@pytest.mark.parametrize("sampler", ALL, ids=lambda s: s.name)
+def test_a_chain_is_the_same_alone_and_in_a_batch(sampler: Sampler) -> None:
+    both = estimate(nbeta=values(1e3, 1e4), seeds=[5, 6], n_chains=3, sampler=sampler, draws=20)
+    for case, (nbeta, seed) in enumerate([(1e3, 5), (1e4, 6)]):
+        alone = estimate(nbeta=values(nbeta), seeds=[seed], n_chains=1, sampler=sampler, draws=20)
+        torch.testing.assert_close(alone.trace[0, 0], both.trace[case, 0], rtol=1e-12, atol=0)
+
+
+def test_noise_is_normal_and_its_own_in_every_chain_and_step() -> None:
+    noise = Noise([0, 1], n_chains=2, n=50_000, like=torch.zeros(1))
+    first, second = noise.normal(1), noise.normal(2)
+    assert noise.normal(1).dtype is torch.float32
+    assert torch.equal(noise.normal(1), first)
+    rows = torch.cat([first, second])
+    assert torch.allclose(torch.corrcoef(rows), torch.eye(8), atol=0.03)
+    assert rows.std(1).sub(1).abs().max() < 0.02
+    assert rows.abs().max() > 3.5
+    assert math.isclose(float((rows**4).mean()), 3, rel_tol=0.05)
+    uniform = torch.stack([noise.uniform(step) for step in range(1000)])
+    assert 0 <= float(uniform.min()) < float(uniform.max()) < 1
+    assert not torch.equal(uniform[:, 0], noise.length(0))

@@ -1,0 +1,36 @@
+"""The packaged model is what its card says, recomputed from the files; all of it is small; its text is whole."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from crux.assets import __file__ as assets_file
+from crux.pretraining.pretrain import held_out_bits
+from crux.text.packaged import SOURCES
+
+ASSETS = Path(assets_file).parent
+CARD = (ASSETS / "tiny" / "README.md").read_text("utf-8")
+CONTEXT, STRIDE = 256, 128
+
+
+def stated(source: str) -> float:
+    """Held-out bits per byte of a source, as the card's table has them."""
+    line = re.search(rf"^\| `{source}` \|.*\| ([\d.]+) \|$", CARD, re.MULTILINE)
+    assert line is not None, f"the card has no line for {source}"
+    return float(line[1])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_held_out_bits_per_byte_are_those_of_the_card(source: str) -> None:
+    found = held_out_bits(ASSETS / "tiny", (source,), context=CONTEXT, stride=STRIDE)
+    assert found[f"final/bits_per_byte/{source}"] == pytest.approx(stated(source), abs=1e-3)
+    assert f"context {CONTEXT}, stride {STRIDE}" in CARD
+
+
+def test_the_speeches_are_predicted_well_enough() -> None:
+    assert stated("sotu") <= 1.65
+
+
+def test_weights_tokenizer_and_text_stay_under_16_mb() -> None:
+    assert sum(f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()) <= 16e6

@@ -1,0 +1,154 @@
+"""MLflow: cold starts, true end states, one run going on, and what is said when the database cannot be used."""
+
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from crux.runs import mlflow as tracking
+from crux.runs.mlflow import Tracker, database, prepare
+from crux.sae.checks import check_tracking
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+
+
+def start(outputs: Path, uri: str | None = None) -> Tracker:
+    return Tracker.start(
+        uri or database(outputs),
+        experiment="crux",
+        outputs=outputs,
+        name="e2e L6 λ=1",
+        params={"layer": 6},
+        tags={"loss": "e2e"},
+    )
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four processes have started a run here at once, with neither database nor experiment there before."""
+    place = tmp_path_factory.mktemp("outputs")
+    code = (
+        "import sys; from pathlib import Path; from crux.runs.mlflow import Tracker, database\n"
+        "outputs = Path(sys.argv[1])\n"
+        "sys.stdin.readline()\n"  # all are loaded: now
+        "t = Tracker.start(database(outputs), experiment='crux', outputs=outputs, name=sys.argv[2], params={}, tags={})\n"
+        "t.metrics(1, {'train/loss': 1.0})\n"
+        "t.end('FINISHED')\n"
+    )
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(place), f"job {i}"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=SRC,
+        )
+        for i in range(4)
+    ]
+    for job in jobs:
+        assert job.stdin is not None
+        job.stdin.write("go\n")
+        job.stdin.flush()
+    for job in jobs:
+        _, err = job.communicate(timeout=120)
+        assert job.returncode == 0, err
+    return place
+
+
+def test_four_cold_starts_at_once_give_four_runs_in_one_experiment(outputs: Path) -> None:
+    client = MlflowClient(database(outputs))
+    experiment = client.get_experiment_by_name("crux")
+    assert experiment is not None
+    assert experiment.artifact_location == (outputs / "artifacts").as_uri()
+    found = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+    assert sorted(r.info.run_name for r in found if r.info.run_name.startswith("job")) == [f"job {i}" for i in range(4)]
+
+
+def test_the_database_writes_ahead(outputs: Path) -> None:
+    connection = sqlite3.connect(outputs / "mlflow.db")
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_preparing_again_finds_the_experiment(outputs: Path) -> None:
+    uri = database(outputs)
+    assert prepare(uri, "crux", outputs) == prepare(uri, "crux", outputs)
+    assert prepare(uri, "another", outputs) != prepare(uri, "crux", outputs)
+
+
+def test_a_run_ends_goes_on_and_stays_one(outputs: Path) -> None:
+    tracker = start(outputs)
+    tracker.metrics(1, {"train/loss": 2.0, "train/l0": 30.0})
+    tracker.end("KILLED")
+    assert tracker.client.get_run(tracker.run_id).info.status == "KILLED"
+    again = Tracker.go_on(database(outputs), tracker.run_id, tags={"job": "a"})
+    assert again.client.get_run(again.run_id).info.status == "RUNNING"
+    again.metrics(2, {"train/loss": 1.0})
+    again.end("FINISHED")
+    run = again.client.get_run(tracker.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "e2e L6 λ=1")
+    assert run.info.end_time is not None
+    assert run.data.tags["job"] == "a"
+    assert (run.data.params, run.data.tags["loss"]) == ({"layer": "6"}, "e2e")
+    curve = again.client.get_metric_history(tracker.run_id, "train/loss")
+    assert [(m.step, m.value) for m in curve] == [(1, 2.0), (2, 1.0)]
+
+
+def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
+    for name in (
+        "config.yaml",
+        "metrics.json",
+        "mlflow_run_id",
+        "figures/a.png",
+        "sae/cfg.json",
+        "checkpoints/last.ckpt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    tracker = start(outputs)
+    tracker.files(tmp_path)
+    found = {a.path for place in ("", "figures", "sae") for a in tracker.client.list_artifacts(tracker.run_id, place)}
+    assert found == {"config.yaml", "metrics.json", "figures", "figures/a.png", "sae", "sae/cfg.json"}
+
+
+def test_a_run_that_is_not_there_cannot_go_on(outputs: Path) -> None:
+    with pytest.raises(ValueError, match=r"MLflow cannot use sqlite:///.*tracking=none"):
+        Tracker.go_on(database(outputs), "0" * 32, tags={})
+
+
+def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.1)
+    holder = sqlite3.connect(outputs / "mlflow.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(ValueError, match="database is locked"):
+            start(outputs)
+    finally:
+        holder.close()
+    start(outputs).end("FINISHED")
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database, though of some length\n" * 100)
+    with pytest.raises(ValueError, match="file is not a database"):
+        start(tmp_path)
+    with pytest.raises(ValueError, match="unable to open database file"):
+        start(tmp_path, uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
+
+
+def test_a_server_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        check_tracking(f"http://127.0.0.1:{port}")
+    with pytest.raises(ValueError, match=rf"http://127\.0\.0\.1:{port} does not answer .* tracking=none"):
+        check_tracking(f"http://127.0.0.1:{port}")
+    with pytest.raises(ValueError, match="does not answer"):
+        check_tracking("https://nowhere.invalid")
+    with pytest.raises(ValueError, match="allowed are http, https, sqlite"):
+        check_tracking("mlruns")
+    for uri in (None, "sqlite:////somewhere/mlflow.db", "postgresql+psycopg2://user@host/base"):
+        check_tracking(uri)

@@ -1,0 +1,116 @@
+"""MLflow under load: eight cold starts at once lose nothing, time after time; a sweep against a server."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from crux.runs.mlflow import database
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+JOBS, ROUNDS, STEPS, METRICS = 8, 5, 20, 20
+
+JOB = f"""
+import sys
+from pathlib import Path
+from crux.runs.mlflow import Tracker, database
+name = sys.argv[1]
+print("loaded", flush=True)
+for line in sys.stdin:  # the next round's folder: now
+    outputs = Path(line.strip())
+    t = Tracker.start(database(outputs), experiment="crux", outputs=outputs, name=name, params={{"job": name}}, tags={{}})
+    for step in range({STEPS}):
+        t.metrics(step, {{f"train/{{i}}": float(step) for i in range({METRICS})}})
+    t.end("FINISHED")
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_eight_cold_starts_at_once_lose_nothing_again_and_again(tmp_path: Path) -> None:
+    """Real processes, and each round a database that is not there yet: every run, parameter and metric arrives."""
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", JOB, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SRC)
+        for i in range(JOBS)
+    ]  # fmt: skip
+    try:
+        for job in jobs:
+            assert job.stdout is not None
+            assert job.stdout.readline() == "loaded\n"
+        for n in range(ROUNDS):
+            outputs = tmp_path / str(n)
+            for job in jobs:
+                assert job.stdin is not None
+                job.stdin.write(f"{outputs}\n")
+                job.stdin.flush()
+            for job in jobs:
+                assert job.stdout is not None
+                assert job.stdout.readline() == "done\n"
+            client = MlflowClient(database(outputs))
+            experiment = client.get_experiment_by_name("crux")
+            assert experiment is not None
+            runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+            assert sorted(r.data.params["job"] for r in runs) == [str(i) for i in range(JOBS)]
+            for run in runs:
+                assert len(run.data.metrics) == METRICS
+                curve = client.get_metric_history(run.info.run_id, "train/7")
+                assert sorted(m.value for m in curve) == list(range(STEPS))
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """An MLflow server on the loopback device, as it would stand on another machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "kept"),
+    ]  # fmt: skip
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(line, stdout=log, stderr=log, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        log.close()
+
+
+@pytest.mark.slow
+def test_a_sweep_against_a_server(
+    server: str, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path
+) -> None:
+    line = ("-m", "loss=local,e2e", "seed=0,1", "sweep_name=served", f"tracking.uri={server}", f"output_dir={tmp_path}")
+    assert crux_here(*short, *line) == 0
+    assert not (tmp_path / "mlflow.db").exists()
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("crux")
+    assert experiment is not None
+    parent = (tmp_path / "sweeps" / "served" / "mlflow_run_id").read_text().strip()
+    assert client.get_run(parent).info.status == "FINISHED"
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert len(children) == 4
+    assert {(c.info.status, c.data.tags["sweep"]) for c in children} == {("FINISHED", "served")}
+    assert all(c.data.metrics["final/l0"] > 0 for c in children)
+    summary = {a.path for place in ("", "figures") for a in client.list_artifacts(parent, place)}
+    assert {"report.md", "runs.csv", "figures/pareto_l0.png"} <= summary
+    assert {"config.yaml", "metrics.json"} <= {a.path for a in client.list_artifacts(children[0].info.run_id)}

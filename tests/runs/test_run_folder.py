@@ -1,0 +1,142 @@
+"""The run folder: written whole, cut after a kill, found again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crux.runs.run_folder import (
+    RunFolder,
+    comparable,
+    differing,
+    find_unfinished,
+    named_unfinished,
+    new_path,
+    write_whole,
+)
+
+CONFIG: dict[str, Any] = {
+    "layer": 6, "loss": {"name": "e2e", "kl": 1.0}, "resume": False, "resume_from": None,
+    "tracking": {"mlflow": True, "uri": None}, "output_dir": "/a", "cache": None,
+}  # fmt: skip
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.json"
+    write_whole(path, "old")
+
+    def dies(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write_whole(path, "λ")
+    assert path.read_text("utf-8") == "λ"
+
+
+def test_a_folder_from_start_to_end(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "runs" / "one", CONFIG)
+    assert folder.config() == CONFIG
+    assert not folder.done
+    assert folder.history() == []
+    folder.add_row(1, {"train/loss": 2.0})
+    folder.add_row(2, {"train/loss": 1.5, "val/kl": 0.25})
+    assert folder.history() == [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.5, "val/kl": 0.25}]
+    folder.write_metrics({"final/l0": 20.0})
+    assert json.loads((folder.path / "metrics.json").read_text()) == {"final/l0": 20.0}
+    folder.finish()
+    assert folder.done
+    assert not list(folder.path.glob(".*"))  # no temporary file stays
+
+
+def test_rows_after_the_checkpoint_are_forgotten_and_a_cut_line_too(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    for step in (1, 2, 3, 4):
+        folder.add_row(step, {"train/loss": float(step)})
+    with (folder.path / "history.jsonl").open("a") as f:
+        f.write('{"step": 5, "train/lo')  # a kill in the middle of a write
+    folder.forget_after(3)
+    assert [row["step"] for row in folder.history()] == [1, 2, 3]
+    folder.add_row(4, {"train/loss": 9.0})
+    assert folder.history()[-1] == {"step": 4, "train/loss": 9.0}
+    folder.forget_after(0)
+    assert folder.history() == []
+
+
+def test_a_folder_in_which_nothing_was_trained_can_be_taken_back(tmp_path: Path) -> None:
+    fresh, trained = (RunFolder.create(tmp_path / name, CONFIG) for name in ("fresh", "trained"))
+    for folder in (fresh, trained):
+        folder.forget_after(0)
+    trained.add_row(1, {"train/loss": 1.0})
+    fresh.discard_unstarted()
+    trained.discard_unstarted()
+    assert not fresh.path.exists()
+    assert trained.path.exists()
+
+
+def test_names_do_not_collide(tmp_path: Path) -> None:
+    paths = []
+    for _ in range(3):
+        path = new_path(tmp_path, "e2e_L6_s1")
+        path.mkdir(parents=True)
+        paths.append(path)
+    assert len(set(paths)) == 3
+    assert all(p.parent == tmp_path / "runs" and "e2e_L6_s1" in p.name for p in paths)
+
+
+def test_what_is_compared_is_flat_and_leaves_places_and_tracking_out() -> None:
+    assert comparable(CONFIG) == {"layer": 6, "loss.name": "e2e", "loss.kl": 1.0}
+    moved = CONFIG | {"resume": True, "tracking": {"mlflow": False, "uri": "x"}, "output_dir": "/b", "cache": "/c"}
+    assert differing(CONFIG, moved) == []
+    other = CONFIG | {"layer": 2, "loss": {"name": "e2e", "kl": 0.5}, "extra": 1}
+    assert differing(CONFIG, other) == ["extra: None / 1", "layer: 6 / 2", "loss.kl: 1.0 / 0.5"]
+
+
+def named(outputs: Path, name: str, config: dict[str, Any]) -> RunFolder:
+    return RunFolder.create(outputs / "runs" / name, config)
+
+
+def test_the_newest_unfinished_run_of_this_configuration_is_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no unfinished run"):
+        find_unfinished(tmp_path, CONFIG)
+    named(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
+    newer = named(tmp_path, "2026-01-02_00-00-00_a", CONFIG)
+    named(tmp_path, "2026-01-03_00-00-00_a", CONFIG | {"layer": 2})
+    named(tmp_path, "2026-01-04_00-00-00_a", CONFIG).finish()
+    (tmp_path / "runs" / "2026-01-05_no_run").mkdir()
+    assert find_unfinished(tmp_path, CONFIG | {"resume": True}).path == newer.path
+
+
+def test_a_run_started_within_the_same_second_is_the_newer_one(tmp_path: Path) -> None:
+    for number in ("", *(f"-{i}" for i in range(2, 12))):
+        last = named(tmp_path, f"2026-01-01_00-00-00_a{number}", CONFIG)
+    assert find_unfinished(tmp_path, CONFIG).path == last.path
+
+
+def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
+    good = named(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
+    for name, text in (("2026-01-02_00-00-00_a", "{layer: ["), ("2026-01-03_00-00-00_a", "")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.yaml").write_text(text)
+    assert find_unfinished(tmp_path, CONFIG).path == good.path
+
+
+def test_a_named_run_must_be_one_and_the_same(tmp_path: Path) -> None:
+    folder = named(tmp_path, "a", CONFIG)
+    assert named_unfinished(folder.path, CONFIG).path == folder.path
+    with pytest.raises(ValueError, match=r"no run folder \(it has no config.yaml\)"):
+        named_unfinished(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"differs \(there / here\): layer: 6 / 2"):
+        named_unfinished(folder.path, CONFIG | {"layer": 2})
+    (folder.path / "config.yaml").write_text("{layer: [")
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read"):
+        named_unfinished(folder.path, CONFIG)
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    folder.finish()
+    with pytest.raises(ValueError, match="is finished"):
+        named_unfinished(folder.path, CONFIG)

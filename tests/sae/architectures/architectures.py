@@ -1,0 +1,62 @@
+"""Every architecture: the one list that the laws are tested over. A new one is a new line."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from crux.sae.architectures.batch_topk import BatchTopKSAE
+from crux.sae.architectures.gated import GatedSAE
+from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.jumprelu import JumpReluSAE
+from crux.sae.architectures.matryoshka import MatryoshkaSAE
+from crux.sae.architectures.p_anneal import PAnnealSAE
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import SAE, Base, Init
+from crux.sae.architectures.topk import TopKSAE
+
+ARCHITECTURES: dict[str, Callable[[Base], SAE]] = {
+    "relu": lambda base: ReluSAE(**base),
+    "topk": lambda base: TopKSAE(**base, k=4),
+    "batch_topk": lambda base: BatchTopKSAE(**base, k=4),
+    "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5),
+    "gated": lambda base: GatedSAE(**base),
+    "matryoshka": lambda base: MatryoshkaSAE(**base, k=4, prefixes=(0.25, 0.5), prefix_coefficient=1.0),
+    "p_anneal": lambda base: PAnnealSAE(**base, p_end=0.2, p_start=0.1, p_stop=1.0, p_updates=3),
+    "gradient_topk": lambda base: GradientTopKSAE(**base, k=4, beta=2.0),
+}
+
+
+def base(
+    *,
+    d_model: int = 8,
+    n_latents: int = 24,
+    init: Init = "paper",
+    init_norm: float = 0.1,
+    subtract_b_dec: bool = False,
+    d_out: int | None = None,
+    seed: int = 0,
+) -> Base:
+    return {
+        "d_model": d_model,
+        "n_latents": n_latents,
+        "init": init,
+        "init_norm": init_norm,
+        "subtract_b_dec": subtract_b_dec,
+        "generator": torch.Generator().manual_seed(seed),
+        "d_out": d_out,
+    }
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lived_in(sae: SAE) -> SAE:
+    """Moved off its start, in every parameter and by three observed batches."""
+    with torch.no_grad():
+        for i, parameter in enumerate(sae.parameters()):
+            parameter.add_(0.3 * normal(*parameter.shape, seed=100 + i))
+    for seed in (7, 8, 9):
+        sae.observe(sae.encode(3 * normal(40, sae.d_model, seed=seed), normal(40, sae.d_out, seed=seed + 10)))
+    return sae

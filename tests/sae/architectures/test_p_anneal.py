@@ -1,0 +1,137 @@
+import pytest
+import torch
+from architectures import base, normal
+
+from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import Codes
+
+
+def made(p_end: float = 0.2, p_start: float = 0.2, p_stop: float = 1.0, p_updates: int = 4) -> PAnnealSAE:
+    return PAnnealSAE(**base(), p_end=p_end, p_start=p_start, p_stop=p_stop, p_updates=p_updates)
+
+
+def stage(sae: PAnnealSAE, progress: float) -> int:
+    sae.advance(progress)
+    return int(sae.stage)
+
+
+def test_lp_by_hand() -> None:
+    c = torch.tensor([[0.0, 4.0, 9.0]])
+    found = lp(c, 0.5).item()
+    assert found == pytest.approx(4.001**0.5 + 9.001**0.5 - 2 * 0.001**0.5, rel=1e-5)
+    assert found == pytest.approx(2 + 3, rel=0.02)  # Σ √c, but for ε
+    assert lp(c, 1.0).item() == 13
+    assert lp(torch.zeros(1, 5), 0.3).item() == 0
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9, 1.0])
+def test_the_gradient_stays_bounded(p: float) -> None:
+    c = torch.tensor([[0.0, 1e-6, 1e-3, 1.0, 50.0]], requires_grad=True)
+    lp(c, p).sum().backward()
+    assert c.grad is not None
+    torch.testing.assert_close(c.grad, p * (c.detach() + EPSILON) ** (p - 1))
+    assert c.grad.max() <= p * EPSILON ** (p - 1) * 1.0001
+
+
+def test_the_stages_of_p() -> None:
+    sae = made()
+    assert [stage(sae, progress) for progress in (0.0, 0.19, 0.21, 0.39, 0.41, 0.61, 0.79, 0.81, 0.99, 1.0)] == [
+        *(0, 0, 1, 1, 2, 3, 3, 4, 4, 4)
+    ]
+    assert [sae.p(s) for s in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_at_first_it_is_the_relus_penalty() -> None:
+    sae = made()
+    plain = ReluSAE(**base())
+    codes = sae.encode(3 * normal(30, 8))
+    assert torch.equal(codes.c, plain.encode(3 * normal(30, 8)).c)
+    torch.testing.assert_close(sae.penalty(codes, weight=None), plain.penalty(codes, weight=None))
+
+
+def test_the_penalty_goes_on_where_it_was() -> None:
+    """By hand at a change of stage: the ten same batches before it, the same batch after it."""
+    sae = made()
+    codes = sae.encode(3 * normal(30, 8))
+    penalties = []
+    for progress in (0.1, 0.3, 0.5, 0.7, 0.9):
+        sae.advance(progress)
+        penalties.append(sae.penalty(codes, weight=None).item())
+        for _ in range(10):
+            sae.observe(codes)
+    assert penalties == pytest.approx([penalties[0]] * 5, rel=1e-4)
+    wanted = lp(codes.c, 1.0).mean() / lp(codes.c, 0.2).mean()
+    assert sae.scale.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert sae.scale.item() != pytest.approx(1, rel=0.1)
+
+
+def test_the_means_are_of_about_the_last_ten_batches() -> None:
+    sae = made()
+    sae.advance(0.0)
+    near, far = (Codes(c, c) for c in (torch.full((1, 24), 4.0), torch.full((1, 24), 0.5)))
+    for codes in (near, far):
+        for _ in range(60):
+            sae.observe(codes)
+    torch.testing.assert_close(sae.sums, torch.stack([lp(far.c, p)[0] for p in (1.0, 0.8)]), rtol=0.03, atol=0)
+    sae.observed_n.zero_()
+    sae.observe(near)
+    sae.observe(far)
+    wanted = torch.stack([(lp(near.c, p) + lp(far.c, p))[0] / 2 for p in (1.0, 0.8)])
+    torch.testing.assert_close(sae.sums, wanted)  # the plain mean of as many as there are
+
+
+def test_within_a_stage_the_scale_stays() -> None:
+    sae = made()
+    for i, progress in enumerate((0.21, 0.25, 0.3, 0.35)):
+        sae.advance(progress)
+        sae.observe(sae.encode(3 * normal(30, 8, seed=i)))
+        assert sae.scale.item() == 1  # nothing was seen before the first change
+    sae.advance(0.41)
+    assert sae.scale.item() != 1
+    assert sae.observed_n.item() == 0
+
+
+def test_resuming_at_any_step_is_the_same() -> None:
+    """Interrupted in every place, also right before a change of stage: bit for bit the uninterrupted run's scale."""
+    whole, resumed = made(), made()
+    steps = [i / 40 for i in range(40)]
+    for i, progress in enumerate(steps):
+        for sae in (whole, resumed):
+            sae.advance(progress)
+            sae.observe(sae.encode(3 * normal(20, 8, seed=i)))
+        state = resumed.state_dict()
+        resumed = made()
+        resumed.load_state_dict(state)
+        assert torch.equal(whole.scale, resumed.scale)
+        assert torch.equal(whole.sums, resumed.sums)
+    assert whole.stage.item() == 4
+    assert whole.scale.item() != 1
+
+
+def test_it_is_shared_as_a_plain_relu() -> None:
+    assert type(made().folded()) is ReluSAE
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"p_end": 0.0}, "p_end must lie between 0 and 1, not be 0.0"),
+        ({"p_end": 1.0}, "p_end must lie between"),
+        ({"p_start": 1.0}, "one after the other, not 1.0 and 1.0"),
+        ({"p_start": -0.1}, "one after the other"),
+        ({"p_updates": 0}, "at least 1, not 0"),
+    ],
+)
+def test_nonsense(changed: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(**changed)  # pyright: ignore[reportArgumentType]
+
+
+def test_p_has_its_last_value_from_p_stop_on() -> None:
+    sae = made(p_start=0.2, p_stop=0.8, p_updates=3)
+    stages = []
+    for progress in (0.0, 0.19, 0.21, 0.39, 0.41, 0.61, 0.79, 0.81, 1.0):
+        sae.advance(progress)
+        stages.append(int(sae.stage))
+    assert stages == [0, 0, 1, 1, 2, 3, 3, 3, 3]

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from architectures import base, normal
+
+from crux.sae.architectures.topk import TopKSAE, keep_largest
+
+
+def test_the_choice_by_hand() -> None:
+    pre = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-3.0, -1.0, 0.5, -2.0]], requires_grad=True)
+    kept = keep_largest(pre, 2, score=pre)
+    assert torch.equal(kept, torch.tensor([[3.0, 0, 2, 0], [0, 0, 0.5, 0]]))
+    (kept * torch.tensor([1.0, 2, 3, 4])).sum().backward()
+    assert pre.grad is not None
+    assert torch.equal(pre.grad, torch.tensor([[1.0, 0, 3, 0], [0, 0, 3, 0]]))  # through what is kept alone
+
+
+def test_the_score_chooses_and_the_value_stays() -> None:
+    pre = torch.tensor([[3.0, 1.0, 2.0]])
+    assert torch.equal(keep_largest(pre, 1, score=torch.tensor([[0.0, 9.0, 1.0]])), torch.tensor([[0.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("k", [1, 5, 24])
+def test_exactly_k_of_positive_pre_activations(k: int) -> None:
+    sae = TopKSAE(**base(), k=k)
+    with torch.no_grad():
+        sae.b_enc.add_(100.0)
+    assert ((sae.encode(normal(50, 8)).c != 0).sum(-1) == k).all()
+    with torch.no_grad():
+        sae.b_enc.sub_(100.0)
+    codes = sae.encode(normal(50, 8))
+    assert torch.equal((codes.c != 0).sum(-1), (codes.pre > 0).sum(-1).clamp_max(k))  # at most k after ReLU
+
+
+def test_ties_keep_k() -> None:
+    assert (keep_largest(torch.ones(3, 10), 4, score=torch.ones(3, 10)).sum(-1) == 4).all()
+
+
+@pytest.mark.parametrize("k", [0, -1, 25])
+def test_k_beyond_the_dictionary(k: int) -> None:
+    with pytest.raises(ValueError, match=f"between 1 and the 24 latents of the dictionary, not be {k}"):
+        TopKSAE(**base(), k=k)

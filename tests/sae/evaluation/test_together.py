@@ -1,0 +1,111 @@
+"""Several SAEs judged in one pass: one alone is the usual judgement, two are two splices by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_saes import random_sae
+from torch import Tensor
+from toy_subject import random_toy
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.evaluation.evaluate import evaluate
+from crux.sae.evaluation.together import evaluate_together
+
+PRE = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
+TOKENS = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
+MEANS = {hook: torch.randn(6, generator=torch.Generator().manual_seed(i)) for i, hook in enumerate(PRE)}
+
+
+def sae(seed: int) -> SAE:
+    return random_sae(d_model=6, n_latents=8, seed=seed)
+
+
+@pytest.mark.parametrize(("read", "write"), [(PRE[1], PRE[1]), (PRE[0], PRE[2])])
+@pytest.mark.parametrize("ablations", [True, False])
+def test_one_alone_is_the_usual_judgement(read: str, write: str, ablations: bool) -> None:
+    subject = random_toy(seed=0)
+    together = evaluate_together(
+        subject, [Site(read, write, sae(1))], batches=TOKENS.split(10), means=MEANS, ablations=ablations
+    )
+    alone = evaluate(
+        subject,
+        sae(1),
+        hook=read,
+        output_hook=write,
+        batches=TOKENS.split(10),
+        mean_activation=MEANS[write],
+        ablations=ablations,
+    ).metrics
+    names = ["ce_clean", "ce_spliced", "ce_increase", "kl", "top1_agreement", "l0"]
+    if ablations:
+        names += ["ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean"]
+    assert together.keys() == {name + suffix for name in names for suffix in ("", "/pos0", "/rest")}
+    for name, value in together.items():
+        assert value == pytest.approx(alone[name], rel=1e-6), name
+
+
+def test_two_by_hand_whatever_their_order() -> None:
+    """An SAE before block 0 and a transcoder over block 1; the means are put before block 0 and behind block 1."""
+    subject, first, second = random_toy(seed=0), sae(1), sae(2)
+    sites = [Site(PRE[0], PRE[0], first), Site(PRE[1], PRE[2], second)]
+    found = evaluate_together(subject, sites, batches=[TOKENS], means=MEANS)
+    x, labels = subject.embed[TOKENS], TOKENS[:, 1:].flatten()
+
+    def log_q(residual: Tensor) -> Tensor:
+        """Of the residual entering block 2."""
+        return (subject.blocks[2](residual) @ subject.unembed.W_U.T).log_softmax(-1)
+
+    def ce(residual: Tensor) -> float:
+        return F.nll_loss(log_q(residual)[:, :-1].flatten(0, 1), labels).item()
+
+    read = subject.blocks[0](first(x))
+    untouched, put = subject.blocks[1](subject.blocks[0](x)), second(read)
+    codes = [first.encode(x.flatten(0, 1)).c, second.encode(read.flatten(0, 1)).c]
+    wanted = {
+        "ce_clean": ce(untouched),
+        "ce_spliced": ce(put),
+        "ce_increase": ce(put) - ce(untouched),
+        "ce_zero": ce(torch.zeros_like(x)),
+        "ce_mean": ce(MEANS[PRE[2]].expand_as(x)),
+        "kl": F.kl_div(log_q(put), log_q(untouched), log_target=True, reduction="sum").item() / TOKENS.numel(),
+        "l0": sum((c > 0).float().sum(-1).mean().item() for c in codes),
+    }
+    wanted["loss_recovered_zero"] = (wanted["ce_zero"] - ce(put)) / (wanted["ce_zero"] - ce(untouched))
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    assert evaluate_together(subject, sites[::-1], batches=[TOKENS], means=MEANS) == found
+
+
+def test_every_written_hook_point_is_ablated() -> None:
+    """Behind the first of the two means stand the blocks, behind the second only the unembedding."""
+    subject = random_toy(seed=0)
+    sites = [Site(PRE[3], PRE[3], sae(2)), Site(PRE[0], PRE[0], sae(1))]
+    found = evaluate_together(subject, sites, batches=[TOKENS], means=MEANS)
+    for name, last in (("ce_zero", torch.zeros(6)), ("ce_mean", MEANS[PRE[3]])):
+        logits = (last @ subject.unembed.W_U.T).expand(TOKENS[:, 1:].numel(), -1)
+        assert found[name] == pytest.approx(F.cross_entropy(logits, TOKENS[:, 1:].flatten()).item(), rel=1e-5)
+    assert "loss_recovered_mean/pos0" in found
+
+
+def test_three_passes_and_a_clean_one_a_batch() -> None:
+    subject = random_toy(seed=0)
+    sites = [Site(PRE[0], PRE[0], sae(1)), Site(PRE[1], PRE[2], sae(2))]
+    evaluate_together(subject, sites, batches=TOKENS.split(12), means=MEANS)
+    assert subject.passes == ["clean", "spliced", "spliced", "spliced"] * 2
+
+
+@pytest.mark.parametrize(
+    ("sites", "batches", "message"),
+    [
+        ([Site(PRE[0], PRE[0], random_sae(d_model=4, n_latents=8, seed=0))], [TOKENS], "reads 4 dimensions"),
+        ([Site(PRE[0], PRE[0], sae(1)), Site(PRE[0], PRE[0], sae(2))], [TOKENS], "two SAEs write at"),
+        ([Site(PRE[2], PRE[1], sae(1))], [TOKENS], "out of order"),
+        ([Site("blocks.7.hook_resid_pre", PRE[1], sae(1))], [TOKENS], "3 layers"),
+        ([Site(PRE[0], PRE[0], sae(1))], [], "not one batch"),
+        ([Site(PRE[0], PRE[0], sae(1))], [TOKENS[:, :1]], "at least 2"),
+    ],
+)
+def test_mistakes(sites: list[Site], batches: list[Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_together(random_toy(seed=0), sites, batches=batches, means=MEANS)

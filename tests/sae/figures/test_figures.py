@@ -1,0 +1,76 @@
+"""What the figures show is read back from their axes; that they look well was looked at."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from crux.sae.figures.densities import density_histogram
+from crux.sae.figures.downstream import downstream
+from crux.sae.figures.loss_curves import loss_curves
+
+METRICS = {
+    "mse": 0.5,
+    "mse/rest": 0.4,
+    "explained_variance": 0.7,
+    "explained_variance/rest": -3.0,
+    "downstream_mse/7": 0.8,
+    "downstream_mse/7/rest": 0.6,
+    "downstream_ev/7": 0.6,
+    "downstream_mse/8": 0.9,
+    "downstream_ev/8": 0.5,
+}
+
+
+def rendered(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def test_loss_curves_show_every_term_there_is() -> None:
+    history = [{"step": s, "train/kl": 1 / s, "train/l0": 50.0 - s} for s in range(1, 30)]
+    history += [{"step": 30, "val/kl": 0.5}]
+    figure = loss_curves(
+        history, terms={"train/kl": "KL (nats/token)", "val/kl": "held out", "train/none": "none"}, l0="train/l0"
+    )
+    above, below = figure.axes
+    assert [line.get_label() for line in above.lines] == ["KL (nats/token)", "held out"]
+    np.testing.assert_allclose(np.asarray(above.lines[0].get_ydata()), [1 / s for s in range(1, 30)])
+    assert below.lines[0].get_xydata()[-1].tolist() == [29, 21]
+    assert "step" in below.get_xlabel()
+    assert rendered(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "history", [[], [{"step": 1, "train/l0": 0.0, "train/kl": 0.0}], [{"step": 1, "train/kl": float("nan")}]]
+)
+def test_loss_curves_of_short_or_broken_runs(history: list[dict[str, float]]) -> None:
+    rendered(loss_curves(history, terms={"train/kl": "KL"}, l0="train/l0"))
+
+
+def test_downstream_begins_at_the_sae_and_leaves_out_what_is_missing() -> None:
+    left, right = downstream(METRICS, hook="blocks.6.hook_resid_pre", n_layers=8, at=6).axes
+    assert left.lines[0].get_xydata().tolist() == [[6, 0.5], [7, 0.8], [8, 0.9]]
+    assert left.lines[1].get_xydata().tolist() == [[6, 0.4], [7, 0.6]]
+    assert right.lines[0].get_xydata().tolist() == [[6, 0.7], [7, 0.6], [8, 0.5]]
+    assert right.get_ylim()[0] < -3
+    assert [left.xaxis.get_major_formatter()(k, 0) for k in (6, 7, 8)] == ["6", "7", "end"]
+
+
+def test_downstream_at_the_last_residual_is_rendered() -> None:
+    rendered(downstream({"mse": 1.0}, hook="blocks.7.hook_resid_post", n_layers=8, at=8))
+
+
+def test_densities_count_the_dead() -> None:
+    densities = np.array([0.0, 0.0, 0.001, 0.5, 1.0])
+    figure = density_histogram(densities, n_tokens=1000)
+    axes = figure.axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 3
+    assert axes.get_title(loc="left") == "3 of 5 latents fire in 1,000 tokens; 2 (40.0 %) never do"
+    rendered(figure)
+
+
+def test_densities_of_an_sae_that_is_dead() -> None:
+    rendered(density_histogram(np.zeros(4), n_tokens=100))

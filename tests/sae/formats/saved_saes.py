@@ -1,0 +1,38 @@
+"""SAEs as training leaves them, of every architecture, and what SAELens calls what is saved of them."""
+
+from architectures import ARCHITECTURES, base, lived_in, normal
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE
+
+METADATA = {
+    "model_name": "tiny",
+    "hook_name": "blocks.6.hook_resid_pre",
+    "process_weights": False,
+    "context_size": 256,
+    "prepend_bos": False,
+    "dataset_path": "packaged",
+    "note": "λ=1.5",
+}
+SAVED_AS = {
+    "relu": "standard",
+    "topk": "topk",
+    "batch_topk": "jumprelu",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+    "matryoshka": "jumprelu",
+    "p_anneal": "standard",
+    "gradient_topk": "topk",
+}
+TRANSCODERS = {"relu": "transcoder", "jumprelu": "jumprelu_transcoder", "batch_topk": "jumprelu_transcoder"}
+"""Between activations of different widths."""
+
+
+def trained(kind: str, *, d_out: int | None = None) -> SAE:
+    """Neither unit norm nor unit scale; an SAE, but for a transcoder, subtracts its decoder bias."""
+    sae = lived_in(ARCHITECTURES[kind](base(d_model=6, n_latents=20, d_out=d_out, subtract_b_dec=d_out is None)))
+    return sae.start_at(normal(sae.d_out, seed=2), input_scale=0.25, output_scale=0.25 if d_out is None else 0.5)
+
+
+def activations() -> Tensor:
+    return 12 * normal(100, 6, seed=3)  # scaled, what `lived_in` has shown it

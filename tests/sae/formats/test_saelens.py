@@ -1,0 +1,270 @@
+"""SAELens's folder: by its keys and shapes here; opened with sae-lens itself in test_saelens_opens.py (slow)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.formats import saelens
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    saelens.save(trained("relu"), tmp_path / "runs" / "sae", METADATA)
+    return tmp_path / "runs" / "sae"
+
+
+def same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
+    """What is saved is read as the folded SAE: the same codes bit for bit."""
+    saelens.save(sae, folder, metadata)
+    found, told = saelens.load(folder)
+    wanted = sae.folded()
+    assert type(found) is type(wanted)
+    codes = found.encode(activations())
+    assert torch.equal(codes.c, wanted.encode(activations()).c)
+    assert 0.05 < (codes.c > 0).float().mean() < 0.95
+    torch.testing.assert_close(found.decode(codes), wanted.decode(codes), rtol=1e-5, atol=1e-5)
+    assert metadata.items() <= told.items()
+    assert told["input_scale"] == 0.25
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "cfg.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "name"), SAVED_AS.items())
+def test_every_architecture_comes_back(tmp_path: Path, kind: str, name: str) -> None:
+    same_codes(tmp_path / "sae", trained(kind), METADATA)
+    config = config_of(tmp_path / "sae")
+    assert config["architecture"] == name
+    assert config["apply_b_dec_to_input"] is False
+    assert (config.get("k"), config.get("rescale_acts_by_decoder_norm")) == (
+        (4, False) if name == "topk" else (None, None)
+    )
+
+
+@pytest.mark.parametrize(("kind", "name"), TRANSCODERS.items())
+def test_transcoders_come_back(tmp_path: Path, kind: str, name: str) -> None:
+    written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
+    same_codes(tmp_path / "wide", trained(kind, d_out=5), written)
+    same_codes(tmp_path / "even", trained(kind), written)
+    assert [config_of(tmp_path / f)["architecture"] for f in ("wide", "even")] == [name, name]
+    assert [config_of(tmp_path / f)["d_out"] for f in ("wide", "even")] == [5, 6]
+
+
+@pytest.mark.parametrize("kind", ["topk", "gradient_topk", "gated"])
+def test_what_sae_lens_has_no_transcoder_of(tmp_path: Path, kind: str) -> None:
+    """Between equal widths an SAE's format will do; between others there is none, and that can be known beforehand."""
+    written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
+    same_codes(tmp_path / "even", trained(kind), written)
+    assert config_of(tmp_path / "even")["architecture"] == SAVED_AS[kind]
+    saelens.check(trained(kind), transcodes=True)
+    wide = trained(kind, d_out=5)
+    for refused in (
+        lambda: saelens.save(wide, tmp_path / "wide", written),
+        lambda: saelens.check(wide, transcodes=True),
+    ):
+        with pytest.raises(ValueError, match=r"that reads 6 dimensions and writes 5; .* ReLU and JumpReLU alone$"):
+            refused()
+    assert not (tmp_path / "wide").exists()
+
+
+def test_heads_side_by_side(tmp_path: Path) -> None:
+    """SAELens lays the heads of hook_z side by side where it is told to."""
+    heads = METADATA | {"hook_name": "blocks.6.attn.hook_z"}
+    same_codes(tmp_path / "sae", trained("relu"), heads)
+    assert config_of(tmp_path / "sae")["reshape_activations"] == "hook_z"
+    saelens.save(trained("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
+    assert config_of(tmp_path / "from")["reshape_activations"] == "none"
+
+
+def test_saving_twice_changes_nothing(folder: Path) -> None:
+    first = load_file(folder / saelens.WEIGHTS)
+    sae, metadata = saelens.load(folder)
+    saelens.save(sae, folder, metadata)
+    for name, value in load_file(folder / saelens.WEIGHTS).items():
+        torch.testing.assert_close(value, first[name], rtol=1e-6, atol=1e-7)
+
+
+def test_what_sae_lens_asks_for(folder: Path) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    metadata = config.pop("metadata")
+    assert config == {
+        "architecture": "standard",
+        "d_in": 6,
+        "d_sae": 20,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    assert int(metadata["sae_lens_version"].split(".")[0]) >= 6  # else SAELens drops the hook's name
+    assert metadata["model_from_pretrained_kwargs"]["fold_ln"] is False
+    tensors = load_file(folder / "sae_weights.safetensors")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "W_enc": (6, 20),
+        "b_enc": (20,),
+        "W_dec": (20, 6),
+        "b_dec": (6,),
+    }
+    torch.testing.assert_close(tensors["W_dec"].norm(dim=-1), torch.ones(20))
+
+
+def test_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / saelens.WEIGHTS).read_bytes()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(saelens, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        saelens.save(trained("topk"), folder, METADATA)
+    assert [path.name for path in folder.parent.iterdir()] == ["sae"]
+    assert (folder / saelens.WEIGHTS).read_bytes() == before
+
+
+SHAPES = {"W_enc": (3, 5), "W_dec": (5, 3), "b_dec": (3,)}
+
+
+def anothers(folder: Path, *names: str, **config: Any) -> dict[str, Tensor]:
+    """A stranger's folder: a decoder of any norm, tensors of a number a latent of those names."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = SHAPES | dict.fromkeys(names, (5,))
+    W = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(W, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"d_in": 3, "d_sae": 5} | config))
+    return W
+
+
+def assert_same_function(folder: Path, x: Tensor, codes: Tensor, W: dict[str, Tensor]) -> None:
+    """Codes in units of the decoder's norm, and the reconstruction as it was."""
+    sae, metadata = saelens.load(folder)
+    norm = W["W_dec"].norm(dim=-1)
+    assert (norm - 1).abs().min() > 0.01
+    assert 0.1 < (codes > 0).float().mean() < 0.9
+    torch.testing.assert_close(sae.encode(x).c, codes * norm)
+    torch.testing.assert_close(sae(x), codes @ W["W_dec"] + W["b_dec"])
+    assert metadata == {}
+
+
+X = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("subtracts", [True, False, None])
+class TestAnothers:
+    """SAELens's formulas, with and without the decoder bias subtracted; SAELens does where nothing is said."""
+
+    @staticmethod
+    def read(folder: Path, subtracts: bool | None, *names: str, **config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        told = {} if subtracts is None else {"apply_b_dec_to_input": subtracts}
+        W = anothers(folder, *names, **told, **config)
+        return (X if subtracts is False else X - W["b_dec"]) @ W["W_enc"], W
+
+    def test_standard(self, tmp_path: Path, subtracts: bool | None) -> None:
+        u, W = self.read(tmp_path, subtracts, "b_enc", architecture="standard")
+        assert_same_function(tmp_path, X, torch.relu(u + W["b_enc"]), W)
+
+    def test_jumprelu_with_thresholds_of_any_sign(self, tmp_path: Path, subtracts: bool | None) -> None:
+        u, W = self.read(tmp_path, subtracts, "b_enc", "threshold", architecture="jumprelu")
+        assert W["threshold"].min() < 0 < W["threshold"].max()
+        pre = u + W["b_enc"]
+        assert_same_function(tmp_path, X, torch.relu(pre) * (pre > W["threshold"]), W)
+
+    def test_gated(self, tmp_path: Path, subtracts: bool | None) -> None:
+        u, W = self.read(tmp_path, subtracts, "b_gate", "b_mag", "r_mag", architecture="gated")
+        codes = (u + W["b_gate"] > 0) * torch.relu(u * W["r_mag"].exp() + W["b_mag"])
+        assert_same_function(tmp_path, X, codes, W)
+
+    def test_topk_that_chooses_by_the_decoders_norm(self, tmp_path: Path, subtracts: bool | None) -> None:
+        u, W = self.read(tmp_path, subtracts, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=True)
+        pre = (u + W["b_enc"]) * W["W_dec"].norm(dim=-1)
+        values, chosen = pre.topk(2)
+        theirs = torch.zeros_like(pre).scatter(-1, chosen, values.relu())
+        sae, _ = saelens.load(tmp_path)
+        torch.testing.assert_close(sae.encode(X).c, theirs)
+        torch.testing.assert_close(sae(X), theirs / W["W_dec"].norm(dim=-1, keepdim=True).T @ W["W_dec"] + W["b_dec"])
+
+
+def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
+    """Of one norm for all latents it is a TopK of crux; of different ones it is not, and not read as one."""
+    W = anothers(tmp_path, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=False)
+    with pytest.raises(ValueError, match="chooses its k latents before the decoder's norms count"):
+        saelens.load(tmp_path)
+    W["W_dec"] = 3 * torch.nn.functional.normalize(W["W_dec"], dim=-1)
+    save_file(W, tmp_path / saelens.WEIGHTS)
+    values, chosen = ((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"]).topk(2)
+    assert_same_function(tmp_path, X, torch.zeros(200, 5).scatter(-1, chosen, values.relu()), W)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "topk", "k": 6}, "k must lie between 1 and the 5 latents"),
+        ({"architecture": "topk"}, "k is None, not a positive integer"),
+        ({"architecture": "topk", "k": 2.0}, "k is 2.0, not a positive integer"),
+        ({"architecture": "transcoder"}, "d_out is None, not a positive integer"),
+        ({"architecture": "transcoder", "d_out": 3}, "a transcoder cannot have apply_b_dec_to_input"),
+        (
+            {"architecture": "skip_transcoder", "d_out": 3},
+            "'skip_transcoder' cannot be read; allowed are standard, topk",
+        ),
+        ({"architecture": ["standard"]}, "cannot be read; allowed are"),
+        ({"architecture": "standard", "activation_fn_str": "topk"}, "activation_fn_str='topk' cannot be read"),
+    ],
+)
+def test_another_function_is_not_read(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    anothers(tmp_path, "b_enc", **config)
+    with pytest.raises(ValueError, match=message) as caught:
+        saelens.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | changes))
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / saelens.WEIGHTS)
+    del tensors["b_enc"]
+    save_file(tensors, folder / saelens.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f.rename(f.parent / "elsewhere"), "no SAE folder at"),
+        (lambda f: (f / "cfg.json").unlink(), "no cfg.json"),
+        (lambda f: (f / saelens.WEIGHTS).unlink(), "no sae_weights.safetensors"),
+        (lambda f: (f / "cfg.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe\x00"), "not JSON"),
+        (lambda f: (f / "cfg.json").write_text("[]"), "not a SAELens config"),
+        (lambda f: (f / saelens.WEIGHTS).write_bytes(b"junk"), "not a safetensors file"),
+        (
+            lambda f: (f / saelens.WEIGHTS).write_bytes((f / saelens.WEIGHTS).read_bytes()[:-9]),
+            "not a safetensors file",
+        ),
+        (lambda f: edit(f, architecture="gated"), "holds W_dec, W_enc, b_dec, b_enc, not W_dec, W_enc, b_dec, b_gate"),
+        (lambda f: edit(f, normalize_activations="layer_norm"), "normalize_activations='layer_norm'"),
+        (lambda f: edit(f, d_sae=21), r"b_enc is \(20,\), not \(21,\)|W_enc is \(6, 20\), not \(6, 21\)"),
+        (lambda f: edit(f, d_in="six"), "d_in is 'six', not a positive integer"),
+        (drop_tensor, "holds W_dec, W_enc, b_dec, not"),
+    ],
+)
+def test_mistakes(folder: Path, spoil: Any, message: str) -> None:
+    spoil(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        saelens.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_must_say_where_the_sae_belongs(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="hook_name"):
+        saelens.save(trained("relu"), tmp_path / "sae", {"model_name": "tiny"})

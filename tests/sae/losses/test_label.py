@@ -1,0 +1,211 @@
+"""The label losses against their plain formula, in value and gradient, and the labels' distribution."""
+
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from watch import Watch
+
+from crux.sae.losses import label, readout
+from crux.sae.losses.label import Target, draw, label_loss
+
+BATCH, T, D, V = 3, 5, 4, 11
+TARGETS: list[Target] = list(get_args(Target))
+
+
+@pytest.fixture
+def case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, W_U, b_U, tokens."""
+    generator = torch.Generator().manual_seed(1)
+    h, W_U, b_U = (torch.randn(*shape, generator=generator) for shape in [(BATCH, T, D), (V, D), (V,)])
+    return h.requires_grad_(), W_U, b_U, torch.randint(0, V, (BATCH, T), generator=generator)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def plain(h: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """From full logits: the cross-entropy of every label, and every label's logit."""
+    u = F.linear(h.double(), W_U.double(), None if b_U is None else b_U.double())
+    z = u if softcap is None else softcap * torch.tanh(u / softcap)
+    return F.cross_entropy(z.mT, labels, reduction="none"), z.gather(-1, labels[..., None])[..., 0]
+
+
+def truth(
+    target: Target, h: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, tokens: Tensor, drawn: Tensor
+) -> Tensor:
+    if target == "data":
+        return plain(h[:, :-1], W_U, b_U, softcap, tokens[:, 1:])[0].sum()
+    if target == "sampled":
+        return plain(h, W_U, b_U, softcap, drawn)[0].sum()
+    top = F.linear(h, W_U, b_U).argmax(-1)
+    return -plain(h, W_U, b_U, softcap, top)[1].sum()
+
+
+@pytest.mark.parametrize("chunk_elements", [V, 3 * V, 2**21])  # chunks of 1 and 3 tokens; the whole in four
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("target", TARGETS)
+def test_value_and_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[Tensor, Tensor, Tensor, Tensor],
+    target: Target,
+    bias: bool,
+    softcap: float | None,
+    chunk_elements: int,
+) -> None:
+    monkeypatch.setitem(readout.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    labels: list[Tensor] = []
+
+    def noted(q: Tensor, generator: torch.Generator | None) -> Tensor:
+        labels.append(draw(q, generator))
+        return labels[-1]
+
+    monkeypatch.setattr(label, "draw", noted)
+    h, W_U, b_U, tokens = case
+    b_U = b_U if bias else None
+    found = label_loss(h, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target=target, generator=seeded())
+    (3 * found).backward()  # an outer coefficient reaches the gradient
+    gradient, h.grad = h.grad, None
+    drawn = torch.cat(labels).view(BATCH, T) if labels else tokens
+    want = truth(target, h, W_U, b_U, softcap, tokens, drawn)
+    (3 * want).backward()
+    assert len(labels) > 0 or target != "sampled"
+    torch.testing.assert_close(found, want.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, h.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_by_hand() -> None:
+    """Logits (0, log 3) at both positions: q = (¼, ¾); W_U is the identity, so gradients are those of the logits."""
+    h = torch.tensor([[[0.0, 1.0986123], [0.0, 1.0986123]]], requires_grad=True)
+    arguments = {"b_U": None, "softcap": None, "tokens": torch.tensor([[1, 0]]), "generator": seeded()}
+    for target, value, gradient in [
+        ("data", 1.3862944, [[0.25 - 1, 0.75], [0.0, 0.0]]),  # −log ¼, of token 0 behind token 1; no label behind that
+        ("top_logit", -2 * 1.0986123, [[0.0, -1.0], [0.0, -1.0]]),
+    ]:
+        found = label_loss(h, torch.eye(2), target=target, **arguments)
+        (found_gradient,) = torch.autograd.grad(found, h)
+        assert found.item() == pytest.approx(value, rel=1e-6)
+        torch.testing.assert_close(found_gradient, torch.tensor([gradient]))
+
+
+def test_labels_have_the_softmax_frequencies() -> None:
+    n = 200_000
+    q = torch.tensor([0.5, 0.3, 0.15, 0.05, 1e-4, 0.0]).div(1.0001)
+    counts = draw(q.expand(n, -1), seeded()).bincount(minlength=6)
+    assert counts[5] == 0
+    expected = n * q[:5].double()
+    chi_squared = ((counts[:5] - expected).square() / expected).sum()
+    assert chi_squared < 23.5  # four degrees of freedom: p = 1e-4
+
+
+def test_labels_are_drawn_at_the_clean_logits(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """Over many draws the mean gradient q − 1_y vanishes and the mean loss is the entropy of q."""
+    n, softcap = 40_000, 2.0
+    h, W_U, b_U, tokens = (x[:1, :1] if x.ndim == 3 else x for x in case)
+    many = h.detach().expand(n, 1, D).clone().requires_grad_()
+    tokens = tokens[:1, :1].expand(n, 1)
+    found = label_loss(many, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target="sampled", generator=seeded())
+    found.backward()
+    assert many.grad is not None
+    spread = many.grad.std(0) / n**0.5
+    assert (many.grad.mean(0).abs() < 4.5 * spread).all()
+    log_q = readout.logits(h[0].detach(), W_U, b_U=b_U, softcap=softcap).log_softmax(-1).double()
+    entropy, variance = -(log_q.exp() * log_q).sum(), (log_q.exp() * log_q.square()).sum()
+    assert (found / n - entropy).abs() < 4.5 * ((variance - entropy**2) / n) ** 0.5
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_it_depends_on(case: tuple[Tensor, Tensor, Tensor, Tensor], target: Target) -> None:
+    """`sampled` on the generator's state alone, not on the text; `data` on the text alone."""
+    h, W_U, b_U, tokens = case
+
+    def gradient(generator: torch.Generator, tokens: Tensor) -> Tensor:
+        found = label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=generator)
+        return torch.autograd.grad(found, h)[0]
+
+    generator = seeded()
+    state = generator.get_state()
+    first = gradient(generator, tokens)
+    assert torch.equal(generator.get_state(), state) == (target != "sampled")
+    assert torch.equal(gradient(generator, tokens), first) == (target != "sampled")
+    torch.manual_seed(77)  # the global generator has no say
+    assert torch.equal(gradient(generator.set_state(state), tokens), first)
+    assert torch.equal(gradient(seeded(), (tokens + 1) % V), first) == (target != "data")
+
+
+def test_no_gradient_to_anything_but_the_states(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    h, W_U, b_U, tokens = case
+    for target in TARGETS:
+        W_U.requires_grad_()
+        b_U.requires_grad_()
+        label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=seeded()).backward()
+    assert h.grad is not None
+    assert W_U.grad is None
+    assert b_U.grad is None
+
+
+def test_one_token_has_nothing_to_predict(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    h, W_U, b_U, tokens = case
+    one = h.detach()[:, :1].clone().requires_grad_()
+    found = label_loss(one, W_U, b_U=b_U, softcap=None, tokens=tokens[:, :1], target="data", generator=None)
+    found.backward()
+    assert found.item() == 0
+    assert one.grad is not None
+    assert (one.grad == 0).all()
+
+
+def test_bfloat16_states_keep_a_float32_loss(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    h, W_U, b_U, tokens = case
+    low = h.detach().bfloat16().requires_grad_()
+    for target in TARGETS:
+        arguments = {"softcap": 2.0, "tokens": tokens, "target": target}
+        found = label_loss(low, W_U.bfloat16(), b_U=b_U.bfloat16(), generator=seeded(), **arguments)
+        found.backward()
+        assert found.dtype == torch.float32
+        assert low.grad is not None
+        assert low.grad.dtype == torch.bfloat16
+        if target != "sampled":
+            want = label_loss(h, W_U, b_U=b_U, generator=seeded(), **arguments)
+            assert found.item() == pytest.approx(want.item(), rel=0.05)
+
+
+@pytest.mark.parametrize(("target", "products"), [("data", 2), ("sampled", 2), ("top_logit", 1)])
+def test_its_cost(target: Target, products: int) -> None:
+    """Two d·V products a prediction, no tokens × vocab tensor, no host sync."""
+    batch, pos, d, vocab = 2, 32, 8, 1000
+    generator = seeded()
+    h = torch.randn(batch, pos, d, generator=generator).requires_grad_()
+    W_U, tokens = torch.randn(vocab, d, generator=generator), torch.randint(0, vocab, (batch, pos), generator=generator)
+
+    def step() -> None:
+        label_loss(h, W_U, b_U=None, softcap=5.0, tokens=tokens, target=target, generator=generator).backward()
+
+    with FlopCounterMode(display=False) as counter, Watch() as watch:
+        step()
+    predictions = batch * (pos - 1 if target == "data" else pos)
+    assert counter.get_total_flops() == products * 2 * predictions * d * vocab
+    assert vocab < watch.largest <= batch * pos * vocab // 4
+    assert not [op for op in watch.operators if "local_scalar" in op or "item" in op or "nonzero" in op]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_value_without_a_gradient(case: tuple[Tensor, Tensor, Tensor, Tensor], target: Target) -> None:
+    h, W_U, b_U, tokens = case
+    with_gradient, without = (
+        label_loss(x, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=seeded())
+        for x in (h, h.detach())
+    )
+    assert with_gradient.requires_grad
+    assert not without.requires_grad
+    torch.testing.assert_close(without, with_gradient.detach(), rtol=0, atol=0)
+
+
+def test_sampling_wants_a_generator(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    h, W_U, b_U, tokens = case
+    with pytest.raises(AssertionError, match="generator"):
+        label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target="sampled", generator=None)

@@ -1,0 +1,35 @@
+"""Interpolation at equal L0 and the ratio's interval, by hand."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from crux.sae.sweeps.matched import Point, at_l0, ratio
+
+
+def test_linear_between_neighbours_and_nothing_outside() -> None:
+    points = [Point(40, 0.1), Point(10, 0.4), Point(20, 0.2)]
+    assert at_l0(points, l0=15) == pytest.approx(0.3)
+    assert at_l0(points, l0=40) == pytest.approx(0.1)
+    assert at_l0(points, l0=9.9) is None
+    assert at_l0(points, l0=41) is None
+    assert at_l0([], l0=10) is None
+
+
+def test_a_ratio_is_of_means_and_its_range_of_seeds() -> None:
+    found = ratio([1.0, 3.0], [2.0, 3.0])
+    assert found.of_means == pytest.approx(4 / 5)
+    assert (found.lowest, found.highest) == (0.5, 1.0)
+    assert found.interval is None
+
+
+def test_the_interval_is_that_of_every_resample_of_the_seeds() -> None:
+    """Five seeds have 5⁵ resamples: the percentiles of all of them, and of the drawn ones, within the drawing's error."""
+    above, below = np.array([1.0, 2.0, 3.0, 4.0, 10.0]), np.array([2.0, 3.0, 4.0, 4.0, 5.0])
+    every = np.array([above[list(d)].mean() / below[list(d)].mean() for d in product(range(5), repeat=5)])
+    low, high = np.percentile(every, [2.5, 97.5])
+    found = ratio(above.tolist(), below.tolist())
+    assert found.interval == pytest.approx((low, high), abs=0.02)
+    assert found == ratio(above.tolist(), below.tolist()), "drawn by a stated seed"
+    assert ratio([2.0] * 5, [4.0] * 5).interval == (0.5, 0.5)

@@ -1,0 +1,140 @@
+"""A sweep's report: the same from the same folders, whatever the sweep was of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import made_up_run
+
+from crux.runs.run_folder import RunFolder
+from crux.sae.sweeps.curves import curves
+from crux.sae.sweeps.pictures import pictures
+from crux.sae.sweeps.report import write_report
+from crux.sae.sweeps.runs import finished_runs
+
+AT = [20.0, 25.0]
+
+
+def sweep_of(
+    folder: Path, *, losses: tuple[str, ...], seeds: int, sparsities: int, layers: tuple[int, ...] = (6,)
+) -> None:
+    for loss in losses:
+        for layer in layers:
+            for seed in range(seeds):
+                for n in range(sparsities):
+                    later = {
+                        "final/mse": 1.0 + n, "final/downstream_mse/7": 2.0 + n, "final/downstream_mse/8": 3.0 + n,
+                        "final/downstream_ev/7": 0.4 + seed / 100, "final/downstream_ev/8": 0.3, "final/alive_heldout_1000": 50.0 - n,
+                        "final/alive_heldout_1000_frac": 0.5,
+                    }  # fmt: skip
+                    made_up_run(
+                        folder,
+                        loss=loss,
+                        sparsity=n,
+                        seed=seed,
+                        layer=layer,
+                        l0=30 - 10 * n,
+                        ce=0.1 + n / 10,
+                        metrics=later,
+                    )
+
+
+SWEEPS = {
+    "of losses": {"losses": ("local", "e2e"), "seeds": 2, "sparsities": 3},
+    "of one loss and one seed": {"losses": ("e2e",), "seeds": 1, "sparsities": 2},
+    "of one run": {"losses": ("e2e",), "seeds": 1, "sparsities": 1},
+    "of layers": {"losses": ("local", "e2e_ds", "fisher"), "seeds": 1, "sparsities": 1, "layers": (2, 4, 6)},
+}
+
+
+@pytest.mark.parametrize("which", SWEEPS)
+def test_it_is_the_same_byte_for_byte_from_the_same_folders(which: str, tmp_path: Path) -> None:
+    sweep_of(tmp_path, **SWEEPS[which])  # pyright: ignore[reportArgumentType]
+
+    def written() -> dict[str, bytes]:
+        write_report(tmp_path, at=AT)
+        files = [*tmp_path.glob("*.md"), *tmp_path.glob("*.csv"), *tmp_path.glob("figures/*")]
+        return {path.name: path.read_bytes() for path in files}
+
+    first = written()
+    assert first == written()
+    figures = {"pareto_l0.png", "pareto_alive.png", "downstream.png"}
+    compared = {"matched.csv"} if SWEEPS[which]["sparsities"] > 1 else set()  # pyright: ignore[reportOperatorIssue]
+    assert first.keys() == {"report.md", "runs.csv"} | figures | compared
+    report = first["report.md"].decode()
+    assert all(f"figures/{name}" in report for name in figures)
+    assert ("## At equal L0" in report) == bool(compared)
+
+
+def test_the_figures_show_the_runs(tmp_path: Path) -> None:
+    sweep_of(tmp_path, losses=("local", "e2e"), seeds=2, sparsities=3)
+    drawn = pictures(curves(finished_runs(tmp_path)), at=AT)
+    (axes,) = drawn["pareto_l0"].axes
+    assert len(axes.lines) == 2 * (2 + 1)  # the seeds and their mean, of each loss
+    assert np.asarray(axes.lines[2].get_xydata()).tolist() == [[10, pytest.approx(0.3)], [20, 0.2], [30, 0.1]]
+    assert "nats per token" in axes.get_ylabel()
+    (alive,) = drawn["pareto_alive"].axes
+    assert alive.get_xlabel() == "alive latents (fire in 1,000 held-out tokens)"
+    left, right = drawn["downstream"].axes
+    assert [line.get_label() for line in left.lines[:2]] == ["local, L0 20", "e2e, L0 20"]
+    assert np.asarray(left.lines[0].get_xydata()).tolist() == [[6, 2], [7, 3], [8, 4]]  # n = 1 is at L0 20
+    assert np.asarray(right.lines[0].get_ydata()) == pytest.approx([0.5, 0.405, 0.3])
+
+
+def test_each_place_has_its_own_panel(tmp_path: Path) -> None:
+    sweep_of(tmp_path, losses=("local", "e2e"), seeds=1, sparsities=1, layers=(2, 4, 6))
+    drawn = pictures(curves(finished_runs(tmp_path)), at=AT)
+    titles = [axes.get_title(loc="left") for axes in drawn["pareto_l0"].axes]
+    assert titles == [f"blocks.{layer}.hook_resid_pre" for layer in (2, 4, 6)]
+    assert len(drawn["downstream"].axes) == 6
+    assert [line.get_label() for line in drawn["downstream"].axes[0].lines[:2]] == [
+        "local, L0 30 (λ=0)",
+        "e2e, L0 30 (λ=0)",
+    ]
+
+
+def test_runs_without_an_l0_of_their_own_are_in_the_table_alone(tmp_path: Path) -> None:
+    from crux.runs.run_folder import RunFolder
+
+    folder = RunFolder.create(tmp_path / "a", {"loss": {"name": "e2e"}, "sparsity": 1, "seed": 0})
+    folder.write_metrics({"final/bits_per_byte/kjv": 1.0})
+    folder.finish()
+    write_report(tmp_path, at=AT)
+    assert not list((tmp_path / "figures").iterdir())
+    assert "final/bits_per_byte/kjv" in (tmp_path / "runs.csv").read_text()
+
+
+def test_the_command_rebuilds_it(
+    crux_here: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweeps" / "made"
+    sweep_of(folder, losses=("local", "e2e"), seeds=2, sparsities=3)
+    assert crux_here("experiment=report", "sweep=made", "report_l0=[20]", f"output_dir={tmp_path}") == 0
+    assert "e2e / local" in capfd.readouterr().out
+    assert {p.name for p in folder.glob("*.*")} == {"report.md", "runs.csv", "matched.csv"}
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not list(tmp_path.rglob("FAILED"))
+
+
+def test_toy_models_have_columns_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        config = {"loss": {"name": "e2e_ds"}, "sparsity": 1.0, "seed": seed, "toy": {"experiment": "geometry"}}
+        folder = RunFolder.create(tmp_path / f"seed={seed}", config)
+        folder.write_metrics({"final/checks": 4.0, "final/checks_failed": float(seed)})
+        folder.finish()
+    table = write_report(tmp_path, at=AT).tables
+    assert list(table) == ["Runs"]
+    assert table["Runs"].header == ["experiment", "seeds", "checks", "checks failed"]
+    assert table["Runs"].rows == [["geometry", "2", "4 (4 to 4)", "0.5 (0 to 1)"]]
+
+
+def test_saes_on_toy_models_are_told_by_what_they_recover(tmp_path: Path) -> None:
+    for loss in ("local", "e2e"):
+        config = {"loss": {"name": loss}, "sparsity": 1.0, "seed": 0, "hook_point": "hook_hidden"}
+        folder = RunFolder.create(tmp_path / loss, config)
+        folder.write_metrics({"final/l0": 1.0, "final/recovered": 0.8, "final/loss_increase": 0.1})
+        folder.finish()
+    table = write_report(tmp_path, at=AT).tables["Runs"]
+    assert table.header == ["loss", "seeds", "L0", "network's loss increase", "features recovered"]
+    assert [row[0] for row in table.rows] == ["local", "e2e"]

@@ -1,0 +1,172 @@
+"""`sparsities=[…]` and `ks=[…]` on the command line: what a job of many SAEs leaves, and that each reads like a run of its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crux.sae.sweeps.runs import finished_runs
+from crux.sae.training.sae_module import SAEModule
+from crux.training.fit import checkpoint_step
+
+Command = Callable[..., Path]
+
+
+@pytest.fixture
+def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> Command:
+    """Runs a short job and gives its folder."""
+
+    def make(*overrides: str, code: int = 0) -> Path:
+        before = set((tmp_path / "runs").glob("*"))
+        assert crux_here(*short, *overrides, f"output_dir={tmp_path}") == code
+        (folder,) = set((tmp_path / "runs").glob("*")) - before
+        return folder
+
+    return make
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text("utf-8"))
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def mlflow_runs(outputs: Path) -> dict[str, Any]:
+    """By name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+    experiment = client.get_experiment_by_name("crux")
+    assert experiment is not None
+    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+
+
+@pytest.mark.parametrize(
+    ("name", "many", "one", "common"),
+    [
+        ("sparsity=3", "sparsities=[0.5,3]", "sparsity=3", ("loss=e2e_ds",)),
+        ("k=16", "ks=[16,4]", "sae.k=16", ("loss=local", "sae=topk")),
+    ],
+)
+def test_each_run_reads_like_one_that_was_trained_alone(
+    name: str, many: str, one: str, common: tuple[str, ...], run: Command, tmp_path: Path
+) -> None:
+    job, alone = run(many, *common), run(one, *common, "tracking=none")
+    assert {p.name for p in job.iterdir() if p.is_file()} == {"config.yaml", "DONE", "mlflow_run_id"}
+    assert checkpoint_step(job / "checkpoints" / "last.ckpt") == 4
+    part = job / name
+    assert files_of(part) == files_of(alone) - {"checkpoints/last.ckpt"} | {"mlflow_run_id"}
+    differing = {k for k, v in config_of(part).items() if v != config_of(alone)[k]}
+    assert differing == {"tracking"}
+    found, expected = metrics_of(part), metrics_of(alone)
+    assert found.pop("final/tokens_per_second") > 0
+    assert expected.pop("final/tokens_per_second") > 0
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for row, expected_row in zip(history_of(part), history_of(alone), strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-4, abs=1e-5)
+
+    runs = mlflow_runs(tmp_path)
+    assert len(runs) == 3
+    parent = runs.pop(next(n for n in runs if "," in n))
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_id == (job / "mlflow_run_id").read_text().strip()
+    assert not {"sparsity", "k"} & parent.data.params.keys()
+    for child in runs.values():
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.params["n_latents"] == "2048"
+        assert "final/ce_increase" in child.data.metrics
+    child = next(r for r in runs.values() if r.info.run_id == (part / "mlflow_run_id").read_text().strip())
+    key, value = ("sparsity", "3.0") if "sparsity" in name else ("k", "16")
+    assert child.data.params[key] == value
+    assert child.data.metrics["final/l0"] == pytest.approx(found["final/l0"])
+    assert child.info.run_name in ("e2e_ds L6 λ=3", "topk local L6 k=16")
+
+
+def test_a_bad_one_fails_and_the_others_are_finished(
+    run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = run("sparsities=[1,1e38,3]", "loss=local", "evaluation.latents=0", code=2)
+    err = capfd.readouterr().err.splitlines()
+    assert len(err) == 2
+    assert err[0].startswith("crux: sparsity=1e+38: the loss or its gradient stopped being a finite number at step 1;")
+    assert "at step 1 (sparsity=1e+38)" in err[1]
+    assert not (job / "DONE").exists()
+    assert {p.name for p in job.iterdir() if (p / "DONE").exists()} == {"sparsity=1", "sparsity=3"}
+    bad = job / "sparsity=1e+38"
+    assert "at step 1;" in (bad / "FAILED").read_text()
+    assert not (bad / "metrics.json").exists()
+    assert history_of(bad) == []
+    assert {name: r.info.status for name, r in mlflow_runs(tmp_path).items()} == {
+        "local L6 λ=1": "FINISHED", "local L6 λ=3": "FINISHED", "local L6 λ=1e+38": "FAILED", "local L6 λ=1,1e+38,3": "FAILED",
+    }  # fmt: skip
+    assert "at step 1;" in mlflow_runs(tmp_path)["local L6 λ=1e+38"].data.tags["failure"]
+
+
+@pytest.mark.parametrize("given", ["sparsities=[1,3]", "sparsities=[1,1e38]"])
+def test_a_stopped_job_goes_on_and_ends_with_the_same_bytes(
+    given: str, run: Command, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    code, words = 2 if "e" in given.removeprefix("sparsities") else 0, ("loss=e2e", "evaluation.latents=0", given)
+    whole = run(*words, "tracking=none", code=code)
+    original = SAEModule.on_train_batch_start
+
+    def stopped(self: SAEModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            raise KeyboardInterrupt
+        original(self, batch, batch_idx)
+
+    # the whole one is as unfinished where a run of it failed; `resume` takes the newest
+    with monkeypatch.context() as patch:
+        patch.setattr(SAEModule, "on_train_batch_start", stopped)
+        broken = run(*words, code=130)
+    assert checkpoint_step(broken / "checkpoints" / "last.ckpt") == 2
+    assert {r.info.status for r in mlflow_runs(tmp_path).values()} <= {"KILLED", "FAILED"}
+    assert crux_here(*short, *words, "resume=true", f"output_dir={tmp_path}") == code
+    assert (broken / "DONE").exists() == (whole / "DONE").exists() == (code == 0)
+    for name in ("sparsity=1", given.rpartition(",")[2].rstrip("]").replace("1e", "1e+").join(("sparsity=", ""))):
+        assert history_of(broken / name) == history_of(whole / name)
+        assert (broken / name / "DONE").exists() == (whole / name / "DONE").exists()
+        if (whole / name / "DONE").exists():
+            weights = [(f / name / "sae" / "sae_weights.safetensors").read_bytes() for f in (whole, broken)]
+            assert weights[0] == weights[1]
+            one, two = metrics_of(whole / name), metrics_of(broken / name)
+            assert one.pop("final/tokens_per_second") > 0
+            assert two.pop("final/tokens_per_second") > 0
+            assert one == two
+    states = {name: r.info.status for name, r in mlflow_runs(tmp_path).items()}
+    assert len(states) == 3
+    assert set(states.values()) == ({"FINISHED"} if code == 0 else {"FINISHED", "FAILED"})
+
+
+def test_a_sweep_of_such_jobs(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> None:
+    """Its report takes the runs, not the jobs; in MLflow they are the sweep's children."""
+    words = ("-m", "loss=local,e2e", "sparsities=[1,3]", "sweep_name=two", "evaluation.latents=0")
+    assert crux_here(*short, *words, f"output_dir={tmp_path}") == 0
+    sweep = tmp_path / "sweeps" / "two"
+    assert len(list(sweep.glob("*/DONE"))) == 2
+    found = [(r.loss, r.config["sparsity"]) for r in finished_runs(sweep)]
+    assert found == [("local", 1.0), ("local", 3.0), ("e2e", 1.0), ("e2e", 3.0)]
+    assert (sweep / "report.md").exists()
+    runs = mlflow_runs(tmp_path)
+    parent = runs.pop("two")
+    assert set(runs) == {"local L6 λ=1", "local L6 λ=3", "e2e L6 λ=1", "e2e L6 λ=3"}
+    jobs = {path.name for path in sweep.iterdir() if (path / "DONE").exists()}
+    for child in runs.values():
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["job"] in jobs

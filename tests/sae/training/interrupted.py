@@ -1,0 +1,104 @@
+"""A run that is killed and goes on from its checkpoint, in fresh objects, and what it has to equal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_runs import run_fit
+from torch import Tensor
+
+from crux.runs.run_folder import RunFolder
+from crux.sae.training.sae_module import SAEModule
+from crux.training.fit import checkpoint_step
+
+Job = Callable[[], tuple[SAEModule, Sequence[Any]]]
+"""Makes the module and its batches anew, as a new process would."""
+Batch = dict[str, Tensor]
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing is tidied up after it."""
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Tensors and numbers of a checkpoint or a batch, by their place in it."""
+    match node:
+        case Mapping():
+            return {k: v for key, value in node.items() for k, v in leaves(value, f"{path}/{key}").items()}
+        case list() | tuple():
+            return {k: v for i, value in enumerate(node) for k, v in leaves(value, f"{path}/{i}").items()}
+        case _:
+            return {path: node}
+
+
+def assert_identical(a: Path, b: Path) -> None:
+    """Of two checkpoints all but Lightning's own: file names, and its count of batches since the start of this process."""
+    left, right = (leaves(torch.load(p, weights_only=True)) for p in (a, b))
+    ours = {k for k in left if not k.startswith(("/callbacks", "/loops"))}
+    assert ours == {k for k in right if not k.startswith(("/callbacks", "/loops"))}
+    tensors = 0
+    for key in ours:
+        if isinstance(left[key], Tensor):
+            tensors += 1
+            assert torch.equal(left[key], right[key]), key
+        else:
+            assert left[key] == right[key], key
+    assert any("exp_avg_sq" in k for k in ours)
+    tally = {f"/state_dict/tallies.0.{name}" for name in ("last_fired", "tokens_seen")}
+    sparsity = {f"/state_dict/sparsity.{name}" for name in ("weight", "integral", "log_l0", "log_mean")}
+    assert {"/state_dict/saes.0.W_dec", "/generator"} | tally | sparsity <= ours
+    assert tensors > 15
+
+
+def short_run(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int | None, resume: bool) -> list[Batch]:
+    """A checkpoint every three steps. Returns what it trained on."""
+    module, batches = job()
+    seen: list[Batch] = []
+    start_batch = module.on_train_batch_start
+
+    def note(batch: Any, batch_idx: int) -> None:
+        if killed_after is not None and len(seen) == killed_after * accumulate:
+            raise KilledError
+        seen.append({place: x.clone() for place, x in leaves(batch).items()})
+        start_batch(batch, batch_idx)
+
+    module.on_train_batch_start = note
+    folder.forget_after(checkpoint_step(folder.checkpoint) if resume else 0)
+    with suppress(KilledError):
+        run_fit(
+            module,
+            batches,
+            checkpoints=folder.checkpoint.parent,
+            sinks=[folder.add_row],
+            accumulate=accumulate,
+            checkpoint_every=3,
+            resume=folder.checkpoint if resume else None,
+        )
+    return seen
+
+
+def assert_going_on_equals_never_having_stopped(
+    job: Job, tmp_path: Path, *, steps: int, killed_after: int, accumulate: int = 1
+) -> RunFolder:
+    """Bit for bit, after a kill between two checkpoints. Returns the folder of the uninterrupted run."""
+    whole, broken = (RunFolder.create(tmp_path / name, {}) for name in ("whole", "broken"))
+    kept = killed_after // 3 * 3
+    assert 0 < kept < killed_after < steps
+    batches = short_run(job, whole, accumulate=accumulate, killed_after=None, resume=False)
+    assert len(batches) == steps * accumulate
+    killed = short_run(job, broken, accumulate=accumulate, killed_after=killed_after, resume=False)
+    assert len(killed) == killed_after * accumulate
+    assert checkpoint_step(broken.checkpoint) == kept
+    assert broken.history()[-1]["step"] == killed_after, "it should have gone beyond its checkpoint"
+    again = short_run(job, broken, accumulate=accumulate, killed_after=None, resume=True)
+    for a, b in zip(batches[kept * accumulate :], again, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(x, b[place]) for place, x in a.items()), (
+            "it should read on where the checkpoint was written"
+        )
+    assert checkpoint_step(broken.checkpoint) == checkpoint_step(whole.checkpoint) >= steps - 2
+    assert_identical(whole.checkpoint, broken.checkpoint)
+    assert broken.history() == whole.history()
+    return whole

@@ -1,0 +1,170 @@
+"""Two ranks that share each batch: the numbers of one process, and the same state on both."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from two_ranks import STEPS, Trace, trained
+
+TESTS = Path(__file__).resolve().parents[2]
+SAME = [  # clipped hard in one of them, with AuxK of latents that die, accumulated, with positions left out
+    "local/relu/auxk",
+    "local/topk/clip",
+    "e2e/relu/skip",
+    "e2e/topk/auxk",
+    "e2e_ds/relu/accumulate",
+    "e2e_ds/topk",
+]
+"""Jobs whose numbers are those of one process."""
+OTHERS = [
+    "local/relu/accumulate",
+    "local/relu/steered",
+    "e2e/relu/steered/accumulate",
+    "local/jumprelu/steered",
+    "e2e/gated",
+    "e2e/p_anneal/steered",
+    "fisher/relu/skip",
+    "kl_finetune/relu",
+    "kl_finetune/gated",
+]
+"""The same of what draws no labels and chooses over no batch, but for fisher's draws."""
+OWN = [
+    "local/batch_topk",
+    "e2e/batch_topk/accumulate",
+    "local/matryoshka",
+    "local/gradient_topk",
+    "e2e/gradient_topk",
+    "e2e_ds/gradient_topk/sampled",
+]
+"""Jobs in which a rank chooses or draws over its share."""
+RESUMED = ["local/batch_topk/steered/resume", "fisher/topk/accumulate/resume", "kl_finetune/p_anneal/resume"]
+
+
+def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
+    """By job and rank what was trained: one trace, or of a resumed job two."""
+    rooms = ("../src", ".", "training", "saes", "subjects", "evaluation")
+    more = {
+        "PYTHONPATH": os.pathsep.join(str(TESTS / room) for room in rooms),
+        "MASTER_PORT": str(find_free_network_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(TESTS / "training" / "two_ranks.py"), str(folder), *jobs]
+    logs = [folder / f"log_{rank}" for rank in (0, 1)]
+    with ExitStack() as stack:
+        processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **more, "LOCAL_RANK": str(rank)},
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+    try:
+        codes = [process.wait(550) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
+    return {
+        job: [[Trace(**t) for t in torch.load(f"{folder / job.replace('/', '_')}_{rank}.pt")] for rank in (0, 1)]
+        for job in jobs
+    }
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trace]]]:
+    return both(SAME, tmp_path_factory.mktemp("same"))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trace]]]:
+    return both([*OTHERS, *OWN, *RESUMED, "e2e/relu/broken"], tmp_path_factory.mktemp("others"))
+
+
+def assert_equal_states(a: Trace, b: Trace) -> None:
+    """Bit for bit: weights, thresholds, tallies, λ, running sums, the first bad step."""
+    assert a.state.keys() == b.state.keys() >= {"saes.0.W_dec", "tallies.0.last_fired", "first_bad_step"}
+    for name, value in a.state.items():
+        assert torch.equal(value, b.state[name]), name
+    for one, other in zip(a.gradients, b.gradients, strict=True):
+        assert all(torch.equal(g, h) for g, h in zip(one, other, strict=True))
+
+
+def assert_the_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder: Path) -> None:
+    """Losses, every other number of the history, and gradients, to 1e-5, over all steps; counts exactly."""
+    alone = trained(job, devices=1, rank=0, folder=folder)
+    ((first,), (second,)) = ranks
+    assert len(alone.rows) == len(alone.gradients) == STEPS
+    for a, b in zip(alone.rows, first.rows, strict=True):
+        assert a.keys() == b.keys() >= {"train/loss", "train/l0", "train/grad_norm"}
+        assert all(b[name] == pytest.approx(value, rel=1e-5, abs=1e-5) for name, value in a.items()), (a, b)
+    for a, b in zip(alone.gradients, first.gradients, strict=True):
+        assert any(g.any() for g in a)
+        for g, h in zip(a, b, strict=True):
+            torch.testing.assert_close(h, g, rtol=1e-5, atol=1e-5)
+    for name in ("tallies.0.last_fired", "tallies.0.tokens_seen"):
+        assert torch.equal(alone.state[name], first.state[name])
+    for name, value in alone.state.items():
+        torch.testing.assert_close(first.state[name], value, rtol=1e-4, atol=1e-4)  # Adam enlarges what rounding leaves
+    assert_equal_states(first, second)
+
+
+@pytest.mark.parametrize("job", SAME)
+def test_two_ranks_have_the_numbers_of_one_process(
+    job: str, same: dict[str, list[list[Trace]]], tmp_path: Path
+) -> None:
+    assert_the_numbers_of_one_process(job, same[job], tmp_path)
+    if "auxk" in job:
+        assert any(row["train/auxk"] > 0 for row in same[job][0][0].rows), "latents should have died"
+    if "clip" in job:
+        assert all(row["train/grad_norm"] > 0.05 for row in same[job][0][0].rows), "it should have been clipped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [job for job in OTHERS if not job.startswith("fisher")])
+def test_so_has_every_loss_that_draws_nothing(job: str, others: dict[str, list[list[Trace]]], tmp_path: Path) -> None:
+    assert_the_numbers_of_one_process(job, others[job], tmp_path)
+    if "steered" in job:
+        weights = {row["train/lambda"] for row in others[job][0][0].rows}
+        assert len(weights) > 3, "λ should have moved"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [*OTHERS, *OWN])
+def test_both_ranks_hold_the_same_state(job: str, others: dict[str, list[list[Trace]]]) -> None:
+    ((first,), (second,)) = others[job]
+    assert len(first.gradients) == STEPS
+    assert_equal_states(first, second)
+    sae = ARCHITECTURES[job.split("/")[1]]
+    for name in {"batch_topk": ["threshold"], "gradient_topk": ["effect"], "p_anneal": ["sums"]}.get(
+        job.split("/")[1], []
+    ):
+        assert first.state[f"saes.0.{name}"].any(), f"{sae} should have observed something"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", RESUMED)
+def test_going_on_equals_never_having_stopped(job: str, others: dict[str, list[list[Trace]]]) -> None:
+    """Bit for bit, on both ranks, which each draw their own labels."""
+    for whole, again in others[job]:
+        assert len(whole.gradients) == STEPS
+        assert len(again.gradients) == STEPS - 5, "it should go on at the checkpoint of step 5"
+        assert_equal_states(whole._replace(gradients=whole.gradients[5:]), again)
+        assert whole.rows[5:] == again.rows
+    assert_equal_states(*(traces[0] for traces in others[job]))
+
+
+@pytest.mark.slow
+def test_a_number_that_goes_wrong_on_one_rank_stops_both(others: dict[str, list[list[Trace]]]) -> None:
+    ((first,), (second,)) = others["e2e/relu/broken"]
+    assert "at step 4;" in first.error
+    assert first.error == second.error
+    assert int(first.state["first_bad_step"]) == int(second.state["first_bad_step"]) == 4

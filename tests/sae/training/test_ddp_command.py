@@ -1,0 +1,252 @@
+"""trainer=ddp through the command line: one run whatever happens to its processes, and what is refused."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from composed import ROOT, composed
+from safetensors.torch import load_file
+
+from crux.sae.checks import check
+from crux.sae.job import run
+from crux.training.fit import checkpoint_step
+
+STEPS, EVERY = 40, 10
+SMALL = [
+    "loss=e2e_ds", "model.context=32", "trainer.batch=2", f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every={EVERY}",
+    "trainer.log_every=1", "trainer.val_every=20", "trainer.accelerator=cpu", "sae.n_latents=32", "data.max_tokens=20000",
+    "evaluation.tokens=256", "evaluation.val_tokens=64", "evaluation.latents=0",
+]  # fmt: skip
+TWO = ["trainer=ddp", "trainer.devices=2"]
+ENDLESS = ["trainer.max_steps=1000000", "trainer.val_every=0", "trainer.progress=false"]
+
+
+def start(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "src" / "main.py"), *SMALL, *overrides, f"output_dir={outputs}"]
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+
+
+def followers(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that it started which run the command line again."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in found if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def rows(outputs: Path) -> list[dict[str, float]]:
+    """Of the only run's history."""
+    (path,) = (outputs / "runs").glob("*/history.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def only_run(outputs: Path) -> Path:
+    (folder,) = (outputs / "runs").iterdir()
+    return folder
+
+
+def states(outputs: Path) -> list[str]:
+    with closing(sqlite3.connect(outputs / "mlflow.db")) as database:
+        return [status for (status,) in database.execute("select status from runs")]
+
+
+def until(what: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 500) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it never came so far"
+        time.sleep(0.02)
+
+
+def has_steps(outputs: Path, n: int) -> Callable[[], bool]:
+    return lambda: bool(list((outputs / "runs").glob("*/history.jsonl"))) and len(rows(outputs)) >= n
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run over two processes in the midst of its training, beyond a checkpoint."""
+    process = start(*TWO, *ENDLESS, outputs=tmp_path)
+    try:
+        until(has_steps(tmp_path, EVERY + 5), process)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str, str]:
+    """The outputs of a run over two processes, and what it wrote to the screen."""
+    outputs = tmp_path_factory.mktemp("whole")
+    process = start(*TWO, outputs=outputs)
+    out, err = process.communicate(timeout=550)
+    assert process.returncode == 0, err
+    return outputs, out, err
+
+
+@pytest.mark.slow
+def test_it_is_one_run_with_the_numbers_of_one_process(whole: tuple[Path, str, str], tmp_path: Path) -> None:
+    outputs, out, err = whole
+    run(composed(*SMALL, "tracking=none", "trainer.progress=false", f"output_dir={tmp_path}"), folder=None)
+    assert states(outputs) == ["FINISHED"]
+    folder, alone = only_run(outputs), only_run(tmp_path)
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*(p.name for p in alone.iterdir()), "mlflow_run_id"])
+    assert out.count("on held-out text") == out.count("run folder") == 1
+    assert out.count(f"{STEPS}/{STEPS}") == 1, "one progress bar"
+    assert not err.strip(), "the tokenising of a text that is new ends its bar with a line"
+    for a, b in zip(rows(tmp_path), rows(outputs), strict=True):
+        assert a.keys() == b.keys()
+        assert all(b[name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in a.items())
+    a, b = (json.loads((f / "metrics.json").read_text()) for f in (alone, folder))
+    assert a.keys() == b.keys()
+    for name in ("final/ce_increase", "final/l0", "final/explained_variance"):
+        assert b[name] == pytest.approx(a[name], rel=1e-2, abs=1e-3)
+    with closing(sqlite3.connect(outputs / "mlflow.db")) as database:
+        told = database.execute("select step from metrics where key = 'train/loss'").fetchall()
+    assert sorted(step for (step,) in told) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with_it_ends_the_same(whole: tuple[Path, str, str], tmp_path: Path) -> None:
+    """SIGKILL of the first process: the other one ends too. Then bit for bit what an uninterrupted run leaves."""
+    process = start(*TWO, outputs=tmp_path)
+    try:
+        until(has_steps(tmp_path, EVERY + 3), process)
+        (other,) = followers(process)
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + 20
+        while alive(other):
+            assert time.monotonic() < deadline, "a process was left behind"
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.communicate()
+    folder = only_run(tmp_path)
+    assert not (folder / "DONE").exists()
+    kept = checkpoint_step(folder / "checkpoints" / "last.ckpt")
+    assert EVERY <= kept < STEPS
+    again = start(*TWO, "resume=true", outputs=tmp_path)
+    _, err = again.communicate(timeout=550)
+    assert again.returncode == 0, err
+    assert states(tmp_path) == ["FINISHED"]
+    assert rows(tmp_path) == rows(whole[0])
+    a, b = (load_file(only_run(place) / "sae" / "sae_weights.safetensors") for place in (whole[0], tmp_path))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(weight, b[name]) for name, weight in a.items())
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_run(endless: subprocess.Popen[str], tmp_path: Path) -> None:
+    (other,) = followers(endless)
+    os.kill(other, signal.SIGKILL)
+    _, err = endless.communicate(timeout=60)
+    assert endless.returncode == 2
+    assert re.fullmatch(r"crux: process 1 of processes 0 to 1 ended with signal 9 \(SIGKILL\)[^\n]*\n", err), err
+    assert states(tmp_path) == ["FAILED"]
+    assert checkpoint_step(only_run(tmp_path) / "checkpoints" / "last.ckpt") >= EVERY
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> None:
+    process = start(*TWO, *ENDLESS, outputs=tmp_path)
+    try:
+        until(lambda: bool(followers(process)), process)
+        os.kill(followers(process)[0], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert err.count("\n") == 1
+    assert "process 1" in err
+    assert states(tmp_path) == ["FAILED"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_is_killed_in_mlflow_and_leaves_no_process(
+    number: signal.Signals, code: int, endless: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    (other,) = followers(endless)
+    os.kill(other, number)  # as a terminal and a cluster do: to every process
+    endless.send_signal(number)
+    _, err = endless.communicate(timeout=60)
+    assert endless.returncode == code, err
+    assert err.count("\n") <= 1, err
+    assert not alive(other)
+    assert states(tmp_path) == ["KILLED"]
+
+
+REFUSED = {
+    "trainer.devices=2": "say that too",
+    "trainer=ddp trainer.devices=0": "1 or more",
+    "trainer=ddp trainer.devices=3": "must be a multiple of 3",
+    "trainer=ddp trainer.devices=2 loss.max_norm=100": "it goes with one device",
+    "trainer=ddp trainer.accelerator=cpu": "say over how many processes",
+    "trainer=ddp trainer.devices=2 experiment=pretrain": "trains SAEs",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_what_cannot_work_is_one_line(given: str) -> None:
+    overrides = given.split()
+    with pytest.raises(ValueError, match=REFUSED[given]) as caught:
+        check(composed(*overrides), overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_something_else_started_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ValueError, match="starts its processes itself"):
+        check(composed(*TWO), TWO)
+    monkeypatch.setenv(variable, "1")
+    if variable.startswith("SLURM"):
+        check(composed(*TWO), TWO)
+
+
+def test_devices_of_which_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crux.sae.assemble import n_devices
+
+    assert n_devices(composed()) == 1
+    assert n_devices(composed(*TWO, "trainer.accelerator=cpu")) == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert n_devices(composed("trainer=ddp")) == 4
+    with pytest.raises(ValueError, match=r"trainer.devices=8: torch sees 4 GPUs here"):
+        n_devices(composed("trainer=ddp", "trainer.devices=8", "trainer.batch=8"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(ValueError, match="must be a multiple of 3"):
+        n_devices(composed("trainer=ddp"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU here"):
+        n_devices(composed("trainer=ddp"))
+
+
+def test_a_sweep_refuses_it_once(
+    crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert crux_here("-m", *TWO, "seed=0,1", f"output_dir={tmp_path}", "tracking=none") == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"crux: trainer=ddp in a sweep: [^\n]+\n", err), err
+    assert not list(tmp_path.glob("**/config.yaml"))

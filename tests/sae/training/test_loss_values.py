@@ -1,0 +1,513 @@
+"""What the modules minimise equals the papers' formulas written out plainly, in value and in gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import base
+from small_runs import HOOK, Loss, common, gpt2, module_for, sae_for, token_batches
+from torch import Tensor, nn
+from toy_subject import ToySubject, random_toy
+
+from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.losses.label import Target, draw
+from crux.sae.losses.readout import token_chunks
+from crux.sae.training.end_to_end import Coefficients, EndToEndSAE
+from crux.sae.training.fisher import FisherCoefficients, FisherSAE
+from crux.sae.training.kl_finetune import KLFinetunedSAE
+from crux.sae.training.local import LocalSAE
+from crux.sae.training.recipe import AuxK
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.tally import Tally
+from crux.sae.training.token_module import TokenPasses
+from crux.subjects.subject import Subject
+from crux.training.data import Activations
+
+LAMBDA, KL, DOWNSTREAM, RECONSTRUCTION, FISHER = 0.7, 0.5, 2.5, 0.3, 6.0
+TOKENS = torch.randint(0, 11, (3, 7), generator=torch.Generator().manual_seed(0))
+BLOCK_1, BLOCK_2, LAST = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre", "blocks.2.hook_resid_post"
+WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def toy_sae(*, seed: int = 5) -> ReluSAE:
+    return ReluSAE(**base(d_model=6, n_latents=20, seed=seed))
+
+
+class Plain(NamedTuple):
+    c: Tensor
+    x_hat: Tensor
+    pre: Tensor
+
+
+def plain_sae(sae: SAE, x: Tensor) -> Plain:
+    """c and x̂ of the paper, s = 1."""
+    pre = x @ sae.W_enc + sae.b_enc
+    c = torch.relu(pre)
+    return Plain(c, c @ (sae.W_dec / sae.W_dec.norm(dim=-1, keepdim=True)) + sae.b_dec, pre)
+
+
+def l1(c: Tensor, counted: Tensor, *, d: int = 6) -> Tensor:
+    return LAMBDA / d * c.abs().sum(-1)[counted].mean()
+
+
+def gradients(module: SAEModule, loss: Tensor) -> dict[str, Tensor]:
+    module.saes.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in module.saes.named_parameters() if p.grad is not None}
+
+
+def assert_same(module: SAEModule, batch: Tensor | Activations, plain: Tensor) -> None:
+    expected = gradients(module, plain)
+    loss = module.training_step(batch, 0)
+    found = gradients(module, loss)
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-7)
+    assert found.keys() == expected.keys() == {f"{i}.{name}" for i in range(len(module.sites)) for name in WEIGHTS}
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 1e-4, f"{name}: nothing to compare"
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def one(sae: SAE) -> list[Site]:
+    return [Site(BLOCK_1, BLOCK_1, sae)]
+
+
+def plain_kl(toy: ToySubject, clean: Tensor, spliced: Tensor, counted: Tensor) -> Tensor:
+    log_p, log_q = ((h @ toy.unembed.W_U.T).log_softmax(-1) for h in (clean, spliced))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)[counted].mean()
+
+
+def plain_end_to_end(
+    toy: ToySubject, sae: ReluSAE, counted: Tensor, *, downstream: bool, reconstruction: float
+) -> Tensor:
+    """Braun et al. §2.2 and 2.3, with the 1/d of their code; `counted` (batch × pos) says which tokens count."""
+    x = toy.blocks[0](toy.embed[TOKENS])
+    c, x_hat, _ = plain_sae(sae, x)
+    clean, spliced = [toy.blocks[1](x)], [toy.blocks[1](x_hat)]  # entering block 2, then the end
+    clean.append(toy.blocks[2](clean[0]))
+    spliced.append(toy.blocks[2](spliced[0]))
+    loss = KL * plain_kl(toy, clean[-1], spliced[-1], counted) + l1(c, counted)
+    if downstream:
+        terms = [(a - b)[counted].square().mean() for a, b in zip(clean, spliced, strict=True)]
+        loss = loss + DOWNSTREAM / 2 * sum(terms)
+    return loss + reconstruction * (x_hat - x)[counted].square().mean()
+
+
+@pytest.mark.parametrize("downstream", [False, True])
+@pytest.mark.parametrize("reconstruction", [0.0, RECONSTRUCTION])
+@pytest.mark.parametrize(("skip_positions", "bounded"), [([], False), ([0], False), ([0, 3, 6], False), ([0], True)])
+def test_end_to_end_is_the_plain_formula(
+    downstream: bool, reconstruction: float, skip_positions: list[int], bounded: bool
+) -> None:
+    toy, sae = random_toy(seed=1), toy_sae()
+    norms = toy.blocks[0](toy.embed[TOKENS]).norm(dim=-1)
+    max_norm = float(norms.median()) if bounded else None
+    counted = norms <= (float("inf") if max_norm is None else max_norm)
+    counted[:, skip_positions] = False
+    assert counted.sum() > 4
+    assert bool(counted.all()) == (not skip_positions and not bounded)
+    module = EndToEndSAE(
+        one(sae),
+        passes=TokenPasses(toy, None, tuple(skip_positions)),
+        downstream_hooks=[BLOCK_2, LAST] if downstream else [],
+        coefficients=Coefficients(reconstruction, KL, DOWNSTREAM if downstream else 0.0),
+        **common(sparsity=LAMBDA, max_norm=max_norm),
+    )
+    plain = plain_end_to_end(toy, sae, counted, downstream=downstream, reconstruction=reconstruction)
+    assert_same(module, TOKENS, plain)
+
+
+@pytest.mark.parametrize(("skip_positions", "bounded"), [((), False), ((0, 3), False), ((0,), True)])
+def test_several_end_to_end_are_the_plain_formula(skip_positions: tuple[int, ...], bounded: bool) -> None:
+    """The second reads what the first left; each leaves out of its own terms what its own clean activation says, and the
+    network's terms leave out both."""
+    toy, saes = random_toy(seed=1), [toy_sae(), toy_sae(seed=6)]
+    x = toy.blocks[0](toy.embed[TOKENS])
+    y = toy.blocks[1](x)
+    end = toy.blocks[2](y)
+    max_norm = float(torch.cat([x, y]).norm(dim=-1).quantile(0.7)) if bounded else None
+    counted = [a.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm) for a in (x, y)]
+    for each in counted:
+        each[:, skip_positions] = False
+    assert bool((counted[0] != counted[1]).any()) == bounded
+    both = counted[0] & counted[1]
+    assert both.sum() > 3
+    module = EndToEndSAE(
+        [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])],
+        passes=TokenPasses(toy, None, skip_positions),
+        downstream_hooks=[LAST],
+        coefficients=Coefficients(RECONSTRUCTION, KL, DOWNSTREAM),
+        **common(sparsity=LAMBDA, max_norm=max_norm, n_saes=2),
+    )
+    c_x, x_hat, _ = plain_sae(saes[0], x)
+    c_y, y_hat, _ = plain_sae(saes[1], toy.blocks[1](x_hat))
+    spliced = toy.blocks[2](y_hat)
+    plain = KL * plain_kl(toy, end, spliced, both) + DOWNSTREAM * (spliced - end)[both].square().mean()
+    for c, a_hat, a, own in ((c_x, x_hat, x, counted[0]), (c_y, y_hat, y, counted[1])):
+        plain = plain + l1(c, own) + RECONSTRUCTION * (a_hat - a)[own].square().mean()
+    assert_same(module, TOKENS, plain)
+
+
+@pytest.mark.parametrize(("skip_positions", "bounded"), [((), False), ((0, 3), True)])
+def test_the_finetune_step_is_the_plain_formula(skip_positions: tuple[int, ...], bounded: bool) -> None:
+    """½ (MSE + α · KL), α = MSE / KL without a gradient: both terms weigh the same."""
+    toy, sae = random_toy(seed=1), toy_sae()
+    x = toy.blocks[0](toy.embed[TOKENS])
+    max_norm = float(x.norm(dim=-1).median()) if bounded else None
+    counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
+    counted[:, skip_positions] = False
+    module = KLFinetunedSAE(
+        one(sae),
+        passes=TokenPasses(toy, None, skip_positions),
+        downstream_hooks=[],
+        coefficients=Coefficients(1.5, 0.0, 0.0),
+        **common(sparsity=LAMBDA, max_norm=max_norm),
+    )
+    c, x_hat, _ = plain_sae(sae, x)
+    error = 1.5 * (x_hat - x)[counted].square().mean()
+    kl = plain_kl(toy, toy.blocks[2](toy.blocks[1](x)), toy.blocks[2](toy.blocks[1](x_hat)), counted)
+    alpha = float(error.detach()) / float(kl.detach())
+    plain = 0.5 * (error + alpha * kl) + l1(c, counted)
+    assert_same(module, TOKENS, plain)
+    torch.testing.assert_close(plain, error + l1(c, counted), msg="the loss keeps its scale")
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_before_it_the_finetuned_sae_is_a_local_one(bounded: bool) -> None:
+    toy, sae, x = random_toy(seed=1), toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    shared = common(sparsity=LAMBDA, max_norm=float(x.norm(dim=-1).median()) if bounded else None)
+    batch = Activations({BLOCK_1: x}, {})
+    passes, coefficients = TokenPasses(toy, None, ()), Coefficients(1.5, 0.0, 0.0)
+    module = KLFinetunedSAE(one(sae), passes=passes, downstream_hooks=[], coefficients=coefficients, **shared)
+    assert_same(module, batch, LocalSAE(one(sae), reconstruction=1.5, **shared).training_step(batch, 0))
+    assert toy.passes == []
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_local_is_the_plain_formula(bounded: bool) -> None:
+    sae, x = toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    max_norm = float(x.norm(dim=-1).median()) if bounded else None
+    counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
+    assert bool(counted.all()) == (not bounded)
+    module = LocalSAE(one(sae), reconstruction=1.5, **common(sparsity=LAMBDA, max_norm=max_norm))
+    c, x_hat, _ = plain_sae(sae, x)
+    plain = 1.5 * (x_hat - x)[counted].square().mean() + l1(c, counted)
+    assert_same(module, Activations({BLOCK_1: x}, {}), plain)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_several_local_ones_are_the_sum_of_their_losses(bounded: bool) -> None:
+    """Each on the clean activation at its own place, with its own λ and its own tokens left out."""
+    saes = [toy_sae(), toy_sae(seed=6)]
+    x, y = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
+    max_norm = float(x.norm(dim=-1).median()) if bounded else None
+    module = LocalSAE(
+        [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])],
+        reconstruction=1.5,
+        **common(sparsity=LAMBDA, max_norm=max_norm, n_saes=2),
+    )
+    module.sparsity.weight = LAMBDA * torch.tensor([1.0, 3.0])  # as steering may have it
+    plain = torch.zeros(())
+    for sae, a, share in zip(saes, (x, y), (1.0, 3.0), strict=True):
+        counted = a.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
+        c, a_hat, _ = plain_sae(sae, a)
+        plain = plain + 1.5 * (a_hat - a)[counted].square().mean() + share * l1(c, counted)
+    assert_same(module, Activations({BLOCK_1: x, BLOCK_2: y}, {}), plain)
+
+
+def test_normalised_activations_are_the_plain_formula_on_scaled_ones_and_fold_away() -> None:
+    sae, x, scale = toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2)), 0.31
+    sae.start_at(sae.b_dec.detach() / scale, input_scale=scale)
+    module = LocalSAE(one(sae), reconstruction=1.0, **common(sparsity=LAMBDA))
+    c, x_hat, _ = plain_sae(sae, scale * x)
+    everywhere = torch.ones(40, dtype=torch.bool)
+    assert_same(module, Activations({BLOCK_1: x}, {}), (x_hat - scale * x).square().mean() + l1(c, everywhere))
+    folded = sae.folded()
+    assert folded.input_scale == folded.output_scale == 1
+    torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(20))
+    torch.testing.assert_close(folded(x), sae(x))
+    torch.testing.assert_close(folded(x), x_hat / scale)
+
+
+Part = Callable[[Tensor], Tensor]
+
+
+def clean_parts(subject: Subject) -> tuple[Part, list[Part], Part]:
+    """Embedding, blocks and final norm: the Hugging Face modules, as functions."""
+    network = subject.model.get_submodule("transformer")
+
+    def block(module: nn.Module) -> Part:
+        def run(h: Tensor) -> Tensor:
+            out = module(h)
+            return out if isinstance(out, Tensor) else out[0]
+
+        return run
+
+    def embed(tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1])
+        return network.get_submodule("wte")(tokens) + network.get_submodule("wpe")(places)
+
+    return embed, [block(m) for m in network.get_submodule("h").children()], network.get_submodule("ln_f")
+
+
+class Plainly(NamedTuple):
+    """A clean pass and its gradients."""
+
+    x: dict[str, Tensor]
+    final: Tensor
+    g: dict[str, Tensor]
+
+
+def plain_gradients(
+    subject: Subject, tokens: Tensor, *, target: Target, generator: torch.Generator | None = None
+) -> Plainly:
+    """∂(Σ of the labels' cross-entropies)/∂x at both hook points, from full logits and autograd."""
+    embed, blocks, final_norm = clean_parts(subject)
+    x = blocks[0](embed(tokens)).detach().requires_grad_()
+    y = blocks[1](x)
+    final = final_norm(blocks[2](y))
+    logits = final @ subject.unembed.W_U.T
+    if target == "data":
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    else:
+        q = logits.detach().flatten(0, 1).softmax(-1)
+        labels = [draw(q[part], generator) for part in token_chunks(len(q), q.shape[1], q.device)]
+        loss = F.cross_entropy(logits.flatten(0, 1), torch.cat(labels), reduction="sum")
+    g = torch.autograd.grad(loss, (x, y))
+    return Plainly(
+        {BLOCK_1: x.detach(), BLOCK_2: y.detach()}, final.detach(), dict(zip((BLOCK_1, BLOCK_2), g, strict=True))
+    )
+
+
+def plain_fisher(g: Tensor, delta: Tensor, counted: Tensor, *, block_diagonal: bool) -> Tensor:
+    """Reference A.6, sequence by sequence."""
+    change = (g * delta).sum(-1) * counted
+    if block_diagonal:
+        return 0.5 * change[counted].square().mean()
+    return torch.stack([0.5 * c.sum() ** 2 / n.sum() for c, n in zip(change, counted, strict=True)]).mean()
+
+
+@pytest.mark.parametrize("block_diagonal", [False, True])
+@pytest.mark.parametrize(("skip_positions", "bounded"), [((), False), ((0, 3), True)])
+@pytest.mark.parametrize("hooks", [[BLOCK_1], [BLOCK_1, BLOCK_2]])
+def test_fisher_is_the_plain_formula(
+    block_diagonal: bool, skip_positions: tuple[int, ...], bounded: bool, hooks: list[str]
+) -> None:
+    """The labels are those that the module's seed draws, the same for every SAE."""
+    subject = gpt2()
+    saes = [sae_for(subject, seed=5 + i) for i in range(len(hooks))]
+    (tokens,) = token_batches(subject, n=1)
+    clean = plain_gradients(subject, tokens, target="sampled", generator=torch.Generator().manual_seed(0))
+    max_norm = float(torch.cat([*clean.x.values()]).norm(dim=-1).quantile(0.6)) if bounded else None
+    module = FisherSAE(
+        [Site(hook, hook, sae) for hook, sae in zip(hooks, saes, strict=True)],
+        passes=TokenPasses(subject, None, skip_positions),
+        coefficients=FisherCoefficients(1.5, FISHER, block_diagonal),
+        **common(sparsity=LAMBDA, max_norm=max_norm, n_saes=len(hooks)),
+    )
+    plain = torch.zeros(())
+    for hook, sae in zip(hooks, saes, strict=True):
+        x = clean.x[hook]
+        counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
+        counted[:, skip_positions] = False
+        assert counted.any(1).all()
+        c, x_hat, _ = plain_sae(sae, x)
+        surrogate = plain_fisher(clean.g[hook], x_hat - x, counted, block_diagonal=block_diagonal)
+        own = 1.5 * (x_hat - x)[counted].square().mean() + FISHER * surrogate + l1(c, counted, d=16)
+        assert 0.05 * own < FISHER * surrogate < 0.95 * own, "nothing to compare"
+        plain = plain + own
+    assert_same(module, tokens, plain)
+
+
+def test_labels_are_drawn_anew_for_every_batch() -> None:
+    toy = random_toy(seed=1)
+    module = FisherSAE(
+        one(toy_sae()),
+        passes=TokenPasses(toy, None, ()),
+        coefficients=FisherCoefficients(0.0, 1.0, False),
+        **common(sparsity=0.0),
+    )
+    losses = [float(module.training_step(TOKENS, 0).detach()) for _ in range(4)]
+    assert len(set(losses)) == 4
+    assert toy.passes == 4 * ["clean"], "no spliced pass"
+
+
+def test_a_local_gradient_transcoder_is_shown_the_gradient_where_it_writes() -> None:
+    sae = GradientTopKSAE(**base(d_model=6, n_latents=20, seed=5), k=3, beta=2.0)
+    x, target, g, other = torch.randn(4, 40, 6, generator=torch.Generator().manual_seed(2))
+    batch = Activations({BLOCK_1: x, BLOCK_2: target}, {BLOCK_1: other, BLOCK_2: g})
+    codes = sae.encode(x, g)
+    assert not torch.equal(codes.c, sae.encode(x, other).c)
+    module = LocalSAE([Site(BLOCK_1, BLOCK_2, sae)], reconstruction=1.0, **common())
+    assert_same(module, batch, (sae.decode(codes) - target).square().mean())
+
+
+@pytest.mark.parametrize("target", ["data", "sampled"])
+@pytest.mark.parametrize("loss", ["e2e", "fisher"])
+def test_a_gradient_sae_is_shown_the_gradient_of_its_own_labels(loss: Loss, target: Target) -> None:
+    """Under fisher drawn labels are drawn once, for both uses; the text's are another loss's gradient."""
+    subject = gpt2()
+    (tokens,) = token_batches(subject, n=1)
+    sae = GradientTopKSAE(**base(d_model=16, n_latents=32), k=3, beta=2.0)
+    drawn = plain_gradients(subject, tokens, target="sampled", generator=torch.Generator().manual_seed(0))
+    shown = drawn if target == "sampled" else plain_gradients(subject, tokens, target="data")
+    x = shown.x[BLOCK_1]
+    codes = sae.encode(x.flatten(0, 1), shown.g[BLOCK_1].flatten(0, 1))
+    assert not torch.equal(codes.c, sae.encode(x.flatten(0, 1)).c)
+    x_hat = sae.decode(codes).view_as(x)
+    if loss == "fisher":
+        everywhere = torch.ones(tokens.shape, dtype=torch.bool)
+        surrogate = plain_fisher(drawn.g[BLOCK_1], x_hat - x, everywhere, block_diagonal=False)
+        plain = (x_hat - x).square().mean() + surrogate
+    else:
+        _, blocks, final_norm = clean_parts(subject)
+        spliced = final_norm(blocks[2](blocks[1](x_hat)))
+        log_p, log_q = ((h @ subject.unembed.W_U.T).log_softmax(-1) for h in (shown.final, spliced))
+        plain = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    assert_same(module_for(loss, subject, sae=sae, target=target), tokens, plain)
+
+
+def dead_latents(module: SAEModule, *, dead: Sequence[int]) -> None:
+    """Latents that have not fired for long; all others have."""
+    (tally,) = module.tallies
+    assert isinstance(tally, Tally)
+    tally.tokens_seen.fill_(1000)
+    tally.last_fired.fill_(990)
+    tally.last_fired[list(dead)] = torch.tensor([-1, *[500] * (len(dead) - 1)])
+
+
+def plain_auxk(sae: SAE, x: Tensor, counted: Tensor, *, dead: list[int], k: int) -> Tensor:
+    """Gao et al. A.2, token by token: the k dead latents with the largest pre-activations fit the residual."""
+    _, x_hat, pre = plain_sae(sae, x)
+    residual = (x - x_hat).detach()[counted]
+    directions = F.normalize(sae.W_dec, dim=-1)
+    fitted = []
+    for token in pre[counted]:
+        best = sorted(dead, key=lambda i: -float(token.detach()[i]))[:k]
+        fitted.append(token[best] @ directions[best])
+    variance = (residual - residual.mean(0)).square().sum()
+    return (residual - torch.stack(fitted)).square().sum() / variance
+
+
+@pytest.mark.parametrize("k", [None, 2, 20])
+@pytest.mark.parametrize("loss", ["local", "e2e", "fisher", "kl_finetune"])
+def test_dead_latents_fit_the_residual(loss: Loss, k: int | None) -> None:
+    """The loss is larger by coefficient · AuxK, in value and gradient, where there are dead latents, and the same where not."""
+    subject, dead = gpt2(), [2, 3, 5, 7, 11, 13, 17, 19, 23]
+    (tokens,) = token_batches(subject, n=1)
+    x = subject.clean(tokens, capture=[HOOK]).activations[HOOK].flatten(0, 1)
+    counted = x.norm(dim=-1) <= (max_norm := float(x.norm(dim=-1).quantile(0.8)))
+    batch = Activations({HOOK: x}, {}) if loss == "local" else tokens
+    sae = sae_for(subject)
+    without = module_for(loss, subject, sae=sae, max_norm=max_norm)
+    module = module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=AuxK(0.25, k, dead_after=100))
+    same = without.training_step(batch, 0)
+    assert torch.equal(module.training_step(batch, 0), same)  # before the first 100 tokens nothing is dead
+    without, module = (
+        module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=auxk) for auxk in (None, AuxK(0.25, k, 100))
+    )
+    dead_latents(module, dead=dead)
+    own = plain_auxk(sae, x, counted, dead=dead, k=k or subject.d_model // 2)
+    plain = without.training_step(batch, 0) + 0.25 * own
+    assert 0.1 < own < 10
+    assert_same(module, batch, plain)
+
+
+def test_dead_latents_of_a_normalised_sae_fit_the_normalised_residual() -> None:
+    sae, scale, dead = toy_sae(), 0.31, [1, 4, 9, 16]
+    sae.start_at(sae.b_dec.detach() / scale, input_scale=scale)
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    everywhere = torch.ones(40, dtype=torch.bool)
+    module = LocalSAE(one(sae), reconstruction=1.0, **common(sparsity=0.0, auxk=AuxK(0.25, 2, 100)))
+    dead_latents(module, dead=dead)
+    own = plain_auxk(sae, scale * x, everywhere, dead=dead, k=2)
+    error = (plain_sae(sae, scale * x).x_hat - scale * x).square().mean()
+    assert_same(module, Activations({BLOCK_1: x}, {}), error + 0.25 * own)
+
+
+TRANSCODER = ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")
+
+
+def plain_transcoder(subject: Subject, sae: SAE, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """c, x̂ and what it stands for, and the final hidden states without and with it."""
+    embed, blocks, final_norm = clean_parts(subject)
+    block = subject.model.get_submodule("transformer.h.1")
+    attn, ln_1, ln_2, mlp = (block.get_submodule(name) for name in ("attn", "ln_1", "ln_2", "mlp"))
+    h = blocks[0](embed(tokens))
+    mid = h + attn(ln_1(h))[0]
+    mlp_out = mlp(ln_2(mid))
+    c, mlp_hat, _ = plain_sae(sae, mid)
+    return c, mlp_hat, mlp_out, final_norm(blocks[2](mid + mlp_out)), final_norm(blocks[2](mid + mlp_hat))
+
+
+@pytest.mark.parametrize("loss", ["local", "e2e", "kl_finetune"])
+def test_a_transcoder_is_the_plain_formula(loss: Loss) -> None:
+    """It encodes the residual before the MLP and stands for what the MLP adds: the residual itself goes on untouched."""
+    subject = gpt2()
+    (tokens,) = token_batches(subject, n=1)
+    sae, (read, write) = sae_for(subject), TRANSCODER
+    c, mlp_hat, mlp_out, clean, spliced = plain_transcoder(subject, sae, tokens)
+    error = (mlp_hat - mlp_out).square().mean()
+    sparsity = LAMBDA / 16 * c.sum(-1).mean()
+    log_p, log_q = ((h @ subject.unembed.W_U.T).log_softmax(-1) for h in (clean, spliced))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    plain = {"local": error, "e2e": kl, "kl_finetune": 0.5 * (error + (error / kl).detach() * kl)}[loss] + sparsity
+    batch: Tensor | Activations = tokens
+    if loss == "local":
+        activations = subject.clean(tokens, capture=TRANSCODER, final=False).activations
+        batch = Activations({hook: a.flatten(0, 1) for hook, a in activations.items()}, {})
+    assert_same(module_for(loss, subject, sites=[Site(read, write, sae)], sparsity=LAMBDA), batch, plain)
+
+
+def test_a_normalised_transcoder_scales_what_it_reads_and_what_it_writes() -> None:
+    sae = toy_sae()
+    sae.start_at(sae.b_dec.detach() / 0.2, input_scale=0.31, output_scale=0.2)
+    x, target = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
+    module = LocalSAE([Site(BLOCK_1, BLOCK_2, sae)], reconstruction=1.0, **common(sparsity=LAMBDA))
+    c, x_hat, _ = plain_sae(sae, 0.31 * x)
+    plain = (x_hat - 0.2 * target).square().mean() + l1(c, torch.ones(40, dtype=torch.bool))
+    assert_same(module, Activations({BLOCK_1: x, BLOCK_2: target}, {}), plain)
+
+
+@pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
+def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
+    subject = gpt2()
+    module = module_for(loss, subject)
+    module.training_step(token_batches(subject, n=1)[0], 0).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.saes.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in subject.model.parameters())
+    assert {".".join(name.split(".")[:2]) for name in module.state_dict()} == {
+        "saes.0",
+        "tallies.0",
+        "sparsity.weight",
+        "sparsity.integral",
+        "sparsity.log_l0",
+        "sparsity.log_first",
+        "sparsity.log_mean",
+        "first_bad_step",
+    }
+    optimised = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
+    assert optimised == {id(p) for p in module.saes.parameters()}
+
+
+@pytest.mark.parametrize("loss", ["e2e_ds", "fisher", "kl_finetune"])
+def test_with_a_perfect_reconstruction_only_the_sparsity_is_left(loss: Loss) -> None:
+    """Codes ±x: the spliced pass is the clean one, KL, downstream and surrogate vanish (and α is a number)."""
+    subject = gpt2()
+    sae, eye = sae_for(subject, n_latents=2 * subject.d_model), torch.eye(subject.d_model)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], 1))
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+    tokens = token_batches(subject, n=1)[0]
+    module = module_for(loss, subject, sae=sae, sparsity=0.5)
+    loss_found = module.training_step(tokens, 0)
+    x = subject.clean(tokens, capture=[HOOK], final=False).activations[HOOK]
+    torch.testing.assert_close(loss_found, 0.5 * x.abs().sum(-1).mean() / subject.d_model, rtol=1e-5, atol=1e-5)
+    loss_found.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.saes.parameters())

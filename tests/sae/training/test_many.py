@@ -1,0 +1,234 @@
+"""Many SAEs on one clean pass: each is what it would be alone, and a bad one takes none of the others down."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from architectures import base
+from interrupted import assert_going_on_equals_never_having_stopped
+from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.architectures.topk import TopKSAE
+from crux.sae.splicing import splice_each, splice_sites
+from crux.sae.training.recipe import AuxK
+from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.tally import Tally
+from crux.subjects.subject import Subject
+from crux.training.fit import checkpoint_step
+
+Rows = list[tuple[int, dict[str, float]]]
+STEPS = 10
+LAMBDAS = {"sparsity=0.1": 0.1, "sparsity=0.5": 0.5, "sparsity=3": 3.0}
+KS = {"k=2": 2, "k=5": 5, "k=9": 9}
+
+
+class Kind(NamedTuple):
+    """What K runs differ in."""
+
+    runs: tuple[str, ...]
+    saes: list[SAE]
+    sparsity: list[float]
+    auxk: AuxK | None
+
+
+def kind(name: str, subject: Subject) -> Kind:
+    """ReLU under three λ, or TopK with three k and AuxK; all from the same weights."""
+    if name == "relu":
+        return Kind(tuple(LAMBDAS), [sae_for(subject) for _ in LAMBDAS], list(LAMBDAS.values()), None)
+    saes = [TopKSAE(**base(d_model=subject.d_model, n_latents=48, subtract_b_dec=True), k=k) for k in KS.values()]
+    return Kind(tuple(KS), list(saes), [0.0] * len(KS), AuxK(0.1, 4, 60))
+
+
+class Trained(NamedTuple):
+    """A short training."""
+
+    module: SAEModule
+    gradients: list[dict[str, Tensor]]
+    """Step by step, before clipping, by parameter of `saes`."""
+    rows: Rows
+
+
+def trained(
+    loss: Loss, subject: Subject, module: SAEModule, folder: Path, *, accumulate: int = 1, checkpoint_every: int = 1000,
+    source: Sequence[Any] | None = None,
+) -> Trained:  # fmt: skip
+    gradients: list[dict[str, Tensor]] = []
+    rows: Rows = []
+
+    def note(optimizer: Any) -> None:
+        gradients.append({n: p.grad.clone() for n, p in module.saes.named_parameters() if p.grad is not None})
+
+    module.on_before_optimizer_step = note  # pyright: ignore[reportAttributeAccessIssue]
+    if source is None:
+        source = source_for(loss, subject, token_batches(subject, n=module.recipe.max_steps * accumulate))
+    run_fit(
+        module, source, checkpoints=folder, sinks=[lambda step, row: rows.append((step, row))], accumulate=accumulate,
+        checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    return Trained(module, gradients, rows)
+
+
+@pytest.mark.parametrize(("sae", "accumulate"), [("relu", 1), ("topk", 2)])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_is_what_it_would_be_alone(loss: Loss, sae: str, accumulate: int, tmp_path: Path) -> None:
+    """Gradients and rows of ten steps, and what they leave in weights, optimiser and tally; position 0 left out of the loss."""
+    subject, recipe = gpt2(), RECIPE._replace(max_steps=STEPS, clip=0.5)
+    made = kind(sae, subject)
+    sites = [Site(HOOK, HOOK, each) for each in made.saes]
+    options: dict[str, Any] = {"recipe": recipe, "auxk": made.auxk, "skip_positions": (0,)}
+    module = module_for(loss, subject, sites=sites, sparsity=made.sparsity, runs=made.runs, **options)
+    together = trained(loss, subject, module, tmp_path / "together", accumulate=accumulate)
+    assert len(together.gradients) == len(together.rows) == STEPS
+    moments = module.trainer.optimizers[0].state
+    for i, run in enumerate(made.runs):
+        fresh = kind(sae, subject).saes[i]
+        alone_module = module_for(loss, subject, sae=fresh, sparsity=made.sparsity[i], **options)
+        alone = trained(loss, subject, alone_module, tmp_path / run, accumulate=accumulate)
+        for ours, theirs in zip(together.gradients, alone.gradients, strict=True):
+            assert theirs.keys() == {"0.W_enc", "0.b_enc", "0.W_dec", "0.b_dec"}
+            for name, gradient in theirs.items():
+                torch.testing.assert_close(ours[f"{i}{name[1:]}"], gradient, rtol=1e-5, atol=1e-5)
+        for (step, row), (alone_step, alone_row) in zip(together.rows, alone.rows, strict=True):
+            own = {k.removeprefix(f"{run}/"): v for k, v in row.items() if k.startswith(f"{run}/")}
+            assert step == alone_step
+            assert own.keys() == alone_row.keys()
+            assert own == pytest.approx(alone_row, rel=1e-5, abs=1e-6)
+        theirs = alone_module.trainer.optimizers[0].state
+        start = dict(kind(sae, subject).saes[i].named_parameters())
+        for (name, p), q in zip(sites[i].sae.named_parameters(), fresh.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(moments[p]["exp_avg"], theirs[q]["exp_avg"], rtol=1e-5, atol=1e-5)
+            assert (q - start[name]).abs().max() > 1e-3, "it should have moved"
+        tally, alone_tally = module.tallies[i], alone_module.tallies[0]
+        assert isinstance(tally, Tally)
+        assert isinstance(alone_tally, Tally)
+        assert torch.equal(tally.last_fired, alone_tally.last_fired)
+    last = together.rows[-1][1]
+    assert len({last[f"{run}/train/l0"] for run in made.runs}) == 3, "three different SAEs"
+    if sae == "topk":
+        assert any(row[f"{run}/train/auxk"] > 0 for _, row in together.rows for run in made.runs), (
+            "AuxK should be at work"
+        )
+
+
+def test_one_replay_is_each_ones_own_pass() -> None:
+    """At a hook inside a block, whose residual is carried along, and for transcoders, which write at another hook."""
+    subject = gpt2()
+    tokens = token_batches(subject, n=1)[0]
+    later = ["blocks.2.hook_resid_pre", "blocks.2.hook_resid_post"]
+    for read, write in (
+        ("blocks.1.attn.hook_z", "blocks.1.attn.hook_z"),
+        ("blocks.1.hook_mlp_out", "blocks.1.hook_mlp_out"),
+        ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"),
+    ):
+        sites = [Site(read, write, sae_for(subject, seed=seed)) for seed in range(3)]
+        clean = subject.clean(tokens, capture=[read, write, *later])
+        many, passed = splice_each(subject, clean, sites, capture=later)
+        for i, site in enumerate(sites):
+            splice, own = splice_sites([site], sides=None)
+            alone = subject.spliced(clean, splice, capture=later)
+            (one,) = own
+            rows = slice(i * len(tokens), (i + 1) * len(tokens))
+            torch.testing.assert_close(many.final[rows], alone.final)
+            for hook in later:
+                torch.testing.assert_close(many.activations[hook][rows], alone.activations[hook])
+            torch.testing.assert_close(passed[i].codes.c, one.codes.c)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_subject_is_run_once_for_all(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many clean passes with three SAEs as with one; the suffix is replayed in one call."""
+    calls: dict[int, list[str]] = {}
+    for n in (1, 3):
+        subject, seen = gpt2(), calls.setdefault(n, [])
+        for name in ("_run", "spliced"):
+            original = getattr(subject, name)
+            monkeypatch.setattr(
+                subject, name, lambda *a, f=original, n=name, seen=seen, **k: seen.append(n) or f(*a, **k)
+            )
+        sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(n)]
+        module = module_for(loss, subject, sites=sites, sparsity=[0.5] * n, runs=[str(i) for i in range(n)])
+        source = source_for(loss, subject, token_batches(subject, n=4))
+        for i in range(4):
+            module.training_step(source[i], i).backward()
+    assert calls[1] == calls[3]
+    assert calls[1].count("_run") == 4
+
+
+BAD = ("sparsity=0.1", "sparsity=1e+38", "sparsity=3")
+
+
+def bad_module(loss: Loss, subject: Subject, *, bad: float, steps: int = STEPS, log_every: int = 4) -> SAEModule:
+    """Three SAEs, the middle one of which has this λ."""
+    recipe = RECIPE._replace(max_steps=steps, log_every=log_every)
+    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in BAD]
+    return module_for(loss, subject, sites=sites, sparsity=[0.1, bad, 3.0], runs=BAD, recipe=recipe)
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 5])
+@pytest.mark.parametrize("loss", ["local", "e2e_ds", "fisher"])
+def test_a_bad_one_ends_and_the_others_are_what_they_would_have_been(
+    loss: Loss, checkpoint_every: int, tmp_path: Path
+) -> None:
+    """Seen by a row or by a checkpoint, whichever comes first; bit for bit."""
+    outcomes: dict[float, Trained] = {}
+    for bad in (1.0, 1e38):
+        subject = gpt2()
+        module = bad_module(loss, subject, bad=bad)
+        outcomes[bad] = trained(loss, subject, module, tmp_path / str(bad), checkpoint_every=checkpoint_every)
+    good, found = outcomes[1.0].module, outcomes[1e38].module
+    assert good.ended == {}
+    assert found.ended == {"sparsity=1e+38": 1}
+    for i in (0, 2):
+        for a, b in zip(good.sites[i].sae.parameters(), found.sites[i].sae.parameters(), strict=True):
+            assert torch.equal(a, b)
+    for (_, a), (_, b) in zip(outcomes[1.0].rows, outcomes[1e38].rows, strict=True):
+        assert b.keys() == {k for k in a if not k.startswith("sparsity=1e+38/")}
+        assert all(a[k] == v for k, v in b.items())
+    path = tmp_path / "1e+38" / "last.ckpt"
+    assert checkpoint_step(path) == STEPS // checkpoint_every * checkpoint_every
+    state = torch.load(path, weights_only=True)
+    numbers = [*state["state_dict"].values(), *state["row"]["sums"].values()]
+    numbers += [v for s in state["optimizer_states"][0]["state"].values() for v in s.values()]
+    assert len(numbers) > 20
+    assert all(torch.isfinite(v).all() for v in numbers)
+    assert state["state_dict"]["first_bad_step"].tolist() == [-1, 1, -1]
+    assert not any(w.any() for k, w in state["state_dict"].items() if k.startswith("saes.1.") and "scale" not in k)
+
+
+def test_where_all_are_bad_the_job_fails(tmp_path: Path) -> None:
+    subject = gpt2()
+    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(2)]
+    module = module_for("e2e", subject, sites=sites, sparsity=[2e38, 1e38], runs=("a", "b"))
+    with pytest.raises(NonFiniteLossError, match=r"at step 1 \(a\), step 1 \(b\);"):
+        trained("e2e", subject, module, tmp_path, checkpoint_every=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_behind_the_last_step_a_bad_one_is_still_bad(tmp_path: Path) -> None:
+    """A job that was killed while it was judged trains no more, and must not judge the SAE that ended."""
+    for resume in (None, tmp_path / "last.ckpt"):
+        subject = gpt2()
+        module = bad_module("local", subject, bad=1e38, steps=6)
+        source = source_for("local", subject, token_batches(subject, n=6))
+        run_fit(module, source, checkpoints=tmp_path, checkpoint_every=3, resume=resume)
+        module.settle()
+        assert module.ended == {"sparsity=1e+38": 1}
+
+
+@pytest.mark.parametrize("bad", [1.0, 1e38])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_going_on_equals_never_having_stopped(loss: Loss, bad: float, tmp_path: Path) -> None:
+    def job() -> tuple[SAEModule, Sequence[Any]]:
+        subject = gpt2()
+        module = bad_module(loss, subject, bad=bad, steps=6, log_every=2)
+        return module, source_for(loss, subject, token_batches(subject, n=6))
+
+    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4)
+    last = whole.history()[-1]
+    assert {key.partition("/")[0] for key in last} == {"step", *BAD} - ({BAD[1]} if bad > 1 else set())

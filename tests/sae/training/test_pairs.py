@@ -1,0 +1,90 @@
+"""Every architecture under every loss: it trains, and going on after a kill is never having stopped."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, base
+from interrupted import assert_going_on_equals_never_having_stopped
+from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, source_for, token_batches
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.training.recipe import AuxK
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.sparsity import Steering
+
+STEPS = 8
+START = {"relu": 0.05, "p_anneal": 0.05, "jumprelu": 0.001, "gated": 0.05}
+"""Where λ is steered from; k fixes the others' sparsity."""
+TERM = {"local": "mse", "e2e": "kl", "e2e_ds": "downstream", "fisher": "mse", "kl_finetune": "mse"}
+
+
+def sae_of(architecture: str) -> SAE:
+    return ARCHITECTURES[architecture](base(d_model=16, n_latents=32, init_norm=1.0))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: Path) -> None:
+    """With all that has a state: AuxK on what has been dead for two steps, drawn labels, a steered λ, schedules.
+
+    The checkpoint at 3 lies within p-annealing's first stage, within λ's being led and within kl_finetune's local half.
+    """
+
+    def job() -> tuple[SAEModule, Sequence[Any]]:
+        subject = gpt2()
+        sites = [Site(HOOK, HOOK, sae_of(architecture))]
+        module = module_for(
+            loss,
+            subject,
+            sites=sites,
+            recipe=RECIPE._replace(max_steps=STEPS, lr=1e-2),
+            sparsity=START.get(architecture, 0.0),
+            steering=Steering(4.0, STEPS) if architecture in START else None,
+            auxk=AuxK(1 / 32, 4, dead_after=2 * 48),
+            target="sampled",
+        )
+        tokens = token_batches(subject, n=STEPS, batch=4)
+        return module, source_for(loss, subject, tokens, sites=sites, target="sampled")
+
+    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=STEPS, killed_after=5)
+    rows = whole.history()
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    term = [row[f"train/{TERM[loss]}"] for row in rows]
+    assert sum(term[-2:]) < 0.9 * sum(term[:2])
+    auxk = [row["train/auxk"] for row in rows]
+    assert auxk[:3] == 3 * [0.0]
+    assert auxk[3] > 0, "some latents should have been dead"
+    if architecture in START:
+        weights = [row["train/lambda"] for row in rows]
+        assert weights[0] == pytest.approx(START[architecture])
+        assert weights[0] == weights[1]
+        assert len(set(weights[1:])) == STEPS - 1, "each step's own λ, led since the first"
+    else:
+        assert "train/lambda" not in rows[0]
+    state = torch.load(whole.checkpoint, weights_only=True)["state_dict"]  # after six steps
+    if architecture == "p_anneal":
+        assert state["saes.0.stage"] == 2, "schedules are told how far the run is"
+    elif architecture in ("batch_topk", "matryoshka", "gradient_topk"):
+        assert state["saes.0.observed_n"] == 6, "running means take in every step"
+
+
+@pytest.mark.parametrize("loss", ["local", "e2e"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mixed_precision_has_one_type_where_one_is_needed(architecture: str, loss: Loss) -> None:
+    """As on CUDA, where products come out in bfloat16 and weights stay in float32."""
+    subject = gpt2()
+    sites = [Site(HOOK, HOOK, sae_of(architecture))]
+    module = module_for(loss, subject, sites=sites, auxk=AuxK(1 / 32, 4, dead_after=-1))
+    batch = source_for(loss, subject, token_batches(subject, n=1), sites=sites)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = module.training_step(batch, 0)
+    value.backward()
+    for name, parameter in sites[0].sae.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert sites[0].sae.W_enc.grad is not None

@@ -1,0 +1,72 @@
+"""A run that was killed and goes on ends where an uninterrupted one ends, bit for bit."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interrupted import assert_going_on_equals_never_having_stopped, leaves
+from small_runs import LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from torch import Tensor
+
+from crux.sae.training.sae_module import SAEModule
+from crux.training.fit import checkpoint_step
+
+
+@pytest.mark.parametrize(("accumulate", "log_every"), [(1, 1), (2, 2)])  # rows every 2: one spans the checkpoint at 3
+@pytest.mark.parametrize("loss", LOSSES)
+def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_every: int, tmp_path: Path) -> None:
+    """Six steps; kl_finetune's token batches begin with the fourth, the first after the checkpoint."""
+
+    def job() -> tuple[SAEModule, Sequence[Any]]:
+        subject = gpt2()
+        module = module_for(loss, subject, recipe=RECIPE._replace(log_every=log_every))
+        return module, source_for(loss, subject, token_batches(subject, n=6 * accumulate))
+
+    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
+    assert [row["step"] for row in whole.history()] == list(range(log_every, 7, log_every))
+    drawn = torch.load(whole.checkpoint, weights_only=True)["generator"]
+    fresh = torch.Generator().manual_seed(0).get_state()
+    assert torch.equal(drawn, fresh) == (loss != "fisher"), "the labels' generator goes on too"
+
+
+def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> None:
+    def job() -> tuple[SAEModule, Sequence[Any]]:
+        subject = gpt2()
+        module = module_for("kl_finetune", subject, recipe=RECIPE._replace(max_steps=10))
+        return module, source_for("kl_finetune", subject, token_batches(subject, n=10))
+
+    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=10, killed_after=8)
+    assert ["train/kl" in row for row in whole.history()] == 5 * [False] + 5 * [True]
+
+
+def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> None:
+    subject = gpt2()
+    module = module_for("e2e_ds", subject)
+    run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)  # refuses objects
+    assert all(k.startswith(("saes.0.", "tallies.0.", "sparsity.", "first_bad")) for k in state["state_dict"])
+    generator = state.pop("generator").numel()
+    assert generator < 10_000
+    assert sum(v.numel() for v in leaves(state).values() if isinstance(v, Tensor)) < 4 * sum(
+        p.numel() for p in module.saes.parameters()
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"cut"])
+def test_a_broken_checkpoint_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    if content == b"cut":
+        subject = gpt2()
+        run_fit(module_for("e2e", subject), token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
+        content = path.read_bytes()[:-5000]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no whole checkpoint") as caught:
+        checkpoint_step(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_without_a_checkpoint_a_run_starts_at_zero(tmp_path: Path) -> None:
+    assert checkpoint_step(tmp_path / "last.ckpt") == 0

@@ -1,0 +1,199 @@
+"""The real command, killed with SIGKILL in the middle of training and gone on with; and what resuming refuses."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from composed import ROOT, composed
+from safetensors.torch import load_file
+
+from crux.sae.job import run
+from crux.training.fit import checkpoint_step
+
+MAX_STEPS, EVERY = 60, 12
+SMALL = [
+    "model.context=32", "trainer.batch=2", f"trainer.max_steps={MAX_STEPS}", f"trainer.checkpoint_every={EVERY}",
+    "trainer.log_every=1", "trainer.val_every=0", "trainer.progress=false", "sae.n_latents=32", "data.max_tokens=20000",
+    "evaluation.tokens=256", "evaluation.val_tokens=64", "evaluation.latents=0",
+]  # fmt: skip
+JOBS = {"e2e_ds": ["loss=e2e_ds", "tracking=mlflow"], "local": ["loss=local", "tracking=none"]}
+
+
+class Outcome(NamedTuple):
+    whole: Path
+    """Run folder of the uninterrupted run."""
+    broken: Path
+    """Run folder of the run that was killed and went on."""
+    rows_at_kill: int
+    """Last step in its history when it was killed."""
+    checkpoint_at_kill: int
+    """The step of its last checkpoint then."""
+
+
+def start(*overrides: str, log: Path) -> subprocess.Popen[bytes]:
+    """`python src/main.py …`, one thread, its words in a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, str(ROOT / "src" / "main.py"), *SMALL, *overrides]
+    with log.open("wb") as f:
+        return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, env=environment)
+
+
+def only_run(outputs: Path) -> Path:
+    (folder,) = (outputs / "runs").iterdir()
+    return folder
+
+
+def kill_mid_training(process: subprocess.Popen[bytes], outputs: Path, log: Path) -> None:
+    """SIGKILL, once the history has gone three to ten steps beyond a checkpoint."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"it ended before it could be killed: {log.read_text()}"
+        for history in (outputs / "runs").glob("*/history.jsonl"):
+            step = history.read_bytes().count(b"\n")
+            if step > EVERY and 3 <= step % EVERY <= 10 and (history.parent / "checkpoints" / "last.ckpt").exists():
+                process.send_signal(signal.SIGKILL)
+                assert process.wait(60) == -signal.SIGKILL
+                return
+        time.sleep(0.005)
+    process.kill()
+    raise AssertionError(f"it never came to training: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory, cache: Path, _one_thread: None) -> dict[str, Outcome]:
+    """Both jobs, killed side by side and gone on with; and the same, uninterrupted, in this process.
+
+    e2e_ds goes on by the command again, local in this process: a command spends seconds on loading libraries.
+    """
+    place = tmp_path_factory.mktemp("resume")
+
+    def killed(name: str) -> tuple[int, int]:
+        outputs, log = place / name, place / f"{name}.log"
+        kill_mid_training(start(*JOBS[name], f"cache={cache}", f"output_dir={outputs}", log=log), outputs, log)
+        folder = only_run(outputs)
+        assert not (folder / "DONE").exists()
+        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        return rows[-1]["step"], checkpoint_step(folder / "checkpoints" / "last.ckpt")
+
+    def here(name: str, outputs: Path, *more: str) -> None:
+        run(composed(*SMALL, JOBS[name][0], "tracking=none", f"output_dir={outputs}", *more), folder=None)
+
+    with ThreadPoolExecutor(2) as pool:
+        at_kill = dict(zip(JOBS, pool.map(killed, JOBS), strict=True))
+    log = place / "again.log"
+    again = start(*JOBS["e2e_ds"], f"cache={cache}", f"output_dir={place / 'e2e_ds'}", "resume=true", log=log)
+    here("local", place / "local", "resume=true")
+    for name in JOBS:
+        here(name, place / f"{name}_whole")
+    assert again.wait(240) == 0, log.read_text()
+    return {name: Outcome(only_run(place / f"{name}_whole"), only_run(place / name), *at_kill[name]) for name in JOBS}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(job: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[job]
+    assert EVERY <= outcome.checkpoint_at_kill < outcome.rows_at_kill < MAX_STEPS
+    whole, broken = (load_file(f / "sae" / "sae_weights.safetensors") for f in (outcome.whole, outcome.broken))
+    assert whole.keys() == broken.keys() >= {"W_enc", "W_dec", "b_enc", "b_dec"}
+    for name, weight in whole.items():
+        assert torch.equal(weight, broken[name]), name
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_its_history_and_metrics_are_those_of_an_uninterrupted_run(job: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[job]
+    whole, broken = (
+        [json.loads(line) for line in (f / "history.jsonl").read_text().splitlines()]
+        for f in (outcome.whole, outcome.broken)
+    )
+    assert [row["step"] for row in broken] == list(range(1, MAX_STEPS + 1))
+    assert broken == whole
+    whole, broken = (json.loads((f / "metrics.json").read_text()) for f in (outcome.whole, outcome.broken))
+    for metrics in (whole, broken):
+        assert metrics.pop("final/tokens_per_second") > 0
+    assert broken == whole
+    assert (outcome.broken / "DONE").exists()
+
+
+def test_mlflow_has_one_run_with_its_true_end(outcomes: dict[str, Outcome]) -> None:
+    folder = outcomes["e2e_ds"].broken
+    metrics = json.loads((folder / "metrics.json").read_text())
+    with closing(sqlite3.connect(folder.parents[1] / "mlflow.db")) as database:
+        ((run_id, status),) = database.execute("select run_uuid, status from runs").fetchall()
+        rows = database.execute("select step from metrics where key = 'train/loss'").fetchall()
+        final = database.execute("select value from metrics where key = 'final/ce_increase'").fetchall()
+    assert status == "FINISHED"
+    assert run_id == (folder / "mlflow_run_id").read_text().strip()
+    assert {step for (step,) in rows} == set(range(1, MAX_STEPS + 1))
+    assert final == [(metrics["final/ce_increase"],)]
+    assert not (outcomes["local"].broken.parents[1] / "mlflow.db").exists()
+
+
+def refused(*overrides: str, tmp_path: Path) -> str:
+    """The one line that a mistake is answered with."""
+    log = tmp_path / "log"
+    assert start(*overrides, log=log).wait(120) == 2, log.read_text()
+    text = log.read_text()
+    assert re.fullmatch(r"crux: [^\n]+\n", text), text
+    return text
+
+
+def test_nothing_to_go_on_with(tmp_path: Path) -> None:
+    text = refused("resume=true", "tracking=none", f"output_dir={tmp_path / 'outputs'}", tmp_path=tmp_path)
+    assert "resume=true: no unfinished run" in text
+    assert not list((tmp_path / "outputs").glob("*/*"))
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(
+    outcomes: dict[str, Outcome], tmp_path: Path
+) -> None:
+    folder = outcomes["local"].broken
+    done = (folder / "DONE").read_text()
+    (folder / "DONE").unlink()
+    try:
+        text = refused(*JOBS["local"], f"resume_from={folder}", "sparsity=7", "seed=4", tmp_path=tmp_path)
+    finally:
+        (folder / "DONE").write_text(done)
+    assert re.search(r"seed: 0 / 4", text)
+    assert re.search(r"sparsity: [\d.]+ / 7\.0", text)
+    assert "optimizer.lr" not in text
+
+
+def test_a_finished_run_is_refused(outcomes: dict[str, Outcome]) -> None:
+    folder = outcomes["local"].broken
+    with pytest.raises(ValueError, match="is finished"):
+        run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
+    with pytest.raises(ValueError, match="no unfinished run"):
+        run(composed(*SMALL, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
+
+
+def test_a_corrupt_checkpoint_is_one_line(outcomes: dict[str, Outcome]) -> None:
+    """It stays as it is, and so does the run."""
+    folder = outcomes["local"].broken
+    last = folder / "checkpoints" / "last.ckpt"
+    done, whole = (folder / "DONE").read_text(), last.read_bytes()
+    history = (folder / "history.jsonl").read_bytes()
+    (folder / "DONE").unlink()
+    last.write_bytes(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(ValueError, match="is no whole checkpoint") as caught:  # the command line's exit code 2
+            run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
+        assert last.stat().st_size == len(whole) // 2
+        assert (folder / "history.jsonl").read_bytes() == history
+    finally:
+        last.write_bytes(whole)
+        (folder / "DONE").write_text(done)
+    assert str(last) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,79 @@
+"""When each latent last fired, by hand and through the modules."""
+
+import torch
+from small_runs import HOOK, gpt2, module_for
+from torch import Tensor
+
+from crux.sae.training.tally import Tally
+from crux.training.data import Activations
+
+
+def fires(*latents: int, tokens: int) -> Tensor:
+    """The last of the tokens fires these of five latents."""
+    found = torch.zeros(tokens, 5, dtype=torch.bool)
+    found[-1, list(latents)] = True
+    return found
+
+
+def test_by_hand() -> None:
+    tally = Tally(5)
+    assert tally.alive(10) == (0, 0)
+    assert not tally.dead(after=0).any()
+    tally.count(fires(0, 1, 2, tokens=3))
+    tally.count(fires(0, 1, tokens=4))
+    tally.count(fires(0, tokens=2))
+    assert int(tally.tokens_seen) == 9
+    assert tally.last_fired.tolist() == [9, 7, 3, -1, -1]
+    # alive: within the last N tokens; a batch's tokens all count as its last one
+    assert tally.alive(2) == (1, 2)
+    assert tally.alive(3) == (2, 3)
+    assert tally.alive(6) == (2, 6)
+    assert tally.alive(7) == (3, 7)
+    assert tally.alive(500) == (3, 9)
+    # dead: not for more than N tokens; what never fired has waited since the start
+    assert tally.dead(after=1).tolist() == [False, True, True, True, True]
+    assert tally.dead(after=2).tolist() == [False, False, True, True, True]
+    assert tally.dead(after=6).tolist() == [False, False, False, True, True]
+    assert tally.dead(after=8).tolist() == [False, False, False, True, True]
+    assert not tally.dead(after=9).any()
+
+
+def test_a_latent_comes_back() -> None:
+    tally = Tally(5)
+    tally.count(fires(tokens=8))
+    assert tally.dead(after=7).all()
+    tally.count(fires(3, tokens=1))
+    assert tally.dead(after=7).tolist() == [True, True, True, False, True]
+    assert tally.alive(1) == (1, 1)
+
+
+def test_counts_go_into_the_checkpoint_and_on() -> None:
+    tally, again = Tally(5), Tally(5)
+    tally.count(fires(0, 4, tokens=3))
+    again.load_state_dict(tally.state_dict())
+    for each in (tally, again):
+        each.count(fires(1, tokens=2))
+    assert again.state_dict().keys() == {"last_fired", "tokens_seen"}
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in tally.state_dict().items())
+
+
+def test_a_module_counts_training_tokens() -> None:
+    subject = gpt2()
+    module = module_for("local", subject)
+    sae, (tally,) = module.sites[0].sae, module.tallies
+    assert isinstance(tally, Tally)
+    batch = Activations({HOOK: torch.zeros(3, subject.d_model)}, {})
+    with torch.no_grad():
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(-1.0)
+        sae.b_enc[:4] = 1.0  # four latents always fire
+    for i in range(2):
+        module.training_step(batch, i)
+    with torch.no_grad():
+        sae.b_enc[:3] = -1.0  # one is left
+    module.training_step(batch, 2)
+    assert int(tally.tokens_seen) == 9
+    assert tally.last_fired[:5].tolist() == [6, 6, 6, 9, -1]
+    assert tally.alive(3) == (1, 3)  # the last three tokens
+    assert tally.alive(4) == (4, 4)
+    assert tally.alive(500) == (4, 9)

@@ -1,0 +1,84 @@
+"""No tensor of tokens × vocab elements, in a training step and in the judgement."""
+
+from typing import Any
+
+import pytest
+import torch
+from small_runs import HOOK, Loss, gpt2, module_for, sae_for, token_batches
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from crux.sae.architectures.site import Site
+from crux.sae.evaluation.evaluate import evaluate
+from crux.subjects.subject import Subject
+
+BATCH, T, V = 4, 32, 4096
+TOKENS = BATCH * T  # logits: 524,288 elements; W_U has 65,536, a chunk's logits 131,072
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel, self.shape, self.operation = 0, torch.Size(), ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.numel() > self.numel:
+                self.numel, self.shape, self.operation = leaf.numel(), leaf.shape, str(func)
+        return out
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return gpt2(d_vocab=V, n_ctx=T)
+
+
+def test_a_full_softmax_would_be_caught(subject: Subject) -> None:
+    tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
+    with Largest() as largest:
+        final = subject.clean(tokens, capture=[]).final
+        assert final is not None
+        (final @ subject.unembed.W_U.T).log_softmax(-1)
+    assert largest.numel == TOKENS * V
+
+
+@pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
+@pytest.mark.parametrize("skip_positions", [[], [0]])
+def test_a_training_step_never_holds_all_logits(subject: Subject, loss: Loss, skip_positions: list[int]) -> None:
+    module = module_for(loss, subject, skip_positions=skip_positions)
+    tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
+    with Largest() as largest:
+        module.training_step(tokens, 0).backward()
+    assert V in largest.shape, "the logits of a chunk should be what is largest here"
+    assert largest.numel <= TOKENS * V // 4, f"{largest.operation} returned {tuple(largest.shape)}"
+
+
+@pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
+def test_many_saes_at_once_hold_no_more_logits_than_one(subject: Subject, loss: Loss) -> None:
+    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(4)]
+    module = module_for(loss, subject, sites=sites, sparsity=[0.1] * 4, runs=("a", "b", "c", "d"))
+    tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
+    with Largest() as largest:
+        module.training_step(tokens, 0).backward()
+    assert V in largest.shape
+    assert largest.numel <= TOKENS * V // 4, f"{largest.operation} returned {tuple(largest.shape)}"
+
+
+@pytest.mark.parametrize("ablations", [True, False])
+def test_the_judgement_never_holds_all_logits(subject: Subject, ablations: bool) -> None:
+    batches = token_batches(subject, n=2, batch=BATCH, pos=T)
+    with Largest() as largest:
+        evaluate(
+            subject,
+            sae_for(subject),
+            hook=HOOK,
+            batches=batches,
+            mean_activation=torch.zeros(subject.d_model),
+            ablations=ablations,
+        )
+    assert V in largest.shape
+    assert largest.numel <= TOKENS * V // 4, f"{largest.operation} returned {tuple(largest.shape)}"

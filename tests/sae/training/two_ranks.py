@@ -1,0 +1,116 @@
+"""One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
+
+LOCAL_RANK=r MASTER_PORT=... python two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from architectures import ARCHITECTURES, base
+from small_runs import HOOK, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from torch import Tensor
+
+from crux.sae.architectures.site import Site
+from crux.sae.training.recipe import AuxK
+from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.sparsity import Steering
+
+STEPS = 10
+
+
+class Trace(NamedTuple):
+    """What a rank saw and is left with."""
+
+    rows: list[dict[str, float]]
+    gradients: list[list[Tensor]]
+    """By step and parameter, as they reach the optimiser but for clipping."""
+    state: dict[str, Tensor]
+    """All parameters and buffers."""
+    error: str
+    """The message that the training ended with; empty where it went well."""
+
+
+def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
+    """`loss/architecture[/option…]`: module, token batches, what the loss trains on, micro-batches a step."""
+    loss, architecture, *options = job.split("/")
+    loss = cast(Loss, loss)
+    accumulate = 2 if "accumulate" in options else 1
+    subject = gpt2()
+    sae = ARCHITECTURES[architecture](base(d_model=subject.d_model, subtract_b_dec=True))
+    sites = [Site(HOOK, HOOK, sae)]
+    target = "sampled" if "sampled" in options else "data"
+    module = module_for(
+        loss,
+        subject,
+        sites=sites,
+        recipe=RECIPE._replace(max_steps=STEPS, clip=0.05 if "clip" in options else 10.0),
+        auxk=AuxK(0.5, 4, 40) if "auxk" in options else None,
+        steering=Steering(4, STEPS) if "steered" in options else None,
+        skip_positions=(0, 5) if "skip" in options else (),
+        target=target,
+    )
+    if "auxk" in options:  # some latents that never fire
+        with torch.no_grad():
+            sae.W_enc[:, :8] = 0.0
+            sae.b_enc[:8] = -5.0
+    tokens = token_batches(subject, n=STEPS * accumulate, batch=4)
+    return module, tokens, source_for(loss, subject, tokens, sites=sites, target=target), accumulate
+
+
+def trained(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEPS, resume: bool = False) -> Trace:
+    """Ten steps with a checkpoint every five; `stop` ends them earlier, as a kill would."""
+    torch.manual_seed(0)
+    module, _, source, accumulate = make(job)
+    rows: list[dict[str, float]] = []
+    gradients: list[list[Tensor]] = []
+
+    def note(optimizer: Any) -> None:
+        gradients.append([p.grad.clone() for p in module.saes.parameters() if p.grad is not None])
+
+    def start(batch: Any, batch_idx: int) -> None:
+        if module.global_step == stop:
+            raise KeyError("killed")
+        if "broken" in job and rank == 1 and module.global_step == 3:
+            module.sparsity.weight.fill_(float("nan"))
+        SAEModule.on_train_batch_start(module, batch, batch_idx)
+
+    module.on_before_optimizer_step = note
+    module.on_train_batch_start = start
+    error = ""
+    try:
+        run_fit(
+            module,
+            source,
+            checkpoints=folder / "checkpoints",
+            sinks=[lambda step, row: rows.append({"step": step, **row})],
+            accumulate=accumulate,
+            checkpoint_every=5,
+            resume=folder / "checkpoints" / "last.ckpt" if resume else None,
+            devices=devices,
+        )
+    except (NonFiniteLossError, KeyError) as stopped:
+        error = str(stopped)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    return Trace(rows, gradients, state, error)
+
+
+def main(folder: Path, jobs: list[str]) -> None:
+    import os
+
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.set_num_threads(1)
+    for job in jobs:
+        place = folder / job.replace("/", "_")
+        found = [trained(job, devices=2, rank=rank, folder=place)]
+        if job.endswith("resume"):
+            broken = place / "broken"
+            trained(job, devices=2, rank=rank, folder=broken, stop=7)
+            torch.distributed.destroy_process_group()
+            found.append(trained(job, devices=2, rank=rank, folder=broken, resume=True))
+        torch.save([trace._asdict() for trace in found], f"{place}_{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

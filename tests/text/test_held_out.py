@@ -1,0 +1,33 @@
+"""The held-out windows: the same ones for every SAE, none twice, from all over the stream."""
+
+import itertools
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crux.text.held_out import spread_batches
+
+
+def starts(n: int, **shape: int) -> list[int]:
+    batches = list(spread_batches(np.arange(n, dtype=np.uint16), **shape))
+    for rows in batches:
+        assert torch.equal(rows, rows[:, :1] + torch.arange(shape["context"]))
+        assert len(rows) <= shape["batch"]
+    return [int(row[0]) for rows in batches for row in rows]
+
+
+def test_spread_over_the_whole_stream():
+    assert starts(105, context=10, batch=2, n_tokens=50) == [0, 20, 40, 60, 80]
+    assert starts(105, context=10, batch=3, n_tokens=35) == [0, 30, 60]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 400), st.integers(0, 300))
+def test_windows_do_not_overlap_and_are_as_many_as_asked_for_or_there(context, batch, n_tokens, more):
+    n = context + more
+    found = starts(n, context=context, batch=batch, n_tokens=n_tokens)
+    assert len(found) == max(1, min(n_tokens // context, n // context))
+    assert all(b - a >= context for a, b in itertools.pairwise(found))
+    assert found[-1] + context <= n

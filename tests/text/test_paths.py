@@ -1,0 +1,103 @@
+"""Which files a path means, and the mistakes that are told before anything heavy is imported."""
+
+import gzip
+import subprocess
+import sys
+
+import pytest
+
+from crux.text.paths import check_path, data_files, format_of
+
+
+def make(folder, **files):
+    for name, content in files.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def check(path, *, min_tokens=4):
+    check_path(path, column=None, min_tokens=min_tokens)
+
+
+def test_a_folder_is_read_recursively_and_sorted(tmp_path):
+    make(tmp_path, b_txt="b", a__c_jsonl="{}", a__b_txt_gz=b"", README_md="no", a__x_bin="no")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.txt").write_text("no")
+    names = [str(f.relative_to(tmp_path)) for f in data_files(tmp_path)]
+    assert names == ["a/b.txt.gz", "a/c.jsonl", "b.txt"]
+
+
+def test_a_folder_of_other_texts(tmp_path):
+    make(tmp_path, a_md="a", b_tex="b", c_png="c")
+    assert [f.name for f in data_files(tmp_path)] == ["a.md", "b.tex"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.txt", "text"), ("a", "text"), ("a.md", "text"), ("A.TXT.GZ", "text"), ("a.v1.jsonl.xz", "jsonl"),
+     ("a.json", "jsonl"), ("a.parquet", "parquet")],
+)  # fmt: skip
+def test_formats(tmp_path, name, expected):
+    assert format_of(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.arrow", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
+def test_endings_that_are_not_read(tmp_path, name):
+    (tmp_path / name).write_text("something long enough")
+    with pytest.raises(ValueError, match="files are not read; give text"):
+        check(tmp_path / name)
+
+
+def test_missing_names_the_near_ones(tmp_path):
+    make(tmp_path, speeches_txt="a")
+    with pytest.raises(ValueError, match=r"no such file or folder: /.*/speech\.txt; did you mean speeches\.txt\?"):
+        check(tmp_path / "speech.txt")
+    with pytest.raises(ValueError, match="no such file or folder"):
+        check(tmp_path / "nowhere" / "at" / "all.txt")
+
+
+def test_empty(tmp_path):
+    make(tmp_path, a_txt="", b__c_txt="")
+    (tmp_path / "none").mkdir()
+    for path in (tmp_path / "a.txt", tmp_path / "b"):
+        with pytest.raises(ValueError, match=r"is empty$"):
+            check(path)
+    with pytest.raises(ValueError, match=r"no text, JSONL or Parquet files in .* \(it holds nothing\)"):
+        check(tmp_path / "none")
+    (tmp_path / "a.txt").write_text(" \n\n   \n" * 3)
+    with pytest.raises(ValueError, match="is empty but for blank space"):
+        check(tmp_path / "a.txt")
+
+
+def test_not_utf8_and_broken_content(tmp_path):
+    make(tmp_path, a_txt=b"some caf\xe9 and more", b_jsonl="[1, 2]", c_parquet="no parquet at all", d_txt_gz="no gzip")
+    for name, message in {
+        "a.txt": "not UTF-8: byte 0xe9 at offset 8", "b.jsonl": "b.jsonl:1: a JSON list",
+        "c.parquet": "not a whole Parquet file", "d.txt.gz": "not a whole .gz file",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            check(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
+        check(tmp_path)
+
+
+def test_too_short(tmp_path):
+    make(tmp_path, a_txt="word " * 10)
+    check(tmp_path / "a.txt", min_tokens=25)
+    with pytest.raises(ValueError, match="is too short: 50 bytes, at least 52 tokens are needed"):
+        check(tmp_path / "a.txt", min_tokens=26)
+
+
+def test_what_is_right_passes(tmp_path):
+    make(tmp_path, a_txt="ä" * (3 << 20), b_jsonl='{"text": "words"}\n', c_txt_gz=gzip.compress(b"words"), d_txt="")
+    check(tmp_path)
+    check(tmp_path / "b.jsonl", min_tokens=10_000)  # how long it is shows only when it is read
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, crux.text.paths; print(*{m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names))"
+    out = subprocess.run([sys.executable, "-I", "-c", f"sys=__import__('sys');sys.path[:0]={sys.path!r};{code}"],
+                         capture_output=True, text=True, check=True).stdout  # fmt: skip
+    assert not {"torch", "numpy", "datasets", "pyarrow", "tokenizers", "lightning"} & set(out.split())

@@ -1,0 +1,186 @@
+"""Bytes, text and JSON lines of one file; passages; Parquet rows."""
+
+import gzip
+import lzma
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import crux.text.passages
+import crux.text.readers
+from crux.text.parquet import parquet_documents
+from crux.text.passages import passage_length, text_documents
+from crux.text.readers import decoded, json_lines
+from crux.text.tokenizer import END_OF_TEXT
+
+once = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(crux.text.readers, "BLOCK", 7)
+
+
+@once
+@given(st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"])))
+def test_text_comes_through_in_blocks_of_any_size(tmp_path, small_blocks, text):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    assert "".join(decoded(path)) == text
+
+
+def test_byte_order_mark_goes(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfword")
+    assert "".join(decoded(path)) == "word"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"caf\xe9 and so on", "not UTF-8: byte 0xe9 at offset 3;"),
+        ("ä".encode() * 10 + b"\xff", "byte 0xff at offset 20"),
+        (b"cut " + "ä".encode()[:1], "byte 0xc3 at offset 4"),
+        (b"some words \0 more", r"offset 11 \(a zero byte"),
+        ("words".encode("utf-16"), "byte 0xff at offset 0"),
+    ],
+)
+def test_not_utf8_names_the_byte(tmp_path, small_blocks, content, message):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        list(decoded(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pack", [gzip, lzma])
+def test_packed_text_and_a_truncated_one(tmp_path, pack):
+    path = tmp_path / ("a.txt.gz" if pack is gzip else "a.txt.xz")
+    whole = pack.compress(b"one\n\ntwo " * 200)
+    path.write_bytes(whole)
+    assert "".join(decoded(path)) == "one\n\ntwo " * 200
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"is not a whole \.[gx]z file"):
+        list(decoded(path))
+    path.write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match=r"is not a whole \.[gx]z file"):
+        list(decoded(path))
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_json_lines(tmp_path, small_blocks):
+    path = write_lines(tmp_path / "a.jsonl", '{"text": "one\\ntwo"}', "", '{"id": 3, "text": "ä"}', "")
+    assert list(json_lines(path, column=None)) == ["one\ntwo", "ä"]
+    path = write_lines(tmp_path / "b.jsonl", '{"body": "x", "text": "y"}\r', '{"body": "z"}')
+    assert list(json_lines(path, column="body")) == ["x", "z"]
+    path = write_lines(tmp_path / "c.jsonl", '{"input_ids": [1, 2]}')
+    assert list(json_lines(path, column=None)) == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{text: 1}", ":2: not JSON"),
+        ('["a"]', ":2: a JSON list; one JSON object a line"),
+        ('{"body": "a", "title": "b"}', ":2: no key 'text'; there are: body, title"),
+        ('{"text": 3}', ":2: 'text' is neither a text nor"),
+        ('{"text": [1, "a"]}', ":2: 'text' is neither"),
+        ('{"text": "\\ud800"}', ":2: 'text' holds half of a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = write_lines(tmp_path / "a.jsonl", '{"text": "fine"}', line)
+    with pytest.raises(ValueError, match=message) as error:
+        list(json_lines(path, column=None))
+    assert "\n" not in str(error.value)
+
+
+def test_a_line_that_is_not_utf8(tmp_path, small_blocks):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match="byte 0xe9 at offset 30"):
+        list(json_lines(path, column=None))
+
+
+def test_documents_between_marks(tmp_path, small_blocks):
+    path = tmp_path / "a.txt"
+    path.write_text(f"one\n\nstill one\n{END_OF_TEXT}\n  two{END_OF_TEXT}{END_OF_TEXT}\n\nthree{END_OF_TEXT}\n")
+    assert list(text_documents(path, length=4)) == ["one\n\nstill one", "  two", "three"]
+
+
+def test_a_mark_at_the_end_separates_nothing(tmp_path, small_blocks):
+    path = tmp_path / "a.txt"
+    path.write_text(f"one two\n\nthree four\n\nfive{END_OF_TEXT}\n")
+    assert list(text_documents(path, length=6)) == ["one two", "three four", "five"]
+
+
+def test_passages_are_cut_at_paragraphs_lines_spaces_or_where_they_must(tmp_path):
+    def cut(text):
+        (tmp_path / "a.txt").write_bytes(text.encode())
+        return list(text_documents(tmp_path / "a.txt", length=10))
+
+    assert cut("aaaa\r\n\r\nbbbb bbbb\r\n\r\n  cccc cccc cccc") == ["aaaa\n\nbbbb bbbb", "  cccc cccc cccc"]
+    assert cut("a" * 15 + "\n" + "b b " * 6) == ["a" * 15, "b b b b b b b b b b", " b b "]
+    assert cut("a" * 50) == ["a" * 20, "a" * 20, "a" * 10]
+    assert cut(" \n\n \n") == []
+
+
+@once
+@given(st.text("ab \n", max_size=300), st.integers(1, 20))
+def test_passages_lose_nothing_but_blank_space(tmp_path, small_blocks, text, length):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    documents = list(text_documents(path, length=length))
+    squeezed = "".join("".join(documents).split())
+    assert squeezed == "".join(text.split())
+    assert all(d.strip() and len(d) <= 2 * length for d in documents)
+
+
+@once
+@given(st.text("ab \n", max_size=300), st.integers(1, 20), st.integers(1, 50))
+def test_passages_do_not_depend_on_the_blocks(tmp_path, text, length, block):
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    whole = list(text_documents(path, length=length))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crux.text.readers, "BLOCK", block)
+        assert list(text_documents(path, length=length)) == whole
+
+
+def test_passage_length_gives_about_a_hundred_documents():
+    assert [passage_length(n) for n in (10_000, 300_000, 10**9)] == [1024, 3000, 8192]
+
+
+def test_parquet_texts_and_ids(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), path)
+    assert list(parquet_documents(path, column=None)) == ["one", "two"]
+    pq.write_table(pa.table({"input_ids": pa.array([[1, 2], [3]], pa.list_(pa.int32())), "n": [1, 2]}), path)
+    rows = list(parquet_documents(path, column=None))
+    assert [list(np.asarray(r)) for r in rows] == [[1, 2], [3]]
+    with pytest.raises(
+        ValueError, match=r"no column n of texts or token ids; there are: input_ids \(list.*n \(int64\)"
+    ):
+        list(parquet_documents(path, column="n"))
+
+
+def test_broken_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one"] * 100}), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match="not a whole Parquet file"):
+        list(parquet_documents(path, column=None))
+    path.write_bytes(whole[:4] + bytes(len(whole) - 8 - 20) + whole[-24:])
+    with pytest.raises(ValueError, match="cannot be read as Parquet") as error:
+        list(parquet_documents(path, column=None))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,44 @@
+"""A pixel that missed the best basin gets it from the pixel beside it."""
+
+import torch
+
+from crux.toy.exact.neighbours import lowered_by_neighbours
+from crux.toy.exact.polish import polished
+from crux.toy.features import FeatureDistribution, Together
+from crux.toy.program import Program
+from crux.toy.superposition import Kind, Weights
+
+POLISH = {"gradient_tolerance": 1e-8, "max_iterations": 300}
+
+
+def sharing(W: torch.Tensor) -> torch.Tensor:
+    """1 where the two features are opposite, 0 where the second is dropped."""
+    return (W[..., 0, 1].abs() > 0.5).long()
+
+
+def test_the_better_optimum_spreads_and_no_other() -> None:
+    n = 4  # along the ratio, at one density; the digon is the optimum everywhere, only the last pixel found it
+    program = Program(
+        name="2_1",
+        kind=Kind.relu_output,
+        n_hidden=1,
+        features=FeatureDistribution(Together.independent, 1, False),
+        seeds=torch.tensor([0]),
+        density=torch.full((1, 2), 0.1),
+        importance=torch.tensor([[[1.0, r] for r in (0.5, 0.7, 0.9, 1.0)]]),
+        points=None,
+    )
+    dropped = torch.tensor([[1.0, 0.0]]).expand(1, n, 1, 2).clone()
+    dropped[0, -1] = torch.tensor([[1.0, -1.0]])
+    b = torch.tensor([0.0, 0.05]).expand(1, n, 2).clone()
+    b[0, -1] = 0.0
+    own = polished(program, Weights(dropped, b, None), **POLISH)
+    assert sharing(own.weights.W).tolist() == [[0, 0, 0, 1]]
+    found, lowered = lowered_by_neighbours(program, own, classes=sharing, **POLISH)
+    assert lowered == n - 1
+    assert sharing(found.weights.W).tolist() == [[1] * n]
+    assert bool((found.loss <= own.loss).all())
+    assert found.loss[0, -1] == own.loss[0, -1]
+    again, more = lowered_by_neighbours(program, found, classes=sharing, **POLISH)
+    assert more == 0
+    assert torch.equal(again.loss, found.loss)

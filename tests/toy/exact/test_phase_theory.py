@@ -1,0 +1,83 @@
+"""Phase boundaries: the published ones, the formulas, and against the best of many starts on both sides of a boundary."""
+
+import pytest
+import torch
+
+from crux.toy.exact.optima import exact_optima
+from crux.toy.exact.phase_theory import (
+    Boundaries,
+    dropped_loss,
+    exact_boundaries,
+    extra_feature_class,
+    fixed_weight_boundaries,
+    leaving_zero,
+)
+
+F64 = torch.float64
+
+
+def test_published_exact_boundaries() -> None:
+    """Reference 1.4.3: r* = 0.536, 0.205, 0.0487; the upper boundary is the inverse, the features being alike."""
+    lower, upper = exact_boundaries(torch.tensor([0.5, 0.3, 0.1], dtype=F64), n_hidden=1)
+    assert lower.tolist() == pytest.approx([0.536, 0.205, 0.0487], rel=2e-3)
+    assert (lower * upper).tolist() == pytest.approx([1] * 3)
+
+
+def test_fixed_weight_boundaries_are_where_the_formulas_meet() -> None:
+    density = torch.tensor([0.05, 0.2, 0.5], dtype=F64)
+    lower, upper = fixed_weight_boundaries(density, n_hidden=1)
+    for r, other in ((lower, lower * dropped_loss(density)), (upper, dropped_loss(density))):
+        torch.testing.assert_close((1 + r) * density.square() / 6, other)
+    swap = fixed_weight_boundaries(torch.tensor([4 / 7, 0.9], dtype=F64), n_hidden=1)
+    assert swap.lower.tolist() == swap.upper.tolist() == [1, 1]
+    two = fixed_weight_boundaries(density, n_hidden=2)
+    torch.testing.assert_close(two.lower, lower)
+    assert two.upper.tolist() == [1] * 3
+
+
+def test_classes() -> None:
+    edges = Boundaries(torch.tensor([0.5, 1.0]).double(), torch.tensor([2.0, 1.0]).double())
+    assert extra_feature_class(torch.tensor([0.4, 0.6, 1.9, 2.1]).double(), edges).tolist() == [
+        [0, 1, 1, 2],
+        [0, 0, 2, 2],
+    ]
+
+
+def test_other_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 or 2"):
+        fixed_weight_boundaries(torch.tensor([0.5], dtype=F64), n_hidden=3)
+
+
+def measured_class(r: float, density: float, n_hidden: int) -> int:
+    """Of the best of all structures and 10 random starts, by the extra feature's norm and its overlap with others."""
+    n = n_hidden + 1
+    best = exact_optima(
+        n_hidden=n_hidden,
+        importance=torch.tensor([1.0] * n_hidden + [r], dtype=F64),
+        density=torch.full((n,), density, dtype=F64),
+        signed=False,
+        n_random=10,
+        seed=1,
+        max_iterations=300,
+        gradient_tolerance=1e-8,
+    ).W[0]
+    extra, others = best[:, -1], best[:, :-1]
+    if extra.norm() < 1e-3:
+        return 0
+    return 1 if (extra @ others).abs().max() > 1e-3 else 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_hidden", "density"), [(1, 0.1), (1, 0.5), (1, 0.55), (1, 0.7), (2, 0.1), (2, 0.5)])
+def test_best_of_many_starts_on_both_sides(n_hidden: int, density: float) -> None:
+    """Three per cent inside and outside of each boundary, trained from scratch, the class is the one that theory says."""
+    edges = exact_boundaries(torch.tensor([density], dtype=F64), n_hidden=n_hidden)
+    r = torch.cat([edges.lower * 0.97, edges.lower * 1.03, edges.upper * 0.97, edges.upper * 1.03])
+    theory = extra_feature_class(r, edges)[0].tolist()
+    assert [measured_class(v, density, n_hidden) for v in r.tolist()] == theory == [0, 1, 1, 2]
+
+
+def test_leaving_zero() -> None:
+    """Always active (p = 1) nothing is cut, and the features are alike: r = 1. The others: found by Newton's steps on the exact loss."""
+    found = leaving_zero(torch.tensor([1.0, 0.7, 0.6, 0.55], dtype=F64))
+    assert found.tolist() == pytest.approx([1, 0.7726, 0.6654, 0.6085], abs=1e-3)

@@ -1,0 +1,47 @@
+"""Polishing ends at the optimum of the basin: scipy's, row by row, and with the bias of dropped features put right."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from crux.toy.exact.polish import polished
+from crux.toy.exact.population import population_loss
+from crux.toy.features import FeatureDistribution, Together
+from crux.toy.program import Program
+from crux.toy.superposition import Kind, Weights
+
+
+def program(density: torch.Tensor, importance: torch.Tensor) -> Program:
+    how = FeatureDistribution(Together.independent, 1, False)
+    return Program("model", Kind.relu_output, 1, how, torch.arange(len(density)), density, importance, None)
+
+
+def test_every_instance_ends_in_its_own_optimum() -> None:
+    density, importance = torch.tensor([[0.1, 0.1], [0.4, 0.4]]), torch.rand(2, 3, 2) + 0.5
+    it = program(density, importance)
+    weights = Weights(torch.tensor([0.9, -0.7]).expand(2, 3, 1, 2), torch.zeros(2, 3, 2), None)
+    found = polished(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    assert found.converged.all()
+    torch.testing.assert_close(found.loss, population_loss(it, found.weights))
+    for stream in range(2):
+        for setting in range(3):
+            alone = program(density[[stream]], importance[stream, setting][None, None])
+
+            def loss(x: np.ndarray, alone: Program = alone) -> float:
+                at = torch.tensor(x)
+                return population_loss(alone, Weights(at[:2].view(1, 1, 1, 2), at[2:].view(1, 1, 2), None)).item()
+
+            truth = minimize(loss, np.array([0.9, -0.7, 0, 0]), method="BFGS", options={"gtol": 1e-7})
+            assert found.loss[stream, setting].item() == pytest.approx(truth.fun, rel=1e-5)
+
+
+def test_the_bias_of_a_dropped_feature_is_put_right() -> None:
+    """With W_2 = 0 and b_2 < 0 its output is off and has no gradient; Var(x) = p/3 − p²/4 is what its absence has to cost."""
+    p = 0.4
+    it = program(torch.full((1, 2), p), torch.ones(1, 1, 2))
+    weights = Weights(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.0, -0.3]).view(1, 1, 2), None)
+    assert population_loss(it, weights).item() == pytest.approx(p / 3)
+    found = polished(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    assert found.loss.item() == pytest.approx(p / 3 - p**2 / 4)
+    assert found.weights.b[0, 0].tolist() == pytest.approx([0, p / 2], abs=1e-6)

@@ -1,0 +1,50 @@
+"""|x| with a hidden ReLU layer: two neurons a feature, then polysemantic ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crux.toy.experiments.absolute_value import alone
+
+
+def shortened(crux_here: Callable[..., int], tmp_path: Path, *given: str) -> Path:
+    """The folder of a run."""
+    common = ("trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
+    assert crux_here("experiment=toy/absolute_value", *common, *given) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    return run
+
+
+def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    given = ("trainer.max_steps=20", "trainer.batch=64", "toy.seeds=2", "toy.held_out=1024", "toy.densities=[1.0,0.01]")
+    run = shortened(crux_here, tmp_path, *given)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["final/checks"] == 5
+    for density in ("1", "0.01"):
+        assert 0 < metrics[f"final/monosemantic/{density}"] + metrics[f"final/polysemantic/{density}"] <= 12
+    found = load_file(run / "arrays.safetensors")
+    assert found["W"].shape == (2, 12, 30)
+    assert found["W_enough"].shape == (6, 3)
+    assert found["loss"].shape == (4, 1)
+    assert (run / "figures" / "neurons.png").stat().st_size > 10_000
+    assert (run / "figures" / "enough.png").stat().st_size > 10_000
+
+
+def test_a_feature_needs_a_neuron_for_either_sign() -> None:
+    W = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.8]])
+    assert alone(W) == 1
+    W[3, 1] = -0.8
+    assert alone(W) == 2
+    W[1, 1] = 0.1  # reads a second feature
+    assert alone(W) == 1
+
+
+@pytest.mark.slow
+def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    metrics = json.loads((shortened(crux_here, tmp_path) / "metrics.json").read_text())
+    assert metrics["final/checks"] == 7
+    assert metrics["final/checks_failed"] <= 1  # where a restart ends hangs on rounding, and so on the machine

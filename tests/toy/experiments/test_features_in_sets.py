@@ -1,0 +1,90 @@
+"""Correlated and anticorrelated features, and the collapse of pairs: shortened runs, refusals, the small settings."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from crux.toy.experiments.pca_collapse import EXACT, PAPER, allowed
+
+QUIET = ("trainer.progress=false", "tracking=none")
+
+
+def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> Path:
+    assert crux_here(*QUIET, *given, f"output_dir={outputs}") == 0
+    (found,) = (outputs / "runs").iterdir()
+    return found
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_correlated_sets_get_a_basis_each_or_lie_side_by_side(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    """So short that polishing does most of it; the wide model, which has no exact loss, is only trained."""
+    found = run(
+        crux_here, tmp_path, "experiment=toy/correlated", "toy.sizes=[[4,2,2],[6,2,3],[10,5,2]]", "toy.densities=[0.04]",
+        "trainer.max_steps=300", "trainer.batch=256", "toy.held_out=4096",
+    )  # fmt: skip
+    assert metrics(found)["final/checks"] == 4
+    assert metrics(found)["final/checks_failed"] == 0
+    arrays = load_file(found / "arrays.safetensors")
+    assert {name: arrays[f"{name}/W"].shape for name in ("4_2", "6_2", "10_5")} == {
+        "4_2": (1, 2, 4),
+        "6_2": (1, 2, 6),
+        "10_5": (1, 5, 10),
+    }
+    assert (found / "figures" / "sets.png").stat().st_size > 10_000
+
+
+def test_anticorrelated_pairs_are_antipodal(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    found = run(
+        crux_here, tmp_path, "experiment=toy/anticorrelated", "toy.densities=[0.05]", "trainer.max_steps=200",
+        "trainer.batch=256", "toy.held_out=1024",
+    )  # fmt: skip
+    assert metrics(found)["final/checks"] == 3
+    assert metrics(found)["final/checks_failed"] == 0
+
+
+def test_dense_pairs_collapse_and_sparse_ones_do_not(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    found = run(
+        crux_here, tmp_path, "experiment=toy/pca_collapse", "toy.densities=[0.45,0.18]", "toy.seeds=8", "trainer.max_steps=100",
+        "toy.held_out=1024",
+    )  # fmt: skip
+    assert metrics(found)["final/collapsed/0.45"] == 3
+    assert metrics(found)["final/collapsed/0.18"] == 2
+    assert metrics(found)["final/checks_failed"] == 0
+    assert "| 0.18 |" in (found / "report.md").read_text()
+
+
+def test_what_may_collapse_is_what_the_paper_saw_or_the_exact_optimum() -> None:
+    assert [allowed(p) for p in (0.03, 0.1, 0.18, 0.3, 0.45, 0.6)] == [[0, 0], [1, 1], [2, 2], [3, 2], [3, 3], []]
+    assert allowed(0.22) == [2]  # the paper says nothing there
+    for ranges in (PAPER, EXACT):
+        assert all(low < high for low, high in ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "given"),
+    [
+        ("correlated", "toy.together=independent"),
+        ("correlated", "toy.n_hidden=3"),
+        ("anticorrelated", "toy.together=correlated"),
+        ("anticorrelated", "toy.n_sets=1"),
+        ("pca_collapse", "toy.n_sets=2"),
+        ("pca_collapse", "toy.sizes=[[6,2,3]]"),
+    ],
+)
+def test_other_features_are_refused(experiment: str, given: str, refusal: Callable[..., str]) -> None:
+    assert refusal(*QUIET, f"experiment=toy/{experiment}", given).startswith("crux: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["correlated", "anticorrelated", "pca_collapse"])
+def test_the_small_settings_find_what_the_paper_says(
+    experiment: str, crux_here: Callable[..., int], tmp_path: Path
+) -> None:
+    found = run(crux_here, tmp_path, f"experiment=toy/{experiment}")
+    assert metrics(found)["final/checks_failed"] == 0

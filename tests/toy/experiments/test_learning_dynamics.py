@@ -1,0 +1,81 @@
+"""Learning in jumps, and the shapes on the way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crux.toy.experiments.learning_dynamics import between_sets, shape_of, telling, within_sets
+
+QUIET = ("trainer.progress=false", "tracking=none")
+SHORT = ("trainer.max_steps=60", "trainer.batch=64", "toy.snapshots=20", "toy.held_out=1024", "toy.seeds=2")
+
+
+def test_cosines_of_an_octahedron_and_of_parted_sets() -> None:
+    octahedron = torch.cat([torch.eye(3), -2 * torch.eye(3)], dim=1)
+    assert within_sets(octahedron, n_sets=2) == pytest.approx(0)
+    assert between_sets(octahedron, n_sets=2) == pytest.approx(-1 / 3)
+    assert shape_of(octahedron / 2) == {"digon": 3}
+    parted = torch.tensor([[1.0, 2.0, 3.0, -1.0, -1.0, -4.0], [0.0] * 6, [0.0] * 6])
+    assert within_sets(parted, n_sets=2) == pytest.approx(1)
+    assert between_sets(parted, n_sets=2) == pytest.approx(-1)
+
+
+def test_the_seed_that_is_shown_ended_well_and_dropped_often() -> None:
+    loss = torch.tensor([1.004, 1.0, 1.003, 1.01])
+    assert telling(loss, [3, 2, 3, 5]) == 2
+    assert telling(loss, [2, 2, 2, 5]) == 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "n", "figures"),
+    [("learning_dynamics", 66, {"dynamics"}), ("learning_dynamics_correlated", 6, {"dynamics", "stages"})],
+)
+def test_a_short_run_keeps_every_snapshot(
+    experiment: str, n: int, figures: set[str], crux_here: Callable[..., int], tmp_path: Path
+) -> None:
+    assert crux_here(f"experiment=toy/{experiment}", *QUIET, *SHORT, f"output_dir={tmp_path}") == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    arrays = load_file(run / "arrays.safetensors")
+    assert arrays["steps"].tolist() == list(range(0, 61, 3))
+    assert arrays["dimensionality"].shape == (21, n)
+    assert arrays["loss"].shape == (21, 2)
+    assert arrays["loss"][-1].mean() < arrays["loss"][0].mean()
+    assert {path.stem for path in (run / "figures").glob("*.png")} == figures
+
+
+def test_initial_weights_are_scaled(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    first = []
+    for scale in ("1.0", "0.5"):
+        given = ("experiment=toy/learning_dynamics_correlated", *QUIET, *SHORT, f"toy.init_scale={scale}")
+        assert crux_here(*given, f"output_dir={tmp_path / scale}") == 0
+        (run,) = (tmp_path / scale / "runs").iterdir()
+        first.append(load_file(run / "programs" / "model" / "snapshots" / "0.safetensors")["W"])
+    torch.testing.assert_close(first[1], first[0] / 2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("toy.densities=[0.5,0.3]", "at one density"),
+        ("toy.snapshots=0", "needs 20 or more"),
+        ("toy.init_scale=0.0", "toy.init_scale=0.0: must be more than 0"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
+    assert says in refusal("experiment=toy/learning_dynamics", *QUIET, given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["learning_dynamics", "learning_dynamics_correlated"])
+def test_the_small_setting_finds_what_the_paper_finds(
+    experiment: str, crux_here: Callable[..., int], tmp_path: Path
+) -> None:
+    assert crux_here(f"experiment=toy/{experiment}", *QUIET, f"output_dir={tmp_path}") == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (
+        json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1
+    )  # where a restart ends hangs on rounding, and so on the machine

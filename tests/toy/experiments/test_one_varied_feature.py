@@ -1,0 +1,73 @@
+"""Local optima of five features, one of them varied: names, branches and crossings by hand, a shortened run, the small setting."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from crux.toy.experiments.one_varied_feature import DIGONS, PENTAGON, Optimum, branch, crossing, name_of, optima
+from crux.toy.geometry.polytopes import polygon
+
+TWO_DIGONS = torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 1, -1, 0]])
+
+
+def test_names() -> None:
+    assert name_of(polygon(5).float()) == PENTAGON
+    stretched = polygon(5).float() * torch.tensor([[1.3], [0.8]])
+    assert name_of(stretched) == PENTAGON
+    assert name_of(TWO_DIGONS) == DIGONS
+    assert name_of(TWO_DIGONS.flip(1)) == "two digons, another dropped"
+    assert name_of(torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 0, 0, 1]])) == "dedicated + digon"
+
+
+def test_restarts_that_ended_alike_are_one_optimum() -> None:
+    W = torch.stack([TWO_DIGONS, polygon(5).float(), TWO_DIGONS])
+    found = optima(torch.tensor([0.3, 0.2, 0.300001]), W)
+    assert [(o.name, o.n) for o in found] == [(PENTAGON, 1), (DIGONS, 2)]
+    assert found[1].loss == pytest.approx(0.3)
+
+
+def test_crossing_is_linear_between_the_ratios_that_have_both() -> None:
+    first, second = {0.1: 0.5, 0.2: 2.0, 0.4: 3.0, 0.8: 5.0}, {0.2: 1.0, 0.4: 4.0, 0.8: 9.0}
+    at, low, high = crossing(first, second)
+    assert (low, high) == (0.2, 0.4)
+    assert at == pytest.approx(0.3)
+    assert math.isnan(crossing(first, {0.8: 9.0})[0])
+
+
+def test_a_branch_is_the_lowest_of_its_name() -> None:
+    found = {
+        1.0: [Optimum("a", 0.2, TWO_DIGONS, 1), Optimum("a", 0.1, TWO_DIGONS, 1)],
+        2.0: [Optimum("b", 0.3, TWO_DIGONS, 1)],
+    }
+    assert branch(found, "a") == {1.0: 0.1}
+
+
+@pytest.mark.slow
+def test_a_shortened_run_finds_the_crossing(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    given = ("experiment=toy/one_varied_feature", "trainer.max_steps=150", "trainer.progress=false", "tracking=none",
+             "toy.ratios=[0.25,0.3]", "toy.seeds=12", f"output_dir={tmp_path}")  # fmt: skip
+    assert crux_here(*given) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["final/checks_failed"] == 0
+    assert metrics["final/crossing"] == pytest.approx(3.72, abs=0.02)
+    assert (run / "figures" / "crossing.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "given", ["toy.n_features=4", "toy.densities=[0.1,0.2]", "toy.ratios=[30.0]", "toy.ratios=null"]
+)
+def test_what_the_experiment_is_not_about_is_refused(given: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
+    assert crux_here("experiment=toy/one_varied_feature", "tracking=none", given, f"output_dir={tmp_path}") == 2
+
+
+@pytest.mark.slow
+def test_the_small_setting_finds_the_exact_crossing(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    given = ("experiment=toy/one_varied_feature", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
+    assert crux_here(*given) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "metrics.json").read_text())["final/checks_failed"] == 0

@@ -1,0 +1,76 @@
+"""Phase diagrams of one extra feature: classes and distances by hand, a shortened run, the small setting against theory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crux.toy.exact.phase_theory import Boundaries
+from crux.toy.experiments.phase_diagram import deviation, extra_class
+
+SHORT = ("experiment=toy/phase_diagram", "trainer.max_steps=60", "trainer.batch=64", "trainer.progress=false", "tracking=none",
+         "toy.densities=[0.3,0.1]", "toy.ratios=[0.1,0.316,1.0,3.16,10.0]", "toy.seeds=4")  # fmt: skip
+
+
+def test_classes_of_the_last_feature() -> None:
+    W = torch.tensor(
+        [
+            [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],  # not there
+            [[1.0, 0.0, 0.0], [0.0, 1.0, -0.9]],  # antipodal with the second
+            [[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]],  # the others share
+            [[1.0, 0.0, 0.05], [0.0, 0.01, 1.0]],  # alone but for what is not represented
+        ]
+    )
+    assert extra_class(W).tolist() == [0, 1, 2, 2]
+
+
+def test_deviation_is_in_pixels_along_the_ratio() -> None:
+    """Superposition from 1 to 4, pixels at 1/4 … 16 in steps of 2; a class is off by the distance to where it is right."""
+    edges = Boundaries(torch.tensor([1.0]), torch.tensor([4.0]))
+    ratios = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    right = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
+    torch.testing.assert_close(deviation(right, edges, ratios), torch.zeros(1, 7, dtype=torch.float64))
+    wrong = torch.tensor([[1, 2, 0, 0, 2, 1, 0]])
+    expected = torch.tensor([[2.0, 3.0, 0.0, 1.0, 0.0, 1.0, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(deviation(wrong, edges, ratios), expected)
+
+
+def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    assert crux_here(*SHORT, "toy.sizes=[[2,1,1]]", "toy.tile=3", f"output_dir={tmp_path}") == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert len(list((run / "programs").iterdir())) == 3  # 2 densities × 4 seeds
+    found = load_file(run / "arrays.safetensors")
+    assert found["2_1/classes"].tolist() == [[0, 1, 1, 1, 2], [1, 1, 1, 1, 1]]  # 0.205 … 4.89, and 0.0487 … 20.5
+    assert found["2_1/loss"].shape == (2, 5)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["final/checks"] == 1
+    assert metrics["final/checks_failed"] == 0  # even so short: polishing does the rest
+    assert metrics["final/local_optima/2_1"] > 1
+    for name in ("phases", "norm_and_superposition"):
+        assert (run / "figures" / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("toy.sizes=[[4,2,1]]", "the theory is known for [2, 1, 1] and [3, 2, 1], not for 4 → 2"),
+        ("toy.sizes=[[4,2]]", "[4, 2] must be [n_features, n_hidden, n_sets]"),
+        ("toy.sizes=null", "toy.sizes has to be given"),
+        ("toy.n_features=3", "trains several sizes, toy.sizes says which"),
+        ("toy.importance=0.5", "the others' is 1"),
+        ("toy.ratios=[1.0]", "two at least"),
+    ],
+)
+def test_what_no_diagram_can_be_made_of_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
+    assert says in refusal(*SHORT[:-1], given)
+
+
+@pytest.mark.slow
+def test_the_small_setting_has_the_exact_borders(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    given = ("experiment=toy/phase_diagram", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
+    assert crux_here(*given) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "metrics.json").read_text())["final/checks_failed"] == 0

@@ -1,0 +1,90 @@
+"""Toy experiments from the command line: what they leave, how they go on, what they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crux.runs.run_folder import RunFolder
+
+SHORT = ("experiment=toy/intro_polygon", "trainer.max_steps=30", "trainer.batch=32", "trainer.log_every=10",
+         "trainer.checkpoint_every=10", "trainer.progress=false", "toy.held_out=1024", "toy.seeds=2")  # fmt: skip
+
+
+def only_run(outputs: Path) -> RunFolder:
+    (found,) = (outputs / "runs").iterdir()
+    return RunFolder(found)
+
+
+def test_a_run_leaves_everything_and_is_in_mlflow(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    assert crux_here(*SHORT, f"output_dir={tmp_path}") == 0
+    run = only_run(tmp_path)
+    assert run.done
+    assert [row["step"] for row in run.history()] == [10, 20, 30]
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert {"final/checks", "final/checks_failed"} <= metrics.keys()
+    assert (run.path / "report.md").exists()
+    found = load_file(run.programs / "model" / "model.safetensors")
+    assert found["W"].shape == (6, 1, 2, 5)
+    assert not (run.programs / "model" / "checkpoints" / "last.ckpt").exists()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (logged,) = client.search_runs(["1"])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["experiment"] == "toy/intro_polygon"
+    assert logged.data.params["instances"] == "6"
+    assert logged.data.metrics["final/checks"] == metrics["final/checks"]
+    assert "train/loss" in logged.data.metrics
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
+    crux_here: Callable[..., int], command: list[str], tmp_path: Path
+) -> None:
+    longer = [*SHORT, "trainer.max_steps=1000", "trainer.checkpoint_every=200", "tracking=none"]
+    assert crux_here(*longer, f"output_dir={tmp_path / 'whole'}") == 0
+    killed = subprocess.Popen([*command, *longer, f"output_dir={tmp_path / 'killed'}"])
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed").glob("runs/*/programs/model/checkpoints/last.ckpt")):
+            assert time.monotonic() < deadline
+            assert killed.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+    assert not only_run(tmp_path / "killed").done
+    assert crux_here(*longer, f"output_dir={tmp_path / 'killed'}", "resume=true") == 0
+    whole, gone_on = only_run(tmp_path / "whole"), only_run(tmp_path / "killed")
+    assert gone_on.done
+    assert gone_on.history() == whole.history()
+    a, b = (load_file(run.programs / "model" / "model.safetensors") for run in (whole, gone_on))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("layer=3", "layer has no meaning for experiment=toy/intro_polygon; allowed are "),
+        ("sae=topk", "sae has no meaning"),
+        ("optimizer.clip=1", "optimizer.clip has no meaning"),
+        ("toy.densities=[0.0]", "toy.densities=[0.0]: must be numbers above 0, up to 1"),
+        ("toy.n_sets=2", "5 features cannot be so many equal sets"),
+        ("toy.kind=relu", "toy.kind=relu: allowed are linear, relu_output, relu_hidden, absolute_value"),
+        ("toy.experiment=nothing", "no such experiment"),
+        ("toy.experiment=run", "no such experiment"),  # a file there that is none
+        ("toy.densities=0.1", "toy.densities: must be a list, such as [1,2]"),
+        ("toy.n_feature=3", "did you mean toy.n_features?"),
+        ("toy.held_out=1500", "must be a multiple of 1024, or less"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_in_one_line(given: str, says: str, refusal: Callable[..., str]) -> None:
+    assert says in refusal(*SHORT, given)

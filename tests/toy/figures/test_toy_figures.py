@@ -1,0 +1,176 @@
+"""What the toy models' figures show is read back from their axes; that they look well was looked at."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+
+from crux.toy.figures.dimensionality import toy_dimensionality
+from crux.toy.figures.dynamics import toy_dynamics
+from crux.toy.figures.polygons import density_title, toy_polygons
+from crux.toy.figures.stages import toy_stages
+from crux.toy.figures.superposition import toy_superposition
+from crux.toy.figures.vulnerability import toy_vulnerability
+
+ANGLES = np.arange(5) * 2 * np.pi / 5
+PENTAGON = np.stack([np.cos(ANGLES), np.sin(ANGLES)])
+NAMES = ["dedicated  1", "tetrahedron  3/4", "triangle  2/3", "digon  1/2", "pentagon  2/5", "square antiprism  3/8"]
+FRACTIONS = [1, 3 / 4, 2 / 3, 1 / 2, 2 / 5, 3 / 8]
+
+
+def rendered(figure: Figure) -> None:
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    assert out.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("density", "title"),
+    [(1.0, "density 1 (0 % sparse)"), (0.2, "density 0.2 (80 % sparse)"), (0.001, "density 0.001 (99.9 % sparse)")],
+)
+def test_titles_say_density_and_sparsity(density: float, title: str) -> None:
+    assert density_title(density) == title
+
+
+@pytest.mark.parametrize("panels", [1, 5, 7])
+def test_polygons_have_a_panel_a_model_and_a_ray_a_feature(panels: int) -> None:
+    weights = np.stack([PENTAGON * (1 + k) for k in range(panels)])
+    importances = 0.9 ** np.arange(5)
+    figure = toy_polygons(weights, importances=importances, titles=[f"model {k}" for k in range(panels)])
+    *models, bar = figure.axes
+    assert [axes.get_title(loc="left") for axes in models] == [f"model {k}" for k in range(panels)]
+    for axes, W in zip(models, weights, strict=True):
+        rays, dots = axes.collections
+        np.testing.assert_allclose(np.asarray(dots.get_offsets()), W.T)
+        np.testing.assert_allclose([path.vertices[1] for path in rays.get_paths()], W.T)
+        np.testing.assert_allclose(np.asarray(dots.get_array()), importances)
+        assert axes.get_aspect() == 1
+        assert axes.get_xlim()[1] > panels
+    assert models[0].get_ylabel() == "hidden unit 2"
+    assert models[-1].get_xlabel() == "hidden unit 1"
+    assert bar.get_ylabel() == "importance of the feature"
+    rendered(figure)
+
+
+def test_equal_importances_need_no_scale_of_colours() -> None:
+    figure = toy_polygons(PENTAGON[None], importances=np.ones(5), titles=["p"])
+    assert len(figure.axes) == 1
+    rendered(figure)
+
+
+def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
+    weights = np.stack([PENTAGON, 0.5 * PENTAGON, np.zeros((2, 5))])
+    biases = np.linspace(-0.5, 0.5, 15).reshape(3, 5)
+    norms = np.array([[1.0] * 5, [0.5] * 5, [0.0] * 5])
+    shared = np.array([[1.5] * 5, [0, 0.25, 0.5, 0.75, 1], [0.0] * 5])
+    titles = ["linear", "density 0.1", "nothing"]
+    figure = toy_superposition(weights=weights, biases=biases, norms=norms, superposition=shared, titles=titles)
+    above, below, bars = figure.axes[:3], figure.axes[3:6], figure.axes[6:]
+    assert [axes.get_title(loc="left") for axes in above] == titles
+    for k, axes in enumerate(above):
+        products, bias = axes.images
+        np.testing.assert_allclose(np.asarray(products.get_array()), weights[k].T @ weights[k])
+        np.testing.assert_allclose(np.asarray(bias.get_array()).ravel(), biases[k])
+        assert products.norm is bias.norm  # one scale of colours
+        assert products.get_extent()[1] < bias.get_extent()[0]  # side by side
+        assert axes.get_xticklabels()[-1].get_text() == "b"
+        np.testing.assert_allclose([bar.get_width() for bar in below[k].patches], norms[k])
+        assert below[k].get_ylim() == axes.get_ylim() == (4.5, -0.5)  # features downwards in both
+    colours = [bar.get_facecolor() for bar in below[1].patches]
+    assert len(set(colours)) == 5
+    assert below[0].patches[0].get_facecolor() == colours[-1]  # bright from 1 on
+    assert below[0].get_xlabel() == r"norm $\|W_i\|$"
+    assert [bar.get_ylabel().split()[0] for bar in bars] == ["$W^T", "superposition"]
+    rendered(figure)
+
+
+def test_dimensionality_goes_through_the_mean_of_seeds_and_names_the_fractions() -> None:
+    densities = np.array([0.1, 1.0, 0.1])
+    spread = np.array([0.4, 1.0, 0.6])
+    D = np.array([[0.4, 0.4, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    figure = toy_dimensionality(densities=densities, dimensions_per_feature=spread, dimensionality=D)
+    (axes,) = figure.axes
+    line = axes.get_legend_handles_labels()[0][1]
+    np.testing.assert_allclose(line.get_xydata(), [[1, 1.0], [10, 0.5]])
+    dots = next(c for c in axes.collections if isinstance(c, PathCollection)).get_offsets()
+    np.testing.assert_allclose(np.asarray(dots)[:, 1], D.ravel())
+    np.testing.assert_allclose(np.asarray(dots)[:, 0].reshape(3, 3), np.outer([10, 1, 10], np.ones(3)), rtol=0.6)
+    assert axes.get_xscale() == "log"
+    assert "density" in axes.get_xlabel()
+    assert [text.get_text() for text in axes.texts] == NAMES
+    marked = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert marked == pytest.approx(FRACTIONS)
+    rendered(figure)
+
+
+def test_dimensionality_of_one_model() -> None:
+    one = np.ones(1)
+    rendered(toy_dimensionality(densities=0.1 * one, dimensions_per_feature=one, dimensionality=np.full((1, 4), 0.5)))
+
+
+def test_dynamics_share_their_steps() -> None:
+    steps, loss_steps = np.array([0, 100, 200]), np.arange(0, 201, 10)
+    D = np.array([[0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
+    loss = 1 / (1 + loss_steps)
+    figure = toy_dynamics(steps=steps, dimensionality=D, loss_steps=loss_steps, loss=loss)
+    above, below, bar = figure.axes
+    curves = [line for line in above.lines if line.get_linestyle() == "-"]
+    np.testing.assert_allclose([line.get_ydata() for line in curves], D.T)
+    np.testing.assert_allclose(np.asarray(below.lines[0].get_ydata()), loss)
+    assert below.get_xlim() == above.get_xlim()
+    assert below.get_yscale() == "log"
+    assert (below.get_xlabel(), below.get_ylabel()) == ("optimiser step", "loss")
+    assert bar.get_ylabel() == "feature i"
+    assert [text.get_text() for text in above.texts] == NAMES
+    rendered(figure)
+
+
+def test_the_names_of_the_fractions_do_not_overlap() -> None:
+    one = np.ones(1)
+    figure = toy_dimensionality(densities=one, dimensions_per_feature=one, dimensionality=one[None])
+    below = toy_dynamics(steps=np.arange(2), dimensionality=np.ones((2, 1)), loss_steps=np.arange(2), loss=np.ones(2))
+    for drawn in (figure, below):
+        rendered(drawn)
+        boxes = [text.get_window_extent() for text in drawn.axes[0].texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_vulnerability_beside_features_per_dimension() -> None:
+    densities = np.array([1.0, 0.1, 0.3])
+    figure = toy_vulnerability(
+        densities=densities,
+        vulnerability=np.array([1.0, 3.0, 2.0]),
+        stronger=np.array([1.0, 3.5, 2.5]),
+        features_per_dimension=np.array([1.0, 4.0, 1.5]),
+    )
+    left, right = figure.axes
+    attack, stronger, crowd = left.lines
+    np.testing.assert_allclose(attack.get_xdata(), [1, 1 / 0.3, 10])  # dense to sparse, whatever the order given
+    np.testing.assert_allclose(attack.get_ydata(), [1, 2, 3])
+    np.testing.assert_allclose(stronger.get_ydata(), [1, 2.5, 3.5])
+    np.testing.assert_allclose(crowd.get_ydata(), [1, 1.5, 4])
+    np.testing.assert_allclose(np.asarray(right.collections[0].get_offsets()), [[1, 1], [4, 3], [1.5, 2]])
+    rendered(figure)
+
+
+def test_stages_have_a_panel_each_and_their_letters_on_the_loss() -> None:
+    weights = np.stack([np.concatenate([np.eye(3), -np.eye(3)], axis=1) * (k + 1) for k in range(3)])
+    steps, loss = np.arange(0, 101, 10), np.linspace(1, 0.5, 11)
+    figure = toy_stages(
+        weights=weights,
+        stages=np.array([0, 40, 100]),
+        sets=np.array([0, 0, 0, 1, 1, 1]),
+        steps=steps,
+        loss=loss,
+        titles=["a", "b", "c"],
+    )
+    *panels, below = figure.axes
+    assert [axes.get_title() for axes in panels] == ["A  step 0\na", "B  step 40\nb", "C  step 100\nc"]
+    for axes, W in zip(panels, weights, strict=True):
+        tips = np.stack([np.asarray(line.get_data_3d())[:, 1] for line in axes.lines], axis=1)
+        np.testing.assert_allclose(tips, W)
+    assert [text.get_text() for text in below.texts] == ["A", "B", "C"]
+    np.testing.assert_allclose([line.get_xydata()[0] for line in below.lines[1:]], [[0, 1], [40, 0.8], [100, 0.5]])
+    rendered(figure)

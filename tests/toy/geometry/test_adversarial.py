@@ -1,0 +1,71 @@
+"""Attacks on toy models against what they must be by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crux.toy.geometry.adversarial import analytic_attack, directions, gradient_attack, rise
+from crux.toy.superposition import Kind, SuperpositionModel, Weights
+
+REACH = torch.tensor([0.1])
+
+
+def model_of(W: torch.Tensor, b: torch.Tensor) -> SuperpositionModel:
+    return SuperpositionModel(Kind.relu_output, Weights(W[None, None], b[None, None], None))
+
+
+def test_dedicated_features_lose_the_square_of_the_distance() -> None:
+    """Two kept of three: whatever moves a kept feature by λ costs λ²; the third cannot be moved."""
+    model = model_of(torch.eye(3)[:2], torch.zeros(3))
+    x = torch.tensor([[[0.5, 0.7, 0.0], [0.3, 0.9, 0.0]]])
+    shared = analytic_attack(model, x, reach=REACH, shared=True)
+    assert shared.shape == (1, 1, 3)
+    assert rise(model, x, shared).item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_digon_loses_twice_that() -> None:
+    """W = (1, −1), x₁ active: δ = λ (1, −1) / √2 moves the output of feature 1 by √2 λ, and the silent one by nothing."""
+    model = model_of(torch.tensor([[1.0, -1.0]]), torch.zeros(2))
+    x = torch.tensor([[[0.5, 0.0]]])
+    delta = analytic_attack(model, x, reach=REACH, shared=True)
+    assert delta.abs().flatten().tolist() == pytest.approx([0.1 / 2**0.5] * 2)
+    assert (delta[..., 0] * delta[..., 1]).item() < 0
+    assert rise(model, x, delta).item() == pytest.approx(0.02, rel=1e-4)
+
+
+def test_directions_have_norm_one_or_none() -> None:
+    W = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]])[None]
+    norms = directions(W).norm(dim=-1)
+    assert norms[0].tolist() == pytest.approx([1, 1, 0])
+    torch.testing.assert_close(directions(W)[0, 0], torch.tensor([1.0, 0.5, 0.0]) / 1.25**0.5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), shared=st.booleans())
+def test_an_own_attack_is_as_bad_as_a_shared_one_and_the_gradient_only_adds(seed: int, shared: bool) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    model = model_of(0.7 * torch.randn(2, 5, generator=rng), 0.1 * torch.randn(5, generator=rng))
+    x = torch.rand(1, 6, 5, generator=rng)
+    one = analytic_attack(model, x, reach=REACH, shared=True)
+    each = analytic_attack(model, x, reach=REACH, shared=False)
+    with torch.no_grad():
+        assert rise(model, x, each).mean() >= rise(model, x, one).mean() - 1e-6
+    start = one if shared else each
+    climbed = gradient_attack(model, x, reach=REACH, start=start, steps=10)
+    assert climbed.shape == start.shape
+    assert (climbed.norm(dim=-1) <= REACH * 1.0001).all()
+    with torch.no_grad():
+        assert (rise(model, x, climbed) >= rise(model, x, start) - 1e-6).all()
+
+
+def test_the_gradient_finds_what_a_linear_map_amplifies_most() -> None:
+    """All outputs above 0, x̂ = WᵀW x + b exactly right before: the rise is ‖WᵀW δ‖², at most λ² σ⁴ with W's largest singular value σ."""
+    W = torch.tensor([[1.2, 0.3, 0.0], [0.0, 0.5, 0.9]])
+    x = torch.tensor([[[0.5, 0.6, 0.7]]])
+    model = model_of(W, (x[0, 0] - W.T @ W @ x[0, 0]))
+    start = analytic_attack(model, x, reach=REACH, shared=True)
+    climbed = gradient_attack(model, x, reach=REACH, start=start, steps=200)
+    best = 0.01 * torch.linalg.svdvals(W)[0] ** 4
+    assert rise(model, x, climbed).item() == pytest.approx(best.item(), rel=1e-3)
+    assert rise(model, x, start).item() <= best * 1.0001

@@ -1,0 +1,136 @@
+"""SAEs on toy models: the end-to-end loss by hand, and the planted case that shows what it is for."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.training.local import LocalSAE
+from crux.sae.training.recipe import Common, Recipe
+from crux.sae.training.sparsity import Sparsity
+from crux.toy.evaluate import explained_variance, judge_on_toy
+from crux.toy.features import FeatureDistribution, Purpose, Together
+from crux.toy.folder import HOOK
+from crux.toy.program import Program
+from crux.toy.sae_outputs import HiddenActivations, OutputCoefficients, OutputSAE
+from crux.toy.subject import ToySubject
+from crux.toy.superposition import Kind, Weights
+from crux.training.data import Feed
+from crux.training.fit import Pace, fit
+
+USED, UNUSED = 6, 4
+SCALE = 5.0
+"""How much longer the directions are that the output does not use."""
+
+
+def planted() -> ToySubject:
+    """Ten features, each a hidden direction of its own; the output reads six. The other four are five times as long."""
+    n = USED + UNUSED
+    rotation = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0))).Q
+    lengths = torch.tensor([1.0] * USED + [SCALE] * UNUSED)
+    read = rotation.T.clone()
+    read[USED:] = 0
+    weights = Weights((rotation * lengths)[None, None], torch.zeros(1, 1, n), read[None, None])
+    program = Program(
+        name="planted",
+        kind=Kind.relu_output,
+        n_hidden=n,
+        features=FeatureDistribution(Together.independent, 1, False),
+        seeds=torch.tensor([0]),
+        density=torch.full((1, n), 0.2),
+        importance=torch.tensor([1.0] * USED + [0.0] * UNUSED)[None, None],
+        points=None,
+    )
+    return ToySubject(program, weights)
+
+
+def common(steps: int, sparsity: float) -> Common:
+    recipe = Recipe("adam", 3e-3, None, (0.9, 0.999), 1e-8, 0.0, 50, 0.1, 10.0, steps, 50)
+    weight = Sparsity(sparsity, n_saes=1, steering=None)
+    return Common(recipe=recipe, sparsity=weight, auxk=None, max_norm=None, seed=0, runs=())
+
+
+def fresh(seed: int) -> SAE:
+    return ReluSAE(
+        d_model=USED + UNUSED, d_out=None, n_latents=6, init="tied", init_norm=1.0, subtract_b_dec=False,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+
+
+def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float, folder: Path) -> SAE:
+    steps = 1500
+    features = subject.features(batch=512, n_batches=steps, seed=1, purpose=Purpose.training)
+    site = Site(HOOK, HOOK, sae)
+    if end_to_end:
+        module = OutputSAE(
+            [site], subject=subject, coefficients=OutputCoefficients(0.0, 1.0), **common(steps, sparsity)
+        )
+    else:
+        module = LocalSAE([site], reconstruction=1.0, **common(steps, sparsity))
+    feed = Feed(features if end_to_end else HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
+    pace = Pace(steps, 1, 512, "samples", 10**6, 0, "cpu", 1, "32-true", False)
+    fit(module, feed, pace=pace, checkpoints=folder, resume=None, sinks=[], judge=None, shown={}, abandoned=None)
+    return sae
+
+
+class Found(NamedTuple):
+    long: int
+    """Of the long directions, which the output does not read, how many are in the dictionary."""
+    read: float
+    """Explained variance of that part of the hidden activation which the output reads."""
+    unread: float
+    """And of the rest."""
+    loss_increase: float
+
+
+@torch.no_grad()
+def found(subject: ToySubject, sae: SAE) -> Found:
+    judged = judge_on_toy(subject, sae, n_samples=20_000)
+    W_out = subject.model.W_out
+    assert W_out is not None
+    basis = torch.linalg.svd(W_out[0, 0])[2]
+    h = subject.hidden(subject.features(batch=20_000, n_batches=1, seed=0, purpose=Purpose.held_out)[0][0])
+    parts = (sae.decode(sae.encode(h)) @ basis.T, h @ basis.T)
+    read, unread = (explained_variance(*(part[:, s] for part in parts)) for s in (slice(USED), slice(USED, None)))
+    return Found(int((judged.recovery.cosine[USED:] > 0.9).sum()), read, unread, judged.metrics["loss_increase"])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_local_keeps_what_is_large_and_end_to_end_what_the_output_uses(seed: int, tmp_path: Path) -> None:
+    """Six latents for ten directions: local spends them on the four long ones, which the output does not read; end-to-end drops those.
+
+    (Its dictionary is not the read features: nothing draws a decoder direction's unread part to zero, so it is judged by what it does.)
+    """
+    subject = planted()
+    local = found(subject, trained(subject, fresh(seed), end_to_end=False, sparsity=0.5, folder=tmp_path / "local"))
+    e2e = found(subject, trained(subject, fresh(seed), end_to_end=True, sparsity=0.02, folder=tmp_path / "e2e"))
+    assert (local.long, e2e.long) == (UNUSED, 0)
+    assert local.unread > 0.9 > 0.3 > e2e.unread
+    assert e2e.read > local.read + 0.2
+    assert e2e.loss_increase < 0.25 * local.loss_increase
+
+
+def test_the_loss_and_its_gradient_by_hand(tmp_path: Path) -> None:
+    subject, sae = planted(), fresh(0)
+    coefficients = OutputCoefficients(0.3, 2.0)
+    module = OutputSAE([Site(HOOK, HOOK, sae)], subject=subject, coefficients=coefficients, **common(10, 0.0))
+    features = subject.features(batch=16, n_batches=1, seed=3, purpose=Purpose.training)[0]
+    module.training_step(features, 0).backward()
+    assert sae.W_enc.grad is not None
+    by_module = sae.W_enc.grad.clone()
+    sae.zero_grad()
+
+    W, b, W_out = subject.model.W[0, 0], subject.model.b[0, 0], subject.model.W_out
+    assert W_out is not None
+    h = features[0] @ W.T
+    h_hat = sae.decode(sae.encode(h))
+    clean, spliced = ((v @ W_out[0, 0].T + b).clamp_min(0) for v in (h, h_hat))
+    by_hand = 2.0 * (spliced - clean).square().mean() + 0.3 * (h_hat - h).square().mean()
+    torch.testing.assert_close(module.training_step(features, 0).detach(), by_hand.detach())
+    by_hand.backward()
+    torch.testing.assert_close(by_module, sae.W_enc.grad)
+    assert all(parameter.grad is None for parameter in subject.model.parameters())

@@ -1,0 +1,73 @@
+"""Toy models against the formulas by hand, one instance at a time."""
+
+import pytest
+import torch
+
+from crux.toy.superposition import Kind, SuperpositionModel, Weights, error
+
+WIDTHS = [(5, 2), (4, 3), (3, 6)]  # outputs by WᵀW, and by way of the hidden activation
+
+
+def model(kind: Kind, n_features: int, n_hidden: int) -> SuperpositionModel:
+    torch.manual_seed(0)
+    W_out = torch.randn(3, 2, n_features, n_hidden) if kind is Kind.absolute_value else None
+    return SuperpositionModel(
+        kind, Weights(torch.randn(3, 2, n_hidden, n_features), torch.randn(3, 2, n_features), W_out)
+    )
+
+
+@pytest.mark.parametrize(("n_features", "n_hidden"), WIDTHS)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_instance_computes_its_formula(kind: Kind, n_features: int, n_hidden: int) -> None:
+    found = model(kind, n_features, n_hidden)
+    x = torch.randn(3, 7, n_features)
+    out, hidden = found(x), found.hidden(x)
+    for s in range(3):
+        for g in range(2):
+            W, b = found.W[s, g], found.b[s, g]
+            for t in range(7):
+                h = W @ x[s, t]
+                match kind:
+                    case Kind.linear:
+                        by_hand = W.T @ h + b
+                    case Kind.relu_output:
+                        by_hand = (W.T @ h + b).clamp_min(0)
+                    case Kind.relu_hidden:
+                        h = h.clamp_min(0)
+                        by_hand = (W.T @ h + b).clamp_min(0)
+                    case Kind.absolute_value:
+                        assert found.W_out is not None
+                        h = h.clamp_min(0)
+                        by_hand = (found.W_out[s, g] @ h + b).clamp_min(0)
+                torch.testing.assert_close(out[s, g, t], by_hand, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(hidden[s, g, t], h, atol=1e-5, rtol=1e-5)
+
+
+def test_the_error_by_hand() -> None:
+    W = torch.tensor([[1.0, -1.0]])  # n_features 2, n_hidden 1: x' = ReLU(x_0 - x_1, x_1 - x_0)
+    found = SuperpositionModel(Kind.relu_output, Weights(W[None, None], torch.zeros(1, 1, 2), None))
+    x = torch.tensor([[[0.5, 0.0], [0.5, 0.2]]])  # errors: (0, 0); (0.5 - 0.3, 0.2 - 0)
+    torch.testing.assert_close(error(found, x, torch.tensor([[[1.0, 3.0]]])), torch.tensor([[(0.04 + 3 * 0.04) / 2]]))
+
+
+def test_the_absolute_value_is_the_target_of_its_kind_alone() -> None:
+    x = torch.tensor([[[-0.5, 0.25]]])
+    assert torch.equal(model(Kind.absolute_value, 2, 2).target(x), x.abs())
+    assert torch.equal(model(Kind.relu_hidden, 2, 2).target(x), x)
+
+
+@pytest.mark.parametrize("kind", [Kind.linear, Kind.relu_output, Kind.relu_hidden])
+def test_a_tied_weight_is_one_parameter_with_the_gradient_of_both_uses(kind: Kind) -> None:
+    found = model(kind, 5, 2)
+    assert [name for name, _ in found.named_parameters()] == ["W", "b"]
+    x, importance = torch.rand(3, 6, 5), torch.rand(3, 2, 5)
+    error(found, x, importance).sum().backward()
+    W_in, W_out = (found.W.detach().clone().requires_grad_() for _ in range(2))
+    h = torch.einsum("sbf,sghf->sgbh", x, W_in)
+    pre = (h.relu() if kind is Kind.relu_hidden else h) @ W_out + found.b.detach()[:, :, None]
+    out = pre if kind is Kind.linear else pre.relu()
+    ((out - x[:, None]).square() * importance[:, :, None]).sum((2, 3)).div(6).sum().backward()
+    assert W_in.grad is not None
+    assert W_out.grad is not None
+    assert found.W.grad is not None
+    torch.testing.assert_close(found.W.grad, W_in.grad + W_out.grad, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,114 @@
+"""Training toy models: an instance is the same alone and in a batch of a hundred, and what comes out is what is known."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from crux.toy.features import FeatureDistribution, Purpose, Together
+from crux.toy.module import SuperpositionModule, ToyRecipe, initial
+from crux.toy.program import Program, Trained, held_out_loss, load, save
+from crux.toy.superposition import Kind, SuperpositionModel, Weights
+from crux.training.data import Feed
+from crux.training.fit import Pace, fit
+
+
+def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float = 0.2, n_features: int = 5) -> Program:
+    n = len(seeds)
+    return Program(
+        name="model",
+        kind=kind,
+        n_hidden=2,
+        features=FeatureDistribution(Together.independent, 1, kind is Kind.absolute_value),
+        seeds=torch.tensor(seeds),
+        density=torch.full((n, n_features), density),
+        importance=torch.ones(n, 1, n_features),
+        points=None,
+    )
+
+
+def recipe(steps: int, *, lr: float = 1e-3, snapshots: tuple[int, ...] = ()) -> ToyRecipe:
+    return ToyRecipe(lr, (0.9, 0.999), 1e-8, 0.01, 0, 1.0, steps, 5, snapshots)
+
+
+def first(of: Program) -> Weights:
+    n_settings = of.importance.shape[1]
+    return initial(of.kind, seeds=of.seeds, n_settings=n_settings, n_features=of.n_features, n_hidden=of.n_hidden)
+
+
+def trained(of: Program, steps: int, folder: Path, *, batch: int = 64, told: ToyRecipe | None = None) -> Weights:
+    told = told or recipe(steps)
+    module = SuperpositionModule(
+        SuperpositionModel(of.kind, first(of)), importance=of.importance, recipe=told, snapshots=folder / "snapshots"
+    )
+    data = of.data(batch=batch, n_batches=steps, purpose=Purpose.training)
+    pace = Pace(steps, 1, batch, "samples", steps, 0, "cpu", 1, "32-true", False)
+    rows: list[tuple[int, dict[str, float]]] = []
+    fit(
+        module, Feed(data, accumulate=1), pace=pace, checkpoints=folder / "checkpoints", resume=None,
+        sinks=[lambda step, row: rows.append((step, row))], judge=None, shown={}, abandoned=None,
+    )  # fmt: skip
+    assert [step for step, _ in rows] == list(range(5, steps + 1, 5))
+    return module.model.weights
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_an_instance_alone_is_the_instance_in_a_batch_of_a_hundred(kind: Kind, tmp_path: Path) -> None:
+    many, k = program(list(range(100)), kind=kind), 42
+    alone = program([k], kind=kind)
+    for a, b in zip(first(alone), first(many), strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or b is None or torch.equal(a[0], b[k])
+    together = trained(many, 10, tmp_path / "many")
+    by_itself = trained(alone, 10, tmp_path / "alone")
+    for a, b in zip(by_itself, together, strict=True):
+        if a is not None and b is not None:
+            assert not torch.equal(a, torch.zeros_like(a))
+            torch.testing.assert_close(a[0], b[k], atol=1e-5, rtol=0)
+
+
+def test_initial_weights_have_xaviers_scale_however_many_there_are() -> None:
+    for n in (1, 500):
+        of = program(list(range(n)), n_features=200)
+        std = first(of).W.std()
+        assert std == pytest.approx((2 / 202) ** 0.5, rel=0.15 if n == 1 else 0.01)
+
+
+def test_settings_share_the_data_and_not_the_weights(tmp_path: Path) -> None:
+    importance = torch.tensor([[[1.0] * 5, [5.0] * 5]])
+    both = program([3])._replace(importance=importance)
+    together = trained(both, 10, tmp_path / "both")
+    for g in range(2):
+        alone = trained(both._replace(importance=importance[:, g : g + 1]), 10, tmp_path / f"{g}")
+        torch.testing.assert_close(alone.W[:, 0], together.W[:, g], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_training_lowers_the_loss(kind: Kind, tmp_path: Path) -> None:
+    of = program([0, 1], kind=kind, density=0.1)
+    after = trained(of, 300, tmp_path, told=recipe(300, lr=1e-2))
+    before, now = (held_out_loss(of, w, samples=4096, batch=1024) for w in (first(of), after))
+    assert bool((now < 0.8 * before).all())
+
+
+def test_snapshots_and_the_folder_come_back(tmp_path: Path) -> None:
+    of = program([0, 1])
+    weights = trained(of, 20, tmp_path, told=recipe(20, snapshots=(0, 7, 20)))
+    loss = held_out_loss(of, weights, samples=1024, batch=1024)
+    save(tmp_path, Trained(of._replace(name=tmp_path.name), weights, loss, {}))
+    back = load(tmp_path)
+    assert sorted(back.snapshots) == [0, 7, 20]
+    assert torch.equal(back.snapshots[0].W, first(of).W)
+    assert torch.equal(back.snapshots[20].W, weights.W)
+    assert torch.equal(back.weights.W, weights.W)
+    assert torch.equal(back.loss, loss)
+    assert back.program.features == of.features
+    assert torch.equal(back.program.density, of.density)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"instances stopped being a finite number by step 5; try a lower optimizer.lr"
+    ):
+        trained(program([0]), 10, tmp_path, told=recipe(10, lr=1e30))
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
