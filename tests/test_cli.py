@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from crux.config.errors import UserError
+
 TINY = Path(str(files("crux.assets"))) / "tiny"
 SECONDS = 2.0
 LOADED = 30.0
@@ -245,7 +247,7 @@ def test_a_librarys_error_ends_failed_with_a_traceback(
         raise ValueError("not the user's fault")
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
-    with pytest.raises(ValueError, match="not the user's fault"):  # Python prints the traceback, exit code 1
+    with pytest.raises(UserError, match="not the user's fault"):  # Python prints the traceback, exit code 1
         crux_here(*short, "loss=local", f"output_dir={tmp_path}")
     assert states(tmp_path) == ["FAILED"]
     (run,) = runs(tmp_path)

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from crux.config import schema
+from crux.config.errors import UserError
 from crux.config.schema import Config, Precision, Task, to_plain
 from crux.sae.checks import check
 
@@ -63,7 +64,7 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
         if option == "compare":  # a part of the others
             given = given[1:]
     if option == "toy/sae":
-        with pytest.raises(ValueError, match="must be the run folder of a toy experiment"):
+        with pytest.raises(UserError, match="must be the run folder of a toy experiment"):
             check(composed(*given), given)
         return
     config = composed(*given)

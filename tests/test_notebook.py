@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import crux
+from crux.config.errors import UserError
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
@@ -92,12 +93,12 @@ def test_a_transcoder(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told(tmp_path: Path, saved: Path) -> None:
-    with pytest.raises(ValueError, match="no SAE folder at"):
+    with pytest.raises(UserError, match="no SAE folder at"):
         crux.load_sae(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         crux.load_subject(tmp_path / "nowhere")
     subject, (sae, _) = crux.load_subject("tiny"), crux.load_sae(saved)
-    with pytest.raises(ValueError, match="hook points out of order"):
+    with pytest.raises(UserError, match="hook points out of order"):
         crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", output_hook="blocks.5.hook_mlp_out")
     with pytest.raises(AttributeError, match="load_saes"):
         _ = crux.load_saes

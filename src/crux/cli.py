@@ -1,6 +1,6 @@
 """The command line: Hydra composes and checks the configuration; heavy libraries come in once it is known to be good.
 
-A user's mistake is a ValueError below, one line on the screen and exit code 2; Ctrl-C is 130.
+A UserError is printed as one line, with exit code 2; any other exception keeps its traceback, with exit code 1. Ctrl-C exits with 130.
 """
 
 import errno
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crux.config import schema
+from crux.config.errors import UserError
 from crux.config.messages import DISK_ERRORS, explain, known_keys, mistake, no_such_key
 from crux.config.schema import CHECKOUT, ROOT, Config, register_resolvers
 from crux.launch.refusals import check_launcher_of_one_run
@@ -64,7 +65,7 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
     """The configuration is resolved and checked, then run; `folder` is what a sweep gives the job."""
     added = [o.partition("=")[0].lstrip("+") for o in overrides if o.startswith("+")]
     if unknown := [key for key in added if key not in known_keys() and not (ROOT / "conf" / key).is_dir()]:
-        raise ValueError(no_such_key(unknown[0]))
+        raise UserError(no_such_key(unknown[0]))
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     if folder is not None:
@@ -102,7 +103,7 @@ def main() -> None:
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOENT):
             raise
         fail(f"output_dir: {error.filename} cannot be made ({error.strerror})", code=2)
-    except ValueError as error:  # of a whole sweep
+    except UserError as error:  # of a whole sweep
         if (line := mistake(error)) is None:
             raise
         fail(line, code=2)

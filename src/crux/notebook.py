@@ -44,20 +44,20 @@ class Text(NamedTuple):
 def load_subject(source: str | Path = "tiny", *, process_weights: bool = False, device: str = "cpu") -> Subject:
     """The frozen network: "tiny", a folder in Hugging Face layout, or a hub name such as "gpt2".
 
-    An SAE's metadata say in which basis it lives: pass its `process_weights` on. Raises ValueError.
+    An SAE's metadata say in which basis it lives: pass its `process_weights` on. Raises UserError.
     """
     return load.load_subject(source, process_weights=process_weights, device=device)
 
 
 def load_sae(folder: str | Path) -> LoadedSAE:
-    """The SAE in a run's `sae/` folder, or another in SAELens's format. Raises ValueError."""
+    """The SAE in a run's `sae/` folder, or another in SAELens's format. Raises UserError."""
     return LoadedSAE(*saelens.load(Path(folder)))
 
 
 def held_out_batches(
     subject: Subject, *, path: str | Path | None = None, n_tokens: int = 131_072, batch: int = 16, context: int = 256
 ) -> Text:
-    """Batches of the packaged text, or of the text in `path`. Raises ValueError."""
+    """Batches of the packaged text, or of the text in `path`. Raises UserError."""
     source: Source = Packaged(SOURCES) if path is None else Files(Path(path), None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
@@ -77,7 +77,7 @@ def evaluate(
     """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
 
     A transcoder reads at `hook` and writes at `output_hook`, which its metadata call `hook_name_out`. See
-    `crux.sae.evaluation.evaluate.evaluate` for every metric, its sign and its average. Raises ValueError.
+    `crux.sae.evaluation.evaluate.evaluate` for every metric, its sign and its average. Raises UserError.
     """
     check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
     text = text if text is not None else held_out_batches(subject)

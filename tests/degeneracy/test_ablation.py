@@ -9,6 +9,7 @@ from test_basis import HOOKS, bases_of
 from tiny_subjects import TOKENS
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.ablation import EdgeAblation, NodeAblation, clean_loss, counts, least
 from crux.degeneracy.basis import neurons, random_rotation
 from crux.degeneracy.edges import edges
@@ -136,9 +137,9 @@ def test_nonsense_is_refused() -> None:
     chain = perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0)
     bases = bases_of(chain, inputs((20, 5), seed=1), ahead=1, hooks=HOOKS)
     for batches in ([], [torch.zeros(0, 5).double()]):
-        with pytest.raises(ValueError, match="no data"):
+        with pytest.raises(UserError, match="no data"):
             NodeAblation(chain, batches, basis=bases[0], end="output", loss=behaviour(chain))
-    with pytest.raises(ValueError, match="must lie behind"):
+    with pytest.raises(UserError, match="must lie behind"):
         EdgeAblation(
             chain, inputs((20, 5), seed=1), bases=(bases[1], bases[0]), strength=torch.ones(5, 8).double(),
             end="output", loss=behaviour(chain),

@@ -8,6 +8,7 @@ from small_networks import inputs, perceptron, random_subject
 from tiny_subjects import TOKENS
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis, dictionary, neurons, principal_components, random_rotation
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.interaction_basis import interaction_bases
@@ -228,26 +229,26 @@ def test_random_signs_find_the_same_basis(chain: Chain) -> None:
 
 
 def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
-    with pytest.raises(ValueError, match="output, input: the second must lie behind the first"):
+    with pytest.raises(UserError, match="output, input: the second must lie behind the first"):
         bases_of(chain, batches, ahead=1, hooks=("output", "input"))
-    with pytest.raises(ValueError, match="post0, post0: the second must lie behind"):
+    with pytest.raises(UserError, match="post0, post0: the second must lie behind"):
         bases_of(chain, batches, ahead=1, hooks=("post0", "post0"))
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(UserError, match="no data"):
         bases_of(chain, [], ahead=1)
-    with pytest.raises(ValueError, match="ahead=0"):
+    with pytest.raises(UserError, match="ahead=0"):
         bases_of(chain, batches, ahead=0)
-    with pytest.raises(ValueError, match="needs two or more"):
+    with pytest.raises(UserError, match="needs two or more"):
         bases_of(chain, batches, ahead=1, hooks=("input",))
-    with pytest.raises(ValueError, match="empty basis, the activations are the same everywhere"):
+    with pytest.raises(UserError, match="empty basis, the activations are the same everywhere"):
         bases_of(chain, [torch.ones(10, 5).double()], ahead=1)
     dead = Chain({"input": nn.Identity(), "dead": nn.Threshold(1e9, 0.0), "output": nn.Linear(5, 5)}).double()
     last = neurons("output", moments(chain, batches, hooks=["input"])["input"])
-    with pytest.raises(ValueError, match=r"input: an empty basis, nothing at the later hook point hangs"):
+    with pytest.raises(UserError, match=r"input: an empty basis, nothing at the later hook point hangs"):
         interaction_bases(
             dead, batches, hooks=("input", "output"), ahead=1, last=last, probes=None, threshold=1e-12, seed=0
         )
-    with pytest.raises(ValueError, match="the dictionary has no direction"):
+    with pytest.raises(UserError, match="the dictionary has no direction"):
         dictionary("input", moments(chain, batches, hooks=["input"])["input"], directions=torch.zeros(3, 5))
     bases = bases_of(chain, batches, ahead=1)
-    with pytest.raises(ValueError, match="two bases"):
+    with pytest.raises(UserError, match="two bases"):
         rewritten(chain, [bases[0], bases[0]])

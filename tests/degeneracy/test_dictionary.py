@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.dictionary import outside, reading
 from crux.sae.architectures.relu import ReluSAE
@@ -55,7 +56,7 @@ def test_as_few_directions_as_leave_out_the_share() -> None:
     C = torch.eye(4, dtype=torch.float64)
     of = basis(C, [8.0, 1.0, 0.9, 0.1])
     assert [reading(of, left_out=share).shape[1] for share in (0.5, 0.2, 0.15, 0.1, 0.02, 0.0)] == [1, 1, 2, 2, 3, 4]
-    with pytest.raises(ValueError, match="left_out=1: must be from 0 up to but not 1"):
+    with pytest.raises(UserError, match="left_out=1: must be from 0 up to but not 1"):
         reading(of, left_out=1)
 
 
@@ -80,7 +81,7 @@ def test_scales_of_the_decoder_and_of_the_basis_change_nothing() -> None:
 
 def test_nonsense_is_refused() -> None:
     x = torch.ones(3, 2)
-    with pytest.raises(ValueError, match="directions of 2 dimensions, the basis of 4"):
+    with pytest.raises(UserError, match="directions of 2 dimensions, the basis of 4"):
         outside(sae([[1.0, 0.0]]), x, x, torch.eye(4, dtype=torch.float64))
-    with pytest.raises(ValueError, match="no latent fires"):
+    with pytest.raises(UserError, match="no latent fires"):
         outside(sae([[1.0, 0.0]]), -x, -x, torch.eye(2, dtype=torch.float64))

@@ -10,6 +10,7 @@ from tiny_subjects import TOKENS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis, neurons
 from crux.degeneracy.edges import edges
 from crux.degeneracy.grams import moments
@@ -141,7 +142,7 @@ def test_the_constant_node_is_what_the_mean_gives() -> None:
     constant = dict(zip(bases[1].C_pinv.argmax(1).tolist(), found.constant.tolist(), strict=True))
     assert constant == pytest.approx({0: 0.25, 1: 0.25})
     assert found.strength.diagonal().sum() == pytest.approx(4 / 2 + 4 / 2)
-    with pytest.raises(ValueError, match="must lie behind"):
+    with pytest.raises(UserError, match="must lie behind"):
         edges(chain, batches, bases=bases[::-1], points=None, probes=None, side=None, seed=0)
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(UserError, match="no data"):
         edges(chain, [], bases=bases, points=None, probes=None, side=None, seed=0)

@@ -12,6 +12,7 @@ from small_networks import inputs, perceptron, random_subject
 from tiny_subjects import TOKENS
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.grams import Moments, Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
@@ -123,16 +124,16 @@ def test_what_has_no_meaning_is_refused() -> None:
     chain = perceptron([3, 2], activation=nn.ReLU, seed=0)
     target = Target("output", torch.eye(2).double())
     for batches in ([], [torch.zeros(0, 3).double()]):
-        with pytest.raises(ValueError, match="no data"):
+        with pytest.raises(UserError, match="no data"):
             moments(chain, batches, hooks=["input"])
-        with pytest.raises(ValueError, match="no data"):
+        with pytest.raises(UserError, match="no data"):
             jacobian_gram(chain, batches, start="input", targets=[target], probes=1, seed=0)
     data = inputs((2, 3), seed=0)
-    with pytest.raises(ValueError, match="must lie behind"):
+    with pytest.raises(UserError, match="must lie behind"):
         jacobian_gram(chain, data, start="output", targets=[target._replace(hook="input")], probes=1, seed=0)
-    with pytest.raises(ValueError, match="no hook point given"):
+    with pytest.raises(UserError, match="no hook point given"):
         jacobian_gram(chain, data, start="input", targets=[], probes=1, seed=0)
-    with pytest.raises(ValueError, match="no such hook point; there are input, output"):
+    with pytest.raises(UserError, match="no such hook point; there are input, output"):
         jacobian_gram(chain, data, start="inptu", targets=[target], probes=1, seed=0)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.modularity import (
     ALONE,
     Modules,
@@ -124,13 +125,13 @@ def test_constant_nodes_and_nodes_without_edges_are_in_no_module() -> None:
     ],
 )
 def test_nonsense_is_refused(edges: list[Tensor], given: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UserError, match=says):
         found(edges, **given)
 
 
 def test_more_cutoffs_than_layers_or_more_edges_than_there_are() -> None:
     settings = {"constant": None, "resolution": 1.0, "iterations": 1, "starts": 1, "seed": 0}
-    with pytest.raises(ValueError, match="2 for 1 pairs"):
+    with pytest.raises(UserError, match="2 for 1 pairs"):
         find_modules([torch.ones(2, 2)], cutoffs=[0.1, 0.1], **settings)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="kept=5: of 4 edges"):
+    with pytest.raises(UserError, match="kept=5: of 4 edges"):
         smallest_kept(torch.ones(2, 2), 5)

@@ -5,6 +5,7 @@ import torch
 from small_networks import inputs, perceptron
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.ranks import eigenvalues, free_directions, range_of, rank, rank_report
@@ -94,7 +95,7 @@ def test_thresholds_are_relative_and_say_what_they_leave() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match="must be above 0 and below 1"):
+    with pytest.raises(UserError, match="must be above 0 and below 1"):
         rank(torch.eye(2), threshold=threshold)
 
 
@@ -102,7 +103,7 @@ def test_hooks_in_the_wrong_order_or_unknown_are_refused() -> None:
     network = perceptron([3, 4, 2], activation=nn.ReLU, seed=0)
     data = inputs((5, 3), seed=0)
     target = [Target("input", torch.eye(3, dtype=torch.float64))]
-    with pytest.raises(ValueError, match="must lie behind the first"):
+    with pytest.raises(UserError, match="must lie behind the first"):
         jacobian_gram(network, data, start="pre0", targets=target, probes=1, seed=0)
-    with pytest.raises(ValueError, match="pre9: no such hook point"):
+    with pytest.raises(UserError, match="pre9: no such hook point"):
         jacobian_gram(network, data, start="pre9", targets=target, probes=1, seed=0)

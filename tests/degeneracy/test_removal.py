@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.removal import Directions, losses_without, output_without
 from crux.subjects.load import load_subject
@@ -85,7 +86,7 @@ def test_in_a_language_model_at_places_that_everything_passes() -> None:
     )  # fmt: skip
     torch.testing.assert_close(out, spliced.activations["blocks.2.hook_resid_pre"])
     beside = Directions(torch.eye(d), torch.eye(d), torch.zeros(d))
-    with pytest.raises(ValueError, match=r"blocks\.1\.hook_mlp_out: the network has a way past it"):
+    with pytest.raises(UserError, match=r"blocks\.1\.hook_mlp_out: the network has a way past it"):
         output_without(
             subject, tokens, removed={hooks[0]: beside, "blocks.1.hook_mlp_out": beside}, end="blocks.2.hook_resid_pre"
         )
@@ -94,11 +95,11 @@ def test_in_a_language_model_at_places_that_everything_passes() -> None:
 def test_nonsense_is_refused() -> None:
     chain, x = two_tasks(), torch.zeros(2, 4, dtype=torch.float64)
     one = part(slice(0, 1), torch.zeros(4, dtype=torch.float64))
-    with pytest.raises(ValueError, match="no hook point given"):
+    with pytest.raises(UserError, match="no hook point given"):
         output_without(chain, x, removed={}, end="output")
-    with pytest.raises(ValueError, match="middle: no such hook point; there are input, hidden, output"):
+    with pytest.raises(UserError, match="middle: no such hook point; there are input, hidden, output"):
         output_without(chain, x, removed={"middle": one}, end="output")
-    with pytest.raises(ValueError, match="from output to hidden: the second lies before the first"):
+    with pytest.raises(UserError, match="from output to hidden: the second lies before the first"):
         output_without(chain, x, removed={"output": one}, end="hidden")
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(UserError, match="no data"):
         losses_without(chain, [], removed={"a": {"hidden": one}}, end="output", tasks=TASKS)

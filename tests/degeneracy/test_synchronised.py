@@ -6,6 +6,7 @@ from small_networks import perceptron
 from test_ranks import EXACT, behavioural_hessian
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.budget import Budget, Layer, budget
 from crux.degeneracy.grams import Target, jacobian_gram
 from crux.degeneracy.networks.chain import Chain
@@ -205,11 +206,11 @@ def test_a_shared_gate_changes_nothing_in_a_synchronised_block_and_something_els
 
 
 def test_a_network_without_relu_neurons_is_refused() -> None:
-    with pytest.raises(ValueError, match="no ReLU neurons in this network; its hook points are input, pre0, post0"):
+    with pytest.raises(UserError, match="no ReLU neurons in this network; its hook points are input, pre0, post0"):
         relu_layers(perceptron([3, 4, 2], activation=nn.GELU, seed=0))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])
 def test_a_threshold_outside_its_range_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match="must be above 0 and below 1"):
+    with pytest.raises(UserError, match="must be above 0 and below 1"):
         blocks(torch.zeros(3, 3), threshold=threshold)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from crux.config.errors import UserError
 from crux.launch import refusals
 from crux.launch.on_ray import Share, shared
 
@@ -199,7 +200,7 @@ def test_neither_gpus_nor_cores_are_given_twice(
 )
 def test_what_no_machine_has_is_refused(nodes: list[dict[str, float]], asked: Mapping[str, Any]) -> None:
     """Ray would wait for it for ever."""
-    with pytest.raises(ValueError, match="no machine of Ray's has"):
+    with pytest.raises(UserError, match="no machine of Ray's has"):
         shared(nodes, jobs=2, **({"threads": None, "processes": None} | asked))
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from crux.config.errors import UserError
 from crux.launch.lock import locked
 
 
 def test_a_second_process_is_told_who_runs_the_sweep(tmp_path: Path) -> None:
     with (
         locked(tmp_path),
-        pytest.raises(ValueError, match=f"is run by process {os.getpid()} on .* since 20"),
+        pytest.raises(UserError, match=f"is run by process {os.getpid()} on .* since 20"),
         locked(tmp_path),
     ):
         raise AssertionError("never here")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from crux.config.errors import UserError
 from crux.llc.known import Known, deep_linear, monomial, monomial_at, shallow_linear_at
 
 
@@ -50,7 +51,7 @@ def test_every_shallow_linear_network_agrees_with_the_four_cases_of_reduced_rank
 
 
 def test_a_rank_that_no_such_network_has_is_refused() -> None:
-    with pytest.raises(ValueError, match="widths \\(5, 3, 5\\) has rank 0 to 3"):
+    with pytest.raises(UserError, match="widths \\(5, 3, 5\\) has rank 0 to 3"):
         deep_linear((5, 3, 5), 4)
 
 

@@ -9,6 +9,7 @@ from quadratics import A, estimate, quadratic, values
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from crux.config.errors import UserError
 from crux.llc.coordinates import Coordinates, stacked
 from crux.llc.estimate import NotAMinimumWarning
 from crux.llc.explain import explain
@@ -109,20 +110,20 @@ def test_a_restricted_estimate_is_the_smaller_models() -> None:
     named = frozen.named(torch.zeros(4, 4))
     assert named["w"].tolist() == [[0, 1, 0, 0, 1]] * 4
     assert named["b"].tolist() == [[0]] * 4
-    with pytest.raises(ValueError, match="there is no parameter v; there are w"):
+    with pytest.raises(UserError, match="there is no parameter v; there are w"):
         estimate(free={"v": moves})
-    with pytest.raises(ValueError, match="no parameter is free"):
+    with pytest.raises(UserError, match="no parameter is free"):
         estimate(free={"w": torch.zeros(5, dtype=torch.bool)})
-    with pytest.raises(ValueError, match=r"w has shape \(5,\), its mask \(4,\)"):
+    with pytest.raises(UserError, match=r"w has shape \(5,\), its mask \(4,\)"):
         estimate(free={"w": moves[:4]})
 
 
 def test_aliased_storage_is_refused() -> None:
     """devinterp's toy-model example samples one number as two, which doubles its learning coefficient."""
     w = torch.zeros(1, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match="v and w share their storage"):
+    with pytest.raises(UserError, match="v and w share their storage"):
         estimate(params={"w": w, "v": w})
-    with pytest.raises(ValueError, match="v and w share their storage"):
+    with pytest.raises(UserError, match="v and w share their storage"):
         estimate(params={"w": w, "v": w[:, 2:4]})
 
     class Aliased(nn.Module):
@@ -132,7 +133,7 @@ def test_aliased_storage_is_refused() -> None:
             self.decode = nn.Linear(2, 3, bias=False)
             self.decode.weight.data = self.encode.weight.data.T
 
-    with pytest.raises(ValueError, match=r"decode\.weight and encode\.weight share"):
+    with pytest.raises(UserError, match=r"decode\.weight and encode\.weight share"):
         stacked([Aliased()])
 
 
@@ -212,7 +213,7 @@ def test_curvature_that_grows_on_the_way_is_found() -> None:
         return (x * (1 + 200 * y.square())).square() / 2
 
     given = {"params": {"w": torch.zeros(1, 2, dtype=torch.float64)}, "burn_in": 200}
-    with pytest.raises(ValueError, match=r"step size that diverges|not a finite number any more"):
+    with pytest.raises(UserError, match=r"step size that diverges|not a finite number any more"):
         estimate(canyon, step_size=values(1e-3), **given)
     corrected = estimate(canyon, step_size=values(1e-3), sampler=MALA, **given)
     assert bool(torch.isfinite(corrected.mean).all())
@@ -223,7 +224,7 @@ def test_a_loss_that_stops_being_a_number_names_chain_and_step() -> None:
         far = p["w"].square().sum(1) > 0.02
         return torch.where(far, torch.nan, quadratic(p, batch))
 
-    with pytest.raises(ValueError, match=r"case 0, chain \d: the loss is not a finite number any more by step 50"):
+    with pytest.raises(UserError, match=r"case 0, chain \d: the loss is not a finite number any more by step 50"):
         estimate(broken)
 
 
@@ -291,9 +292,9 @@ def test_nonsense_is_refused() -> None:
         ),
         ({"gradient_data": Minibatches(torch.zeros(9), size=3), "sampler": HMC(leapfrogs=2)}, "HMC\\(2\\) accepts"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(UserError, match=says):
             estimate(**{"params": {"w": torch.zeros(1, 5, dtype=torch.float64)}} | given)
-    with pytest.raises(ValueError, match="no curvature at w\\* and gamma is 0"):
+    with pytest.raises(UserError, match="no curvature at w\\* and gamma is 0"):
         estimate(lambda p, batch: p["w"].sum(1) * 0, gamma=values(0.0))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from crux.config.errors import UserError
 from crux.runs import mlflow as tracking
 from crux.runs.mlflow import Tracker, database, prepare
 from crux.sae.checks import check_tracking
@@ -116,7 +117,7 @@ def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_there_cannot_go_on(outputs: Path) -> None:
-    with pytest.raises(ValueError, match=r"MLflow cannot use sqlite:///.*tracking=none"):
+    with pytest.raises(UserError, match=r"MLflow cannot use sqlite:///.*tracking=none"):
         Tracker.go_on(database(outputs), "0" * 32, tags={})
 
 
@@ -125,7 +126,7 @@ def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatc
     holder = sqlite3.connect(outputs / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
-        with pytest.raises(ValueError, match="database is locked"):
+        with pytest.raises(UserError, match="database is locked"):
             start(outputs)
     finally:
         holder.close()
@@ -134,9 +135,9 @@ def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, though of some length\n" * 100)
-    with pytest.raises(ValueError, match="file is not a database"):
+    with pytest.raises(UserError, match="file is not a database"):
         start(tmp_path)
-    with pytest.raises(ValueError, match="unable to open database file"):
+    with pytest.raises(UserError, match="unable to open database file"):
         start(tmp_path, uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
@@ -144,11 +145,11 @@ def test_a_server_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         check_tracking(f"http://127.0.0.1:{port}")
-    with pytest.raises(ValueError, match=rf"http://127\.0\.0\.1:{port} does not answer .* tracking=none"):
+    with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} does not answer .* tracking=none"):
         check_tracking(f"http://127.0.0.1:{port}")
-    with pytest.raises(ValueError, match="does not answer"):
+    with pytest.raises(UserError, match="does not answer"):
         check_tracking("https://nowhere.invalid")
-    with pytest.raises(ValueError, match="allowed are http, https, sqlite"):
+    with pytest.raises(UserError, match="allowed are http, https, sqlite"):
         check_tracking("mlruns")
     for uri in (None, "sqlite:////somewhere/mlflow.db", "postgresql+psycopg2://user@host/base"):
         check_tracking(uri)

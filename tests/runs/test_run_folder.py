@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from crux.config.errors import UserError
 from crux.runs.run_folder import (
     RunFolder,
     comparable,
@@ -102,7 +103,7 @@ def named(outputs: Path, name: str, config: dict[str, Any]) -> RunFolder:
 
 
 def test_the_newest_unfinished_run_of_this_configuration_is_found(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no unfinished run"):
+    with pytest.raises(UserError, match="no unfinished run"):
         find_unfinished(tmp_path, CONFIG)
     named(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
     newer = named(tmp_path, "2026-01-02_00-00-00_a", CONFIG)
@@ -129,14 +130,14 @@ def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
 def test_a_named_run_must_be_one_and_the_same(tmp_path: Path) -> None:
     folder = named(tmp_path, "a", CONFIG)
     assert named_unfinished(folder.path, CONFIG).path == folder.path
-    with pytest.raises(ValueError, match=r"no run folder \(it has no config.yaml\)"):
+    with pytest.raises(UserError, match=r"no run folder \(it has no config.yaml\)"):
         named_unfinished(tmp_path, CONFIG)
-    with pytest.raises(ValueError, match=r"differs \(there / here\): layer: 6 / 2"):
+    with pytest.raises(UserError, match=r"differs \(there / here\): layer: 6 / 2"):
         named_unfinished(folder.path, CONFIG | {"layer": 2})
     (folder.path / "config.yaml").write_text("{layer: [")
-    with pytest.raises(ValueError, match=r"config\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         named_unfinished(folder.path, CONFIG)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     folder.finish()
-    with pytest.raises(ValueError, match="is finished"):
+    with pytest.raises(UserError, match="is finished"):
         named_unfinished(folder.path, CONFIG)

@@ -10,6 +10,7 @@ from tiny_subjects import CONFIGS, D_MODEL, N_LAYERS, TOKENS, logits
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from crux.config.errors import UserError
 from crux.subjects.hooks import hook_names, in_order
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
@@ -137,9 +138,9 @@ def test_a_loss_in_bfloat16(gpt2: Subject) -> None:
 
 
 def test_mistakes(gpt2: Subject) -> None:
-    with pytest.raises(ValueError, match=r"no hook point given to take the gradient at$"):
+    with pytest.raises(UserError, match=r"no hook point given to take the gradient at$"):
         gpt2.clean_with_gradients(TOKENS, of=[], loss=Tensor.sum)
-    with pytest.raises(ValueError, match=r"nearest are blocks\.1\.attn\.hook_z"):
+    with pytest.raises(UserError, match=r"nearest are blocks\.1\.attn\.hook_z"):
         gpt2.clean_with_gradients(TOKENS, of=["blocks.1.hook_z"], loss=Tensor.sum)
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from crux.config.errors import UserError
 from crux.subjects.hooks import check_hook, check_layer, hook_names, in_order, later_residuals, parse_hook
 
 
@@ -30,7 +31,7 @@ def test_parse_and_name_are_inverse() -> None:
     "name", ["blocks.1.hook_z", "blocks.1.attn_hook_z", "blocks.1.attn.hook_attn_out", "blocks.1.z"]
 )
 def test_a_hook_has_one_spelling(name: str) -> None:
-    with pytest.raises(ValueError, match=r"one of hook_resid_pre, attn\.hook_z, hook_attn_out, hook_resid_mid, hook_m"):
+    with pytest.raises(UserError, match=r"one of hook_resid_pre, attn\.hook_z, hook_attn_out, hook_resid_mid, hook_m"):
         parse_hook(name)
 
 
@@ -51,16 +52,16 @@ def test_order_is_by_layer_not_by_spelling() -> None:
     ],
 )
 def test_a_wrong_name_gives_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(ValueError, match=rf"^hook_point={name}: no such hook point; nearest are {nearest}"):
+    with pytest.raises(UserError, match=rf"^hook_point={name}: no such hook point; nearest are {nearest}"):
         check_hook(name, n_layers=8)
 
 
 def test_a_layer_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"^layer=12: the model has 8 layers, allowed are 0 to 7$"):
+    with pytest.raises(UserError, match=r"^layer=12: the model has 8 layers, allowed are 0 to 7$"):
         check_layer(12, n_layers=8)
-    with pytest.raises(ValueError, match=r"^layer=-1: "):
+    with pytest.raises(UserError, match=r"^layer=-1: "):
         check_layer(-1, n_layers=8)
-    with pytest.raises(ValueError, match=r"blocks\.12\.hook_resid_pre: the model has 8 layers"):
+    with pytest.raises(UserError, match=r"blocks\.12\.hook_resid_pre: the model has 8 layers"):
         check_hook("blocks.12.hook_resid_pre", n_layers=8)
     with pytest.raises(
         ValueError, match=r"blocks\.8\.attn\.hook_z: the model has 8 layers, .* blocks\.0 to blocks\.7$"
@@ -70,12 +71,12 @@ def test_a_layer_out_of_range() -> None:
 
 
 def test_zero_padded_layers_are_no_names() -> None:
-    with pytest.raises(ValueError, match="nearest"):
+    with pytest.raises(UserError, match="nearest"):
         check_hook("blocks.06.hook_resid_pre", n_layers=8)
 
 
 def test_parallel_blocks_have_no_resid_mid() -> None:
-    with pytest.raises(ValueError, match="no such hook point"):
+    with pytest.raises(UserError, match="no such hook point"):
         check_hook("blocks.0.hook_resid_mid", n_layers=2, resid_mid=False)
     assert check_hook("blocks.0.hook_resid_mid", n_layers=2).kind == "resid_mid"
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_subjects import N_LAYERS
 
+from crux.config.errors import UserError
 from crux.subjects.load import load_subject
 
 
@@ -71,12 +72,12 @@ def test_sharded_weights(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     torch.testing.assert_close(_final(folder), want, rtol=0, atol=0)
     (folder / "part-1.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no part-1\.safetensors in it"):
+    with pytest.raises(UserError, match=r"no part-1\.safetensors in it"):
         load_subject(folder, process_weights=False)
 
 
 def _refused(folder: Path, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_subject(folder, process_weights=False)
     assert "\n" not in str(caught.value)
 
@@ -126,5 +127,5 @@ def test_foreign_code_is_not_run(folder: Path) -> None:
 
 
 def test_weight_processing_of_gemma_is_refused(subject_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ValueError, match=r"not supported for gemma2; allowed are gpt2, gpt_neox, llama"):
+    with pytest.raises(UserError, match=r"not supported for gemma2; allowed are gpt2, gpt_neox, llama"):
         load_subject(subject_folder("gemma2"), process_weights=True)

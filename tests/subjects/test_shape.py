@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from crux.config.errors import UserError
 from crux.subjects.shape import Shape, read_shape
 
 _GPT2 = {"model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}
@@ -43,27 +44,27 @@ def test_the_width_of_a_hook_point(tmp_path: Path) -> None:
     for given, d_z in [({}, 64), ({"head_dim": None}, 64), ({"head_dim": 24}, 96), ({"model_type": "gemma"}, 1024)]:
         shape = read_shape(_folder(tmp_path, {**llama, **given}))
         assert (shape.hook_width("z"), shape.hook_width("resid_pre"), shape.hook_width("mlp_out")) == (d_z, 64, 64)
-    with pytest.raises(ValueError, match=r"num_attention_heads is missing or is not a positive whole number$"):
+    with pytest.raises(UserError, match=r"num_attention_heads is missing or is not a positive whole number$"):
         read_shape(_folder(tmp_path, {**llama, "num_attention_heads": 0}))
-    with pytest.raises(ValueError, match=r"head_dim is missing or is not a positive whole number$"):
+    with pytest.raises(UserError, match=r"head_dim is missing or is not a positive whole number$"):
         read_shape(_folder(tmp_path, {**llama, "head_dim": "24"}))
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere: no such folder$"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder$"):
         read_shape(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no config\.json in it"):
+    with pytest.raises(UserError, match=r"no config\.json in it"):
         read_shape(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json: not a JSON file"):
+    with pytest.raises(UserError, match=r"config\.json: not a JSON file"):
         read_shape(_folder(tmp_path, '{"n_layer": 12,'))
-    with pytest.raises(ValueError, match=r"a JSON object is needed, this is a list$"):
+    with pytest.raises(UserError, match=r"a JSON object is needed, this is a list$"):
         read_shape(_folder(tmp_path, []))
-    with pytest.raises(ValueError, match=r"model_type 'bert' is not supported; allowed are gpt2, gpt_neox, llama"):
+    with pytest.raises(UserError, match=r"model_type 'bert' is not supported; allowed are gpt2, gpt_neox, llama"):
         read_shape(_folder(tmp_path, {**_GPT2, "model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification is not a causal language model"):
+    with pytest.raises(UserError, match=r"GPT2ForSequenceClassification is not a causal language model"):
         read_shape(_folder(tmp_path, {**_GPT2, "architectures": ["GPT2ForSequenceClassification"]}))
-    with pytest.raises(ValueError, match=r"num_hidden_layers is missing or is not a positive whole number$"):
+    with pytest.raises(UserError, match=r"num_hidden_layers is missing or is not a positive whole number$"):
         read_shape(_folder(tmp_path, {**_GPT2, "n_layer": "12"}))
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not a JSON file"):
+    with pytest.raises(UserError, match="not a JSON file"):
         read_shape(tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from crux.config.errors import UserError
 from crux.subjects import source
 from crux.subjects.source import find_folder
 
@@ -17,14 +18,14 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
 def test_a_missing_folder(name: str) -> None:
-    with pytest.raises(ValueError, match=r": no such folder$"):
+    with pytest.raises(UserError, match=r": no such folder$"):
         find_folder(name)
 
 
 def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="model folder model: not a folder"):
+    with pytest.raises(UserError, match="model folder model: not a folder"):
         find_folder("model")
 
 
@@ -37,17 +38,17 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hub_out_of_reach_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(source, "_reachable", lambda endpoint: False)
-    with pytest.raises(ValueError, match=r"^model gpt2: .* cannot be reached; use model=tiny .* or model\.path="):
+    with pytest.raises(UserError, match=r"^model gpt2: .* cannot be reached; use model=tiny .* or model\.path="):
         find_folder("gpt2")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"^model gpt2: .* HF_HUB_OFFLINE is set; use model=tiny"):
+    with pytest.raises(UserError, match=r"^model gpt2: .* HF_HUB_OFFLINE is set; use model=tiny"):
         find_folder("gpt2")
 
 
 @pytest.mark.usefixtures("no_cache")
 def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_reachable", lambda endpoint: False)
-    with pytest.raises(ValueError, match="not a name of the hub"):
+    with pytest.raises(UserError, match="not a name of the hub"):
         find_folder("gpt 2")
 
 
@@ -59,7 +60,7 @@ def test_a_cached_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(source, "_reachable", lambda endpoint: False)
     (snapshot / "config.json").touch()
-    with pytest.raises(ValueError, match="not in the local cache"):
+    with pytest.raises(UserError, match="not in the local cache"):
         find_folder("gpt2")  # a half download is none
     (snapshot / "model.safetensors").touch()
     assert find_folder("gpt2") == snapshot

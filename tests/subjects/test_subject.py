@@ -10,6 +10,7 @@ from tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
 from torch import Tensor, nn
 from watch import Watch
 
+from crux.config.errors import UserError
 from crux.subjects.hooks import hook_names, in_order, parse_hook
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
@@ -193,7 +194,7 @@ def test_nothing_runs_that_need_not(gpt2: Subject, calls: list[str]) -> None:
 
 
 def test_final_false_with_nothing_to_capture(gpt2: Subject) -> None:
-    with pytest.raises(ValueError, match="nothing to do"):
+    with pytest.raises(UserError, match="nothing to do"):
         gpt2.clean(TOKENS, capture=[], final=False)
 
 
@@ -263,21 +264,21 @@ def test_the_model_itself_stays_whole(kind: str, subject_folder: Callable[[str],
 
 
 def test_mistakes(gpt2: Subject, subject_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ValueError, match=r"nearest are blocks\.1\.hook_resid_pre"):
+    with pytest.raises(UserError, match=r"nearest are blocks\.1\.hook_resid_pre"):
         gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_per"])
-    with pytest.raises(ValueError, match="the model has 3 layers"):
+    with pytest.raises(UserError, match="the model has 3 layers"):
         gpt2.clean(TOKENS, capture=["blocks.3.hook_resid_pre"])
-    with pytest.raises(ValueError, match="reads at most 48"):
+    with pytest.raises(UserError, match="reads at most 48"):
         gpt2.clean(torch.zeros(1, 49, dtype=torch.long), capture=[])
     clean = gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_pre"])
-    with pytest.raises(ValueError, match="no hook point given"):
+    with pytest.raises(UserError, match="no hook point given"):
         gpt2.spliced(clean, {})
-    with pytest.raises(ValueError, match="the clean pass must capture it"):
+    with pytest.raises(UserError, match="the clean pass must capture it"):
         gpt2.spliced(clean, {"blocks.0.hook_resid_pre": shift})
-    with pytest.raises(ValueError, match=r"blocks\.0\.hook_resid_post lies before it"):
+    with pytest.raises(UserError, match=r"blocks\.0\.hook_resid_post lies before it"):
         gpt2.spliced(clean, {"blocks.1.hook_resid_pre": shift}, capture=["blocks.0.hook_resid_post"])
     parallel = load_subject(subject_folder("gpt_neox"), process_weights=False)
-    with pytest.raises(ValueError, match="no such hook point"):
+    with pytest.raises(UserError, match="no such hook point"):
         parallel.clean(TOKENS, capture=["blocks.1.hook_resid_mid"])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_subjects import write_tokenizer
 
+from crux.config.errors import UserError
 from crux.subjects.tokenizer import load_tokenizer
 
 
@@ -21,15 +22,15 @@ def test_ids_and_end_of_text(tmp_path: Path) -> None:
 def test_end_of_text_from_config_json(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ValueError, match="no end-of-text token"):
+    with pytest.raises(UserError, match="no end-of-text token"):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [3, 4]}))
     assert load_tokenizer(tmp_path).end_of_text == 3
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no tokenizer\.json in it"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json in it"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="not a tokenizer file"):
+    with pytest.raises(UserError, match="not a tokenizer file"):
         load_tokenizer(tmp_path)

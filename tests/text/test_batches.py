@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crux.config.errors import UserError
 from crux.text.batches import Batches
 
 
@@ -78,5 +79,5 @@ def test_length_and_ends():
 
 def test_too_short():
     assert len(Batches(stream(20), context=10, batch=1, seed=0, n_batches=1)) == 1
-    with pytest.raises(ValueError, match="too short: 19 tokens, at least 20"):
+    with pytest.raises(UserError, match="too short: 19 tokens, at least 20"):
         Batches(stream(19), context=10, batch=1, seed=0, n_batches=1)

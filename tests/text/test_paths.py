@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from crux.config.errors import UserError
 from crux.text.paths import check_path, data_files, format_of
 
 
@@ -46,15 +47,15 @@ def test_formats(tmp_path, name, expected):
 @pytest.mark.parametrize("name", ["a.csv", "a.arrow", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
 def test_endings_that_are_not_read(tmp_path, name):
     (tmp_path / name).write_text("something long enough")
-    with pytest.raises(ValueError, match="files are not read; give text"):
+    with pytest.raises(UserError, match="files are not read; give text"):
         check(tmp_path / name)
 
 
 def test_missing_names_the_near_ones(tmp_path):
     make(tmp_path, speeches_txt="a")
-    with pytest.raises(ValueError, match=r"no such file or folder: /.*/speech\.txt; did you mean speeches\.txt\?"):
+    with pytest.raises(UserError, match=r"no such file or folder: /.*/speech\.txt; did you mean speeches\.txt\?"):
         check(tmp_path / "speech.txt")
-    with pytest.raises(ValueError, match="no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         check(tmp_path / "nowhere" / "at" / "all.txt")
 
 
@@ -62,12 +63,12 @@ def test_empty(tmp_path):
     make(tmp_path, a_txt="", b__c_txt="")
     (tmp_path / "none").mkdir()
     for path in (tmp_path / "a.txt", tmp_path / "b"):
-        with pytest.raises(ValueError, match=r"is empty$"):
+        with pytest.raises(UserError, match=r"is empty$"):
             check(path)
-    with pytest.raises(ValueError, match=r"no text, JSONL or Parquet files in .* \(it holds nothing\)"):
+    with pytest.raises(UserError, match=r"no text, JSONL or Parquet files in .* \(it holds nothing\)"):
         check(tmp_path / "none")
     (tmp_path / "a.txt").write_text(" \n\n   \n" * 3)
-    with pytest.raises(ValueError, match="is empty but for blank space"):
+    with pytest.raises(UserError, match="is empty but for blank space"):
         check(tmp_path / "a.txt")
 
 
@@ -77,16 +78,16 @@ def test_not_utf8_and_broken_content(tmp_path):
         "a.txt": "not UTF-8: byte 0xe9 at offset 8", "b.jsonl": "b.jsonl:1: a JSON list",
         "c.parquet": "not a whole Parquet file", "d.txt.gz": "not a whole .gz file",
     }.items():  # fmt: skip
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             check(tmp_path / name)
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
+    with pytest.raises(UserError, match=r"a\.txt is not UTF-8"):
         check(tmp_path)
 
 
 def test_too_short(tmp_path):
     make(tmp_path, a_txt="word " * 10)
     check(tmp_path / "a.txt", min_tokens=25)
-    with pytest.raises(ValueError, match="is too short: 50 bytes, at least 52 tokens are needed"):
+    with pytest.raises(UserError, match="is too short: 50 bytes, at least 52 tokens are needed"):
         check(tmp_path / "a.txt", min_tokens=26)
 
 

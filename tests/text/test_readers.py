@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import crux.text.passages
 import crux.text.readers
+from crux.config.errors import UserError
 from crux.text.parquet import parquet_documents
 from crux.text.passages import passage_length, text_documents
 from crux.text.readers import decoded, json_lines
@@ -52,7 +53,7 @@ def test_byte_order_mark_goes(tmp_path):
 def test_not_utf8_names_the_byte(tmp_path, small_blocks, content, message):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         list(decoded(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -65,10 +66,10 @@ def test_packed_text_and_a_truncated_one(tmp_path, pack):
     path.write_bytes(whole)
     assert "".join(decoded(path)) == "one\n\ntwo " * 200
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"is not a whole \.[gx]z file"):
+    with pytest.raises(UserError, match=r"is not a whole \.[gx]z file"):
         list(decoded(path))
     path.write_bytes(b"no such thing")
-    with pytest.raises(ValueError, match=r"is not a whole \.[gx]z file"):
+    with pytest.raises(UserError, match=r"is not a whole \.[gx]z file"):
         list(decoded(path))
 
 
@@ -99,7 +100,7 @@ def test_json_lines(tmp_path, small_blocks):
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     path = write_lines(tmp_path / "a.jsonl", '{"text": "fine"}', line)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         list(json_lines(path, column=None))
     assert "\n" not in str(error.value)
 
@@ -107,7 +108,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_a_line_that_is_not_utf8(tmp_path, small_blocks):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match="byte 0xe9 at offset 30"):
+    with pytest.raises(UserError, match="byte 0xe9 at offset 30"):
         list(json_lines(path, column=None))
 
 
@@ -178,9 +179,9 @@ def test_broken_parquet(tmp_path):
     pq.write_table(pa.table({"text": ["one"] * 100}), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match="not a whole Parquet file"):
+    with pytest.raises(UserError, match="not a whole Parquet file"):
         list(parquet_documents(path, column=None))
     path.write_bytes(whole[:4] + bytes(len(whole) - 8 - 20) + whole[-24:])
-    with pytest.raises(ValueError, match="cannot be read as Parquet") as error:
+    with pytest.raises(UserError, match="cannot be read as Parquet") as error:
         list(parquet_documents(path, column=None))
     assert "\n" not in str(error.value)

@@ -27,6 +27,7 @@ import crux.text.filling
 import crux.text.hub
 import crux.text.sources
 import crux.text.token_file
+from crux.config.errors import UserError
 from crux.text.filling import is_held_out
 from crux.text.packaged import documents, held_out_ids
 from crux.text.sources import Files, Hub, Packaged, Piece
@@ -360,7 +361,7 @@ def test_a_progress_bar_when_asked_for(tmp_path, capfd, monkeypatch):
 
 
 def refused(message: str, source, cache: Path, **given) -> None:
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         prepare(source, cache, **given)
     assert "\n" not in str(error.value)
     assert left_over(cache) == []

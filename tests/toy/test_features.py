@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
 
 INDEPENDENT = FeatureDistribution(Together.independent, 1, False)
@@ -136,13 +137,13 @@ def test_finite_data_are_every_batch() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(UserError, match="more than 0"):
         batches(INDEPENDENT, torch.zeros(1, 2), seeds=[0], batch=2)
-    with pytest.raises(ValueError, match=r"a density can be 0\.5 at most"):
+    with pytest.raises(UserError, match=r"a density can be 0\.5 at most"):
         batches(FeatureDistribution(Together.anticorrelated, 2, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
-    with pytest.raises(ValueError, match="cannot be 3 equal sets"):
+    with pytest.raises(UserError, match="cannot be 3 equal sets"):
         batches(FeatureDistribution(Together.correlated, 3, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
-    with pytest.raises(ValueError, match="one density"):
+    with pytest.raises(UserError, match="one density"):
         batches(FeatureDistribution(Together.correlated, 1, False), torch.tensor([[0.5, 0.4]]), seeds=[0], batch=2)
-    with pytest.raises(ValueError, match="density 1/4"):
+    with pytest.raises(UserError, match="density 1/4"):
         batches(FeatureDistribution(Together.one_active, 1, False), torch.full((1, 4), 0.5), seeds=[0], batch=2)

@@ -3,31 +3,25 @@
 import difflib
 import errno
 import re
-import traceback
 from dataclasses import fields
-from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.config.schema import HERE, ROOT, Config
+from crux.config.errors import UserError
+from crux.config.schema import ROOT, Config
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
 
 
 def mistake(error: BaseException) -> str | None:
-    """A user's mistake, or the disk's, in one line; None where the error is ours and wants its traceback.
-
-    A ValueError that crux itself raised is a user's mistake; a library's is our bug.
-    """
+    """Return a problem that the user can fix as one line, or None if the error is a bug and needs its traceback."""
     match error:
         case OmegaConfBaseException() | HydraException():  # some of them are ValueErrors too
             return explain(error)
-        case ValueError():
-            frames = traceback.extract_tb(error.__traceback__)
-            ours = bool(frames) and Path(frames[-1].filename).is_relative_to(HERE)
-            return " ".join(str(error).split()) if ours else None
+        case UserError():
+            return " ".join(str(error).split())
         case OSError() if error.errno in DISK_ERRORS:
             return f"{error.filename or 'the disk'}: {error.strerror}"
         case _:

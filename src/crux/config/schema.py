@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from crux.config.errors import UserError
 from crux.config.folder_name import shortened
 from crux.degeneracy.options import Degeneracy, InteractionBasis, Llc
 from crux.toy.options import Toy
@@ -355,12 +356,12 @@ def experiment_name(config: Config) -> tuple[str, str]:
     """`("llc", "calibrate")`: the experiment in crux/experiments/<group>/<name>.py that runs, where the task is a named one.
 
     Raises:
-        ValueError: where the task asks for one and none was chosen.
+        UserError: where the task asks for one and none was chosen.
     """
     group = config.task.value
     chosen = getattr(config, group)
     if chosen is None:
-        raise ValueError(f"task={group}: choose an experiment, experiment={group}/…")
+        raise UserError(f"task={group}: choose an experiment, experiment={group}/…")
     return group, chosen.experiment.value
 
 

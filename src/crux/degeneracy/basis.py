@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.grams import Moments
 
 
@@ -107,7 +108,7 @@ def dictionary(hook: str, moments: Moments, *, directions: Float[Tensor, "k d"])
     """
     directions = directions.to(moments.mean)
     if not directions.any():
-        raise ValueError(f"{hook}: an empty basis, the dictionary has no direction")
+        raise UserError(f"{hook}: an empty basis, the dictionary has no direction")
     return linear_basis(hook, "sae", moments, C=torch.linalg.pinv(directions), C_pinv=directions)
 
 
@@ -121,12 +122,12 @@ def varying(hook: str, moments: Moments, *, threshold: float) -> tuple[Float[Ten
     """Variances and directions of the principal components that vary, and the share of the variance in the others.
 
     Raises:
-        ValueError: the activations do not vary.
+        UserError: the activations do not vary.
     """
     values, U = torch.linalg.eigh(moments.covariance)
     values, U = values.flip(0).clamp(min=0), U.flip(1)
     scale = moments.gram.diagonal().max()
     if not values[0] > torch.finfo(values.dtype).eps * scale:
-        raise ValueError(f"{hook}: an empty basis, the activations are the same everywhere")
+        raise UserError(f"{hook}: an empty basis, the activations are the same everywhere")
     keep = values > threshold * values[0]
     return values[keep], U[:, keep], float(values[~keep].sum() / values.sum())

@@ -80,7 +80,7 @@ def every_basis(
     """The bases that the plan names, along the hook points; `at` are the activations' moments there.
 
     Raises:
-        ValueError: as `interaction_bases`.
+        UserError: as `interaction_bases`.
     """
     end = last(plan.hooks[-1], at[plan.hooks[-1]])
     plain: Mapping[str, Callable[[str], Basis]] = {
@@ -128,7 +128,7 @@ def compare(
         progress: is told what has been done.
 
     Raises:
-        ValueError: no data.
+        UserError: no data.
     """
     whole = clean_loss(network, judged_on, end=end, loss=loss)
     limit = whole + plan.within

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis
 from crux.sae.architectures.sae import SAE
 
@@ -38,10 +39,10 @@ def reading(basis: Basis, *, left_out: float) -> Float[Tensor, "d k"]:
     """Q: of the strongest directions, as few as leave out no more than this share of Σ Λ.
 
     Raises:
-        ValueError: for a share that is not from 0 up to but not 1.
+        UserError: for a share that is not from 0 up to but not 1.
     """
     if not 0 <= left_out < 1:
-        raise ValueError(f"left_out={left_out}: must be from 0 up to but not 1")
+        raise UserError(f"left_out={left_out}: must be from 0 up to but not 1")
     shares = basis.strength.cumsum(0) / basis.strength.sum()
     n = min(int((shares < 1 - left_out).sum()) + 1, basis.size)
     return torch.linalg.qr(basis.C[:, :n]).Q
@@ -59,16 +60,16 @@ def outside(
         Q: see `reading`, at the hook point where it writes.
 
     Raises:
-        ValueError: where the dictionary does not live in Q's space, and for an SAE none of whose latents fires.
+        UserError: where the dictionary does not live in Q's space, and for an SAE none of whose latents fires.
     """
     D = sae.folded().dictionary().double()
     if D.shape[1] != len(Q):
-        raise ValueError(f"the dictionary has directions of {D.shape[1]} dimensions, the basis of {len(Q)}")
+        raise UserError(f"the dictionary has directions of {D.shape[1]} dimensions, the basis of {len(Q)}")
     codes = sae.encode(reads.to(sae.W_enc))
     weight = codes.c.double().square().mean(0)
     living = weight > 0
     if not bool(living.any()):
-        raise ValueError("no latent fires on these activations")
+        raise UserError("no latent fires on these activations")
     share = (1 - (D @ Q).square().sum(1)).clamp(min=0)
     guess, truth = sae.decode(codes).double(), writes.double()
     inside = (guess @ Q, truth @ Q)

@@ -61,7 +61,7 @@ def edges(
         side: forwards (jvp) or backwards (vjp); None: whichever takes fewer products.
 
     Raises:
-        ValueError: no data, or bases out of order.
+        UserError: no data, or bases out of order.
     """
     check_data(batches)
     check_order(network, [basis.hook for basis in bases])

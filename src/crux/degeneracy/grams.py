@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
@@ -46,19 +47,19 @@ class Target(NamedTuple):
 
 
 def check_order(network: Network, hooks: Sequence[str]) -> None:
-    """Raises ValueError unless these hook points follow one another in the network."""
+    """Raises UserError unless these hook points follow one another in the network."""
     for name in hooks:
         if name not in network.hooks:
-            raise ValueError(f"{name}: no such hook point; there are {', '.join(network.hooks)}")
+            raise UserError(f"{name}: no such hook point; there are {', '.join(network.hooks)}")
     for a, b in itertools.pairwise(hooks):
         if network.hooks.index(a) >= network.hooks.index(b):
-            raise ValueError(f"hook points {a}, {b}: the second must lie behind the first in the network")
+            raise UserError(f"hook points {a}, {b}: the second must lie behind the first in the network")
 
 
 def check_data(batches: Sequence[Tensor]) -> None:
-    """Raises ValueError where there is no sample."""
+    """Raises UserError where there is no sample."""
     if not sum(len(inputs) for inputs in batches):
-        raise ValueError("no data: at least one batch with one sample is needed")
+        raise UserError("no data: at least one batch with one sample is needed")
 
 
 def moments(network: Network, batches: Sequence[Tensor], *, hooks: Sequence[str]) -> dict[str, Moments]:
@@ -67,7 +68,7 @@ def moments(network: Network, batches: Sequence[Tensor], *, hooks: Sequence[str]
     Sums are taken about the first batch's mean, so that a mean far from zero costs no digits.
 
     Raises:
-        ValueError: no data, a hook point that does not exist.
+        UserError: no data, a hook point that does not exist.
     """
     check_data(batches)
     shift: dict[str, Tensor] = {}
@@ -106,11 +107,11 @@ def jacobian_gram(
     One backward pass a batch and probe. With None: exact, a backward pass for every (t, i).
 
     Raises:
-        ValueError: no data, no target, or a target that does not lie behind the start.
+        UserError: no data, no target, or a target that does not lie behind the start.
     """
     check_data(batches)
     if not targets:
-        raise ValueError(f"from {start}: no hook point given to go to")
+        raise UserError(f"from {start}: no hook point given to go to")
     for target in targets:
         check_order(network, (start, target.hook))
     assert probes is None or probes > 0

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis, principal_components, sorted_by_strength, varying
 from crux.degeneracy.grams import Moments, Target, check_data, check_order, jacobian_gram, moments
 from crux.degeneracy.networks.network import Network
@@ -41,15 +42,15 @@ def interaction_bases(
         threshold: directions with less than so much of the largest eigenvalue, of G and then of R⁺ M' R⁺ᵀ, are left out.
 
     Raises:
-        ValueError: no data; hook points that do not exist or not in this order; a hook point where nothing varies, or on which nothing
+        UserError: no data; hook points that do not exist or not in this order; a hook point where nothing varies, or on which nothing
             hangs, so that its basis would be empty.
     """
     check_data(batches)
     check_order(network, hooks)
     if len(hooks) < 2:
-        raise ValueError(f"hook points {', '.join(hooks) or 'none'}: an interaction basis needs two or more")
+        raise UserError(f"hook points {', '.join(hooks) or 'none'}: an interaction basis needs two or more")
     if ahead is not None and ahead < 1:
-        raise ValueError(f"ahead={ahead}: must be 1 or more, or null for the last hook point")
+        raise UserError(f"ahead={ahead}: must be 1 or more, or null for the last hook point")
     name = "global" if ahead is None else "local" if ahead == 1 else f"next-{ahead}"
     found = moments(network, batches, hooks=hooks)
     bases = [last or principal_components(hooks[-1], found[hooks[-1]], threshold=threshold)]
@@ -67,7 +68,7 @@ def interaction_basis(hook: str, name: str, moments: Moments, M: Float[Tensor, "
     """The basis at one hook point from its moments and the Jacobian Gram M'.
 
     Raises:
-        ValueError: nothing varies there, or nothing hangs on what does.
+        UserError: nothing varies there, or nothing hangs on what does.
     """
     D, U, dropped = varying(hook, moments, threshold=threshold)
     R, R_pinv = U / D.sqrt(), (U * D.sqrt()).T
@@ -75,7 +76,7 @@ def interaction_basis(hook: str, name: str, moments: Moments, M: Float[Tensor, "
     strength, V = torch.linalg.eigh((inner + inner.T) / 2)
     strength, V = strength.flip(0).clamp(min=0), V.flip(1)
     if not strength[0] > torch.finfo(M.dtype).eps * D[0] * M.trace():
-        raise ValueError(f"{hook}: an empty basis, nothing at the later hook point hangs on what varies here")
+        raise UserError(f"{hook}: an empty basis, nothing at the later hook point hangs on what varies here")
     keep = strength > threshold * strength[0]
     unused = float(strength[~keep].sum() / strength.sum())
     strength, V = strength[keep], V[:, keep]

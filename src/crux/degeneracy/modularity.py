@@ -20,6 +20,8 @@ from graspologic_native import leiden  # pyright: ignore[reportAttributeAccessIs
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
+
 ALONE = -1
 """Module of a node without edges."""
 
@@ -45,7 +47,7 @@ class Modules(NamedTuple):
 def smallest_kept(edges: Float[Tensor, "to from"], kept: int) -> float:
     """ε of a layer from an ablation: the size of the last edge, in falling order, that is needed."""
     if not 1 <= kept <= edges.numel():
-        raise ValueError(f"kept={kept}: of {edges.numel()} edges, 1 to all of them can be kept")
+        raise UserError(f"kept={kept}: of {edges.numel()} edges, 1 to all of them can be kept")
     return float(edges.flatten().sort(descending=True).values[kept - 1])
 
 
@@ -53,12 +55,12 @@ def edge_weights(edges: Float[Tensor, "to from"], cutoff: float) -> Float[Tensor
     """log10(E / ε), 0 below ε: an edge of just ε has no weight left.
 
     Raises:
-        ValueError: for a cutoff that is not above 0, and edges that are no non-negative numbers.
+        UserError: for a cutoff that is not above 0, and edges that are no non-negative numbers.
     """
     if not cutoff > 0:
-        raise ValueError(f"cutoff={cutoff}: the smallest edge that counts must be above 0")
+        raise UserError(f"cutoff={cutoff}: the smallest edge that counts must be above 0")
     if not bool((edges >= 0).all()) or not bool(edges.isfinite().all()):
-        raise ValueError("edges: must be finite numbers, none below 0")
+        raise UserError("edges: must be finite numbers, none below 0")
     return (edges.double() / cutoff).clamp(min=1).log10()
 
 
@@ -82,22 +84,22 @@ def find_modules(
         starts: seeded runs from scratch, of which the best Q is kept.
 
     Raises:
-        ValueError: layers that do not fit together, and a graph without edges above the cutoffs.
+        UserError: layers that do not fit together, and a graph without edges above the cutoffs.
     """
     sizes = _sizes(edges, cutoffs)
     weights = [edge_weights(of, cutoff) for of, cutoff in zip(edges, cutoffs, strict=True)]
     if constant is not None:
         if [len(out) for out in constant] != sizes:
-            raise ValueError(f"constant: {[len(out) for out in constant]} nodes by layer; the edges have {sizes}")
+            raise UserError(f"constant: {[len(out) for out in constant]} nodes by layer; the edges have {sizes}")
         for i, of in enumerate(weights):
             of[constant[i + 1]] = 0
             of[:, constant[i]] = 0
     for name, given in (("resolution", resolution), ("iterations", iterations), ("starts", starts)):
         if not given > 0:
-            raise ValueError(f"{name}={given}: must be above 0")
+            raise UserError(f"{name}={given}: must be above 0")
     listed = _listed(weights, sizes)
     if not listed:
-        raise ValueError("no edge is above its layer's cutoff: there is no graph to look for modules in")
+        raise UserError("no edge is above its layer's cutoff: there is no graph to look for modules in")
     _, found = leiden(listed, resolution=float(resolution), iterations=iterations, seed=seed, trials=starts)
     flat = torch.full((sum(sizes),), ALONE)
     for node, module in found.items():
@@ -130,12 +132,12 @@ def same_grouping(a: Sequence[Int[Tensor, "_node"]], b: Sequence[Int[Tensor, "_n
 
 def _sizes(edges: Sequence[Tensor], cutoffs: Sequence[float]) -> list[int]:
     if not edges:
-        raise ValueError("edges: none given; there must be a matrix for each pair of consecutive layers")
+        raise UserError("edges: none given; there must be a matrix for each pair of consecutive layers")
     if len(cutoffs) != len(edges):
-        raise ValueError(f"cutoffs: {len(cutoffs)} for {len(edges)} pairs of layers; one for each is needed")
+        raise UserError(f"cutoffs: {len(cutoffs)} for {len(edges)} pairs of layers; one for each is needed")
     for i, (a, b) in enumerate(itertools.pairwise(edges)):
         if a.shape[0] != b.shape[1]:
-            raise ValueError(f"edges: pair {i} ends with {a.shape[0]} nodes, pair {i + 1} begins with {b.shape[1]}")
+            raise UserError(f"edges: pair {i} ends with {a.shape[0]} nodes, pair {i + 1} begins with {b.shape[1]}")
     return [edges[0].shape[1], *(of.shape[0] for of in edges)]
 
 

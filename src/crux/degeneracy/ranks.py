@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
+
 
 class Rank(NamedTuple):
     """Eigenvalues above a share of the largest one."""
@@ -24,9 +26,9 @@ class Rank(NamedTuple):
 
 
 def check_threshold(threshold: float, *, name: str) -> None:
-    """Raises ValueError unless it is a share between 0 and 1."""
+    """Raises UserError unless it is a share between 0 and 1."""
     if not 0 < threshold < 1:
-        raise ValueError(f"{name}={threshold}: must be above 0 and below 1, a share of the largest")
+        raise UserError(f"{name}={threshold}: must be above 0 and below 1, a share of the largest")
 
 
 def eigenvalues(gram: Float[Tensor, "d d"]) -> Float[Tensor, "d"]:
@@ -41,7 +43,7 @@ def rank_report(values: Float[Tensor, "d"], *, thresholds: Sequence[float]) -> l
         values: eigenvalues, the largest first. All zero: rank 0.
 
     Raises:
-        ValueError: for a threshold that is no share.
+        UserError: for a threshold that is no share.
     """
     for threshold in thresholds:
         check_threshold(threshold, name="threshold")

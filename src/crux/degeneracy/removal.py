@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.networks.network import Network
 
@@ -55,13 +56,13 @@ def output_without(network: Network, inputs: Tensor, *, removed: Mapping[str, Di
     """The activation at `end` with directions removed at one or more hook points.
 
     Raises:
-        ValueError: hook points that do not exist or lie behind the end, and one that the network has a way past, so that what was
+        UserError: hook points that do not exist or lie behind the end, and one that the network has a way past, so that what was
             removed earlier would come back there (a head's output, say: use the residual stream).
     """
     if not removed:
-        raise ValueError("removed: no hook point given to remove directions at")
+        raise UserError("removed: no hook point given to remove directions at")
     if unknown := sorted({*removed, end} - set(network.hooks)):
-        raise ValueError(f"{unknown[0]}: no such hook point; there are {', '.join(network.hooks)}")
+        raise UserError(f"{unknown[0]}: no such hook point; there are {', '.join(network.hooks)}")
     order = sorted(removed, key=network.hooks.index)
     clean = network.clean(inputs, capture=order, final=False)
     value = removed[order[0]].removed(clean.activations[order[0]])
@@ -69,7 +70,7 @@ def output_without(network: Network, inputs: Tensor, *, removed: Mapping[str, Di
         ahead = network.onward(clean, here, value, ends=[following, end])
         through = network.onward(clean, following, ahead[following], ends=[end])
         if not torch.allclose(through[end], ahead[end], rtol=1e-3, atol=1e-3 * float(ahead[end].abs().max())):
-            raise ValueError(
+            raise UserError(
                 f"{following}: the network has a way past it, on which what was removed at {here} comes back; "
                 "remove directions at hook points that everything passes through"
             )
@@ -94,7 +95,7 @@ def losses_without(
         end: the hook point whose activation the losses read.
     """
     if not batches:
-        raise ValueError("no data: at least one batch is needed")
+        raise UserError("no data: at least one batch is needed")
     names = ["", *removed]
     sums = {name: dict.fromkeys(tasks, 0.0) for name in names}
     samples = 0

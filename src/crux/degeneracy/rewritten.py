@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.networks.chain import Chain
 
@@ -20,14 +21,14 @@ def rewritten(chain: Chain, bases: Sequence[Basis]) -> Chain:
     The output is equal where nothing that matters was left out of a basis. Parameters are float64 copies.
 
     Raises:
-        ValueError: a basis at a hook point that the chain lacks, or two at one.
+        UserError: a basis at a hook point that the chain lacks, or two at one.
     """
     at: dict[str, Basis] = {}
     for basis in bases:
         if basis.hook not in chain.hooks:
-            raise ValueError(f"{basis.hook}: no such hook point; there are {', '.join(chain.hooks)}")
+            raise UserError(f"{basis.hook}: no such hook point; there are {', '.join(chain.hooks)}")
         if basis.hook in at:
-            raise ValueError(f"{basis.hook}: two bases at one hook point")
+            raise UserError(f"{basis.hook}: two bases at one hook point")
         at[basis.hook] = basis
     stages: dict[str, nn.Module] = {}
     before: Basis | None = None

@@ -15,6 +15,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.ranks import check_threshold
 
@@ -42,7 +43,7 @@ def synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> Synchron
     """Adds up batches of pre-activations, in h² numbers.
 
     Raises:
-        ValueError: no data.
+        UserError: no data.
     """
     wrong: Tensor | None = None
     on = energy = torch.zeros(())
@@ -55,7 +56,7 @@ def synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> Synchron
         wrong = batch if wrong is None else wrong + batch
         on, energy, n = on + gate.sum(0), energy + (square * gate).sum(0), n + len(p)
     if wrong is None or n == 0:
-        raise ValueError("no data: at least one batch with one sample is needed")
+        raise UserError("no data: at least one batch with one sample is needed")
     dead = on == 0
     error = wrong / energy.where(~dead, 1.0)
     error = error.masked_fill(dead[:, None] | dead, torch.inf).fill_diagonal_(0.0)
@@ -75,7 +76,7 @@ def blocks(distance: Float[Tensor, "h h"], *, threshold: float) -> list[Block]:
     """Complete linkage, cut where the largest distance within a block would pass the threshold; the largest blocks first.
 
     Raises:
-        ValueError: for a threshold that is not between 0 and 1.
+        UserError: for a threshold that is not between 0 and 1.
     """
     check_threshold(threshold, name="threshold")
     living = (distance.isfinite().sum(1) > 1).nonzero()[:, 0]
@@ -104,12 +105,12 @@ def relu_layers(network: Chain) -> dict[str, str]:
     """The hook point before each ReLU, by the one behind it.
 
     Raises:
-        ValueError: where the network has none.
+        UserError: where the network has none.
     """
     stages = dict(zip(network.hooks, network.stages.values(), strict=True))
     behind = [hook for hook in network.hooks[1:] if isinstance(stages[hook], nn.ReLU)]
     if not behind:
-        raise ValueError(f"no ReLU neurons in this network; its hook points are {', '.join(network.hooks)}")
+        raise UserError(f"no ReLU neurons in this network; its hook points are {', '.join(network.hooks)}")
     return {hook: network.hooks[network.hooks.index(hook) - 1] for hook in behind}
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from crux.config.errors import UserError
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -17,7 +19,7 @@ def locked(folder: Path) -> Iterator[None]:
     A file system without locks is told of on the screen: the sweep runs, and two launches of it are not kept apart.
 
     Raises:
-        ValueError: where another process holds it.
+        UserError: where another process holds it.
     """
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -25,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise ValueError(f"sweep {folder.name} is run by {holder}: wait for it, or stop it; {folder}") from None
+            raise UserError(f"sweep {folder.name} is run by {holder}: wait for it, or stop it; {folder}") from None
         except OSError as error:
             print(
                 f"crux: {folder} cannot be locked ({error.strerror}): do not start this sweep twice at the same time",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn
 
+from crux.config.errors import UserError
 from crux.launch.work import Work, carried
 
 GRACE = 5.0
@@ -32,7 +33,7 @@ def run_on_ray(
     """Runs the jobs and waits for them; one whose process dies is told on the screen and stops no other.
 
     Raises:
-        ValueError: where the cluster is not to be found, or has no node that a job would fit on.
+        UserError: where the cluster is not to be found, or has no node that a job would fit on.
     """
     with cluster(init) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -100,7 +101,7 @@ def shared(
         nodes: each node's resources, as Ray names them.
 
     Raises:
-        ValueError: where no node has what one job needs, which Ray would wait for.
+        UserError: where no node has what one job needs, which Ray would wait for.
     """
 
     def room(node: Mapping[str, float]) -> int:
@@ -111,7 +112,7 @@ def shared(
     if not rooms:
         needed = f"{gpus:g} GPU and " if gpus else ""
         there = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} cores" for n in nodes)
-        raise ValueError(f"a job needs {needed}{threads or 1} CPU threads, which no machine of Ray's has: {there}")
+        raise UserError(f"a job needs {needed}{threads or 1} CPU threads, which no machine of Ray's has: {there}")
     at_once = min(sum(n for n, _ in rooms), jobs, processes or jobs)
     if threads is None:  # the cores of a node are shared by as many jobs as Ray may put there
         threads = min(cores // min(n, at_once) for n, cores in rooms)
@@ -141,7 +142,7 @@ def cluster(init: Mapping[str, Any]) -> Iterator[Any]:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": carried()})
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"hydra.launcher.address={init['address']}: {reason} Start one: ray start --head") from error
+        raise UserError(f"hydra.launcher.address={init['address']}: {reason} Start one: ray start --head") from error
     try:
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
         yield ray

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 
+from crux.config.errors import UserError
 from crux.launch.work import Work, carried
 from crux.runs.run_folder import write_whole
 
@@ -31,19 +32,19 @@ NOTE = ".slurm_jobs"
 
 
 def check_queue(folder: Path) -> None:
-    """Raises a one-line ValueError where jobs of an earlier start of this sweep are, or may be, in the queue: they run by themselves."""
+    """Raises a one-line UserError where jobs of an earlier start of this sweep are, or may be, in the queue: they run by themselves."""
     note = folder / NOTE
     if not note.exists():
         return
     array = note.read_text("utf-8").strip()
     still = queued(array) if shutil.which("squeue") is not None else None
     if still is None:
-        raise ValueError(
+        raise UserError(
             f"SLURM cannot be asked here whether jobs of this sweep are in its queue (array {array}); "
             f"where you know that none is, remove {note}"
         )
     if still:
-        raise ValueError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or say scancel {array}")
+        raise UserError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or say scancel {array}")
 
 
 def run_on_slurm(
@@ -52,7 +53,7 @@ def run_on_slurm(
     """Submits the jobs and waits for them; one that the cluster loses is told on the screen and stops no other.
 
     Raises:
-        ValueError: where sbatch refuses the options.
+        UserError: where sbatch refuses the options.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -76,7 +77,7 @@ def run_on_slurm(
         with executor.batch():
             submitted = [executor.submit(work) for work in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise ValueError(f"hydra/launcher=slurm: sbatch refuses: {' '.join(str(error).split())[-300:]}") from error
+        raise UserError(f"hydra/launcher=slurm: sbatch refuses: {' '.join(str(error).split())[-300:]}") from error
     array = submitted[0].job_id.partition("_")[0]
     note = jobs[0].folder.parent / NOTE
     try:

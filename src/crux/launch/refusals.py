@@ -9,35 +9,36 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from crux.config.errors import UserError
 from crux.config.schema import CHECKOUT, ROOT
 
 
 def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
-    """Raises a one-line ValueError where `hydra/launcher=gpus` or `cpus` cannot start."""
+    """Raises a one-line UserError where `hydra/launcher=gpus` or `cpus` cannot start."""
     gpus = remote["num_gpus"]
     _extra(f"hydra/launcher={'gpus' if gpus else 'cpus'}", package="ray", extra="ray")
     if not 0 <= gpus <= 1:
-        raise ValueError(f"hydra.launcher.gpus_per_job={gpus:g}: must be from 0 to 1, a job uses one GPU at most")
+        raise UserError(f"hydra.launcher.gpus_per_job={gpus:g}: must be from 0 to 1, a job uses one GPU at most")
     for key, value in (("processes", processes), ("threads", remote["num_cpus"])):
         if value is not None and value < 1:
-            raise ValueError(f"hydra.launcher.{key}={value}: must be 1 or more")
+            raise UserError(f"hydra.launcher.{key}={value}: must be 1 or more")
     if init["address"] is not None:
         _answers(init["address"])
     elif gpus and not (visible_gpus() if init["num_gpus"] is None else init["num_gpus"]):
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
-        raise ValueError(
+        raise UserError(
             f"hydra/launcher=gpus: there is no GPU on this machine{why}; "
             "hydra/launcher=cpus runs jobs beside each other on its cores"
         )
 
 
 def check_slurm() -> None:
-    """Raises a one-line ValueError where `hydra/launcher=slurm` cannot start."""
+    """Raises a one-line UserError where `hydra/launcher=slurm` cannot start."""
     _extra("hydra/launcher=slurm", package="submitit", extra="slurm")
     for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:
-            raise ValueError(
+            raise UserError(
                 f"hydra/launcher=slurm: there is no {command} here; start the sweep on a machine of the cluster"
             )
 
@@ -45,7 +46,7 @@ def check_slurm() -> None:
 def check_launcher_of_one_run(launcher: Mapping[str, Any]) -> None:
     """A single run is run here and now: a launcher that was asked for would be passed over in silence."""
     if launcher["_target_"].startswith("hydra_plugins.crux_launchers."):
-        raise ValueError("hydra/launcher starts the jobs of a sweep: say -m, or name a sweep by sweeps=")
+        raise UserError("hydra/launcher starts the jobs of a sweep: say -m, or name a sweep by sweeps=")
 
 
 def visible_gpus() -> int:
@@ -67,14 +68,14 @@ def visible_gpus() -> int:
 def _extra(asked: str, *, package: str, extra: str) -> None:
     if find_spec(package) is None:
         what = f'-e ".[{extra}]"' if ROOT == CHECKOUT else f'"crux-interp[{extra}]"'
-        raise ValueError(f"{asked} needs {package}, which is not installed: pip install {what}")
+        raise UserError(f"{asked} needs {package}, which is not installed: pip install {what}")
 
 
 def _answers(address: str) -> None:
     """A cluster that does not answer its port would be waited for, also one that Ray remembers and that is gone."""
     place = _remembered() if address == "auto" else address
     if not place:
-        raise ValueError("hydra.launcher.address=auto: there is no Ray cluster here; start one: ray start --head")
+        raise UserError("hydra.launcher.address=auto: there is no Ray cluster here; start one: ray start --head")
     host, _, port = place.rpartition(":")
     if not port.isdigit():  # a name that Ray knows
         return
@@ -82,7 +83,7 @@ def _answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=1.0).close()
     except OSError as error:
         where = "there" if place == address else f"at {place}"
-        raise ValueError(
+        raise UserError(
             f"hydra.launcher.address={address}: no Ray cluster answers {where} ({error}); start one: ray start --head"
         ) from None
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Column, Table
 
+from crux.config.errors import UserError
 from crux.config.folder_name import shortened
 from crux.config.messages import mistake
 from crux.config.schema import Config, Strategy, Task, to_plain
@@ -72,7 +73,7 @@ def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Cal
         ready: raises where jobs of this folder's sweep may still be running, without their launching process.
 
     Raises:
-        ValueError, HydraException: where the sweep cannot be started, or is being run.
+        UserError, HydraException: where the sweep cannot be started, or is being run.
         SystemExit: with 1, where a job failed, now or before.
     """
     first = jobs[0].config
@@ -104,11 +105,11 @@ def _check(jobs: Sequence[Job]) -> None:
     """Nothing that is finished is written over, and no two jobs have one folder."""
     first = jobs[0].config
     if first.task == Task.report:
-        raise ValueError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
+        raise UserError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
     if first.tracking.mlflow:
         check_tracking(SweepRun.uri_of(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
-        raise ValueError(
+        raise UserError(
             "trainer=ddp in a sweep: the processes of the other devices would run the whole sweep again; give each job one device "
             "(hydra/launcher=gpus), or start the runs one by one"
         )
@@ -116,7 +117,7 @@ def _check(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if (other := taken.setdefault(job.folder.path, job)) is not job:
             differing = sorted(set(job.overrides) ^ set(other.overrides))
-            raise ValueError(f"jobs with {' and '.join(differing)} would share the folder {job.folder.path}")
+            raise UserError(f"jobs with {' and '.join(differing)} would share the folder {job.folder.path}")
         if job.folder.done:
             try:
                 config = OmegaConf.to_object(_without_hydra(job.config))
@@ -167,7 +168,7 @@ def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> No
 
     try:
         shown = write_report(folder, at=config.report_l0)
-    except ValueError as error:  # no run has finished
+    except UserError as error:  # no run has finished
         print(f"crux: {error}", file=sys.stderr)
         return
     shown.show()

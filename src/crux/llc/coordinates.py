@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
+
 
 def stacked(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "case ..."]]:
     """The parameters of equal networks, such as checkpoints of one, a row a network; a shared parameter comes once.
 
     Raises:
-        ValueError: where two parameters of a network lie in one storage.
+        UserError: where two parameters of a network lie in one storage.
     """
     found = [dict(model.named_parameters()) for model in models]  # drops the second name of the same Parameter
     for each in found:
@@ -24,7 +26,7 @@ def stacked(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "case ..."]]
 
 
 def refuse_aliases(params: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where two names lie in the same memory."""
+    """Raises UserError where two names lie in the same memory."""
     known: list[tuple[int, int, str]] = []
     for name, value in params.items():
         if not value.numel():
@@ -35,7 +37,7 @@ def refuse_aliases(params: Mapping[str, Tensor]) -> None:
         )
         for other_begin, other_end, other in known:
             if begin < other_end and other_begin < end:
-                raise ValueError(
+                raise UserError(
                     f"{name} and {other} share their storage, so one number would be sampled as two; "
                     "use one parameter twice, or copy one of them"
                 )
@@ -56,12 +58,12 @@ class Coordinates:
         refuse_aliases({name: value[0] for name, value in params.items()})
         free = free or {}
         if unknown := sorted(free.keys() - params.keys()):
-            raise ValueError(f"free: there is no parameter {unknown[0]}; there are {', '.join(params)}")
+            raise UserError(f"free: there is no parameter {unknown[0]}; there are {', '.join(params)}")
         self.shapes = {name: value.shape[1:] for name, value in params.items()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         for name, moves in free.items():
             if moves.shape != self.shapes[name]:
-                raise ValueError(
+                raise UserError(
                     f"free: {name} has shape {tuple(self.shapes[name])}, its mask {tuple(moves.shape)}; must be the same"
                 )
         self.whole = torch.cat([value.detach().flatten(1) for value in params.values()], 1)
@@ -71,7 +73,7 @@ class Coordinates:
         ]
         self.index = torch.cat(moves).nonzero().squeeze(1).to(self.whole.device)
         if not len(self.index):
-            raise ValueError("free: no parameter is free to move")
+            raise UserError("free: no parameter is free to move")
 
     @property
     def n(self) -> int:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.llc.coordinates import Coordinates
 from crux.llc.hessian import FULL, Product, largest_eigenvalue, product_at, spectrum
 from crux.llc.losses import Fixed, Loss, Minibatches, value, value_and_gradient
@@ -85,13 +86,13 @@ def whitened(
     about s² / 2, for which the steepest wall has room up to h_max^(−1/2). Flat directions mix more slowly for it, but cost nothing.
 
     Raises:
-        ValueError: where not all eigenvalues are known, or H has no inverse.
+        UserError: where not all eigenvalues are known, or H has no inverse.
     """
     if found.vectors is None:
-        raise ValueError(f"a whitened sampler needs all of the Hessian, which is found for up to {FULL} coordinates")
+        raise UserError(f"a whitened sampler needs all of the Hessian, which is found for up to {FULL} coordinates")
     h = nbeta[:, None] * found.values.abs() + gamma[:, None]
     if not bool((h > 0).all()):
-        raise ValueError("a whitened sampler needs gamma above 0 where the loss has no curvature at w*")
+        raise UserError("a whitened sampler needs gamma above 0 where the loss has no curvature at w*")
     h = torch.maximum(h, h.amax(1, keepdim=True).sqrt())
     return (found.vectors / h.sqrt()[:, None]) @ found.vectors.mT
 

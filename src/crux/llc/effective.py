@@ -88,7 +88,7 @@ def effective_parameters(
     every: int,
     seed: int,
 ) -> Effective:
-    """The curve of one network: every nβ samples side by side with the others. Raises ValueError as `estimate_llc` does."""
+    """The curve of one network: every nβ samples side by side with the others. Raises UserError as `estimate_llc` does."""
     theta = {name: value.expand(len(nbeta), *value.shape[1:]) for name, value in params.items()}
     found = estimate_llc(
         behavioural_loss(outputs, params, divergence),

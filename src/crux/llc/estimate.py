@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.llc.coordinates import Coordinates
 from crux.llc.curvature import Curvature, curvature, stiffest_there, whitened
 from crux.llc.diagnostics import chain_statistics
@@ -113,7 +114,7 @@ def estimate_llc(
         free: numbers of the parameters that move; None: all.
 
     Raises:
-        ValueError: a step size that diverges, data or a sampler that do not go together, a loss that stopped being a number.
+        UserError: a step size that diverges, data or a sampler that do not go together, a loss that stopped being a number.
     """
     n_cases = len(next(iter(params.values())))
     _check(sampler, gradient_data, n_cases, nbeta, gamma, step_size, seeds, n_chains, burn_in, draws, every)
@@ -242,7 +243,7 @@ def _check(
 ) -> None:
     for name, given in {"nbeta": nbeta, "gamma": gamma, "seeds": seeds, "step_size": step_size}.items():
         if given is not None and len(given) != n_cases:
-            raise ValueError(f"{name}: {len(given)} values for {n_cases} cases; one for each is needed")
+            raise UserError(f"{name}: {len(given)} values for {n_cases} cases; one for each is needed")
     for name, given, least in (
         ("n_chains", n_chains, 1),
         ("burn_in", burn_in, 1),
@@ -250,20 +251,20 @@ def _check(
         ("every", every, 1),
     ):
         if given < least:
-            raise ValueError(f"{name}={given}: must be {least} or more")
+            raise UserError(f"{name}={given}: must be {least} or more")
     if not bool((nbeta > 0).all()) or not bool((gamma >= 0).all()):
-        raise ValueError("nbeta must be more than 0 and gamma 0 or more")
+        raise UserError("nbeta must be more than 0 and gamma 0 or more")
     if step_size is not None and not bool((step_size > 0).all()):
-        raise ValueError("step_size must be more than 0")
+        raise UserError("step_size must be more than 0")
     if sampler.corrected and isinstance(data, Minibatches):
-        raise ValueError(f"{sampler.name} accepts and refuses moves by the loss: gradient_data must be Fixed")
+        raise UserError(f"{sampler.name} accepts and refuses moves by the loss: gradient_data must be Fixed")
 
 
 def _check_finite(state: State, step: int, n_chains: int) -> None:
     broken = (~(state.loss.isfinite() & state.w.isfinite().all(1))).nonzero().flatten().tolist()
     if broken:
         case, chain = divmod(broken[0], n_chains)
-        raise ValueError(
+        raise UserError(
             f"case {case}, chain {chain}: the loss is not a finite number any more by step {step}; the step size "
             "diverges there, give a smaller one, or a larger gamma to hold the chains near w*"
         )

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from crux.config.errors import UserError
+
 
 class Known(NamedTuple):
     """λ, and the order m of the pole: F = λ log n − (m − 1) log log n."""
@@ -48,10 +50,10 @@ def deep_linear(widths: Sequence[int], rank: int) -> Known:
     a = Σ − (⌈Σ/n⌉ − 1) n:  λ = [r(H_0 + H_L) − r²]/2 + a(n − a)/(4n) − n(n − 1)/4 (Σ/n)² + ½ Σ_{i<j} M_i M_j,  m = a(n − a) + 1.
 
     Raises:
-        ValueError: where no such network has that rank.
+        UserError: where no such network has that rank.
     """
     if len(widths) < 2 or not 0 <= rank <= min(widths):
-        raise ValueError(f"rank={rank}: a linear network of widths {tuple(widths)} has rank 0 to {min(widths)}")
+        raise UserError(f"rank={rank}: a linear network of widths {tuple(widths)} has rank 0 to {min(widths)}")
     M = sorted(Fraction(width - rank) for width in widths)
     for n in range(1, len(M)):
         chosen, rest = M[: n + 1], M[n + 1 :]

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from crux.config.errors import UserError
 from crux.llc.coordinates import refuse_aliases
 
 NEAREST = 3
@@ -22,13 +23,13 @@ def moving(model: PreTrainedModel, patterns: Sequence[str]) -> dict[str, Float[T
     """The parameters whose names match one of the patterns (* stands for anything), in the model's order; a shared one comes once.
 
     Raises:
-        ValueError: for a pattern that matches none, with the nearest names; where two of them lie in one storage.
+        UserError: for a pattern that matches none, with the nearest names; where two of them lie in one storage.
     """
     there = dict(model.named_parameters())
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in there):
             near = difflib.get_close_matches(pattern, there, n=NEAREST, cutoff=0) or sorted(there)[:NEAREST]
-            raise ValueError(f"llc.parameters: {pattern} names no parameter of the model; near are {', '.join(near)}")
+            raise UserError(f"llc.parameters: {pattern} names no parameter of the model; near are {', '.join(near)}")
     found = {
         name: value.detach() for name, value in there.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
     }

@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
+
 SHARE = 0.1
 """ε h of the default: the energy of the stiffest direction comes out 1 / (1 − 0.1/4) = 1.026 times too large (predicted.py)."""
 
@@ -24,11 +26,11 @@ def default_step_size(
     """ε = 0.1 / (nβ a_max + γ), shorter by as much as the sampler may lengthen it; 0.5 for one that accepts and refuses.
 
     Raises:
-        ValueError: where nothing bounds it, with γ = 0 at a point without curvature.
+        UserError: where nothing bounds it, with γ = 0 at a point without curvature.
     """
     h = stiffness(largest, nbeta=nbeta, gamma=gamma)
     if not bool((h > 0).all()):
-        raise ValueError(
+        raise UserError(
             "step_size: the loss has no curvature at w* and gamma is 0, so that no step size follows; give one"
         )
     return (CORRECTED_SHARE if corrected else SHARE) / (h * stretch)
@@ -42,10 +44,10 @@ def stiffness(
 
 
 def check_step_size(step_size: Float[Tensor, "row"], h: Float[Tensor, "row"], *, where: str) -> None:
-    """Raises ValueError for a step size that diverges; `where` the curvature was found is told."""
+    """Raises UserError for a step size that diverges; `where` the curvature was found is told."""
     worst = int((step_size * h).argmax())
     if (step_size * h)[worst] >= DIVERGES:
-        raise ValueError(
+        raise UserError(
             f"step_size: {step_size[worst]:.3g} is a step size that diverges: {where}, ε · (nβ a_max + γ) is "
             f"{(step_size * h)[worst]:.3g} and must be below 4; the default is {SHARE / h[worst]:.3g}"
         )

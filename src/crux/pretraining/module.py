@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from crux.config.errors import UserError
 from crux.training.schedule import warmup_cosine
 
 
@@ -43,7 +44,7 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LRScheduler]]:
         if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
+            raise UserError(
                 f"experiment=pretrain needs torch >= 2.9 (torch.optim.Muon); this is torch {torch.__version__}"
             )
         blocks = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".h." in n]

@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from crux.config.errors import UserError
+
 State = Literal["FINISHED", "FAILED", "KILLED"]
 
 LOCK_SECONDS = 20.0
@@ -60,17 +62,17 @@ def told(uri: str) -> Iterator[None]:
     """Turns what MLflow and its database raise into one line.
 
     Raises:
-        ValueError: with the reason, and what to do.
+        UserError: with the reason, and what to do.
     """
     try:
         yield
     except (MlflowException, sqlite3.Error) as error:
         reason = " ".join(str(error).split()).removeprefix("(sqlite3.OperationalError) ")[:200]
-        raise ValueError(f"MLflow cannot use {uri} ({reason}); mend or move it, or say tracking=none") from error
+        raise UserError(f"MLflow cannot use {uri} ({reason}); mend or move it, or say tracking=none") from error
 
 
 class Tracker:
-    """Writes one MLflow run; every method raises ValueError where the database or the server does not take it."""
+    """Writes one MLflow run; every method raises UserError where the database or the server does not take it."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.client, self.run_id = uri, MlflowClient(uri), run_id

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from crux.config.errors import UserError
+
 NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
 """Keys that may differ between a run and its going on; so may `trainer.progress`."""
 
@@ -86,14 +88,14 @@ class RunFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """The configuration that the run was started with; ValueError where the file is broken."""
+        """The configuration that the run was started with; UserError where the file is broken."""
         path = self.path / "config.yaml"
         try:
             found = yaml.safe_load(path.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
         if not isinstance(found, dict):
-            raise ValueError(f"{path} cannot be read (it holds no keys)")
+            raise UserError(f"{path} cannot be read (it holds no keys)")
         return found
 
     def add_row(self, step: int, row: dict[str, float]) -> None:
@@ -162,7 +164,7 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
     """The newest run without DONE whose configuration is this one.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     starts = [(p.parent.name[:19], p.stat().st_mtime_ns, p.parent) for p in (outputs / "runs").glob("*/config.yaml")]
     for *_, path in sorted(starts, reverse=True):  # by the time in the name, and within one second by the file's
@@ -171,26 +173,26 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
             continue
         try:
             same = not differing(folder.config(), config)
-        except ValueError:
+        except UserError:
             continue  # not a configuration that crux wrote whole
         if same:
             return folder
-    raise ValueError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
+    raise UserError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
 
 
 def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
     """What a sweep's earlier start left of this very job in its folder, finished or not; None where it left nothing to go on with.
 
     Raises:
-        ValueError: where the folder holds a finished run of another configuration, which would be overwritten.
+        UserError: where the folder holds a finished run of another configuration, which would be overwritten.
     """
     folder = RunFolder(path)
     try:
         differences = differing(folder.config(), config) if (path / "config.yaml").exists() else ["no config.yaml"]
-    except ValueError:
+    except UserError:
         return None
     if folder.done and differences:
-        raise ValueError(
+        raise UserError(
             f"{path} holds a finished run of another configuration (there / here): {'; '.join(differences)}; "
             "give this sweep another sweep_name, or remove that folder"
         )
@@ -201,13 +203,13 @@ def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
     """The run in `path`, to be gone on with.
 
     Raises:
-        ValueError: where it is none, is finished, or was started with another configuration.
+        UserError: where it is none, is finished, or was started with another configuration.
     """
     folder = RunFolder(path)
     if not (path / "config.yaml").exists():
-        raise ValueError(f"resume_from={path}: no run folder (it has no config.yaml)")
+        raise UserError(f"resume_from={path}: no run folder (it has no config.yaml)")
     if folder.done:
-        raise ValueError(f"resume_from={path}: that run is finished")
+        raise UserError(f"resume_from={path}: that run is finished")
     if differences := differing(folder.config(), config):
-        raise ValueError(f"resume_from={path}: its configuration differs (there / here): {'; '.join(differences)}")
+        raise UserError(f"resume_from={path}: its configuration differs (there / here): {'; '.join(differences)}")
     return folder

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from crux.config.errors import UserError
 from crux.runs.run_folder import write_whole
 from crux.runs.tracking import git_sha
 
@@ -92,7 +93,7 @@ def sweep_run(config: DictConfig, folder: Path, *, jobs: Collection[str]) -> Ite
         try:
             run.end_children(jobs)
             run.tracker.end("KILLED" if killed else "FAILED")
-        except ValueError as error:  # what stopped the sweep matters more
+        except UserError as error:  # what stopped the sweep matters more
             print(f"crux: the sweep's end could not be told: {error}", file=sys.stderr)
         raise
     run.tracker.end("FINISHED")

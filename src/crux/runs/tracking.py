@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crux.config.errors import UserError
 from crux.config.schema import Config, experiment_name, to_plain
 from crux.runs.run_folder import RunFolder, find_unfinished, named_unfinished, same_run, write_whole
 from crux.toy.options import Toy
@@ -36,7 +37,7 @@ def earlier_run(config: Config, folder: Path | None) -> RunFolder | None:
     """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job, finished or not.
 
     Raises:
-        ValueError: where the one that is asked for is not there, or is another job's.
+        UserError: where the one that is asked for is not there, or is another job's.
     """
     plain = to_plain(config)
     if config.resume_from is not None:
@@ -125,7 +126,7 @@ def tracked(config: Config, folder: RunFolder, *, params: Mapping[str, object]) 
                 params={**swept(config), **params},
                 tags=tags(config) | above,
             )
-        except ValueError:
+        except UserError:
             folder.discard_unstarted()
             raise
         write_whole(known, tracker.run_id + "\n")
@@ -134,7 +135,7 @@ def tracked(config: Config, folder: RunFolder, *, params: Mapping[str, object]) 
     except BaseException as stop:
         try:
             tracker.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
-        except ValueError as error:  # what stopped the run matters more
+        except UserError as error:  # what stopped the run matters more
             print(f"crux: the run's end could not be told: {error}", file=sys.stderr)
         raise
     tracker.end("FINISHED")

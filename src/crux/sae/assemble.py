@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 
+from crux.config.errors import UserError
 from crux.config.schema import Config, Precision, Strategy
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
@@ -74,7 +75,7 @@ def device_of(config: Config) -> torch.device:
     """The device of `auto`, `cpu` or `cuda`; of several, this process's."""
     wanted = config.trainer.accelerator
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.accelerator=cuda: torch sees no CUDA device here; say trainer.accelerator=cpu")
+        raise UserError("trainer.accelerator=cuda: torch sees no CUDA device here; say trainer.accelerator=cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", follower.rank()) if config.trainer.strategy is Strategy.ddp else torch.device("cuda")
@@ -84,16 +85,16 @@ def n_devices(config: Config) -> int:
     """Over how many devices the run trains, a process each.
 
     Raises:
-        ValueError: where there are not so many, or the batch cannot be shared.
+        UserError: where there are not so many, or the batch cannot be shared.
     """
     if config.trainer.strategy is Strategy.single:
         return 1
     wanted, on_cpu = config.trainer.devices, device_of(config).type == "cpu"
     gpus = torch.cuda.device_count()
     if wanted is None and on_cpu:
-        raise ValueError("trainer=ddp: torch sees no GPU here; on the CPU, say how many processes: trainer.devices=2")
+        raise UserError("trainer=ddp: torch sees no GPU here; on the CPU, say how many processes: trainer.devices=2")
     if wanted is not None and not on_cpu and wanted > gpus:
-        raise ValueError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
+        raise UserError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
     n = wanted if wanted is not None else gpus
     check_shares(config, n)
     return n
@@ -164,8 +165,8 @@ def build_sae(config: Config, *, read: Typical, written: Typical) -> SAE:
         saved, _ = saelens.load(Path(options.start_from))
         try:
             sae.start_from(saved)
-        except ValueError as error:
-            raise ValueError(f"sae.start_from={options.start_from}: {error}") from error
+        except UserError as error:
+            raise UserError(f"sae.start_from={options.start_from}: {error}") from error
     return sae
 
 

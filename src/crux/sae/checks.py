@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import yaml
 
+from crux.config.errors import UserError
 from crux.config.schema import ROOT, Config, Sae, Strategy, Task, to_plain
 from crux.degeneracy.checks import check_bases_fit, check_degeneracy, check_hook_points, of_addition
 from crux.llc.checks import check_llc
@@ -27,7 +28,7 @@ STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks
 
 
 def check(config: Config, overrides: list[str]) -> None:
-    """Raises a one-line ValueError for the first thing that cannot work.
+    """Raises a one-line UserError for the first thing that cannot work.
 
     `overrides` are the command line's, to tell a hook point that was given from one that follows the layer.
     """
@@ -41,13 +42,13 @@ def check(config: Config, overrides: list[str]) -> None:
     elif config.task.named:
         check_degeneracy(config, given)
     if {"layer", "hook_point"} <= given:
-        raise ValueError("layer and hook_point both given: hook_point names the place in full, give one of them")
+        raise UserError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if config.hook_points is not None and (one := sorted(given & {"layer", "hook_point"})):
-        raise ValueError(f"hook_points and {one[0]} both given: give one of them")
+        raise UserError(f"hook_points and {one[0]} both given: give one of them")
     if "gradient.target" in given and config.sae.beta is None:
-        raise ValueError(f"gradient.target: sae={config.sae.name} looks at no gradient; sae=gradient_topk does")
+        raise UserError(f"gradient.target: sae={config.sae.name} looks at no gradient; sae=gradient_topk does")
     if {"data.path", "data.name"} <= given:
-        raise ValueError("data.path and data.name both given: give one of them")
+        raise UserError("data.path and data.name both given: give one of them")
     check_many(config, given)
     for one in alone(config).values() or (config,):
         _numbers(one)
@@ -56,14 +57,14 @@ def check(config: Config, overrides: list[str]) -> None:
     if config.cache is not None:
         _writable("cache", config.cache)
     if config.sae.start_from is not None and not (Path(config.sae.start_from) / "cfg.json").is_file():
-        raise ValueError(f"sae.start_from={config.sae.start_from}: not an SAE folder, there is no cfg.json in it")
+        raise UserError(f"sae.start_from={config.sae.start_from}: not an SAE folder, there is no cfg.json in it")
     if config.data.path is not None:
         try:
             check_path(Path(config.data.path), column=config.data.column, min_tokens=2 * config.model.context)
-        except ValueError as error:
-            raise ValueError(f"data.path: {error}") from error
+        except UserError as error:
+            raise UserError(f"data.path: {error}") from error
     if "experiment=toy/sae" in overrides and not of_toy_model(config):
-        raise ValueError(
+        raise UserError(
             f"experiment=toy/sae: model.path={config.model.path} must be the run folder of a toy experiment"
         )
     if config.task is Task.train and of_toy_model(config):
@@ -77,14 +78,14 @@ def check(config: Config, overrides: list[str]) -> None:
     if config.tracking.mlflow:
         check_tracking(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     if config.resume and config.resume_from is not None:
-        raise ValueError("resume and resume_from both given: give one of them")
+        raise UserError("resume and resume_from both given: give one of them")
     _resume(config)
 
 
 def _numbers(config: Config) -> None:
     def at_least(key: str, value: float | None, least: float) -> None:
         if value is not None and not value >= least:
-            raise ValueError(f"{key}={value}: must be {least:g} or more")
+            raise UserError(f"{key}={value}: must be {least:g} or more")
 
     at_least("sparsity", config.sparsity, 0)
     at_least("seed", config.seed, 0)
@@ -113,36 +114,36 @@ def _numbers(config: Config) -> None:
     for key in ("init_norm", "threshold", "bandwidth", "threshold_rate", "p_end"):
         value = getattr(config.sae, key)
         if value is not None and not value > 0:
-            raise ValueError(f"sae.{key}={value}: must be more than 0")
+            raise UserError(f"sae.{key}={value}: must be more than 0")
     for key in ("p_end", "p_start", "p_stop"):
         value = getattr(config.sae, key)
         if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"sae.{key}={value}: must be from 0 to 1")
+            raise UserError(f"sae.{key}={value}: must be from 0 to 1")
     if config.sae.p_end == 1:
-        raise ValueError("sae.p_end=1.0: must be less than 1, which is where p begins")
+        raise UserError("sae.p_end=1.0: must be less than 1, which is where p begins")
     if config.sae.p_start is not None and config.sae.p_stop is not None and config.sae.p_start >= config.sae.p_stop:
-        raise ValueError(f"sae.p_start={config.sae.p_start}: must be less than sae.p_stop={config.sae.p_stop}")
+        raise UserError(f"sae.p_start={config.sae.p_start}: must be less than sae.p_stop={config.sae.p_stop}")
     prefixes = config.sae.prefixes or []
     if not all(a < b for a, b in pairwise([0.0, *prefixes, 1.0])):
-        raise ValueError(f"sae.prefixes={prefixes}: must be rising shares of the dictionary, between 0 and 1")
+        raise UserError(f"sae.prefixes={prefixes}: must be rising shares of the dictionary, between 0 and 1")
     _sparsity(config)
     for key in ("lr", "clip", "eps"):
         if not getattr(config.optimizer, key) > 0:
-            raise ValueError(f"optimizer.{key}={getattr(config.optimizer, key)}: must be more than 0")
+            raise UserError(f"optimizer.{key}={getattr(config.optimizer, key)}: must be more than 0")
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"optimizer.betas={betas}: must be two numbers, each from 0 up to but not 1")
+        raise UserError(f"optimizer.betas={betas}: must be two numbers, each from 0 up to but not 1")
     if not 0 <= config.optimizer.min_lr_factor <= 1:
-        raise ValueError(f"optimizer.min_lr_factor={config.optimizer.min_lr_factor}: must be from 0 to 1")
+        raise UserError(f"optimizer.min_lr_factor={config.optimizer.min_lr_factor}: must be from 0 to 1")
     if config.trainer.accelerator not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"trainer.accelerator={config.trainer.accelerator}: allowed are auto, cpu, cuda")
+        raise UserError(f"trainer.accelerator={config.trainer.accelerator}: allowed are auto, cpu, cuda")
     if config.sae.n_latents is not None:
         at_least("sae.n_latents", config.sae.n_latents, 1)
     elif config.sae.ratio is None:
-        raise ValueError("sae.ratio and sae.n_latents are both null: an SAE needs one of them")
+        raise UserError("sae.ratio and sae.n_latents are both null: an SAE needs one of them")
     skipped = [p for p in config.loss.skip_positions if not 0 <= p < config.model.context]
     if skipped:
-        raise ValueError(
+        raise UserError(
             f"loss.skip_positions: {skipped} are not positions of a context of {config.model.context} tokens"
         )
 
@@ -151,21 +152,21 @@ def _devices(config: Config) -> None:
     """Several devices are for one training run, each with an equal share of the batch."""
     trainer = config.trainer
     if trainer.devices is not None and trainer.devices < 1:
-        raise ValueError(f"trainer.devices={trainer.devices}: must be 1 or more")
+        raise UserError(f"trainer.devices={trainer.devices}: must be 1 or more")
     if trainer.strategy is Strategy.single:
         if trainer.devices != 1:
-            raise ValueError(
+            raise UserError(
                 f"trainer.devices={trainer.devices}: several devices share a run under trainer=ddp, say that too"
             )
         return
     if config.task is not Task.train:
-        raise ValueError(f"trainer=ddp trains SAEs; experiments that {config.task.value} run on one device")
+        raise UserError(f"trainer=ddp trains SAEs; experiments that {config.task.value} run on one device")
     if launched_elsewhere():
-        raise ValueError(
+        raise UserError(
             "trainer=ddp starts its processes itself: run it once, without torchrun and as one task of srun"
         )
     if trainer.accelerator == "cpu" and trainer.devices is None:
-        raise ValueError("trainer.devices=null: on the CPU, say over how many processes, such as trainer.devices=2")
+        raise UserError("trainer.devices=null: on the CPU, say over how many processes, such as trainer.devices=2")
     if trainer.devices is not None:
         check_shares(config, trainer.devices)
 
@@ -175,11 +176,11 @@ def check_shares(config: Config, devices: int) -> None:
     if devices == 1:
         return
     if config.trainer.batch % devices:
-        raise ValueError(
+        raise UserError(
             f"trainer.batch={config.trainer.batch}: the sequences of all {devices} devices together, must be a multiple of {devices}"
         )
     if config.loss.max_norm is not None:
-        raise ValueError(
+        raise UserError(
             "loss.max_norm leaves out more tokens on one device than on another, whose means would not make the batch's; "
             "it goes with one device"
         )
@@ -195,17 +196,17 @@ def _options(config: Config) -> None:
     for key in OPTIONS:
         value = getattr(config.sae, key)
         if key in known and value is None:
-            raise ValueError(f"sae.{key}=null: sae={config.sae.name} needs a value")
+            raise UserError(f"sae.{key}=null: sae={config.sae.name} needs a value")
         if key not in known and value is not None:
             own = ", ".join(f"sae.{k}" for k in OPTIONS if k in known) or "none"
-            raise ValueError(f"sae.{key}={value}: sae={config.sae.name} has no such option; its own are {own}")
+            raise UserError(f"sae.{key}={value}: sae={config.sae.name} has no such option; its own are {own}")
 
 
 def _declared(name: str) -> set[str]:
     """The keys in conf/sae/<name>.yaml and its parents."""
     path = ROOT / "conf" / "sae" / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"sae.name={name}: there is no {path.name} in conf/sae; choose an architecture by sae=…")
+        raise UserError(f"sae.name={name}: there is no {path.name} in conf/sae; choose an architecture by sae=…")
     options = yaml.safe_load(path.read_text("utf-8"))
     parents = [parent for parent in options["defaults"] if parent != "schema"]
     return set(options).union(*(_declared(parent) for parent in parents))
@@ -216,39 +217,39 @@ def _terms(config: Config) -> None:
     loss = config.loss
     behind = loss.kl > 0 or loss.downstream > 0
     if loss.reconstruction == loss.kl == loss.downstream == loss.fisher == 0:
-        raise ValueError(f"loss={loss.name}: all of its coefficients are 0, there is nothing to train for")
+        raise UserError(f"loss={loss.name}: all of its coefficients are 0, there is nothing to train for")
     if loss.finetune_share > 0 and loss.reconstruction == 0:
-        raise ValueError("loss.finetune_share weighs the KL against the MSE: loss.reconstruction must be more than 0")
+        raise UserError("loss.finetune_share weighs the KL against the MSE: loss.reconstruction must be more than 0")
     if loss.block_diagonal and loss.fisher == 0:
-        raise ValueError("loss.block_diagonal is a form of the Fisher term: loss.fisher must be more than 0")
+        raise UserError("loss.block_diagonal is a form of the Fisher term: loss.fisher must be more than 0")
     out = loss.max_norm is not None or (loss.skip_positions and (behind or loss.fisher > 0 or loss.finetune_share > 0))
     if config.sae.name in ("batch_topk", "matryoshka") and out:
-        raise ValueError(
+        raise UserError(
             f"sae={config.sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "
             "loss.max_norm must be null, and loss.skip_positions empty unless the loss is local"
         )
     if loss.finetune_share > 1:
-        raise ValueError(f"loss.finetune_share={loss.finetune_share}: must be from 0 to 1")
+        raise UserError(f"loss.finetune_share={loss.finetune_share}: must be from 0 to 1")
     for key in ("fisher", "finetune_share"):
         if getattr(loss, key) > 0 and behind:
-            raise ValueError(f"loss.{key} goes with a local loss: loss.kl and loss.downstream must be 0")
+            raise UserError(f"loss.{key} goes with a local loss: loss.kl and loss.downstream must be 0")
     if loss.fisher > 0 and loss.finetune_share > 0:
-        raise ValueError("loss.fisher and loss.finetune_share both given: give one of them")
+        raise UserError("loss.fisher and loss.finetune_share both given: give one of them")
 
 
 def _sparsity(config: Config) -> None:
     """λ and its target, against what the architecture can do."""
     k, wanted = config.sae.k, config.target_l0
     if k is not None and config.sparsity != 0:
-        raise ValueError(f"sparsity={config.sparsity:g}: sae={config.sae.name} fixes L0 by sae.k={k} and has no λ")
+        raise UserError(f"sparsity={config.sparsity:g}: sae={config.sae.name} fixes L0 by sae.k={k} and has no λ")
     if wanted is None:
         return
     if k is not None:
-        raise ValueError(f"target_l0={wanted:g}: sae={config.sae.name} fixes L0 by sae.k; say sae.k={wanted:g}")
+        raise UserError(f"target_l0={wanted:g}: sae={config.sae.name} fixes L0 by sae.k; say sae.k={wanted:g}")
     if not wanted > 0:
-        raise ValueError(f"target_l0={wanted:g}: must be more than 0")
+        raise UserError(f"target_l0={wanted:g}: must be more than 0")
     if not config.sparsity > 0:
-        raise ValueError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
+        raise UserError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
 
 
 def model_source(config: Config) -> str | Path:
@@ -260,7 +261,7 @@ def check_model(config: Config) -> None:
     """The subject must be within reach and whole, and the configuration must fit it; a hub model is fetched for that.
 
     Raises:
-        ValueError: no such folder, no hub within reach, config.json or weights missing or broken, no such place in it.
+        UserError: no such folder, no hub within reach, config.json or weights missing or broken, no such place in it.
     """
     if of_toy_model(config) or of_addition(config):
         return
@@ -282,9 +283,9 @@ def _writable(key: str, place: str) -> None:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise ValueError(f"{key}={place}: {folder} is a file; a folder is needed")
+        raise UserError(f"{key}={place}: {folder} is a file; a folder is needed")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"{key}={place}: {folder} cannot be written to")
+        raise UserError(f"{key}={place}: {folder} cannot be written to")
 
 
 def _resume(config: Config) -> None:
@@ -300,7 +301,7 @@ def check_tracking(uri: str | None) -> None:
     if uri is None:
         return
     if urlparse(uri).scheme.partition("+")[0] not in STORES:
-        raise ValueError(f"tracking.uri={uri}: allowed are {', '.join(STORES)}, each with ://…; or say tracking=none")
+        raise UserError(f"tracking.uri={uri}: allowed are {', '.join(STORES)}, each with ://…; or say tracking=none")
     if not uri.startswith(("http://", "https://")):
         return
     address = urlparse(uri)
@@ -308,6 +309,6 @@ def check_tracking(uri: str | None) -> None:
     try:
         socket.create_connection((address.hostname or "", port), timeout=1.0).close()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the tracking server {uri} does not answer ({error}); start it, or say tracking=none"
         ) from None

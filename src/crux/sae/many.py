@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 
 LISTS = {"sparsities": ("relu", "sparsity"), "ks": ("topk", "sae.k")}
@@ -28,7 +29,7 @@ def check_many(config: Config, given: Collection[str]) -> None:
     """The lists fit the rest of the configuration, of which `given` are the keys on the command line.
 
     Raises:
-        ValueError: in one line, otherwise.
+        UserError: in one line, otherwise.
     """
     lists: Mapping[str, list[float] | list[int] | None] = {"sparsities": config.sparsities, "ks": config.ks}
     asked = [key for key, values in lists.items() if values is not None]
@@ -39,16 +40,16 @@ def check_many(config: Config, given: Collection[str]) -> None:
         values = lists[key] or []
         if config.sae.name != architecture:
             other = {"relu": "; give sparsities", "topk": "; give ks"}.get(config.sae.name, ", one run for each value")
-            raise ValueError(f"{key}: many SAEs at once are for sae={architecture}, not sae={config.sae.name}{other}")
+            raise UserError(f"{key}: many SAEs at once are for sae={architecture}, not sae={config.sae.name}{other}")
         if not values:
-            raise ValueError(f"{key}=[]: at least one is needed")
+            raise UserError(f"{key}=[]: at least one is needed")
         if len(set(values)) < len(values):
-            raise ValueError(f"{key}={values}: names a value twice")
+            raise UserError(f"{key}={values}: names a value twice")
         if single in given:
-            raise ValueError(f"{key} and {single} both given: give one of them")
+            raise UserError(f"{key} and {single} both given: give one of them")
     if config.trainer.devices != 1:
-        raise ValueError(f"{asked[0]}: many SAEs at once are trained on one device; trainer=ddp is for one large run")
+        raise UserError(f"{asked[0]}: many SAEs at once are trained on one device; trainer=ddp is for one large run")
     if config.target_l0 is not None:
-        raise ValueError(f"{asked[0]} and target_l0 both given: λ is either one of the list or steered")
+        raise UserError(f"{asked[0]} and target_l0 both given: λ is either one of the list or steered")
     if config.hook_points is not None and len(config.hook_points) > 1:
-        raise ValueError(f"{asked[0]}: many SAEs at once stand at one hook point, not at {len(config.hook_points)}")
+        raise UserError(f"{asked[0]}: many SAEs at once stand at one hook point, not at {len(config.hook_points)}")

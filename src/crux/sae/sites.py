@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.subjects.hooks import check_hook, check_layer, later_residuals, parse_hook
 from crux.subjects.shape import Shape
@@ -21,10 +22,10 @@ def check_places(config: Config, shape: Shape | None, *, hook_given: bool) -> No
         hook_given: whether hook_point was given, and does not follow `layer`.
 
     Raises:
-        ValueError: in one line, otherwise.
+        UserError: in one line, otherwise.
     """
     if shape is not None and config.model.context > shape.n_ctx:
-        raise ValueError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
+        raise UserError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
     n_layers = shape.n_layers if shape is not None else config.model.n_layers
     if n_layers is None:
         return  # a hub model of unknown depth: checked once it is there
@@ -52,16 +53,14 @@ def _order(config: Config, n_layers: int) -> None:
     hooks, output = config.hook_points, config.sae.output_hook
     if hooks is not None:
         if not hooks:
-            raise ValueError("hook_points=[]: at least one is needed")
+            raise UserError("hook_points=[]: at least one is needed")
         orders = [_place(hook, n_layers) for hook in hooks]
         if any(a >= b for a, b in pairwise(orders)):
-            raise ValueError(
-                f"hook_points: {', '.join(hooks)} are out of order; name each once, in the network's order"
-            )
+            raise UserError(f"hook_points: {', '.join(hooks)} are out of order; name each once, in the network's order")
         if output is not None:
-            raise ValueError("sae.output_hook goes with one hook_point, not with hook_points")
+            raise UserError("sae.output_hook goes with one hook_point, not with hook_points")
     if output is not None and _place(output, n_layers) <= _place(config.hook_point, n_layers):
-        raise ValueError(
+        raise UserError(
             f"sae.output_hook={output}: does not lie behind {config.hook_point}, which a transcoder reads; "
             "leave it out to reconstruct what is read"
         )
@@ -73,7 +72,7 @@ def downstream_hooks(config: Config, n_layers: int) -> list[str]:
     Later than the first SAE's output, and not at another SAE's.
 
     Raises:
-        ValueError: where a position does not lie behind the hook point, or none is left.
+        UserError: where a position does not lie behind the hook point, or none is left.
     """
     if config.loss.downstream == 0:
         return []
@@ -84,11 +83,11 @@ def downstream_hooks(config: Config, n_layers: int) -> list[str]:
     for hook in hooks:
         if hook not in later:
             allowed = ", ".join(later) or "none"
-            raise ValueError(
+            raise UserError(
                 f"loss.downstream_hooks: {hook} is not a residual behind {written[0]}; allowed are {allowed}"
             )
     if not hooks:
-        raise ValueError(
+        raise UserError(
             f"loss={config.loss.name}: no later residual is left behind {written[0]} to compare; allowed are "
             "earlier hook points, or loss=local and loss=e2e"
         )
@@ -100,7 +99,7 @@ def _dictionary(config: Config, shape: Shape) -> None:
     ratio, width = config.sae.ratio, min(shape.hook_width(parse_hook(read).kind) for read, _ in places(config))
     n_latents = config.sae.n_latents if config.sae.n_latents is not None else int((ratio or 0) * width)
     if n_latents < 1:
-        raise ValueError(f"sae.ratio={ratio:g}: gives no latents at d_model {width}; must be {1 / width:g} or more")
+        raise UserError(f"sae.ratio={ratio:g}: gives no latents at d_model {width}; must be {1 / width:g} or more")
     for key, value in (("sae.k", config.sae.k), ("target_l0", config.target_l0), ("sae.auxk.k", config.sae.auxk.k)):
         if value is not None and value > n_latents:
-            raise ValueError(f"{key}={value:g}: the dictionary has {n_latents} latents")
+            raise UserError(f"{key}={value:g}: the dictionary has {n_latents} latents")

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import Codes
 from crux.sae.architectures.site import Site
 from crux.subjects.hooks import in_order, parse_hook
@@ -37,14 +38,14 @@ def splice_sites(
         sides: by write hook, what SAEs look at besides the activation; None: nothing.
 
     Raises:
-        ValueError: where two SAEs write at one hook point, or one writes before it reads.
+        UserError: where two SAEs write at one hook point, or one writes before it reads.
     """
     for site in sites:
         check_order(site.read, site.write)
     writers = {site.write: i for i, site in enumerate(sites)}
     if len(writers) < len(sites):
         twice = next(site.write for i, site in enumerate(sites) if writers[site.write] != i)
-        raise ValueError(f"two SAEs write at {twice}; each needs a hook point of its own")
+        raise UserError(f"two SAEs write at {twice}; each needs a hook point of its own")
     passed: list[Passed] = []
     filled: list[int] = []  # indices of `passed`'s sites, ascending
     written: dict[str, Tensor] = {}
@@ -102,15 +103,15 @@ def splice_each(
 
 
 def check_order(read: str, write: str) -> None:
-    """ValueError where an SAE writes before it reads."""
+    """UserError where an SAE writes before it reads."""
     if parse_hook(write).order < parse_hook(read).order:
-        raise ValueError(f"hook points out of order: {write}, which is written, lies before {read}, which is read")
+        raise UserError(f"hook points out of order: {write}, which is written, lies before {read}, which is read")
 
 
 def check_site(subject: Subject, site: Site) -> None:
-    """ValueError where the subject has not both hook points, or not of the SAE's widths, or in the other order."""
+    """UserError where the subject has not both hook points, or not of the SAE's widths, or in the other order."""
     sides = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
     for does, (name, width) in sides.items():
         if (has := subject.hook_width(subject.check(name).kind)) != width:
-            raise ValueError(f"the SAE {does} {width} dimensions, {name} has {has}")
+            raise UserError(f"the SAE {does} {width} dimensions, {name} has {has}")
     check_order(site.read, site.write)

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from crux.config.errors import UserError
+
 KINDS = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 FINAL = "ln_final.hook_normalized"
 """Where the residual stream has passed the final norm: what the unembedding reads."""
@@ -46,9 +48,9 @@ def hook_names(n_layers: int, *, resid_mid: bool = True) -> list[str]:
 
 
 def parse_hook(name: str) -> Hook:
-    """Layer and kind of a hook point's name; ValueError where the name is not one of the table's form."""
+    """Layer and kind of a hook point's name; UserError where the name is not one of the table's form."""
     if (found := _NAME.fullmatch(name)) is None:
-        raise ValueError(
+        raise UserError(
             f"hook_point={name}: no such hook point; allowed are blocks.<layer>.<hook>, <hook> one of "
             f"{', '.join(_SPELT.values())}"
         )
@@ -56,25 +58,25 @@ def parse_hook(name: str) -> Hook:
 
 
 def check_layer(layer: int, *, n_layers: int) -> None:
-    """ValueError where the subject has no such layer."""
+    """UserError where the subject has no such layer."""
     if not 0 <= layer < n_layers:
-        raise ValueError(f"layer={layer}: the model has {n_layers} layers, allowed are 0 to {n_layers - 1}")
+        raise UserError(f"layer={layer}: the model has {n_layers} layers, allowed are 0 to {n_layers - 1}")
 
 
 def check_hook(name: str, *, n_layers: int, resid_mid: bool = True) -> Hook:
-    """The hook point of that name; ValueError with the nearest names where the subject does not have it."""
+    """The hook point of that name; UserError with the nearest names where the subject does not have it."""
     names = hook_names(n_layers, resid_mid=resid_mid)
     if name in names:
         return parse_hook(name)
     if (found := _NAME.fullmatch(name)) is not None and int(found[1]) >= n_layers:
-        raise ValueError(
+        raise UserError(
             f"hook_point={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}"
         )
     # the layer may be right and the kind wrong, or the other way round: the same block's names come first
     block = re.match(r"blocks\.\d+\.", name)
     own = [n for n in names if block and n.startswith(block[0])]
     nearest = list(dict.fromkeys(get_close_matches(name, own, 3, 0.5) + get_close_matches(name, names, 3, 0.5)))
-    raise ValueError(f"hook_point={name}: no such hook point; nearest are {', '.join(nearest[:3] or names[:3])}")
+    raise UserError(f"hook_point={name}: no such hook point; nearest are {', '.join(nearest[:3] or names[:3])}")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -96,11 +98,11 @@ def later_residuals(name: str, *, n_layers: int) -> list[str]:
 
 
 def check_onward(hooks: Sequence[str], start: str, ends: Collection[str]) -> None:
-    """ValueError where a network with these hook points has no such way: a hook it lacks, none to go to, or one before the start."""
+    """UserError where a network with these hook points has no such way: a hook it lacks, none to go to, or one before the start."""
     for name in (start, *ends):
         if name not in hooks:
-            raise ValueError(f"{name}: no such hook point; there are {', '.join(hooks)}")
+            raise UserError(f"{name}: no such hook point; there are {', '.join(hooks)}")
     if not ends:
-        raise ValueError(f"from {start}: no hook point given to go to")
+        raise UserError(f"from {start}: no hook point given to go to")
     if before := [end for end in ends if hooks.index(end) < hooks.index(start)]:
-        raise ValueError(f"from {start} to {before[0]}: the second lies before the first in the network")
+        raise UserError(f"from {start} to {before[0]}: the second lies before the first in the network")

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from crux.config.errors import UserError
 from crux.subjects.processing import process_weights as process
 from crux.subjects.shape import read_config, read_shape
 from crux.subjects.source import find_folder
@@ -32,13 +33,13 @@ def load_subject(
     """The frozen network of "tiny" (packaged), of a folder, or of a hub name such as "gpt2".
 
     `process_weights` folds the norms and centres the weights as TransformerLens does, in float32, before the cast
-    to `dtype`. Raises ValueError (one line) for a missing folder or hub, a network that is not supported, missing or
+    to `dtype`. Raises UserError (one line) for a missing folder or hub, a network that is not supported, missing or
     corrupt weights, and weights that do not fit config.json.
     """
     folder = find_folder(source)
     shape = read_shape(folder)
     if "quantization_config" in read_config(folder):
-        raise ValueError(f"model folder {folder}: quantised weights are not supported")
+        raise UserError(f"model folder {folder}: quantised weights are not supported")
     check_weights(folder)
     # SDPA cannot cap attention logits, which Gemma 2 does
     attention = "eager" if shape.architecture == "gemma2" else "sdpa"
@@ -57,13 +58,13 @@ def _read_model(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrain
             )  # fmt: skip
         except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"model folder {folder}: config.json does not describe a model ({first})") from error
+            raise UserError(f"model folder {folder}: config.json does not describe a model ({first})") from error
     wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     wrong += [f"{name} is {tuple(have)}, not {tuple(want)}" for name, have, want in sorted(report["mismatched_keys"])]
     wrong += [f"{name} is unknown" for name in sorted(report["unexpected_keys"]) if not _BUFFERS.search(name)]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"model folder {folder}: the weights do not fit config.json: {wrong[0]}{more}")
+        raise UserError(f"model folder {folder}: the weights do not fit config.json: {wrong[0]}{more}")
     return model
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from crux.config.errors import UserError
 from crux.subjects.anatomy import anatomy
 
 PROCESSED = ("gpt2", "gpt_neox", "llama")
@@ -69,11 +70,11 @@ def _centre(weight: Tensor) -> None:
 def process_weights(model: PreTrainedModel) -> None:
     """Processes the weights of a causal language model in place; the unembedding is untied and gets a bias.
 
-    Best called on float32 weights. Raises ValueError for an architecture where this is not done exactly.
+    Best called on float32 weights. Raises UserError for an architecture where this is not done exactly.
     """
     kind = model.config.model_type
     if kind not in PROCESSED:
-        raise ValueError(f"model.process_weights: not supported for {kind}; allowed are {', '.join(PROCESSED)}")
+        raise UserError(f"model.process_weights: not supported for {kind}; allowed are {', '.join(PROCESSED)}")
     model.requires_grad_(False)
     parts = anatomy(model)
     names = parts.names

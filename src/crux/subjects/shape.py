@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from crux.config.errors import UserError
+
 CAUSAL_LMS = {
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
@@ -39,42 +41,42 @@ class Shape(NamedTuple):
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """config.json of a model folder; ValueError where folder or file is missing or is not JSON."""
+    """config.json of a model folder; UserError where folder or file is missing or is not JSON."""
     if not folder.is_dir():
-        raise ValueError(f"model folder {folder}: no such folder")
+        raise UserError(f"model folder {folder}: no such folder")
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"model folder {folder}: no config.json in it; a Hugging Face model folder is needed")
+        raise UserError(f"model folder {folder}: no config.json in it; a Hugging Face model folder is needed")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+        raise UserError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: a JSON object is needed, this is a {type(config).__name__}")
+        raise UserError(f"{path}: a JSON object is needed, this is a {type(config).__name__}")
     return config
 
 
 def read_shape(folder: str | Path) -> Shape:
     """The shape of the model in a Hugging Face folder.
 
-    Raises ValueError (one line) for a missing folder, a missing or corrupt config.json, an architecture that is not
+    Raises UserError (one line) for a missing folder, a missing or corrupt config.json, an architecture that is not
     supported, a network that is no causal language model, and for missing sizes.
     """
     folder = Path(folder)
     config = read_config(folder)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CAUSAL_LMS:
-        raise ValueError(f"{folder}: model_type {kind!r} is not supported; allowed are {', '.join(CAUSAL_LMS)}")
+        raise UserError(f"{folder}: model_type {kind!r} is not supported; allowed are {', '.join(CAUSAL_LMS)}")
     classes = config.get("architectures")
     if isinstance(classes, list) and classes and CAUSAL_LMS[kind] not in classes:
-        raise ValueError(f"{folder}: {classes[0]} is not a causal language model; allowed is {CAUSAL_LMS[kind]}")
+        raise UserError(f"{folder}: {classes[0]} is not a causal language model; allowed is {CAUSAL_LMS[kind]}")
 
     def size(*keys: str) -> int:
         for key in keys:
             value = config.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
-        raise ValueError(f"{folder / 'config.json'}: {keys[0]} is missing or is not a positive whole number")
+        raise UserError(f"{folder / 'config.json'}: {keys[0]} is missing or is not a positive whole number")
 
     d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
     d_head = 256 if kind.startswith("gemma") else d_model // n_heads  # unless stated, for Gemma as in Hugging Face

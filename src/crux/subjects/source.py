@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from crux.config.errors import UserError
+
 _PROBE_SECONDS = 1.5
 _INSTEAD = "use model=tiny (packaged) or model.path=<folder of a Hugging Face model>"
 _FILES = ["*.json", "*.safetensors"]
@@ -15,22 +17,22 @@ _FILES = ["*.json", "*.safetensors"]
 def find_folder(source: str | Path) -> Path:
     """The local folder of a model: "tiny" (packaged), a folder's path, or a hub name such as "gpt2".
 
-    A hub name is taken from the local cache, else downloaded (safetensors and JSON files only). Raises ValueError (one
+    A hub name is taken from the local cache, else downloaded (safetensors and JSON files only). Raises UserError (one
     line) for a missing folder, a name that the hub does not have, and where the hub cannot be reached.
     """
     if source == "tiny":
         folder = Path(str(files("crux.assets"))) / "tiny"
         if not folder.is_dir():
-            raise ValueError(f"model=tiny: the packaged model is missing at {folder}")
+            raise UserError(f"model=tiny: the packaged model is missing at {folder}")
         return folder
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     name = str(source)
     if isinstance(source, Path) or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"model folder {source}: no such folder")
+        raise UserError(f"model folder {source}: no such folder")
     if folder.exists():
-        raise ValueError(f"model folder {source}: not a folder")
+        raise UserError(f"model folder {source}: not a folder")
     return _from_hub(name)
 
 
@@ -48,13 +50,13 @@ def _from_hub(name: str) -> Path:
             pass  # not in the cache
         if offline or not _reachable(constants.ENDPOINT):
             why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
-            raise ValueError(f"model {name}: no such folder, not in the local cache, and {why}; {_INSTEAD}")
+            raise UserError(f"model {name}: no such folder, not in the local cache, and {why}; {_INSTEAD}")
         return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns="*/*"))
     except HFValidationError as error:
-        raise ValueError(f"model {name}: no such folder, and not a name of the hub; {_INSTEAD}") from error
+        raise UserError(f"model {name}: no such folder, and not a name of the hub; {_INSTEAD}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {name}: the hub does not give it ({first}); {_INSTEAD}") from error
+        raise UserError(f"model {name}: the hub does not give it ({first}); {_INSTEAD}") from error
 
 
 def _reachable(endpoint: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
+from crux.config.errors import UserError
 from crux.subjects.anatomy import anatomy
 from crux.subjects.hooks import FINAL, Hook, check_hook, check_onward, hook_names, in_order, parse_hook
 from crux.subjects.prologue import attention_arguments
@@ -103,7 +104,7 @@ class Subject:
         return self
 
     def check(self, name: str) -> Hook:
-        """The hook point of that name; ValueError with the nearest names where this network does not have it."""
+        """The hook point of that name; UserError with the nearest names where this network does not have it."""
         return check_hook(name, n_layers=self.n_layers, resid_mid=not self.parts.parallel)
 
     def hook_width(self, kind: str) -> int:
@@ -124,10 +125,10 @@ class Subject:
         """Runs the network untouched and keeps the activations at the hooks in `capture`.
 
         With `final=False` the run stops as soon as the last captured hook is there: only the prefix is executed; `FINAL` may
-        be among them. Raises ValueError for a hook point that does not exist and for sequences longer than the context.
+        be among them. Raises UserError for a hook point that does not exist and for sequences longer than the context.
         """
         if not final and not capture:
-            raise ValueError("clean(final=False): nothing to do, capture is empty")
+            raise UserError("clean(final=False): nothing to do, capture is empty")
         if FINAL not in capture:
             return self._run(tokens, capture=capture, of=(), final=final)[0]
         clean = self._run(tokens, capture=[name for name in capture if name != FINAL], of=(), final=True)[0]
@@ -146,11 +147,11 @@ class Subject:
 
         One backward pass towards activations alone, from `loss` to the first of the hooks, whose prefix builds no graph;
         the gradients are constants of the activations' shapes. The clean pass keeps the hooks in `capture` and in `of`,
-        and is `clean`'s own, gradient-free too. Works under `no_grad` and `inference_mode` as well. Raises ValueError
+        and is `clean`'s own, gradient-free too. Works under `no_grad` and `inference_mode` as well. Raises UserError
         as `clean` does, and for an empty `of`.
         """
         if not of:
-            raise ValueError("clean_with_gradients: no hook point given to take the gradient at")
+            raise UserError("clean_with_gradients: no hook point given to take the gradient at")
         with torch.inference_mode(False), torch.enable_grad():
             clean, watched = self._run(tokens, capture={*capture, *of}, of=of, final=True)
             assert clean.final is not None
@@ -195,18 +196,18 @@ class Subject:
 
         The function at the first hook is given the clean activation; those at later hooks see what the earlier splices
         made of theirs. Results are cast to the network's dtype. Gradients flow through the functions, none into the
-        network. Hooks before the first spliced one are not run and cannot be captured. Raises ValueError for a hook
+        network. Hooks before the first spliced one are not run and cannot be captured. Raises UserError for a hook
         point that does not exist, an empty `splice`, or where `clean` did not capture the first hook.
         """
         for name in (*splice, *capture):
             self.check(name)
         if not splice:
-            raise ValueError("spliced: no hook point given to splice at")
+            raise UserError("spliced: no hook point given to splice at")
         first = in_order(splice)[0]
         if first not in clean.activations:
-            raise ValueError(f"spliced at {first}: the clean pass must capture it; it has {list(clean.activations)}")
+            raise UserError(f"spliced at {first}: the clean pass must capture it; it has {list(clean.activations)}")
         if before := [name for name in capture if parse_hook(name).order < parse_hook(first).order]:
-            raise ValueError(f"spliced at {first}: {before[0]} lies before it; take it from the clean pass")
+            raise UserError(f"spliced at {first}: {before[0]} lies before it; take it from the clean pass")
         replay = clean.replay
         kept: dict[str, Tensor] = {}
         steps = walk(
@@ -237,11 +238,11 @@ class Subject:
         """The activations at `ends` with `value` in place of the one at `start`; gradients flow to `value`, none into the network.
 
         `ends` may have `FINAL` among them, the residual stream after the final norm. Nothing behind the last end is run. Raises
-        ValueError for a hook point that does not exist or lies before `start`, and where `clean` did not capture `start`.
+        UserError for a hook point that does not exist or lies before `start`, and where `clean` did not capture `start`.
         """
         check_onward(self.hooks, start, ends)
         if start not in clean.activations:
-            raise ValueError(f"onward from {start}: the clean pass must capture it; it has {list(clean.activations)}")
+            raise UserError(f"onward from {start}: the clean pass must capture it; it has {list(clean.activations)}")
         if start == FINAL:
             return {FINAL: value}
         found: dict[str, Tensor] = {}
@@ -279,7 +280,7 @@ class Subject:
 
     def _attention_arguments(self, pos: int) -> list[dict[str, object]]:
         if pos > self.n_ctx:
-            raise ValueError(f"sequences of {pos} tokens: {self.name} reads at most {self.n_ctx}")
+            raise UserError(f"sequences of {pos} tokens: {self.name} reads at most {self.n_ctx}")
         if pos not in self._arguments:
             if len(self._arguments) == _LENGTHS_KEPT:
                 del self._arguments[next(iter(self._arguments))]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from crux.config.errors import UserError
 from crux.subjects.source import find_folder
 
 
@@ -21,17 +22,17 @@ class SubjectTokenizer(NamedTuple):
 def load_tokenizer(source: str | Path) -> SubjectTokenizer:
     """The tokenizer of "tiny", of a model folder or of a hub name.
 
-    Raises ValueError where tokenizer.json is missing or corrupt, or where no end-of-text token can be found in
+    Raises UserError where tokenizer.json is missing or corrupt, or where no end-of-text token can be found in
     tokenizer_config.json, special_tokens_map.json, config.json or the vocabulary (`<|endoftext|>`).
     """
     folder = find_folder(source)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"model folder {folder}: no tokenizer.json in it")
+        raise UserError(f"model folder {folder}: no tokenizer.json in it")
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the Rust library raises plain Exception
-        raise ValueError(f"{path}: not a tokenizer file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not a tokenizer file ({str(error).splitlines()[0]})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return SubjectTokenizer(tokenizer, _end_of_text(folder, tokenizer))
@@ -49,7 +50,7 @@ def _end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
         return first
     if (found := tokenizer.token_to_id("<|endoftext|>")) is not None:
         return found
-    raise ValueError(f"model folder {folder}: no end-of-text token; set eos_token in tokenizer_config.json")
+    raise UserError(f"model folder {folder}: no end-of-text token; set eos_token in tokenizer_config.json")
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -59,5 +60,5 @@ def _read(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+        raise UserError(f"{path}: not a JSON file ({error})") from error
     return content if isinstance(content, dict) else {}

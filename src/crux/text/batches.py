@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from crux.config.errors import UserError
+
 
 class Batches(Sequence[Tensor]):
     """Shuffled windows of `context` tokens, epoch after epoch; each epoch cuts the stream at another offset.
@@ -19,12 +21,12 @@ class Batches(Sequence[Tensor]):
         n_batches: the length; windows come again (other cuts, other order) once an epoch is through.
 
     Raises:
-        ValueError: where the stream is shorter than one window and an offset.
+        UserError: where the stream is shorter than one window and an offset.
     """
 
     def __init__(self, tokens: np.ndarray, *, context: int, batch: int, seed: int, n_batches: int) -> None:
         if len(tokens) < 2 * context:
-            raise ValueError(
+            raise UserError(
                 f"the text is too short: {len(tokens):,} tokens, at least {2 * context:,} (two contexts) are needed"
             )
         self.tokens, self.context, self.batch, self.seed, self.n_batches = tokens, context, batch, seed, n_batches

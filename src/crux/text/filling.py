@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
+from crux.config.errors import UserError
 from crux.text.sources import Piece, Source, describe, pieces
 from crux.text.token_file import SIDES, TokenWriter
 
@@ -32,7 +33,7 @@ def fill(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: the source's, and ids beyond the vocabulary.
+        UserError: the source's, and ids beyond the vocabulary.
     """
     filling = _Filling(writer, tokenizer, eot=eot, limits=limits)
     columns = (
@@ -94,7 +95,7 @@ class _Filling:
 
     def add_ids(self, side: str, ids: Integer[np.ndarray, "pos"], *, source: Source) -> None:
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
-            raise ValueError(
+            raise UserError(
                 f"{describe(source)}: a row has the token id {int(ids.max() if ids.min() >= 0 else ids.min())}, the "
                 f"vocabulary has {self.vocab_size:,}: it was tokenised for another model"
             )

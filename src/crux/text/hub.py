@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from jaxtyping import Integer
 
+from crux.config.errors import UserError
 from crux.text.readers import COLUMNS
 
 PATIENCE = 3.0  # seconds for the probe
@@ -45,10 +46,10 @@ def hub_documents(
     """The rows of one split: texts, or token ids where the column holds lists; null ones are passed over.
 
     Raises:
-        ValueError: no network, no such data set, config, split or column.
+        UserError: no network, no such data set, config, split or column.
     """
     if why := reachable(seconds=PATIENCE):
-        raise ValueError(
+        raise UserError(
             f"data set {name}: no Hugging Face hub within reach ({why}); use data=packaged, or download its Parquet "
             "files elsewhere and give their folder as data.path"
         )
@@ -57,7 +58,7 @@ def hub_documents(
     try:
         rows = load_dataset(name, config, split=split, revision=revision, streaming=True)
     except (OSError, RuntimeError, ValueError) as e:  # not there, gated, a script, no such config or split
-        raise ValueError(f"data set {name}: {' '.join(str(e).split())}") from None
+        raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
     try:
         for number, row in enumerate(rows):
             wanted = column or next((c for c in COLUMNS if c in row), COLUMNS[0])
@@ -69,16 +70,16 @@ def hub_documents(
                 case None if wanted in row:
                     continue
                 case _:
-                    raise ValueError(
+                    raise UserError(
                         f"data set {name}: no column {wanted!r} of texts or token ids; there are: {', '.join(row)} "
                         "(data.column chooses one)"
                     )
     except (OSError, RuntimeError) as e:  # the connection broke
-        raise ValueError(f"data set {name}: {' '.join(str(e).split())}") from None
+        raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
 
 
 def _ids(values: object, *, where: str) -> Integer[np.ndarray, "pos"]:
     ids = np.asarray(values)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise ValueError(f"{where}: neither a text nor a list of token ids")
+        raise UserError(f"{where}: neither a text nor a list of token ids")
     return ids.astype(np.int64)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Integer
 
+from crux.config.errors import UserError
 from crux.text.paths import check_parquet
 from crux.text.readers import COLUMNS
 
@@ -18,7 +19,7 @@ def parquet_documents(path: Path, *, column: str | None) -> Iterator[str | Integ
     """The column's rows; null ones are passed over.
 
     Raises:
-        ValueError: no Parquet, or no column of texts or lists of integers by that name (its columns are listed).
+        UserError: no Parquet, or no column of texts or lists of integers by that name (its columns are listed).
     """
     check_parquet(path)
     try:
@@ -31,7 +32,7 @@ def parquet_documents(path: Path, *, column: str | None) -> Iterator[str | Integ
                 else:
                     yield from (row.values.to_numpy(zero_copy_only=False) for row in values if row.is_valid)
     except (OSError, pa.ArrowException) as e:  # a broken page, a codec that this build lacks
-        raise ValueError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from None
+        raise UserError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from None
 
 
 def _is_text(t: pa.DataType) -> bool:
@@ -49,4 +50,4 @@ def _usable(path: Path, schema: pa.Schema, *, column: str | None) -> str:
             return name
     there = ", ".join(f"{f.name} ({f.type})" for f in schema)
     wanted = column or " or ".join(COLUMNS)
-    raise ValueError(f"{path}: no column {wanted} of texts or token ids; there are: {there} (data.column chooses one)")
+    raise UserError(f"{path}: no column {wanted} of texts or token ids; there are: {there} (data.column chooses one)")

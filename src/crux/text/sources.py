@@ -68,7 +68,7 @@ def pieces(source: Source) -> Generator[Piece, None, None]:
     scripture and novel in it; the others as they lie in the files.
 
     Raises:
-        ValueError: the user's mistakes with files and data sets, each in one line.
+        UserError: the user's mistakes with files and data sets, each in one line.
     """
     match source:
         case Packaged(sources):

@@ -19,6 +19,8 @@ from typing import IO, BinaryIO
 import numpy as np
 from jaxtyping import UInt
 
+from crux.config.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows, which refuses to delete an open file by itself
@@ -78,7 +80,7 @@ def new_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
     that a killed process left in the folder are removed.
 
     Raises:
-        ValueError: where the folder cannot be made or written, or the disk is full.
+        UserError: where the folder cannot be made or written, or the disk is full.
     """
     temporary = None
     try:
@@ -100,10 +102,10 @@ def new_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
         temporary = None
     except OSError as e:
         if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-            raise ValueError(
+            raise UserError(
                 f"the disk is full: {path.parent} has no room for the tokens (CRUX_CACHE moves it)"
             ) from None
-        raise ValueError(f"the cache {path.parent} cannot be written: {e.strerror or e}; CRUX_CACHE moves it") from None
+        raise UserError(f"the cache {path.parent} cannot be written: {e.strerror or e}; CRUX_CACHE moves it") from None
     finally:
         if temporary:
             with suppress(FileNotFoundError):
@@ -116,7 +118,7 @@ def open_token_file(
     """Both sides, memory-mapped, and the metadata; None where there is no such file or it is not whole.
 
     Raises:
-        ValueError: where it cannot be read.
+        UserError: where it cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -137,7 +139,7 @@ def open_token_file(
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise ValueError(f"the cache {path} cannot be read: {e.strerror or e}; CRUX_CACHE moves it") from None
+        raise UserError(f"the cache {path} cannot be read: {e.strerror or e}; CRUX_CACHE moves it") from None
 
 
 def _remove_stale(folder: Path) -> None:

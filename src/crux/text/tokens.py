@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt
 from tokenizers import Tokenizer
 
+from crux.config.errors import UserError
 from crux.text.filling import fill
 from crux.text.sources import Packaged, Source, describe, fingerprint
 from crux.text.token_file import dtype_for, new_token_file, open_token_file
@@ -60,7 +61,7 @@ def prepare_tokens(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: the mistakes of the sources; too short; ids beyond the vocabulary; a cache that cannot be written.
+        UserError: the mistakes of the sources; too short; ids beyond the vocabulary; a cache that cannot be written.
     """
     vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
     assert 0 <= eot < vocab_size, "the end-of-text token is not in the vocabulary"
@@ -70,7 +71,7 @@ def prepare_tokens(
     own.encode_special_tokens = True
     for name, most in (("max_tokens", max_tokens), ("held_out_tokens", held_out_tokens)):
         if most is not None and most < min_tokens:
-            raise ValueError(f"data.{name}={most:,} is too few: at least {min_tokens:,} are needed")
+            raise UserError(f"data.{name}={most:,} is too few: at least {min_tokens:,} are needed")
     limits = {"train": max_tokens, "held_out": held_out_tokens}
     content, model = fingerprint(source), own.to_str()
     tokens = None
@@ -84,12 +85,12 @@ def prepare_tokens(
             tokens = _opened(path)
             assert tokens is not None
         if len(tokens.train) + len(tokens.held_out) == 0:
-            raise ValueError(f"{describe(source)} is empty: no document with any text")
+            raise UserError(f"{describe(source)} is empty: no document with any text")
         if len(tokens.held_out) >= min_tokens or len(tokens.train) + len(tokens.held_out) < 2 * min_tokens:
             break
     assert tokens is not None
     if min(len(tokens.train), len(tokens.held_out)) < min_tokens:
-        raise ValueError(
+        raise UserError(
             f"{describe(source)} is too short: {len(tokens.train):,} tokens to train on and {len(tokens.held_out):,} "
             f"held out, at least {min_tokens:,} of each are needed"
         )

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
+
 SPARSE = 0.1
 """Up to this density the places of active features are drawn, above it a number for every place."""
 
@@ -52,20 +54,20 @@ class FeatureDistribution(NamedTuple):
 
 
 def check_distribution(how: FeatureDistribution, density: Float[Tensor, "*streams n_features"]) -> None:
-    """Raises ValueError where no such features can be: a density that is none, or that differs within a set."""
+    """Raises UserError where no such features can be: a density that is none, or that differs within a set."""
     n = density.shape[-1]
     if not bool(((density > 0) & (density <= 1)).all()):
-        raise ValueError("densities must be more than 0 and at most 1")
+        raise UserError("densities must be more than 0 and at most 1")
     if how.n_sets < 1 or n % how.n_sets:
-        raise ValueError(f"{n} features cannot be {how.n_sets} equal sets")
+        raise UserError(f"{n} features cannot be {how.n_sets} equal sets")
     if how.together is Together.one_active and not torch.allclose(density, torch.full_like(density, 1 / n)):
-        raise ValueError(f"one_active: each of {n} features has density 1/{n}")
+        raise UserError(f"one_active: each of {n} features has density 1/{n}")
     if how.together in (Together.correlated, Together.anticorrelated):
         sets = density.unflatten(-1, (how.n_sets, -1))
         if not bool((sets == sets[..., :1]).all()):
-            raise ValueError(f"{how.together.value}: the features of a set have one density")
+            raise UserError(f"{how.together.value}: the features of a set have one density")
         if how.together is Together.anticorrelated and bool((sets.sum(-1) > 1 + 1e-6).any()):
-            raise ValueError(
+            raise UserError(
                 f"anticorrelated: at most one of {n // how.n_sets} is active, so a density can be {how.n_sets / n:g} at most"
             )
 

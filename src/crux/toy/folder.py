@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from crux.config.errors import UserError
+
 HOOK = "hook_hidden"
 """A toy model's one hook point: the activations between its two maps."""
 
@@ -11,14 +13,14 @@ def toy_folder(path: Path) -> Path | None:
     """The folder of the toy model that `path` is, or that a toy experiment's run folder holds; None where it is no such thing.
 
     Raises:
-        ValueError: where the run holds several.
+        UserError: where the run holds several.
     """
     if _is_toy(path):
         return path
     found = sorted(p for p in (path / "programs").glob("*") if _is_toy(p))
     if len(found) > 1:
         names = ", ".join(f"programs/{p.name}" for p in found[:6])
-        raise ValueError(f"model.path={path}: the run has {len(found)} models, name one of {names}")
+        raise UserError(f"model.path={path}: the run has {len(found)} models, name one of {names}")
     return found[0] if found else None
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.toy.features import Purpose, generator
 from crux.toy.program import write_tensors
 from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors
@@ -128,10 +129,10 @@ class SuperpositionModule(L.LightningModule):
         """The last step's error, mean over instances.
 
         Raises:
-            ValueError: where an instance's is no finite number.
+            UserError: where an instance's is no finite number.
         """
         if bad := int((~self._loss.isfinite()).sum()):
-            raise ValueError(
+            raise UserError(
                 f"the loss of {bad} of {self._loss.numel()} instances stopped being a finite number by step "
                 f"{self.global_step}; try a lower optimizer.lr"
             )

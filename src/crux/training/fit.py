@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from crux.config.errors import UserError
 from crux.training.data import Feed
 from crux.training.processes import Processes
 from crux.training.progress import RowLogger, StepBar
@@ -122,7 +123,7 @@ def checkpoint_step(path: Path) -> int:
     """The optimiser step that a checkpoint was written after; 0 where there is none yet.
 
     Raises:
-        ValueError: where the file is no whole checkpoint.
+        UserError: where the file is no whole checkpoint.
     """
     if not path.exists():
         return 0
@@ -130,4 +131,4 @@ def checkpoint_step(path: Path) -> int:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no whole checkpoint ({reason}); start the run anew without resume") from error
+        raise UserError(f"{path} is no whole checkpoint ({reason}); start the run anew without resume") from error

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.nn.parallel import DistributedDataParallel
 
+from crux.config.errors import UserError
 from crux.training import follower
 
 POLL = 0.1
@@ -35,7 +36,7 @@ LEAVE = 60.0
 """Seconds that followers have to leave once the training is done."""
 
 
-class LostProcessError(ValueError):
+class LostProcessError(UserError):
     """Another process of the run has failed; what it said stands before."""
 
 

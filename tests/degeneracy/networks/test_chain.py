@@ -8,6 +8,7 @@ import torch
 from tiny_subjects import CONFIGS, TOKENS
 from torch import nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.load import load_subject
 from crux.subjects.subject import FINAL
@@ -68,18 +69,18 @@ def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Pa
         chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False),
         subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre"]),
     )
-    with pytest.raises(ValueError, match=r"from relu.0 to layer.0: the second lies before the first"):
+    with pytest.raises(UserError, match=r"from relu.0 to layer.0: the second lies before the first"):
         chain.onward(clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
-    with pytest.raises(ValueError, match=r"relu.1: no such hook point; there are input, layer.0, relu.0, output"):
+    with pytest.raises(UserError, match=r"relu.1: no such hook point; there are input, layer.0, relu.0, output"):
         chain.onward(clean, "relu.0", torch.ones(1, 4), ends=["relu.1"])
-    with pytest.raises(ValueError, match="no hook point given"):
+    with pytest.raises(UserError, match="no hook point given"):
         chain.onward(clean, "relu.0", torch.ones(1, 4), ends=[])
-    with pytest.raises(ValueError, match="mlp: no such hook point"):
+    with pytest.raises(UserError, match="mlp: no such hook point"):
         chain.clean(torch.ones(1, 3), capture=["mlp"], final=False)
     at = "blocks.1.hook_resid_pre"
-    with pytest.raises(ValueError, match=r"from blocks.1.hook_resid_pre to blocks.0.hook_resid_mid"):
+    with pytest.raises(UserError, match=r"from blocks.1.hook_resid_pre to blocks.0.hook_resid_mid"):
         subject.onward(kept, at, kept.activations[at], ends=["blocks.0.hook_resid_mid"])
-    with pytest.raises(ValueError, match="the clean pass must capture it"):
+    with pytest.raises(UserError, match="the clean pass must capture it"):
         subject.onward(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
 
 

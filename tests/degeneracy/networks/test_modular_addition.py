@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.addition_folder import INSIDE, addition_folder
 from crux.degeneracy.networks.modular_addition import (
     MID,
@@ -128,5 +129,5 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     weights = load_file(path)
     weights.popitem()
     save_file(weights, path)
-    with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
+    with pytest.raises(UserError, match=r"the weights do not fit config\.json"):
         load(tmp_path)

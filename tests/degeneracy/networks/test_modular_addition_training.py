@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, Sizes, pairs
 from crux.degeneracy.networks.modular_addition_module import (
     AdditionModule,
@@ -91,7 +92,7 @@ def test_a_killed_run_that_goes_on_is_the_uninterrupted_one(tmp_path: Path) -> N
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"stopped being a finite number by step \d+; try a lower optimizer.lr"):
+    with pytest.raises(UserError, match=r"stopped being a finite number by step \d+; try a lower optimizer.lr"):
         run(tmp_path, 30, lr=1e30)
     assert not (tmp_path / "last.ckpt").exists()
 

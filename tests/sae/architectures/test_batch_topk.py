@@ -2,6 +2,7 @@ import pytest
 import torch
 from architectures import base, normal
 
+from crux.config.errors import UserError
 from crux.sae.architectures.batch_topk import BatchTopKSAE, kth_largest
 from crux.sae.architectures.jumprelu import JumpReluSAE
 
@@ -89,5 +90,5 @@ def test_the_gradient_passes_kept_values_alone() -> None:
 
 
 def test_k_beyond_the_dictionary() -> None:
-    with pytest.raises(ValueError, match="between 1 and the 24 latents"):
+    with pytest.raises(UserError, match="between 1 and the 24 latents"):
         made(25)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.topk import TopKSAE
 
@@ -156,5 +157,5 @@ def test_a_gradient_of_zero_is_topk(observed: bool) -> None:
 
 @pytest.mark.parametrize("beta", [-0.1, float("nan")])
 def test_a_beta_below_zero(beta: float) -> None:
-    with pytest.raises(ValueError, match="beta must not be negative"):
+    with pytest.raises(UserError, match="beta must not be negative"):
         made(beta)

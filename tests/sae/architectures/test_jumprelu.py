@@ -3,6 +3,7 @@ import torch
 from architectures import base, normal
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReLU, JumpReluSAE, Step
 
 PRE = torch.tensor([[0.3], [0.9], [1.05], [1.3], [2.0], [-1.0]])
@@ -119,5 +120,5 @@ def test_thresholds_gradients_survive_folding(scale: float) -> None:
 
 @pytest.mark.parametrize(("threshold", "bandwidth"), [(0.0, 0.1), (-1.0, 0.1), (0.1, 0.0), (0.1, float("nan"))])
 def test_nonsense(threshold: float, bandwidth: float) -> None:
-    with pytest.raises(ValueError, match="must be positive, not"):
+    with pytest.raises(UserError, match="must be positive, not"):
         made(threshold, bandwidth)

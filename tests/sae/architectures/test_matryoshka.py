@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import base, normal
 
+from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.sae import Codes
@@ -57,10 +58,10 @@ def test_it_is_a_batch_topk() -> None:
 
 @pytest.mark.parametrize("prefixes", [(), (0.5, 0.25), (0.5, 0.5), (0.0, 0.5), (0.5, 1.0), (-0.5, 0.5), (0.001,)])
 def test_prefixes_that_are_none(prefixes: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="increasing shares of the 24 latents"):
+    with pytest.raises(UserError, match="increasing shares of the 24 latents"):
         made(prefixes)
 
 
 def test_a_negative_coefficient() -> None:
-    with pytest.raises(ValueError, match=r"must not be negative, as .* is"):
+    with pytest.raises(UserError, match=r"must not be negative, as .* is"):
         made(coefficient=-1.0)

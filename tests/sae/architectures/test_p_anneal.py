@@ -2,6 +2,7 @@ import pytest
 import torch
 from architectures import base, normal
 
+from crux.config.errors import UserError
 from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes
@@ -124,7 +125,7 @@ def test_it_is_shared_as_a_plain_relu() -> None:
     ],
 )
 def test_nonsense(changed: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         made(**changed)  # pyright: ignore[reportArgumentType]
 
 

@@ -3,6 +3,7 @@ import torch
 from architectures import base
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes, Init
 
@@ -136,5 +137,5 @@ def test_a_transcoders_shapes_and_start() -> None:
 
 
 def test_no_latents() -> None:
-    with pytest.raises(ValueError, match="at least one latent, not 0"):
+    with pytest.raises(UserError, match="at least one latent, not 0"):
         made(n_latents=0)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from architectures import base, normal
 
+from crux.config.errors import UserError
 from crux.sae.architectures.topk import TopKSAE, keep_largest
 
 
@@ -37,5 +38,5 @@ def test_ties_keep_k() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 25])
 def test_k_beyond_the_dictionary(k: int) -> None:
-    with pytest.raises(ValueError, match=f"between 1 and the 24 latents of the dictionary, not be {k}"):
+    with pytest.raises(UserError, match=f"between 1 and the 24 latents of the dictionary, not be {k}"):
         TopKSAE(**base(), k=k)

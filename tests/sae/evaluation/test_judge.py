@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_subject import ToySubject, random_toy
 
+from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
@@ -354,7 +355,7 @@ def test_downstream_is_every_later_residual(hook: str, ks: set[int]) -> None:
     ],
 )
 def test_mistakes(batches: list[Tensor], width: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate(
             two_token_subject(),
             scaling_sae(0.5, d_model=width),
@@ -436,7 +437,7 @@ class TestTranscoder:
             ("blocks.2.hook_resid_pre", "blocks.1.hook_resid_pre", "^hook points out of order: blocks.1"),
             ("blocks.1.hook_resid_pre", "blocks.9.hook_resid_pre", "has 3 layers"),
         ):
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(UserError, match=message):
                 evaluate(
                     random_toy(seed=0),
                     random_sae(d_model=6, n_latents=8, seed=1),
@@ -445,7 +446,7 @@ class TestTranscoder:
                     batches=[],
                     mean_activation=torch.zeros(6),
                 )
-        with pytest.raises(ValueError, match=r"the SAE writes 4 dimensions, blocks\.2\.hook_resid_pre has 6"):
+        with pytest.raises(UserError, match=r"the SAE writes 4 dimensions, blocks\.2\.hook_resid_pre has 6"):
             evaluate(
                 random_toy(seed=0),
                 random_sae(d_model=6, n_latents=8, seed=1, d_out=4),

@@ -8,6 +8,7 @@ from small_saes import random_sae, scaling_sae
 from torch import Tensor
 from toy_subject import random_toy
 
+from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.architectures.site import Site
@@ -109,7 +110,7 @@ def test_codes_are_made_in_the_saes_own_dtype() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match=r"two SAEs write at blocks\.1\.hook_resid_pre"):
+    with pytest.raises(UserError, match=r"two SAEs write at blocks\.1\.hook_resid_pre"):
         splice_sites([Site(PRE[0], PRE[1], sae(1)), Site(PRE[1], PRE[1], sae(2))], sides=None)
-    with pytest.raises(ValueError, match=r"out of order: blocks\.0.*, which is written, lies before blocks\.1"):
+    with pytest.raises(UserError, match=r"out of order: blocks\.0.*, which is written, lies before blocks\.1"):
         splice_sites([Site(PRE[1], PRE[0], sae(1))], sides=None)

@@ -7,6 +7,7 @@ from small_saes import random_sae
 from torch import Tensor
 from toy_subject import random_toy
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate import evaluate
@@ -107,5 +108,5 @@ def test_three_passes_and_a_clean_one_a_batch() -> None:
     ],
 )
 def test_mistakes(sites: list[Site], batches: list[Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate_together(random_toy(seed=0), sites, batches=batches, means=MEANS)

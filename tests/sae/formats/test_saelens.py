@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats import saelens
 
@@ -70,7 +71,7 @@ def test_what_sae_lens_has_no_transcoder_of(tmp_path: Path, kind: str) -> None:
         lambda: saelens.save(wide, tmp_path / "wide", written),
         lambda: saelens.check(wide, transcodes=True),
     ):
-        with pytest.raises(ValueError, match=r"that reads 6 dimensions and writes 5; .* ReLU and JumpReLU alone$"):
+        with pytest.raises(UserError, match=r"that reads 6 dimensions and writes 5; .* ReLU and JumpReLU alone$"):
             refused()
     assert not (tmp_path / "wide").exists()
 
@@ -195,7 +196,7 @@ class TestAnothers:
 def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
     """Of one norm for all latents it is a TopK of crux; of different ones it is not, and not read as one."""
     W = anothers(tmp_path, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=False)
-    with pytest.raises(ValueError, match="chooses its k latents before the decoder's norms count"):
+    with pytest.raises(UserError, match="chooses its k latents before the decoder's norms count"):
         saelens.load(tmp_path)
     W["W_dec"] = 3 * torch.nn.functional.normalize(W["W_dec"], dim=-1)
     save_file(W, tmp_path / saelens.WEIGHTS)
@@ -221,7 +222,7 @@ def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
 )
 def test_another_function_is_not_read(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     anothers(tmp_path, "b_enc", **config)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         saelens.load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -260,7 +261,7 @@ def drop_tensor(folder: Path) -> None:
 )
 def test_mistakes(folder: Path, spoil: Any, message: str) -> None:
     spoil(folder)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         saelens.load(folder)
     assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_up import made_up_run
 
+from crux.config.errors import UserError
 from crux.runs.run_folder import RunFolder
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.runs import finished_runs, sweep_folder
@@ -106,10 +107,10 @@ def test_losses_that_differ_in_a_coefficient_are_two(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_finished_runs_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no finished runs"):
+    with pytest.raises(UserError, match="no finished runs"):
         finished_runs(tmp_path)
     (tmp_path / "sweeps" / "pareto").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"sweep=paretto: no such sweep in .*; did you mean pareto\? there are pareto"):
+    with pytest.raises(UserError, match=r"sweep=paretto: no such sweep in .*; did you mean pareto\? there are pareto"):
         sweep_folder(tmp_path, "paretto")
 
 

@@ -17,6 +17,7 @@ import torch
 from composed import ROOT, composed
 from safetensors.torch import load_file
 
+from crux.config.errors import UserError
 from crux.sae.checks import check
 from crux.sae.job import run
 from crux.training.fit import checkpoint_step
@@ -210,7 +211,7 @@ REFUSED = {
 @pytest.mark.parametrize("given", REFUSED)
 def test_what_cannot_work_is_one_line(given: str) -> None:
     overrides = given.split()
-    with pytest.raises(ValueError, match=REFUSED[given]) as caught:
+    with pytest.raises(UserError, match=REFUSED[given]) as caught:
         check(composed(*overrides), overrides)
     assert "\n" not in str(caught.value)
 
@@ -218,7 +219,7 @@ def test_what_cannot_work_is_one_line(given: str) -> None:
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_STEP_NUM_TASKS"])
 def test_processes_that_something_else_started_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "2")
-    with pytest.raises(ValueError, match="starts its processes itself"):
+    with pytest.raises(UserError, match="starts its processes itself"):
         check(composed(*TWO), TWO)
     monkeypatch.setenv(variable, "1")
     if variable.startswith("SLURM"):
@@ -233,13 +234,13 @@ def test_devices_of_which_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert n_devices(composed("trainer=ddp")) == 4
-    with pytest.raises(ValueError, match=r"trainer.devices=8: torch sees 4 GPUs here"):
+    with pytest.raises(UserError, match=r"trainer.devices=8: torch sees 4 GPUs here"):
         n_devices(composed("trainer=ddp", "trainer.devices=8", "trainer.batch=8"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(ValueError, match="must be a multiple of 3"):
+    with pytest.raises(UserError, match="must be a multiple of 3"):
         n_devices(composed("trainer=ddp"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="torch sees no GPU here"):
+    with pytest.raises(UserError, match="torch sees no GPU here"):
         n_devices(composed("trainer=ddp"))
 
 

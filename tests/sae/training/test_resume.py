@@ -10,6 +10,7 @@ from interrupted import assert_going_on_equals_never_having_stopped, leaves
 from small_runs import LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.training.sae_module import SAEModule
 from crux.training.fit import checkpoint_step
 
@@ -62,7 +63,7 @@ def test_a_broken_checkpoint_is_one_clear_line(content: bytes, tmp_path: Path) -
         run_fit(module_for("e2e", subject), token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
         content = path.read_bytes()[:-5000]
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no whole checkpoint") as caught:
+    with pytest.raises(UserError, match="is no whole checkpoint") as caught:
         checkpoint_step(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)

@@ -18,6 +18,7 @@ import torch
 from composed import ROOT, composed
 from safetensors.torch import load_file
 
+from crux.config.errors import UserError
 from crux.sae.job import run
 from crux.training.fit import checkpoint_step
 
@@ -173,9 +174,9 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(
 
 def test_a_finished_run_is_refused(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["local"].broken
-    with pytest.raises(ValueError, match="is finished"):
+    with pytest.raises(UserError, match="is finished"):
         run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
-    with pytest.raises(ValueError, match="no unfinished run"):
+    with pytest.raises(UserError, match="no unfinished run"):
         run(composed(*SMALL, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
 
 
@@ -188,7 +189,7 @@ def test_a_corrupt_checkpoint_is_one_line(outcomes: dict[str, Outcome]) -> None:
     (folder / "DONE").unlink()
     last.write_bytes(whole[: len(whole) // 2])
     try:
-        with pytest.raises(ValueError, match="is no whole checkpoint") as caught:  # the command line's exit code 2
+        with pytest.raises(UserError, match="is no whole checkpoint") as caught:  # the command line's exit code 2
             run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
         assert last.stat().st_size == len(whole) // 2
         assert (folder / "history.jsonl").read_bytes() == history

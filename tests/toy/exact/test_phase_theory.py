@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from crux.config.errors import UserError
 from crux.toy.exact.optima import exact_optima
 from crux.toy.exact.phase_theory import (
     Boundaries,
@@ -44,7 +45,7 @@ def test_classes() -> None:
 
 
 def test_other_dimensions_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 or 2"):
+    with pytest.raises(UserError, match="1 or 2"):
         fixed_weight_boundaries(torch.tensor([0.5], dtype=F64), n_hidden=3)
 
 

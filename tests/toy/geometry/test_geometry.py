@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.toy.geometry.polytopes import dedicated, digon, polygon, simplex, tegum_product
 from crux.toy.geometry.report import Geometry, canonical, geometry_report
 
@@ -68,7 +69,7 @@ def test_nothing_learned() -> None:
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         report(torch.tensor([[1.0, float("nan")]]))
 
 

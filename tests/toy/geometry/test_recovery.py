@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from crux.config.errors import UserError
 from crux.toy.geometry.recovery import recovery
 
 
@@ -25,5 +26,5 @@ def test_an_opposite_direction_is_not_the_feature() -> None:
 def test_nothing_to_compare() -> None:
     found = recovery(torch.eye(2), torch.zeros(0, 2))
     assert (found.recovered, found.mean_max_cosine) == (0.0, 0.0)
-    with pytest.raises(ValueError, match="represents no feature"):
+    with pytest.raises(UserError, match="represents no feature"):
         recovery(torch.zeros(2, 2), torch.eye(2))

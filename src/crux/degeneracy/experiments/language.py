@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.compared import logits_basis
@@ -76,23 +77,23 @@ def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> 
     """Dictionary directions of saved SAEs by the hook point that they write at.
 
     Raises:
-        ValueError: an SAE in another basis than the subject's, at a hook point that is not compared, or two at one.
+        UserError: an SAE in another basis than the subject's, at a hook point that is not compared, or two at one.
     """
     found: dict[str, Tensor] = {}
     for folder in folders:
         sae, about = saelens.load(Path(folder))
         hook = about.get("hook_name_out", about["hook_name"])
         if about.get("process_weights", subject.process_weights) != subject.process_weights:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: its subject had process_weights={about['process_weights']}, this one {subject.process_weights}"
             )
         if hook not in hooks:
-            raise ValueError(f"{folder}: an SAE at {hook}; compared are {', '.join(hooks)}")
+            raise UserError(f"{folder}: an SAE at {hook}; compared are {', '.join(hooks)}")
         if hook in found:
-            raise ValueError(f"{folder}: a second SAE at {hook}")
+            raise UserError(f"{folder}: a second SAE at {hook}")
         directions = sae.dictionary()
         width = subject.hook_width(subject.check(hook).kind)
         if directions.shape[1] != width:
-            raise ValueError(f"{folder}: directions of {directions.shape[1]} dimensions; the subject has {width} there")
+            raise UserError(f"{folder}: directions of {directions.shape[1]} dimensions; the subject has {width} there")
         found[hook] = directions.detach().double()
     return found

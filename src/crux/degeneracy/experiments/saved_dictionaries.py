@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.compared import logits_basis
 from crux.degeneracy.dictionary import Outside, outside, reading
@@ -52,14 +53,14 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     """The SAEs of these folders, each by a name of its own: loss and λ, or else the folder.
 
     Raises:
-        ValueError: where one is no SAE, or does not say which network and hook point it is of.
+        UserError: where one is no SAE, or does not say which network and hook point it is of.
     """
     found = []
     for folder in folders:
         sae, metadata = load_sae(folder)
         missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
         if missing:
-            raise ValueError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
+            raise UserError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
         hook = metadata["hook_name"]
         found.append(
             Saved(metadata.get("loss", Path(folder).name), sae, hook, metadata.get("hook_name_out", hook), metadata)

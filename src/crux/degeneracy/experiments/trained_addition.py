@@ -35,7 +35,7 @@ def trained_modular_addition(config: Config, job: RunFolder, add_row: AddRow) ->
     """The network of `model.path`, or the run's own, trained until it is right on all pairs that it never saw.
 
     Raises:
-        ValueError: where a loss stopped being a number, or the folder's weights are broken.
+        UserError: where a loss stopped being a number, or the folder's weights are broken.
     """
     if config.model.path is not None:
         found = addition_folder(Path(config.model.path))

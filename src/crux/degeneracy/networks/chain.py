@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.subjects.hooks import check_onward
 from crux.subjects.subject import Clean, Replay
 
@@ -43,9 +44,9 @@ class Chain(nn.Module):
     def clean(self, inputs: Tensor, *, capture: Collection[str], final: bool) -> Clean:
         """See `Network.clean`; `final` of what comes back is the output."""
         if not final and not capture:
-            raise ValueError("clean(final=False): nothing to do, capture is empty")
+            raise UserError("clean(final=False): nothing to do, capture is empty")
         if unknown := sorted(set(capture) - set(self.hooks)):
-            raise ValueError(f"{unknown[0]}: no such hook point; there are {', '.join(self.hooks)}")
+            raise UserError(f"{unknown[0]}: no such hook point; there are {', '.join(self.hooks)}")
         kept: dict[str, Tensor] = {}
         value, left = inputs, set(capture)
         for name in self.hooks:

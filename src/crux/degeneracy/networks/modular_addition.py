@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.addition_folder import MODEL_TYPE
 from crux.degeneracy.networks.chain import Chain
 
@@ -229,14 +230,14 @@ def load(folder: Path) -> tuple[ModularAddition, Pairs]:
     """What `save` wrote.
 
     Raises:
-        ValueError: where the weights do not fit config.json.
+        UserError: where the weights do not fit config.json.
     """
     about = json.loads((folder / "config.json").read_text("utf-8"))
     network = ModularAddition(Sizes(**{name: about[name] for name in Sizes._fields}))
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"model folder {folder}: the weights do not fit config.json: {' '.join(str(error).split())}"
         ) from error
     return network, pairs(about["p"], train_share=about["train_share"], seed=about["seed"])

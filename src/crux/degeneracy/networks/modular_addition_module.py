@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs
 from crux.training.schedule import scheduled
 
@@ -112,10 +113,10 @@ class AdditionModule(L.LightningModule):
         """The last step's.
 
         Raises:
-            ValueError: where it is no finite number.
+            UserError: where it is no finite number.
         """
         if not bool(self._loss.isfinite()):
-            raise ValueError(
+            raise UserError(
                 f"the loss stopped being a finite number by step {self.global_step}; try a lower optimizer.lr"
             )
         return float(self._loss)

@@ -27,6 +27,6 @@ class Network(Protocol):
         Nothing behind the last end is run.
 
         Raises:
-            ValueError: for a hook that does not exist, that lies before `start`, or that `clean` has not captured.
+            UserError: for a hook that does not exist, that lies before `start`, or that `clean` has not captured.
         """
         ...

@@ -6,6 +6,7 @@ is the Gibbs sampler of linear_network.py, which has no step size.
 
 import torch
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.llc.calibration import ERRORS
 from crux.llc.experiments.sampling import HEAD, arrays, curve, estimated, explained, keys, nbetas, table
@@ -30,7 +31,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     assert llc.ranks is not None
     assert llc.gamma is not None
     if not llc.gamma > 0:
-        raise ValueError(f"llc.gamma={llc.gamma}: must be more than 0, without it nothing bounds the redundant factors")
+        raise UserError(f"llc.gamma={llc.gamma}: must be more than 0, without it nothing bounds the redundant factors")
     nbeta = nbetas(llc)
     gamma = torch.full_like(nbeta, llc.gamma)
     lines, told, checks, metrics, kept, curves = [*HEAD], [], [], {}, {}, {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.llc.experiments.kgons import Kgon, polished
 from crux.llc.experiments.sae_losses import local_loss_of, parameters, reconstructions_of
@@ -63,12 +64,12 @@ def pentagon() -> ToySubject:
 
 
 def subject_of(config: Config) -> ToySubject:
-    """The toy model of model.path, or the pentagon. Raises ValueError where the folder holds none."""
+    """The toy model of model.path, or the pentagon. Raises UserError where the folder holds none."""
     if config.model.path is None:
         return pentagon()
     folder = toy_folder(Path(config.model.path))
     if folder is None:
-        raise ValueError(f"model.path={config.model.path}: must be the run folder of a toy experiment")
+        raise UserError(f"model.path={config.model.path}: must be the run folder of a toy experiment")
     return load_toy(folder, config.model.instance)
 
 

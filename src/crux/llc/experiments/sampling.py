@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.degeneracy.options import Llc, SamplerName
 from crux.llc.estimate import LLC, SHIFT, NotAMinimumWarning, estimate_llc
@@ -43,7 +44,7 @@ def sampler_of(llc: Llc) -> Sampler:
             return HMC(leapfrogs=1, whitened=bool(llc.whitened))
         case SamplerName.hmc:
             if llc.leapfrogs is None:
-                raise ValueError("llc.leapfrogs=null: sampler=hmc needs the number of steps of a move")
+                raise UserError("llc.leapfrogs=null: sampler=hmc needs the number of steps of a move")
             return HMC(leapfrogs=llc.leapfrogs, whitened=bool(llc.whitened))
         case None:
             raise AssertionError("crux.llc.checks asks for it")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
+from crux.config.errors import UserError
 from crux.llc.behavioural import Outputs
 from crux.llc.losses import NO_DATA, Batch, Fixed, Loss, over_chains
 from crux.toy.exact.best import instance
@@ -51,11 +52,11 @@ def checkpoints(trained: Trained, index: int, *, n: int) -> dict[int, dict[str, 
     """The instance's weights at up to n of its snapshots: the first, the last, and between them ever farther apart, as changes are rarer.
 
     Raises:
-        ValueError: where none were kept.
+        UserError: where none were kept.
     """
     steps = sorted(trained.snapshots)
     if not steps:
-        raise ValueError(
+        raise UserError(
             f"{trained.program.name}: no snapshots of its training were kept; train it with toy.snapshots=20, or more"
         )
     chosen = [steps[i] for i in thinning(len(steps) - 1, n)]

@@ -6,6 +6,7 @@ directions in which outputs change, is defined at every checkpoint.
 
 from pathlib import Path
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.llc.experiments.sampling import keys, nbetas
 from crux.llc.experiments.toy_models import checkpoints, held_out, one_of, outputs_of, own_loss, stacked_weights
@@ -37,19 +38,19 @@ def toy_model(config: Config, job: RunFolder, add_row: AddRow) -> tuple[Trained,
     """The model of model.path, or one that is trained here; and which of its instances, the best one where that is not said.
 
     Raises:
-        ValueError: where the folder holds no toy model, or not that instance.
+        UserError: where the folder holds no toy model, or not that instance.
     """
     if config.model.path is not None:
         folder = toy_folder(Path(config.model.path))
         if folder is None:
-            raise ValueError(f"model.path={config.model.path}: must be the run folder of a toy experiment")
+            raise UserError(f"model.path={config.model.path}: must be the run folder of a toy experiment")
         found = load(folder)
     else:
         found = train(over_densities(config), config, folder=job.programs / PROGRAM, add_row=add_row)
     n = found.program.importance.shape[:2].numel()
     index = int(losses(found).flatten().argmin()) if config.model.instance is None else config.model.instance
     if not 0 <= index < n:
-        raise ValueError(f"model.instance={index}: the model has {n}, 0 to {n - 1}")
+        raise UserError(f"model.instance={index}: the model has {n}, 0 to {n - 1}")
     return found, index
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import Base, Codes, as_kind, running_mean
 from crux.sae.architectures.topk import TopKSAE, keep_largest
 
@@ -35,7 +36,7 @@ class GradientTopKSAE(TopKSAE):
     def __init__(self, *, k: int, beta: float, **base: Unpack[Base]) -> None:
         super().__init__(k=k, **base)
         if not beta >= 0:
-            raise ValueError(f"beta must not be negative, as {beta} is")
+            raise UserError(f"beta must not be negative, as {beta} is")
         self.beta = beta
         self.register_buffer("effect", torch.zeros(()))
         self.register_buffer("observed_n", torch.zeros((), dtype=torch.long))

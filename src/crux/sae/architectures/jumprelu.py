@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE, Base, Codes, mean_over_tokens
 
 
@@ -60,7 +61,7 @@ class JumpReluSAE(SAE):
         super().__init__(**base)
         for name, value in (("threshold", threshold), ("bandwidth", bandwidth)):
             if not value > 0:
-                raise ValueError(f"JumpReLU's {name} must be positive, not {value}")
+                raise UserError(f"JumpReLU's {name} must be positive, not {value}")
         self.log_threshold = nn.Parameter(torch.full((self.n_latents,), math.log(threshold)))
         self.register_buffer("bandwidth", torch.tensor(float(bandwidth)))
 

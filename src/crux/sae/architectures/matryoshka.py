@@ -7,6 +7,7 @@ from typing import Unpack
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.batch_topk import BatchTopKSAE
 from crux.sae.architectures.sae import Base, Codes, mean_over_tokens
 
@@ -25,12 +26,12 @@ class MatryoshkaSAE(BatchTopKSAE):
         ends = [0, *(round(share * self.n_latents) for share in prefixes), self.n_latents]
         self.sizes = [end - start for start, end in pairwise(ends)]
         if not prefixes or min(self.sizes) < 1:
-            raise ValueError(
+            raise UserError(
                 f"prefixes must be increasing shares of the {self.n_latents} latents, each at least a latent more than the one "
                 f"before and less than all, not {list(prefixes)}"
             )
         if prefix_coefficient < 0:
-            raise ValueError(f"prefix_coefficient must not be negative, as {prefix_coefficient} is")
+            raise UserError(f"prefix_coefficient must not be negative, as {prefix_coefficient} is")
         self.prefix_coefficient = prefix_coefficient
 
     def auxiliary(

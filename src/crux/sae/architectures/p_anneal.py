@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Base, Codes, as_kind, mean_over_tokens, running_mean
 
@@ -45,13 +46,13 @@ class PAnnealSAE(ReluSAE):
     def __init__(self, *, p_end: float, p_start: float, p_stop: float, p_updates: int, **base: Unpack[Base]) -> None:
         super().__init__(**base)
         if not 0 < p_end < 1:
-            raise ValueError(f"p_end must lie between 0 and 1, not be {p_end}")
+            raise UserError(f"p_end must lie between 0 and 1, not be {p_end}")
         if not 0 <= p_start < p_stop <= 1:
-            raise ValueError(
+            raise UserError(
                 f"p_start and p_stop are shares of the training, one after the other, not {p_start} and {p_stop}"
             )
         if p_updates < 1:
-            raise ValueError(f"p_updates must be at least 1, not {p_updates}")
+            raise UserError(f"p_updates must be at least 1, not {p_updates}")
         self.p_end, self.p_start, self.p_stop, self.p_updates = p_end, p_start, p_stop, p_updates
         self._stage = 0  # the buffer's value where the host can read it; set before every step
         self.register_buffer("stage", torch.zeros((), dtype=torch.long))

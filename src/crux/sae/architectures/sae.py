@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
+
 Init = Literal["paper", "tied"]
 
 
@@ -80,7 +82,7 @@ class SAE(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if n_latents < 1:
-            raise ValueError(f"an SAE needs at least one latent, not {n_latents}")
+            raise UserError(f"an SAE needs at least one latent, not {n_latents}")
         self.d_model, self.n_latents, self.d_out = d_model, n_latents, d_model if d_out is None else d_out
         self.subtract_b_dec = subtract_b_dec
         assert not (subtract_b_dec and self.d_out != d_model), "a transcoder's b_dec is no activation that it reads"
@@ -164,12 +166,12 @@ class SAE(nn.Module, ABC):
         """Takes over the function of a folded SAE of this architecture, on this one's own scales.
 
         Raises:
-            ValueError: where it is of another architecture or shape.
+            UserError: where it is of another architecture or shape.
         """
         if not isinstance(self, type(saved)):
-            raise ValueError(f"holds a {type(saved).__name__}, which no {type(self).__name__} can go on from")
+            raise UserError(f"holds a {type(saved).__name__}, which no {type(self).__name__} can go on from")
         if (saved.d_model, saved.n_latents, saved.d_out) != (self.d_model, self.n_latents, self.d_out):
-            raise ValueError(
+            raise UserError(
                 f"holds {saved.n_latents} latents of {saved.d_model} → {saved.d_out} dimensions; here are "
                 f"{self.n_latents} of {self.d_model} → {self.d_out}"
             )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE, Base, Codes
 
 
@@ -19,9 +20,9 @@ def keep_largest(
 
 
 def checked_k(k: int, *, n_latents: int) -> int:
-    """k as given, or ValueError where the dictionary cannot have it."""
+    """k as given, or UserError where the dictionary cannot have it."""
     if not 1 <= k <= n_latents:
-        raise ValueError(f"k must lie between 1 and the {n_latents} latents of the dictionary, not be {k}")
+        raise UserError(f"k must lie between 1 and the {n_latents} latents of the dictionary, not be {k}")
     return k
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.evaluation.predictions import compare_predictions
 from crux.sae.evaluation.running_sums import SUBSETS, UNDEFINED, TokenMeans, sum_dtype
 from crux.subjects.subject import Clean, Spliced, Subject
@@ -68,14 +69,14 @@ def put(value: Float[Tensor, "*tokens d"]) -> Callable[[Tensor], Tensor]:
 def windows(
     batches: Iterable[Int[Tensor, "_batch _pos"]], *, device: torch.device
 ) -> Iterator[Int[Tensor, "_batch _pos"]]:
-    """The batches, on the device; ValueError for windows without a prediction, and where there is not one batch."""
+    """The batches, on the device; UserError for windows without a prediction, and where there is not one batch."""
     tokens = None
     for tokens in batches:
         if tokens.shape[1] < 2:
-            raise ValueError("a held-out window has 1 token; a next-token prediction needs at least 2")
+            raise UserError("a held-out window has 1 token; a next-token prediction needs at least 2")
         yield tokens.to(device)
     if tokens is None:
-        raise ValueError("there is no held-out text to judge on: not one batch")
+        raise UserError("there is no held-out text to judge on: not one batch")
 
 
 def numbers(found: Mapping[str, Tensor], *, device: torch.device) -> dict[str, float]:

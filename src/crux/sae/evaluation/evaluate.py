@@ -77,7 +77,7 @@ def evaluate(
     where T = 2.
 
     Raises:
-        ValueError: where there are no batches, a window has less than two tokens, the SAE's widths are not the hook
+        UserError: where there are no batches, a window has less than two tokens, the SAE's widths are not the hook
             points', or these do not exist or are out of order.
     """
     site = Site(hook, hook if output_hook is None else output_hook, sae)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.subjects.subject import Subject
 
 
@@ -24,7 +25,7 @@ def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Ten
     """Mean and mean norm at one hook point; only the subject's prefix runs.
 
     Raises:
-        ValueError: where there are no batches.
+        UserError: where there are no batches.
     """
     n_tokens, total, norms = 0, None, None
     for tokens in batches:
@@ -34,5 +35,5 @@ def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Ten
         norms = x.norm(dim=-1).sum() if norms is None else norms + x.norm(dim=-1).sum()
         n_tokens += len(x)
     if total is None or norms is None:
-        raise ValueError("no training text to take the mean activation of")
+        raise UserError("no training text to take the mean activation of")
     return Typical((total / n_tokens).float(), float(norms / n_tokens))

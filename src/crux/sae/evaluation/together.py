@@ -33,7 +33,7 @@ def evaluate_together(
         ablations: False leaves out the two ablated passes with what follows from them.
 
     Raises:
-        ValueError: as `judge.evaluate` does, and where two SAEs write at one hook point.
+        UserError: as `judge.evaluate` does, and where two SAEs write at one hook point.
     """
     for site in sites:
         check_site(subject, site)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats.saelens_architectures import ARCHITECTURES, Architecture, from_tensors, name_of, to_tensors
 
@@ -34,7 +35,7 @@ _READABLE: dict[str, tuple[Any, ...]] = {
 
 
 def check(sae: SAE, *, transcodes: bool) -> None:
-    """ValueError where a trained SAE of this kind could not be saved."""
+    """UserError where a trained SAE of this kind could not be saved."""
     name_of(sae.folded(), transcodes=transcodes)
 
 
@@ -46,7 +47,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
     that was folded away (`input_scale`) and how TransformerLens must process the network (`model_from_pretrained_kwargs`).
 
     Raises:
-        ValueError: where SAELens has no such architecture.
+        UserError: where SAELens has no such architecture.
     """
     folder = Path(folder)
     missing = [key for key in REQUIRED if key not in metadata]
@@ -98,7 +99,7 @@ def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """The SAE of a folder and its metadata; other people's SAEs too, with whatever decoder norms and input bias.
 
     Raises:
-        ValueError: where folder or file is missing or broken, shapes do not fit, or crux has no SAE of that function.
+        UserError: where folder or file is missing or broken, shapes do not fit, or crux has no SAE of that function.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -108,46 +109,46 @@ def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     tensors = _read_weights(folder / WEIGHTS, architecture.shapes(d_in=d_in, d_sae=d_sae, d_out=d_out))
     try:
         return from_tensors(tensors, architecture, config), dict(config.get("metadata", {}))
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """cfg.json, checked for what `load` relies on."""
     if not folder.is_dir():
-        raise ValueError(f"no SAE folder at {folder}")
+        raise UserError(f"no SAE folder at {folder}")
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} is not an SAE folder: no {CONFIG} in it")
+        raise UserError(f"{folder} is not an SAE folder: no {CONFIG} in it")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one
-        raise ValueError(f"{path}: not JSON, or a broken file ({error})") from error
+        raise UserError(f"{path}: not JSON, or a broken file ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("metadata", {}), dict):
-        raise ValueError(f"{path}: not a SAELens config")
+        raise UserError(f"{path}: not a SAELens config")
     if not isinstance(name := config.get("architecture"), str) or name not in ARCHITECTURES:
-        raise ValueError(f"{path}: architecture {name!r} cannot be read; allowed are {', '.join(ARCHITECTURES)}")
+        raise UserError(f"{path}: architecture {name!r} cannot be read; allowed are {', '.join(ARCHITECTURES)}")
     for key, readable in _READABLE.items():
         if key in config and config[key] not in readable:
-            raise ValueError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {readable[0]!r}")
+            raise UserError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {readable[0]!r}")
     architecture = ARCHITECTURES[name]
     for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.keys):
         if type(config.get(key)) is not int or config[key] < 1:
-            raise ValueError(f"{path}: {key} is {config.get(key)!r}, not a positive integer")
+            raise UserError(f"{path}: {key} is {config.get(key)!r}, not a positive integer")
     return config
 
 
 def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors of those names and shapes, float32, and no others."""
     if not path.is_file():
-        raise ValueError(f"{path.parent} is not an SAE folder: no {WEIGHTS} in it")
+        raise UserError(f"{path.parent} is not an SAE folder: no {WEIGHTS} in it")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or a broken one ({error})") from error
+        raise UserError(f"{path}: not a safetensors file, or a broken one ({error})") from error
     if tensors.keys() != shapes.keys():
-        raise ValueError(f"{path}: holds {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
+        raise UserError(f"{path}: holds {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
     for name, shape in shapes.items():
         if (found := tuple(tensors[name].shape)) != shape:
-            raise ValueError(f"{path}: {name} is {found}, not {shape} as {CONFIG} says")
+            raise UserError(f"{path}: {name} is {found}, not {shape} as {CONFIG} says")
     return {name: tensor.float() for name, tensor in tensors.items()}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.gated import GatedSAE
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.relu import ReluSAE
@@ -65,7 +66,7 @@ def name_of(sae: SAE, *, transcodes: bool) -> str:
     A transcoder between activations of one width needs no architecture of its own: the function is an SAE's.
 
     Raises:
-        ValueError: where SAELens has none.
+        UserError: where SAELens has none.
     """
     transcodes = transcodes or sae.d_out != sae.d_model
     fitting = {name: known.transcodes for name, known in ARCHITECTURES.items() if known.sae is type(sae)}
@@ -74,7 +75,7 @@ def name_of(sae: SAE, *, transcodes: bool) -> str:
         if for_transcoders == transcodes:
             return name
     if sae.d_out != sae.d_model:
-        raise ValueError(
+        raise UserError(
             f"SAELens's format has no {type(sae).__name__} that reads {sae.d_model} dimensions and writes {sae.d_out}; "
             "between different widths it has ReLU and JumpReLU alone"
         )
@@ -97,13 +98,13 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: Architecture, conf
     A decoder direction's norm goes into its latent's encoder, and a decoder bias that is subtracted into the biases.
 
     Raises:
-        ValueError: where it would be another function: a TopK that chooses by codes of unequal decoder norms.
+        UserError: where it would be another function: a TopK that chooses by codes of unequal decoder norms.
     """
     W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
     subtract_b_dec = config.get("apply_b_dec_to_input", True)  # SAELens's own default
     if subtract_b_dec and architecture.transcodes:
-        raise ValueError("a transcoder cannot have apply_b_dec_to_input: its b_dec is no activation that it reads")
+        raise UserError("a transcoder cannot have apply_b_dec_to_input: its b_dec is no activation that it reads")
     sae = architecture.sae(
         d_model=d_in, n_latents=d_sae, d_out=d_out, init="tied", init_norm=1.0, subtract_b_dec=subtract_b_dec,
         generator=torch.Generator(), **{key: config[key] for key in architecture.keys}, **architecture.arguments,
@@ -112,7 +113,7 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: Architecture, conf
     norm = W_dec.norm(dim=-1)
     chosen_without_norm = isinstance(sae, TopKSAE) and not config.get("rescale_acts_by_decoder_norm", False)
     if chosen_without_norm and norm.max() - norm.min() > 1e-6 * norm.max():
-        raise ValueError(
+        raise UserError(
             "chooses its k latents before the decoder's norms count (rescale_acts_by_decoder_norm=false), and these differ; "
             "a TopK of crux chooses in units of a unit-norm decoder"
         )

@@ -51,7 +51,7 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         at: L0 values at which losses are compared.
 
     Raises:
-        ValueError: where no run has finished.
+        UserError: where no run has finished.
     """
     runs = finished_runs(folder)
     lines = curves(runs)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from crux.config.errors import UserError
 from crux.config.messages import nearest
 from crux.runs.run_folder import RunFolder, comparable
 
@@ -62,12 +63,12 @@ def sweep_folder(outputs: Path, name: str) -> Path:
     """`<outputs>/sweeps/<name>`.
 
     Raises:
-        ValueError: where there is none, with the nearest.
+        UserError: where there is none, with the nearest.
     """
     folder = outputs / "sweeps" / name
     if not name or not folder.is_dir():
         there = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
-        raise ValueError(
+        raise UserError(
             f"sweep={name}: no such sweep in {outputs / 'sweeps'}; {nearest(name, there)}"
             f"there are {', '.join(there) or 'none'}"
         )
@@ -78,7 +79,7 @@ def finished_runs(folder: Path) -> list[Run]:
     """The runs in a sweep's folder that have ended, by their settings and seed.
 
     Raises:
-        ValueError: where the folder has none.
+        UserError: where the folder has none.
     """
     found: list[Run] = []
     for path in folder.rglob("metrics.json"):
@@ -88,7 +89,7 @@ def finished_runs(folder: Path) -> list[Run]:
         metrics = json.loads(path.read_text("utf-8"))
         found.append(Run(run.path.relative_to(folder).as_posix(), run.config(), metrics))
     if not found:
-        raise ValueError(f"no finished runs in {folder}")
+        raise UserError(f"no finished runs in {folder}")
     return sorted(
         found,
         key=lambda r: (

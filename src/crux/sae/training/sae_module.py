@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.architectures.site import Site
 from crux.sae.losses.auxk import auxk
@@ -20,7 +21,7 @@ from crux.training.data import Activations
 from crux.training.schedule import scheduled
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(UserError):
     """The loss or its gradient stopped being a number: the recipe is too bold for the data."""
 
     def __init__(self, *, at: str, kept: str) -> None:
@@ -326,7 +327,7 @@ class SAEModule(L.LightningModule):
         self._micro_batches = row["micro_batches"]
         states = torch.atleast_2d(checkpoint["generator"].cpu())
         if len(states) != ranks.n_ranks():
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint is of a run over {len(states)} devices, here are {ranks.n_ranks()}; give trainer.devices={len(states)}"
             )
         self._generator = None

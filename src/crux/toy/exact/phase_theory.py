@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.toy.exact.activity import independent
 from crux.toy.exact.cube_moments import relu_moments
 from crux.toy.exact.lbfgs import minimise
@@ -57,7 +58,7 @@ def extra_feature_class(
 
 def _check(n_hidden: int) -> None:
     if n_hidden not in (1, 2):
-        raise ValueError(f"n_hidden is {n_hidden}; the phase diagram of one extra feature has 1 or 2.")
+        raise UserError(f"n_hidden is {n_hidden}; the phase diagram of one extra feature has 1 or 2.")
 
 
 def _superposed(n_hidden: int) -> Float[Tensor, "starts n_hidden n_features"]:

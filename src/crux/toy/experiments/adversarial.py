@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.experiments.programs import over_densities, settings, tiled
 from crux.toy.experiments.result import Check, Result
@@ -37,9 +38,9 @@ def programs(config: Config) -> list[Program]:
     """One instance for each density and seed; the density 1 is the comparison."""
     toy = settings(config)
     if 1.0 not in toy.densities or len(toy.densities) < 3:
-        raise ValueError("toy.densities: experiment=toy/adversarial compares two densities or more with 1.0")
+        raise UserError("toy.densities: experiment=toy/adversarial compares two densities or more with 1.0")
     if toy.kind is not ToyKind.relu_output:
-        raise ValueError("toy.kind: experiment=toy/adversarial attacks relu_output")
+        raise UserError("toy.kind: experiment=toy/adversarial attacks relu_output")
     return tiled(over_densities(config), tile=toy.tile)
 
 

@@ -5,6 +5,7 @@ Elhage et al. 2209.10652, "Correlated and anticorrelated features": antipodal fe
 
 from collections.abc import Sequence
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.experiments.in_sets import best_of
 from crux.toy.experiments.programs import over_densities, settings
@@ -20,7 +21,7 @@ def programs(config: Config) -> list[Program]:
     """One instance for each density and seed."""
     toy = settings(config)
     if toy.together is not Together.anticorrelated or toy.n_features != 2 * toy.n_sets or toy.n_sets > toy.n_hidden:
-        raise ValueError(
+        raise UserError(
             "experiment=toy/anticorrelated is about anticorrelated features in sets of two, and no more sets than dimensions"
         )
     return [over_densities(config)]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds
 from crux.toy.exact.loss import independent_moments, linear_loss
@@ -35,14 +36,14 @@ def programs(config: Config) -> list[Program]:
     """The linear model and the ReLU model, one instance for each density and seed."""
     toy = settings(config)
     if toy.kind is not ToyKind.relu_output or toy.together is not Together.independent or toy.signed:
-        raise ValueError(
+        raise UserError(
             "experiment=toy/basic compares the linear model with toy.kind=relu_output, for toy.together=independent and "
             "toy.signed=false"
         )
     if list(toy.densities) != sorted(toy.densities, reverse=True):
-        raise ValueError("toy.densities: experiment=toy/basic wants them in descending order")
+        raise UserError("toy.densities: experiment=toy/basic wants them in descending order")
     if toy.n_hidden >= toy.n_features:
-        raise ValueError("toy.n_hidden: experiment=toy/basic is about fewer hidden dimensions than features")
+        raise UserError("toy.n_hidden: experiment=toy/basic is about fewer hidden dimensions than features")
     linear = program(
         config, name="linear", density=uniform(toy), importance=importances(toy)[None], kind=Kind.linear, points=None
     )

@@ -7,6 +7,7 @@ other: interference that is positive costs less than a negative one that the ReL
 
 from collections.abc import Sequence
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.experiments.in_sets import best_of
 from crux.toy.experiments.programs import importances, program, settings, sized, uniform
@@ -21,7 +22,7 @@ from crux.toy.program import Program, Trained
 def programs(config: Config) -> list[Program]:
     """For each size, an instance for every density and seed."""
     if settings(config).together is not Together.correlated:
-        raise ValueError("toy.together: experiment=toy/correlated is about correlated features")
+        raise UserError("toy.together: experiment=toy/correlated is about correlated features")
     made = []
     for one in sized(config):
         toy = settings(one)

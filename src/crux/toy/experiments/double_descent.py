@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.compare import shared_losses
 from crux.toy.experiments.programs import importances, program, settings, uniform
@@ -31,7 +32,7 @@ def programs(config: Config) -> list[Program]:
     """One program a size of the training set, its instances the seeds, each with points of its own."""
     toy = settings(config)
     if toy.points is None or len(toy.densities) != 1 or toy.n_hidden != 2:
-        raise ValueError("experiment=toy/double_descent needs toy.points, one density in toy.densities, toy.n_hidden=2")
+        raise UserError("experiment=toy/double_descent needs toy.points, one density in toy.densities, toy.n_hidden=2")
     return [
         program(
             config,

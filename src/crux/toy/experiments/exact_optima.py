@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.exact.optima import exact_optima
@@ -21,7 +22,7 @@ def programs(config: Config) -> list[Program]:
     """One instance for each density and seed."""
     toy = settings(config)
     if toy.n_features > 6 or toy.kind.value != "relu_output" or toy.together.value != "independent":
-        raise ValueError(
+        raise UserError(
             "experiment=toy/exact_optima: exact optima are searched for toy.kind=relu_output, toy.together=independent and "
             "up to 6 features"
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.experiments.programs import importances, over_densities, settings
@@ -22,7 +23,7 @@ LIVING = {1.0: 2, 0.2: 4, 0.1: 5}
 def programs(config: Config) -> list[Program]:
     """One instance for each density and seed."""
     if settings(config).n_hidden != 2:
-        raise ValueError("toy.n_hidden: the figure of experiment=toy/intro_polygon is a plane, 2 are needed")
+        raise UserError("toy.n_hidden: the figure of experiment=toy/intro_polygon is a plane, 2 are needed")
     return [over_densities(config)]
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.exact.best import instance, losses
 from crux.toy.exact.population import has_population_loss, population_loss
@@ -41,9 +42,9 @@ def programs(config: Config) -> list[Program]:
     """Instances of one density, an instance a seed, whose weights are kept along the way."""
     toy = settings(config)
     if toy.kind is not ToyKind.relu_output or len(toy.densities) != 1:
-        raise ValueError("experiment=toy/learning_dynamics watches toy.kind=relu_output at one density")
+        raise UserError("experiment=toy/learning_dynamics watches toy.kind=relu_output at one density")
     if toy.snapshots < 20:
-        raise ValueError(f"toy.snapshots={toy.snapshots}: experiment=toy/learning_dynamics needs 20 or more")
+        raise UserError(f"toy.snapshots={toy.snapshots}: experiment=toy/learning_dynamics needs 20 or more")
     return [over_densities(config)]
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.exact.best import losses
 from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
@@ -40,11 +41,11 @@ def programs(config: Config) -> list[Program]:
     """One instance for each ratio and seed."""
     toy = settings(config)
     if (toy.n_features, toy.n_hidden, len(toy.densities)) != (5, 2, 1):
-        raise ValueError(
+        raise UserError(
             "experiment=toy/one_varied_feature is about toy.n_features=5, toy.n_hidden=2 at one of toy.densities"
         )
     if not toy.ratios or max(toy.ratios) * toy.densities[0] > 1:
-        raise ValueError("toy.ratios: at least one is needed, and ratio × density must be 1 at most")
+        raise UserError("toy.ratios: at least one is needed, and ratio × density must be 1 at most")
     density = uniform(toy).repeat(len(toy.ratios), 1)
     density[:, -1] *= torch.tensor(toy.ratios)
     return [program(config, name="model", density=density, importance=importances(toy)[None], kind=None, points=None)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.experiments.in_sets import best_of
 from crux.toy.experiments.programs import over_densities, settings
@@ -47,7 +48,7 @@ def programs(config: Config) -> list[Program]:
     """One instance for each density and seed."""
     toy = settings(config)
     if toy.together is not Together.correlated or (toy.n_features, toy.n_hidden, toy.n_sets) != (6, 2, 3):
-        raise ValueError("experiment=toy/pca_collapse is about three correlated pairs in two dimensions: 6 → 2, 3 sets")
+        raise UserError("experiment=toy/pca_collapse is about three correlated pairs in two dimensions: 6 → 2, 3 sets")
     return [over_densities(config)]
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds, losses
 from crux.toy.exact.neighbours import lowered_by_neighbours
@@ -43,16 +44,16 @@ def programs(config: Config) -> list[Program]:
     """For each size, an instance for every density, seed and ratio; those of one density and seed see the same data."""
     toy = settings(config)
     if toy.importance != 1:
-        raise ValueError(
+        raise UserError(
             f"toy.importance={toy.importance}: the others' is 1 in a phase diagram, toy.ratios varies the last"
         )
     if len(_ratios(toy)) < 2:
-        raise ValueError("toy.ratios: a phase diagram needs two at least, in equal ratios")
+        raise UserError("toy.ratios: a phase diagram needs two at least, in equal ratios")
     made = []
     for one in sized(config):
         size = settings(one)
         if (size.n_features, size.n_hidden) not in ((2, 1), (3, 2)):
-            raise ValueError(
+            raise UserError(
                 f"toy.sizes: the theory is known for [2, 1, 1] and [3, 2, 1], not for {size.n_features} → {size.n_hidden}"
             )
         importance = importances(size).repeat(len(_ratios(toy)), 1)

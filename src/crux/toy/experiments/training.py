@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.sae import assemble
 from crux.toy.features import Purpose
@@ -37,7 +38,7 @@ def train(program: Program, config: Config, *, folder: Path, add_row: Row) -> Tr
     """Trains every instance of the program; `folder` is its own, and holds a checkpoint where it was interrupted.
 
     Raises:
-        ValueError: where a loss stopped being a number.
+        UserError: where a loss stopped being a number.
     """
     if (folder / "model.safetensors").exists():
         return load(folder)
@@ -76,7 +77,7 @@ def train(program: Program, config: Config, *, folder: Path, add_row: Row) -> Tr
     weights = module.cpu().model.weights
     loss = held_out_loss(program, weights, samples=config.toy.held_out, batch=min(config.toy.held_out, 1024))
     if not bool(loss.isfinite().all()):
-        raise ValueError("the held-out loss is not a finite number; try a lower optimizer.lr")
+        raise UserError("the held-out loss is not a finite number; try a lower optimizer.lr")
     save(folder, Trained(program, weights, loss, {}))
     checkpoint.unlink(missing_ok=True)
     return load(folder)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.errors import UserError
+
 RECOVERED = 0.9
 """Cosine from which on a feature counts as recovered."""
 
@@ -32,12 +34,12 @@ def recovery(directions: Float[Tensor, "n_features d"], dictionary: Float[Tensor
     """Compares the true directions with a dictionary's, whose dead latents are left out by the caller.
 
     Raises:
-        ValueError: where no feature lives.
+        UserError: where no feature lives.
     """
     norms = directions.norm(dim=1)
     living = norms > LIVING * norms.max()
     if not bool(living.any()):
-        raise ValueError("the toy model represents no feature")
+        raise UserError("the toy model represents no feature")
     if len(dictionary) == 0:
         return Recovery(living, torch.zeros(len(directions)), 0.0, 0.0, 0.0)
     cosines = F.normalize(directions, dim=1) @ F.normalize(dictionary, dim=1).T

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.toy.geometry.dimensionality import dimensionality, dimensions_per_feature, norms, rank
 from crux.toy.geometry.tegum import Factor, tegum_factors
 
@@ -82,10 +83,10 @@ def geometry_report(
     """The geometry of one weight matrix; thresholds as for `tegum_factors`.
 
     Raises:
-        ValueError: if W has an entry that is not finite.
+        UserError: if W has an entry that is not finite.
     """
     if not W.isfinite().all():
-        raise ValueError("the weights hold values that are not finite: no geometry can be told")
+        raise UserError("the weights hold values that are not finite: no geometry can be told")
     W = W.detach().cpu()
     factors = tegum_factors(W, living=living, tau=tau, tolerance=tolerance)
     D, (m, n) = dimensionality(W), W.shape
