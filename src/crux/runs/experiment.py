@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config, to_plain
 from crux.runs.result import Check, Result
 from crux.runs.run_folder import RunFolder, new_path, write_whole
@@ -72,10 +73,8 @@ def write(job: RunFolder, found: Result) -> dict[str, float]:
 
 def markdown(checks: Sequence[Check]) -> str:
     """The checks as a table."""
-    rows = [
-        f"| {c.what} | {c.value:.5g} | {c.low:.5g} … {c.high:.5g} | {'yes' if c.passed else 'NO'} |" for c in checks
-    ]
-    return "\n".join(["| what | found | should be | is it |", "|---|---|---|---|", *rows])
+    rows = [[c.what, f"{c.value:.5g}", f"{c.low:.5g} … {c.high:.5g}", "yes" if c.passed else "NO"] for c in checks]
+    return markdown_table(["what", "found", "should be", "is it"], rows)
 
 
 def show(config: Config, job: RunFolder, found: Result) -> None:
