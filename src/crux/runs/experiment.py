@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from crux.config.files import write_tensors, write_text
 from crux.config.markdown import markdown_table
 from crux.config.schema import Config, to_plain
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder, new_path, write_whole
+from crux.runs.run_folder import RunFolder, new_path
 from crux.runs.tracking import earlier_run, how_to_compare, run_name, tracked
-from crux.toy.program import write_tensors
 
 AddRow = Callable[[int, dict[str, float]], None]
 """Adds a row to the history, of the run folder and of MLflow."""
@@ -61,7 +61,7 @@ def write(job: RunFolder, found: Result) -> dict[str, float]:
     for name, figure in found.figures.items():
         figure.savefig(job.path / "figures" / f"{name}.png", dpi=150)
     write_tensors(job.path / "arrays.safetensors", found.arrays)
-    write_whole(
+    write_text(
         job.path / "report.md", "\n\n".join(text for text in (found.report, markdown(found.checks)) if text) + "\n"
     )
     failed = sum(not check.passed for check in found.checks)

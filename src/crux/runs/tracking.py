@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crux.config.errors import UserError
+from crux.config.files import write_text
 from crux.config.schema import Config, experiment_name, to_plain
-from crux.runs.run_folder import RunFolder, find_unfinished, named_unfinished, same_run, write_whole
+from crux.runs.run_folder import RunFolder, find_unfinished, named_unfinished, same_run
 from crux.toy.options import Toy
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def tracked(config: Config, folder: RunFolder, *, params: Mapping[str, object]) 
         except UserError:
             folder.discard_unstarted()
             raise
-        write_whole(known, tracker.run_id + "\n")
+        write_text(known, tracker.run_id + "\n")
     try:
         yield tracker
     except BaseException as stop:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from crux.config.files import write_text
 from crux.config.schema import Config
-from crux.runs.run_folder import RunFolder, write_whole
+from crux.runs.run_folder import RunFolder
 from crux.runs.tracking import how_to_compare, run_name
 from crux.sae import assemble
 from crux.sae.architectures.site import Site
@@ -111,7 +112,7 @@ def write_pages(
         if len(latents) == 0:
             continue  # none wanted, or nothing fires
         page = _page(config, subject=subject, site=site, tokens=tokens, found=found, latents=latents)
-        write_whole(folder.path / f"latents{_suffix(site, sites)}.html", page)
+        write_text(folder.path / f"latents{_suffix(site, sites)}.html", page)
 
 
 def _page(

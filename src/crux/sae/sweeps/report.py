@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from crux.runs.run_folder import write_whole
+from crux.config.files import write_text
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
 from crux.sae.sweeps.pictures import pictures
@@ -56,11 +56,11 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
     runs = finished_runs(folder)
     lines = curves(runs)
     tables, found = {"Runs": runs_table(runs)}, matches(lines, at=at)
-    write_whole(folder / "runs.csv", runs_csv(runs).csv())
+    write_text(folder / "runs.csv", runs_csv(runs).csv())
     (folder / "matched.csv").unlink(missing_ok=True)
     if found:
         tables["At equal L0"] = matched_table(found)
-        write_whole(folder / "matched.csv", matched_csv(found).csv())
+        write_text(folder / "matched.csv", matched_csv(found).csv())
     if any(RATE in run.metrics for run in runs):
         tables["Time"] = times_table(runs)
     drawn = pictures(lines, at=at) if lines else {}
@@ -71,5 +71,5 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
     parts = [f"# {folder.name}", *(f"## {t}\n\n{NOTES[t]}\n\n{shown.markdown()}" for t, shown in tables.items())]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
-    write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return Report(folder, tables)
