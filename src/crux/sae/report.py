@@ -7,10 +7,10 @@ from typing import Any
 
 from jaxtyping import Int
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from crux.config.console import make_console
 from crux.config.files import write_text
 from crux.config.schema import Config
 from crux.runs.run_folder import RunFolder
@@ -177,7 +177,7 @@ ROWS = {
 
 def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> None:
     """The judgement as one table, each SAE's own where there are several, where everything lies, and how to open MLflow."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console = make_console(width=110)
     name = run_name(config)
     if config.hook_points is None or len(config.hook_points) == 1:
         console.print(_table(f"{name} on held-out text", metrics))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
+from crux.config.console import make_console
 from crux.config.files import write_text
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
     def show(self) -> None:
         """The tables on the screen, and where they lie."""
-        console = Console(width=None if Console().is_terminal else 140, highlight=False, markup=False)
+        console = make_console(width=140)
         for title, shown in self.tables.items():
             table = Table(*shown.header, title=title, title_justify="left")
             for row in shown.rows:
