@@ -12,7 +12,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.training.local import LocalSAE
 from crux.sae.training.recipe import Common, Recipe
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.evaluate import explained_variance, judge_on_toy
+from crux.toy.evaluate import explained_variance, evaluate_on_toy
 from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK
 from crux.toy.program import Program
@@ -89,7 +89,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def found(subject: ToySubject, sae: SAE) -> Found:
-    judged = judge_on_toy(subject, sae, n_samples=20_000)
+    judged = evaluate_on_toy(subject, sae, n_samples=20_000)
     W_out = subject.model.W_out
     assert W_out is not None
     basis = torch.linalg.svd(W_out[0, 0])[2]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn
 
 from crux.config.errors import UserError
+from crux.config.files import write_text
 from crux.launch.work import Work, carried
-from crux.runs.run_folder import write_whole
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -81,7 +81,7 @@ def run_on_slurm(
     array = submitted[0].job_id.partition("_")[0]
     note = jobs[0].folder.parent / NOTE
     try:
-        write_whole(note, array + "\n")
+        write_text(note, array + "\n")
         print(f"slurm: {len(jobs)} jobs in array {array}; logs in {Path(submitit_folder).parent}", flush=True)
         ended = _wait(jobs, submitted, array=array)
     except BaseException:

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.files import write_tensors
 from crux.toy.features import Purpose, generator
-from crux.toy.program import write_tensors
 from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors
 from crux.training.schedule import scheduled
 

@@ -14,7 +14,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.evaluation.mean import Typical
 from crux.sae.figures.densities import density_histogram
 from crux.sae.training.local import LocalSAE
-from crux.toy.evaluate import ToyJudgement, judge_on_toy
+from crux.toy.evaluate import ToyEvaluation, evaluate_on_toy
 from crux.toy.features import Purpose
 from crux.toy.figures.recovery import toy_recovery
 from crux.toy.folder import HOOK, toy_folder
@@ -84,7 +84,7 @@ def train_on_toy(config: Config, *, folder: Path | None) -> None:
             shown={"train/loss": "loss", "train/l0": "L0"},
             abandoned=None,
         )
-        found = judge_on_toy(subject, site.sae.folded(), n_samples=config.evaluation.tokens)
+        found = evaluate_on_toy(subject, site.sae.folded(), n_samples=config.evaluation.tokens)
         metrics = {f"final/{name}": value for name, value in found.metrics.items()}
         report.write_saes(job, config, [site], module.sparsity.weight.tolist())
         report.write_loss_curves(job)
@@ -127,7 +127,7 @@ ROWS = {
 }
 
 
-def show(config: Config, job: RunFolder, found: ToyJudgement) -> None:
+def show(config: Config, job: RunFolder, found: ToyEvaluation) -> None:
     """The judgement as a table, and where everything lies."""
     console = Console(width=None if Console().is_terminal else 110, highlight=False)
     table = Table(title=f"{run_name(config)} on {config.model.path}", title_justify="left")

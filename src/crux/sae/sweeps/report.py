@@ -7,11 +7,12 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from crux.runs.run_folder import write_whole
+from crux.config.files import write_text
+from crux.sae.options import ReportJob
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
 from crux.sae.sweeps.pictures import pictures
-from crux.sae.sweeps.runs import finished_runs
+from crux.sae.sweeps.runs import finished_runs, sweep_folder
 from crux.sae.sweeps.tables import RATE, Shown, matched_csv, matched_table, matches, runs_csv, runs_table, times_table
 
 NOTES = {
@@ -24,6 +25,16 @@ NOTES = {
     "Time": "Training tokens a second, and time a token as a ratio to the e2e run of the same seed, all else equal. Of the last "
     "start, where a run was interrupted.",
 }
+
+
+def run(config: ReportJob, *, folder: Path | None) -> None:
+    """Write a sweep's report again and show it; it is in the sweep's folder, and has no run folder of its own.
+
+    Raises:
+        UserError: if there is no such sweep, or none of its runs has finished.
+    """
+    name = config.sweep or config.sweep_name or ""
+    write_report(sweep_folder(Path(config.output_dir), name), at=config.report_l0).show()
 
 
 class Report(NamedTuple):
@@ -56,11 +67,11 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
     runs = finished_runs(folder)
     lines = curves(runs)
     tables, found = {"Runs": runs_table(runs)}, matches(lines, at=at)
-    write_whole(folder / "runs.csv", runs_csv(runs).csv())
+    write_text(folder / "runs.csv", runs_csv(runs).csv())
     (folder / "matched.csv").unlink(missing_ok=True)
     if found:
         tables["At equal L0"] = matched_table(found)
-        write_whole(folder / "matched.csv", matched_csv(found).csv())
+        write_text(folder / "matched.csv", matched_csv(found).csv())
     if any(RATE in run.metrics for run in runs):
         tables["Time"] = times_table(runs)
     drawn = pictures(lines, at=at) if lines else {}
@@ -71,5 +82,5 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
     parts = [f"# {folder.name}", *(f"## {t}\n\n{NOTES[t]}\n\n{shown.markdown()}" for t, shown in tables.items())]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
-    write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return Report(folder, tables)
