@@ -12,7 +12,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.training.local import LocalSAE
 from crux.sae.training.recipe import Common, Recipe
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.evaluate import explained_variance, evaluate_on_toy
+from crux.toy.evaluate import evaluate_on_toy, explained_variance
 from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK
 from crux.toy.program import Program

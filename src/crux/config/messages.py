@@ -52,7 +52,7 @@ def no_such_key(key: str, *, kind: str | None = None) -> str:
     """
     if key in RENAMED:
         return f"{key}: is called {RENAMED[key]} now"
-    section, _, name = key.rpartition(".")
+    section, _, _ = key.rpartition(".")
     if key.startswith("hydra.launcher."):
         there, everywhere = launcher_keys(), launcher_keys()
     else:

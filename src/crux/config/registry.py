@@ -21,7 +21,7 @@ from crux.config.folder_name import shortened
 Options = Mapping[str, Mapping[str, type]]
 """Dataclasses by group and option. Those of the group `job` are whole configurations."""
 
-OWNERS = ("crux.config.options", "crux.sae.options")
+OWNERS = tuple(f"crux.{name}.options" for name in ("config", "sae", "toy", "pretraining", "llc", "degeneracy"))
 """Torch-free modules, each with OPTIONS."""
 
 SUFFIX = "_options"

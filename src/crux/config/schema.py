@@ -2,7 +2,8 @@
 
 Each option of a group has a dataclass next to its owner (`crux/<subject matter>/options.py`), which says the type, the meaning, the
 unit and the bounds of its keys. Values are in conf/, once. A configuration holds only keys that its job and its options read, so Hydra's
-composition itself rejects any other. A key that a parent YAML sets has no default in the dataclass, which would reset it. Hydra understands a subset of type annotations: no Literal, one `X | None`, no nested unions.
+composition itself rejects any other. A key that a parent YAML sets has no default in the dataclass, which would reset it. Hydra
+understands a subset of type annotations: no Literal, one `X | None`, no nested unions.
 """
 
 from collections.abc import Collection

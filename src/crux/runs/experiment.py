@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from crux.config.files import write_tensors, write_text
+from crux.config.markdown import markdown_table
 from crux.config.schema import Job
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
 from crux.runs.result import Check, Result
 from crux.runs.run_folder import RunFolder
 
-O = TypeVar("O")
+Options = TypeVar("Options")
 
 
 def start_over(folder: RunFolder) -> int:
@@ -26,12 +27,12 @@ def start_over(folder: RunFolder) -> int:
 
 
 @dataclass(frozen=True)
-class Experiment(Generic[O]):
+class Experiment(Generic[Options]):
     """What a file in a folder experiments/ offers as `EXPERIMENT`."""
 
-    options: type[O]
+    options: type[Options]
     """What it reads: the dataclass of its own section, or the job's if it needs several sections."""
-    result: Callable[[O, Run], Result]
+    result: Callable[[Options, Run], Result]
     """Computes the result; adds rows to the run's history, and takes pieces of an earlier start from its folder."""
     last_row: Callable[[RunFolder], int] = start_over
     """The last row of an earlier start's history that stays."""
@@ -92,10 +93,8 @@ def write(job: RunFolder, found: Result) -> dict[str, float]:
 
 def markdown(checks: Sequence[Check]) -> str:
     """The checks as a table."""
-    rows = [
-        f"| {c.what} | {c.value:.5g} | {c.low:.5g} … {c.high:.5g} | {'yes' if c.passed else 'NO'} |" for c in checks
-    ]
-    return "\n".join(["| what | found | should be | is it |", "|---|---|---|---|", *rows])
+    rows = [[c.what, f"{c.value:.5g}", f"{c.low:.5g} … {c.high:.5g}", "yes" if c.passed else "NO"] for c in checks]
+    return markdown_table(["what", "found", "should be", "is it"], rows)
 
 
 def show(name: str, found: Result) -> None:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.degeneracy.dictionary import Outside
 from crux.degeneracy.experiments.planted_dictionaries import LOSSES, READ, UNREAD, judged, planted, trained
@@ -25,10 +26,7 @@ EXPLAINS, LEAVES = 0.9, 0.3
 BETTER = 0.2
 """By so much end to end explains more of the variance that is read."""
 
-HEAD = (
-    "| SAE | living | read | outside | weighted | mostly outside | EV inside | EV outside |",
-    "|---|---|---|---|---|---|---|---|",
-)
+HEADER = ("SAE", "living", "read", "outside", "weighted", "mostly outside", "EV inside", "EV outside")
 
 
 def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
@@ -48,7 +46,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
 
 def of_planted(config: Config, add_row: AddRow, *, left_out: float) -> Result:
     """Local keeps the unread directions, end to end drops them: in every seed, for every loss."""
-    checks, metrics, lines = [], {}, [*HEAD]
+    checks, metrics, rows = [], {}, []
     columns: dict[str, list[Outside]] = {loss: [] for loss in LOSSES}
     for i in range(SEEDS):
         seed = config.seed + i
@@ -68,8 +66,8 @@ def of_planted(config: Config, add_row: AddRow, *, left_out: float) -> Result:
                 checks.append(
                     Check(f"{name}: explained variance of what is read, above local's", more, BETTER, math.inf)
                 )
-            lines.append(line(name, basis.size, out))
-            add_row(len(lines) - len(HEAD), {"weighted": out.weighted, "mean": out.mean})
+            rows.append(cells(name, basis.size, out))
+            add_row(len(rows), {"weighted": out.weighted, "mean": out.mean})
     for loss, of in columns.items():
         for key in ("mean", "weighted", "explained_inside", "explained_outside"):
             metrics[f"{loss}/{key}"] = float(np.mean([getattr(out, key) for out in of]))
@@ -81,25 +79,22 @@ def of_planted(config: Config, add_row: AddRow, *, left_out: float) -> Result:
         chance=UNREAD / (READ + UNREAD),
         where="what the output reads",
     )
-    return Result(metrics, checks, {"outside": figure}, shares, "\n".join(lines))
+    return Result(metrics, checks, {"outside": figure}, shares, markdown_table(HEADER, rows))
 
 
 def of_saved(folders: list[str], *, tokens: int, left_out: float, seed: int) -> Result:
     """A row an SAE; nobody knows what should come out, so nothing is checked."""
     found = judge_saved(read_saes(folders), tokens=tokens, left_out=left_out, seed=seed)
-    metrics, lines = {}, [*HEAD]
+    metrics, rows = {}, []
     for name, (_, dimensions, out) in found.items():
-        lines.append(line(name, dimensions, out))
+        rows.append(cells(name, dimensions, out))
         metrics |= {
             f"{name}/{key}": getattr(out, key) for key in ("mean", "weighted", "explained_inside", "explained_outside")
         }
         metrics |= {f"{name}/mostly": float(out.mostly), f"{name}/read": float(dimensions)}
     first = next(iter(found.values()))
     chance = 1 - first.dimensions / len(first.basis.mean)
-    lines += [
-        "",
-        f"read: as few directions as leave out {left_out:.0%} of Σ Λ; of a random direction {chance:.2f} is outside",
-    ]
+    about = f"read: as few directions as leave out {left_out:.0%} of Σ Λ; of a random direction {chance:.2f} is outside"
     figure = dictionary_outside(
         {name: of.outside.share[of.outside.living].numpy() for name, of in found.items()},
         weighted={name: of.outside.weighted for name, of in found.items()},
@@ -108,12 +103,10 @@ def of_saved(folders: list[str], *, tokens: int, left_out: float, seed: int) -> 
     )
     arrays = {f"share/{name}": of.outside.share for name, of in found.items()}
     arrays |= {f"strength/{name}": of.basis.strength.clone() for name, of in found.items()}
-    return Result(metrics, [], {"outside": figure}, arrays, "\n".join(lines))
+    return Result(metrics, [], {"outside": figure}, arrays, f"{markdown_table(HEADER, rows)}\n\n{about}")
 
 
-def line(name: str, read: int, out: Outside) -> str:
-    """A row of the table."""
-    return (
-        f"| {name} | {int(out.living.sum())} | {read} | {out.mean:.3f} | {out.weighted:.3f} | {out.mostly} | "
-        f"{out.explained_inside:.2f} | {out.explained_outside:.2f} |"
-    )
+def cells(name: str, read: int, out: Outside) -> list[object]:
+    """Return a row of the table."""
+    shares, explained = (f"{out.mean:.3f}", f"{out.weighted:.3f}"), (out.explained_inside, out.explained_outside)
+    return [name, int(out.living.sum()), read, *shares, out.mostly, *(f"{ev:.2f}" for ev in explained)]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from crux.config.markdown import markdown_table
 from crux.degeneracy.compared import Compared, Plan
 from crux.degeneracy.figures.interaction_graph import interaction_graph
 from crux.degeneracy.modularity import Modules, find_modules, smallest_kept
@@ -26,12 +27,12 @@ class Graphs(NamedTuple):
     @property
     def report(self) -> str:
         """A table."""
-        lines = ["| interaction graph of the edges needed | modules | Q | nodes by layer, the largest modules |"]
-        lines.append("|---|---|---|---|")
+        rows = []
         for name, of in self.modules.items():
             sizes = "; ".join("/".join(map(str, row)) for row in of.clusters[:4].tolist())
-            lines.append(f"| {name} | {of.n} | {of.score:.3f} | {sizes} |")
-        return "\n".join(lines)
+            rows.append([name, of.n, f"{of.score:.3f}", sizes])
+        header = ["interaction graph of the edges needed", "modules", "Q", "nodes by layer, the largest modules"]
+        return markdown_table(header, rows)
 
 
 def graphs(found: Compared, plan: Plan, settings: Modularity) -> Graphs:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.degeneracy.basis import neurons
 from crux.degeneracy.experiments.compare_bases import compared, modularity_of, options, plan_of
@@ -53,14 +54,14 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         checks.append(
             Check("edges needed, local basis / principal components (published: 0.87 to 0.99)", ratio, 0.7, 1.1)
         )
-    return kept._replace(checks=checks, report=f"{kept.report}\n{published()}")
+    return kept._replace(checks=checks, report=f"{kept.report}\n\n{published()}")
 
 
 def published() -> str:
     """rib's counts as a table, their sums behind."""
-    lines = ["", "| published, edges by layer | principal components | local interaction basis |", "|---|---|---|"]
-    for seed, counts in PUBLISHED.items():
-        cells = (f"{' / '.join(map(str, each))} = {sum(each)}" for each in counts)
-        lines.append(f"| seed {seed} | {' | '.join(cells)} |")
-    lines.append("| directions, seed 0 | 15 / 17 / 9 | 15 / 17 / 9 |")
-    return "\n".join(lines)
+    rows = [
+        [f"seed {seed}", *(f"{' / '.join(map(str, each))} = {sum(each)}" for each in counts)]
+        for seed, counts in PUBLISHED.items()
+    ]
+    rows.append(["directions, seed 0", "15 / 17 / 9", "15 / 17 / 9"])
+    return markdown_table(["published, edges by layer", "principal components", "local interaction basis"], rows)

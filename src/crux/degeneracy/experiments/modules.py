@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.degeneracy.ablation import EdgeAblation, least
 from crux.degeneracy.basis import Basis, principal_components
@@ -204,23 +205,17 @@ def removal_checks(losses: Losses, *, shortcut: str, concept: str) -> list[Check
 
 def report(network: Shortcut, graphs: dict[str, Graph], losses: Losses, shortcut: str) -> str:
     """Two tables: the graphs, and what each module does."""
-    lines = [
-        "| basis | nodes | edges needed | modules | Q | misplaced | no edge |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, of in graphs.items():
         sizes = "/".join(str(basis.size) for basis in of.bases)
         alone = int(sum((m == ALONE).sum() for m in of.modules.of))
-        lines.append(
-            f"| {name} | {sizes} | {'/'.join(map(str, of.kept))} | {of.modules.n} | {of.modules.score:.3f} | "
-            f"{misplaced(network, of)} | {alone} |"
-        )
-    lines += ["", "| network | wrong | wrong where the shortcut misleads | against the shortcut |", "|---|---|---|---|"]
-    rows = {"as trained": losses.intact}
-    rows |= {
+        kept, q = "/".join(map(str, of.kept)), f"{of.modules.score:.3f}"
+        rows.append([name, sizes, kept, of.modules.n, q, misplaced(network, of), alone])
+    of_graphs = markdown_table(["basis", "nodes", "edges needed", "modules", "Q", "misplaced", "no edge"], rows)
+    wrong = {"as trained": losses.intact}
+    wrong |= {
         f"without {name}{' (the shortcut)' if name == shortcut else ''}": of for name, of in losses.without.items()
     }
-    lines += [
-        f"| {name} | {of['concept']:.1%} | {of['misled']:.1%} | {of['shortcut']:.1%} |" for name, of in rows.items()
-    ]
-    return "\n".join(lines)
+    rows = [[name, *(f"{of[key]:.1%}" for key in ("concept", "misled", "shortcut"))] for name, of in wrong.items()]
+    header = ["network", "wrong", "wrong where the shortcut misleads", "against the shortcut"]
+    return f"{of_graphs}\n\n{markdown_table(header, rows)}"

@@ -1,11 +1,12 @@
 """What a comparison of bases leaves: numbers, arrays, figures, and tables for people."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.degeneracy.compared import Compared, Curve, Plan, kind_of, share_of_edges
 from crux.degeneracy.figures.bases import ablation_curves, spectra
 from crux.runs.result import Check
@@ -92,44 +93,39 @@ def report(found: Compared, plan: Plan, *, loss: str) -> str:
     """Tables of what is needed; how well the interaction basis's directions are told apart, and what it leaves out."""
     names = list(found.bases)
     ours = [name for name in names if kind_of(name) in INTERACTION]
-    lines = [
+    parts = [
         f"{loss}: {found.clean:.5g} as it is; allowed {plan.within:g} more.",
-        *_table("directions needed at", names, list(plan.hooks[:-1]), lambda name, k: _needed(found.nodes[name][k])),
+        markdown_table(
+            ["directions needed at", *names],
+            [[hook, *(_needed(found.nodes[name][k]) for name in names)] for k, hook in enumerate(plan.hooks[:-1])],
+        ),
     ]
     if cut := list(found.edge_curves):
-        lines += _table("edges needed", cut, layers(plan), lambda name, k: _needed(found.edge_curves[name][k]))
-        lines.append(f"| all | {' | '.join(_number(found.edges_needed(name)) for name in cut)} |")
-    lines += _table(
-        f"edges that make up {MOST:.0%} of Ê",
-        names,
-        layers(plan),
-        lambda name, k: (
-            f"{share_of_edges(found.edges[name][k].strength, share=MOST)} of {found.edges[name][k].strength.numel()}"
-        ),
-    )
-    if not ours:
-        return "\n".join(lines)
-    lines += [
-        "",
-        "| interaction basis | directions | variance left out | Λ left out | Λ within 1 % of the one before |",
-    ]
-    lines.append("|---|---|---|---|---|")
-    for name in ours:
-        for basis in found.bases[name][:-1]:
-            close = int((basis.gaps < 0.01).sum())
-            lines.append(
-                f"| {name}, {basis.hook} | {basis.size} of {len(basis.mean)} | {basis.dropped:.1e} | {basis.unused:.1e} | {close} |"
-            )
-    return "\n".join(lines)
+        rows = [[layer, *(_needed(found.edge_curves[name][k]) for name in cut)] for k, layer in enumerate(layers(plan))]
+        rows.append(["all", *(_number(found.edges_needed(name)) for name in cut)])
+        parts.append(markdown_table(["edges needed", *cut], rows))
+    rows = [[layer, *(_most(found.edges[name][k].strength) for name in names)] for k, layer in enumerate(layers(plan))]
+    parts.append(markdown_table([f"edges that make up {MOST:.0%} of Ê", *names], rows))
+    if ours:
+        header = [
+            "interaction basis",
+            "directions",
+            "variance left out",
+            "Λ left out",
+            "Λ within 1 % of the one before",
+        ]
+        rows = [
+            [f"{name}, {basis.hook}", f"{basis.size} of {len(basis.mean)}", f"{basis.dropped:.1e}",
+             f"{basis.unused:.1e}", int((basis.gaps < 0.01).sum())]
+            for name in ours
+            for basis in found.bases[name][:-1]
+        ]  # fmt: skip
+        parts.append(markdown_table(header, rows))
+    return "\n\n".join(parts)
 
 
-def _table(what: str, names: Sequence[str], rows: Sequence[str], cell: Callable[[str, int], str]) -> list[str]:
-    return [
-        "",
-        f"| {what} | {' | '.join(names)} |",
-        "|---" * (1 + len(names)) + "|",
-        *(f"| {row} | {' | '.join(cell(name, k) for name in names)} |" for k, row in enumerate(rows)),
-    ]
+def _most(strength: Tensor) -> str:
+    return f"{share_of_edges(strength, share=MOST)} of {strength.numel()}"
 
 
 def _needed(curve: Curve) -> str:

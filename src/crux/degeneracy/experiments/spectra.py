@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
 from crux.degeneracy.budget import Budget, Layer, budget, free_change
@@ -136,31 +137,27 @@ def ranked(
 ) -> tuple[dict[str, list[Rank]], list[str]]:
     """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report; free directions between the pairs."""
     ranks: dict[str, list[Rank]] = {}
-    head = " | ".join(f"G > {t:g}" for t in thresholds) + " | " + " | ".join(f"K > {t:g}" for t in thresholds)
-    lines = [
-        "Rank above a share of the largest eigenvalue, and the share of the trace that it leaves out:",
-        "",
-        f"| hook point | width | {head} |",
-        "|---" * (2 + 2 * len(thresholds)) + "|",
-    ]
+    of_hooks, of_pairs = [], []
     for hook, (g, k) in grams.items():
         ranks[f"G/{hook}"], ranks[f"K/{hook}"] = (
             rank_report(eigenvalues(gram), thresholds=thresholds) for gram in (g, k)
         )
         cells = [f"{r.rank} ({r.energy_left:.0e})" for r in (*ranks[f"G/{hook}"], *ranks[f"K/{hook}"])]
-        lines.append(f"| {hook} | {len(g)} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Free directions d_in · d_out − rank G · rank K of a linear map between two hook points:",
-        "",
-        f"| from | to | d_in · d_out | {' | '.join(f'> {t:g}' for t in thresholds)} |",
-        "|---" * (3 + len(thresholds)) + "|",
-    ]
+        of_hooks.append([hook, len(g), *cells])
     for a, b in pairs:
         size = len(grams[a][0]) * len(grams[b][1])
         free = [size - g.rank * k.rank for g, k in zip(ranks[f"G/{a}"], ranks[f"K/{b}"], strict=True)]
-        lines.append(f"| {a} | {b} | {size} | {' | '.join(str(n) for n in free)} |")
-    return ranks, lines
+        of_pairs.append([a, b, size, *free])
+    cutoffs = [f"> {t:g}" for t in thresholds]
+    return ranks, [
+        "Rank above a share of the largest eigenvalue, and the share of the trace that it leaves out:",
+        "",
+        markdown_table(["hook point", "width", *(f"{name} {cut}" for name in "GK" for cut in cutoffs)], of_hooks),
+        "",
+        "Free directions d_in · d_out − rank G · rank K of a linear map between two hook points:",
+        "",
+        markdown_table(["from", "to", "d_in · d_out", *cutoffs], of_pairs),
+    ]
 
 
 def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer], list[list[tuple[int, ...]]]]:
@@ -209,13 +206,11 @@ def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int)
 
 def told(found: Budget) -> list[str]:
     """The budget for people, with what it is and is not."""
-    lines = ["Linear maps with their biases, each by itself:", "", "| map | d_in · d_out | rank G | rank K | free |"]
-    lines.append("|---" * 5 + "|")
-    lines += [
-        f"| {x.name} | {x.d_in} · {x.d_out} | {x.rank_gram} | {x.rank_jacobian} | {x.directions} |"
-        for x in found.layers
-    ]
-    lines += [
+    rows = [[x.name, f"{x.d_in} · {x.d_out}", x.rank_gram, x.rank_jacobian, x.directions] for x in found.layers]
+    return [
+        "Linear maps with their biases, each by itself:",
+        "",
+        markdown_table(["map", "d_in · d_out", "rank G", "rank K", "free"], rows),
         "",
         f"Of {found.parameters} parameters {found.by_ranks} directions are free together by the ranks (map "
         f"{found.layers[found.cut].name} by both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised "
@@ -225,7 +220,6 @@ def told(found: Budget) -> list[str]:
         f"is what has less than {EXACT:g} of the largest eigenvalue: where a spectrum falls on and on below that, the bound holds to "
         "float64's rounding, not exactly.",
     ]
-    return lines
 
 
 def metrics_of(ranks: dict[str, list[Rank]]) -> dict[str, float]:

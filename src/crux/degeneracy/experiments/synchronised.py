@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.synchronised import synchronised_neurons
@@ -130,12 +131,14 @@ def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metr
         f"{of.name}: held-out loss {metrics['loss']:.4g}, right {metrics['right']:.4f}; blocks of neurons that agree on every training "
         f"sample: {metrics['exact_blocks']:.0f}",
         "",
-        "| distance | blocks | neurons in them | largest | gates left | training loss | held-out loss | right | at random |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {r.threshold:g} | {r.blocks} | {r.neurons} | {r.largest} | {r.gates:.1%} | {r.train_loss:.4g} | {r.loss:.4g} | {r.right:.4f} | "
-        f"{r.chance_loss:.4g} |"
+    header = [
+        "distance", "blocks", "neurons in them", "largest", "gates left", "training loss", "held-out loss", "right",
+        "at random",
+    ]  # fmt: skip
+    cells = [
+        [f"{r.threshold:g}", r.blocks, r.neurons, r.largest, f"{r.gates:.1%}", f"{r.train_loss:.4g}",
+         f"{r.loss:.4g}", f"{r.right:.4f}", f"{r.chance_loss:.4g}"]
         for r in rows
-    ]
-    return "\n".join(lines)
+    ]  # fmt: skip
+    return "\n".join([*lines, markdown_table(header, cells)])

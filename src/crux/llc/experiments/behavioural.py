@@ -17,7 +17,7 @@ from crux.llc.behavioural import Divergence
 from crux.llc.calibration import ERRORS
 from crux.llc.coordinates import stacked
 from crux.llc.effective import effective_parameters, quadratic_n_eff, rank
-from crux.llc.experiments.sampling import HEAD, arrays, explained, keys, nbetas, sampler_of, table
+from crux.llc.experiments.sampling import arrays, explained, keys, nbetas, sampler_of, table, table_rows
 from crux.llc.figures.effective_parameters import effective_parameters_figure
 from crux.llc.losses import Batch, Fixed, over_chains
 from crux.runs.experiment import AddRow
@@ -80,8 +80,8 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     def outputs(p: dict[str, Tensor], batch: Batch) -> Tensor:
         return functional_call(model, p, (batch,))
 
-    lines = [f"{n} parameters, cross-entropy {loss:.3g} nats on the {llc.samples} samples that it was trained on", ""]
-    checks, metrics, kept, told = [], {"parameters": float(n), "cross_entropy": loss}, {}, []
+    about = f"{n} parameters, cross-entropy {loss:.3g} nats on the {llc.samples} samples that it was trained on"
+    rows, checks, metrics, kept, told = [], [], {"parameters": float(n), "cross_entropy": loss}, {}, []
     sampled, quadratic, ranks = {}, {}, {}
     fine = torch.logspace(float(nbeta[0].log10()) - 1, float(nbeta[-1].log10()) + 1, 100, dtype=torch.float64)
     for behaviour in llc.behaviours:
@@ -114,10 +114,10 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
             metrics[f"n_eff/{name}/{float(nbeta[i]):.0e}"] = value
             add_row(len(metrics), {"n_eff": value, "quadratic": float(found.quadratic[i])})
         names = [label] * len(nbeta)
-        lines += ["N_eff = 2 λ̂:", "", *HEAD] if not kept else []
-        lines += table(names, found.llc, predicted=(found.quadratic / 2).tolist(), known=[counted / 2] * len(nbeta))
+        rows += table_rows(names, found.llc, predicted=(found.quadratic / 2).tolist(), known=[counted / 2] * len(nbeta))
         told += explained(names, found.llc)
         kept |= arrays(found.llc, f"{name}/") | {f"{name}/eigenvalues": found.spectrum.values[0].contiguous()}
         metrics[f"rank/{name}"] = counted
     figure = effective_parameters_figure(sampled, quadratic, ranks=ranks, n=n)
-    return Result(metrics, checks, {"effective_parameters": figure}, kept, "\n".join([*lines, "", *told]).rstrip())
+    report = "\n".join([about, "", "N_eff = 2 λ̂:", "", table(rows), "", *told]).rstrip()
+    return Result(metrics, checks, {"effective_parameters": figure}, kept, report)

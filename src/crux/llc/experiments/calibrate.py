@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
-from crux.degeneracy.options import Calibration
 from crux.llc.calibration import ERRORS, WITHIN, Group, Row, linear_networks, monomials, regular, run
 from crux.llc.experiments.kgons import escaping, kgon_groups
 from crux.llc.figures.llc_calibration import llc_errors, llc_trend
+from crux.llc.options import Calibration
 from crux.runs.experiment import AddRow
 from crux.runs.result import Check, Result
 from crux.runs.run_folder import RunFolder
@@ -27,7 +28,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     assert config.llc is not None
     kept: list[Row] = []
     checks, metrics = [], {}
-    lines: list[str] = [*HEAD]
+    rows: list[list[str]] = []
     assert config.llc.cases is not None
     assert config.llc.length is not None
     for cases in config.llc.cases:
@@ -39,13 +40,13 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
                         Check(f"{name}: the estimate is negative", row.mean, -torch.inf, -3 * row.standard_error)
                     )
                     checks.append(Check(f"{name}: said to have left the basin", row.escaped, 1, 1))
-                    lines.append(line(row, verdict="escaped" if row.escaped else "NOT SEEN"))
+                    rows.append(cells(row, verdict="escaped" if row.escaped else "NOT SEEN"))
                     continue
                 checks.append(Check(f"{name}: standard errors from the prediction", row.errors, -ERRORS, ERRORS))
                 if row.must_be_close:
                     checks.append(Check(f"{name}: share of λ from λ", row.off, -WITHIN, WITHIN))
                 checks.append(Check(f"{name}: left the basin", row.escaped, 0, 0))
-                lines.append(line(row, verdict="ok" if row.passed and not row.escaped else "OUTSIDE"))
+                rows.append(cells(row, verdict="ok" if row.passed and not row.escaped else "OUTSIDE"))
                 kept.append(row)
                 add_row(len(kept), {"errors": row.errors, "off": row.off})
     worst = max((abs(row.errors) for row in kept), default=0.0)
@@ -59,22 +60,18 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         "nbeta": [r.case.nbeta for r in kept],
     }
     arrays = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
-    return Result(metrics, checks, figures(kept), arrays, "\n".join(lines))
+    header = ["case", "sampler", "nβ", "estimate", "predicted", "errors", "λ", "off", "R-hat", "ESS", ""]
+    return Result(metrics, checks, figures(kept), arrays, markdown_table(header, rows))
 
 
-HEAD = (
-    "| case | sampler | nβ | estimate | predicted | errors | λ | off | R-hat | ESS | |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
-)
-
-
-def line(row: Row, *, verdict: str) -> str:
-    """A row of the table; `errors` is in standard errors, `off` from λ, in bold where it must be within 3 %."""
+def cells(row: Row, *, verdict: str) -> list[str]:
+    """Return a row of the table; `errors` is in standard errors, `off` from λ, in bold if it must be within 3 %."""
     off = f"**{row.off:+.1%}**" if row.must_be_close else f"{row.off:+.1%}"
-    return (
-        f"| {row.case.name} | {row.sampler} | {row.case.nbeta:.0e} | {row.mean:.4g} ± {row.standard_error:.2g} | {row.predicted:.4g} | "
-        f"{row.errors:+.1f} | {row.case.llc:.4g} | {off} | {row.r_hat:.3f} | {row.ess:.0f} | {verdict} |"
-    )
+    return [
+        row.case.name, row.sampler, f"{row.case.nbeta:.0e}", f"{row.mean:.4g} ± {row.standard_error:.2g}",
+        f"{row.predicted:.4g}", f"{row.errors:+.1f}", f"{row.case.llc:.4g}", off, f"{row.r_hat:.3f}",
+        f"{row.ess:.0f}", verdict,
+    ]  # fmt: skip
 
 
 def figures(kept: list[Row]) -> dict:

@@ -5,7 +5,7 @@ import torch
 from crux.config.schema import Config
 from crux.llc.calibration import ERRORS
 from crux.llc.experiments.kgons import Kgon, held, kgon_loss, polished
-from crux.llc.experiments.sampling import HEAD, arrays, curve, errors, estimated, explained, keys, nbetas, table
+from crux.llc.experiments.sampling import arrays, curve, errors, estimated, explained, keys, nbetas, table, table_rows
 from crux.llc.figures.llc_calibration import llc_trend
 from crux.llc.figures.llc_traces import llc_traces
 from crux.llc.losses import NO_DATA
@@ -44,7 +44,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         checks.append(Check(f"{where}: left the basin", float(found.escaped[i]), 0, 0))
         metrics[f"llc/{each[i].corners}/{float(nbeta[i]):.0e}"] = float(found.mean[i])
         add_row(i + 1, {"llc": float(found.mean[i]), "standard_error": float(found.standard_error[i])})
-    lines = [*HEAD, *table(names, found, predicted=predicted, known=[k.llc for k in each])]
+    rows = table_rows(names, found, predicted=predicted, known=[k.llc for k in each])
     told = explained(names, found)
     n = len(nbetas(llc))
     curves = {
@@ -59,4 +59,4 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         known=[k.llc for k in each],
     )
     figures = {"traces": traces} | ({"trend": llc_trend(curves)} if n > 1 else {})
-    return Result(metrics, checks, figures, arrays(found, ""), "\n".join([*lines, "", *told]).rstrip())
+    return Result(metrics, checks, figures, arrays(found, ""), "\n".join([table(rows), "", *told]).rstrip())

@@ -9,7 +9,7 @@ import torch
 from crux.config.errors import UserError
 from crux.config.schema import Config
 from crux.llc.calibration import ERRORS
-from crux.llc.experiments.sampling import HEAD, arrays, curve, estimated, explained, keys, nbetas, table
+from crux.llc.experiments.sampling import arrays, curve, estimated, explained, keys, nbetas, table, table_rows
 from crux.llc.figures.llc_calibration import llc_trend
 from crux.llc.known import deep_linear
 from crux.llc.linear_network import gibbs, linear_loss_of, redundant_zero
@@ -34,7 +34,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         raise UserError(f"llc.gamma={llc.gamma}: must be more than 0, without it nothing bounds the redundant factors")
     nbeta = nbetas(llc)
     gamma = torch.full_like(nbeta, llc.gamma)
-    lines, told, checks, metrics, kept, curves = [*HEAD], [], [], {}, {}, {}
+    rows, told, checks, metrics, kept, curves = [], [], [], {}, {}, {}
     for i, (widths, rank) in enumerate(zip(llc.widths, llc.ranks, strict=True)):
         name, known = f"{'-'.join(map(str, widths))}, rank {rank}", deep_linear(widths, rank)
         params = {k: v.expand(len(nbeta), -1, -1) for k, v in redundant_zero(widths, rank).items()}
@@ -67,8 +67,8 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
                 )
             )
         names = [name] * len(nbeta)
-        lines += table(names, found, predicted=exact.mean.tolist(), known=[known.llc] * len(nbeta))
+        rows += table_rows(names, found, predicted=exact.mean.tolist(), known=[known.llc] * len(nbeta))
         told += explained(names, found)
         kept |= arrays(found, f"{i}/") | {f"{i}/exact": exact.mean, f"{i}/exact_error": exact.standard_error}
         curves[name] = curve(found, slice(None), predicted=exact.mean.tolist(), known=known.llc)
-    return Result(metrics, checks, {"trend": llc_trend(curves)}, kept, "\n".join([*lines, "", *told]).rstrip())
+    return Result(metrics, checks, {"trend": llc_trend(curves)}, kept, "\n".join([table(rows), "", *told]).rstrip())

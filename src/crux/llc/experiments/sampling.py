@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
-from crux.degeneracy.options import Llc, SamplerName
 from crux.llc.estimate import LLC, SHIFT, NotAMinimumWarning, estimate_llc
 from crux.llc.explain import explain
 from crux.llc.losses import Fixed, Loss, Minibatches
+from crux.llc.options import Llc, SamplerName
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
@@ -91,12 +92,6 @@ def estimated(
         )
 
 
-HEAD = (
-    "| case | nβ | λ̂ | predicted | λ | R-hat | ESS | gradient norm | |",
-    "|---|---|---|---|---|---|---|---|---|",
-)
-
-
 Curve = tuple[list[float], list[float], list[float], list[float], float]
 """nβ, estimate, standard error, prediction, λ: what `llc_trend` draws."""
 
@@ -107,15 +102,29 @@ def curve(found: LLC, of: slice, *, predicted: Sequence[float], known: float) ->
     return nbeta, mean, error, list(predicted[of]), known
 
 
-def table(names: Sequence[str], found: LLC, *, predicted: Sequence[float], known: Sequence[float | None]) -> list[str]:
-    """A row a case, without the head."""
+def table_rows(
+    names: Sequence[str], found: LLC, *, predicted: Sequence[float], known: Sequence[float | None]
+) -> list[list[str]]:
+    """Return one row per case for `table`."""
     return [
-        f"| {name} | {float(found.nbeta[i]):.3g} | {float(found.mean[i]):.4g} ± {float(found.standard_error[i]):.2g} | "
-        f"{predicted[i]:.4g} | {'' if known[i] is None else format(known[i], '.4g')} | {float(found.r_hat[i]):.3f} | "
-        f"{float(found.ess[i]):.0f} | {float(found.gradient_norm[i]):.2g} | "
-        f"{verdict(found, i)} |"
+        [
+            name,
+            f"{float(found.nbeta[i]):.3g}",
+            f"{float(found.mean[i]):.4g} ± {float(found.standard_error[i]):.2g}",
+            f"{predicted[i]:.4g}",
+            "" if known[i] is None else format(known[i], ".4g"),
+            f"{float(found.r_hat[i]):.3f}",
+            f"{float(found.ess[i]):.0f}",
+            f"{float(found.gradient_norm[i]):.2g}",
+            verdict(found, i),
+        ]
         for i, name in enumerate(names)
     ]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows of `table_rows` as a Markdown table."""
+    return markdown_table(["case", "nβ", "λ̂", "predicted", "λ", "R-hat", "ESS", "gradient norm", ""], rows)
 
 
 def verdict(found: LLC, case: int) -> str:

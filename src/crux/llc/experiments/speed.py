@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.llc.coordinates import Coordinates
 from crux.llc.losses import Batch, Fixed, over_chains, value_and_gradient
@@ -37,11 +38,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     rng = torch.Generator().manual_seed(config.seed)
     x = torch.rand(SAMPLES, 6, generator=rng) * (torch.rand(SAMPLES, 6, generator=rng) < 0.1)
     params = {"W": torch.randn(1, 2, 6, generator=rng) / 2, "b": torch.zeros(1, 6)}
-    gains, rates, lines = (
-        [],
-        [],
-        ["| chains | one program, chain-steps/s | loop, chain-steps/s | gain |", "|---|---|---|---|"],
-    )
+    gains, rates, rows = [], [], []
     for n in CHAINS:
         together = stepper(params, Fixed(x), n_chains=n, seed=config.seed)
         singly = [stepper(params, Fixed(x), n_chains=1, seed=config.seed + i) for i in range(ALONE)]
@@ -53,13 +50,13 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         gains.append(float((batched / alone).median()))
         rates.append((float(batched.median()), float(alone.median())))
         add_row(n, {"gain": gains[-1]})
-        lines.append(f"| {n} | {rates[-1][0]:,.0f} | {rates[-1][1]:,.0f} | {gains[-1]:.1f} |")
+        rows.append([n, f"{rates[-1][0]:,.0f}", f"{rates[-1][1]:,.0f}", f"{gains[-1]:.1f}"])
     return Result(
         metrics={f"gain/{n}": gain for n, gain in zip(CHAINS, gains, strict=True)},
         checks=[Check(f"gain of {n} chains as one program", gains[CHAINS.index(n)], 4, torch.inf) for n in CHAINS[1:]],
         figures={},
         arrays={"chains": torch.tensor(CHAINS), "gain": torch.tensor(gains), "rates": torch.tensor(rates)},
-        report="\n".join(lines),
+        report=markdown_table(["chains", "one program, chain-steps/s", "loop, chain-steps/s", "gain"], rows),
     )
 
 

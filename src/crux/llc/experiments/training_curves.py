@@ -9,7 +9,7 @@ from crux.config.schema import Config
 from crux.llc.behavioural import Divergence, Outputs, behavioural_loss
 from crux.llc.calibration import ERRORS
 from crux.llc.estimate import LLC, SHIFT
-from crux.llc.experiments.sampling import HEAD, arrays, errors, estimated, explained, keys, nbetas, table
+from crux.llc.experiments.sampling import arrays, errors, estimated, explained, keys, nbetas, table, table_rows
 from crux.llc.figures.llc_training import Estimates, llc_training
 from crux.llc.losses import Fixed, Loss
 from crux.runs.experiment import AddRow
@@ -60,11 +60,13 @@ def along_training(
             mean, error = each.mean[j::n].tolist(), each.standard_error[j::n].tolist()
             curves[f"{name}, nβ = {nb:.0e}"] = (steps, mean, error, trusted(each)[j::n])
     nothing = [None] * len(names)
-    lines = [about, "", "Its own loss:", "", *HEAD]
-    lines += [*table(names, of_loss, predicted=of_loss.predicted.tolist(), known=nothing), ""]
+    loss_table, behaviour_table = (
+        table(table_rows(names, each, predicted=each.predicted.tolist(), known=nothing))
+        for each in (of_loss, of_behaviour)
+    )
+    lines = [about, "", "Its own loss:", "", loss_table, ""]
     lines += [*first_no_minimum(names, of_loss), *explained(names, of_loss, only=last), ""]
-    lines += ["Its behaviour, MSE of the outputs against the checkpoint's own:", "", *HEAD]
-    lines += [*table(names, of_behaviour, predicted=of_behaviour.predicted.tolist(), known=nothing), ""]
+    lines += ["Its behaviour, MSE of the outputs against the checkpoint's own:", "", behaviour_table, ""]
     lines += explained(names, of_behaviour, only=last)
     checks, metrics = [], {}
     off = errors(of_loss, of_loss.predicted.tolist())

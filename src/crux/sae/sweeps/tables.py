@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from crux.config.markdown import markdown_table
 from crux.runs.run_folder import comparable
 from crux.sae.sweeps.curves import Curve
 from crux.sae.sweeps.matched import Ratio, ratio
@@ -39,8 +40,7 @@ class Shown(NamedTuple):
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(self.header, self.rows)
 
     def csv(self) -> str:
         out = io.StringIO()

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.compare import shared_losses
 from crux.toy.exact.best import best_of_seeds, instance
@@ -53,11 +54,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("features with a neuron for either sign, of their own", alone(reads), ENOUGH, ENOUGH),
     ]
     metrics = {"loss/enough": float(loss_enough[first, 0])}
-    lines = [
-        "| density | loss | share of answering 0 | features | monosemantic | polysemantic | dead | motifs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    panels, found, best = [], [], best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    rows, panels, found, best = [], [], [], best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
     for density, stream in zip(toy.densities, best, strict=True):
         W, W_out = sides(instance(sweep.weights, stream, 0))
         features = features_of(W, least=OWN)
@@ -75,10 +72,9 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
             f"motifs/{density:g}": float(len(seen)),
         }
         computed = len({i for f in features for i in f[:1]})
-        lines.append(
-            f"| {density:g} | {lost:.3g} | {lost / nothing(sweep, stream):.3f} | {computed} | {n_mono} | {n_poly} | "
-            f"{toy.n_hidden - n_mono - n_poly} | {len(seen)} |"
-        )
+        share = f"{lost / nothing(sweep, stream):.3f}"
+        dead = toy.n_hidden - n_mono - n_poly
+        rows.append([f"{density:g}", f"{lost:.3g}", share, computed, n_mono, n_poly, dead, len(seen)])
         title = f"{density_title(density)}: {n_mono} monosemantic, {n_poly} polysemantic"
         panels.append(Panel(W.abs().numpy(), title, "|W|", [len(features[j]) < 2 for j in order]))
         poly = n_poly / max(1, n_mono + n_poly)
@@ -100,7 +96,8 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         "W_enough": reads,
         "W_out_enough": writes,
     }
-    return Result(metrics, checks, figures, arrays, "\n".join(lines))
+    header = ["density", "loss", "share of answering 0", "features", "monosemantic", "polysemantic", "dead", "motifs"]
+    return Result(metrics, checks, figures, arrays, markdown_table(header, rows))
 
 
 def sides(weights: Weights) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:

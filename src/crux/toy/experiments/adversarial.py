@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.experiments.programs import over_densities, settings, tiled
 from crux.toy.experiments.result import Check, Result
@@ -103,17 +104,17 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("of the rise by gradient the analytic attack has at least", float(share.min()), 0.5, 1),
         Check("the same, each input attacked by itself", float(share_each.min()), 0.5, 1),
     ]
-    lines = [
-        f"L2 attacks of norm λ = {REACH} · mean ‖x‖ on {SAMPLES} inputs; rises of the loss (a sum over features)",
-        "",
-        "| 1/(1−S) | 1/D* | vulnerability | by gradient | each by itself | rise, analytic | by gradient | without superposition | λ² |",
-        "|---|---|---|---|---|---|---|---|---|",
+    about = f"L2 attacks of norm λ = {REACH} · mean ‖x‖ on {SAMPLES} inputs; rises of the loss (a sum over features)"
+    header = [
+        "1/(1−S)", "1/D*", "vulnerability", "by gradient", "each by itself", "rise, analytic", "by gradient",
+        "without superposition", "λ²",
+    ]  # fmt: skip
+    rows = [
+        [f"{1 / p:.3g}"]
+        + [f"{ratios[i]:.2f}" for ratios in (crowd, vulnerability, stronger, each)]
+        + [f"{rise[i]:.4f}" for rise in (own.analytic, own.gradient, base.analytic, reach.square())]
+        for i, p in enumerate(density.tolist())
     ]
-    for i, p in enumerate(density.tolist()):
-        lines.append(
-            f"| {1 / p:.3g} | {crowd[i]:.2f} | {vulnerability[i]:.2f} | {stronger[i]:.2f} | {each[i]:.2f} | {own.analytic[i]:.4f} "
-            f"| {own.gradient[i]:.4f} | {base.analytic[i]:.4f} | {reach[i].square():.4f} |"
-        )
     metrics = {
         "vulnerability": float(vulnerability[sparsest].mean()),
         "vulnerability_each": float(each[sparsest].mean()),
@@ -130,4 +131,4 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     )
     arrays = {"density": density, "vulnerability": vulnerability, "features_per_dimension": crowd, "reach": reach}
     arrays |= {f"rise_{name}": value for name, value in own._asdict().items()}
-    return Result(metrics, checks, {"vulnerability": figure}, arrays, "\n".join(lines))
+    return Result(metrics, checks, {"vulnerability": figure}, arrays, f"{about}\n\n{markdown_table(header, rows)}")

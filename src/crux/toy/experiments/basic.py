@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds
 from crux.toy.exact.loss import independent_moments, linear_loss
@@ -120,10 +121,10 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
             Check("ReLU, p ≤ 0.1: superposition, least mean over represented features",
                   float(mean_shared[sparse].min()), 0.1, n),
         ]  # fmt: skip
-    metrics, lines = {}, ["| density | represented | superposition | linear excess |", "|---|---|---|---|"]
+    metrics, rows = {}, []
     for p, count, mean, over in zip(toy.densities, counts.tolist(), mean_shared.tolist(), least.tolist(), strict=True):
         metrics |= {f"represented/{p:g}": float(count), f"superposition/{p:g}": mean, f"linear_excess/{p:g}": over}
-        lines.append(f"| {p:g} | {count} of {n} | {mean:.3f} | {over:.3%} |")
+        rows.append([f"{p:g}", f"{count} of {n}", f"{mean:.3f}", f"{over:.3%}"])
     W, b = torch.cat([linear.W[:1], relu.W]), torch.cat([linear.b[:1], relu.b])
     figure = toy_superposition(
         weights=W.numpy(),
@@ -133,7 +134,8 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         titles=[f"linear, density {toy.densities[0]:g}", *(f"density {p:g}" for p in toy.densities)],
     )
     arrays = {"W": relu.W, "b": relu.b, "W_linear": linear.W, "b_linear": linear.b, "linear_excess": excess}
-    return Result(metrics, checks, {"superposition": figure}, arrays, "\n".join(lines))
+    table = markdown_table(["density", "represented", "superposition", "linear excess"], rows)
+    return Result(metrics, checks, {"superposition": figure}, arrays, table)
 
 
 def misplaced(W: Float[Tensor, "models m n"]) -> int:

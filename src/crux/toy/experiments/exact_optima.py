@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.exact.optima import exact_optima
@@ -34,11 +35,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     (found,) = trained
     toy, loss = settings(config), losses(found)
     best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
-    checks, metrics, truths, names = [], {}, [], []
-    lines = [
-        "| density | exact optimum | shape | best restart | excess | shape | restarts there |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    checks, metrics, truths, names, rows = [], {}, [], [], []
     for i, (density, stream) in enumerate(zip(toy.densities, best, strict=True)):
         truth = exact_optima(
             n_hidden=toy.n_hidden,
@@ -62,10 +59,12 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         checks.append(Check(f"excess of the best restart at density {density:g}", float(mine.min()), -1e-6, CLOSE))
         checks.append(Check(f"its shape is the optimum's ({known}) at density {density:g}", shape == known, 1, 1))
         there = int((mine < CLOSE).sum())
-        lines.append(
-            f"| {density:g} | {exact:.6f} | {known} | {loss[stream, 0]:.6f} | {mine.min():.2%} | {shape} | {there} of {toy.seeds} |"
+        reached = f"{there} of {toy.seeds}"
+        rows.append(
+            [f"{density:g}", f"{exact:.6f}", known, f"{loss[stream, 0]:.6f}", f"{mine.min():.2%}", shape, reached]
         )
     excess = loss[:, 0].unflatten(0, (-1, toy.seeds)) / torch.tensor(truths)[:, None] - 1
     figure = toy_optima(toy.densities, excess.numpy(), shapes=names, close=CLOSE)
     arrays = {"loss": loss, "exact": torch.tensor(truths), "excess": excess}
-    return Result(metrics, checks, {"excess": figure}, arrays, "\n".join(lines))
+    header = ["density", "exact optimum", "shape", "best restart", "excess", "shape", "restarts there"]
+    return Result(metrics, checks, {"excess": figure}, arrays, markdown_table(header, rows))

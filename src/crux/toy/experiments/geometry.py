@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.experiments.programs import over_densities, settings, tiled
 from crux.toy.experiments.result import Check, Result
@@ -91,27 +92,27 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("features at a fraction, by what a smooth density gives", found / smooth if smooth else 0.0, 1.5, 100),
     ]
     metrics = {"at_fractions": found, "at_fractions_if_smooth": smooth}
-    lines = [
+    about = (
         f"{len(superposed)} represented features (norm above {REPRESENTED}) where density < 1; within {NEAR} of a fraction "
-        f"{found:.1%}, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}",
-        "",
-        "| fraction | found | if smooth | most at one density | where 1/(1−S) is |",
-        "|---|---|---|---|---|",
-    ]
+        f"{found:.1%}, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}"
+    )
+    fractions, densities = [], []
     for name, (fraction, _) in FRACTIONS.items():
         one, other = share_at(superposed, [fraction]), share_if_smooth(superposed, [fraction])
         metrics[f"at/{name.split('  ')[0].replace(' ', '_')}"] = one
         most, where = max(
             (share_at(D[i][norms(W[i]) > REPRESENTED], [fraction]), 1 / float(density[i])) for i in range(len(density))
         )
-        lines.append(f"| {name} | {one:.1%} | {other:.1%} | {most:.0%} | {where:.3g} |")
-    lines += ["", "| 1/(1−S) | D* | represented | Σ D_i | at a fraction | loss |", "|---|---|---|---|---|---|"]
+        fractions.append([name, f"{one:.1%}", f"{other:.1%}", f"{most:.0%}", f"{where:.3g}"])
     for i, p in enumerate(density.tolist()):
         alive = norms(W[i]) > REPRESENTED
         share = share_at(D[i][alive], STICKY)
-        lines.append(
-            f"| {1 / p:.3g} | {spread[i]:.3f} | {int(alive.sum())} | {D[i].sum():.2f} | {share:.0%} | {loss[i]:.4f} |"
-        )
+        dimensions, total = f"{spread[i]:.3f}", f"{D[i].sum():.2f}"
+        densities.append([f"{1 / p:.3g}", dimensions, int(alive.sum()), total, f"{share:.0%}", f"{loss[i]:.4f}"])
+    tables = [
+        markdown_table(["fraction", "found", "if smooth", "most at one density", "where 1/(1−S) is"], fractions),
+        markdown_table(["1/(1−S)", "D*", "represented", "Σ D_i", "at a fraction", "loss"], densities),
+    ]
     figure = toy_dimensionality(
         densities=density.numpy(), dimensions_per_feature=spread.numpy(), dimensionality=D.numpy()
     )
@@ -122,4 +123,4 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         "norms": norms(W),
         "loss": loss,
     }
-    return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n".join(lines))
+    return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n\n".join([about, *tables]))

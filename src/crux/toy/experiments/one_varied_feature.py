@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.exact.best import losses
 from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
@@ -190,6 +191,5 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
 
 
 def _table(found: dict[float, list[Optimum]]) -> str:
-    lines = ["| density ratio | local optimum | exact loss | restarts |", "|---|---|---|---|"]
-    lines += [f"| {r:.3g} | {o.name} | {o.loss:.6f} | {o.n} |" for r, at in found.items() for o in at]
-    return "\n".join(lines)
+    rows = [[f"{r:.3g}", o.name, f"{o.loss:.6f}", o.n] for r, at in found.items() for o in at]
+    return markdown_table(["density ratio", "local optimum", "exact loss", "restarts"], rows)

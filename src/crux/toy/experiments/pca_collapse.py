@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.experiments.in_sets import best_of
 from crux.toy.experiments.programs import over_densities, settings
@@ -75,9 +76,9 @@ def _table(densities: Sequence[float], cosines: list[list[float]]) -> str:
     def said(ranges: dict[int, Range], density: float) -> str:
         return " or ".join(str(n) for n, (low, high) in ranges.items() if low < density <= high) or "?"
 
-    lines = ["| density | cosine within the pairs | collapsed | the paper | exact optimum |", "|---|---|---|---|---|"]
+    rows = []
     for density, pairs in zip(densities, cosines, strict=True):
         n = sum(c > SAME_DIRECTION for c in pairs)
         shown = ", ".join(f"{c:.2f}" for c in sorted(pairs))
-        lines.append(f"| {density:.3g} | {shown} | {n} | {said(PAPER, density)} | {said(EXACT, density)} |")
-    return "\n".join(lines)
+        rows.append([f"{density:.3g}", shown, n, said(PAPER, density), said(EXACT, density)])
+    return markdown_table(["density", "cosine within the pairs", "collapsed", "the paper", "exact optimum"], rows)

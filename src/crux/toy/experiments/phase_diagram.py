@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.exact.best import best_of_seeds, losses
 from crux.toy.exact.neighbours import lowered_by_neighbours
@@ -180,19 +181,13 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
 
 def _table(title: str, toy: Toy, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
     """From which ratio on the feature is represented, at every density."""
-    rows = [
-        f"{title}: the extra feature is represented from r on",
-        "",
-        "| density | found | exact | fixed weights |",
-        "|---|---|---|---|",
-    ]
-    ratios = [0.0, *_ratios(toy), math.inf]
+    rows, ratios = [], [0.0, *_ratios(toy), math.inf]
     for i, density in enumerate(toy.densities):
         n = int((classes[i] == 0).sum())
-        rows.append(
-            f"| {density:.3g} | {ratios[n]:.3g} … {ratios[n + 1]:.3g} | {exact.lower[i]:.4g} | {fixed.lower[i]:.4g} |"
-        )
-    return "\n".join(rows)
+        found = f"{ratios[n]:.3g} … {ratios[n + 1]:.3g}"
+        rows.append([f"{density:.3g}", found, f"{exact.lower[i]:.4g}", f"{fixed.lower[i]:.4g}"])
+    table = markdown_table(["density", "found", "exact", "fixed weights"], rows)
+    return f"{title}: the extra feature is represented from r on\n\n{table}"
 
 
 def _ratios(toy: Toy) -> list[float]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.compare import at, polished, shared_losses, whole
 from crux.toy.experiments.programs import over_densities, settings, tiled
@@ -51,7 +52,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     finalists = polished(at(found, order.flatten()), active=4096, max_iterations=100)
     final = shared_losses(finalists, n_seeds=n, samples=4 * toy.held_out).view(-1, n)
     every_W = finalists.weights.W.view(-1, n, *finalists.weights.W.shape[2:])
-    checks, metrics, panels, lines = [], {}, [], []
+    checks, metrics, panels, rows = [], {}, [], []
     for density, losses, models in zip(toy.densities, final, every_W, strict=True):
         W = models[losses.argmin()]
         least = float(losses.min())
@@ -59,16 +60,16 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         metrics[f"loss/{density:g}"] = least
         metrics[f"monosemanticity/{density:g}"] = pure
         metrics[f"monosemantic_neurons/{density:g}"] = float((wired(W, least=WIRED).sum(1) == 1).sum())
-        lines.append(f"| {density:g} | {least:.5f} | {pure:.3f} | {described(parts)} |")
+        rows.append([f"{density:g}", f"{least:.5f}", f"{pure:.3f}", described(parts)])
         W = W[most_monosemantic_first(W.clamp(min=0))]
         single = (wired(W, least=WIRED).sum(1) == 1).tolist()
         panels.append(Panel(W.numpy(), f"{density_title(density)}\n{described(parts)}", "weights W", single))
         if (toy.n_features, toy.n_hidden) == SIZES:
             checks += regime(models, losses, density)
-    head = "| density | loss | monosemanticity | features in neurons |\n|---|---|---|---|"
+    table = markdown_table(["density", "loss", "monosemanticity", "features in neurons"], rows)
     figure = toy_neurons(panels, columns=4, width=2.3, height=2.5)
     arrays = {"W": every_W, "loss": loss, "loss_polished": final}
-    return Result(metrics, checks, {"neurons": figure}, arrays, "\n".join([head, *lines]))
+    return Result(metrics, checks, {"neurons": figure}, arrays, table)
 
 
 def regime(models: Float[Tensor, "k m n"], losses: Float[Tensor, "k"], density: float) -> list[Check]:

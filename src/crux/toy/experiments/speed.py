@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from crux.config.markdown import markdown_table
 from crux.config.schema import Config
 from crux.toy.experiments.programs import importances, program, settings, uniform
 from crux.toy.experiments.result import Check, Result
@@ -36,11 +37,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     toy = settings(config)
     whole = program(config, name="all", density=uniform(toy), importance=importances(toy)[None], kind=None, points=None)
     n = len(whole.seeds)
-    shares, steps, lines = (
-        [],
-        [],
-        ["| batch | one program, ms a step | alone, ms a step | share |", "|---|---|---|---|"],
-    )
+    shares, steps, rows = [], [], []
     for batch in BATCHES:
         together = stepper(config, whole, batch)
         singly = [stepper(config, only(whole, k), batch) for k in range(min(ALONE, n))]
@@ -51,14 +48,14 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         one, alone = (torch.tensor(column) for column in zip(*rounds, strict=True))
         shares.append(float((one / alone).median()))
         steps.append((float(one.median()), float(alone.median()) / n))
-        lines.append(f"| {batch} | {1e3 * steps[-1][0]:.2f} | {1e3 * steps[-1][1]:.3f} | {shares[-1]:.3f} |")
+        rows.append([batch, f"{1e3 * steps[-1][0]:.2f}", f"{1e3 * steps[-1][1]:.3f}", f"{shares[-1]:.3f}"])
     found = dict(zip(BATCHES, shares, strict=True))
     return Result(
         metrics={f"share/{batch}": share for batch, share in found.items()},
         checks=[Check(f"time of {n} instances together / alone, batch 1024", found[1024], 0, 1 / 3)],
         figures={"speed": toy_speed(list(BATCHES), shares, n_instances=n)},
         arrays={"batch": torch.tensor(BATCHES), "share": torch.tensor(shares), "seconds": torch.tensor(steps)},
-        report="\n".join(lines),
+        report=markdown_table(["batch", "one program, ms a step", "alone, ms a step", "share"], rows),
     )
 
 
