@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
 from crux.config.messages import DISK_ERRORS, explain, mistake, no_such_key
-from crux.config.paths import CHECKOUT, ROOT
+from crux.config.paths import ROOT
 from crux.config.registry import known_keys, register, register_resolvers
 from crux.config.schema import Job
 from crux.launch.refusals import check_launcher_of_one_run
@@ -89,8 +89,6 @@ def _may_be_added(key: str) -> bool:
 def main() -> None:
     """The entry point of `python src/main.py` and of the console script `crux`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    os.environ["CRUX_ROOT"] = str(ROOT)
-    os.environ.setdefault("CRUX_OUTPUTS", str((CHECKOUT if ROOT == CHECKOUT else Path.cwd()) / "outputs"))
     if dashed := [a for a in sys.argv[1:] if a.startswith("--") and a[2:].partition("=")[0] in known_keys()]:
         fail(f"{dashed[0]}: keys have no dashes, write {dashed[0][2:].partition('=')[0]}=…", code=2)
     sys.argv[1:] = sorted(

@@ -62,6 +62,9 @@ class LanguageModel(Model):
     """`tiny` (packaged) or a name on the Hugging Face hub, such as `gpt2`."""
     process_weights: bool = MISSING
     """TransformerLens's weight processing: LayerNorm folded, weights centred. Fixes the basis the SAE lives in."""
+    _target_: str | None = None
+    """A function of your own that loads the subject: `load(model, device=..., dtype=...)` returns a crux.subjects.subject.Subject. The
+    tokenizer is still that of `path` or `name`."""
     n_layers: Count | None = None
     """Blocks of a hub model, so that a wrong layer is refused before the hub is asked. Unknown if not given."""
     context: Annotated[int, Ge(2)] = MISSING

@@ -40,7 +40,7 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     check_saved_sae(job.sae.start_from)
     check_text(job.data, context=job.model.context)
     source = model_source(job.model)
-    on_disk = source == "tiny" or isinstance(source, Path)
+    on_disk = job.model._target_ is None and (source == "tiny" or isinstance(source, Path))
     shape = read_shape(find_folder(source)) if on_disk else None
     for single in job.per_sae().values() or (job,):
         check_sites(single, shape, hook_given="hook_point" in given)
@@ -52,6 +52,8 @@ def check_language_model(job: SaeJob) -> None:
     Raises:
         UserError: no such folder, no hub within reach, config.json or weights missing or broken, no such hook point in it.
     """
+    if job.model._target_ is not None:
+        return
     folder = find_folder(model_source(job.model))
     shape = read_shape(folder)
     check_weights(folder)
