@@ -134,6 +134,7 @@ class Optimizer(Adam):
     """The optimiser of an SAE's weights."""
 
     name: OptimizerName = MISSING
+    """adam or adamw."""
     clip: Rate = MISSING
     """The gradient's norm is clipped to this, for each SAE."""
 

@@ -2,12 +2,12 @@
 
 from typing import ClassVar
 
-from crux_example.options import Absolute
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.step import Step
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.sae.losses.loss import Loss
-from crux.sae.losses.step import Step
+from crux_example.options import Absolute
 
 
 class AbsoluteLoss(Loss[Absolute]):
