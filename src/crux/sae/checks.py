@@ -5,8 +5,11 @@ from pathlib import Path
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
+from crux.config.registry import registered
 from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
+from crux.sae.architectures.options import Sae
+from crux.sae.losses.options import LossOptions
 from crux.sae.options import SaeJob, Strategy, model_source
 from crux.sae.sites import check_sites
 from crux.subjects.shape import read_shape
@@ -29,6 +32,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
         raise UserError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if job.hook_points is not None and (one := sorted({"layer", "hook_point"} & set(given))):
         raise UserError(f"hook_points and {one[0]} both given: give one of them")
+    _check_name("sae", job.sae)
+    _check_name("loss", job.loss)
     _check_many(job, given)
     for single in job.per_sae().values() or (job,):
         check_bounds(single, "")
@@ -89,6 +94,14 @@ def check_shares(job: SaeJob, devices: int) -> None:
             "loss.max_norm leaves out more tokens on one device than on another, whose means would not make the batch's; "
             "use it with one device"
         )
+
+
+def _check_name(group: str, options: Sae | LossOptions) -> None:
+    """Check that nobody renames an option: its name says in tables and metadata what it is."""
+    own = [option for option, kind in registered()[group].items() if kind is type(options)]
+    if options.name not in own:
+        what = {"sae": "an architecture", "loss": "a loss"}[group]
+        raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")
 
 
 def _check_sparsity(job: SaeJob) -> None:
