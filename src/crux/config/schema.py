@@ -191,18 +191,20 @@ class Gradient:
 class Loss:
     """reconstruction · MSE + kl · KL + downstream · mean MSE later + fisher · Fisher surrogate + λ · penalty."""
 
+    _target_: str = MISSING
+    """The class of the loss."""
     name: str = MISSING
     reconstruction: float = MISSING
     """Coefficient of the MSE at the hook point itself."""
-    kl: float = MISSING
+    kl: float = 0.0
     """Coefficient of KL(clean ‖ spliced), nats a token."""
-    downstream: float = MISSING
+    downstream: float = 0.0
     """Total coefficient of the MSE at later positions; each has it divided by their number."""
-    fisher: float = MISSING
+    fisher: float = 0.0
     """Coefficient of ½ (Σ_t g_t·δ_t)² / T, nats a token: the KL's surrogate by the network's own label gradients."""
-    block_diagonal: bool = MISSING
+    block_diagonal: bool = False
     """Drop the surrogate's terms between positions: ½ (g_t·δ_t)²."""
-    finetune_share: float = MISSING
+    finetune_share: float = 0.0
     """Share of the steps, the last ones, that train ½ (MSE + α KL) with α = (MSE / KL).detach()."""
     downstream_hooks: list[str] | None = None
     """The later positions; every later hook_resid_pre and the last hook_resid_post, where not given."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.utils import get_class
@@ -17,17 +17,15 @@ from crux.sae.architectures.site import Site
 from crux.sae.checks import check_shares, model_source
 from crux.sae.evaluation.mean import Typical
 from crux.sae.formats import saelens
+from crux.sae.label_gradients import LabelGradients
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local, LossOptions
 from crux.sae.many import alone
 from crux.sae.sites import places
-from crux.sae.training.end_to_end import Coefficients, EndToEndSAE
-from crux.sae.training.fisher import FisherCoefficients, FisherSAE
-from crux.sae.training.gradients import LabelGradients
-from crux.sae.training.kl_finetune import KLFinetunedSAE
-from crux.sae.training.local import LocalSAE
-from crux.sae.training.recipe import AuxK, Common, Recipe
+from crux.sae.training.activations import ShuffledActivations
+from crux.sae.training.passes import ActivationPasses, Passes, TokenPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity, Steering
-from crux.sae.training.token_module import TokenPasses
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
@@ -37,7 +35,7 @@ from crux.text.sources import Files, Hub, Packaged, Source
 from crux.text.token_file import default_cache
 from crux.text.tokens import Tokens, prepare_tokens
 from crux.training import follower
-from crux.training.data import Joined, ShuffledActivations
+from crux.training.data import Joined
 from crux.training.fit import Pace
 
 
@@ -170,71 +168,70 @@ def build_sae(config: Config, *, read: Typical, written: Typical) -> SAE:
     return sae
 
 
-def end_to_end(config: Config) -> bool:
-    """Whether the loss looks behind the hook point through a spliced pass at every step."""
-    return config.loss.kl > 0 or config.loss.downstream > 0
+def loss_options(config: Config) -> LossOptions:
+    """Return the options of the configured loss."""
+    kinds = {"local": Local, "e2e": E2E, "e2e_ds": E2EDownstream, "fisher": Fisher, "kl_finetune": KLFinetune}
+    kind = kinds[config.loss.name]
+    return kind(**{field.name: getattr(config.loss, field.name) for field in fields(kind)})
+
+
+def build_loss(options: LossOptions) -> Loss[LossOptions]:
+    """Return the loss that its options name, which may be a user's own."""
+    kind = get_class(options._target_)
+    assert issubclass(kind, Loss)
+    return kind(options)
 
 
 def gradients(config: Config, subject: Subject) -> LabelGradients | None:
-    """The gradient that the architecture looks at, where it does."""
+    """Return the gradient that the architecture looks at, or None if it looks at none."""
     if config.sae.beta is None:
         return None
     return LabelGradients(subject, tuple(write for _, write in places(config)), config.gradient.target.value)
 
 
-def common(config: Config, sites: Sequence[Site]) -> Common:
-    """What a module is made with, whatever its loss and its subject."""
-    optimizer, loss, steps = config.optimizer, config.loss, config.trainer.max_steps
+def build_module(
+    config: Config, *, subject: Subject, sites: Sequence[Site], downstream_hooks: Sequence[str]
+) -> SAEModule:
+    """Return the module that trains a job's SAEs on a language model."""
+    loss = build_loss(loss_options(config))
+    passes = ActivationPasses(max_norm=loss.options.max_norm)
+    if loss.options.token_share > 0:
+        passes = TokenPasses(subject, loss=loss, shown=gradients(config, subject), later=downstream_hooks)
+    return sae_module(config, sites, passes=passes, loss=loss)
+
+
+Module = TypeVar("Module", bound=SAEModule)
+
+
+def sae_module(
+    config: Config, sites: Sequence[Site], *, passes: Passes, loss: Loss[Any], kind: type[Module] = SAEModule
+) -> Module:
+    """Return the module that trains these SAEs under any loss, on any network; `kind` may be a subclass."""
+    steps = config.trainer.max_steps
     steering = Steering(config.target_l0, steps) if config.target_l0 is not None else None
-    auxk = config.sae.auxk
-    return Common(
-        recipe=Recipe(
-            optimizer=optimizer.name.value,
-            lr=optimizer.lr,
-            threshold_rate=config.sae.threshold_rate,
-            betas=(optimizer.betas[0], optimizer.betas[1]),
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            warmup_steps=optimizer.warmup_steps,
-            min_lr_factor=optimizer.min_lr_factor,
-            clip=optimizer.clip,
-            max_steps=steps,
-            log_every=config.trainer.log_every,
-        ),
+    return kind(
+        sites,
+        passes=passes,
+        loss=loss,
         sparsity=Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering),
-        auxk=AuxK(auxk.coefficient, auxk.k, auxk.dead_after) if auxk.coefficient > 0 else None,
-        max_norm=loss.max_norm,
+        optimizer=config.optimizer,
+        auxk=config.sae.auxk,
+        max_steps=steps,
+        log_every=config.trainer.log_every,
         seed=config.seed,
         runs=tuple(alone(config)),
     )
 
 
-def build_module(config: Config, *, subject: Subject, sites: Sequence[Site], downstream_hooks: list[str]) -> SAEModule:
-    """The Lightning module of the loss."""
-    loss, shared = config.loss, common(config, sites)
-    if not end_to_end(config) and loss.fisher == 0 and loss.finetune_share == 0:
-        return LocalSAE(sites, reconstruction=loss.reconstruction, **shared)
-    on_tokens = TokenPasses(subject, gradients(config, subject), tuple(loss.skip_positions))
-    if loss.fisher > 0:
-        weights = FisherCoefficients(loss.reconstruction, loss.fisher, loss.block_diagonal)
-        return FisherSAE(sites, passes=on_tokens, coefficients=weights, **shared)
-    return (KLFinetunedSAE if loss.finetune_share > 0 else EndToEndSAE)(
-        sites,
-        passes=on_tokens,
-        downstream_hooks=downstream_hooks,
-        coefficients=Coefficients(loss.reconstruction, loss.kl, loss.downstream),
-        **shared,
-    )
-
-
-def fed(config: Config, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
-    """What the module of this loss trains on: token batches, activations shuffled across sequences, or first these, then those."""
-    n_batches = config.trainer.max_steps * config.trainer.accumulate
-    if end_to_end(config) or config.loss.fisher > 0:
-        return training_batches(config, tokens, n_batches)
-    n_local = round((1 - config.loss.finetune_share) * config.trainer.max_steps) * config.trainer.accumulate
+def training_data(config: Config, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
+    """Return the batches that the loss trains on: shuffled activations, token batches, or first these, then those."""
+    steps, accumulate, share = config.trainer.max_steps, config.trainer.accumulate, loss_options(config).token_share
+    n_shuffled = round((1 - share) * steps) * accumulate
+    token_batches = training_batches(config, tokens, steps * accumulate)
+    if n_shuffled == 0:
+        return token_batches
     shuffled = ShuffledActivations(
-        training_batches(config, tokens, n_local),
+        training_batches(config, tokens, n_shuffled),
         subject=subject,
         hooks=list(dict.fromkeys(hook for place in places(config) for hook in place)),
         gradients=gradients(config, subject),
@@ -242,7 +239,7 @@ def fed(config: Config, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
         seed=config.seed,
         skip_positions=config.loss.skip_positions,
     )
-    return Joined(shuffled, training_batches(config, tokens, n_batches)) if n_local < n_batches else shuffled
+    return Joined(shuffled, token_batches) if n_shuffled < len(token_batches) else shuffled
 
 
 def pace(config: Config) -> Pace:

@@ -19,7 +19,8 @@ from crux.sae.evaluation.evaluate_sites import Verdict, judge
 from crux.sae.evaluation.mean import typical_activation
 from crux.sae.many import alone
 from crux.sae.sites import downstream_hooks, places
-from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.non_finite import NonFiniteLossError
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.text.held_out import spread_batches
 from crux.toy.checks import of_toy_model
@@ -79,7 +80,7 @@ def train(config: Config, *, folder: Path | None) -> None:
     )
     later = downstream_hooks(config, subject.n_layers)
     tokens = assemble.load_tokens(config)
-    source = assemble.fed(config, subject=subject, tokens=tokens)
+    source = assemble.training_data(config, subject=subject, tokens=tokens)
 
     def windows(stream: np.ndarray, n_tokens: int) -> list[Tensor]:  # no seed: the same for every SAE of a subject
         return list(spread_batches(stream, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens))
@@ -158,7 +159,7 @@ def train(config: Config, *, folder: Path | None) -> None:
             metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
             lambdas = module.sparsity.weight[part.saes.start : part.saes.stop].tolist()
             report.write_saes(part.folder, part.config, own, lambdas)
-            report.write_figures(part.folder, judged, own, verdict)
+            report.write_figures(part.folder, judged, own, verdict, terms=module.loss.row_labels())
             report.write_pages(part.folder, part.config, subject=judged, sites=own, tokens=tokens, verdict=verdict)
             part.folder.write_metrics(metrics)
             if part.tracker is not None:

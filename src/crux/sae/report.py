@@ -30,18 +30,6 @@ from crux.subjects.tokenizer import load_tokenizer
 from crux.text.held_out import spread_batches
 from crux.text.tokens import Tokens
 
-TERMS = {
-    "train/loss": "loss",
-    "train/kl": "KL (nats/token)",
-    "train/downstream": "downstream MSE",
-    "train/mse": "MSE",
-    "train/output_mse": "MSE of the output",
-    "train/fisher": "Fisher surrogate (nats/token)",
-    "train/sparsity": "penalty",
-    "train/auxiliary": "auxiliary",
-    "train/auxk": "AuxK (share of variance)",
-}
-
 
 def stem(config: Config) -> str:
     """A run's name for the file system: `e2e_ds_L6_s1.5`."""
@@ -73,9 +61,11 @@ def write_saes(folder: RunFolder, config: Config, sites: Sequence[Site], sparsit
         saelens.save(site.sae, place, sae_metadata(config, site, sparsity=sparsity))
 
 
-def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], verdict: Verdict) -> None:
+def write_figures(
+    folder: RunFolder, subject: Subject, sites: Sequence[Site], verdict: Verdict, *, terms: Mapping[str, str]
+) -> None:
     """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
-    write_loss_curves(folder)
+    write_loss_curves(folder, terms)
     for site, found in zip(sites, verdict.judgements, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
         drawn = {
@@ -88,9 +78,9 @@ def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], ve
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
 
 
-def write_loss_curves(folder: RunFolder) -> None:
-    """Terms of the loss and L0 over the training."""
-    save_figure(loss_curves(folder.history(), terms=TERMS, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
+def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
+    """Draw the terms of the loss, by key and label, and L0 over the training."""
+    save_figure(loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:
