@@ -197,7 +197,7 @@ class SaeTraining:
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
         lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
         report.write_saes(part.folder, config, sites, lambdas)
-        report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.labels)
+        report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
         report.write_pages(
             part.folder, config, subject=self.evaluated, sites=sites, tokens=self.tokens, evaluation=evaluation
         )
@@ -209,7 +209,7 @@ class SaeTraining:
         for i in saes:
             site = self.sites[i]
             prefix = "" if len(saes) == 1 else f"{site.write}/"
-            alive, n = self.module.tally(i).alive(config.evaluation.alive_window)
+            alive, n = self.module.alive(i, window=config.evaluation.alive_window)
             found |= {
                 f"{prefix}alive_train_{n}": float(alive),
                 f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents,

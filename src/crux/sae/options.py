@@ -11,7 +11,19 @@ from annotated_types import Ge, MinLen
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
-from crux.config.schema import BatchTrainer, Count, Data, Files, HubData, Job, LanguageModel, Optimizer, Precision, Rate
+from crux.config.schema import (
+    BatchTrainer,
+    Count,
+    Data,
+    Files,
+    HubData,
+    Job,
+    LanguageModel,
+    Optimizer,
+    Precision,
+    Rate,
+    Trainer,
+)
 from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
 from crux.sae.architectures.options import Sae
 from crux.sae.losses.options import OPTIONS as LOSSES
@@ -63,6 +75,7 @@ class SparseTraining(Job):
     """λ, the coefficient of the penalty; its first value if target_l0 is given. 0 with a fixed k."""
     sae: Sae = MISSING
     optimizer: Optimizer = MISSING
+    trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def check_sparsity(self) -> None:
         """Check λ against what the architecture can do."""

@@ -91,7 +91,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trac
 
 def assert_equal_states(a: Trace, b: Trace) -> None:
     """Bit for bit: weights, thresholds, tallies, λ, running sums, the first bad step."""
-    assert a.state.keys() == b.state.keys() >= {"saes.0.W_dec", "tallies.0.last_fired", "first_bad_step"}
+    assert a.state.keys() == b.state.keys() >= {"saes.0.W_dec", "tallies.0.last_fired", "watch.first_bad_step"}
     for name, value in a.state.items():
         assert torch.equal(value, b.state[name]), name
     for one, other in zip(a.gradients, b.gradients, strict=True):
@@ -167,4 +167,4 @@ def test_a_number_that_goes_wrong_on_one_rank_stops_both(others: dict[str, list[
     ((first,), (second,)) = others["e2e/relu/broken"]
     assert "at step 4;" in first.error
     assert first.error == second.error
-    assert int(first.state["first_bad_step"]) == int(second.state["first_bad_step"]) == 4
+    assert int(first.state["watch.first_bad_step"]) == int(second.state["watch.first_bad_step"]) == 4
