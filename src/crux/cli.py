@@ -25,12 +25,11 @@ from crux.config.schema import CHECKOUT, ROOT, Config, register_resolvers
 from crux.launch.refusals import check_launcher_of_one_run
 from crux.runs.run_folder import RunFolder
 from crux.sae.checks import check, check_model
-from crux.training import follower
 
 
 def fail(message: str, *, code: int) -> NoReturn:
     """One line on standard error, then out."""
-    print(f"crux: {follower.name()}{message}", file=sys.stderr)
+    print(f"crux: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -70,8 +69,6 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
     assert isinstance(config, Config)
     if folder is not None:
         config.resume = False  # a sweep's jobs go on by themselves
-    if follower.run_folder() is not None:
-        config.trainer.progress = False
     check(config, overrides)
     check_model(config)
 
@@ -93,8 +90,6 @@ def main() -> None:
     schema.register()
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if follower.run_folder() is not None:
-        follower.follow()
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:

@@ -36,7 +36,6 @@ from crux.text.packaged import SOURCES
 from crux.text.sources import Files, Hub, Packaged, Source
 from crux.text.token_file import default_cache
 from crux.text.tokens import Tokens, prepare_tokens
-from crux.training import follower
 from crux.training.data import Joined, ShuffledActivations
 from crux.training.fit import Pace
 
@@ -72,13 +71,13 @@ def load_tokens(config: Config) -> Tokens:
 
 
 def device_of(config: Config) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`; of several, this process's."""
+    """The device of `auto`, `cpu` or `cuda`; of several, the first process's."""
     wanted = config.trainer.accelerator
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=cuda: torch sees no CUDA device here; say trainer.accelerator=cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", follower.rank()) if config.trainer.strategy is Strategy.ddp else torch.device("cuda")
+    return torch.device("cuda")
 
 
 def n_devices(config: Config) -> int:

@@ -21,7 +21,6 @@ from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 from crux.text.paths import check_path
 from crux.toy.checks import check_toy, check_toy_numbers, check_toy_subject, of_toy_model
-from crux.training.follower import launched_elsewhere
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """What MLflow keeps runs in."""
@@ -161,7 +160,7 @@ def _devices(config: Config) -> None:
         return
     if config.task is not Task.train:
         raise UserError(f"trainer=ddp trains SAEs; experiments that {config.task.value} run on one device")
-    if launched_elsewhere():
+    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         raise UserError(
             "trainer=ddp starts its processes itself: run it once, without torchrun and as one task of srun"
         )

@@ -1,7 +1,6 @@
 """One job, top to bottom: subject and text, training, judgement, and what is left in the run folder and in MLflow."""
 
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +22,8 @@ from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
 from crux.sae.training.tally import Tally
 from crux.text.held_out import spread_batches
 from crux.toy.checks import of_toy_model
-from crux.training import follower
 from crux.training.data import Feed
-from crux.training.fit import Pace, checkpoint_step, fit
+from crux.training.fit import checkpoint_step, fit
 
 
 def run(config: Config, *, folder: Path | None) -> None:
@@ -65,18 +63,14 @@ def train(config: Config, *, folder: Path | None) -> None:
     """
     torch.manual_seed(config.seed)
     plain, pace = to_plain(config), assemble.pace(config)
-    earlier = find_earlier(config, folder)
+    earlier = earlier_run(config, folder)
     if earlier is not None and earlier.done:  # a sweep that goes on
         print(f"{run_name(config)}: done before, in {earlier.path}")
         return
     start = checkpoint_step(earlier.checkpoint) if earlier is not None else 0
 
     subject = assemble.load(config, assemble.training_dtype(config))
-    judged = (
-        subject
-        if subject.dtype is torch.float32 or follower.run_folder() is not None
-        else assemble.load(config, torch.float32)
-    )
+    judged = subject if subject.dtype is torch.float32 else assemble.load(config, torch.float32)
     later = downstream_hooks(config, subject.n_layers)
     tokens = assemble.load_tokens(config)
     source = assemble.fed(config, subject=subject, tokens=tokens)
@@ -85,18 +79,12 @@ def train(config: Config, *, folder: Path | None) -> None:
         return list(spread_batches(stream, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens))
 
     sample = windows(tokens.train, config.evaluation.tokens)
-    if follower.run_folder() is not None:
-        sample = sample[:1]  # shapes: the first process's weights and scales are what all start with
     hooks = {hook for place in places(config) for hook in place}
     typical = {hook: typical_activation(judged, hook=hook, batches=sample) for hook in hooks}
     runs = alone(config) or {"": config}
     made = [site for one in runs.values() for site in assemble.build_sites(one, typical)]
     sites = [site._replace(sae=site.sae.to(subject.device)) for site in made]
     module = assemble.build_module(config, subject=subject, sites=sites, downstream_hooks=later)
-    if follower.run_folder() is not None:
-        assert earlier is not None
-        follow(module, Feed(source, accumulate=config.trainer.accumulate), pace, earlier)
-        return
 
     job = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
     parts = parts_of(job, runs, n_saes=len(sites), anew=earlier is None)
@@ -195,35 +183,6 @@ def shown(parts: list[Part]) -> dict[str, str]:
     if not parts[0].name:
         return {"train/loss": "loss", "train/l0": "L0"}
     return {f"{part.prefix}train/l0": f"L0({part.name})" for part in parts}
-
-
-def follow(module: SAEModule, feed: Feed, pace: Pace, folder: RunFolder) -> None:
-    """The training in the process of a further device: what is told, saved and judged is the first one's."""
-    start = checkpoint_step(folder.checkpoint)
-    try:
-        fit(
-            module,
-            feed,
-            pace=pace,
-            checkpoints=folder.checkpoint.parent,
-            resume=folder.checkpoint if start else None,
-            sinks=[],
-            judge=None,
-            shown={},
-            abandoned=None,
-        )
-    except NonFiniteLossError:
-        sys.exit(2)  # every process finds it at once; the first one tells it
-
-
-def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
-    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job.
-
-    In the process of a further device, the first one's run, just begun perhaps.
-    """
-    if (given := follower.run_folder()) is not None:
-        return RunFolder(given)
-    return earlier_run(config, folder)
 
 
 def of_training(module: SAEModule, part: Part) -> dict[str, float]:

@@ -4,6 +4,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from crux.config.errors import UserError
 from crux.training.data import Feed
-from crux.training.processes import Processes
+from crux.training.lightning_private import spare_sigterm_broadcast
+from crux.training.processes import OwnSignals, shared_by
 from crux.training.progress import RowLogger, StepBar
 
 Sink = Callable[[int, dict[str, float]], None]
@@ -87,7 +89,14 @@ def fit(
     callbacks: list[L.Callback] = [bar, last]
     if judge is not None and pace.val_every:
         callbacks.insert(0, ShortJudgement(judge, every=pace.val_every))
-    with warnings.catch_warnings():
+    if pace.devices > 1:
+        callbacks.append(OwnSignals())
+    elsewhere = partial(
+        fit, module, feed, pace=pace._replace(progress=False), checkpoints=checkpoints, resume=resume, sinks=[], judge=None,
+        shown={}, abandoned=None,
+    )  # fmt: skip
+    together = shared_by(pace.devices, training=elsewhere, abandon=abandoned or (lambda: None))
+    with warnings.catch_warnings(), together as strategy:
         # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, a run that goes
         # on has a checkpoint already, and a cluster's machine may be used without its scheduler
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -100,9 +109,7 @@ def fit(
             accumulate_grad_batches=pace.accumulate,
             accelerator="gpu" if pace.accelerator == "cuda" else pace.accelerator,
             devices=pace.devices,
-            strategy="auto"
-            if pace.devices == 1
-            else Processes(run_folder=checkpoints.parent, abandoned=abandoned or (lambda: None)),
+            strategy=strategy,
             precision=pace.precision,  # pyright: ignore[reportArgumentType]
             logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
             callbacks=callbacks,
@@ -110,6 +117,7 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=checkpoints.parent,
         )
+        spare_sigterm_broadcast(trainer)
         try:
             trainer.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
         except SystemExit as stop:  # Lightning turns Ctrl-C into one; SIGTERM's stays one
