@@ -28,12 +28,11 @@ from crux.config.schema import Job
 from crux.launch.refusals import check_launcher_of_one_run
 from crux.runs.checks import check_run
 from crux.runs.run_folder import RunFolder
-from crux.training import follower
 
 
 def fail(message: str, *, code: int) -> NoReturn:
     """Print one line on standard error and exit."""
-    print(f"crux: {follower.name()}{message}", file=sys.stderr)
+    print(f"crux: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -73,8 +72,6 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
     assert isinstance(config, Job)
     if folder is not None:
         config.resume = False  # a sweep's jobs are resumed anyway
-    if follower.run_folder() is not None:
-        config.trainer.progress = False
     check_bounds(config, "")
     config.check({o.lstrip("+~").partition("=")[0] for o in overrides})
     check_run(config)
@@ -97,8 +94,6 @@ def main() -> None:
     register()
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if follower.run_folder() is not None:
-        follower.follow()
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:

@@ -1,5 +1,6 @@
 """Checks of a job that trains SAEs on a language model, beyond the bounds of single keys. Torch-free."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 from crux.text.paths import check_path
-from crux.training.follower import launched_elsewhere
 
 
 def check_job(job: SaeJob, given: Collection[str]) -> None:
@@ -160,7 +160,7 @@ def _check_devices(job: SaeJob) -> None:
                 f"trainer.devices={trainer.devices}: several devices share a run under trainer=ddp, say that too"
             )
         return
-    if launched_elsewhere():
+    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         raise UserError(
             "trainer=ddp starts its processes itself: run it once, without torchrun and as one task of srun"
         )

@@ -247,8 +247,8 @@ def test_ctrl_c_comes_out_as_such_and_leaves_the_checkpoint(
 def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_path: Path) -> None:
     """‖s·x‖ is √d_model on average; x̂ of codes that are all zero is the mean activation."""
     from composed import composed
-
     from crux.sae.assemble import build_sae
+
     from crux.sae.evaluation.mean import typical_activation
 
     subject = gpt2()

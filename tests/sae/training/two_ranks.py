@@ -1,6 +1,6 @@
-"""One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
+"""One training job, in this process or, run by the test under torchrun in two processes, with each batch shared by two ranks.
 
-LOCAL_RANK=r MASTER_PORT=... python two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
+torchrun --nproc-per-node=2 two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
 """
 
 import sys
