@@ -51,7 +51,7 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
         check_sites(single, shape, hook_given="hook_point" in given)
 
 
-def check_language_model(job: SaeJob) -> None:
+def check_subject(job: SaeJob) -> None:
     """Check that the subject is within reach and whole, and that the configuration fits it; a hub model is fetched for that.
 
     Raises:

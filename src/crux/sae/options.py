@@ -1,7 +1,7 @@
 """The jobs that train SAEs on language models, and their sections. Torch-free."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -109,16 +109,7 @@ class SaeJob(SparseTraining):
     evaluation: Evaluation = MISSING
 
     runner: ClassVar[str] = "crux.sae.job.run"
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.sae.checks import check_job
-
-        check_job(self, given)
-
-    def check_subject(self) -> None:
-        from crux.sae.checks import check_language_model
-
-        check_language_model(self)
+    checks: ClassVar[str | None] = "crux.sae.checks"
 
     @property
     def hooks_read(self) -> list[str]:
