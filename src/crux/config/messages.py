@@ -3,13 +3,14 @@
 import difflib
 import errno
 import re
-from dataclasses import fields
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.errors import UserError
-from crux.config.schema import ROOT, Config
+from crux.config.paths import ROOT
+from crux.config.registry import keys_of, known_keys, plugin_folders, registered
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
@@ -35,17 +36,63 @@ def nearest(word: str, choices: list[str]) -> str:
 
 
 def options(group: str) -> list[str]:
-    """Every option of a group, those in its subfolders too."""
-    folder = ROOT / "sweeps" if group == "sweeps" else ROOT / "conf" / group
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+    """Return every option of a group, those in its subfolders and of plug-ins too; a name that begins with _ is no option."""
+    folders = (
+        [ROOT / "sweeps"] if group == "sweeps" else [place / group for place in (ROOT / "conf", *plugin_folders())]
+    )
+    found = {p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")}
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("_"))
 
 
-def no_such_key(key: str) -> str:
-    """What is wrong with a key, the nearest one, and those beside it."""
-    keys = known_keys() if not key.startswith("hydra.launcher.") else launcher_keys()
-    prefix = key.rpartition(".")[0]
-    beside = [k for k in keys if k.rpartition(".")[0] == prefix] or [k for k in keys if "." not in k]
-    return f"{key}: no such key; {nearest(key, keys)}allowed there are {', '.join(sorted(beside))}"
+def no_such_key(key: str, *, kind: str | None = None) -> str:
+    """Say what is wrong with a key, who has it, the nearest one, and those next to it.
+
+    Args:
+        kind: name of the dataclass that does not have it; None if that is not known.
+    """
+    if key in RENAMED:
+        return f"{key}: is called {RENAMED[key]} now"
+    section, _, _ = key.rpartition(".")
+    if key.startswith("hydra.launcher."):
+        there, everywhere = launcher_keys(), launcher_keys()
+    else:
+        own = _dataclass(kind)
+        there = (
+            [f"{section}.{k}" if section else k for k in keys_of(own) if "." not in k and k != "_target_"]
+            if own is not None
+            else []
+        )
+        everywhere = there + [k for k in known_keys() if "." in k or not there or k in there]
+        there = (
+            there
+            or [k for k in known_keys() if k.rpartition(".")[0] == section]
+            or [k for k in known_keys() if "." not in k]
+        )
+    owners = [owner for owner in known_keys().get(key, ()) if owner]
+    if kind is not None and key in known_keys():
+        where = _described(kind, section)
+        have = f"; {', '.join(dict.fromkeys(owners))} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
+        return f"{key}: {where} has no such key{have}; its own are {', '.join(sorted(there)) or 'none'}"
+    return f"{key}: no such key; {nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
+
+
+RENAMED = {"gradient.target": "sae.gradient_target", "task": "job"}
+"""Keys of earlier versions, and what they are called now."""
+
+
+def _dataclass(name: str | None) -> type | None:
+    """Return the options dataclass of that name."""
+    kinds = [kind for group in registered().values() for kind in group.values() if kind.__name__ == name]
+    return kinds[0] if kinds else None
+
+
+def _described(kind: str, section: str) -> str:
+    """Return how a user calls an options dataclass: `sae=topk`, or the job that the experiment chose."""
+    for group, of_group in registered().items():
+        for option, found in of_group.items():
+            if found.__name__ == kind:
+                return f"this experiment (job={option})" if group == "job" else f"{group}={option}"
+    return section or "the configuration"
 
 
 PHRASES = {
@@ -67,8 +114,12 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         group, option = "/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:])
         allowed = options(group)
         return f"{group}={option}: no such option; {nearest(option, allowed)}allowed are {', '.join(allowed) or 'none'}"
+    if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
+        return f"{match[1]}: has no meaning for this experiment, which does not read that group"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return no_such_key(match[1])
+        return no_such_key(match[1], kind=getattr(getattr(error.__cause__, "object_type", None), "__name__", None))
+    if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
+        return f"{match[1]}: {no_such_key(match[2], kind=match[3])}"
     if match := re.match(r"Error parsing override '(.*)'", text):
         return f"{match[1]}: cannot be read; write key=value, with quotes where the shell or a comma needs them"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
@@ -85,26 +136,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def launcher_keys() -> list[str]:
-    """Every dotted key of the launchers of a sweep."""
-    from hydra_plugins.crux_launchers import RayConf, SlurmConf
-
-    return sorted({f"hydra.launcher.{field.name}" for conf in (RayConf, SlurmConf) for field in fields(conf)})
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the configuration."""
-
-    def walk(node: type, prefix: str) -> list[str]:
-        keys: list[str] = []
-        for name, kind in node.__annotations__.items():
-            keys.append(prefix + name)
-            inner = (
-                kind
-                if isinstance(kind, type)
-                else next((k for k in getattr(kind, "__args__", ()) if k is not type(None)), None)
-            )
-            if isinstance(inner, type) and hasattr(inner, "__dataclass_fields__"):
-                keys += walk(inner, f"{prefix}{name}.")
-        return keys
-
-    return walk(Config, "")
+    """Return every dotted key of the launchers of a sweep."""
+    store = ConfigStore.instance()
+    nodes = [store.load(f"hydra/launcher/{name}_schema.yaml").node for name in ("ray", "slurm")]
+    return sorted({f"hydra.launcher.{key}" for node in nodes for key in node})

@@ -20,11 +20,13 @@ from crux.config.console import make_console
 from crux.config.errors import UserError
 from crux.config.folder_name import shortened
 from crux.config.messages import mistake
-from crux.config.schema import Config, Strategy, Task, to_plain
+from crux.config.schema import Job as JobConfig
+from crux.config.schema import to_plain
 from crux.launch.lock import locked
+from crux.runs.checks import check_tracking
 from crux.runs.run_folder import RunFolder, same_run
 from crux.runs.sweep import SweepRun, sweep_run
-from crux.sae.checks import check_tracking
+from crux.sae.options import ReportJob, Strategy
 
 
 class Job(NamedTuple):
@@ -104,7 +106,7 @@ def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Cal
 def _check(jobs: Sequence[Job]) -> None:
     """Nothing that is finished is written over, and no two jobs have one folder."""
     first = jobs[0].config
-    if first.task == Task.report:
+    if OmegaConf.get_type(first) is ReportJob:
         raise UserError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
     if first.tracking.mlflow:
         check_tracking(SweepRun.uri_of(first))
@@ -123,7 +125,7 @@ def _check(jobs: Sequence[Job]) -> None:
                 config = OmegaConf.to_object(_without_hydra(job.config))
             except OmegaConfBaseException:
                 continue  # its values cannot be those of the finished run: the job itself will say what is wrong
-            assert isinstance(config, Config)
+            assert isinstance(config, JobConfig)
             same_run(job.folder.path, to_plain(config))
 
 

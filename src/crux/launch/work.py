@@ -13,14 +13,15 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from crux.config import schema
+from crux.config.paths import PACKAGE
+from crux.config.registry import register
 from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 CARRIED = (
-    "CRUX_ROOT", "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
+    "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
     "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 """Variables that a job needs as they are in the launching process; passwords and tokens are not among them."""
@@ -30,7 +31,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def carried() -> dict[str, str]:
     """What the job's process takes from here; crux itself must be found there before anything is unpickled."""
-    path = [str(schema.HERE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    path = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {name: os.environ[name] for name in CARRIED if name in os.environ} | {"PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -70,7 +71,7 @@ class Work:
         os.chdir(self.cwd)
         setbase("1.3")
         setup_globals()
-        schema.register()
+        register()
         self.folder.mkdir(parents=True, exist_ok=True)
         _print_into(self.folder / "output.log")
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")

@@ -3,7 +3,7 @@
 from crux.config.errors import UserError
 from crux.config.keys import ALWAYS, refuse_others
 from crux.config.schema import Config, experiment_name
-from crux.degeneracy.options import Llc, LlcExperiment
+from crux.llc.options import Llc, LlcExperiment
 
 TRAINING = (
     "optimizer", "trainer.max_steps", "trainer.batch", "trainer.log_every", "trainer.checkpoint_every", "trainer.accelerator",

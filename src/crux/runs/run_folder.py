@@ -33,7 +33,8 @@ class RunFolder:
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
-        shutil.rmtree(folder.programs, ignore_errors=True)
+        for earlier in (folder.programs, folder.pieces):
+            shutil.rmtree(earlier, ignore_errors=True)
         (path / "figures").mkdir(exist_ok=True)
         write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return folder
@@ -48,9 +49,14 @@ class RunFolder:
         return self.path / "programs"
 
     @property
+    def pieces(self) -> Path:
+        """Where an experiment keeps the pieces of its work that are computed, until it is done."""
+        return self.path / "pieces"
+
+    @property
     def begun(self) -> bool:
-        """Whether there is something to go on with."""
-        return self.checkpoint.exists() or self.programs.exists()
+        """Whether there is something to continue."""
+        return self.checkpoint.exists() or self.programs.exists() or self.pieces.exists()
 
     @property
     def done(self) -> bool:
@@ -119,7 +125,9 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def finish(self) -> None:
+        """Mark the run as done."""
         write_text(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
+        shutil.rmtree(self.pieces, ignore_errors=True)
 
 
 def new_path(outputs: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from crux.toy.geometry.recovery import Recovery, recovery
 from crux.toy.subject import ToySubject
 
 
-class ToyJudgement(NamedTuple):
+class ToyEvaluation(NamedTuple):
     """How good an SAE is."""
 
     metrics: dict[str, float]
@@ -24,7 +24,7 @@ class ToyJudgement(NamedTuple):
 
 
 @torch.no_grad()
-def judge_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyJudgement:
+def evaluate_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyEvaluation:
     """Judges a (folded) SAE on fresh data.
 
     l0, mse, explained_variance    as for language models; over all samples
@@ -63,7 +63,7 @@ def judge_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyJudgeme
         "recovered": found.recovered,
         "latents_mean_max_cosine": found.latents_mean_max_cosine,
     }
-    return ToyJudgement(metrics, fires.float().mean(0), found)
+    return ToyEvaluation(metrics, fires.float().mean(0), found)
 
 
 def explained_variance(guess: Float[Tensor, "n d"], truth: Float[Tensor, "n d"]) -> float:

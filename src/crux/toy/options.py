@@ -60,3 +60,6 @@ class Toy:
     """Samples at norm 1 (double_descent)."""
     init_scale: float = MISSING
     """Of the initial weights to Xavier's; below one, learning goes from plateau to plateau."""
+
+
+OPTIONS: dict[str, dict[str, type]] = {}

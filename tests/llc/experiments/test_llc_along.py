@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.degeneracy.options import Split
 from crux.llc.experiments.language_model import windows
 from crux.llc.language_models import moving, next_token_loss
+from crux.llc.options import Split
 from crux.subjects.load import load_subject
 from crux.text.tokens import Tokens
 

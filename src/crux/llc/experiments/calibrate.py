@@ -6,10 +6,10 @@ import torch
 
 from crux.config.markdown import markdown_table
 from crux.config.schema import Config
-from crux.degeneracy.options import Calibration
 from crux.llc.calibration import ERRORS, WITHIN, Group, Row, linear_networks, monomials, regular, run
 from crux.llc.experiments.kgons import escaping, kgon_groups
 from crux.llc.figures.llc_calibration import llc_errors, llc_trend
+from crux.llc.options import Calibration
 from crux.runs.experiment import AddRow
 from crux.runs.result import Check, Result
 from crux.runs.run_folder import RunFolder

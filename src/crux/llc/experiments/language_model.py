@@ -10,11 +10,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from crux.config.schema import Config
-from crux.degeneracy.options import Split
 from crux.llc.experiments.sampling import arrays, estimated, explained, keys, nbetas, table, table_rows
 from crux.llc.figures.llc_traces import llc_traces
 from crux.llc.language_models import moving, next_token_loss
 from crux.llc.losses import Fixed, Minibatches, over_chains
+from crux.llc.options import Split
 from crux.runs.experiment import AddRow
 from crux.runs.result import Check, Result
 from crux.runs.run_folder import RunFolder

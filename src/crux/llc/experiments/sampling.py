@@ -10,10 +10,10 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
 from crux.config.schema import Config
-from crux.degeneracy.options import Llc, SamplerName
 from crux.llc.estimate import LLC, SHIFT, NotAMinimumWarning, estimate_llc
 from crux.llc.explain import explain
 from crux.llc.losses import Fixed, Loss, Minibatches
+from crux.llc.options import Llc, SamplerName
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD

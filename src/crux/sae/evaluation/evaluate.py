@@ -24,7 +24,7 @@ from crux.subjects.hooks import later_residuals, parse_hook
 from crux.subjects.subject import Subject
 
 
-class Judgement(NamedTuple):
+class SaeEvaluation(NamedTuple):
     """How good an SAE is."""
 
     metrics: dict[str, float]
@@ -48,7 +48,7 @@ def evaluate(
     ablations: bool = True,
     output_hook: str | None = None,
     gradient: Target | None = None,
-) -> Judgement:
+) -> SaeEvaluation:
     """Judges `sae` at `hook` on held-out token windows. Every name but `alive_…` comes again with `/pos0` and `/rest`.
 
     Over the T−1 predictions of a window (CE at t predicts t+1, and belongs to position t), in nats:
@@ -130,7 +130,7 @@ def evaluate(
     found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
     metrics = numbers(found, device=subject.device)
     densities = (fired.to(dtype) / n_tokens).float().cpu()
-    return Judgement(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
+    return SaeEvaluation(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
 
 
 def _entered_block(residual: str) -> int:

@@ -10,10 +10,11 @@ from rich.table import Table
 from crux.config.console import make_console
 from crux.config.files import write_text
 from crux.config.markdown import markdown_table
+from crux.sae.options import ReportJob
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
 from crux.sae.sweeps.pictures import pictures
-from crux.sae.sweeps.runs import finished_runs
+from crux.sae.sweeps.runs import finished_runs, sweep_folder
 from crux.sae.sweeps.tables import RATE, matched_numbers, matched_table, matches, runs_numbers, runs_table, times_table
 
 NOTES = {
@@ -26,6 +27,16 @@ NOTES = {
     "Time": "Training tokens a second, and time a token as a ratio to the e2e run of the same seed, all else equal. Of the last "
     "start, where a run was interrupted.",
 }
+
+
+def run(config: ReportJob, *, folder: Path | None) -> None:
+    """Write a sweep's report again and show it; it is in the sweep's folder, and has no run folder of its own.
+
+    Raises:
+        UserError: if there is no such sweep, or none of its runs has finished.
+    """
+    name = config.sweep or config.sweep_name or ""
+    write_report(sweep_folder(Path(config.output_dir), name), at=config.report_l0).show()
 
 
 class Report(NamedTuple):

@@ -1,0 +1,3 @@
+"""Options of the pretraining of the packaged language model. Torch-free."""
+
+OPTIONS: dict[str, dict[str, type]] = {}
