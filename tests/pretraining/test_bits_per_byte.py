@@ -45,9 +45,7 @@ def test_a_document_within_the_context_is_its_chain_of_conditionals() -> None:
 
 def test_progress_counts_every_window() -> None:
     documents, done = [[1, 2, 3], [4] * 9], []
-    total_nats(
-        random_toy(seed=0), documents, end_of_text=0, context=4, stride=2, batch=3, report=done.append
-    )
+    total_nats(random_toy(seed=0), documents, end_of_text=0, context=4, stride=2, batch=3, report=done.append)
     assert done == [3, 5]
     assert count_windows(documents, context=4, stride=2) == 5
 

@@ -1,12 +1,10 @@
 """Checks of an SAE on a toy model, beyond the bounds of single keys. Torch-free."""
 
-from pathlib import Path
-
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
 from crux.sae.checks import check_saved_sae, check_target_l0
 from crux.sae.losses.options import E2EDownstream
-from crux.toy.folder import n_hidden, n_instances, toy_folder
+from crux.toy.folder import find_toy_model, n_hidden, n_instances
 from crux.toy.options import ToySaeJob
 
 
@@ -16,9 +14,7 @@ def check_sae_job(job: ToySaeJob) -> None:
     Raises:
         UserError: for the first thing that cannot work, in one line.
     """
-    folder = toy_folder(Path(job.model.path)) if job.model.path is not None else None
-    if folder is None:
-        raise UserError(f"experiment=toy/sae: model.path={job.model.path} must be the run folder of a toy experiment")
+    folder = find_toy_model(job.model.path)
     job.check_sparsity()
     check_target_l0(job, job.target_l0)
     check_saved_sae(job.sae.start_from)
