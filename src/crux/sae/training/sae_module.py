@@ -9,7 +9,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from crux.config.schema import Optimizer
+from crux.config.schema import Optimizer, OptimizerName
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
@@ -102,7 +102,9 @@ class SAEModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         lr = self.optimizer_options.lr
         groups = [group for site in self.sites for group in site.sae.parameter_groups(lr)]
-        return build_optimizer(groups, options=self.optimizer_options, max_steps=self.max_steps)
+        options = self.optimizer_options
+        decoupled = options.name is OptimizerName.adamw
+        return build_optimizer(groups, options=options, decoupled=decoupled, max_steps=self.max_steps)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
