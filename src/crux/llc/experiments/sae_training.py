@@ -5,25 +5,27 @@ model.path's. It trains on a finite set of samples, all of them at every step, s
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from crux.config.errors import UserError
-from crux.config.schema import Config
 from crux.llc.experiments.kgons import Kgon, polished
-from crux.llc.experiments.sae_losses import local_loss_of, parameters, reconstructions_of
-from crux.llc.experiments.sampling import keys, nbetas
-from crux.llc.experiments.toy_models import stacked_weights, thinning
-from crux.llc.experiments.training_curves import along_training
+from crux.llc.experiments.sae_losses import local_loss_of, reconstructions_of
+from crux.llc.experiments.toy_models import thinning
+from crux.llc.experiments.training_curves import Course, along_training
 from crux.llc.losses import Fixed
-from crux.runs.experiment import AddRow
+from crux.llc.options import SaeTrainingJob, ToyInstance
+from crux.llc.weight_copies import WeightCopies
+from crux.runs.experiment import Experiment
+from crux.runs.life_cycle import Run
 from crux.runs.result import Result
-from crux.runs.run_folder import RunFolder
-from crux.sae import assemble
+from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.training.local import LocalSAE
+from crux.sae.build import build_sae
+from crux.sae.losses.local import LocalLoss
+from crux.sae.losses.options import Local
+from crux.sae.training.passes import ActivationPasses
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK, toy_folder
 from crux.toy.program import Program
@@ -31,25 +33,18 @@ from crux.toy.sae_job import typical
 from crux.toy.sae_outputs import HiddenActivations
 from crux.toy.subject import ToySubject, load_toy
 from crux.toy.superposition import Kind, Weights
+from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
-from crux.training.fit import fit
+from crux.training.devices import CPU
+from crux.training.fit import checkpoint_step, fit
 
-
-class Watched(LocalSAE):
-    """Keeps copies of its SAE's weights after some steps."""
-
-    chosen: frozenset[int]
-    kept: dict[int, dict[str, Tensor]]
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        if self.global_step in self.chosen:
-            self.kept[self.global_step] = parameters(self.sites[0].sae)
+RECONSTRUCTION = 1.0
+"""Coefficient of the MSE in the loss."""
 
 
 def pentagon() -> ToySubject:
-    """The toy model at its exact 5-gon."""
-    found, n = polished([Kgon(5, 0, 5)]), 5
+    """Return the toy model at its exact 5-gon."""
+    weights, n = polished([Kgon(5, 0, 5)]), 5
     program = Program(
         name="pentagon",
         kind=Kind.relu_output,
@@ -60,68 +55,76 @@ def pentagon() -> ToySubject:
         importance=torch.ones(1, 1, n),
         points=None,
     )
-    return ToySubject(program, Weights(found["W"][:, None].float(), found["b"][:, None].float(), None))
+    return ToySubject(program, Weights(weights["W"][:, None].float(), weights["b"][:, None].float(), None))
 
 
-def subject_of(config: Config) -> ToySubject:
-    """The toy model of model.path, or the pentagon. Raises UserError where the folder holds none."""
-    if config.model.path is None:
+def choose_subject(model: ToyInstance) -> ToySubject:
+    """Return the toy model of model.path, or the pentagon."""
+    if model.path is None:
         return pentagon()
-    folder = toy_folder(Path(config.model.path))
-    if folder is None:
-        raise UserError(f"model.path={config.model.path}: must be the run folder of a toy experiment")
-    return load_toy(folder, config.model.instance)
+    folder = toy_folder(Path(model.path))
+    assert folder is not None
+    return load_toy(folder, model.instance)
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """See `along_training`."""
-    llc = keys(config)
-    assert llc.checkpoints is not None
-    assert llc.samples is not None
-    subject, steps = subject_of(config), config.trainer.max_steps
-    program = subject.program._replace(points=llc.samples, seeds=torch.tensor([config.seed]))
-    features = program.data(batch=llc.samples, n_batches=steps, purpose=Purpose.training)
-    first = typical(subject)
-    sae = assemble.build_sae(config, read=first, written=first)
-    module = Watched(
-        [Site(HOOK, HOOK, sae)],
-        reconstruction=config.loss.reconstruction,
-        **assemble.common(config, [Site(HOOK, HOOK, sae)]),
+def make_module(job: SaeTrainingJob, sae: SAE) -> SAEModule:
+    """Return the module that trains the SAE for the local loss."""
+    options = Local(
+        _target_="", name="local", default_sparsity=0, skip_positions=[], max_norm=None, reconstruction=RECONSTRUCTION
     )
-    module.chosen, module.kept = frozenset(thinning(steps, llc.checkpoints)), {0: parameters(sae)}
+    return SAEModule(
+        [Site(HOOK, HOOK, sae)],
+        passes=ActivationPasses(max_norm=None),
+        loss=LocalLoss(options),
+        sparsity=Sparsity(job.sparsity, n_saes=1, steering=None),
+        optimizer=job.optimizer,
+        auxk=job.sae.auxk,
+        max_steps=job.trainer.max_steps,
+        log_every=job.trainer.log_every,
+        seed=job.seed,
+        runs=(),
+    )
+
+
+def result(job: SaeTrainingJob, run: Run) -> Result:
+    """Estimate at checkpoints of the training: see `along_training`."""
+    subject, steps, samples = choose_subject(job.model), job.trainer.max_steps, job.llc.samples
+    program = subject.program._replace(points=samples, seeds=torch.tensor([run.seed]))
+    features = program.data(batch=samples, n_batches=steps, purpose=Purpose.training)
+    moments = typical(subject)
+    sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
+    module = make_module(job, sae)
+    copies = WeightCopies(sae, steps=thinning(steps, job.llc.checkpoints))
+    checkpoint = run.folder.checkpoint
     fit(
         module,
         Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1),
-        pace=assemble.pace(config)._replace(
-            accumulate=1,
-            tokens_per_step=llc.samples,
-            unit="samples",
-            val_every=0,
-            accelerator="cpu",
-            precision="32-true",
-        ),
-        checkpoints=job.checkpoint.parent,
-        resume=None,
-        sinks=[add_row],
-        judge=None,
+        trainer=job.trainer,
+        hardware=CPU,
+        items_per_step=samples,
+        unit="samples",
+        checkpoints=checkpoint.parent,
+        resume=checkpoint if checkpoint_step(checkpoint) else None,
+        sinks=[run.add_row],
+        evaluations=None,
         shown={"train/loss": "loss", "train/l0": "L0"},
+        callbacks=[copies, *make_callbacks(job.callbacks)],
         abandoned=None,
     )
-    trained = module.sites[0].sae.cpu()
+    trained, weight = sae.cpu(), float(module.sparsity.weight[0])
     with torch.no_grad():
-        x = subject.hidden(features[0][0]).double()
-    weight = float(module.sparsity.weight[0])
-    own = local_loss_of(trained, reconstruction=config.loss.reconstruction, sparsity=weight)
-    data = Fixed(x)
-    return along_training(
-        config,
-        add_row,
-        steps=list(module.kept),
-        params=stacked_weights(module.kept, repeat=len(nbetas(llc))),
-        own=own,
+        data = Fixed(subject.hidden(features[0][0]).double())
+    course = Course(
+        checkpoints=copies.by_step,
+        own=local_loss_of(trained, reconstruction=RECONSTRUCTION, sparsity=weight),
         own_data=data,
         outputs=reconstructions_of(trained),
         data=data,
-        about=f"{config.sae.name} SAE of {trained.n_latents} latents on {subject.program.name}, λ = {weight:g}, {llc.samples} samples",
+        about=f"{job.sae.name} SAE of {trained.n_latents} latents on {program.name}, λ = {weight:g}, {samples} samples",
         loss_label="the SAE's own loss",
+        max_steps=steps,
     )
+    return along_training(job.llc, run, course)
+
+
+EXPERIMENT = Experiment(SaeTrainingJob, result, lambda folder: checkpoint_step(folder.checkpoint))
