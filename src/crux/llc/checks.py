@@ -1,11 +1,21 @@
-"""Checks of the experiments on trained networks and text, beyond the bounds of single keys. Torch-free."""
+"""Checks of the jobs that estimate learning coefficients, beyond the bounds of single keys. Torch-free."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
-from crux.llc.options import LanguageModelJob, SaeTrainingJob, ToyInstance
+from crux.llc.options import (
+    LanguageModelJob,
+    Llc,
+    LlcJob,
+    SaeTrainingJob,
+    SamplerName,
+    Sampling,
+    ToyInstance,
+    ToyTrainingJob,
+)
 from crux.runs.checks import check_writable
 from crux.sae.checks import check_saved_sae, check_text
 from crux.sae.options import model_source
@@ -13,6 +23,43 @@ from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 from crux.toy.folder import n_instances, toy_folder
+
+OWN = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
+"""Keys that only some samplers have a use for."""
+
+
+def check_job(job: LlcJob, given: Collection[str]) -> None:
+    """Check what can be checked before a hub model is at hand; `given` are the keys on the command line.
+
+    Raises:
+        UserError: for the first thing that cannot work, in one line.
+    """
+    if type(job.llc) is Llc or "llc.experiment" in given:
+        raise UserError(f"llc.experiment={job.llc.experiment}: choose an experiment, experiment=llc/…")
+    if isinstance(job.llc, Sampling):
+        for key, samplers in OWN.items():
+            if f"llc.{key}" in given and job.llc.sampler not in samplers:
+                having = " and ".join(sampler.value for sampler in samplers)
+                raise UserError(f"llc.{key} has no meaning for llc.sampler={job.llc.sampler.value}, only for {having}")
+    match job:
+        case ToyTrainingJob():
+            check_toy_instance(job.model, without_path=job.toy.seeds * len(job.toy.densities))
+        case SaeTrainingJob():
+            check_sae_training(job)
+        case LanguageModelJob():
+            if job.cache is not None:
+                check_writable("cache", job.cache)
+            check_text(job.data, context=job.model.context)
+        case _:
+            pass
+
+
+def check_subject(job: LlcJob) -> None:
+    """Check that a language model is within reach and whole; a hub model is fetched for that."""
+    if isinstance(job, LanguageModelJob):
+        folder = find_folder(model_source(job.model))
+        read_shape(folder)
+        check_weights(folder)
 
 
 def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
@@ -42,17 +89,3 @@ def check_sae_training(job: SaeTrainingJob) -> None:
         raise UserError(f"sae={job.sae.name} needs a language model's labels, which a toy model does not have")
     if job.trainer.accelerator is Accelerator.cuda:
         raise UserError("trainer.accelerator=cuda: an SAE on a toy model is trained on the CPU")
-
-
-def check_language_model_job(job: LanguageModelJob) -> None:
-    """Check the text and the place where it is kept tokenised."""
-    if job.cache is not None:
-        check_writable("cache", job.cache)
-    check_text(job.data, context=job.model.context)
-
-
-def check_language_model(job: LanguageModelJob) -> None:
-    """Check that the model is within reach and whole; a hub model is fetched for that."""
-    folder = find_folder(model_source(job.model))
-    read_shape(folder)
-    check_weights(folder)

@@ -1,6 +1,6 @@
 """The jobs that estimate local learning coefficients, and the options of each experiment. Torch-free."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, ClassVar
@@ -43,10 +43,6 @@ class SamplerName(Enum):
     rmsprop_sgld = "rmsprop_sgld"
     mala = "mala"
     hmc = "hmc"
-
-
-SAMPLERS_OWN = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
-"""Keys that only some samplers have a use for."""
 
 
 class Divergence(Enum):
@@ -226,16 +222,7 @@ class LlcJob(Job):
     llc: Llc = MISSING
 
     runner: ClassVar[str] = "crux.llc.job.run"
-
-    def check(self, given: Collection[str]) -> None:
-        if type(self.llc) is Llc or "llc.experiment" in given:
-            raise UserError(f"llc.experiment={self.llc.experiment}: choose an experiment, experiment=llc/…")
-        if isinstance(self.llc, Sampling):
-            sampler = self.llc.sampler
-            for key, samplers in SAMPLERS_OWN.items():
-                if f"llc.{key}" in given and sampler not in samplers:
-                    having = " and ".join(s.value for s in samplers)
-                    raise UserError(f"llc.{key} has no meaning for llc.sampler={sampler.value}, only for {having}")
+    checks: ClassVar[str | None] = "crux.llc.checks"
 
     def run_name(self) -> str:
         return f"llc {self.llc.experiment}"
@@ -258,12 +245,6 @@ class ToyTrainingJob(LlcJob):
     optimizer: Adam = MISSING
     trainer: BatchTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def check(self, given: Collection[str]) -> None:
-        from crux.llc.checks import check_toy_instance
-
-        super().check(given)
-        check_toy_instance(self.model, without_path=self.toy.seeds * len(self.toy.densities))
-
 
 @dataclass
 class SaeTrainingJob(LlcJob, SparseTraining):
@@ -272,12 +253,6 @@ class SaeTrainingJob(LlcJob, SparseTraining):
     llc: AlongTraining = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     model: ToyInstance = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.llc.checks import check_sae_training
-
-        super().check(given)
-        check_sae_training(self)
 
 
 @dataclass
@@ -290,17 +265,6 @@ class LanguageModelJob(LlcJob):
     model: LanguageModel = MISSING
     data: Data = MISSING
     trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.llc.checks import check_language_model_job
-
-        super().check(given)
-        check_language_model_job(self)
-
-    def check_subject(self) -> None:
-        from crux.llc.checks import check_language_model
-
-        check_language_model(self)
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {

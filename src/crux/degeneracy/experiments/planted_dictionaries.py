@@ -6,20 +6,21 @@ as long, so that a dictionary of six latents that is to reconstruct the activati
 
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from crux.config.schema import Auxk, Optimizer, OptimizerName
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.dictionary import Outside, outside, reading
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.networks.onward import Ahead, OnwardCoefficients, OnwardSAE
+from crux.degeneracy.networks.onward import Ahead, OnwardLoss, OnwardPasses
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import Recipe
+from crux.sae.losses.options import E2EDownstream
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
 from crux.training.data import Feed
@@ -33,21 +34,16 @@ STEPS, BATCH = 1500, 512
 LATENTS = 6
 HELD_OUT = 8192
 HIDDEN, MIDDLE, OUTPUT = "hidden", "middle", "output"
-
-
-class Recipes(NamedTuple):
-    """A loss."""
-
-    coefficients: OnwardCoefficients
-    sparsity: float
-    """λ; of the losses that see the output smaller, as their errors are."""
+OPTIMIZER = Optimizer(OptimizerName.adam, 3e-3, [0.9, 0.999], 1e-8, 0.0, warmup_steps=50, min_lr_factor=0.1, clip=10.0)
+NO_AUXK = Auxk(coefficient=0.0, k=None, dead_after=0)
 
 
 LOSSES = {
-    "local": Recipes(OnwardCoefficients(1.0, 0.0, 0.0), 0.5),
-    "e2e": Recipes(OnwardCoefficients(0.0, 1.0, 0.0), 0.02),
-    "e2e_ds": Recipes(OnwardCoefficients(0.0, 0.5, 0.5), 0.02),
+    "local": E2EDownstream(reconstruction=1.0, kl=0.0, downstream=0.0, default_sparsity=0.5),
+    "e2e": E2EDownstream(reconstruction=0.0, kl=1.0, downstream=0.0, default_sparsity=0.02),
+    "e2e_ds": E2EDownstream(reconstruction=0.0, kl=0.5, downstream=0.5, default_sparsity=0.02),
 }
+"""λ is smaller for the losses that see the output, as their errors are."""
 
 
 def planted(seed: int) -> Chain:
@@ -74,15 +70,15 @@ def features(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> Feat
 
 def trained(chain: Chain, loss: str, *, seed: int, progress: bool) -> SAE:
     """An SAE at the hidden activation."""
-    coefficients, sparsity = LOSSES[loss]
+    ahead, options = Ahead(chain, (MIDDLE,)), LOSSES[loss]
     sae = ReluSAE(
         d_model=READ + UNREAD, d_out=None, n_latents=LATENTS, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    module = OnwardSAE(
-        [Site(HIDDEN, HIDDEN, sae)], ahead=Ahead(chain, (MIDDLE,)), coefficients=coefficients,
-        recipe=Recipe("adam", 3e-3, None, (0.9, 0.999), 1e-8, 0.0, 50, 0.1, 10.0, STEPS, 50),
-        sparsity=Sparsity(sparsity, n_saes=1, steering=None), auxk=None, max_norm=None, seed=seed, runs=(),
+    module = SAEModule(
+        [Site(HIDDEN, HIDDEN, sae)], passes=OnwardPasses(ahead, max_norm=None), loss=OnwardLoss(options, ahead=ahead),
+        sparsity=Sparsity(options.default_sparsity, n_saes=1, steering=None), optimizer=OPTIMIZER, auxk=NO_AUXK,
+        max_steps=STEPS, log_every=50, seed=seed, runs=(),
     )  # fmt: skip
     source = features(seed=seed, batch=BATCH, n_batches=STEPS, purpose=Purpose.training)
     pace = Pace(STEPS, 1, BATCH, "samples", STEPS, 0, "cpu", 1, "32-true", progress)

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.schema import Optimizer, OptimizerName
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs
-from crux.training.schedule import scheduled
+from crux.training.optimizer import build_optimizer
 
 
 class AdditionRecipe(NamedTuple):
@@ -80,21 +81,11 @@ class AdditionModule(L.LightningModule):
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        recipe = self.recipe
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=recipe.lr,
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            fused=True,
+        lr, betas, eps, weight_decay, warmup_steps, min_lr_factor, max_steps, *_ = self.recipe
+        options = Optimizer(
+            OptimizerName.adamw, lr, list(betas), eps, weight_decay, warmup_steps, min_lr_factor, clip=float("inf")
         )
-        return scheduled(
-            optimizer,
-            warmup_steps=recipe.warmup_steps,
-            max_steps=recipe.max_steps,
-            min_lr_factor=recipe.min_lr_factor,
-        )
+        return build_optimizer([{"params": self.network.parameters()}], options=options, max_steps=max_steps)
 
     def training_step(self, batch: Int[Tensor, "batch 3"], batch_idx: int) -> Float[Tensor, ""]:
         loss = cross_entropy(self.network.logits(batch), batch)

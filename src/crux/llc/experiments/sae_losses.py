@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -47,3 +48,8 @@ def reconstructions_of(sae: SAE) -> Outputs:
         return functional_call(model, p, (x,))
 
     return over_chains(one)
+
+
+def copy_weights(sae: SAE) -> dict[str, Float[Tensor, "..."]]:
+    """Return a copy of the weights as they are now by name, float64, on the CPU."""
+    return {name: value.detach().to("cpu", torch.float64, copy=True) for name, value in sae.named_parameters()}

@@ -5,28 +5,27 @@ model.path's. It trains on a finite set of samples, all of them at every step, s
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from crux.llc.experiments.kgons import Kgon, polished
-from crux.llc.experiments.sae_losses import local_loss_of, reconstructions_of
+from crux.llc.experiments.sae_losses import copy_weights, local_loss_of, reconstructions_of
 from crux.llc.experiments.toy_models import thinning
 from crux.llc.experiments.training_curves import Course, along_training
 from crux.llc.losses import Fixed
 from crux.llc.options import SaeTrainingJob, ToyInstance
-from crux.llc.weight_copies import WeightCopies
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import Run
 from crux.runs.result import Result
-from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.build import build_sae
-from crux.sae.losses.local import LocalLoss
+from crux.sae.build import build_loss, build_sae, sae_module
 from crux.sae.losses.options import Local
 from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.features import FeatureDistribution, Purpose, Together
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK, toy_folder
 from crux.toy.program import Program
 from crux.toy.sae_job import typical
@@ -38,8 +37,38 @@ from crux.training.data import Feed
 from crux.training.devices import CPU
 from crux.training.fit import checkpoint_step, fit
 
-RECONSTRUCTION = 1.0
-"""Coefficient of the MSE in the loss."""
+LOSS = Local(
+    _target_="crux.sae.losses.local.LocalLoss",
+    name="local",
+    default_sparsity=0.0,
+    skip_positions=[],
+    reconstruction=1.0,
+)
+"""What the SAE is trained for, with the penalty of `sparsity`."""
+
+
+class Watched(SAEModule):
+    """Keeps copies of its SAE's weights after some steps; a checkpoint holds those so far."""
+
+    chosen: frozenset[int]
+    kept: dict[int, dict[str, Tensor]]
+
+    def keep(self) -> None:
+        """Copy the weights if this step was chosen."""
+        if self.global_step in self.chosen:
+            self.kept[self.global_step] = copy_weights(self.sites[0].sae)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.keep()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.keep()  # Lightning writes checkpoints before it calls the hook above
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kept"] = self.kept
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.kept = checkpoint["kept"]
 
 
 def pentagon() -> ToySubject:
@@ -67,23 +96,37 @@ def choose_subject(model: ToyInstance) -> ToySubject:
     return load_toy(folder, model.instance)
 
 
-def make_module(job: SaeTrainingJob, sae: SAE) -> SAEModule:
-    """Return the module that trains the SAE for the local loss."""
-    options = Local(
-        _target_="", name="local", default_sparsity=0, skip_positions=[], max_norm=None, reconstruction=RECONSTRUCTION
-    )
-    return SAEModule(
+def train(job: SaeTrainingJob, run: Run, subject: ToySubject, features: FeatureBatches) -> Watched:
+    """Train the SAE on batches of features, or continue an earlier start; the module holds the copies of its weights."""
+    moments, checkpoint = typical(subject), run.folder.checkpoint
+    sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
+    module = sae_module(
+        job,
         [Site(HOOK, HOOK, sae)],
         passes=ActivationPasses(max_norm=None),
-        loss=LocalLoss(options),
+        loss=build_loss(LOSS),
         sparsity=Sparsity(job.sparsity, n_saes=1, steering=None),
-        optimizer=job.optimizer,
-        auxk=job.sae.auxk,
-        max_steps=job.trainer.max_steps,
-        log_every=job.trainer.log_every,
-        seed=job.seed,
         runs=(),
+        kind=Watched,
     )
+    module.chosen = frozenset(thinning(job.trainer.max_steps, job.llc.checkpoints))
+    module.kept = {0: copy_weights(sae)}
+    fit(
+        module,
+        Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1),
+        trainer=job.trainer,
+        hardware=CPU,
+        items_per_step=job.llc.samples,
+        unit="samples",
+        checkpoints=checkpoint.parent,
+        resume=checkpoint if checkpoint_step(checkpoint) else None,
+        sinks=[run.add_row],
+        evaluations=None,
+        shown={"train/loss": "loss", "train/l0": "L0"},
+        callbacks=make_callbacks(job.callbacks),
+        abandoned=None,
+    )
+    return module
 
 
 def result(job: SaeTrainingJob, run: Run) -> Result:
@@ -91,36 +134,17 @@ def result(job: SaeTrainingJob, run: Run) -> Result:
     subject, steps, samples = choose_subject(job.model), job.trainer.max_steps, job.llc.samples
     program = subject.program._replace(points=samples, seeds=torch.tensor([run.seed]))
     features = program.data(batch=samples, n_batches=steps, purpose=Purpose.training)
-    moments = typical(subject)
-    sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
-    module = make_module(job, sae)
-    copies = WeightCopies(sae, steps=thinning(steps, job.llc.checkpoints))
-    checkpoint = run.folder.checkpoint
-    fit(
-        module,
-        Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1),
-        trainer=job.trainer,
-        hardware=CPU,
-        items_per_step=samples,
-        unit="samples",
-        checkpoints=checkpoint.parent,
-        resume=checkpoint if checkpoint_step(checkpoint) else None,
-        sinks=[run.add_row],
-        evaluations=None,
-        shown={"train/loss": "loss", "train/l0": "L0"},
-        callbacks=[copies, *make_callbacks(job.callbacks)],
-        abandoned=None,
-    )
-    trained, weight = sae.cpu(), float(module.sparsity.weight[0])
+    module = train(job, run, subject, features)
+    sae, weight = module.sites[0].sae.cpu(), float(module.sparsity.weight[0])
     with torch.no_grad():
         data = Fixed(subject.hidden(features[0][0]).double())
     course = Course(
-        checkpoints=copies.by_step,
-        own=local_loss_of(trained, reconstruction=RECONSTRUCTION, sparsity=weight),
+        checkpoints=module.kept,
+        own=local_loss_of(sae, reconstruction=LOSS.reconstruction, sparsity=weight),
         own_data=data,
-        outputs=reconstructions_of(trained),
+        outputs=reconstructions_of(sae),
         data=data,
-        about=f"{job.sae.name} SAE of {trained.n_latents} latents on {program.name}, λ = {weight:g}, {samples} samples",
+        about=f"{job.sae.name} SAE of {sae.n_latents} latents on {program.name}, λ = {weight:g}, {samples} samples",
         loss_label="the SAE's own loss",
         max_steps=steps,
     )
