@@ -25,13 +25,14 @@ from crux.sae.losses.options import Local
 from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
 from crux.toy.folder import HOOK, toy_folder
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program
 from crux.toy.sae_job import typical
 from crux.toy.sae_outputs import HiddenActivations
 from crux.toy.subject import ToySubject, load_toy
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
 from crux.training.devices import CPU

@@ -14,9 +14,10 @@ from crux.toy.exact.best import instance
 from crux.toy.exact.loss import tied_loss
 from crux.toy.exact.one_active import one_active_tied_loss
 from crux.toy.exact.population import activity
-from crux.toy.features import FeatureBatches, Purpose, Together
+from crux.toy.features import FeatureBatches, Purpose
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, SuperpositionModel, Weights
+from crux.toy.superposition import SuperpositionModel, Weights
 
 ENUMERATED = 5
 """Features up to which all activity patterns are gone through at every step of every chain."""

@@ -15,22 +15,16 @@ from crux.runs.life_cycle import Run
 from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.toy.exact.best import losses
-from crux.toy.experiments.programs import over_densities
-from crux.toy.experiments.training import train
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.folder import toy_folder
 from crux.toy.program import Trained, load
-from crux.training.fit import checkpoint_step
-
-PROGRAM = "model"
-"""Folder of the model that the experiment trains itself."""
+from crux.toy.training import train_program
+from crux.toy.training import last_row as last_row_of_programs
 
 
-def last_row(run: RunFolder) -> int:
+def last_row(folder: RunFolder) -> int:
     """Return the last row of a training that is done, or of the part that its checkpoint holds."""
-    folder = run.programs / PROGRAM
-    if (folder / "model.safetensors").exists():
-        return int(run.config()["trainer"]["max_steps"])
-    return checkpoint_step(folder / "checkpoints" / "last.ckpt")
+    return last_row_of_programs(folder, ["model"], max_steps=int(folder.config()["trainer"]["max_steps"]))
 
 
 def toy_model(job: ToyTrainingJob, run: Run) -> tuple[Trained, int]:
@@ -40,12 +34,14 @@ def toy_model(job: ToyTrainingJob, run: Run) -> tuple[Trained, int]:
         assert folder is not None
         model = load(folder)
     else:
-        model = train(
-            over_densities(job.toy, seed=run.seed),
-            toy=job.toy,
+        program = build_model_program(job.toy, seed=run.seed)
+        model = train_program(
+            program,
+            job.toy,
             optimizer=job.optimizer,
             trainer=job.trainer,
-            folder=run.folder.programs / PROGRAM,
+            callbacks=job.callbacks,
+            folder=run.folder.programs / program.name,
             add_row=run.add_row,
         )
     return model, int(losses(model).flatten().argmin()) if job.model.instance is None else job.model.instance
