@@ -18,8 +18,8 @@ from crux.toy.exact.best import losses
 from crux.toy.experiments.programs import build_model_program
 from crux.toy.folder import toy_folder
 from crux.toy.program import Trained, load
-from crux.toy.training import train_program
 from crux.toy.training import last_row as last_row_of_programs
+from crux.toy.training import train_program
 
 
 def last_row(folder: RunFolder) -> int:
