@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from crux.config.files import replacing_folder, write_tensors, write_text
 from crux.config.schema import Config, to_plain
 from crux.pretraining.bits_per_byte import bits_per_byte, total_nats
 from crux.pretraining.module import LanguageModel, Rates, gpt2
@@ -98,15 +98,15 @@ def pretrain(config: Config, *, folder: Path | None) -> None:
 
 def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes a Hugging Face folder, weights in float16, the tied unembedding left out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     model.config.architectures = ["GPT2LMHeadModel"]
-    (folder / "config.json").write_text(json.dumps(model.config.to_diff_dict(), indent=2, sort_keys=True) + "\n")
-    tokenizer.save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
     about = names | {"model_max_length": model.config.n_positions, "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    with replacing_folder(folder) as written:
+        write_tensors(written / "model.safetensors", weights, metadata={"format": "pt"})
+        write_text(written / "config.json", json.dumps(model.config.to_diff_dict(), indent=2, sort_keys=True) + "\n")
+        tokenizer.save(str(written / "tokenizer.json"))
+        write_text(written / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
 def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride: int) -> dict[str, float]:

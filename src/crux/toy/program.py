@@ -5,16 +5,16 @@ densities, its importances and the loss that it reached.
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from crux.config.files import write_tensors, write_text
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
 from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors, weights_of
 
@@ -100,7 +100,7 @@ def save(folder: Path, trained: Trained) -> None:
         "points": program.points,
         "instances": list(program.importance.shape[:2]),
     }
-    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
     found = tensors(trained.weights) | {
         "seeds": program.seeds,
         "density": program.density,
@@ -108,13 +108,6 @@ def save(folder: Path, trained: Trained) -> None:
         "loss": trained.loss,
     }
     write_tensors(folder / "model.safetensors", found)
-
-
-def write_tensors(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in found.items()}, temporary)
-    temporary.replace(path)
 
 
 def load(folder: Path) -> Trained:

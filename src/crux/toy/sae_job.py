@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from crux.config.console import make_console
 from crux.config.schema import Config, to_plain
 from crux.runs.run_folder import RunFolder, new_path
 from crux.runs.tracking import earlier_run, how_to_compare, run_name, tracked
@@ -130,7 +130,7 @@ ROWS = {
 
 def show(config: Config, job: RunFolder, found: ToyJudgement) -> None:
     """The judgement as a table, and where everything lies."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console = make_console(width=110)
     table = Table(title=f"{run_name(config)} on {config.model.path}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")

@@ -8,17 +8,17 @@ Causal attention without biases, MLP with biases, p logits. The hooks are Transf
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
+from crux.config.files import write_tensors, write_text
 from crux.degeneracy.networks.addition_folder import MODEL_TYPE
 from crux.degeneracy.networks.chain import Chain
 
@@ -216,14 +216,9 @@ def save(folder: Path, network: ModularAddition, *, train_share: float, seed: in
     """Writes `config.json`, which names the pairs too, then `model.safetensors`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {"model_type": MODEL_TYPE, **network.sizes._asdict(), "train_share": train_share, "seed": seed}
-    weights = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
-    for name in ("config.json", "model.safetensors"):
-        temporary = folder / f".{name}.{os.getpid()}"
-        if name == "config.json":
-            temporary.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-        else:
-            save_file(weights, temporary)
-        temporary.replace(folder / name)
+    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    write_tensors(folder / "model.safetensors", weights)
 
 
 def load(folder: Path) -> tuple[ModularAddition, Pairs]:
