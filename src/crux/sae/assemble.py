@@ -196,7 +196,8 @@ def build_module(
     loss = build_loss(loss_options(config))
     passes = ActivationPasses(max_norm=loss.options.max_norm)
     if loss.options.token_share > 0:
-        passes = TokenPasses(subject, loss=loss, shown=gradients(config, subject), later=downstream_hooks)
+        shown, separate = gradients(config, subject), len(alone(config)) > 0
+        passes = TokenPasses(subject, loss=loss, shown=shown, later=downstream_hooks, separate=separate)
     return sae_module(config, sites, passes=passes, loss=loss)
 
 

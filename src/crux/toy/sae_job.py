@@ -20,7 +20,7 @@ from crux.toy.features import Purpose
 from crux.toy.figures.recovery import toy_recovery
 from crux.toy.folder import HOOK, toy_folder
 from crux.toy.geometry.recovery import RECOVERED
-from crux.toy.sae_outputs import HiddenActivations, OutputLoss, OutputPasses
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject, load_toy
 from crux.training.data import Feed
 from crux.training.fit import checkpoint_step, fit
@@ -48,12 +48,8 @@ def train_on_toy(config: Config, *, folder: Path | None) -> None:
     )
     site = Site(HOOK, HOOK, assemble.build_sae(config, read=typical(subject), written=typical(subject)))
     options = assemble.loss_options(config)
-    if isinstance(options, E2E):
-        passes, loss = OutputPasses(subject, max_norm=options.max_norm), OutputLoss(options, subject=subject)
-        source = features
-    else:
-        passes, loss = ActivationPasses(max_norm=options.max_norm), assemble.build_loss(options)
-        source = HiddenActivations(features, subject=subject, hook=HOOK)
+    loss = OutputLoss(options, subject=subject) if isinstance(options, E2E) else assemble.build_loss(options)
+    passes = ActivationPasses(max_norm=options.max_norm)
     module = assemble.sae_module(config, [site], passes=passes, loss=loss)
 
     job = earlier or RunFolder.create(
@@ -70,7 +66,7 @@ def train_on_toy(config: Config, *, folder: Path | None) -> None:
 
         fit(
             module,
-            Feed(source, accumulate=trainer.accumulate),
+            Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=trainer.accumulate),
             pace=assemble.pace(config)._replace(
                 tokens_per_step=samples * trainer.accumulate,
                 unit="samples",

@@ -24,6 +24,8 @@ class LossOptions:
     max_norm: Annotated[float, Gt(0)] | None = None
     """Tokens whose activation is longer than this are left out of the loss; activation units."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ()
+    """The keys that weigh its terms: not all of them may be 0."""
     real_outputs: ClassVar[bool] = False
     """Whether the loss exists for networks whose outputs are real numbers: the MSE of the outputs then replaces the KL."""
 
@@ -51,6 +53,8 @@ class LossOptions:
 
     def check(self, key: str) -> None:
         """Raise a UserError if these options do not make one loss; `key` is their section's name in the configuration."""
+        if self.coefficients and not any(getattr(self, name) for name in self.coefficients):
+            raise UserError(f"{key}={self.name}: all of its coefficients are 0, there is nothing to train for")
 
 
 @dataclass
@@ -60,14 +64,12 @@ class Local(LossOptions):
     reconstruction: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the MSE at the hook point itself."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("reconstruction",)
     real_outputs: ClassVar[bool] = True
 
     @property
     def token_share(self) -> float:
         return 0.0
-
-    def check(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.reconstruction)
 
 
 @dataclass
@@ -79,10 +81,8 @@ class E2E(LossOptions):
     reconstruction: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the MSE at the hook point itself."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("kl", "reconstruction")
     real_outputs: ClassVar[bool] = True
-
-    def check(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.kl, self.reconstruction)
 
 
 @dataclass
@@ -94,6 +94,7 @@ class E2EDownstream(E2E):
     downstream_hooks: list[str] | None = None
     """The later positions; every later hook_resid_pre and the last hook_resid_post, if not given."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("kl", "downstream", "reconstruction")
     real_outputs: ClassVar[bool] = False
 
     def later_hooks(self, available: Sequence[str], *, written: str) -> list[str]:
@@ -113,9 +114,6 @@ class E2EDownstream(E2E):
             )
         return hooks
 
-    def check(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.kl, self.downstream, self.reconstruction)
-
 
 @dataclass
 class Fisher(Local):
@@ -126,6 +124,7 @@ class Fisher(Local):
     block_diagonal: bool = MISSING
     """Drop the surrogate's terms between positions: ½ (g_t·δ_t)²."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("reconstruction", "fisher")
     real_outputs: ClassVar[bool] = False
 
     @property
@@ -133,7 +132,7 @@ class Fisher(Local):
         return 1.0
 
     def check(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.reconstruction, self.fisher)
+        super().check(key)
         if self.block_diagonal and self.fisher == 0:
             raise UserError(f"{key}.block_diagonal is a form of the Fisher term: {key}.fisher must be more than 0")
 
@@ -157,8 +156,3 @@ class KLFinetune(Local):
                 f"{key}.finetune_share weighs the KL against the MSE: {key}.reconstruction must be more than 0"
             )
         super().check(key)
-
-
-def _refuse_zeros(key: str, name: str, *coefficients: float) -> None:
-    if not any(coefficients):
-        raise UserError(f"{key}={name}: all of its coefficients are 0, there is nothing to train for")
