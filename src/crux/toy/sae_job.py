@@ -25,7 +25,7 @@ from crux.toy.figures.recovery import toy_recovery
 from crux.toy.folder import HOOK, find_toy_model
 from crux.toy.geometry.recovery import RECOVERED
 from crux.toy.options import ToySaeJob
-from crux.toy.sae_outputs import HiddenActivations, OutputLoss, OutputPasses
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject, load_toy
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
@@ -65,14 +65,8 @@ class ToySaeTraining:
     def build_module(self) -> SAEModule:
         """Return the module that trains the SAE: end to end on the output, or on hidden activations."""
         config, options = self.config, self.config.loss
-        if isinstance(options, E2E):
-            passes, loss = (
-                OutputPasses(self.subject, max_norm=options.max_norm),
-                OutputLoss(options, subject=self.subject),
-            )
-        else:
-            passes = ActivationPasses(max_norm=options.max_norm)
-            loss = build_loss(options)
+        loss = OutputLoss(options, subject=self.subject) if isinstance(options, E2E) else build_loss(options)
+        passes = ActivationPasses(max_norm=options.max_norm)
         steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
         sparsity = Sparsity(config.sparsity, n_saes=1, steering=steering)
         return sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
@@ -98,14 +92,11 @@ class ToySaeTraining:
 
     def fit(self, run: Run) -> None:
         """Train the SAE."""
-        trainer, end_to_end = self.config.trainer, isinstance(self.config.loss, E2E)
+        trainer = self.config.trainer
         start = checkpoint_step(run.folder.checkpoint)
         fit(
             self.module,
-            Feed(
-                self.features if end_to_end else HiddenActivations(self.features, subject=self.subject, hook=HOOK),
-                accumulate=trainer.accumulate,
-            ),
+            Feed(HiddenActivations(self.features, subject=self.subject, hook=HOOK), accumulate=trainer.accumulate),
             trainer=trainer,
             hardware=CPU,
             items_per_step=self.config.samples * trainer.accumulate,

@@ -74,10 +74,11 @@ class SAEModule(L.LightningModule):
             site.sae.advance(self.global_step / self.max_steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
-        separate, generator = self.runs.separate, self.drawn_labels.generator(self.device)
-        forward = self.passes.run(batch, self.sites, separate=separate, generator=generator)
+        forward = self.passes.run(batch, self.sites, generator=self.drawn_labels.generator(self.device))
         dead = [tally.dead(after=self.auxk.dead_after) for tally in self._tallies if self.auxk.coefficient > 0]
-        step = Step(forward, self.sites, separate=separate, sparsity=self.sparsity.weight, auxk=self.auxk, dead=dead)
+        step = Step(
+            forward, self.sites, separate=self.runs.separate, sparsity=self.sparsity.weight, auxk=self.auxk, dead=dead
+        )
         loss = self.loss(step)
         self.record(step, loss)
         return loss.sum()
