@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from crux.config.schema import Accelerator, Trainer
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.dictionary import Outside, outside, reading
 from crux.degeneracy.interaction_basis import interaction_bases
@@ -23,7 +24,8 @@ from crux.sae.training.recipe import Recipe
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
 from crux.training.data import Feed
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 READ, UNREAD = 6, 4
 LONGER = 5.0
@@ -72,24 +74,29 @@ def features(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> Feat
     )  # fmt: skip
 
 
-def trained(chain: Chain, loss: str, *, seed: int, progress: bool) -> SAE:
-    """An SAE at the hidden activation."""
-    coefficients, sparsity = LOSSES[loss]
-    sae = ReluSAE(
+def fresh_sae(seed: int) -> SAE:
+    """Return an untrained SAE for the hidden activation."""
+    return ReluSAE(
         d_model=READ + UNREAD, d_out=None, n_latents=LATENTS, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
+
+
+def trained(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> SAE:
+    """Train an SAE at the hidden activation."""
+    coefficients, sparsity = LOSSES[loss]
     module = OnwardSAE(
         [Site(HIDDEN, HIDDEN, sae)], ahead=Ahead(chain, (MIDDLE,)), coefficients=coefficients,
         recipe=Recipe("adam", 3e-3, None, (0.9, 0.999), 1e-8, 0.0, 50, 0.1, 10.0, STEPS, 50),
         sparsity=Sparsity(sparsity, n_saes=1, steering=None), auxk=None, max_norm=None, seed=seed, runs=(),
     )  # fmt: skip
     source = features(seed=seed, batch=BATCH, n_batches=STEPS, purpose=Purpose.training)
-    pace = Pace(STEPS, 1, BATCH, "samples", STEPS, 0, "cpu", 1, "32-true", progress)
-    with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to go on with
+    trainer = Trainer(progress, Accelerator.cpu, max_steps=STEPS, log_every=50, checkpoint_every=STEPS)
+    with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to resume
         fit(
-            module, Feed(source, accumulate=1), pace=pace, checkpoints=Path(folder), resume=None, sinks=[], judge=None,
-            shown={"train/l0": "L0"}, abandoned=None,
+            module, Feed(source, accumulate=1), trainer=trainer, hardware=CPU, items_per_step=BATCH, unit="samples",
+            checkpoints=Path(folder), resume=None, sinks=[], evaluations=None, shown={"train/l0": "L0"}, callbacks=[],
+            abandoned=None,
         )  # fmt: skip
     return sae
 
