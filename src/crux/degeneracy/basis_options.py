@@ -9,7 +9,6 @@ from omegaconf import MISSING
 
 from crux.config.errors import UserError
 from crux.config.schema import Count, Rate
-from crux.subjects.hooks import FINAL
 
 BASES = ("neuron", "random", "pca", "local", "next", "global")
 """Coordinates that are found from a network and data alone."""
@@ -86,8 +85,6 @@ class Compare(GraphOptions):
                 f"{key}.last={self.last.value}: has no meaning but for language models; "
                 f"allowed are {', '.join(basis.value for basis in self.last_bases)}"
             )
-        if self.last is LastBasis.logits and self.hooks[-1] != FINAL:
-            raise UserError(f"{key}.last=logits: the last hook point must be {FINAL}, which the logits are read from")
 
 
 @dataclass

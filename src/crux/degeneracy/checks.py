@@ -5,10 +5,19 @@ from itertools import pairwise
 from pathlib import Path
 
 from crux.config.errors import UserError
-from crux.config.schema import Data, LanguageModel
-from crux.degeneracy.basis_options import Dictionaries, LanguageCompare
+from crux.config.schema import Data, LanguageModel, Model
+from crux.degeneracy.basis_options import Dictionaries, LanguageCompare, LastBasis
 from crux.degeneracy.networks.addition_folder import addition_folder
-from crux.degeneracy.options import Network, Spectra
+from crux.degeneracy.options import (
+    AdditionBasesJob,
+    BasesJob,
+    ExperimentJob,
+    LanguageBasesJob,
+    Network,
+    Spectra,
+    SpectraJob,
+    SynchronisedJob,
+)
 from crux.runs.checks import check_writable
 from crux.sae.checks import check_text
 from crux.sae.options import model_source
@@ -25,6 +34,40 @@ def measures_language_model(options: Spectra, model: LanguageModel) -> bool:
     """Return whether spectra are those of a language model, not of a perceptron."""
     addition = model.path is not None and addition_folder(Path(model.path)) is not None
     return options.network is Network.model and not addition
+
+
+def check_job(job: ExperimentJob, given: Collection[str]) -> None:
+    """Check what can be checked before the subject is at hand.
+
+    Args:
+        given: the keys on the command line.
+
+    Raises:
+        UserError: for the first thing that cannot work, in one line.
+    """
+    match job:
+        case SpectraJob() if measures_language_model(job.degeneracy, job.model):
+            check_language_data(job.data, model=job.model, cache=job.cache)
+        case SpectraJob(degeneracy=options, model=model):
+            check_perceptron(options.network, path=model.path, hook_points=job.hook_points, given=given)
+        case SynchronisedJob(model=Model(path=str(path))):
+            check_relu_network(path)
+        case AdditionBasesJob(model=Model(path=str(path))):
+            check_addition_folder(path)
+        case LanguageBasesJob(interaction_basis=options):
+            check_last_basis(options.compare)
+            check_language_data(job.data, model=job.model, cache=job.cache)
+        case BasesJob(interaction_basis=Dictionaries() as options):
+            check_dictionaries(options, given)
+
+
+def check_subject(job: ExperimentJob) -> None:
+    """Check that a language model can be reached and that the configuration fits it; a hub model is fetched for that."""
+    match job:
+        case SpectraJob() if measures_language_model(job.degeneracy, job.model):
+            check_hook_points(job.model, job.hook_points)
+        case LanguageBasesJob(interaction_basis=options):
+            check_bases_fit(options.compare, job.model)
 
 
 def check_perceptron(
@@ -68,6 +111,14 @@ def check_dictionaries(options: Dictionaries, given: Collection[str]) -> None:
             raise UserError(f"interaction_basis.saes: {folder} is not an SAE folder, there is no cfg.json in it")
     if "interaction_basis.dictionaries.tokens" in given and not options.saes:
         raise UserError("interaction_basis.dictionaries.tokens: is for saved SAEs, which interaction_basis.saes names")
+
+
+def check_last_basis(compare: LanguageCompare) -> None:
+    """Check that the basis of the logits is at the hook point that they are read from."""
+    if compare.last is LastBasis.logits and compare.hooks[-1] != FINAL:
+        raise UserError(
+            f"interaction_basis.compare.last=logits: the last hook point must be {FINAL}, which the logits are read from"
+        )
 
 
 def check_language_data(data: Data, *, model: LanguageModel, cache: str | None) -> None:

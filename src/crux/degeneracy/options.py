@@ -1,6 +1,6 @@
 """The jobs on degeneracy and interaction bases, and the options of the measures of degeneracy. Torch-free."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, ClassVar
@@ -68,6 +68,7 @@ class ExperimentJob(Job):
     """What the jobs of this subject matter share; each has the section of its experiment."""
 
     runner: ClassVar[str] = "crux.degeneracy.job.run"
+    checks: ClassVar[str | None] = "crux.degeneracy.checks"
     group: ClassVar[str]
     """Name of that section."""
 
@@ -101,20 +102,6 @@ class SpectraJob(ExperimentJob):
 
     group: ClassVar[str] = "degeneracy"
 
-    def check(self, given: Collection[str]) -> None:
-        from crux.degeneracy.checks import check_language_data, check_perceptron, measures_language_model
-
-        if measures_language_model(self.degeneracy, self.model):
-            check_language_data(self.data, model=self.model, cache=self.cache)
-        else:
-            check_perceptron(self.degeneracy.network, path=self.model.path, hook_points=self.hook_points, given=given)
-
-    def check_subject(self) -> None:
-        from crux.degeneracy.checks import check_hook_points, measures_language_model
-
-        if measures_language_model(self.degeneracy, self.model):
-            check_hook_points(self.model, self.hook_points)
-
 
 @dataclass
 class SynchronisedJob(ExperimentJob):
@@ -125,12 +112,6 @@ class SynchronisedJob(ExperimentJob):
 
     group: ClassVar[str] = "degeneracy"
 
-    def check(self, given: Collection[str]) -> None:
-        from crux.degeneracy.checks import check_relu_network
-
-        if self.model.path is not None:
-            check_relu_network(self.model.path)
-
 
 @dataclass
 class BasesJob(ExperimentJob):
@@ -139,12 +120,6 @@ class BasesJob(ExperimentJob):
     interaction_basis: InteractionBasis = MISSING
 
     group: ClassVar[str] = "interaction_basis"
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.degeneracy.checks import check_dictionaries
-
-        if isinstance(self.interaction_basis, Dictionaries):
-            check_dictionaries(self.interaction_basis, given)
 
 
 @dataclass
@@ -157,16 +132,6 @@ class LanguageBasesJob(BasesJob):
     cache: str | None = None
     """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
     trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.degeneracy.checks import check_language_data
-
-        check_language_data(self.data, model=self.model, cache=self.cache)
-
-    def check_subject(self) -> None:
-        from crux.degeneracy.checks import check_bases_fit
-
-        check_bases_fit(self.interaction_basis.compare, self.model)
 
 
 @dataclass
@@ -186,12 +151,6 @@ class AdditionBasesJob(BasesJob):
     model: Model = field(default_factory=Model)
     optimizer: Adam = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.degeneracy.checks import check_addition_folder
-
-        if self.model.path is not None:
-            check_addition_folder(self.model.path)
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {

@@ -64,7 +64,7 @@ def write_figures(
     folder: RunFolder, subject: Subject, sites: Sequence[Site], evaluation: SitesEvaluation, *, terms: Mapping[str, str]
 ) -> None:
     """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
-    write_loss_curves(folder, terms=terms)
+    write_loss_curves(folder, terms)
     for site, found in zip(sites, evaluation.evaluations, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
         drawn = {
@@ -77,12 +77,9 @@ def write_figures(
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
 
 
-def write_loss_curves(folder: RunFolder, *, terms: Mapping[str, str]) -> None:
-    """Draw the terms of the loss and L0 over the training; `terms` are their labels by name."""
-    save_figure(
-        loss_curves(folder.history(), terms={f"train/{name}": label for name, label in terms.items()}, l0="train/l0"),
-        folder.path / "figures" / "loss_curves.png",
-    )
+def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
+    """Draw the terms of the loss, by key and label, and L0 over the training."""
+    save_figure(loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:

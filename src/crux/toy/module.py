@@ -11,9 +11,10 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.files import write_tensors
+from crux.config.schema import Optimizer, OptimizerName
 from crux.toy.features import Purpose, generator
 from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors
-from crux.training.schedule import scheduled
+from crux.training.optimizer import build_optimizer
 
 
 class ToyRecipe(NamedTuple):
@@ -100,22 +101,11 @@ class SuperpositionModule(L.LightningModule):
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        recipe = self.recipe
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=recipe.lr,
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            fused=True,
+        lr, betas, eps, weight_decay, warmup_steps, min_lr_factor, max_steps, *_ = self.recipe
+        options = Optimizer(
+            OptimizerName.adamw, lr, list(betas), eps, weight_decay, warmup_steps, min_lr_factor, clip=float("inf")
         )
-
-        return scheduled(
-            optimizer,
-            warmup_steps=recipe.warmup_steps,
-            max_steps=recipe.max_steps,
-            min_lr_factor=recipe.min_lr_factor,
-        )
+        return build_optimizer([{"params": self.model.parameters()}], options=options, max_steps=max_steps)
 
     def training_step(self, batch: Float[Tensor, "stream batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
         errors = error(self.model, batch, self.importance)

@@ -13,13 +13,14 @@ from crux.sae import assemble, report
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.mean import Typical
 from crux.sae.figures.densities import density_histogram
-from crux.sae.training.local import LocalSAE
-from crux.toy.evaluate import ToyEvaluation, evaluate_on_toy
+from crux.sae.losses.options import E2E
+from crux.sae.training.passes import ActivationPasses
+from crux.toy.evaluate import ToyJudgement, judge_on_toy
 from crux.toy.features import Purpose
 from crux.toy.figures.recovery import toy_recovery
 from crux.toy.folder import HOOK, toy_folder
 from crux.toy.geometry.recovery import RECOVERED
-from crux.toy.sae_outputs import HiddenActivations, OutputCoefficients, OutputSAE
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss, OutputPasses
 from crux.toy.subject import ToySubject, load_toy
 from crux.training.data import Feed
 from crux.training.fit import checkpoint_step, fit
@@ -46,14 +47,14 @@ def train_on_toy(config: Config, *, folder: Path | None) -> None:
         batch=samples, n_batches=trainer.max_steps * trainer.accumulate, seed=config.seed, purpose=Purpose.training
     )
     site = Site(HOOK, HOOK, assemble.build_sae(config, read=typical(subject), written=typical(subject)))
-    shared = assemble.common(config, [site])
-    if assemble.end_to_end(config):
-        coefficients = OutputCoefficients(config.loss.reconstruction, config.loss.kl)
-        module = OutputSAE([site], subject=subject, coefficients=coefficients, **shared)
+    options = assemble.loss_options(config)
+    if isinstance(options, E2E):
+        passes, loss = OutputPasses(subject, max_norm=options.max_norm), OutputLoss(options, subject=subject)
         source = features
     else:
-        module = LocalSAE([site], reconstruction=config.loss.reconstruction, **shared)
+        passes, loss = ActivationPasses(max_norm=options.max_norm), assemble.build_loss(options)
         source = HiddenActivations(features, subject=subject, hook=HOOK)
+    module = assemble.sae_module(config, [site], passes=passes, loss=loss)
 
     job = earlier or RunFolder.create(
         folder or new_path(Path(config.output_dir), report.stem(config)), to_plain(config)
@@ -84,10 +85,10 @@ def train_on_toy(config: Config, *, folder: Path | None) -> None:
             shown={"train/loss": "loss", "train/l0": "L0"},
             abandoned=None,
         )
-        found = evaluate_on_toy(subject, site.sae.folded(), n_samples=config.evaluation.tokens)
+        found = judge_on_toy(subject, site.sae.folded(), n_samples=config.evaluation.tokens)
         metrics = {f"final/{name}": value for name, value in found.metrics.items()}
         report.write_saes(job, config, [site], module.sparsity.weight.tolist())
-        report.write_loss_curves(job)
+        report.write_loss_curves(job, module.loss.row_labels())
         figures = job.path / "figures"
         report.save_figure(
             density_histogram(found.densities.numpy(), n_tokens=config.evaluation.tokens), figures / "densities.png"
@@ -127,7 +128,7 @@ ROWS = {
 }
 
 
-def show(config: Config, job: RunFolder, found: ToyEvaluation) -> None:
+def show(config: Config, job: RunFolder, found: ToyJudgement) -> None:
     """The judgement as a table, and where everything lies."""
     console = Console(width=None if Console().is_terminal else 110, highlight=False)
     table = Table(title=f"{run_name(config)} on {config.model.path}", title_justify="left")

@@ -19,7 +19,7 @@ ARCHITECTURES: dict[str, Callable[[Base], SAE]] = {
     "relu": lambda base: ReluSAE(**base),
     "topk": lambda base: TopKSAE(**base, k=4),
     "batch_topk": lambda base: BatchTopKSAE(**base, k=4),
-    "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5),
+    "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5, threshold_rate=10.0),
     "gated": lambda base: GatedSAE(**base),
     "matryoshka": lambda base: MatryoshkaSAE(**base, k=4, prefixes=(0.25, 0.5), prefix_coefficient=1.0),
     "p_anneal": lambda base: PAnnealSAE(**base, p_end=0.2, p_start=0.1, p_stop=1.0, p_updates=3),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from crux.config.markdown import markdown_table
 from crux.degeneracy.basis_options import Dictionaries, Reading
@@ -15,7 +16,7 @@ from crux.degeneracy.experiments.planted_dictionaries import (
     fresh_sae,
     judged,
     planted,
-    trained,
+    train,
 )
 from crux.degeneracy.experiments.saved_dictionaries import judge_saved, read_saes
 from crux.degeneracy.figures.dictionary_outside import dictionary_outside
@@ -83,12 +84,12 @@ def of_planted(options: Reading, run: Run) -> Result:
 def kept_sae(chain: Chain, loss: str, *, seed: int, run: Run) -> SAE:
     """Return the SAE that is trained on one loss from one seed; a piece of work."""
     sae = fresh_sae(seed)
-    kept = compute_once(
-        run.folder,
-        f"sae_{loss}_{seed}",
-        lambda: trained(sae, chain, loss, seed=seed, progress=run.progress).state_dict(),
-    )
-    sae.load_state_dict(kept)
+
+    def weights() -> dict[str, Tensor]:
+        train(sae, chain, loss, seed=seed, progress=run.progress)
+        return sae.state_dict()
+
+    sae.load_state_dict(compute_once(run.folder, f"sae_{loss}_{seed}", weights))
     return sae
 
 

@@ -11,7 +11,6 @@ from crux.degeneracy.options import AdditionBasesJob
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
-from crux.training.callbacks import make_callbacks
 
 PUBLISHED = {
     0: ((167, 114, 682), (133, 82, 633)),
@@ -33,7 +32,7 @@ def result(job: AdditionBasesJob, run: Run) -> Result:
             options.addition,
             optimizer=job.optimizer,
             trainer=job.trainer,
-            callbacks=make_callbacks(job.callbacks),
+            callbacks=job.callbacks,
             run=run,
         )
     )

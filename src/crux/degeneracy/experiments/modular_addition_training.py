@@ -10,7 +10,6 @@ from crux.degeneracy.options import AdditionTrainingJob
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
-from crux.training.callbacks import make_callbacks
 
 
 def result(job: AdditionTrainingJob, run: Run) -> Result:
@@ -19,7 +18,7 @@ def result(job: AdditionTrainingJob, run: Run) -> Result:
         job.interaction_basis.addition,
         optimizer=job.optimizer,
         trainer=job.trainer,
-        callbacks=make_callbacks(job.callbacks),
+        callbacks=job.callbacks,
         run=run,
     )
     train, test = judged(network, tokens.train), judged(network, tokens.test)

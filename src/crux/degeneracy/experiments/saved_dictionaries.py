@@ -1,5 +1,6 @@
 """Saved SAEs of language models: how much of each dictionary lies outside of what the logits hang on."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.schema import Files, LanguageModel
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.basis_options import Reading
 from crux.degeneracy.compared import logits_basis
@@ -17,11 +19,16 @@ from crux.degeneracy.dictionary import Outside, outside, reading
 from crux.degeneracy.grams import moments
 from crux.degeneracy.interaction_basis import basis_name, interaction_bases
 from crux.degeneracy.packing import pack, unpack
-from crux.notebook import held_out_batches, load_sae, load_subject
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
 from crux.sae.architectures.sae import SAE
+from crux.sae.formats import saelens
+from crux.sae.loading import load_model, load_tokens
 from crux.subjects.subject import FINAL, Subject
+from crux.text.held_out import spread_batches
+
+PACKAGED = Files(held_out_tokens=sys.maxsize)
+"""The packaged text."""
 
 SEQUENCES = 8
 """In a batch."""
@@ -62,7 +69,7 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     """
     found = []
     for folder in folders:
-        sae, metadata = load_sae(folder)
+        sae, metadata = saelens.load(Path(folder))
         missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
         if missing:
             raise UserError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
@@ -81,10 +88,12 @@ def judge_saved(saes: Sequence[Saved], options: Reading, run: Run) -> dict[str, 
     """Compare each SAE with the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
     found: dict[str, Found] = {}
     for i, (name, processed) in enumerate(dict.fromkeys(saved.subject for saved in saes)):
-        subject = load_subject(name, process_weights=processed)
         of_subject = [saved for saved in saes if saved.subject == (name, processed)]
         context = min(saved.metadata["context_size"] for saved in of_subject)
-        batches = held_out_batches(subject, n_tokens=options.tokens, batch=SEQUENCES, context=context).held_out
+        model = LanguageModel(name=name, process_weights=processed, context=context)
+        subject = load_model(model, device=torch.device("cpu"), dtype=torch.float32)
+        text = load_tokens(PACKAGED, model=model, cache=None, progress=run.progress).held_out
+        batches = list(spread_batches(text, context=context, batch=SEQUENCES, n_tokens=options.tokens))
         bases = {
             hook: kept_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)
             for hook in dict.fromkeys(saved.write for saved in of_subject)

@@ -1,10 +1,9 @@
 """The modular-addition network: trained in the run folder, resumed there, or read from the folder that `model.path` names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 
 from crux.config.schema import Adam, Precision, Trainer
@@ -15,6 +14,7 @@ from crux.degeneracy.networks.modular_addition_module import AdditionModule, Eve
 from crux.runs.experiment import keep_rows
 from crux.runs.life_cycle import Run
 from crux.runs.run_folder import RunFolder
+from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
 from crux.training.devices import choose_hardware
 from crux.training.fit import checkpoint_step, fit
@@ -47,9 +47,12 @@ def load_trained(path: str) -> Trained:
 
 
 def train_in_run(
-    options: Addition, *, optimizer: Adam, trainer: Trainer, callbacks: Sequence[L.Callback], run: Run
+    options: Addition, *, optimizer: Adam, trainer: Trainer, callbacks: Mapping[str, Any], run: Run
 ) -> Trained:
     """Return the run's own network, trained until it is right on all pairs that it never saw.
+
+    Args:
+        callbacks: options of Lightning callbacks of the user's own, by any name.
 
     Raises:
         UserError: if the loss stopped being a number.
@@ -79,7 +82,7 @@ def train_in_run(
             sinks=[run.add_row],
             evaluations=None,
             shown={"train/loss": "loss", "val/loss": "held out", "val/accuracy": "right"},
-            callbacks=callbacks,
+            callbacks=make_callbacks(callbacks),
             abandoned=None,
         )
         save(folder, module.cpu().network, train_share=options.train_share, seed=run.seed)

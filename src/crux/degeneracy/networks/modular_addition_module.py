@@ -1,5 +1,6 @@
 """Training of the modular-addition network: AdamW on all training pairs in every step, until it is right on all the others."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Adam, Trainer
+from crux.config.schema import Adam, Optimizer, OptimizerName, Trainer
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs
-from crux.training.schedule import scheduled
+from crux.training.optimizer import build_optimizer
 
 
 class EveryPair(Sequence[Tensor]):
@@ -72,21 +73,9 @@ class AdditionModule(L.LightningModule):
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        of = self.optimizer_options
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=of.lr,
-            betas=(of.betas[0], of.betas[1]),
-            eps=of.eps,
-            weight_decay=of.weight_decay,
-            fused=True,
-        )
-        return scheduled(
-            optimizer,
-            warmup_steps=of.warmup_steps,
-            max_steps=self.trainer_options.max_steps,
-            min_lr_factor=of.min_lr_factor,
-        )
+        options = Optimizer(**vars(self.optimizer_options), name=OptimizerName.adamw, clip=math.inf)
+        groups = [{"params": self.network.parameters()}]
+        return build_optimizer(groups, options=options, max_steps=self.trainer_options.max_steps)
 
     def training_step(self, batch: Int[Tensor, "batch 3"], batch_idx: int) -> Float[Tensor, ""]:
         loss = cross_entropy(self.network.logits(batch), batch)

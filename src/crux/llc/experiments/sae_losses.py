@@ -23,7 +23,8 @@ class _Trained(nn.Module):
         codes = self.sae.encode(x)
         error = (self.sae.decode(codes) - x).square().mean(-1)
         own = self.sae.auxiliary(codes, x, weight=None)
-        return self.reconstruction * error + self.sparsity * self.sae.penalty(codes, weight=None) + own
+        loss = self.reconstruction * error + self.sparsity * self.sae.penalty(codes, weight=None)
+        return loss if own is None else loss + own
 
 
 def local_loss_of(sae: SAE, *, reconstruction: float, sparsity: float) -> Loss:

@@ -23,7 +23,8 @@ from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.sae import assemble
 from crux.sae.architectures.site import Site
-from crux.sae.training.local import LocalSAE
+from crux.sae.training.passes import ActivationPasses
+from crux.sae.training.sae_module import SAEModule
 from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK, toy_folder
 from crux.toy.program import Program
@@ -35,7 +36,7 @@ from crux.training.data import Feed
 from crux.training.fit import fit
 
 
-class Watched(LocalSAE):
+class Watched(SAEModule):
     """Keeps copies of its SAE's weights after some steps."""
 
     chosen: frozenset[int]
@@ -82,11 +83,13 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     program = subject.program._replace(points=llc.samples, seeds=torch.tensor([config.seed]))
     features = program.data(batch=llc.samples, n_batches=steps, purpose=Purpose.training)
     first = typical(subject)
-    sae = assemble.build_sae(config, read=first, written=first)
-    module = Watched(
+    sae, options = assemble.build_sae(config, read=first, written=first), assemble.loss_options(config)
+    module = assemble.sae_module(
+        config,
         [Site(HOOK, HOOK, sae)],
-        reconstruction=config.loss.reconstruction,
-        **assemble.common(config, [Site(HOOK, HOOK, sae)]),
+        passes=ActivationPasses(max_norm=options.max_norm),
+        loss=assemble.build_loss(options),
+        kind=Watched,
     )
     module.chosen, module.kept = frozenset(thinning(steps, llc.checkpoints)), {0: parameters(sae)}
     fit(
