@@ -17,7 +17,7 @@ from crux.llc.options import (
     ToyTrainingJob,
 )
 from crux.runs.checks import check_writable
-from crux.sae.checks import check_saved_sae, check_text
+from crux.sae.checks import check_saved_sae, check_sparsity, check_text
 from crux.sae.options import model_source
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
@@ -81,7 +81,7 @@ def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
 def check_sae_training(job: SaeTrainingJob) -> None:
     """Check the SAE that is trained."""
     check_toy_instance(job.model, without_path=1)
-    job.check_sparsity()
+    check_sparsity(job.sae, job.sparsity, target_l0=None)
     check_saved_sae(job.sae.start_from)
     if job.sae.output_hook is not None:
         raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")

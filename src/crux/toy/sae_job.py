@@ -74,7 +74,7 @@ class ToySaeTraining:
     def work(self) -> Work:
         """Return what the job does."""
         return Work(
-            name=report.stem(self.config),
+            name=report.stem(self.config.run_name()),
             carry_out=self.carry_out,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.site.sae.n_latents},
