@@ -23,6 +23,11 @@ class Run(NamedTuple):
     resumed: bool
     """Whether an earlier start left something to continue."""
 
+    @property
+    def progress(self) -> bool:
+        """Whether progress bars are shown."""
+        return self.parts[0].config.trainer.progress
+
     def add_row(self, step: int, row: Mapping[str, float]) -> None:
         """Add a row to the history of each part, and to MLflow."""
         for part in self.parts:
