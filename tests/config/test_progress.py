@@ -1,10 +1,12 @@
 """Progress bars and the plain line that takes their place."""
 
 import io
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -172,6 +174,9 @@ def test_a_process_that_ends_within_the_work_gives_the_cursor_back() -> None:
         "time.sleep(0.3)\n"
         "sys.exit(3)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
     assert ended.returncode == 3
     assert ended.stdout.rindex("\x1b[?25h") > ended.stdout.rindex("\x1b[?25l")

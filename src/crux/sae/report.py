@@ -124,11 +124,13 @@ def _page(
         subject,
         sae,
         hook=site.read,
-        batches=spread_batches(
-            tokens.held_out,
-            context=config.model.context,
-            batch=config.trainer.batch,
-            n_tokens=config.evaluation.tokens,
+        batches=list(
+            spread_batches(
+                tokens.held_out,
+                context=config.model.context,
+                batch=config.trainer.batch,
+                n_tokens=config.evaluation.tokens,
+            )
         ),
         latents=latents,
         n_contexts=8,
