@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.degeneracy.ablation import EdgeAblation, Loss, NodeAblation, clean_loss, counts, least
 from crux.degeneracy.basis import Basis, neurons, principal_components, random_rotation
 from crux.degeneracy.basis_options import Compare
@@ -164,7 +165,7 @@ def compare(
 
         return Curve.from_tensors(once(name, compute))
 
-    for name, along in bases.items():
+    for name, along in track(bases.items(), "comparing bases"):
         nodes[name] = [
             kept_curve(
                 f"nodes_{name}_{k}",

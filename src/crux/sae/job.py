@@ -62,7 +62,7 @@ class SaeTraining:
         exact = dtype is torch.float32
         self.evaluated = self.subject if exact else load_model(config.model, device=device, dtype=torch.float32)
         self.later = downstream_hooks(config.loss, config.sites, n_layers=self.subject.n_layers)
-        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache, progress=config.trainer.progress)
+        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         sample = self.windows(self.tokens.train, config.evaluation.tokens)
         hooks = {hook for site in config.sites for hook in site}
         typical = {hook: typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}

@@ -56,7 +56,7 @@ def result(job: SpectraJob, run: Run) -> Result:
     options = job.degeneracy
     if measures_language_model(options, job.model):
         subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
-        text = load_tokens(job.data, model=job.model, cache=job.cache, progress=run.progress).train
+        text = load_tokens(job.data, model=job.model, cache=job.cache).train
         context = job.model.context
         batches = spread_batches(text, context=context, batch=BATCH, n_tokens=context * options.sequences)
         on_device = [tokens.to(subject.device) for tokens in batches]
