@@ -15,21 +15,15 @@ from crux.llc.coordinates import Coordinates
 from crux.llc.noise import places
 
 Batch = Any
-"""A tensor, tuples, lists and dicts of tensors, or None if the loss needs no data."""
+"""A tensor, a tuple of batches, or None if the loss needs no data."""
 Loss = Callable[[dict[str, Tensor], Batch], Tensor]
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
     """Return the batch with the function's value in place of every tensor."""
-    match batch:
-        case Tensor():
-            return function(batch)
-        case dict():
-            return {key: map_tensors(function, part) for key, part in batch.items()}
-        case tuple() | list():
-            return type(batch)(map_tensors(function, part) for part in batch)
-        case _:
-            return batch
+    if isinstance(batch, tuple):
+        return tuple(map_tensors(function, part) for part in batch)
+    return None if batch is None else function(batch)
 
 
 def lengths(batch: Batch) -> list[int]:

@@ -76,7 +76,7 @@ def shared_by(
 def _other_processes(devices: int, training: Callable[[], object], abandon: Callable[[], None]) -> Iterator[None]:
     """Starts the other processes, and ends them if they do not end by themselves."""
     context = multiprocessing.get_context("spawn")
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": str(devices)}
+    places = torchrun_variables(devices)
     ready, is_ready = context.Pipe(duplex=False)
     others = Others()
     over = threading.Event()
@@ -85,8 +85,8 @@ def _other_processes(devices: int, training: Callable[[], object], abandon: Call
             handed = Path(folder, "training.pt")
             torch.save(training, handed)
             with _ignored(signal.SIGINT, signal.SIGTERM):  # inherited: these signals are for the first process alone
-                for rank in range(1, devices):
-                    arguments = (group | places(rank), handed, is_ready)
+                for place in places[1:]:
+                    arguments = (place, handed, is_ready)
                     process = context.Process(target=_run_training, args=arguments, daemon=True)
                     process.start()
                     others.processes.append(process)
@@ -95,7 +95,7 @@ def _other_processes(devices: int, training: Callable[[], object], abandon: Call
                     others.check(None)
                 ready.recv()
         threading.Thread(target=_watch, args=(others, over, abandon), daemon=True).start()
-        with _environment(group | places(0)):
+        with _environment(places[0]):
             yield
         over.set()
         for process in others.processes:
@@ -109,6 +109,12 @@ def _other_processes(devices: int, training: Callable[[], object], abandon: Call
     finally:
         over.set()
         others.kill()
+
+
+def torchrun_variables(devices: int) -> list[dict[str, str]]:
+    """Return the environment variables that torchrun would give to each process."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": str(devices)}
+    return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(devices)]
 
 
 class Others:
@@ -151,11 +157,6 @@ def _watch(others: Others, over: threading.Event, abandon: Callable[[], None]) -
             return
 
 
-def places(rank: int) -> dict[str, str]:
-    """Return torchrun's variables for one of the processes."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-
-
 def _run_training(environment: dict[str, str], handed: Path, is_ready: Connection) -> None:
     """Runs the training in another process, which ends with the first one, however that ends."""
     threading.Thread(target=_end_with_first_process, daemon=True).start()
@@ -169,10 +170,9 @@ def _run_training(environment: dict[str, str], handed: Path, is_ready: Connectio
 
 
 def _end_with_first_process() -> None:
-    first = multiprocessing.parent_process()
-    assert first is not None
-    first.join()
-    os._exit(1)
+    if (first := multiprocessing.parent_process()) is not None:
+        first.join()
+        os._exit(1)
 
 
 class OwnSignals(L.Callback):
@@ -198,14 +198,12 @@ def _ignored(*numbers: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _environment(more: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
     os.environ |= more
     try:
         yield
     finally:
         for key in more:
             del os.environ[key]
-        os.environ |= {key: before[key] for key in more if key in before}
 
 
 def _reopened(array: np.memmap) -> tuple[Any, ...]:  # pyright: ignore[reportMissingTypeArgument]

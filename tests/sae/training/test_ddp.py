@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from two_ranks import STEPS, Trace, trained
 
-from crux.training.processes import places
+from crux.training.processes import torchrun_variables
 
 TESTS = Path(__file__).resolve().parents[2]
 SAME = [  # clipped hard in one of them, with AuxK of latents that die, accumulated, with positions left out
@@ -53,9 +52,6 @@ def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
     rooms = ("../src", ".", "sae/training", "sae/architectures", "subjects", "sae/evaluation")
     more = {
         "PYTHONPATH": os.pathsep.join(str(TESTS / room) for room in rooms),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(find_free_network_port()),
-        "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, str(TESTS / "sae" / "training" / "two_ranks.py"), str(folder), *jobs]
@@ -64,11 +60,11 @@ def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
         processes = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **more, **places(rank)},
+                env={**os.environ, **more, **place},
                 stdout=stack.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
             )
-            for rank, log in enumerate(logs)
+            for place, log in zip(torchrun_variables(2), logs, strict=True)
         ]
     try:
         codes = [process.wait(550) for process in processes]
