@@ -89,8 +89,7 @@ class Work:
             )
         sys.stdout.flush()
         sys.stderr.flush()
-        if returned.status is JobStatus.FAILED:
-            raise returned._return_value
+        _ = returned.return_value  # raises what the job raised
 
     def checkpoint(self) -> "DelayedSubmission":
         """submitit's question, before it queues a stopped job again: the same job, which goes on from its own checkpoint."""
@@ -112,7 +111,9 @@ class Work:
         status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
         overrides = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(overrides, list)
-        return JobReturn(overrides=overrides, working_dir=str(self.folder), status=status, _return_value=error)
+        returned = JobReturn(overrides=overrides, working_dir=str(self.folder), status=status)
+        returned.return_value = error
+        return returned
 
 
 def _print_into(path: Path) -> None:
