@@ -22,18 +22,17 @@ from omegaconf.errors import OmegaConfBaseException
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
 from crux.config.messages import DISK_ERRORS, explain, mistake, no_such_key
-from crux.config.paths import CHECKOUT, ROOT
+from crux.config.paths import ROOT
 from crux.config.registry import known_keys, register, register_resolvers
 from crux.config.schema import Job
 from crux.launch.refusals import check_launcher_of_one_run
 from crux.runs.checks import check_run
 from crux.runs.run_folder import RunFolder
-from crux.training import follower
 
 
 def fail(message: str, *, code: int) -> NoReturn:
     """Print one line on standard error and exit."""
-    print(f"crux: {follower.name()}{message}", file=sys.stderr)
+    print(f"crux: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -73,8 +72,6 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
     assert isinstance(config, Job)
     if folder is not None:
         config.resume = False  # a sweep's jobs are resumed anyway
-    if follower.run_folder() is not None:
-        config.trainer.progress = False
     check_bounds(config, "")
     config.check({o.lstrip("+~").partition("=")[0] for o in overrides})
     check_run(config)
@@ -89,8 +86,6 @@ def _may_be_added(key: str) -> bool:
 def main() -> None:
     """The entry point of `python src/main.py` and of the console script `crux`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    os.environ["CRUX_ROOT"] = str(ROOT)
-    os.environ.setdefault("CRUX_OUTPUTS", str((CHECKOUT if ROOT == CHECKOUT else Path.cwd()) / "outputs"))
     if dashed := [a for a in sys.argv[1:] if a.startswith("--") and a[2:].partition("=")[0] in known_keys()]:
         fail(f"{dashed[0]}: keys have no dashes, write {dashed[0][2:].partition('=')[0]}=…", code=2)
     sys.argv[1:] = sorted(
@@ -99,8 +94,6 @@ def main() -> None:
     register()
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if follower.run_folder() is not None:
-        follower.follow()
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:

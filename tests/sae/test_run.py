@@ -132,7 +132,7 @@ def test_the_checkpoint_holds_the_sae_and_not_the_subject(tracked: Run) -> None:
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == STEPS
     assert {name.partition(".")[0] for name in checkpoint["state_dict"]} == {
-        "saes", "tallies", "sparsity", "first_bad_step",
+        "saes", "tallies", "sparsity", "watch",
     }  # fmt: skip
     sae = 4 * (2 * 128 * 16 * 128 + 16 * 128 + 128)  # float32; Adam keeps two more of the same size
     assert 3 * sae < path.stat().st_size < 3 * sae + 200_000

@@ -3,8 +3,8 @@
 import difflib
 import errno
 import re
-from dataclasses import fields
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -136,7 +136,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def launcher_keys() -> list[str]:
-    """Every dotted key of the launchers of a sweep."""
-    from hydra_plugins.crux_launchers import RayConf, SlurmConf
-
-    return sorted({f"hydra.launcher.{field.name}" for conf in (RayConf, SlurmConf) for field in fields(conf)})
+    """Return every dotted key of the launchers of a sweep."""
+    store = ConfigStore.instance()
+    nodes = [store.load(f"hydra/launcher/{name}_schema.yaml").node for name in ("ray", "slurm")]
+    return sorted({f"hydra.launcher.{key}" for node in nodes for key in node})

@@ -9,6 +9,7 @@ understands a subset of type annotations: no Literal, one `X | None`, no nested 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from importlib import import_module
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -62,6 +63,9 @@ class LanguageModel(Model):
     """`tiny` (packaged) or a name on the Hugging Face hub, such as `gpt2`."""
     process_weights: bool = MISSING
     """TransformerLens's weight processing: LayerNorm folded, weights centred. Fixes the basis the SAE lives in."""
+    _target_: str | None = None
+    """A function of your own that loads the subject: `load(model, device=..., dtype=...)` returns a crux.subjects.subject.Subject. The
+    tokenizer is still that of `path` or `name`."""
     n_layers: Count | None = None
     """Blocks of a hub model, so that a wrong layer is refused before the hub is asked. Unknown if not given."""
     context: Annotated[int, Ge(2)] = MISSING
@@ -131,6 +135,7 @@ class Optimizer(Adam):
     """The optimiser of an SAE's weights."""
 
     name: OptimizerName = MISSING
+    """adam or adamw."""
     clip: Rate = MISSING
     """The gradient's norm is clipped to this, for each SAE."""
 
@@ -207,10 +212,12 @@ class Job:
     tracking: Tracking = MISSING
 
     runner: ClassVar[str]
-    """The function that runs such a job, by its dotted name: `run(config, folder=...)`."""
+    """Dotted name of the function that runs such a job: `run(config, folder=...)`."""
+    checks: ClassVar[str | None] = None
+    """Dotted name of a torch-free module with `check_job(config, given)` and `check_subject(config)`; None: bounds say it all."""
 
     def check(self, given: Collection[str]) -> None:
-        """Check what bounds cannot express, without importing torch.
+        """Check what bounds cannot express, before the subject is at hand.
 
         Args:
             given: the keys on the command line.
@@ -218,6 +225,8 @@ class Job:
         Raises:
             UserError: for the first thing that cannot work, in one line.
         """
+        if self.checks is not None:
+            import_module(self.checks).check_job(self, given)
 
     def check_subject(self) -> None:
         """Check that the subject can be reached and that the configuration fits it; a hub model is fetched for that.
@@ -225,6 +234,8 @@ class Job:
         Raises:
             UserError: in one line.
         """
+        if self.checks is not None:
+            import_module(self.checks).check_subject(self)
 
     def run_name(self) -> str:
         """Return the run's name for people, such as `e2e_ds L6 λ=1.5`."""

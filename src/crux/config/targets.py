@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_method, instantiate
 
 from crux.config.errors import UserError
 
@@ -24,6 +24,19 @@ def find_class(target: str, *, key: str, base: type) -> type[Any]:
     if not issubclass(found, base):
         raise UserError(f"{key}={target}: must be derived from {base.__module__}.{base.__qualname__}")
     return found
+
+
+def call_function(target: str, *arguments: Any, key: str, **named: Any) -> Any:
+    """Call the function with a dotted name.
+
+    Raises:
+        UserError: if there is no such function.
+    """
+    try:
+        function = get_method(target)
+    except Exception as error:
+        raise UserError(f"{key}={target}: cannot be imported ({' '.join(str(error).split())})") from error
+    return function(*arguments, **named)
 
 
 def make_object(options: Mapping[str, Any], *, key: str, base: type) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 CARRIED = (
-    "CRUX_ROOT", "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
+    "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
     "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 """Variables that a job needs as they are in the launching process; passwords and tokens are not among them."""

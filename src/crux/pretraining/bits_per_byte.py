@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.sae.losses.cross_entropy import token_cross_entropy
-from crux.sae.losses.readout import logits, token_chunks
+from crux.sae.losses.readout import chunked_cross_entropy
 from crux.subjects.subject import Subject
 
 
@@ -94,8 +93,4 @@ def _token_nats(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor
     assert final is not None
     h, labels = final.flatten(0, 1), ids[:, 1:].flatten()
     W_U, b_U, softcap = subject.unembed
-    parts = [
-        token_cross_entropy(logits(h[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
-        for part in token_chunks(len(h), W_U.shape[0], h.device)
-    ]
-    return torch.cat(parts).view(len(ids), -1)
+    return chunked_cross_entropy(h, W_U, b_U=b_U, softcap=softcap, labels=labels).view(len(ids), -1)

@@ -1,19 +1,22 @@
 """Checks of a job that trains SAEs on a language model, beyond the bounds of single keys. Torch-free."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
+from crux.config.registry import registered
 from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
+from crux.sae.architectures.options import Sae
+from crux.sae.losses.options import LossOptions
 from crux.sae.options import SaeJob, SparseTraining, Strategy, model_source
 from crux.sae.sites import check_sites
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 from crux.text.paths import check_path
-from crux.training.follower import launched_elsewhere
 
 
 def check_job(job: SaeJob, given: Collection[str]) -> None:
@@ -29,6 +32,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
         raise UserError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if job.hook_points is not None and (one := sorted({"layer", "hook_point"} & set(given))):
         raise UserError(f"hook_points and {one[0]} both given: give one of them")
+    _check_name("sae", job.sae)
+    _check_name("loss", job.loss)
     _check_many(job, given)
     for single in job.per_sae().values() or (job,):
         check_bounds(single, "")
@@ -40,18 +45,20 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     check_saved_sae(job.sae.start_from)
     check_text(job.data, context=job.model.context)
     source = model_source(job.model)
-    on_disk = source == "tiny" or isinstance(source, Path)
+    on_disk = job.model._target_ is None and (source == "tiny" or isinstance(source, Path))
     shape = read_shape(find_folder(source)) if on_disk else None
     for single in job.per_sae().values() or (job,):
         check_sites(single, shape, hook_given="hook_point" in given)
 
 
-def check_language_model(job: SaeJob) -> None:
+def check_subject(job: SaeJob) -> None:
     """Check that the subject is within reach and whole, and that the configuration fits it; a hub model is fetched for that.
 
     Raises:
         UserError: no such folder, no hub within reach, config.json or weights missing or broken, no such hook point in it.
     """
+    if job.model._target_ is not None:
+        return
     folder = find_folder(model_source(job.model))
     shape = read_shape(folder)
     check_weights(folder)
@@ -87,6 +94,14 @@ def check_shares(job: SaeJob, devices: int) -> None:
             "loss.max_norm leaves out more tokens on one device than on another, whose means would not make the batch's; "
             "use it with one device"
         )
+
+
+def _check_name(group: str, options: Sae | LossOptions) -> None:
+    """Check that nobody renames an option: its name says in tables and metadata what it is."""
+    own = [option for option, kind in registered()[group].items() if kind is type(options)]
+    if options.name not in own:
+        what = {"sae": "an architecture", "loss": "a loss"}[group]
+        raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")
 
 
 def check_target_l0(job: SparseTraining, target_l0: float | None) -> None:
@@ -149,7 +164,7 @@ def _check_devices(job: SaeJob) -> None:
                 f"trainer.devices={trainer.devices}: several devices share a run under trainer=ddp, say that too"
             )
         return
-    if launched_elsewhere():
+    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         raise UserError(
             "trainer=ddp starts its processes itself: run it once, without torchrun and as one task of srun"
         )

@@ -5,15 +5,7 @@ import torch
 from crux.config.errors import UserError
 from crux.sae.checks import check_shares
 from crux.sae.options import SaeJob, Strategy
-from crux.training import follower
 from crux.training.devices import choose_device
-
-
-def training_device(job: SaeJob) -> torch.device:
-    """Return the device that this process trains on."""
-    device = choose_device(job.trainer.accelerator)
-    several = device.type == "cuda" and job.trainer.strategy is Strategy.ddp
-    return torch.device("cuda", follower.rank()) if several else device
 
 
 def count_devices(job: SaeJob) -> int:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
 from crux.runs.part import Part
-from crux.runs.run_folder import RunFolder
 from crux.sae import report
 from crux.sae.build import build_module, build_sites, training_data
-from crux.sae.devices import count_devices, training_device
+from crux.sae.devices import count_devices
 from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
 from crux.sae.evaluation.mean import typical_activation
 from crux.sae.loading import load_model, load_tokens
@@ -22,10 +21,9 @@ from crux.sae.sites import downstream_hooks
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.text.held_out import spread_batches
-from crux.training import follower
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
-from crux.training.devices import choose_dtype, choose_hardware
+from crux.training.devices import choose_device, choose_dtype, choose_hardware
 from crux.training.fit import Evaluations, checkpoint_step, fit
 
 
@@ -38,9 +36,6 @@ def run(config: SaeJob, *, folder: Path | None) -> None:
     Raises:
         NonFiniteLossError: if the loss of a run stopped being a number; the job's other runs are finished all the same.
     """
-    if (first := follower.run_folder()) is not None:
-        SaeTraining(config).follow(RunFolder(first))
-        return
     ended: dict[str, int] = {}
 
     def prepare() -> Work:
@@ -60,17 +55,15 @@ class SaeTraining:
     def __init__(self, config: SaeJob) -> None:
         torch.manual_seed(config.seed)
         self.config, self.runs = config, config.per_sae() or {"": config}
-        device, follows = training_device(config), follower.run_folder() is not None
+        device = choose_device(config.trainer.accelerator)
         self.n_devices = count_devices(config)
         dtype = choose_dtype(config.trainer.precision, device)
         self.subject = load_model(config.model, device=device, dtype=dtype)
-        exact = dtype is torch.float32 or follows
+        exact = dtype is torch.float32
         self.evaluated = self.subject if exact else load_model(config.model, device=device, dtype=torch.float32)
         self.later = downstream_hooks(config, self.subject.n_layers)
         self.tokens = load_tokens(config.data, model=config.model, cache=config.cache, progress=config.trainer.progress)
         sample = self.windows(self.tokens.train, config.evaluation.tokens)
-        if follows:
-            sample = sample[:1]  # only for the shapes: the first process's weights and scales are what all start with
         hooks = {hook for site in config.sites for hook in site}
         typical = {hook: typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
         self.means = {hook: typical[hook].mean for hook in hooks}
@@ -139,30 +132,6 @@ class SaeTraining:
         fail_ended(run, self.module)
         return rate
 
-    def follow(self, folder: RunFolder) -> None:
-        """Train in the process of a further device: rows, checkpoints and evaluation are the first one's."""
-        start = checkpoint_step(folder.checkpoint)
-        try:
-            fit(
-                self.module,
-                self.feed,
-                trainer=self.config.trainer,
-                hardware=choose_hardware(
-                    self.config.trainer.accelerator, precision=self.config.trainer.precision, devices=self.n_devices
-                ),
-                items_per_step=1,
-                unit="tokens",
-                checkpoints=folder.checkpoint.parent,
-                resume=folder.checkpoint if start else None,
-                sinks=[],
-                evaluations=None,
-                shown={},
-                callbacks=[],
-                abandoned=None,
-            )
-        except NonFiniteLossError:
-            raise SystemExit(2) from None  # every process finds it at once; the first one reports it
-
     def evaluate(self, part: Part, n_tokens: int, *, short: bool) -> SitesEvaluation:
         """Evaluate the SAEs of one run on held-out text."""
         return evaluate_sites(
@@ -197,7 +166,7 @@ class SaeTraining:
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
         lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
         report.write_saes(part.folder, config, sites, lambdas)
-        report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.labels)
+        report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
         report.write_pages(
             part.folder, config, subject=self.evaluated, sites=sites, tokens=self.tokens, evaluation=evaluation
         )
@@ -209,7 +178,7 @@ class SaeTraining:
         for i in saes:
             site = self.sites[i]
             prefix = "" if len(saes) == 1 else f"{site.write}/"
-            alive, n = self.module.tally(i).alive(config.evaluation.alive_window)
+            alive, n = self.module.alive(i, window=config.evaluation.alive_window)
             found |= {
                 f"{prefix}alive_train_{n}": float(alive),
                 f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents,

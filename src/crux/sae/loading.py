@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from crux.config.schema import Data, Files, HubData, LanguageModel
+from crux.config.targets import call_function
 from crux.sae.options import model_source
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
@@ -17,7 +18,11 @@ from crux.text.tokens import Tokens, prepare_tokens
 
 
 def load_model(model: LanguageModel, *, device: torch.device, dtype: torch.dtype) -> Subject:
-    """Load the frozen network."""
+    """Load the frozen network, by the user's own function if the options name one."""
+    if model._target_ is not None:
+        subject = call_function(model._target_, model, key="model._target_", device=device, dtype=dtype)
+        assert isinstance(subject, Subject), f"{model._target_} returned {type(subject)}, no Subject"
+        return subject
     return load_subject(model_source(model), process_weights=model.process_weights, device=device, dtype=dtype)
 
 

@@ -1,7 +1,7 @@
 """The jobs that train SAEs on language models, and their sections. Torch-free."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,19 @@ from annotated_types import Ge, MinLen
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
-from crux.config.schema import BatchTrainer, Count, Data, Files, HubData, Job, LanguageModel, Optimizer, Precision, Rate
+from crux.config.schema import (
+    BatchTrainer,
+    Count,
+    Data,
+    Files,
+    HubData,
+    Job,
+    LanguageModel,
+    Optimizer,
+    Precision,
+    Rate,
+    Trainer,
+)
 from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
 from crux.sae.architectures.options import Sae
 from crux.sae.losses.options import OPTIONS as LOSSES
@@ -63,6 +75,7 @@ class SparseTraining(Job):
     """λ, the coefficient of the penalty; its first value if target_l0 is given. 0 with a fixed k."""
     sae: Sae = MISSING
     optimizer: Optimizer = MISSING
+    trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def check_sparsity(self) -> None:
         """Check λ against what the architecture can do."""
@@ -96,16 +109,7 @@ class SaeJob(SparseTraining):
     evaluation: Evaluation = MISSING
 
     runner: ClassVar[str] = "crux.sae.job.run"
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.sae.checks import check_job
-
-        check_job(self, given)
-
-    def check_subject(self) -> None:
-        from crux.sae.checks import check_language_model
-
-        check_language_model(self)
+    checks: ClassVar[str | None] = "crux.sae.checks"
 
     @property
     def hooks_read(self) -> list[str]:
@@ -164,7 +168,7 @@ class SaeJob(SparseTraining):
             "lr": self.optimizer.lr,
             "max_steps": self.trainer.max_steps,
             "tokens": self.tokens,
-            **self.loss.coefficients,
+            **self.loss.numbers,
         }
         return {key: value for key, value in found.items() if value is not None}
 

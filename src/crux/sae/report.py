@@ -7,10 +7,10 @@ from typing import Any
 
 from jaxtyping import Int
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from crux.config.console import make_console
 from crux.config.files import write_text
 from crux.config.schema import Job
 from crux.runs.run_folder import RunFolder
@@ -65,7 +65,7 @@ def write_figures(
     folder: RunFolder, subject: Subject, sites: Sequence[Site], evaluation: SitesEvaluation, *, terms: Mapping[str, str]
 ) -> None:
     """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
-    write_loss_curves(folder, terms=terms)
+    write_loss_curves(folder, terms)
     for site, found in zip(sites, evaluation.evaluations, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
         drawn = {
@@ -78,12 +78,9 @@ def write_figures(
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
 
 
-def write_loss_curves(folder: RunFolder, *, terms: Mapping[str, str]) -> None:
-    """Draw the terms of the loss and L0 over the training; `terms` are their labels by name."""
-    save_figure(
-        loss_curves(folder.history(), terms={f"train/{name}": label for name, label in terms.items()}, l0="train/l0"),
-        folder.path / "figures" / "loss_curves.png",
-    )
+def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
+    """Draw the terms of the loss, by key and label, and L0 over the training."""
+    save_figure(loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:
@@ -181,7 +178,7 @@ ROWS = {
 
 def show(config: SaeJob, metrics: Mapping[str, float]) -> None:
     """Print the evaluation as one table, and each SAE's own if there are several."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console = make_console(width=110)
     name = config.run_name()
     if len(config.hooks_read) == 1:
         console.print(_table(f"{name} on held-out text", metrics))

@@ -16,7 +16,7 @@ from crux.config.schema import Adam
 from crux.toy.features import Purpose, generator
 from crux.toy.options import Kind
 from crux.toy.superposition import SuperpositionModel, Weights, error, tensors
-from crux.training.schedule import scheduled
+from crux.training.optimizer import build_optimizer
 
 
 def initial_weights(
@@ -93,21 +93,8 @@ class SuperpositionModule(L.LightningModule):
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options = self.adam
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=options.lr,
-            betas=(options.betas[0], options.betas[1]),
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
-        return scheduled(
-            optimizer,
-            warmup_steps=options.warmup_steps,
-            max_steps=self.max_steps,
-            min_lr_factor=options.min_lr_factor,
-        )
+        groups = [{"params": self.model.parameters()}]
+        return build_optimizer(groups, options=self.adam, decoupled=True, max_steps=self.max_steps)
 
     def training_step(self, batch: Float[Tensor, "stream batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
         errors = error(self.model, batch, self.importance)

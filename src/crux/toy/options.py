@@ -279,7 +279,7 @@ class ToySaeJob(SparseTraining):
             "lr": self.optimizer.lr,
             "max_steps": self.trainer.max_steps,
             "tokens": self.trainer.max_steps * self.samples * self.trainer.accumulate,
-            **self.loss.coefficients,
+            **self.loss.numbers,
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -7,16 +7,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from crux.config.targets import find_class
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
 from crux.runs.run_folder import RunFolder
 from crux.sae import report
 from crux.sae.architectures.site import Site
-from crux.sae.build import build_sae
+from crux.sae.build import build_loss, build_sae, sae_module
 from crux.sae.evaluation.mean import Typical
 from crux.sae.figures.densities import density_histogram
 from crux.sae.formats import saelens
-from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import E2E
 from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
@@ -27,7 +25,7 @@ from crux.toy.figures.recovery import toy_recovery
 from crux.toy.folder import HOOK, find_toy_model
 from crux.toy.geometry.recovery import RECOVERED
 from crux.toy.options import ToySaeJob
-from crux.toy.sae_outputs import HiddenActivations, OutputLoss, OutputPasses
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject, load_toy
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
@@ -67,28 +65,11 @@ class ToySaeTraining:
     def build_module(self) -> SAEModule:
         """Return the module that trains the SAE: end to end on the output, or on hidden activations."""
         config, options = self.config, self.config.loss
-        if isinstance(options, E2E):
-            passes, loss = (
-                OutputPasses(self.subject, max_norm=options.max_norm),
-                OutputLoss(options, subject=self.subject),
-            )
-        else:
-            passes = ActivationPasses(max_norm=options.max_norm)
-            loss = find_class(options._target_, key="loss._target_", base=Loss)(options)
-        steps = config.trainer.max_steps
-        steering = Steering(config.target_l0, steps) if config.target_l0 is not None else None
-        return SAEModule(
-            [self.site],
-            passes=passes,
-            loss=loss,
-            sparsity=Sparsity(config.sparsity, n_saes=1, steering=steering),
-            optimizer=config.optimizer,
-            auxk=config.sae.auxk,
-            max_steps=steps,
-            log_every=config.trainer.log_every,
-            seed=config.seed,
-            runs=(),
-        )
+        loss = OutputLoss(options, subject=self.subject) if isinstance(options, E2E) else build_loss(options)
+        passes = ActivationPasses(max_norm=options.max_norm)
+        steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
+        sparsity = Sparsity(config.sparsity, n_saes=1, steering=steering)
+        return sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
 
     def work(self) -> Work:
         """Return what the job does."""
@@ -111,14 +92,11 @@ class ToySaeTraining:
 
     def fit(self, run: Run) -> None:
         """Train the SAE."""
-        trainer, end_to_end = self.config.trainer, isinstance(self.config.loss, E2E)
+        trainer = self.config.trainer
         start = checkpoint_step(run.folder.checkpoint)
         fit(
             self.module,
-            Feed(
-                self.features if end_to_end else HiddenActivations(self.features, subject=self.subject, hook=HOOK),
-                accumulate=trainer.accumulate,
-            ),
+            Feed(HiddenActivations(self.features, subject=self.subject, hook=HOOK), accumulate=trainer.accumulate),
             trainer=trainer,
             hardware=CPU,
             items_per_step=self.config.samples * trainer.accumulate,
@@ -152,7 +130,7 @@ class ToySaeTraining:
 
     def write_figures(self, folder: RunFolder, found: ToyEvaluation) -> None:
         """Draw the loss over the training, the firing densities, and the features that were recovered."""
-        report.write_loss_curves(folder, terms=self.module.labels)
+        report.write_loss_curves(folder, terms=self.module.loss.row_labels())
         drawn = {
             "densities": density_histogram(found.densities.numpy(), n_tokens=self.config.evaluation.tokens),
             "recovery": toy_recovery(

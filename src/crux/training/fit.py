@@ -4,6 +4,8 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ from crux.config.errors import UserError
 from crux.config.schema import Trainer
 from crux.training.data import Feed
 from crux.training.devices import Hardware
-from crux.training.processes import Processes
+from crux.training.lightning_private import spare_sigterm_broadcast
+from crux.training.processes import OwnSignals, shared_by
 from crux.training.progress import RowLogger, StepBar
 
 Sink = Callable[[int, dict[str, float]], None]
@@ -87,12 +90,21 @@ def fit(
     own: list[L.Callback] = [bar, last]
     if evaluations is not None and evaluations.every:
         own.insert(0, ShortEvaluation(evaluations))
-    with warnings.catch_warnings():
+    if hardware.devices > 1:
+        own.append(OwnSignals())
+    elsewhere = partial(
+        fit, module, feed, trainer=replace(trainer, progress=False), hardware=hardware, items_per_step=items_per_step, unit=unit,
+        checkpoints=checkpoints, resume=resume, sinks=[], evaluations=None, shown={}, callbacks=[], abandoned=None,
+    )  # fmt: skip
+    together = shared_by(hardware.devices, training=elsewhere, abandon=abandoned or (lambda: None))
+    with warnings.catch_warnings(), together as strategy:
         # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, a run that goes
         # on has a checkpoint already, and a cluster's machine may be used without its scheduler
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")  # after the step is right
+        warnings.filterwarnings(
+            "ignore", message="Using ModelCheckpoint with manual optimization"
+        )  # after the step is right
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
         loop = L.Trainer(
@@ -101,9 +113,7 @@ def fit(
             accumulate_grad_batches=feed.accumulate,
             accelerator="gpu" if hardware.accelerator == "cuda" else hardware.accelerator,
             devices=hardware.devices,
-            strategy="auto"
-            if hardware.devices == 1
-            else Processes(run_folder=checkpoints.parent, abandoned=abandoned or (lambda: None)),
+            strategy=strategy,
             precision=hardware.precision,  # pyright: ignore[reportArgumentType]
             logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
             callbacks=[*own, *callbacks],
@@ -111,6 +121,7 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=checkpoints.parent,
         )
+        spare_sigterm_broadcast(loop)
         try:
             loop.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
         except SystemExit as stop:  # Lightning turns Ctrl-C into one; SIGTERM's stays one

@@ -43,9 +43,9 @@ def start(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
 
 
 def followers(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that it started which run the command line again."""
+    """The processes that it started for further devices."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in found if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def alive(pid: int) -> bool:

@@ -1,6 +1,6 @@
-"""One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
+"""One training job, in this process or, run by the test under torchrun in two processes, with each batch shared by two ranks.
 
-LOCAL_RANK=r MASTER_PORT=... python two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
+torchrun --nproc-per-node=2 two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
 """
 
 import sys
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from architectures import ARCHITECTURES, base
-from small_runs import HOOK, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, optimizer, run_fit, source_for, token_batches
 from torch import Tensor
 
+from crux.config.schema import Auxk
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import AuxK
-from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.non_finite import NonFiniteLossError
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Steering
 
 STEPS = 10
@@ -45,8 +46,9 @@ def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
         loss,
         subject,
         sites=sites,
-        recipe=RECIPE._replace(max_steps=STEPS, clip=0.05 if "clip" in options else 10.0),
-        auxk=AuxK(0.5, 4, 40) if "auxk" in options else None,
+        optimizer=optimizer(clip=0.05 if "clip" in options else 10.0),
+        max_steps=STEPS,
+        auxk=Auxk(0.5, 4, 40) if "auxk" in options else NO_AUXK,
         steering=Steering(4, STEPS) if "steered" in options else None,
         skip_positions=(0, 5) if "skip" in options else (),
         target=target,
