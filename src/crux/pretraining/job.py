@@ -117,7 +117,7 @@ class Pretraining:
 
 
 def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a Hugging Face folder, weights in float16, the tied unembedding left out."""
+    """Write a Hugging Face folder, weights in float16, the tied unembedding left out."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
