@@ -116,7 +116,7 @@ class Pretraining:
 
 
 def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes a Hugging Face folder, weights in float16, the tied unembedding left out."""
+    """Write a Hugging Face folder, weights in float16, the tied unembedding left out."""
     weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     model.config.architectures = ["GPT2LMHeadModel"]
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}

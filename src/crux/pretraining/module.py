@@ -45,7 +45,7 @@ class LanguageModel(L.LightningModule):
         muon = torch.optim.Muon(blocks, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         optimizers: list[torch.optim.Optimizer] = [muon, adam]
-        schedules = [torch.optim.lr_scheduler.LambdaLR(o, self.share) for o in optimizers]
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: self.share(step)) for o in optimizers]
         return optimizers, list(schedules)
 
     def share(self, step: int) -> float:

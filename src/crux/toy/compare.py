@@ -1,4 +1,4 @@
-"""Instances that differ in their seed alone, held against each other on the very same samples, for models without an exact loss.
+"""Compares instances that differ in their seed alone on the very same samples, for models without an exact loss.
 
 Each stream's held-out samples are its own, so that the lowest of many losses is partly the luck of its samples; on shared ones it is not.
 """
@@ -20,7 +20,7 @@ from crux.toy.superposition import Weights, error, tensors, weights_of
 
 
 def shared_losses(trained: Trained, *, n_seeds: int, samples: int) -> Float[Tensor, "stream setting"]:
-    """The mean error of each instance, on held-out samples that all seeds of a density share (seeds run fastest among streams)."""
+    """Return the mean error of each instance, on held-out samples that all seeds of a density share (seeds run fastest among streams)."""
     program, n_settings = trained.program, trained.program.importance.shape[1]
 
     def gathered(values: Tensor) -> Tensor:  # the seeds of a density become settings: instances that see the same data

@@ -1,4 +1,4 @@
-"""The judgement of an SAE on a toy model: what it keeps of the hidden layer, of the output, and of the true features."""
+"""The evaluation of an SAE on a toy model: what it keeps of the hidden layer, of the output, and of the true features."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class ToyEvaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyEvaluation:
-    """Judges a (folded) SAE on fresh data.
+    """Evaluate a (folded) SAE on fresh data.
 
     l0, mse, explained_variance    as for language models; over all samples
     cosine, norm_ratio             means over samples whose hidden activation is not zero
@@ -67,6 +67,6 @@ def evaluate_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyEval
 
 
 def explained_variance(guess: Float[Tensor, "n d"], truth: Float[Tensor, "n d"]) -> float:
-    """1 − Σ‖x−x̂‖² / Σ‖x−mean‖²."""
+    """Return 1 − Σ‖x−x̂‖² / Σ‖x−mean‖²."""
     guess, truth = guess.double(), truth.double()
     return 1 - float((truth - guess).square().sum() / (truth - truth.mean(0)).square().sum())

@@ -1,4 +1,4 @@
-"""Finds a trained toy model in a folder. Standard library only: mistakes are told before torch loads."""
+"""Finds a trained toy model in a folder. Standard library only: mistakes are reported before torch loads."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ HOOK = "hook_hidden"
 
 
 def toy_folder(path: Path) -> Path | None:
-    """The folder of the toy model that `path` is, or that a toy experiment's run folder holds; None where it is no such thing.
+    """Return the folder of the toy model that `path` is, or that a toy experiment's run folder holds; None if it is neither.
 
     Raises:
-        UserError: where the run holds several.
+        UserError: if the run holds several.
     """
     if _is_toy(path):
         return path
@@ -37,13 +37,13 @@ def find_toy_model(path: str | None) -> Path:
 
 
 def n_instances(folder: Path) -> tuple[int, int]:
-    """Streams and settings of the model in a toy model's folder."""
+    """Return the numbers of streams and settings of the model in a toy model's folder."""
     streams, settings = _about(folder)["instances"]
     return streams, settings
 
 
 def n_hidden(folder: Path) -> int:
-    """Width of the hidden layer of the model in a toy model's folder."""
+    """Return the width of the hidden layer of the model in a toy model's folder."""
     return _about(folder)["n_hidden"]
 
 

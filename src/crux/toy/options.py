@@ -257,11 +257,7 @@ class ToySaeJob(SparseTraining):
         return self.trainer.batch * self.model.context
 
     def run_name(self) -> str:
-        words = (
-            [self.loss.name, "hook_hidden"]
-            if self.sae.name == "relu"
-            else [self.sae.name, self.loss.name, "hook_hidden"]
-        )
+        words = [*([] if self.sae.name == "relu" else [self.sae.name]), self.loss.name, "hook_hidden"]
         if self.sae.fixed_k:
             return " ".join([*words, f"k={self.sae.arguments['k']}"])
         return " ".join([*words, f"λ={self.sparsity:g}" if self.target_l0 is None else f"L0={self.target_l0:g}"])

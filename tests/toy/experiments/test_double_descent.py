@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.double_descent import checks, learned, top
+from crux.toy.experiments.double_descent import checks, measure_size, top
 from crux.toy.features import FeatureDistribution, Purpose
 from crux.toy.figures.memorised import Size
 from crux.toy.options import Kind, Together
@@ -63,7 +63,7 @@ def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
         points=6,
     )
     W = torch.stack([torch.randn(1, 2, 4), torch.zeros(1, 2, 4)])
-    size = learned(
+    size = measure_size(
         Trained(program, Weights(W, torch.zeros(2, 1, 4), None), torch.zeros(2, 1), {}), n_seeds=2, held_out=64
     )
     assert size.train[1] == pytest.approx(1 - 1 / 6 * (6 - len(with_a_feature(program, 1))))

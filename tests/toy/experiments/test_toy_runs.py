@@ -80,7 +80,6 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
         ("toy.n_sets=2", "5 features cannot be so many equal sets"),
         ("toy.kind=relu", "toy.kind=relu: allowed are linear, relu_output, relu_hidden, absolute_value"),
         ("toy.experiment=basic", "choose an experiment by experiment=toy/…"),
-        ("experiment=toy/nothing", "experiment=toy/nothing: no such option; did you mean"),
         (
             "toy.ratios=[1.0]",
             "toy.ratios: toy=one_size has no such key; toy=phase_diagram, toy=one_varied_feature have it",

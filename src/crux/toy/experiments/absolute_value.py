@@ -36,7 +36,7 @@ DENSE, SPARSE = 1.0, 0.01
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """The model with enough neurons, then an instance for each density and seed."""
+    """Build the model with enough neurons, then an instance for each density and seed."""
     ones = torch.ones(1, ENOUGH)
     size = Size(ENOUGH, 2 * ENOUGH, toy.n_sets)
     enough = build_program(toy, size, seed=seed, name="enough", kind=toy.kind, density=ones, importance=ones)
@@ -44,16 +44,16 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """The best instances: which neurons have how many features, and where one inhibits what another got wrong."""
+    """Describe the best instances: which neurons have how many features, and where one inhibits what another got wrong."""
     enough, sweep = trained
     loss_enough = shared_losses(enough, n_seeds=toy.seeds, samples=toy.held_out)
     loss = shared_losses(sweep, n_seeds=toy.seeds, samples=toy.held_out)
     (first,) = best_of_seeds(loss_enough, n_seeds=toy.seeds)[:, 0].tolist()
-    share = float(loss_enough[first, 0]) / nothing(enough, first)
+    share = float(loss_enough[first, 0]) / loss_of_answering_zero(enough, first)
     reads, writes = sides(instance(enough.weights, first, 0))
     checks = [
         Check("loss with two neurons a feature, share of that of always answering 0", share, 0, 1e-4),
-        Check("features with a neuron for either sign, of their own", alone(reads), ENOUGH, ENOUGH),
+        Check("features with a neuron for either sign, of their own", count_separate_features(reads), ENOUGH, ENOUGH),
     ]
     metrics = {"loss/enough": float(loss_enough[first, 0])}
     rows, panels, found, best = [], [], [], best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
@@ -74,7 +74,7 @@ def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
             f"motifs/{density:g}": float(len(seen)),
         }
         computed = len({i for f in features for i in f[:1]})
-        share = f"{lost / nothing(sweep, stream):.3f}"
+        share = f"{lost / loss_of_answering_zero(sweep, stream):.3f}"
         dead = toy.n_hidden - n_mono - n_poly
         rows.append([f"{density:g}", f"{lost:.3g}", share, computed, n_mono, n_poly, dead, len(seen)])
         title = f"{density_title(density)}: {n_mono} monosemantic, {n_poly} polysemantic"
@@ -88,7 +88,7 @@ def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
     checks.append(Check("motifs of asymmetric superposition with inhibition", n_motifs, 1, math.inf))
     figures = {
         "neurons": toy_neurons(panels, columns=1, width=8.0, height=1.5),
-        "enough": toy_neurons(pictured(reads, writes), columns=2, width=3.4, height=3.0),
+        "enough": toy_neurons(build_panels(reads, writes), columns=2, width=3.4, height=3.0),
     }
     arrays = {
         "W": torch.stack([W for W, _ in found]),
@@ -103,25 +103,25 @@ def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
 
 
 def sides(weights: Weights) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:
-    """What neurons read and write, at one scale."""
+    """Return what neurons read and write, at one scale."""
     assert weights.W_out is not None
     return balanced(weights.W, weights.W_out)
 
 
-def nothing(trained: Trained, stream: int) -> float:
-    """The loss of an answer of 0: Σ I_i p_i E u² = Σ I_i p_i / 3."""
+def loss_of_answering_zero(trained: Trained, stream: int) -> float:
+    """Return the loss of an answer of 0: Σ I_i p_i E u² = Σ I_i p_i / 3."""
     program = trained.program
     return float((program.importance[stream, 0] * program.density[stream]).sum() / 3)
 
 
-def alone(W: Float[Tensor, "m n"]) -> int:
-    """Features that have a neuron reading their positive values, one reading their negative values, and both read nothing else."""
+def count_separate_features(W: Float[Tensor, "m n"]) -> int:
+    """Count the features with a neuron that reads their positive values and one that reads their negative values, and nothing else."""
     signs = {(f[0], bool(row[f[0]] > 0)) for row, f in zip(W, features_of(W, least=0.05), strict=True) if len(f) == 1}
     return sum({(i, True), (i, False)} <= signs for i in range(W.shape[1]))
 
 
-def pictured(reads: Float[Tensor, "m n"], writes: Float[Tensor, "n m"]) -> list[Panel]:
-    """Both sides of the neurons, ordered by feature, a reader of positive values first."""
+def build_panels(reads: Float[Tensor, "m n"], writes: Float[Tensor, "n m"]) -> list[Panel]:
+    """Return panels with both sides of the neurons, ordered by feature, a reader of positive values first."""
     order = sorted(range(len(reads)), key=lambda j: (int(reads[j].abs().argmax()), -float(reads[j].sum())))
     pure = [len(f) == 1 for f in features_of(reads[order], least=OWN)]
     return [

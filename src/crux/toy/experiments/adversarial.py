@@ -37,7 +37,7 @@ ASCENT = 40
 
 
 def programs(toy: Tiled, *, seed: int) -> list[Program]:
-    """One instance for each density and seed; the density 1 is the comparison."""
+    """Build one instance for each density and seed; the density 1 is the comparison."""
     if 1.0 not in toy.densities or len(toy.densities) < 3:
         raise UserError("toy.densities: experiment=toy/adversarial compares two densities or more with 1.0")
     if toy.kind is not Kind.relu_output:
@@ -61,7 +61,7 @@ class Rises(NamedTuple):
 def rises(
     model: SuperpositionModel, x: Float[Tensor, "stream batch n"], *, reach: Float[Tensor, "stream"], seed: int
 ) -> Rises:
-    """Under attacks of norm `reach`."""
+    """Return the rises of the error under attacks of norm `reach`."""
     rng, found = torch.Generator().manual_seed(seed), []
     for shared in (True, False):
         analytic = analytic_attack(model, x, reach=reach, shared=shared)
@@ -75,12 +75,12 @@ def rises(
 
 
 def correlation(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
-    """Pearson's."""
+    """Return Pearson's correlation."""
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
 
 
 def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
-    """Vulnerability and 1/D* of every instance, and how they go together."""
+    """Compare vulnerability and 1/D* of every instance, and how they go together."""
     whole = build_model_program(toy, seed=run.seed)
     W, b = (torch.cat([getattr(part.weights, key) for part in trained]) for key in ("W", "b"))
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)

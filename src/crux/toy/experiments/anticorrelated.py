@@ -19,7 +19,7 @@ from crux.toy.program import Program, Trained
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """One instance for each density and seed."""
+    """Build one instance for each density and seed."""
     if toy.together is not Together.anticorrelated or toy.n_features != 2 * toy.n_sets or toy.n_sets > toy.n_hidden:
         raise UserError(
             "experiment=toy/anticorrelated is about anticorrelated features in sets of two, and no more sets than dimensions"
@@ -28,7 +28,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """The angles within and between the sets of the best instances."""
+    """Measure the angles within and between the sets of the best instances."""
     (found,) = trained
     best = find_best(found, run, n_seeds=toy.seeds)
     inside = within(best.W, n_sets=toy.n_sets)

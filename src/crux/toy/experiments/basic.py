@@ -35,7 +35,7 @@ DENSE, SPARSE = 1.0, 0.1
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """The linear model and the ReLU model, one instance for each density and seed."""
+    """Build the linear model and the ReLU model, one instance for each density and seed."""
     if toy.kind is not Kind.relu_output or toy.together is not Together.independent or toy.signed:
         raise UserError(
             "experiment=toy/basic compares the linear model with toy.kind=relu_output, for toy.together=independent and "
@@ -52,7 +52,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
 def linear_optimum(
     density: Float[Tensor, "*batch n_features"], *, importance: Float[Tensor, "n_features"], n_hidden: int
 ) -> Float[Tensor, "*batch"]:
-    """The linear model's least loss, Σ I_i Var(x_i) over all but the n_hidden features with the largest I_i Var(x_i).
+    """Return the linear model's least loss, Σ I_i Var(x_i) over all but the n_hidden features with the largest I_i Var(x_i).
 
     At the best b the loss is ‖I^½ (1 − WᵀW) Var(x)^½‖²: the best matrix of rank n_hidden in place of the second term keeps
     the largest entries of the diagonal I^½ Var(x)^½ (Eckart–Young), and WᵀW can be it.
@@ -62,7 +62,7 @@ def linear_optimum(
 
 
 def linear_excess(trained: Trained) -> Float[Tensor, "stream setting"]:
-    """By what share of it the exact loss of the linear instances is above the least."""
+    """Return the exact loss of the linear instances above the least, as a share of the least."""
     program = trained.program
     density, importance = program.density.double()[:, None], program.importance.double()
     mean, second = independent_moments(density, signed=False)
@@ -78,13 +78,13 @@ def linear_excess(trained: Trained) -> Float[Tensor, "stream setting"]:
 
 
 def best(trained: Trained, loss: Float[Tensor, "stream setting"], *, seeds: int) -> Weights:
-    """The best seed's weights of every density."""
+    """Return the best seed's weights of every density."""
     chosen = best_of_seeds(loss, n_seeds=seeds)[:, 0]
     return Weights(trained.weights.W[chosen, 0], trained.weights.b[chosen, 0], None)
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """Norms, superposition and biases of the best instance of each density, and whether they are the paper's."""
+    """Measure norms, superposition and biases of the best instance of each density, and check whether they are the paper's."""
     flat, bent = trained
     n, m, densities = toy.n_features, toy.n_hidden, torch.tensor(toy.densities)
     excess = linear_excess(flat)
@@ -136,20 +136,20 @@ def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
 
 
 def misplaced(W: Float[Tensor, "models m n"]) -> int:
-    """The most features that one model represents after the first m, or fails to represent of them."""
+    """Return the most features that one model represents after the first m, or fails to represent of them."""
     m, n = W.shape[-2:]
     return int(((norms(W) > REPRESENTED) != (torch.arange(n) < m)).sum(-1).max())
 
 
 def gap(W: Float[Tensor, "models m n"]) -> float:
-    """The largest, over models, of ‖WᵀW − diag(1 … 1, 0 … 0)‖² / m, with ones for the first m features."""
+    """Return the largest, over models, of ‖WᵀW − diag(1 … 1, 0 … 0)‖² / m, with ones for the first m features."""
     m, n = W.shape[-2:]
     kept = torch.diag((torch.arange(n) < m).to(W))
     return float((W.mT @ W - kept).square().sum((-2, -1)).max() / m)
 
 
 def bias_gap(weights: Weights, densities: Float[Tensor, "models"], m: int) -> float:
-    """The largest, over models, of the mean |b_i − p/2| / (p/2) of the features after the first m.
+    """Return the largest, over models, of the mean |b_i − p/2| / (p/2) of the features after the first m.
 
     The mean over features: an optimiser that has seen N samples of late knows E[x] to √(4/(3 p N)) of it, 4 % at p = .001 and a million.
     """

@@ -21,14 +21,14 @@ from crux.toy.program import Program, Trained
 
 
 def programs(toy: SeveralSizes, *, seed: int) -> list[Program]:
-    """For each size, an instance for every density and seed."""
+    """Build, for each size, an instance for every density and seed."""
     if toy.together is not Together.correlated:
         raise UserError("toy.together: experiment=toy/correlated is about correlated features")
     return [build_program_of_size(toy, size, seed=seed, name=size.name) for size in toy.model_sizes]
 
 
 def result(toy: SeveralSizes, trained: Sequence[Trained], run: Run) -> Result:
-    """The angles within and between the sets of the best instances."""
+    """Measure the angles within and between the sets of the best instances."""
     checks, metrics, arrays, drawn = [], {}, {}, []
     for size, found in zip(toy.model_sizes, trained, strict=True):
         name, (n_features, n_hidden, n_sets) = size.name, size

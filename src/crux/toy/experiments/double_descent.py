@@ -31,7 +31,7 @@ TOP = 5
 
 
 def programs(toy: DoubleDescent, *, seed: int) -> list[Program]:
-    """One program a size of the training set, its instances the seeds, each with points of its own."""
+    """Build one program per size of the training set; its instances are the seeds, each with points of its own."""
     if len(toy.densities) != 1 or toy.n_hidden != 2:
         raise UserError("experiment=toy/double_descent needs toy.points, one density in toy.densities, toy.n_hidden=2")
     fresh = build_model_program(toy, seed=seed)
@@ -42,8 +42,8 @@ def programs(toy: DoubleDescent, *, seed: int) -> list[Program]:
 
 
 def result(toy: DoubleDescent, trained: Sequence[Trained], run: Run) -> Result:
-    """Losses, dimensionality and planes by the size of the training set."""
-    sizes = [learned(one, n_seeds=toy.seeds, held_out=toy.held_out) for one in trained]
+    """Measure losses, dimensionality and planes by the size of the training set."""
+    sizes = [measure_size(one, n_seeds=toy.seeds, held_out=toy.held_out) for one in trained]
     metrics = {}
     for size in sizes:
         metrics |= {
@@ -65,8 +65,8 @@ def result(toy: DoubleDescent, trained: Sequence[Trained], run: Run) -> Result:
     return Result(metrics, checks(sizes), figures, arrays, "")
 
 
-def learned(trained: Trained, *, n_seeds: int, held_out: int) -> Size:
-    """What the best instance of a size made of its points."""
+def measure_size(trained: Trained, *, n_seeds: int, held_out: int) -> Size:
+    """Measure what the best instance of a size made of its points."""
     points = trained.program.points
     assert points is not None
     x = trained.program.data(batch=points, n_batches=1, purpose=Purpose.training)[0]
@@ -90,7 +90,7 @@ def learned(trained: Trained, *, n_seeds: int, held_out: int) -> Size:
 
 
 def checks(sizes: Sequence[Size]) -> list[Check]:
-    """The three regimes: few points make a polygon, many let features make one, in between neither, and the test loss is worst."""
+    """Check the three regimes: few points make a polygon, many let features make one, in between neither, and the test loss is worst."""
     found = []
     for size in sizes:
         if size.points in FEW:
@@ -123,7 +123,7 @@ def checks(sizes: Sequence[Size]) -> list[Check]:
 
 
 def top(dimensions: np.ndarray) -> float:
-    """Σ D of the TOP largest; 2 where they make a polygon and the others vanish."""
+    """Return Σ D of the TOP largest; 2 where they make a polygon and the others vanish."""
     return float(np.sort(dimensions)[-TOP:].sum())
 
 

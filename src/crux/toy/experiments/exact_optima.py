@@ -22,7 +22,7 @@ CLOSE = 0.005
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """One instance for each density and seed."""
+    """Build one instance for each density and seed."""
     if toy.n_features > 6 or toy.kind is not Kind.relu_output or toy.together is not Together.independent:
         raise UserError(
             "experiment=toy/exact_optima: exact optima are searched for toy.kind=relu_output, toy.together=independent and "
@@ -32,7 +32,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """Excess of each restart's exact loss over the best exact optimum, and the shapes that they end in."""
+    """Measure the excess of each restart's exact loss over the best exact optimum, and the shapes that they end in."""
     (found,) = trained
     loss = losses(found)
     best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from crux.runs.life_cycle import Run
 from crux.runs.result import Result
@@ -12,6 +12,7 @@ Options_contra = TypeVar("Options_contra", contravariant=True)
 Options = TypeVar("Options")
 
 
+@runtime_checkable
 class BuildPrograms(Protocol[Options_contra]):
     """Returns what is to be trained, one program after the other.
 

@@ -40,19 +40,22 @@ HALF, FLAT = 0.5, 0.03
 
 
 def programs(toy: Tiled, *, seed: int) -> list[Program]:
-    """One instance for each density and seed."""
+    """Build one instance for each density and seed."""
     return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
 def share_at(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """The share of the dimensionalities within NEAR of one of the fractions."""
+    """Return the share of the dimensionalities within NEAR of one of the fractions."""
     if not len(D):
         return 0.0
     return float(((D[:, None] - torch.tensor(fractions).to(D)).abs() <= NEAR).any(-1).double().mean())
 
 
 def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """What `share_at` were if the dimensionalities had a smooth density: each spread evenly over ± SMOOTHING (up to 1, where they end)."""
+    """Return what `share_at` would be if the dimensionalities had a smooth density.
+
+    Each is spread evenly over ± SMOOTHING (up to 1, where they end).
+    """
     if not len(D):
         return 0.0
     low, high = D - SMOOTHING, (D + SMOOTHING).clamp(max=1)
@@ -65,7 +68,10 @@ def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) ->
 
 
 def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> float:
-    """By what factor the density changes while D* stays on its plateau at 1/2: the longest run of neighbours, 1 for one, 0 for none."""
+    """Return by what factor the density changes while D* stays on its plateau at 1/2.
+
+    The longest run of neighbours; 1 if it is a single density, 0 if there is none.
+    """
     order = sorted(range(len(densities)), key=lambda i: densities[i])
     longest, first = 0.0, None
     for i in order:
@@ -76,7 +82,7 @@ def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> f
 
 
 def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
-    """D* and every D_i, their law, and whether they stick to the fractions."""
+    """Measure D* and every D_i, check their law, and whether they stick to the fractions."""
     W = torch.cat([part.weights.W[:, 0] for part in trained])
     loss = torch.cat([part.loss[:, 0] for part in trained])
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)

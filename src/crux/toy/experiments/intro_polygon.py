@@ -23,14 +23,14 @@ LIVING = {1.0: 2, 0.2: 4, 0.1: 5}
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """One instance for each density and seed."""
+    """Build one instance for each density and seed."""
     if toy.n_hidden != 2:
         raise UserError("toy.n_hidden: the figure of experiment=toy/intro_polygon is a plane, 2 are needed")
     return [build_model_program(toy, seed=seed)]
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """The best instance of each density: how many features live, in which shapes."""
+    """Describe the best instance of each density: how many features live, in which shapes."""
     (found,) = trained
     loss = losses(found)
     best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()

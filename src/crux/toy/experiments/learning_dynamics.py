@@ -40,7 +40,7 @@ WINDOW = 0.1
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """Instances of one density, an instance a seed, whose weights are kept along the way."""
+    """Build instances of one density, one per seed, whose weights are kept along the way."""
     if toy.kind is not Kind.relu_output or len(toy.densities) != 1:
         raise UserError("experiment=toy/learning_dynamics watches toy.kind=relu_output at one density")
     if toy.snapshots < 20:
@@ -49,7 +49,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
 
 
 def losses_on_the_way(trained: Trained, *, samples: int) -> Float[Tensor, "points seed"]:
-    """Of every snapshot: exact where that can be, else on the same held-out samples for all."""
+    """Return the loss of every snapshot: exact if possible, else on the same held-out samples for all."""
     exact = has_population_loss(trained.program)
     found = [
         population_loss(trained.program, weights)
@@ -61,7 +61,7 @@ def losses_on_the_way(trained: Trained, *, samples: int) -> Float[Tensor, "point
 
 
 def within_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
-    """Mean cosine of features of one set."""
+    """Return the mean cosine of features of one set."""
     directions = unit_columns(W).unflatten(-1, (n_sets, -1))
     size = directions.shape[-1]
     products = torch.einsum("msi,msj->sij", directions, directions)
@@ -69,26 +69,26 @@ def within_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
 
 
 def between_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
-    """Mean cosine of features of different sets."""
+    """Return the mean cosine of features of different sets."""
     directions = unit_columns(W).unflatten(-1, (n_sets, -1)).sum(-1)
     products = directions.T @ directions
     size = W.shape[-1] // n_sets
     return float((products.sum() - products.trace()) / (size**2 * n_sets * (n_sets - 1)))
 
 
-def telling(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
-    """Of the seeds that ended as well as the best, up to CLOSE, the one whose loss dropped most often; of several, the best."""
+def choose_seed(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
+    """Choose, of the seeds that ended as well as the best up to CLOSE, the one whose loss dropped most often; of several, the best."""
     good = [i for i, value in enumerate(loss.tolist()) if value <= (1 + CLOSE) * float(loss.min())]
     return max(good, key=lambda i: (n_drops[i], -float(loss[i])))
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """One seed's dimensionalities and loss over the training, where it ended, and how abruptly."""
+    """Describe one seed's dimensionalities and loss over the training, where it ended, and how abruptly."""
     (found,) = trained
     steps = list(found.snapshots)
     path = losses_on_the_way(found, samples=toy.held_out)
     several = [len(drops(column).steepest) for column in path.T]
-    shown = telling(losses(found)[:, 0], several)
+    shown = choose_seed(losses(found)[:, 0], several)
     W = torch.stack([instance(weights, shown, 0).W for weights in found.snapshots.values()])
     D, loss, falls = dimensionality(W), path[:, shown], drops(path[:, shown])
     length = norms(W[-1])

@@ -43,7 +43,7 @@ EXACT_CROSSING = 3.7
 
 
 def programs(toy: OneVariedFeature, *, seed: int) -> list[Program]:
-    """One instance for each ratio and seed."""
+    """Build one instance for each ratio and seed."""
     if (toy.n_features, toy.n_hidden, len(toy.densities)) != (5, 2, 1):
         raise UserError(
             "experiment=toy/one_varied_feature is about toy.n_features=5, toy.n_hidden=2 at one of toy.densities"
@@ -70,7 +70,7 @@ class Optimum(NamedTuple):
 
 
 def name_of(W: Float[Tensor, "n_hidden n_features"]) -> str:
-    """The geometry: "pentagon" for all five around the plane, however stretched; else the factors, and who is dropped."""
+    """Name the geometry: "pentagon" for all five around the plane, however stretched; else the factors, and who is dropped."""
     shape = geometry_report(W, **THRESHOLDS)
     last = W.shape[1] - 1
     if len(shape.factors) == 1 and len(shape.living) == last + 1 and shape.factors[0].rank == 2:
@@ -81,7 +81,7 @@ def name_of(W: Float[Tensor, "n_hidden n_features"]) -> str:
 
 
 def optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden n_features"]) -> list[Optimum]:
-    """The distinct ends of one ratio's restarts, the best first."""
+    """Return the distinct ends of one ratio's restarts, the best first."""
     found: list[Optimum] = []
     for i in loss.argsort().tolist():
         name, value = name_of(W[i]), float(loss[i])
@@ -95,7 +95,7 @@ def optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden n_featur
 
 
 def crossing(first: dict[float, float], second: dict[float, float]) -> tuple[float, float, float]:
-    """(where two branches lose alike, the ratios below and above): linear between ratios that have both; NaN: nowhere."""
+    """Return (where two branches lose alike, the ratios below and above): linear between ratios that have both; NaN: nowhere."""
     both = sorted(first.keys() & second.keys())
     for a, b in pairwise(both):
         u, v = first[a] - second[a], first[b] - second[b]
@@ -105,12 +105,12 @@ def crossing(first: dict[float, float], second: dict[float, float]) -> tuple[flo
 
 
 def branch(found: dict[float, list[Optimum]], name: str) -> dict[float, float]:
-    """Ratio → the lowest loss of the optima of one geometry, where there are any."""
+    """Return ratio → the lowest loss of the optima of one geometry, for ratios that have any."""
     return {r: min(o.loss for o in at if o.name == name) for r, at in found.items() if any(o.name == name for o in at)}
 
 
 def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> list[list[Optimum]]:
-    """The local optima that the arrangements lead to at each of the densities, polished on the exact loss."""
+    """Return the local optima that the arrangements lead to at each of the densities, polished on the exact loss."""
     density = density.double()
     starts = [start_of(parts, n_hidden=2, mean=p / 2) for p in density for parts in arranged]
     W, b = (torch.stack([start[i] for start in starts])[:, None] for i in (0, 1))
@@ -131,7 +131,7 @@ def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> 
 
 
 def result(toy: OneVariedFeature, trained: Sequence[Trained], run: Run) -> Result:
-    """All local optima against the ratio, and where pentagon and digons cross."""
+    """Compare all local optima against the ratio, and where pentagon and digons cross."""
     (it,) = trained
     ratios = toy.ratios
     end = polish(it.program, it.weights, **POLISH, compute=partial(compute_once, run.folder))

@@ -42,19 +42,19 @@ collapsed pairs do not win before 0.394, though the paper's models have them fro
 
 
 def allowed(density: float) -> list[int]:
-    """What may come out at a density: what the paper saw or what is exactly the best; empty above both."""
+    """Return what may come out at a density: what the paper saw or what is exactly the best; empty above both."""
     return [n for ranges in (PAPER, EXACT) for n, (low, high) in ranges.items() if low < density <= high]
 
 
 def programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """One instance for each density and seed."""
+    """Build one instance for each density and seed."""
     if toy.together is not Together.correlated or (toy.n_features, toy.n_hidden, toy.n_sets) != (6, 2, 3):
         raise UserError("experiment=toy/pca_collapse is about three correlated pairs in two dimensions: 6 → 2, 3 sets")
     return [build_model_program(toy, seed=seed)]
 
 
 def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
-    """How many pairs of the best instances have collapsed."""
+    """Count how many pairs of the best instances have collapsed."""
     (found,) = trained
     best = find_best(found, run, n_seeds=toy.seeds)
     together = collapsed(best.W, n_sets=toy.n_sets)

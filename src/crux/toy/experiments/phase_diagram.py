@@ -50,7 +50,7 @@ DISTINCT = 1e-5
 
 
 def programs(toy: PhaseDiagram, *, seed: int) -> list[Program]:
-    """For each size, an instance for every density, seed and ratio; those of one density and seed see the same data."""
+    """Build, for each size, an instance for every density, seed and ratio; those of one density and seed see the same data."""
     if toy.importance != 1:
         raise UserError(
             f"toy.importance={toy.importance}: the others' is 1 in a phase diagram, toy.ratios varies the last"
@@ -91,7 +91,7 @@ class Found(NamedTuple):
 
 
 def extra_class(W: Float[Tensor, "*batch n_hidden n_features"]) -> Int[Tensor, "*batch"]:
-    """0: the last feature is not represented; 1: it shares its direction with one that is; 2: it has a dimension of its own."""
+    """Return 0: the last feature is not represented; 1: it shares its direction with one that is; 2: it has a dimension of its own."""
     represented = norms(W)[..., -1] >= REPRESENTED
     shared = superposition(W)[..., -1] >= REPRESENTED**2  # what another one of that norm leaves on its line
     return torch.where(represented, torch.where(shared, 1, 2), 0)
@@ -140,7 +140,7 @@ def polish_diagram(whole: Trained, run: Run, *, name: str, n_seeds: int) -> Foun
 def deviation(
     classes: Int[Tensor, "density ratio"], boundaries: Boundaries, ratios: Float[Tensor, "ratio"]
 ) -> Float[Tensor, "density ratio"]:
-    """How many pixels each pixel is away from the ratios at which its class is the right one, at its density; 0: it is right."""
+    """Return how many pixels each pixel is away from the ratios at which its class is the right one, at its density; 0: it is right."""
     logs, step = ratios.double().log(), math.log(ratios[1] / ratios[0])
     lower, upper = (edge.double().log()[:, None] for edge in boundaries)
     low = torch.where(classes == 0, -torch.inf, torch.where(classes == 1, lower, upper))
@@ -149,7 +149,7 @@ def deviation(
 
 
 def result(toy: PhaseDiagram, trained: Sequence[Trained], run: Run) -> Result:
-    """The diagrams beside theory."""
+    """Compare the diagrams with theory."""
     ratios, densities = torch.tensor(toy.ratios), torch.tensor(toy.densities, dtype=torch.float64)
     diagrams, shares, checks, arrays, metrics, lines = [], [], [], {}, {}, []
     by_size = {name: list(parts) for name, parts in groupby(trained, lambda t: _size_of(t.program))}
@@ -189,7 +189,7 @@ def result(toy: PhaseDiagram, trained: Sequence[Trained], run: Run) -> Result:
 
 
 def _table(title: str, toy: PhaseDiagram, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
-    """From which ratio on the feature is represented, at every density."""
+    """Tabulate from which ratio on the feature is represented, at every density."""
     rows, ratios = [], [0.0, *toy.ratios, math.inf]
     for i, density in enumerate(toy.densities):
         n = int((classes[i] == 0).sum())

@@ -43,12 +43,12 @@ EQUAL = 1.005
 
 
 def programs(toy: Tiled, *, seed: int) -> list[Program]:
-    """One instance for each density and seed."""
+    """Build one instance for each density and seed."""
     return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
 def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
-    """The best instance of each density: its circuits, and how monosemantic its neurons are."""
+    """Describe the best instance of each density: its circuits, and how monosemantic its neurons are."""
     found = join_tiles(trained)
     loss = shared_losses(found, n_seeds=toy.seeds, samples=toy.held_out)
     n = min(FINALISTS, toy.seeds)
@@ -82,7 +82,7 @@ def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
 
 
 def regime(models: Float[Tensor, "k m n"], losses: Float[Tensor, "k"], density: float) -> list[Check]:
-    """What the paper's regime at this density, if it names one, says: the best model of its kind is the best model."""
+    """Check what the paper's regime at this density, if it names one, says: the best model of its kind is the best model."""
     for low, high, kind in REGIMES:
         if low <= density <= high:
             of_kind = torch.tensor([kind == kind_of(W) for W in models])
@@ -92,7 +92,7 @@ def regime(models: Float[Tensor, "k m n"], losses: Float[Tensor, "k"], density: 
 
 
 def kind_of(W: Float[Tensor, "m n"]) -> str:
-    """The largest circuit in words, or "pairs"."""
+    """Name the largest circuit in words, or "pairs"."""
     wires = wired(W, least=WIRED)
     if pairs(wires) == W.shape[1]:
         return "pairs"
@@ -101,7 +101,7 @@ def kind_of(W: Float[Tensor, "m n"]) -> str:
 
 
 def described(parts: Sequence[Circuit]) -> str:
-    """As "3 × 1 in 1, 3 in 2"."""
+    """Describe circuits as "3 × 1 in 1, 3 in 2"."""
     names = [str(part) for part in sorted(parts, key=lambda part: len(part.features))]
     counted = {name: names.count(name) for name in names}
     return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counted.items())

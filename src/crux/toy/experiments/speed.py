@@ -30,12 +30,12 @@ ALONE = 8
 
 
 def programs(config: ToyJob, *, seed: int) -> list[Program]:
-    """Nothing to train."""
+    """Return no program: nothing is trained to the end."""
     return []
 
 
 def result(config: ToyJob, trained: Sequence[Trained], run: Run) -> Result:
-    """The median over rounds of (one program's step) / (the sum of the instances' steps alone), for several batch sizes."""
+    """Measure the median over rounds of (one program's step) / (the sum of the instances' steps alone), for several batch sizes."""
     whole = build_program_of_size(config.toy, config.toy.model_sizes[0], seed=run.seed, name="all")
     n = len(whole.seeds)
     shares, steps, rows = [], [], []
@@ -61,7 +61,7 @@ def result(config: ToyJob, trained: Sequence[Trained], run: Run) -> Result:
 
 
 def only(whole: Program, k: int) -> Program:
-    """One stream of the program."""
+    """Return one stream of the program."""
     one = slice(k, k + 1)
     return whole._replace(seeds=whole.seeds[one], density=whole.density[one], importance=whole.importance[one])
 
@@ -92,7 +92,7 @@ def stepper(program: Program, optimizer: Adam, batch: int) -> Callable[[], None]
 
 
 def seconds(once: Callable[[], None]) -> float:
-    """Of one step."""
+    """Measure the time of one step."""
     begin = time.perf_counter()
     once()
     return time.perf_counter() - begin
