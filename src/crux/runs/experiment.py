@@ -27,6 +27,11 @@ def start_over(folder: RunFolder) -> int:
     return -1
 
 
+def keep_rows(folder: RunFolder) -> int:
+    """Keep every row of an earlier start's history: those that are computed again are not added again."""
+    return max((int(row["step"]) for row in folder.history()), default=-1)
+
+
 @dataclass(frozen=True)
 class Experiment(Generic[Options]):
     """What a file in a folder experiments/ offers as `EXPERIMENT`."""

@@ -22,11 +22,19 @@ class Run(NamedTuple):
     seed: int
     resumed: bool
     """Whether an earlier start left something to continue."""
+    last_row: int
+    """Step of the last row that stays of an earlier start's history; -1 if none does."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress bars are shown."""
+        return self.parts[0].config.trainer.progress
 
     def add_row(self, step: int, row: Mapping[str, float]) -> None:
-        """Add a row to the history of each part, and to MLflow."""
-        for part in self.parts:
-            part.add_row(step, row)
+        """Add a row to the history of each part, and to MLflow, unless an earlier start added it."""
+        if step > self.last_row:
+            for part in self.parts:
+                part.add_row(step, row)
 
     def abandon(self) -> None:
         """End the MLflow runs of a job that has to be ended from outside of its training."""
@@ -82,7 +90,8 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], Work]) ->
         part.folder.forget_after(last)
     with ExitStack() as ends:
         start_tracking(config, job, parts, ends, params=work.params)
-        outcomes = work.carry_out(Run(job, parts, config.seed, resumed=earlier is not None))
+        run = Run(job, parts, config.seed, resumed=earlier is not None, last_row=last)
+        outcomes = work.carry_out(run)
         finished = [part for part in parts if part.name in outcomes]
         for part in finished:
             part.write_results(outcomes[part.name].metrics)

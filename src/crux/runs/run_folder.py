@@ -103,18 +103,15 @@ class RunFolder:
             f.write(json.dumps({"step": step, **row}) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        path = self.path / "history.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-
-    def forget_after(self, step: int) -> None:
-        """Drops the rows that a killed run wrote after its last checkpoint: they come again."""
-        rows = [row for row in self._whole_rows() if row["step"] <= step]
-        write_text(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-    def _whole_rows(self) -> list[dict[str, float]]:
+        """Return the rows of the history."""
         path = self.path / "history.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+
+    def forget_after(self, step: int) -> None:
+        """Drops the rows that a killed run wrote after its last checkpoint: they come again."""
+        rows = [row for row in self.history() if row["step"] <= step]
+        write_text(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         write_text(self.path / "metrics.json", json.dumps(dict(metrics), indent=1) + "\n")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crux.config.console import make_console
 from crux.config.files import write_text
+from crux.config.schema import Job
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate import SaeEvaluation
@@ -30,7 +31,7 @@ from crux.text.held_out import spread_batches
 from crux.text.tokens import Tokens
 
 
-def stem(config: SaeJob) -> str:
+def stem(config: Job) -> str:
     """A run's name for the file system: `e2e_ds_L6_s1.5`."""
     return re.sub(r"[^\w.+-]+", "_", config.run_name().replace("λ=", "s"))
 

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crux.config.files import write_tensors, write_text
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
-from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors, weights_of
+from crux.config.files import write_tensors
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
+from crux.toy.options import Kind, Together
+from crux.toy.superposition import SuperpositionModel, Weights, error, tensors, weights_of
 
 
 class Program(NamedTuple):
@@ -100,7 +101,7 @@ def save(folder: Path, trained: Trained) -> None:
         "points": program.points,
         "instances": list(program.importance.shape[:2]),
     }
-    write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     found = tensors(trained.weights) | {
         "seeds": program.seeds,
         "density": program.density,

@@ -4,30 +4,32 @@ Of a perceptron the linear maps are known, and the ranks add up to a budget that
 """
 
 import itertools
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
 from crux.degeneracy.budget import Budget, Layer, budget, free_change
+from crux.degeneracy.checks import measures_language_model
 from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.spectra import gram_spectra
 from crux.degeneracy.grams import Target, jacobian_gram, moments
-from crux.degeneracy.networks.addition_folder import addition_folder
 from crux.degeneracy.networks.network import Network as Hooked
-from crux.degeneracy.options import Network
+from crux.degeneracy.options import Network, Spectra, SpectraJob
 from crux.degeneracy.ranks import Rank, eigenvalues, rank_report
 from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
-from crux.runs.experiment import AddRow
+from crux.runs.experiment import Experiment, keep_rows
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
-from crux.sae import assemble
-from crux.subjects.subject import FINAL
+from crux.sae.loading import load_model, load_tokens
+from crux.subjects.subject import FINAL, Subject
 from crux.text.held_out import spread_batches
+from crux.training.devices import choose_device
 
 FULL = 4000
 """Up to so many parameters the Hessian is formed, and its rank set beside the budget."""
@@ -49,29 +51,30 @@ class Grams(dict[str, tuple[Tensor, Tensor]]):
     """By hook point: G, and K to the network's output; float64."""
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """At every hook point G and K; between each and the next, the free directions of a linear map."""
-    assert config.degeneracy is not None
-    trained = config.degeneracy.network is Network.mlp or (
-        config.model.path is not None and addition_folder(Path(config.model.path)) is not None
-    )
-    return of_perceptron(config) if trained else of_language_model(config)
+def result(job: SpectraJob, run: Run) -> Result:
+    """Find G and K at every hook point; between each and the next, the free directions of a linear map."""
+    options = job.degeneracy
+    if measures_language_model(options, job.model):
+        subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
+        text = load_tokens(job.data, model=job.model, cache=job.cache, progress=run.progress).train
+        context = job.model.context
+        batches = spread_batches(text, context=context, batch=BATCH, n_tokens=context * options.sequences)
+        on_device = [tokens.to(subject.device) for tokens in batches]
+        return of_language_model(subject, on_device, hook_points=job.hook_points, options=options, run=run)
+    path = None if options.network is Network.mlp else job.model.path
+    return of_perceptron(perceptron(options, path=path, run=run), options, run)
 
 
-def of_language_model(config: Config) -> Result:
-    """On training text, to the residual stream after the final norm."""
-    assert config.degeneracy is not None
-    subject = assemble.load(config, torch.float32)
-    context = config.model.context
-    text = assemble.load_tokens(config).train
-    batches = list(spread_batches(text, context=context, batch=BATCH, n_tokens=context * config.degeneracy.sequences))
-    batches = [tokens.to(subject.device) for tokens in batches]
+def of_language_model(
+    subject: Subject, batches: list[Tensor], *, hook_points: list[str] | None, options: Spectra, run: Run
+) -> Result:
+    """Find G and K on training text, K to the residual stream after the final norm."""
     last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
-    hooks = config.hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
-    grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, seed=config.seed)
-    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), config.degeneracy.thresholds)
+    hooks = hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
+    grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, run=run)
+    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), options.thresholds)
     n = sum(len(tokens) for tokens in batches)
-    lines.insert(0, f"{subject.name}: {n} sequences of {context} tokens, K to {FINAL}\n")
+    lines.insert(0, f"{subject.name}: {n} sequences of {batches[0].shape[1]} tokens, K to {FINAL}\n")
     checks = []
     if isinstance(subject.parts.final_norm, nn.LayerNorm):
         seen = [found[0].rank for name, found in ranks.items() if name.startswith("K/") and "resid" in name]
@@ -83,30 +86,33 @@ def of_language_model(config: Config) -> Result:
                 subject.d_model - 1,
             )
         )
-    return Result(metrics_of(ranks), checks, {"spectra": figure(grams, config)}, arrays_of(grams), "\n".join(lines))
+    figures = {"spectra": figure(grams, options.thresholds)}
+    return Result(metrics_of(ranks), checks, figures, arrays_of(grams), "\n".join(lines))
 
 
-def of_perceptron(config: Config) -> Result:
-    """On the training samples, to the outputs, with nothing drawn at random."""
-    assert config.degeneracy is not None
-    of = perceptron(config)
+def of_perceptron(of: Perceptron, options: Spectra, run: Run) -> Result:
+    """Find G and K on the training samples, K to the outputs, with nothing drawn at random."""
     width = of.network(of.train.inputs[:1]).shape[1]
     hooks = [hook for hook in of.network.hooks if hook != of.network.output]
-    grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, seed=0)
+    grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, run=run)
     pairs = [(of.network.hooks[of.network.hooks.index(hook) - 1], hook) for hook in of.maps if hook in grams]
-    ranks, lines = ranked(grams, pairs, config.degeneracy.thresholds)
+    ranks, lines = ranked(grams, pairs, options.thresholds)
     layers, shared = linear_maps(of, grams, width=width)
     found = budget(layers, blocks=shared, threshold=EXACT)
     metrics = metrics_of(ranks) | {"parameters": float(found.parameters), "free_by_ranks": float(found.by_ranks)}
     metrics |= {"free_by_rescaling": float(found.by_rescaling), "free_by_blocks": float(found.by_blocks)}
     metrics |= {"bound": float(found.bound), "loss": of.test.loss(of.network(of.test.inputs))}
-    felt = share_felt(of, layers, found, seed=config.seed)
+    felt = share_felt(of, layers, found, seed=run.seed)
     checks = [Check("outputs moved along free directions, share of what chance directions do", felt, 0, 1e-5)]
     arrays = arrays_of(grams)
-    lines += ["", *told(found)]
+    lines += ["", *budget_lines(found)]
     if found.parameters == sum(p.numel() for p in of.network.parameters()) <= FULL:
-        spectrum = eigenvalues(behavioural_hessian(of.network, of.train.inputs))
-        reached = rank_report(spectrum, thresholds=[EXACT, *config.degeneracy.thresholds])
+        spectrum = compute_once(
+            run.folder,
+            "hessian",
+            lambda: {"eigenvalues": eigenvalues(behavioural_hessian(of.network, of.train.inputs))},
+        )["eigenvalues"]
+        reached = rank_report(spectrum, thresholds=[EXACT, *options.thresholds])
         metrics |= {"hessian_rank": float(reached[0].rank)}
         arrays["hessian"] = spectrum
         checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, found.bound))
@@ -115,20 +121,24 @@ def of_perceptron(config: Config) -> Result:
             f"Rank of the behavioural loss's Hessian, which 2λ_B is not below: {each} of its largest eigenvalue."
         )
     lines.insert(0, f"{of.name}: {len(of.train.inputs)} training samples, K to the {width} outputs\n")
-    return Result(metrics, checks, {"spectra": figure(grams, config)}, arrays, "\n".join(lines))
+    return Result(metrics, checks, {"spectra": figure(grams, options.thresholds)}, arrays, "\n".join(lines))
 
 
 def grams_at(
-    network: Hooked, batches: list[Tensor], hooks: list[str], *, width: int, output: str, probes: int | None, seed: int
+    network: Hooked, batches: list[Tensor], hooks: list[str], *, width: int, output: str, probes: int | None, run: Run
 ) -> Grams:
-    """G and K at each hook point."""
+    """Return G and K at each hook point."""
     found = moments(network, batches, hooks=hooks)
     whole = torch.eye(width, dtype=torch.float64, device=batches[0].device)
+
+    def jacobian(hook: str) -> dict[str, Tensor]:
+        targets = [Target(output, whole)]
+        return {"K": jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=run.seed)}
+
     grams = Grams()
     for hook in hooks:
-        targets = [Target(output, whole)]
-        k = jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=seed)
-        grams[hook] = found[hook].gram, k
+        kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
+        grams[hook] = found[hook].gram, kept["K"].to(whole.device)
     return grams
 
 
@@ -204,8 +214,8 @@ def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int)
     return moved[0] / moved[1]
 
 
-def told(found: Budget) -> list[str]:
-    """The budget for people, with what it is and is not."""
+def budget_lines(found: Budget) -> list[str]:
+    """Return the budget for people, with what it is and is not."""
     rows = [[x.name, f"{x.d_in} · {x.d_out}", x.rank_gram, x.rank_jacobian, x.directions] for x in found.layers]
     return [
         "Linear maps with their biases, each by itself:",
@@ -236,9 +246,11 @@ def arrays_of(grams: Grams) -> dict[str, Tensor]:
     }
 
 
-def figure(grams: Grams, config: Config) -> Figure:
-    """The spectra."""
-    assert config.degeneracy is not None
+def figure(grams: Grams, thresholds: Sequence[float]) -> Figure:
+    """Draw the spectra."""
     found = arrays_of(grams)
     g, k = ({hook: found[f"{name}/{hook}"].cpu().numpy() for hook in grams} for name in "GK")
-    return gram_spectra(g, k, thresholds=config.degeneracy.thresholds)
+    return gram_spectra(g, k, thresholds=thresholds)
+
+
+EXPERIMENT = Experiment(SpectraJob, result, keep_rows)

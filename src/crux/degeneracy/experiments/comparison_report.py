@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.degeneracy.compared import Compared, Curve, Plan, kind_of, share_of_edges
+from crux.degeneracy.basis_options import Compare
+from crux.degeneracy.compared import Compared, Curve, kind_of, share_of_edges
 from crux.degeneracy.figures.bases import ablation_curves, spectra
 from crux.runs.result import Check
 
@@ -16,16 +17,16 @@ MOST = 0.99
 """Share of all edges' sum whose number of edges is counted."""
 
 
-def layers(plan: Plan) -> list[str]:
+def layers(options: Compare) -> list[str]:
     """Names of the places between the hook points."""
-    return [f"{a} → {b}" for a, b in zip(plan.hooks, plan.hooks[1:], strict=False)]
+    return [f"{a} → {b}" for a, b in zip(options.hooks, options.hooks[1:], strict=False)]
 
 
-def metrics(found: Compared, plan: Plan) -> dict[str, float]:
+def metrics(found: Compared, options: Compare) -> dict[str, float]:
     """Loss of the network as it is; directions and edges needed, where enough of them are enough; sizes; concentration of the edges."""
     numbers: dict[str, float] = {"clean_loss": found.clean}
     for name, along in found.bases.items():
-        for k, hook in enumerate(plan.hooks[:-1]):
+        for k, hook in enumerate(options.hooks[:-1]):
             numbers[f"size/{name}/{hook}"] = along[k].size
             numbers |= _known(f"nodes_needed/{name}/{hook}", found.nodes[name][k].needed)
             numbers[f"edges_for_99/{name}/{hook}"] = share_of_edges(found.edges[name][k].strength, share=MOST)
@@ -40,7 +41,7 @@ def _known(name: str, value: int | None) -> dict[str, float]:
     return {} if value is None else {name: float(value)}
 
 
-def arrays(found: Compared, plan: Plan) -> dict[str, Tensor]:
+def arrays(found: Compared, options: Compare) -> dict[str, Tensor]:
     """Bases, edges and curves, by `<what>/<basis>/<hook point>`; `mean/<hook point>`."""
     kept: dict[str, Tensor] = {}
     for name, along in found.bases.items():
@@ -51,13 +52,13 @@ def arrays(found: Compared, plan: Plan) -> dict[str, Tensor]:
         for each in found.edges[name]:
             kept |= {f"edges/{name}/{each.source}": each.strength, f"constant/{name}/{each.source}": each.constant}
         for what, curves in (("nodes", found.nodes[name]), ("edge_losses", found.edge_curves.get(name, []))):
-            for hook, curve in zip(plan.hooks, curves, strict=False):
+            for hook, curve in zip(options.hooks, curves, strict=False):
                 rows = torch.tensor(list(curve.losses.items()), dtype=torch.float64)
                 kept[f"{what}/{name}/{hook}"] = rows
     return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
 
 
-def figures(found: Compared, plan: Plan, *, loss: str) -> dict[str, Figure]:
+def figures(found: Compared, options: Compare, *, loss: str) -> dict[str, Figure]:
     """Spectra, and the loss over the directions and edges that are kept."""
 
     def along(curves: dict[str, list[Curve]], places: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
@@ -67,44 +68,48 @@ def figures(found: Compared, plan: Plan, *, loss: str) -> dict[str, Figure]:
         "spectra": spectra(
             {
                 hook: {name: along[k].strength.tolist() for name, along in found.bases.items()}
-                for k, hook in enumerate(plan.hooks[:-1])
+                for k, hook in enumerate(options.hooks[:-1])
             }
         ),
         "nodes": ablation_curves(
-            along(found.nodes, plan.hooks[:-1]),
+            along(found.nodes, options.hooks[:-1]),
             clean=found.clean,
-            within=plan.within,
+            within=options.within,
             kept="directions kept",
             loss=loss,
         ),
     }
     if found.edge_curves:
         drawn["edges"] = ablation_curves(
-            along(found.edge_curves, layers(plan)),
+            along(found.edge_curves, layers(options)),
             clean=found.clean,
-            within=plan.within,
+            within=options.within,
             kept="edges kept",
             loss=loss,
         )
     return drawn
 
 
-def report(found: Compared, plan: Plan, *, loss: str) -> str:
+def report(found: Compared, options: Compare, *, loss: str) -> str:
     """Tables of what is needed; how well the interaction basis's directions are told apart, and what it leaves out."""
     names = list(found.bases)
     ours = [name for name in names if kind_of(name) in INTERACTION]
     parts = [
-        f"{loss}: {found.clean:.5g} as it is; allowed {plan.within:g} more.",
+        f"{loss}: {found.clean:.5g} as it is; allowed {options.within:g} more.",
         markdown_table(
             ["directions needed at", *names],
-            [[hook, *(_needed(found.nodes[name][k]) for name in names)] for k, hook in enumerate(plan.hooks[:-1])],
+            [[hook, *(_needed(found.nodes[name][k]) for name in names)] for k, hook in enumerate(options.hooks[:-1])],
         ),
     ]
     if cut := list(found.edge_curves):
-        rows = [[layer, *(_needed(found.edge_curves[name][k]) for name in cut)] for k, layer in enumerate(layers(plan))]
+        rows = [
+            [layer, *(_needed(found.edge_curves[name][k]) for name in cut)] for k, layer in enumerate(layers(options))
+        ]
         rows.append(["all", *(_number(found.edges_needed(name)) for name in cut)])
         parts.append(markdown_table(["edges needed", *cut], rows))
-    rows = [[layer, *(_most(found.edges[name][k].strength) for name in names)] for k, layer in enumerate(layers(plan))]
+    rows = [
+        [layer, *(_most(found.edges[name][k].strength) for name in names)] for k, layer in enumerate(layers(options))
+    ]
     parts.append(markdown_table([f"edges that make up {MOST:.0%} of Ê", *names], rows))
     if ours:
         header = [
