@@ -441,7 +441,7 @@ def hub_of(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
             raise error
         return iter(rows)
 
-    monkeypatch.setattr(crux.text.hub, "reachable", lambda seconds: None)
+    monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     return calls
 
@@ -458,7 +458,7 @@ def test_a_hub_data_set_is_streamed_no_further_than_needed(tmp_path, monkeypatch
     tokens = prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
     assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]
-    monkeypatch.setattr(crux.text.hub, "reachable", lambda seconds: "no network")
+    monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: "no network")
     assert prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100).path == tokens.path  # needs none
 
 

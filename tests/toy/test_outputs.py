@@ -13,14 +13,14 @@ from crux.sae.architectures.site import Site
 from crux.sae.losses.local import LocalLoss
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import E2E, Local
-from crux.sae.training.passes import ActivationPasses, Passes
+from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.evaluate import evaluate_on_toy, explained_variance
 from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK
 from crux.toy.program import Program
-from crux.toy.sae_outputs import HiddenActivations, OutputLoss, OutputPasses
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject
 from crux.toy.superposition import Kind, Weights
 from crux.training.data import Feed
@@ -52,10 +52,10 @@ def planted() -> ToySubject:
     return ToySubject(program, weights)
 
 
-def module_of(sae: SAE, passes: Passes, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEModule:
+def module_of(sae: SAE, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEModule:
     return SAEModule(
         [Site(HOOK, HOOK, sae)],
-        passes=passes,
+        passes=ActivationPasses(max_norm=None),
         loss=loss,
         sparsity=Sparsity(sparsity, n_saes=1, steering=None),
         optimizer=Optimizer(OptimizerName.adam, 3e-3, [0.9, 0.999], 1e-8, 0.0, 50, 0.1, clip=10.0),
@@ -65,13 +65,6 @@ def module_of(sae: SAE, passes: Passes, loss: Loss[Any], *, steps: int, sparsity
         seed=0,
         runs=(),
     )
-
-
-def output_module(
-    subject: ToySubject, sae: SAE, *, reconstruction: float, output: float, steps: int, sparsity: float
-) -> SAEModule:
-    loss = OutputLoss(E2E(kl=output, reconstruction=reconstruction), subject=subject)
-    return module_of(sae, OutputPasses(subject, max_norm=None), loss, steps=steps, sparsity=sparsity)
 
 
 def fresh(seed: int) -> SAE:
@@ -84,12 +77,10 @@ def fresh(seed: int) -> SAE:
 def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float, folder: Path) -> SAE:
     steps = 1500
     features = subject.features(batch=512, n_batches=steps, seed=1, purpose=Purpose.training)
-    if end_to_end:
-        module = output_module(subject, sae, reconstruction=0.0, output=1.0, steps=steps, sparsity=sparsity)
-    else:
-        local = LocalLoss(Local(reconstruction=1.0))
-        module = module_of(sae, ActivationPasses(max_norm=None), local, steps=steps, sparsity=sparsity)
-    feed = Feed(features if end_to_end else HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
+    local, output = Local(reconstruction=1.0), E2E(kl=1.0, reconstruction=0.0)
+    loss = OutputLoss(output, subject=subject) if end_to_end else LocalLoss(local)
+    module = module_of(sae, loss, steps=steps, sparsity=sparsity)
+    feed = Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
     pace = Pace(steps, 1, 512, "samples", 10**6, 0, "cpu", 1, "32-true", False)
     fit(module, feed, pace=pace, checkpoints=folder, resume=None, sinks=[], judge=None, shown={}, abandoned=None)
     return sae
@@ -134,9 +125,10 @@ def test_local_keeps_what_is_large_and_end_to_end_what_the_output_uses(seed: int
 
 def test_the_loss_and_its_gradient_by_hand(tmp_path: Path) -> None:
     subject, sae = planted(), fresh(0)
-    module = output_module(subject, sae, reconstruction=0.3, output=2.0, steps=10, sparsity=0.0)
-    features = subject.features(batch=16, n_batches=1, seed=3, purpose=Purpose.training)[0]
-    module.training_step(features, 0).backward()
+    module = module_of(sae, OutputLoss(E2E(kl=2.0, reconstruction=0.3), subject=subject), steps=10, sparsity=0.0)
+    batches = subject.features(batch=16, n_batches=1, seed=3, purpose=Purpose.training)
+    features, batch = batches[0], HiddenActivations(batches, subject=subject, hook=HOOK)[0]
+    module.training_step(batch, 0).backward()
     assert sae.W_enc.grad is not None
     by_module = sae.W_enc.grad.clone()
     sae.zero_grad()
@@ -147,7 +139,7 @@ def test_the_loss_and_its_gradient_by_hand(tmp_path: Path) -> None:
     h_hat = sae.decode(sae.encode(h))
     clean, spliced = ((v @ W_out[0, 0].T + b).clamp_min(0) for v in (h, h_hat))
     by_hand = 2.0 * (spliced - clean).square().mean() + 0.3 * (h_hat - h).square().mean()
-    torch.testing.assert_close(module.training_step(features, 0).detach(), by_hand.detach())
+    torch.testing.assert_close(module.training_step(batch, 0).detach(), by_hand.detach())
     by_hand.backward()
     torch.testing.assert_close(by_module, sae.W_enc.grad)
     assert all(parameter.grad is None for parameter in subject.model.parameters())

@@ -72,12 +72,15 @@ def test_end_to_end_keeps_more_of_the_output_for_each_latent_that_fires(
         ("loss=e2e_ds", "loss=e2e_ds: a toy model has nothing between its hidden layer and its output"),
         ("loss=fisher", "loss=fisher needs a language model's labels"),
         ("sae=gradient_topk", "sae=gradient_topk needs a language model's labels"),
-        ("hook_point=blocks.0.hook_resid_pre", "a toy model has one hook point, hook_hidden"),
-        ("layer=0", "layer has no meaning where the subject is a toy model"),
-        ("data.name=x", "data.name has no meaning where the subject is a toy model"),
+        ("hook_point=blocks.0.hook_resid_pre", "hook_point: this experiment (job=toy_sae) has no such key"),
+        ("layer=0", "layer: this experiment (job=toy_sae) has no such key"),
+        ("data.name=x", "data.name: "),
         ("model.instance=1", "has 1, 0 to 0"),
         ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 hidden units"),
         ("target_l0=11", "the dictionary has 10 latents"),
+        ("sae.output_hook=x", "sae.output_hook has no meaning on a toy model"),
+        ("loss.skip_positions=[0]", "loss.skip_positions has no meaning on a toy model"),
+        ("trainer.accelerator=cuda", "an SAE on a toy model is trained on the CPU"),
     ],
 )
 def test_what_a_toy_model_does_not_have_is_refused_in_one_line(
@@ -102,4 +105,9 @@ def test_a_run_with_several_models_is_told_apart(
     assert crux_here(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
     assert "the run has 2 models, name one of programs/a, programs/b" in capsys.readouterr().err
     assert crux_here("experiment=toy/sae", f"output_dir={tmp_path}") == 2
-    assert "model.path" in capsys.readouterr().err
+    assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
+
+
+def test_the_main_job_says_how_a_toy_model_is_studied(toy_run: Path, refusal: Callable[..., str]) -> None:
+    for place in (toy_run, toy_run / "programs" / "model"):
+        assert f"{place} is a toy model: say experiment=toy/sae" in refusal(f"model.path={place}")

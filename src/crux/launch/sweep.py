@@ -14,9 +14,9 @@ from typing import NamedTuple
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from rich.table import Column, Table
 
+from crux.config.console import make_console
 from crux.config.errors import UserError
 from crux.config.folder_name import shortened
 from crux.config.messages import mistake
@@ -184,6 +184,6 @@ def _tell(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:
     table = Table(Column("job", overflow="fold"), "reason", title=title, title_justify="left")
     for name, reason in failures.items():
         table.add_row(name, reason)
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, highlight=False, markup=False)
+    console = make_console(width=140, stderr=True)
     console.print(table)
     console.print(f"more in <job>/FAILED, in {folder}", soft_wrap=True)

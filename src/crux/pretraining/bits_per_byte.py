@@ -1,15 +1,14 @@
 """How well a language model predicts text, whatever its tokenizer: bits per UTF-8 byte."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.sae.losses.cross_entropy import token_cross_entropy
-from crux.sae.losses.readout import logits, token_chunks
+from crux.sae.losses.readout import chunked_cross_entropy
 from crux.subjects.subject import Subject
 
 
@@ -23,7 +22,7 @@ class Window(NamedTuple):
 
 
 def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
-    """Cuts `ids` so that each but the first is predicted once, after at least context − stride others where there are any."""
+    """Cut `ids` so that each but the first is predicted once, after at least context − stride others where there are any."""
     scored = 1
     for start in range(0, len(ids) - 1, stride):
         end = min(len(ids), start + context + 1)
@@ -33,20 +32,34 @@ def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window
             return
 
 
+def count_windows(documents: Iterable[Sequence[int]], *, context: int, stride: int) -> int:
+    """Return the number of windows that `total_nats` cuts documents into, each behind an end-of-text token."""
+    return sum(1 for ids in documents for _ in windows([0, *ids], context=context, stride=stride))
+
+
 @torch.no_grad()
 def total_nats(
-    subject: Subject, documents: Iterable[Sequence[int]], *, end_of_text: int, context: int, stride: int, batch: int
+    subject: Subject,
+    documents: Iterable[Sequence[int]],
+    *,
+    end_of_text: int,
+    context: int,
+    stride: int,
+    batch: int,
+    report: Callable[[int], None] = lambda n_windows: None,
 ) -> float:
-    """−Σ log p over all tokens of the documents, each read after an end-of-text token, in nats.
+    """Return −Σ log p over all tokens of the documents, each read after an end-of-text token, in nats.
 
     Args:
         documents: token ids without end-of-text marks; the marks themselves are not scored.
         stride: tokens between windows; a token is predicted from at least context − stride before it, where there are any.
-        batch: windows a forward pass.
+        batch: windows per forward pass.
+        report: told how many windows are done.
     """
     device = subject.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     cut = (w for ids in documents for w in windows([end_of_text, *ids], context=context, stride=stride))
+    n_done = 0
     for group in _groups(cut, batch):
         longest = max(len(w.ids) for w in group)
         ids = torch.tensor([w.ids + [end_of_text] * (longest - len(w.ids)) for w in group], device=device)
@@ -54,11 +67,13 @@ def total_nats(
             [[w.first <= t < len(w.ids) - 1 for t in range(longest - 1)] for w in group], device=device
         )
         total += (_token_nats(subject, ids) * counts).sum()
+        n_done += len(group)
+        report(n_done)
     return float(total)
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:
-    """nats / (bytes · ln 2)."""
+    """Return nats / (bytes · ln 2)."""
     return nats / (n_bytes * math.log(2))
 
 
@@ -78,8 +93,4 @@ def _token_nats(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor
     assert final is not None
     h, labels = final.flatten(0, 1), ids[:, 1:].flatten()
     W_U, b_U, softcap = subject.unembed
-    parts = [
-        token_cross_entropy(logits(h[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
-        for part in token_chunks(len(h), W_U.shape[0], h.device)
-    ]
-    return torch.cat(parts).view(len(ids), -1)
+    return chunked_cross_entropy(h, W_U, b_U=b_U, softcap=softcap, labels=labels).view(len(ids), -1)

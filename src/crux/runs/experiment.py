@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from crux.config.console import make_console
 from crux.config.files import write_tensors, write_text
 from crux.config.markdown import markdown_table
 from crux.config.schema import Job
@@ -104,13 +105,13 @@ def markdown(checks: Sequence[Check]) -> str:
 
 def show(name: str, found: Result) -> None:
     """Print the report and the checks."""
-    console = Console(highlight=False)
+    console = make_console(width=None)
     if found.report:
-        console.print(found.report, markup=False)
+        console.print(found.report)
     table = Table(title=name, title_justify="left")
     for column in ("what", "found", "should be", ""):
         table.add_column(column, justify="right" if column == "found" else "left")
     for check in found.checks:
         band = f"{check.low:.4g} … {check.high:.4g}"
-        table.add_row(check.what, f"{check.value:.4g}", band, "ok" if check.passed else "[red]outside[/red]")
+        table.add_row(check.what, f"{check.value:.4g}", band, "ok" if check.passed else Text("outside", "red"))
     console.print(table)

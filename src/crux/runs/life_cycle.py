@@ -20,12 +20,15 @@ class Run(NamedTuple):
     parts: Sequence[Part]
     """Its runs; one, unless it trains many SAEs at once."""
     seed: int
-    progress: bool
-    """Whether progress bars are shown."""
     resumed: bool
     """Whether an earlier start left something to continue."""
     last_row: int
     """Step of the last row that stays of an earlier start's history; -1 if none does."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress bars are shown."""
+        return self.parts[0].config.trainer.progress
 
     def add_row(self, step: int, row: Mapping[str, float]) -> None:
         """Add a row to the history of each part, and to MLflow, unless an earlier start added it."""
@@ -87,7 +90,7 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], Work]) ->
         part.folder.forget_after(last)
     with ExitStack() as ends:
         start_tracking(config, job, parts, ends, params=work.params)
-        run = Run(job, parts, config.seed, config.trainer.progress, resumed=earlier is not None, last_row=last)
+        run = Run(job, parts, config.seed, resumed=earlier is not None, last_row=last)
         outcomes = work.carry_out(run)
         finished = [part for part in parts if part.name in outcomes]
         for part in finished:

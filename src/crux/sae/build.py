@@ -90,7 +90,9 @@ def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], lat
     loss = build_loss(config.loss)
     passes: Passes = ActivationPasses(max_norm=config.loss.max_norm)
     if config.loss.token_share > 0:
-        passes = TokenPasses(subject, loss=loss, shown=label_gradients(config, subject), later=later)
+        passes = TokenPasses(
+            subject, loss=loss, shown=label_gradients(config, subject), later=later, separate=bool(config.per_sae())
+        )
     steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
     sparsity = Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering)
     return sae_module(config, sites, passes=passes, loss=loss, sparsity=sparsity, runs=tuple(config.per_sae()))

@@ -11,7 +11,7 @@ from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
 from crux.sae.architectures.options import Sae
 from crux.sae.losses.options import LossOptions
-from crux.sae.options import SaeJob, Strategy, model_source
+from crux.sae.options import SaeJob, SparseTraining, Strategy, model_source
 from crux.sae.sites import check_sites
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
@@ -104,15 +104,19 @@ def _check_name(group: str, options: Sae | LossOptions) -> None:
         raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")
 
 
+def check_target_l0(job: SparseTraining, target_l0: float | None) -> None:
+    """Check that λ can be steered towards an L0, if one is asked for."""
+    if target_l0 is None:
+        return
+    if job.sae.fixed_k:
+        raise UserError(f"target_l0={target_l0:g}: sae={job.sae.name} fixes L0 by sae.k; say sae.k={target_l0:g}")
+    if not job.sparsity > 0:
+        raise UserError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
+
+
 def _check_sparsity(job: SaeJob) -> None:
     job.check_sparsity()
-    if job.target_l0 is not None:
-        if job.sae.fixed_k:
-            raise UserError(
-                f"target_l0={job.target_l0:g}: sae={job.sae.name} fixes L0 by sae.k; say sae.k={job.target_l0:g}"
-            )
-        if not job.sparsity > 0:
-            raise UserError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
+    check_target_l0(job, job.target_l0)
     if job.sae.batchwise and job.loss.leaves_tokens_out:
         raise UserError(
             f"sae={job.sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "

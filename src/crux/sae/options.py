@@ -168,7 +168,7 @@ class SaeJob(SparseTraining):
             "lr": self.optimizer.lr,
             "max_steps": self.trainer.max_steps,
             "tokens": self.tokens,
-            **self.loss.coefficients,
+            **self.loss.numbers,
         }
         return {key: value for key, value in found.items() if value is not None}
 

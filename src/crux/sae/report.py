@@ -7,11 +7,12 @@ from typing import Any
 
 from jaxtyping import Int
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from crux.config.console import make_console
 from crux.config.files import write_text
+from crux.config.schema import Job
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate import SaeEvaluation
@@ -30,7 +31,7 @@ from crux.text.held_out import spread_batches
 from crux.text.tokens import Tokens
 
 
-def stem(config: SaeJob) -> str:
+def stem(config: Job) -> str:
     """A run's name for the file system: `e2e_ds_L6_s1.5`."""
     return re.sub(r"[^\w.+-]+", "_", config.run_name().replace("λ=", "s"))
 
@@ -177,7 +178,7 @@ ROWS = {
 
 def show(config: SaeJob, metrics: Mapping[str, float]) -> None:
     """Print the evaluation as one table, and each SAE's own if there are several."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console = make_console(width=110)
     name = config.run_name()
     if len(config.hooks_read) == 1:
         console.print(_table(f"{name} on held-out text", metrics))

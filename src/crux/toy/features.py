@@ -19,18 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.toy.options import Together
 
 SPARSE = 0.1
 """Up to this density the places of active features are drawn, above it a number for every place."""
-
-
-class Together(Enum):
-    """How features occur together."""
-
-    independent = "independent"
-    correlated = "correlated"
-    anticorrelated = "anticorrelated"
-    one_active = "one_active"
 
 
 class Purpose(Enum):

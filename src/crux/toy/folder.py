@@ -24,6 +24,18 @@ def toy_folder(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def find_toy_model(path: str | None) -> Path:
+    """Return the folder of the toy model that `model.path` names.
+
+    Raises:
+        UserError: if it names none, or a run with several.
+    """
+    folder = toy_folder(Path(path)) if path is not None else None
+    if folder is None:
+        raise UserError(f"model.path={path}: must be the run folder of a toy experiment")
+    return folder
+
+
 def n_instances(folder: Path) -> tuple[int, int]:
     """Streams and settings of the model in a toy model's folder."""
     streams, settings = _about(folder)["instances"]

@@ -5,18 +5,19 @@ densities, its importances and the loss that it reached.
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
-from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors, weights_of
+from crux.config.files import write_tensors
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
+from crux.toy.options import Kind, Together
+from crux.toy.superposition import SuperpositionModel, Weights, error, tensors, weights_of
 
 
 class Program(NamedTuple):
@@ -108,13 +109,6 @@ def save(folder: Path, trained: Trained) -> None:
         "loss": trained.loss,
     }
     write_tensors(folder / "model.safetensors", found)
-
-
-def write_tensors(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in found.items()}, temporary)
-    temporary.replace(path)
 
 
 def load(folder: Path) -> Trained:

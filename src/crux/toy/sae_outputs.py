@@ -7,38 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.sae.architectures.site import Site
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.mse import mse
 from crux.sae.losses.options import E2E
-from crux.sae.losses.step import Forward, Step
-from crux.sae.splicing import Passed
+from crux.sae.losses.step import Step
 from crux.sae.training.activations import Activations
-from crux.sae.training.passes import counted_tokens
 from crux.toy.features import FeatureBatches
 from crux.toy.subject import ToySubject
-
-
-class OutputPasses:
-    """Runs batches of features up to the hidden activation, and one SAE on it."""
-
-    def __init__(self, subject: ToySubject, *, max_norm: float | None) -> None:
-        self.subject, self.max_norm = subject, max_norm
-
-    def run(
-        self,
-        batch: Float[Tensor, "1 batch n_features"],
-        sites: Sequence[Site],
-        *,
-        separate: bool,
-        generator: torch.Generator,
-    ) -> Forward:
-        (site,) = sites
-        with torch.no_grad():
-            h = self.subject.hidden(batch[0])
-        codes = site.sae.encode(h)
-        weight = counted_tokens(h, None, max_norm=self.max_norm)
-        return Forward([Passed(h, codes, site.sae.decode(codes))], [h], [weight])
 
 
 class OutputLoss(Loss[E2E]):
@@ -68,7 +43,7 @@ class OutputLoss(Loss[E2E]):
 
 
 class HiddenActivations(Sequence[Activations]):
-    """The hidden activations of batches of features: what the local loss trains on."""
+    """The hidden activations of batches of features: what SAEs on a toy model train on."""
 
     def __init__(self, features: FeatureBatches, *, subject: ToySubject, hook: str) -> None:
         self.features, self.subject, self.hook = features, subject, hook

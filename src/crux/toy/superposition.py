@@ -10,21 +10,13 @@ Instances have two leading axes: `stream`, which data it sees, and `setting`, wh
 """
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-class Kind(Enum):
-    """Which toy model."""
-
-    linear = "linear"
-    relu_output = "relu_output"
-    relu_hidden = "relu_hidden"
-    absolute_value = "absolute_value"
+from crux.toy.options import Kind
 
 
 class Weights(NamedTuple):

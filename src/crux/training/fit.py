@@ -102,6 +102,9 @@ def fit(
         # on has a checkpoint already, and a cluster's machine may be used without its scheduler
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        warnings.filterwarnings(
+            "ignore", message="Using ModelCheckpoint with manual optimization"
+        )  # after the step is right
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
         loop = L.Trainer(

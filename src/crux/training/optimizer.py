@@ -6,26 +6,27 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from crux.config.schema import Optimizer
+from crux.config.schema import Adam
 from crux.training.schedule import warmup_cosine
 
 
 def build_optimizer(
-    parameter_groups: Iterable[Mapping[str, Any]], *, options: Optimizer, max_steps: int
+    parameter_groups: Iterable[Mapping[str, Any]], *, options: Adam, decoupled: bool, max_steps: int
 ) -> OptimizerLRScheduler:
     """Return the optimiser with its schedule, as Lightning wants them.
 
     Args:
         parameter_groups: torch's, each with `params` and what differs from `options`. Groups with the same settings become one, as
             the fused optimiser runs once per group.
-        options: `clip` is left to the caller.
+        decoupled: whether the weight decay is (AdamW) or is added to the gradient (Adam).
         max_steps: where the cosine ends.
     """
     merged: dict[tuple[tuple[str, Any], ...], list[torch.nn.Parameter]] = {}
     for group in parameter_groups:
         settings = tuple((key, value) for key, value in group.items() if key != "params")
         merged.setdefault(settings, []).extend(group["params"])
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.name.value](
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    optimizer = kind(
         [{"params": params, **dict(settings)} for settings, params in merged.items()],
         lr=options.lr,
         betas=(options.betas[0], options.betas[1]),

@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-from crux.sae.losses.loss import Loss
-from crux.sae.losses.step import Step
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.step import Step
 from crux_example.options import Absolute
 
 

@@ -12,7 +12,7 @@ from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.p_anneal import PAnnealSAE
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, Base, Init
+from crux.sae.architectures.sae import SAE, Base, Codes, Init
 from crux.sae.architectures.topk import TopKSAE
 
 ARCHITECTURES: dict[str, Callable[[Base], SAE]] = {
@@ -60,3 +60,9 @@ def lived_in(sae: SAE) -> SAE:
     for seed in (7, 8, 9):
         sae.observe(sae.encode(3 * normal(40, sae.d_model, seed=seed), normal(40, sae.d_out, seed=seed + 10)))
     return sae
+
+
+def auxiliary_term(sae: SAE, codes: Codes, target: Tensor, *, weight: Tensor | None) -> Tensor:
+    """The architecture's own term, zero if it has none."""
+    term = sae.auxiliary(codes, target, weight=weight)
+    return target.new_zeros(()) if term is None else term

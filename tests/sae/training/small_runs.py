@@ -14,8 +14,7 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.label_gradients import LabelGradients
-from crux.sae.losses.e2e import E2ELoss
-from crux.sae.losses.e2e_ds import E2EDownstreamLoss
+from crux.sae.losses.e2e import E2EDownstreamLoss, E2ELoss
 from crux.sae.losses.fisher import FisherLoss
 from crux.sae.losses.kl_finetune import KLFinetuneLoss
 from crux.sae.losses.label import Target
@@ -118,7 +117,7 @@ def module_of(
     """SAEs under a loss, on activations alone if there is no subject."""
     passes = ActivationPasses(max_norm=loss.options.max_norm)
     if subject is not None:
-        passes = TokenPasses(subject, loss=loss, shown=shown, later=later)
+        passes = TokenPasses(subject, loss=loss, shown=shown, later=later, separate=len(runs) > 0)
     return SAEModule(
         sites,
         passes=passes,

@@ -16,8 +16,7 @@ from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.losses.e2e import E2ELoss
-from crux.sae.losses.e2e_ds import E2EDownstreamLoss
+from crux.sae.losses.e2e import E2EDownstreamLoss, E2ELoss
 from crux.sae.losses.fisher import FisherLoss
 from crux.sae.losses.kl_finetune import KLFinetuneLoss
 from crux.sae.losses.label import Target, draw

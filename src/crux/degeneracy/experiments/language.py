@@ -17,8 +17,7 @@ from crux.runs.life_cycle import Run
 from crux.runs.result import Result
 from crux.sae.formats import saelens
 from crux.sae.loading import load_model, load_tokens
-from crux.sae.losses.cross_entropy import token_cross_entropy
-from crux.sae.losses.readout import logits, token_chunks
+from crux.sae.losses.readout import chunked_cross_entropy
 from crux.subjects.hooks import FINAL
 from crux.subjects.subject import Subject
 from crux.text.held_out import spread_batches
@@ -59,11 +58,8 @@ def cross_entropy(
     """Of each sequence's next tokens, nats a token."""
     W_U, b_U, softcap = subject.unembed
     hidden, labels = final[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    each = [
-        token_cross_entropy(logits(hidden[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
-        for part in token_chunks(len(labels), len(W_U), labels.device)
-    ]
-    return torch.cat(each).view(len(tokens), -1).mean(1)
+    each = chunked_cross_entropy(hidden, W_U, b_U=b_U, softcap=softcap, labels=labels)
+    return each.view(len(tokens), -1).mean(1)
 
 
 def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Training of the modular-addition network: AdamW on all training pairs in every step, until it is right on all the others."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Adam, Optimizer, OptimizerName, Trainer
+from crux.config.schema import Adam, Trainer
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs
 from crux.training.optimizer import build_optimizer
 
@@ -73,9 +72,9 @@ class AdditionModule(L.LightningModule):
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options = Optimizer(**vars(self.optimizer_options), name=OptimizerName.adamw, clip=math.inf)
         groups = [{"params": self.network.parameters()}]
-        return build_optimizer(groups, options=options, max_steps=self.trainer_options.max_steps)
+        steps = self.trainer_options.max_steps
+        return build_optimizer(groups, options=self.optimizer_options, decoupled=True, max_steps=steps)
 
     def training_step(self, batch: Int[Tensor, "batch 3"], batch_idx: int) -> Float[Tensor, ""]:
         loss = cross_entropy(self.network.logits(batch), batch)

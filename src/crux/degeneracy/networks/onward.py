@@ -32,12 +32,7 @@ class OnwardPasses:
         self.ahead, self.max_norm = ahead, max_norm
 
     def run(
-        self,
-        batch: Float[Tensor, "1 batch n_features"],
-        sites: Sequence[Site],
-        *,
-        separate: bool,
-        generator: torch.Generator,
+        self, batch: Float[Tensor, "1 batch n_features"], sites: Sequence[Site], *, generator: torch.Generator
     ) -> Forward:
         (site,), (chain, later) = sites, self.ahead
         clean = chain.clean(batch[0], capture=[site.read, *later, chain.output], final=False)

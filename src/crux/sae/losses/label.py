@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.sae.losses.cross_entropy import token_cross_entropy
-from crux.sae.losses.readout import hidden_gradient, logits, token_chunks
+from crux.sae.losses.readout import hidden_gradient, logits, token_chunks, token_cross_entropy
 
 Target = Literal["data", "sampled", "top_logit"]
 

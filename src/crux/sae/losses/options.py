@@ -24,6 +24,8 @@ class LossOptions:
     max_norm: Annotated[float, Gt(0)] | None = None
     """Tokens whose activation is longer than this are left out of the loss; activation units."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ()
+    """The keys that weigh its terms: not all of them may be 0."""
     real_outputs: ClassVar[bool] = False
     """Whether the loss exists for networks whose outputs are real numbers: the MSE of the outputs then replaces the KL."""
 
@@ -37,6 +39,13 @@ class LossOptions:
         """Whether a batch may hold tokens that the loss does not count. Shuffled activations hold no skipped positions."""
         return self.max_norm is not None or (self.token_share > 0 and len(self.skip_positions) > 0)
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The loss's own numbers by their keys: parameters by which runs are compared."""
+        shared = {field.name for field in fields(LossOptions)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
     def later_hooks(self, available: Sequence[str], *, written: str) -> list[str]:
         """Return the later hook points whose activations the loss compares.
 
@@ -49,15 +58,10 @@ class LossOptions:
         """
         return []
 
-    @property
-    def coefficients(self) -> dict[str, float]:
-        """The loss's own numbers by their keys: parameters by which runs are compared."""
-        own = {field.name for field in fields(self)} - {field.name for field in fields(LossOptions)}
-        values = {name: getattr(self, name) for name in own}
-        return {name: value for name, value in values.items() if isinstance(value, int | float)}
-
     def check_section(self, key: str) -> None:
         """Raise a UserError if these options do not make one loss; `key` is their section's name in the configuration."""
+        if self.coefficients and not any(getattr(self, name) for name in self.coefficients):
+            raise UserError(f"{key}={self.name}: all of its coefficients are 0, there is nothing to train for")
 
 
 @dataclass
@@ -67,14 +71,12 @@ class Local(LossOptions):
     reconstruction: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the MSE at the hook point itself."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("reconstruction",)
     real_outputs: ClassVar[bool] = True
 
     @property
     def token_share(self) -> float:
         return 0.0
-
-    def check_section(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.reconstruction)
 
 
 @dataclass
@@ -86,10 +88,8 @@ class E2E(LossOptions):
     reconstruction: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the MSE at the hook point itself."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("kl", "reconstruction")
     real_outputs: ClassVar[bool] = True
-
-    def check_section(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.kl, self.reconstruction)
 
 
 @dataclass
@@ -101,6 +101,7 @@ class E2EDownstream(E2E):
     downstream_hooks: list[str] | None = None
     """The later positions; every later hook_resid_pre and the last hook_resid_post, if not given."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("kl", "downstream", "reconstruction")
     real_outputs: ClassVar[bool] = False
 
     def later_hooks(self, available: Sequence[str], *, written: str) -> list[str]:
@@ -120,9 +121,6 @@ class E2EDownstream(E2E):
             )
         return hooks
 
-    def check_section(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.kl, self.downstream, self.reconstruction)
-
 
 @dataclass
 class Fisher(Local):
@@ -133,6 +131,7 @@ class Fisher(Local):
     block_diagonal: bool = MISSING
     """Drop the surrogate's terms between positions: ½ (g_t·δ_t)²."""
 
+    coefficients: ClassVar[tuple[str, ...]] = ("reconstruction", "fisher")
     real_outputs: ClassVar[bool] = False
 
     @property
@@ -140,7 +139,7 @@ class Fisher(Local):
         return 1.0
 
     def check_section(self, key: str) -> None:
-        _refuse_zeros(key, self.name, self.reconstruction, self.fisher)
+        super().check_section(key)
         if self.block_diagonal and self.fisher == 0:
             raise UserError(f"{key}.block_diagonal is a form of the Fisher term: {key}.fisher must be more than 0")
 
@@ -164,11 +163,6 @@ class KLFinetune(Local):
                 f"{key}.finetune_share weighs the KL against the MSE: {key}.reconstruction must be more than 0"
             )
         super().check_section(key)
-
-
-def _refuse_zeros(key: str, name: str, *coefficients: float) -> None:
-    if not any(coefficients):
-        raise UserError(f"{key}={name}: all of its coefficients are 0, there is nothing to train for")
 
 
 OPTIONS = {

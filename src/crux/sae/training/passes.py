@@ -22,8 +22,8 @@ Gradients = dict[str, Float[Tensor, "batch pos _d"]]
 class Passes(Protocol):
     """How a kind of batch runs through the network and the SAEs."""
 
-    def run(self, batch: Any, sites: Sequence[Site], *, separate: bool, generator: torch.Generator) -> Forward:
-        """Run one batch. `separate`: each SAE is a run of its own; `generator`: the source of drawn labels."""
+    def run(self, batch: Any, sites: Sequence[Site], *, generator: torch.Generator) -> Forward:
+        """Run one batch; `generator` is the source of drawn labels."""
         ...
 
 
@@ -37,15 +37,8 @@ class ActivationPasses:
     def __init__(self, *, max_norm: float | None) -> None:
         self.max_norm = max_norm
 
-    def run(self, batch: Activations, sites: Sequence[Site], *, separate: bool, generator: torch.Generator) -> Forward:
-        passed, targets, weights = [], [], []
-        for site in sites:
-            x = batch.values[site.read].to(site.sae.W_enc.dtype)
-            codes = site.sae.encode(x, batch.gradients.get(site.write))
-            passed.append(Passed(x, codes, site.sae.decode(codes)))
-            targets.append(batch.values[site.write].to(x.dtype))
-            weights.append(counted_tokens(x, None, max_norm=self.max_norm))
-        return Forward(passed, targets, weights)
+    def run(self, batch: Activations, sites: Sequence[Site], *, generator: torch.Generator) -> Forward:
+        return pass_activations(batch, sites, kept=None, max_norm=self.max_norm)
 
 
 class TokenPasses:
@@ -57,35 +50,33 @@ class TokenPasses:
         loss: what says which passes are needed, and which tokens it leaves out.
         shown: the gradients that the SAEs look at besides activations; None: none.
         later: the hook points behind the SAEs whose activations the loss compares.
+        separate: whether each SAE is a run of its own, with a spliced pass of its own.
     """
 
     def __init__(
-        self, subject: Subject, *, loss: Loss[Any], shown: LabelGradients | None, later: Sequence[str]
+        self,
+        subject: Subject,
+        *,
+        loss: Loss[Any],
+        shown: LabelGradients | None,
+        later: Sequence[str],
+        separate: bool,
     ) -> None:
-        self.subject, self.loss, self.shown, self.later = subject, loss, shown, tuple(later)
+        self.subject, self.loss, self.shown, self.later, self.separate = subject, loss, shown, tuple(later), separate
 
-    def run(
-        self, batch: Activations | Tensor, sites: Sequence[Site], *, separate: bool, generator: torch.Generator
-    ) -> Forward:
-        max_norm = self.loss.options.max_norm
+    def run(self, batch: Activations | Tensor, sites: Sequence[Site], *, generator: torch.Generator) -> Forward:
+        options = self.loss.options
         if isinstance(batch, Activations):
-            return ActivationPasses(max_norm=max_norm).run(batch, sites, separate=separate, generator=generator)
+            return pass_activations(batch, sites, kept=None, max_norm=options.max_norm)
         clean, shown, drawn = self._clean(batch, sites, generator)
-        spliced, passed = None, []
-        if self.loss.needs_spliced_pass:
-            spliced, passed = self._spliced(clean, sites, shown, separate=separate)
-        kept = kept_positions(batch, self.loss.options.skip_positions)
-        targets: list[Tensor] = []
-        weights: list[Weight] = []
-        for site in sites:
-            read = clean.activations[site.read].flatten(0, 1)
-            target = clean.activations[site.write].flatten(0, 1).to(site.sae.W_enc.dtype)
-            targets.append(target)
-            weights.append(counted_tokens(read, kept, max_norm=max_norm))
-            if spliced is None:
-                x = read.to(target.dtype)
-                codes = site.sae.encode(x, shown[site.write].flatten(0, 1).to(x.dtype) if shown else None)
-                passed.append(Passed(x, codes, site.sae.decode(codes)))
+        kept = kept_positions(batch, options.skip_positions)
+        flat, flat_shown = ({hook: a.flatten(0, 1) for hook, a in each.items()} for each in (clean.activations, shown))
+        if not self.loss.needs_spliced_pass:
+            forward = pass_activations(Activations(flat, flat_shown), sites, kept=kept, max_norm=options.max_norm)
+            return forward._replace(clean=clean, drawn=drawn)
+        spliced, passed = self._spliced(clean, sites, shown)
+        targets = [flat[site.write].to(site.sae.W_enc.dtype) for site in sites]
+        weights = [counted_tokens(flat[site.read], kept, max_norm=options.max_norm) for site in sites]
         return Forward(passed, targets, weights, clean, spliced, self.subject.unembed, drawn)
 
     def _clean(
@@ -106,14 +97,26 @@ class TokenPasses:
             return clean, drawn, drawn
         return clean, self.shown.clean(tokens, capture=capture, generator=generator)[1], drawn
 
-    def _spliced(
-        self, clean: Clean, sites: Sequence[Site], shown: Gradients, *, separate: bool
-    ) -> tuple[Spliced, list[Passed]]:
-        if separate:
+    def _spliced(self, clean: Clean, sites: Sequence[Site], shown: Gradients) -> tuple[Spliced, list[Passed]]:
+        if self.separate:
             assert not shown, "an architecture that looks at gradients is no run among others"
             return splice_each(self.subject, clean, sites, capture=self.later)
         splice, passed = splice_sites(sites, sides=shown)
         return self.subject.spliced(clean, splice, capture=self.later), passed
+
+
+def pass_activations(
+    batch: Activations, sites: Sequence[Site], *, kept: Bool[Tensor, "tokens"] | None, max_norm: float | None
+) -> Forward:
+    """Run each SAE on the activations that it reads, which may be in any order."""
+    passed, targets, weights = [], [], []
+    for site in sites:
+        x = batch.values[site.read].to(site.sae.W_enc.dtype)
+        codes = site.sae.encode(x, batch.gradients.get(site.write))
+        passed.append(Passed(x, codes, site.sae.decode(codes)))
+        targets.append(batch.values[site.write].to(x.dtype))
+        weights.append(counted_tokens(x, kept, max_norm=max_norm))
+    return Forward(passed, targets, weights)
 
 
 def kept_positions(tokens: Int[Tensor, "batch pos"], skipped: Sequence[int]) -> Bool[Tensor, "tokens"] | None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from crux.config.schema import Optimizer
+from crux.config.schema import Optimizer, OptimizerName
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
@@ -74,10 +74,11 @@ class SAEModule(L.LightningModule):
             site.sae.advance(self.global_step / self.max_steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
-        separate, generator = self.runs.separate, self.drawn_labels.generator(self.device)
-        forward = self.passes.run(batch, self.sites, separate=separate, generator=generator)
+        forward = self.passes.run(batch, self.sites, generator=self.drawn_labels.generator(self.device))
         dead = [tally.dead(after=self.auxk.dead_after) for tally in self._tallies if self.auxk.coefficient > 0]
-        step = Step(forward, self.sites, separate=separate, sparsity=self.sparsity.weight, auxk=self.auxk, dead=dead)
+        step = Step(
+            forward, self.sites, separate=self.runs.separate, sparsity=self.sparsity.weight, auxk=self.auxk, dead=dead
+        )
         loss = self.loss(step)
         self.record(step, loss)
         return loss.sum()
@@ -102,7 +103,9 @@ class SAEModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         lr = self.optimizer_options.lr
         groups = [group for site in self.sites for group in site.sae.parameter_groups(lr)]
-        return build_optimizer(groups, options=self.optimizer_options, max_steps=self.max_steps)
+        options = self.optimizer_options
+        decoupled = options.name is OptimizerName.adamw
+        return build_optimizer(groups, options=options, decoupled=decoupled, max_steps=self.max_steps)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

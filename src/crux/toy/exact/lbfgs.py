@@ -87,9 +87,19 @@ def _direction(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> T
 
 
 def minimise(
-    loss: Loss, start: Sequence[Tensor], *, max_iterations: int, gradient_tolerance: float, history: int
+    loss: Loss,
+    start: Sequence[Tensor],
+    *,
+    max_iterations: int,
+    gradient_tolerance: float,
+    history: int,
+    report: Callable[[int], None] = lambda n_ended: None,
 ) -> Minimum:
-    """Minimises `loss` for every instance from its own start: tensors with the instances as first axis."""
+    """Minimise `loss` for every instance from its own start: tensors with the instances as first axis.
+
+    Args:
+        report: told in every iteration how many instances have ended.
+    """
     shapes = [t.shape[1:] for t in start]
     sizes = [shape.numel() for shape in shapes]
     x = torch.cat([t.detach().reshape(len(t), -1) for t in start], 1)
@@ -119,6 +129,7 @@ def minimise(
         if ended.any():
             which, f, g, x, scale, idle = (t[~ended] for t in (which, f, g, x, scale, idle))
             S, Y, rho = S[:, ~ended], Y[:, ~ended], rho[:, ~ended]
+        report(len(final.loss) - len(which))
         if not len(which) or iteration == max_iterations:
             break
         d = _direction(g, S, Y, rho, scale)

@@ -11,15 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.compare import shared_losses
 from crux.toy.exact.best import best_of_seeds, instance
-from crux.toy.experiments.programs import over_densities, program, settings
-from crux.toy.experiments.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, build_program
 from crux.toy.figures.neurons import Panel, toy_neurons
 from crux.toy.figures.polygons import density_title
 from crux.toy.geometry.neurons import monosemanticity, most_monosemantic_first
 from crux.toy.geometry.untied import balanced, features_of, motifs
+from crux.toy.options import OneSize, Size
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import Weights
 
@@ -33,16 +35,16 @@ DENSE, SPARSE = 1.0, 0.01
 """At the one neurons should be monosemantic, from the other down they should not."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
     """The model with enough neurons, then an instance for each density and seed."""
     ones = torch.ones(1, ENOUGH)
-    enough = program(config, name="enough", density=ones, importance=ones, kind=None, points=None)
-    return [enough._replace(n_hidden=2 * ENOUGH), over_densities(config)]
+    size = Size(ENOUGH, 2 * ENOUGH, toy.n_sets)
+    enough = build_program(toy, size, seed=seed, name="enough", kind=toy.kind, density=ones, importance=ones)
+    return [enough, build_model_program(toy, seed=seed)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
     """The best instances: which neurons have how many features, and where one inhibits what another got wrong."""
-    toy = settings(config)
     enough, sweep = trained
     loss_enough = shared_losses(enough, n_seeds=toy.seeds, samples=toy.held_out)
     loss = shared_losses(sweep, n_seeds=toy.seeds, samples=toy.held_out)
@@ -126,3 +128,6 @@ def pictured(reads: Float[Tensor, "m n"], writes: Float[Tensor, "n m"]) -> list[
         Panel(reads[order].numpy(), "what neurons read: W", "weight", pure),
         Panel(writes.mT[order].numpy(), "what they write: W_out", "weight", pure),
     ]
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
-from crux.toy.experiments.programs import over_densities, settings, tiled
-from crux.toy.experiments.result import Check, Result
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.features import Purpose
 from crux.toy.figures.vulnerability import toy_vulnerability
 from crux.toy.geometry.adversarial import analytic_attack, gradient_attack, rise
 from crux.toy.geometry.dimensionality import dimensions_per_feature
-from crux.toy.options import ToyKind
+from crux.toy.options import Kind, Tiled
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import SuperpositionModel, Weights
 
@@ -35,14 +36,13 @@ ASCENT = 40
 """Steps of the gradient-based attack."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: Tiled, *, seed: int) -> list[Program]:
     """One instance for each density and seed; the density 1 is the comparison."""
-    toy = settings(config)
     if 1.0 not in toy.densities or len(toy.densities) < 3:
         raise UserError("toy.densities: experiment=toy/adversarial compares two densities or more with 1.0")
-    if toy.kind is not ToyKind.relu_output:
+    if toy.kind is not Kind.relu_output:
         raise UserError("toy.kind: experiment=toy/adversarial attacks relu_output")
-    return tiled(over_densities(config), tile=toy.tile)
+    return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
 class Rises(NamedTuple):
@@ -79,18 +79,18 @@ def correlation(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
     """Vulnerability and 1/D* of every instance, and how they go together."""
-    toy, whole = settings(config), over_densities(config)
+    whole = build_model_program(toy, seed=run.seed)
     W, b = (torch.cat([getattr(part.weights, key) for part in trained]) for key in ("W", "b"))
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)
     data = whole.data(batch=SAMPLES, n_batches=1, purpose=Purpose.held_out)[0]
     reach = REACH * data.norm(dim=-1).mean(-1)
-    own = rises(SuperpositionModel(whole.kind, Weights(W, b, None)), data, reach=reach, seed=config.seed)
+    own = rises(SuperpositionModel(whole.kind, Weights(W, b, None)), data, reach=reach, seed=run.seed)
     first = toy.densities.index(1.0) * toy.seeds
     dense = torch.arange(first, first + toy.seeds).repeat(len(toy.densities))  # the seed's instance at density 1
     without = SuperpositionModel(whole.kind, Weights(W[dense], b[dense], None))
-    base = rises(without, data[dense], reach=reach, seed=config.seed)
+    base = rises(without, data[dense], reach=reach, seed=run.seed)
     vulnerability, stronger, each = (
         mine / theirs for mine, theirs in zip(own[:3], (base.analytic, base.analytic, base.analytic_each), strict=True)
     )
@@ -132,3 +132,6 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     arrays = {"density": density, "vulnerability": vulnerability, "features_per_dimension": crowd, "reach": reach}
     arrays |= {f"rise_{name}": value for name, value in own._asdict().items()}
     return Result(metrics, checks, {"vulnerability": figure}, arrays, f"{about}\n\n{markdown_table(header, rows)}")
+
+
+EXPERIMENT = ToyExperiment(Tiled, programs, result)

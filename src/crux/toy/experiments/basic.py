@@ -12,16 +12,17 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds
 from crux.toy.exact.loss import independent_moments, linear_loss
-from crux.toy.experiments.programs import importances, over_densities, program, settings, uniform
-from crux.toy.experiments.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.figures.superposition import toy_superposition
 from crux.toy.geometry.dimensionality import norms, superposition
-from crux.toy.options import Together, ToyKind
+from crux.toy.options import Kind, OneSize, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 REPRESENTED = 0.5
 """A feature is, from this norm on: half-way between none and the whole."""
@@ -33,10 +34,9 @@ DENSE, SPARSE = 1.0, 0.1
 """No superposition is expected at the first density; some from the second on."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
     """The linear model and the ReLU model, one instance for each density and seed."""
-    toy = settings(config)
-    if toy.kind is not ToyKind.relu_output or toy.together is not Together.independent or toy.signed:
+    if toy.kind is not Kind.relu_output or toy.together is not Together.independent or toy.signed:
         raise UserError(
             "experiment=toy/basic compares the linear model with toy.kind=relu_output, for toy.together=independent and "
             "toy.signed=false"
@@ -45,10 +45,8 @@ def programs(config: Config) -> list[Program]:
         raise UserError("toy.densities: experiment=toy/basic wants them in descending order")
     if toy.n_hidden >= toy.n_features:
         raise UserError("toy.n_hidden: experiment=toy/basic is about fewer hidden dimensions than features")
-    linear = program(
-        config, name="linear", density=uniform(toy), importance=importances(toy)[None], kind=Kind.linear, points=None
-    )
-    return [linear, over_densities(config)]
+    relu = build_model_program(toy, seed=seed)
+    return [relu._replace(name="linear", kind=Kind.linear), relu]
 
 
 def linear_optimum(
@@ -85,10 +83,9 @@ def best(trained: Trained, loss: Float[Tensor, "stream setting"], *, seeds: int)
     return Weights(trained.weights.W[chosen, 0], trained.weights.b[chosen, 0], None)
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
     """Norms, superposition and biases of the best instance of each density, and whether they are the paper's."""
     flat, bent = trained
-    toy = settings(config)
     n, m, densities = toy.n_features, toy.n_hidden, torch.tensor(toy.densities)
     excess = linear_excess(flat)
     linear, relu = best(flat, excess, seeds=toy.seeds), best(bent, bent.loss, seeds=toy.seeds)
@@ -158,3 +155,6 @@ def bias_gap(weights: Weights, densities: Float[Tensor, "models"], m: int) -> fl
     """
     mean = densities[:, None] / 2
     return float(((weights.b[:, m:] - mean).abs() / mean).mean(-1).max())
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.compare import shared_losses
-from crux.toy.experiments.programs import importances, program, settings, uniform
-from crux.toy.experiments.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.features import Purpose
 from crux.toy.figures.memorised import Size, toy_losses, toy_planes
 from crux.toy.geometry.dimensionality import dimensionality
+from crux.toy.options import DoubleDescent
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import error
 
@@ -28,27 +30,19 @@ TOP = 5
 """Features of a pentagon, of which the generalising model makes one (or a polygon near it)."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: DoubleDescent, *, seed: int) -> list[Program]:
     """One program a size of the training set, its instances the seeds, each with points of its own."""
-    toy = settings(config)
-    if toy.points is None or len(toy.densities) != 1 or toy.n_hidden != 2:
+    if len(toy.densities) != 1 or toy.n_hidden != 2:
         raise UserError("experiment=toy/double_descent needs toy.points, one density in toy.densities, toy.n_hidden=2")
+    fresh = build_model_program(toy, seed=seed)
+    features = fresh.features._replace(unit=toy.unit)
     return [
-        program(
-            config,
-            name=f"points_{points:05d}",
-            density=uniform(toy),
-            importance=importances(toy)[None],
-            kind=None,
-            points=points,
-        )
-        for points in sorted(toy.points)
+        fresh._replace(name=f"points_{points:05d}", features=features, points=points) for points in sorted(toy.points)
     ]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: DoubleDescent, trained: Sequence[Trained], run: Run) -> Result:
     """Losses, dimensionality and planes by the size of the training set."""
-    toy = settings(config)
     sizes = [learned(one, n_seeds=toy.seeds, held_out=toy.held_out) for one in trained]
     metrics = {}
     for size in sizes:
@@ -131,3 +125,6 @@ def checks(sizes: Sequence[Size]) -> list[Check]:
 def top(dimensions: np.ndarray) -> float:
     """Σ D of the TOP largest; 2 where they make a polygon and the others vanish."""
     return float(np.sort(dimensions)[-TOP:].sum())
+
+
+EXPERIMENT = ToyExperiment(DoubleDescent, programs, result)

@@ -6,44 +6,45 @@ import torch
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.exact.optima import exact_optima
-from crux.toy.experiments.programs import importances, over_densities, settings
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, feature_importances
 from crux.toy.figures.optima import toy_optima
-from crux.toy.geometry.report import geometry_report
+from crux.toy.geometry.report import THRESHOLDS, geometry_report
+from crux.toy.options import Kind, OneSize, Together
 from crux.toy.program import Program, Trained
 
 CLOSE = 0.005
 """By how much of it the loss of the best restart may be above the exact optimum."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
     """One instance for each density and seed."""
-    toy = settings(config)
-    if toy.n_features > 6 or toy.kind.value != "relu_output" or toy.together.value != "independent":
+    if toy.n_features > 6 or toy.kind is not Kind.relu_output or toy.together is not Together.independent:
         raise UserError(
             "experiment=toy/exact_optima: exact optima are searched for toy.kind=relu_output, toy.together=independent and "
             "up to 6 features"
         )
-    return [over_densities(config)]
+    return [build_model_program(toy, seed=seed)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
     """Excess of each restart's exact loss over the best exact optimum, and the shapes that they end in."""
     (found,) = trained
-    toy, loss = settings(config), losses(found)
+    loss = losses(found)
     best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
     checks, metrics, truths, names, rows = [], {}, [], [], []
     for i, (density, stream) in enumerate(zip(toy.densities, best, strict=True)):
         truth = exact_optima(
             n_hidden=toy.n_hidden,
-            importance=importances(toy).double(),
+            importance=feature_importances(toy, toy.n_features).double(),
             density=torch.full((toy.n_features,), density, dtype=torch.float64),
             signed=toy.signed,
             n_random=2,
-            seed=config.seed,
+            seed=run.seed,
             max_iterations=400,
             gradient_tolerance=1e-8,
         )
@@ -68,3 +69,6 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     arrays = {"loss": loss, "exact": torch.tensor(truths), "excess": excess}
     header = ["density", "exact optimum", "shape", "best restart", "excess", "shape", "restarts there"]
     return Result(metrics, checks, {"excess": figure}, arrays, markdown_table(header, rows))
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -11,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
-from crux.toy.experiments.programs import over_densities, settings, tiled
-from crux.toy.experiments.result import Check, Result
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.figures.dimensionality import toy_dimensionality
 from crux.toy.figures.fractions import FRACTIONS
 from crux.toy.geometry.dimensionality import dimensionality, dimensions_per_feature, norms, rank
+from crux.toy.options import Tiled
 from crux.toy.program import Program, Trained
 
 REPRESENTED = 0.5
@@ -37,9 +39,9 @@ HALF, FLAT = 0.5, 0.03
 """D* is on its plateau within FLAT of HALF."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: Tiled, *, seed: int) -> list[Program]:
     """One instance for each density and seed."""
-    return tiled(over_densities(config), tile=settings(config).tile)
+    return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
 def share_at(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
@@ -73,9 +75,8 @@ def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> f
     return longest
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
     """D* and every D_i, their law, and whether they stick to the fractions."""
-    toy = settings(config)
     W = torch.cat([part.weights.W[:, 0] for part in trained])
     loss = torch.cat([part.loss[:, 0] for part in trained])
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)
@@ -124,3 +125,6 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         "loss": loss,
     }
     return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n\n".join([about, *tables]))
+
+
+EXPERIMENT = ToyExperiment(Tiled, programs, result)

@@ -12,17 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import instance, losses
 from crux.toy.exact.population import has_population_loss, population_loss
-from crux.toy.experiments.programs import over_densities, settings
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.figures.dynamics import toy_dynamics
 from crux.toy.figures.stages import toy_stages
 from crux.toy.geometry.dimensionality import dimensionality, norms, unit_columns
 from crux.toy.geometry.jumps import abruptness, at_once, drops
-from crux.toy.geometry.report import canonical, geometry_report
-from crux.toy.options import Together, ToyKind
+from crux.toy.geometry.report import THRESHOLDS, canonical, geometry_report
+from crux.toy.options import Kind, OneSize, Together
 from crux.toy.program import Program, Trained, held_out_loss
 
 REPRESENTED = 0.5
@@ -38,14 +39,13 @@ WINDOW = 0.1
 """Of the training: a jump is what happens within it."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
     """Instances of one density, an instance a seed, whose weights are kept along the way."""
-    toy = settings(config)
-    if toy.kind is not ToyKind.relu_output or len(toy.densities) != 1:
+    if toy.kind is not Kind.relu_output or len(toy.densities) != 1:
         raise UserError("experiment=toy/learning_dynamics watches toy.kind=relu_output at one density")
     if toy.snapshots < 20:
         raise UserError(f"toy.snapshots={toy.snapshots}: experiment=toy/learning_dynamics needs 20 or more")
-    return [over_densities(config)]
+    return [build_model_program(toy, seed=seed)]
 
 
 def losses_on_the_way(trained: Trained, *, samples: int) -> Float[Tensor, "points seed"]:
@@ -82,10 +82,10 @@ def telling(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
     return max(good, key=lambda i: (n_drops[i], -float(loss[i])))
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
     """One seed's dimensionalities and loss over the training, where it ended, and how abruptly."""
     (found,) = trained
-    toy, steps = settings(config), list(found.snapshots)
+    steps = list(found.snapshots)
     path = losses_on_the_way(found, samples=toy.held_out)
     several = [len(drops(column).steepest) for column in path.T]
     shown = telling(losses(found)[:, 0], several)
@@ -105,7 +105,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("distinct drops of the loss, of the seed with the fewest", min(several), 2, 100),
     ]  # fmt: skip
     lines = [
-        f"seed {config.seed + shown} of {toy.seeds} is shown; distinct drops of the loss of each: {', '.join(map(str, several))}",
+        f"seed {run.seed + shown} of {toy.seeds} is shown; distinct drops of the loss of each: {', '.join(map(str, several))}",
         "steepest at step " + ", ".join(f"{steps[i]} (loss {loss[i]:.4g})" for i in falls.steepest),
         "",
         "represented features at the end:",
@@ -154,3 +154,6 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
 def shape_of(W: Float[Tensor, "m n"]) -> dict[str, int]:
     """Name of a shape → how many there are."""
     return geometry_report(W, **THRESHOLDS).names
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -5,6 +5,7 @@ Elhage et al. 2209.10652, "Non-uniform superposition": many restarts, of which a
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,17 +15,21 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import losses
 from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
-from crux.toy.exact.polish import polished
-from crux.toy.experiments.programs import importances, program, settings, uniform
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.exact.polish import polish
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_program, feature_importances, uniform_densities
+from crux.toy.features import FeatureDistribution
 from crux.toy.figures.crossing import toy_crossing
-from crux.toy.geometry.report import canonical, geometry_report
+from crux.toy.geometry.report import THRESHOLDS, canonical, geometry_report
+from crux.toy.options import Kind, OneVariedFeature, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 PENTAGON, DIGONS = "pentagon", "two digons, the varied feature dropped"
 POLISH = {"gradient_tolerance": 1e-7, "max_iterations": 500}
@@ -38,18 +43,20 @@ EXACT_CROSSING = 3.7
 """How many times sparser the varied feature is where pentagon and digons lose alike, at p = 0.05 (reference 1.4.5, two figures)."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: OneVariedFeature, *, seed: int) -> list[Program]:
     """One instance for each ratio and seed."""
-    toy = settings(config)
     if (toy.n_features, toy.n_hidden, len(toy.densities)) != (5, 2, 1):
         raise UserError(
             "experiment=toy/one_varied_feature is about toy.n_features=5, toy.n_hidden=2 at one of toy.densities"
         )
-    if not toy.ratios or max(toy.ratios) * toy.densities[0] > 1:
-        raise UserError("toy.ratios: at least one is needed, and ratio × density must be 1 at most")
-    density = uniform(toy).repeat(len(toy.ratios), 1)
+    if max(toy.ratios) * toy.densities[0] > 1:
+        raise UserError("toy.ratios: ratio × density must be 1 at most")
+    density = uniform_densities(toy, toy.n_features).repeat(len(toy.ratios), 1)
     density[:, -1] *= torch.tensor(toy.ratios)
-    return [program(config, name="model", density=density, importance=importances(toy)[None], kind=None, points=None)]
+    importance = feature_importances(toy, toy.n_features)[None]
+    return [
+        build_program(toy, toy.size, seed=seed, name="model", kind=toy.kind, density=density, importance=importance)
+    ]
 
 
 class Optimum(NamedTuple):
@@ -119,17 +126,17 @@ def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> 
         importance=torch.ones(len(W), 1, density.shape[1]),
         points=None,
     )
-    end = polished(every, Weights(W, b, None), **POLISH)
+    end = polish(every, Weights(W, b, None), **POLISH)
     by_ratio = (t.unflatten(0, (len(density), -1))[:, :, 0] for t in (end.loss, end.weights.W))
     return [optima(loss, W) for loss, W in zip(*by_ratio, strict=True)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: OneVariedFeature, trained: Sequence[Trained], run: Run) -> Result:
     """All local optima against the ratio, and where pentagon and digons cross."""
     (it,) = trained
-    toy = settings(config)
-    ratios = toy.ratios or []
-    end = polished(it.program, it.weights, **POLISH)
+    ratios = toy.ratios
+    with show_progress("polishing", total=it.loss.numel(), shown=run.progress) as report:
+        end = polish(it.program, it.weights, **POLISH, compute=partial(compute_once, run.folder), report=report)
     loss, W = (t[:, 0].unflatten(0, (-1, toy.seeds)) for t in (end.loss, end.weights.W))
     found = {r: optima(loss[i], W[i]) for i, r in enumerate(ratios)}
     density = it.program.density[:: toy.seeds]
@@ -193,3 +200,6 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
 def _table(found: dict[float, list[Optimum]]) -> str:
     rows = [[f"{r:.3g}", o.name, f"{o.loss:.6f}", o.n] for r, at in found.items() for o in at]
     return markdown_table(["density ratio", "local optimum", "exact loss", "restarts"], rows)
+
+
+EXPERIMENT = ToyExperiment(OneVariedFeature, programs, result)

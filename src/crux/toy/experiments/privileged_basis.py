@@ -6,19 +6,24 @@ features grow sparse, circuits form of more features than neurons, at first besi
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.config.schema import Config
-from crux.toy.compare import at, polished, shared_losses, whole
-from crux.toy.experiments.programs import over_densities, settings, tiled
-from crux.toy.experiments.result import Check, Result
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
+from crux.runs.result import Check, Result
+from crux.toy.compare import join_tiles, polish_on_samples, select_streams, shared_losses
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.figures.neurons import Panel, toy_neurons
 from crux.toy.figures.polygons import density_title
 from crux.toy.geometry.neurons import WIRED, Circuit, circuits, monosemanticity, most_monosemantic_first, pairs, wired
+from crux.toy.options import Tiled
 from crux.toy.program import Program, Trained
 
 REGIMES = (
@@ -38,18 +43,25 @@ EQUAL = 1.005
 """Losses this near are not told apart; at density .12 those of 6 in 4 and 5 in 3 are within a thousandth."""
 
 
-def programs(config: Config) -> list[Program]:
+def programs(toy: Tiled, *, seed: int) -> list[Program]:
     """One instance for each density and seed."""
-    return tiled(over_densities(config), tile=settings(config).tile)
+    return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
+def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
     """The best instance of each density: its circuits, and how monosemantic its neurons are."""
-    toy, found = settings(config), whole(trained)
+    found = join_tiles(trained)
     loss = shared_losses(found, n_seeds=toy.seeds, samples=toy.held_out)
     n = min(FINALISTS, toy.seeds)
     order = loss.view(-1, toy.seeds).argsort(1)[:, :n] + toy.seeds * torch.arange(len(toy.densities))[:, None]
-    finalists = polished(at(found, order.flatten()), active=4096, max_iterations=100)
+    with show_progress("polishing", total=order.numel(), shown=run.progress) as report:
+        finalists = polish_on_samples(
+            select_streams(found, order.flatten()),
+            active=4096,
+            max_iterations=100,
+            compute=partial(compute_once, run.folder),
+            report=report,
+        )
     final = shared_losses(finalists, n_seeds=n, samples=4 * toy.held_out).view(-1, n)
     every_W = finalists.weights.W.view(-1, n, *finalists.weights.W.shape[2:])
     checks, metrics, panels, rows = [], {}, [], []
@@ -96,3 +108,6 @@ def described(parts: Sequence[Circuit]) -> str:
     names = [str(part) for part in sorted(parts, key=lambda part: len(part.features))]
     counted = {name: names.count(name) for name in names}
     return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counted.items())
+
+
+EXPERIMENT = ToyExperiment(Tiled, programs, result)
