@@ -88,6 +88,7 @@ def every_basis(
     last: Basis,
     seed: int,
     once: Once,
+    report_done: Callable[[int], None],
 ) -> dict[str, list[Basis]]:
     """Return the bases that the options name, along the hook points.
 
@@ -95,6 +96,7 @@ def every_basis(
         at: the activations' moments at the hook points.
         last: every one's basis at the last hook point.
         once: keeps each interaction basis.
+        report_done: is called with the number of bases that are done.
 
     Raises:
         UserError: as `interaction_bases`.
@@ -121,11 +123,12 @@ def every_basis(
             yield unpack(Basis, kept, prefix=f"{hook}/", device=last.mean.device, hook=hook, name=name)
 
     found: dict[str, list[Basis]] = {}
-    for kind in options.bases:
+    for done, kind in enumerate(options.bases, 1):
         if kind in plain:
             found[kind] = [*map(plain[kind], hooks), last]
         else:
             found[basis_name(reach[kind])] = [*interaction(reach[kind]), last]
+        report_done(done)
     return found
 
 
@@ -138,14 +141,14 @@ def compare(
     found_on: Sequence[Tensor],
     loss: AblationLoss,
     once: Once,
-    progress: Callable[[str], None],
+    report_done: Callable[[int], None],
 ) -> Compared:
     """Ablate nodes and edges in every basis.
 
     Args:
         found_on: batches for the edges.
         once: keeps the edges of each basis and each ablation's curve.
-        progress: is called with the name of each basis that is done.
+        report_done: is called with the number of bases that are done.
 
     Raises:
         UserError: no data.
@@ -164,7 +167,7 @@ def compare(
 
         return Curve.from_tensors(once(name, compute))
 
-    for name, along in bases.items():
+    for done, (name, along) in enumerate(bases.items(), 1):
         nodes[name] = [
             kept_curve(
                 f"nodes_{name}_{k}",
@@ -186,7 +189,7 @@ def compare(
                 )
                 for k, (pair, each) in enumerate(zip(itertools.pairwise(strongest), between[name], strict=True))
             ]
-        progress(name)
+        report_done(done)
     return Compared(dict(bases), clean, nodes, between, curves)
 
 

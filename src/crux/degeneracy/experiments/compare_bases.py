@@ -16,6 +16,7 @@ from crux.degeneracy.grams import Moments, moments
 from crux.degeneracy.networks.network import Network
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
 from crux.runs.result import Result
 
 
@@ -46,7 +47,8 @@ def compare_bases(
     of, once = options.compare, partial(compute_once, run.folder)
     at = moments(network, found_on, hooks=of.hooks)
     last = last_basis(of, at, language)
-    bases = every_basis(network, found_on, at=at, options=of, last=last, seed=run.seed, once=once)
+    with show_progress("bases", total=len(of.bases), shown=run.progress) as show:
+        bases = every_basis(network, found_on, at=at, options=of, last=last, seed=run.seed, once=once, report_done=show)
     if language is not None and language.dictionaries:
         bases["sae"] = [
             dictionary(hook, at[hook], directions=language.dictionaries[hook])
@@ -54,15 +56,15 @@ def compare_bases(
             else principal_components(hook, at[hook], threshold=of.threshold)
             for hook in of.hooks[:-1]
         ] + [last]
-    done: list[str] = []
+    with show_progress("edges and ablation of bases", total=len(bases), shown=run.progress) as show:
 
-    def progress(name: str) -> None:
-        done.append(name)
-        run.add_row(first_row + len(done), {"bases_done": float(len(done))})
+        def report_done(done: int) -> None:
+            show(done)
+            run.add_row(first_row + done, {"bases_done": float(done)})
 
-    found = compare(
-        network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, progress=progress
-    )
+        found = compare(
+            network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
+        )
     covariances = {hook: at[hook].covariance for hook in of.hooks}
     drawn = graphs(found, options, seed=run.seed)
     report = comparison_report.report(found, of, loss=loss.name)

@@ -17,6 +17,7 @@ from crux.degeneracy.networks.chain import Chain
 from crux.runs.experiment import Experiment, keep_rows
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 
 N_INPUTS, N_READ, N_OUTPUTS = 12, 6, 4
@@ -66,15 +67,17 @@ def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, r
     def weights() -> dict[str, Tensor]:
         optimizer = torch.optim.Adam(chain.parameters(), lr=options.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        for step in range(options.steps):
-            x = task.inputs(256, generator)
-            loss = (chain(x) - task.outputs(x)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % 500 == 0:
-                run.add_row(step + 1, {"train/loss": float(loss.detach())})
+        with show_progress("training steps", total=options.steps, shown=run.progress) as show:
+            for step in range(options.steps):
+                x = task.inputs(256, generator)
+                loss = (chain(x) - task.outputs(x)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                if (step + 1) % 500 == 0:
+                    run.add_row(step + 1, {"train/loss": float(loss.detach())})
+                show(step + 1)
         return {**chain.state_dict(), GENERATOR: generator.get_state()}
 
     kept = compute_once(run.folder, "perceptron", weights)

@@ -32,6 +32,7 @@ from crux.degeneracy.removal import Losses, directions, losses_without
 from crux.runs.experiment import Experiment, keep_rows
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 
 FOUND_ON, JUDGED_ON = 40, 60
@@ -56,12 +57,17 @@ def result(options: PlantedModules, run: Run) -> Result:
     found_on = unrelated(FOUND_ON, network.rotation, generator)
     judged_on = unrelated(JUDGED_ON, network.rotation, generator)
     as_trained = training_samples(len(found_on.x), generator)[0] @ network.rotation
-    graphs = {
-        "interaction basis": graph(chain, found_on.x, "local", options, run=run, piece="local"),
-        "principal components": graph(chain, found_on.x, "pca", options, run=run, piece="pca"),
-        "neurons": graph(chain, found_on.x, "neuron", options, run=run, piece="neuron"),
-        "interaction basis, training data": graph(chain, as_trained, "local", options, run=run, piece="local_trained"),
+    studied = {
+        "interaction basis": ("local", found_on.x),
+        "principal components": ("pca", found_on.x),
+        "neurons": ("neuron", found_on.x),
+        "interaction basis, training data": ("local", as_trained),
     }
+    graphs: dict[str, Graph] = {}
+    with show_progress("interaction graphs", total=len(studied), shown=run.progress) as show:
+        for done, (name, (kind, x)) in enumerate(studied.items(), 1):
+            graphs[name] = graph(chain, x, kind, options, run=run, piece=f"graph_{done}")
+            show(done)
     best = graphs["interaction basis"]
     losses = without_each(chain, best, judged_on)
     shortcut = min(losses.without, key=lambda name: losses.without[name]["misled"])
@@ -128,7 +134,7 @@ def graph(chain: Chain, x: Float[Tensor, "n d"], kind: str, options: PlantedModu
             packed |= {f"strength{i}": each.strength, f"needed{i}": torch.tensor(needed)}
         return packed
 
-    found = compute_once(run.folder, f"graph_{piece}", compute)
+    found = compute_once(run.folder, piece, compute)
     device = torch.device("cpu")
     bases = [unpack(Basis, found, prefix=f"{hook}/", device=device, hook=hook, name=kind) for hook in HOOKS]
     strengths = [found[f"strength{i}"] for i in range(len(HOOKS) - 1)]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crux.degeneracy.networks.chain import Chain
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
 
 PART = 4
 """Inputs of a module."""
@@ -92,17 +93,19 @@ def train(generator: torch.Generator, run: Run) -> Shortcut:
         b = [torch.zeros(len(m), dtype=torch.float64, requires_grad=True) for m in masks]
         optimizer = torch.optim.Adam([*W, *b], lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        for step in range(STEPS):
-            h, label = training_samples(BATCH, generator)
-            for i, mask in enumerate(masks):
-                h = F.linear(h if i == 0 else h.relu(), W[i] * mask, b[i])
-            loss = F.binary_cross_entropy_with_logits(h @ out, label.double())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % 500 == 0:
-                run.add_row(step + 1, {"train/loss": float(loss.detach())})
+        with show_progress("training steps", total=STEPS, shown=run.progress) as show:
+            for step in range(STEPS):
+                h, label = training_samples(BATCH, generator)
+                for i, mask in enumerate(masks):
+                    h = F.linear(h if i == 0 else h.relu(), W[i] * mask, b[i])
+                loss = F.binary_cross_entropy_with_logits(h @ out, label.double())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                if (step + 1) % 500 == 0:
+                    run.add_row(step + 1, {"train/loss": float(loss.detach())})
+                show(step + 1)
         found = {f"W{i}": (w * m).detach() for i, (w, m) in enumerate(zip(W, masks, strict=True))}
         return found | {f"b{i}": v.detach() for i, v in enumerate(b)} | {"generator": generator.get_state()}
 

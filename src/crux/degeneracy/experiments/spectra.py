@@ -25,6 +25,7 @@ from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
 from crux.runs.experiment import Experiment, keep_rows
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 from crux.sae.loading import load_model, load_tokens
 from crux.subjects.subject import FINAL, Subject
@@ -136,9 +137,11 @@ def grams_at(
         return {"K": jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=run.seed)}
 
     grams = Grams()
-    for hook in hooks:
-        kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
-        grams[hook] = found[hook].gram, kept["K"].to(whole.device)
+    with show_progress("hook points", total=len(hooks), shown=run.progress) as show:
+        for done, hook in enumerate(hooks, 1):
+            kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
+            grams[hook] = found[hook].gram, kept["K"].to(whole.device)
+            show(done)
     return grams
 
 

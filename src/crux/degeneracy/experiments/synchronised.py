@@ -15,6 +15,7 @@ from crux.degeneracy.synchronised import Block, Synchrony, blocks, lenders, relu
 from crux.runs.experiment import Experiment, keep_rows
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
+from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 
 DRAWS = 5
@@ -45,16 +46,18 @@ def result(job: SynchronisedJob, run: Run) -> Result:
     behind = relu_layers(of.network)
     hidden = of.network.clean(of.train.inputs, capture=list(behind.values()), final=False).activations
     found = {hook: synchrony([hidden[before]]) for hook, before in behind.items()}
-    rows = []
-    for step, threshold in enumerate(sorted(job.degeneracy.thresholds), 1):
-        kept = compute_once(
-            run.folder,
-            f"threshold_{threshold!r}",
-            lambda at=threshold: pack(merged(of, found, threshold=at, seed=run.seed)._asdict(), prefix=""),
-        )
-        row = unpack(Merged, kept, prefix="", device=torch.device("cpu"))
-        rows.append(row)
-        run.add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
+    rows, thresholds = [], sorted(job.degeneracy.thresholds)
+    with show_progress("thresholds", total=len(thresholds), shown=run.progress) as show:
+        for step, threshold in enumerate(thresholds, 1):
+            kept = compute_once(
+                run.folder,
+                f"threshold_{threshold!r}",
+                lambda at=threshold: pack(merged(of, found, threshold=at, seed=run.seed)._asdict(), prefix=""),
+            )
+            row = unpack(Merged, kept, prefix="", device=torch.device("cpu"))
+            rows.append(row)
+            run.add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
+            show(step)
     train, test = of.network(of.train.inputs), of.network(of.test.inputs)
     living = sum(len(s.alive) - len(s.dead) for s in found.values())
     exact = [block for s in found.values() for block in blocks(s.distance, threshold=1e-15)]
