@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crux.config.progress import track
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.basis_options import MlpBases, SmallPerceptron
 from crux.degeneracy.compared import AblationLoss
@@ -66,7 +67,7 @@ def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, r
     def weights() -> dict[str, Tensor]:
         optimizer = torch.optim.Adam(chain.parameters(), lr=options.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        for step in range(options.steps):
+        for step in track(range(options.steps), "training"):
             x = task.inputs(256, generator)
             loss = (chain(x) - task.outputs(x)).square().mean()
             optimizer.zero_grad()

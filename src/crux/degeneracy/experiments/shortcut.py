@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crux.config.progress import track
 from crux.degeneracy.networks.chain import Chain
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
@@ -92,7 +93,7 @@ def train(generator: torch.Generator, run: Run) -> Shortcut:
         b = [torch.zeros(len(m), dtype=torch.float64, requires_grad=True) for m in masks]
         optimizer = torch.optim.Adam([*W, *b], lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        for step in range(STEPS):
+        for step in track(range(STEPS), "training"):
             h, label = training_samples(BATCH, generator)
             for i, mask in enumerate(masks):
                 h = F.linear(h if i == 0 else h.relu(), W[i] * mask, b[i])

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
 from crux.degeneracy.budget import Budget, Layer, budget, free_change
 from crux.degeneracy.checks import measures_language_model
@@ -136,7 +137,7 @@ def grams_at(
         return {"K": jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=run.seed)}
 
     grams = Grams()
-    for hook in hooks:
+    for hook in track(hooks, "Jacobian Grams"):
         kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
         grams[hook] = found[hook].gram, kept["K"].to(whole.device)
     return grams
