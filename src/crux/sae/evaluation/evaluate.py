@@ -5,7 +5,7 @@ activation in the SAE's place. Sums stay on the device until the end; all arithm
 networks' own dtype (a judgement to be quoted wants both in float32).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -118,19 +118,23 @@ def evaluate(
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
-    found = consequences.results()
-    for name, values in local.results().items():
-        found |= {name + suffix: value for suffix, value in values.items()}
-    for k, stream in downstream.items():
-        results = stream.results()
-        found |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
-        found |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
+    found = consequences.results() | _reconstruction_results(local, downstream)
     dtype = sum_dtype(subject.device)
     alive = (fired > 0).sum().to(dtype)
     found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
     metrics = numbers(found, device=subject.device)
     densities = (fired.to(dtype) / n_tokens).float().cpu()
     return SaeEvaluation(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
+
+
+def _reconstruction_results(local: Reconstructions, downstream: Mapping[int, Reconstructions]) -> dict[str, Tensor]:
+    """Return MSE and explained variance of the reconstruction, and of the residuals entering later blocks, by name."""
+    found = {name + suffix: value for name, values in local.results().items() for suffix, value in values.items()}
+    for k, stream in downstream.items():
+        results = stream.results()
+        found |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
+        found |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
+    return found
 
 
 def _entered_block(residual: str) -> int:
