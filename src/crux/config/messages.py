@@ -60,7 +60,7 @@ def no_such_key(key: str, *, kind: str | None = None) -> str:
         there = [prefix + k for k in keys_of(own) if "." not in k and k != "_target_"]
         everywhere = there + [k for k in everywhere if "." in k]
         if key in known_keys():
-            owners = list(dict.fromkeys(owner for owner in known_keys()[key] if owner))
+            owners = list(dict.fromkeys(o for o in known_keys()[key] if _can_be_chosen(o.partition("=")[0])))
             have = f"; {', '.join(owners)} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
             where = _described(own.__name__, section)
             return f"{key}: {where} has no such key{have}; its own are {', '.join(sorted(there)) or 'none'}"
@@ -71,12 +71,19 @@ RENAMED = {"gradient.target": "sae.gradient_target", "task": "job"}
 """Keys of earlier versions, and what they are called now."""
 
 
+def _can_be_chosen(group: str) -> bool:
+    """Return whether users choose an option of this group by its name; some groups are an experiment's own."""
+    return bool(group) and any((place / group).is_dir() for place in (ROOT / "conf", *plugin_folders()))
+
+
 def _described(kind: str, section: str) -> str:
     """Return how a user calls an options dataclass: `sae=topk`, or the job that the experiment chose."""
     for group, of_group in registered().items():
         for option, found in of_group.items():
             if found.__name__ == kind:
-                return f"this experiment (job={option})" if group == "job" else f"{group}={option}"
+                if group == "job" or not _can_be_chosen(group):
+                    return "this experiment"
+                return f"{group}={option}"
     return "this experiment" if kind not in dataclasses() or section else "the configuration"
 
 
@@ -102,9 +109,12 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
         return f"{match[1]}: has no meaning for this experiment, which does not read that group"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return no_such_key(match[1], kind=getattr(getattr(error.__cause__, "object_type", None), "__name__", None))
+        cause = error.__cause__
+        kind = getattr(getattr(cause, "object_type", None), "__name__", None)
+        return no_such_key(getattr(cause, "full_key", None) or match[1], kind=kind)
     if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
-        return f"{match[1]}: {no_such_key(match[2], kind=match[3])}"
+        option = match[1].replace("/", "=", 1)
+        return f"{option}: does not fit this experiment, which has no key {match[2]} there"
     if match := re.match(r"Error parsing override '(.*)'", text):
         return f"{match[1]}: cannot be read; write key=value, with quotes where the shell or a comma needs them"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):

@@ -15,9 +15,9 @@ from crux.runs.run_folder import RunFolder
 from crux.toy.exact.best import losses
 from crux.toy.experiments.programs import build_model_program
 from crux.toy.folder import find_toy_model
+from crux.toy.job import train
 from crux.toy.program import Trained, load
 from crux.toy.training import last_row as last_row_of_programs
-from crux.toy.training import train_program
 
 
 def last_row(folder: RunFolder) -> int:
@@ -31,15 +31,7 @@ def toy_model(job: ToyTrainingJob, run: Run) -> tuple[Trained, int]:
         model = load(find_toy_model(job.model.path))
     else:
         program = build_model_program(job.toy, seed=run.seed)
-        model = train_program(
-            program,
-            job.toy,
-            optimizer=job.optimizer,
-            trainer=job.trainer,
-            callbacks=job.callbacks,
-            folder=run.folder.programs / program.name,
-            add_row=run.add_row,
-        )
+        model = train(job, program, run, n_before=0)
     return model, int(losses(model).flatten().argmin()) if job.model.instance is None else job.model.instance
 
 
