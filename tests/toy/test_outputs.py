@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from crux.config.schema import Auxk, Optimizer, OptimizerName
+from crux.config.schema import Accelerator, Optimizer, OptimizerName, Trainer
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
@@ -24,7 +25,8 @@ from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject
 from crux.toy.superposition import Kind, Weights
 from crux.training.data import Feed
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 USED, UNUSED = 6, 4
 SCALE = 5.0
@@ -58,7 +60,7 @@ def module_of(sae: SAE, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEM
         passes=ActivationPasses(max_norm=None),
         loss=loss,
         sparsity=Sparsity(sparsity, n_saes=1, steering=None),
-        optimizer=Optimizer(OptimizerName.adam, 3e-3, [0.9, 0.999], 1e-8, 0.0, 50, 0.1, clip=10.0),
+        optimizer=Optimizer(3e-3, [0.9, 0.999], 1e-8, 0.0, 50, 0.1, name=OptimizerName.adam, clip=10.0),
         auxk=Auxk(coefficient=0.0, k=None, dead_after=0),
         max_steps=steps,
         log_every=50,
@@ -81,8 +83,11 @@ def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float,
     loss = OutputLoss(output, subject=subject) if end_to_end else LocalLoss(local)
     module = module_of(sae, loss, steps=steps, sparsity=sparsity)
     feed = Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
-    pace = Pace(steps, 1, 512, "samples", 10**6, 0, "cpu", 1, "32-true", False)
-    fit(module, feed, pace=pace, checkpoints=folder, resume=None, sinks=[], judge=None, shown={}, abandoned=None)
+    fit(
+        module, feed, trainer=Trainer(False, Accelerator.cpu, steps, 50, 10**6), hardware=CPU, items_per_step=512,
+        unit="samples", checkpoints=folder, resume=None, sinks=[], evaluations=None, shown={}, callbacks=[],
+        abandoned=None,
+    )  # fmt: skip
     return sae
 
 
