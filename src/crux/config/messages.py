@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.errors import UserError
 from crux.config.paths import ROOT
-from crux.config.registry import keys_of, known_keys, plugin_folders, registered
+from crux.config.registry import keys_of, known_keys, plugin_folders, registered, sections_of
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
@@ -57,11 +57,8 @@ def no_such_key(key: str, *, kind: str | None = None) -> str:
         there, everywhere = launcher_keys(), launcher_keys()
     else:
         own = _dataclass(kind)
-        there = (
-            [f"{section}.{k}" if section else k for k in keys_of(own) if "." not in k and k != "_target_"]
-            if own is not None
-            else []
-        )
+        prefix = f"{section}." if section and own not in registered()["job"].values() else ""
+        there = [prefix + k for k in keys_of(own) if "." not in k and k != "_target_"] if own is not None else []
         everywhere = there + [k for k in known_keys() if "." in k or not there or k in there]
         there = (
             there
@@ -81,9 +78,9 @@ RENAMED = {"gradient.target": "sae.gradient_target", "task": "job"}
 
 
 def _dataclass(name: str | None) -> type | None:
-    """Return the options dataclass of that name."""
-    kinds = [kind for group in registered().values() for kind in group.values() if kind.__name__ == name]
-    return kinds[0] if kinds else None
+    """Return the options dataclass of that name, be it an option's or a section's."""
+    kinds = (kind for group in registered().values() for option in group.values() for kind in sections_of(option))
+    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 def _described(kind: str, section: str) -> str:

@@ -59,6 +59,14 @@ def keys_of(options: type) -> Iterator[str]:
             yield from (f"{field.name}.{key}" for key in keys_of(inner))
 
 
+def sections_of(options: type) -> Iterator[type]:
+    """Yield an options dataclass and those of the sections within it."""
+    yield options
+    for inner in get_type_hints(options).values():
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from sections_of(inner)
+
+
 @cache
 def known_keys() -> dict[str, list[str]]:
     """Return every key of every option, with the options that have it, such as `sae=topk` (none for keys of a job itself)."""
