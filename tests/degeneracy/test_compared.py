@@ -54,7 +54,7 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
     )  # fmt: skip
     at = moments(chain, batches, hooks=options.hooks)
     last = principal_components("output", at["output"], threshold=1e-12)
-    bases = every_basis(chain, batches, at=at, options=options, last=last, seed=0, once=computed, report_done=print)
+    bases = every_basis(chain, batches, at=at, options=options, last=last, seed=0, once=computed)
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1
     done: list[int] = []
