@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from crux.config.schema import Auxk, Optimizer, OptimizerName
+from crux.config.schema import Optimizer, OptimizerName
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site

@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES, base
 from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, optimizer, run_fit, source_for, token_batches
 from torch import Tensor
 
-from crux.config.schema import Auxk
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule

@@ -92,7 +92,7 @@ def finished_runs(folder: Path) -> Runs:
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
         if run.done:
-            keys = comparable(run.config())
+            keys = {k: v for k, v in comparable(run.config()).items() if not k.endswith("_target_")}
             settings = {title: value(keys) for title, value in SETTINGS.items()}
             name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
             order = (settings[ARCHITECTURE], rank(settings[LOSS]), keys.get("sparsity") or 0.0, *settings.values())
