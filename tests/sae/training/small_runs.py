@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from crux.config.schema import Optimizer, OptimizerName
+from crux.config.schema import Accelerator, Optimizer, OptimizerName, Trainer
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
@@ -29,7 +29,8 @@ from crux.sae.training.sparsity import Sparsity, Steering
 from crux.subjects.hooks import later_residuals
 from crux.subjects.subject import Subject
 from crux.training.data import Feed, Joined
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 LOSSES: list[Loss] = ["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
@@ -198,27 +199,14 @@ def run_fit(
     resume: Path | None = None,
     devices: int = 1,
 ) -> float:
-    pace = Pace(
-        max_steps=module.max_steps,
-        accumulate=accumulate,
-        tokens_per_step=24,
-        unit="tokens",
+    trainer = Trainer(
+        progress=False, accelerator=Accelerator.cpu, max_steps=module.max_steps, log_every=module.log_every,
         checkpoint_every=checkpoint_every,
-        val_every=0,
-        accelerator="cpu",
-        devices=devices,
-        precision="32-true",
-        progress=False,
-    )
-    feed = Feed(batches, accumulate=accumulate)
-    return fit(
-        module,
-        feed,
-        pace=pace,
-        checkpoints=checkpoints,
-        resume=resume,
-        sinks=list(sinks),
-        judge=None,
-        shown={},
+    )  # fmt: skip
+    rate = fit(
+        module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=CPU._replace(devices=devices), items_per_step=24,
+        unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, shown={}, callbacks=[],
         abandoned=None,
-    )
+    )  # fmt: skip
+    assert rate is not None
+    return rate
