@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -49,6 +49,7 @@ def run(config: ToyJob, *, folder: Path | None) -> None:
     run_job(config, folder=folder, prepare=prepare)
 
 
+@runtime_checkable
 class TrainsToyModels(Protocol):
     """The sections of a job that trains toy models."""
 

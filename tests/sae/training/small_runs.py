@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from crux.config.schema import Accelerator, Optimizer, OptimizerName, Trainer
+from crux.config.schema import Accelerator, Adam, Optimizer, OptimizerName, Trainer
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
@@ -41,9 +41,8 @@ NO_AUXK = Auxk(coefficient=0.0, k=None, dead_after=0)
 def optimizer(
     *, name: str = "adam", lr: float = 3e-3, weight_decay: float = 0.0, warmup_steps: int = 2, clip: float = 10.0
 ) -> Optimizer:
-    return Optimizer(
-        OptimizerName(name), lr, [0.9, 0.999], 1e-8, weight_decay, warmup_steps, min_lr_factor=0.1, clip=clip
-    )
+    adam = Adam(lr, [0.9, 0.999], 1e-8, weight_decay, warmup_steps, min_lr_factor=0.1)
+    return Optimizer(**vars(adam), name=OptimizerName(name), clip=clip)
 
 
 OPTIMIZER = optimizer()
