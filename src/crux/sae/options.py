@@ -200,7 +200,7 @@ def model_source(model: LanguageModel) -> str | Path:
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "job": {"train": SaeJob, "report": ReportJob},
+    "job": {"train": SaeJob, "sweep_report": ReportJob},
     "trainer": {"sae": SaeTrainer},
     "evaluation": {"default": Evaluation},
     **ARCHITECTURES,
