@@ -1,5 +1,7 @@
 """Checks of an SAE on a toy model, beyond the bounds of single keys. Torch-free."""
 
+from collections.abc import Collection
+
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
 from crux.sae.checks import check_saved_sae, check_sparsity
@@ -9,7 +11,7 @@ from crux.toy.folder import find_toy_model, n_hidden, n_instances
 from crux.toy.options import ToySaeJob
 
 
-def check_sae_job(job: ToySaeJob) -> None:
+def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     """Check the subject, a loss and an architecture that exist for it, and the size of the SAE.
 
     Raises:
@@ -30,6 +32,10 @@ def check_sae_job(job: ToySaeJob) -> None:
     if chosen is not None and chosen >= streams * settings:
         raise UserError(f"model.instance={chosen}: {folder} has {streams * settings}, 0 to {streams * settings - 1}")
     check_size(job.sae, n_hidden(folder), target_l0=job.target_l0)
+
+
+def check_subject(job: ToySaeJob) -> None:
+    """The toy model is on disk: `check_job` has looked at it."""
 
 
 def _check_labels(job: ToySaeJob) -> None:
