@@ -77,3 +77,10 @@ def test_a_line_of_the_readme(
     assert code == refused, capsys.readouterr().err
     done = list((tmp_path / "outputs").glob("*/**/DONE"))
     assert bool(done) == (refused == 0)
+
+
+def test_the_files_that_the_readme_and_docs_name_are_there() -> None:
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for text in texts:
+        named = re.findall(r"(?<![\w/])(?:src|tests|conf|sweeps|docs)/[\w./]*[\w/]", text.read_text("utf-8"))
+        assert not [name for name in named if not (ROOT / name).exists() and "absolute" not in name], text
