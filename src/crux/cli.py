@@ -83,6 +83,16 @@ def _may_be_added(key: str) -> bool:
     return key in known_keys() or key.startswith("callbacks.") or (ROOT / "conf" / key).is_dir()
 
 
+def show_help(overrides: list[str]) -> None:
+    """Print the help page: Hydra's own takes seconds, and lists what is not for users."""
+    from crux.config.help import help_page
+
+    try:
+        print(help_page(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error), code=2)
+
+
 def main() -> None:
     """The entry point of `python src/main.py` and of the console script `crux`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
@@ -92,6 +102,9 @@ def main() -> None:
         sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
     )  # anywhere, as people write it
     register()
+    if asked := [word for word in sys.argv[1:] if word in ("--help", "-h")]:
+        show_help([word for word in sys.argv[1:] if word not in asked])
+        return
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

@@ -17,7 +17,7 @@ from typing import get_type_hints
 from omegaconf import OmegaConf
 
 from crux.config.folder_name import shortened
-from crux.config.paths import default_outputs
+from crux.config.paths import ROOT, default_outputs
 
 Options = Mapping[str, Mapping[str, type]]
 """Dataclasses by group and option. Those of the group `job` are whole configurations."""
@@ -97,6 +97,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("when", lambda a, b, then, other: then if a == b else other, replace=True)
     OmegaConf.register_new_resolver("shortened", shortened, replace=True)
     OmegaConf.register_new_resolver("log_space", log_space, replace=True)
+    OmegaConf.register_new_resolver("crux_root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("default_outputs", default_outputs, replace=True)
 
 
