@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "topk": (*SAE, "loss=local", "sae=topk", "sae.auxk.dead_after=300"),
     "batch_topk": (*SAE, "loss=e2e", "sae=batch_topk"),
     "matryoshka": (*SAE, "loss=local", "sae=matryoshka"),
-    "gradient_topk": (*SAE, "loss=e2e", "sae=gradient_topk", "sae.k=16", "gradient.target=sampled"),
+    "gradient_topk": (*SAE, "loss=e2e", "sae=gradient_topk", "sae.k=16", "sae.gradient_target=sampled"),
     "fisher": (*SAE, "loss=fisher", "sae=topk", "sae.k=16"),
     "fisher_by_position": (*SAE, "loss=fisher", "loss.block_diagonal=true"),
     "kl_finetune": (

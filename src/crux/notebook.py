@@ -62,7 +62,7 @@ def held_out_batches(
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
         source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,
-        min_tokens=2 * context, cache=default_cache(), progress=False,
+        min_tokens=2 * context, cache=default_cache(),
     )  # fmt: skip
     cut = [
         list(spread_batches(stream, context=context, batch=batch, n_tokens=n_tokens))

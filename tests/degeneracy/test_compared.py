@@ -57,7 +57,7 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
     bases = every_basis(chain, batches, at=at, options=options, last=last, seed=0, once=computed)
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1
-    done: list[str] = []
+    done: list[int] = []
     found = compare(
         chain,
         bases,
@@ -66,9 +66,9 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
         found_on=batches,
         loss=AblationLoss("MSE", behaviour(chain), "output", batches),
         once=computed,
-        progress=done.append,
+        report_done=done.append,
     )
-    assert done == list(bases)
+    assert done == [1, 2, 3, 4, 5, 6]
     assert found.clean == 0
     assert list(found.edge_curves) == ["pca", "next-2"]
     for name in bases:

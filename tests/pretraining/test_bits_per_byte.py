@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_subject import ToySubject, random_toy
 
-from crux.pretraining.bits_per_byte import bits_per_byte, count_windows, total_nats, windows
+from crux.pretraining.bits_per_byte import bits_per_byte, total_nats, windows
 
 
 @given(n=st.integers(2, 400), context=st.integers(2, 40), data=st.data())
@@ -41,13 +41,6 @@ def test_a_document_within_the_context_is_its_chain_of_conditionals() -> None:
     for batch in (1, 2):
         nats = total_nats(subject, [ids, ids], end_of_text=0, context=8, stride=8, batch=batch)
         assert nats == pytest.approx(2 * by_hand, rel=1e-6)
-
-
-def test_progress_counts_every_window() -> None:
-    documents, done = [[1, 2, 3], [4] * 9], []
-    total_nats(random_toy(seed=0), documents, end_of_text=0, context=4, stride=2, batch=3, report=done.append)
-    assert done == [3, 5]
-    assert count_windows(documents, context=4, stride=2) == 5
 
 
 def test_bits_per_byte() -> None:

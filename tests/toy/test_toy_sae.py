@@ -102,7 +102,7 @@ def test_an_interrupted_training_ends_in_the_same_numbers(
         ("layer=0", "layer: this experiment (job=toy_sae) has no such key"),
         ("data.name=x", "data.name: "),
         ("model.instance=1", "has 1, 0 to 0"),
-        ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 hidden units"),
+        ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 dimensions"),
         ("target_l0=11", "the dictionary has 10 latents"),
         ("sae.output_hook=x", "sae.output_hook has no meaning on a toy model"),
         ("loss.skip_positions=[0]", "loss.skip_positions has no meaning on a toy model"),

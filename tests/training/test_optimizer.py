@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from crux.config.schema import Optimizer, OptimizerName
+from crux.config.schema import Adam
 from crux.training.optimizer import build_optimizer
 
 
@@ -13,9 +13,9 @@ def parameters(n: int) -> list[nn.Parameter]:
 
 def test_groups_with_equal_settings_become_one() -> None:
     a, b, c, d = parameters(4)
-    options = Optimizer(OptimizerName.adamw, 1e-2, [0.8, 0.9], 1e-6, 0.1, warmup_steps=4, min_lr_factor=0.5, clip=1.0)
+    options = Adam(1e-2, [0.8, 0.9], 1e-6, 0.1, warmup_steps=4, min_lr_factor=0.5)
     groups = [{"params": [a]}, {"params": [b], "lr": 0.05}, {"params": [c]}, {"params": [d], "lr": 0.05}]
-    built = build_optimizer(groups, options=options, max_steps=10)
+    built = build_optimizer(groups, options=options, decoupled=True, max_steps=10)
     optimizer = built["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == [[id(a), id(c)], [id(b), id(d)]]

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.errors import UserError
 from crux.config.paths import ROOT
-from crux.config.registry import keys_of, known_keys, plugin_folders, registered
+from crux.config.registry import dataclasses, keys_of, known_keys, plugin_folders, registered
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
@@ -52,27 +52,18 @@ def no_such_key(key: str, *, kind: str | None = None) -> str:
     """
     if key in RENAMED:
         return f"{key}: is called {RENAMED[key]} now"
-    section, _, _ = key.rpartition(".")
-    if key.startswith("hydra.launcher."):
-        there, everywhere = launcher_keys(), launcher_keys()
-    else:
-        own = _dataclass(kind)
-        there = (
-            [f"{section}.{k}" if section else k for k in keys_of(own) if "." not in k and k != "_target_"]
-            if own is not None
-            else []
-        )
-        everywhere = there + [k for k in known_keys() if "." in k or not there or k in there]
-        there = (
-            there
-            or [k for k in known_keys() if k.rpartition(".")[0] == section]
-            or [k for k in known_keys() if "." not in k]
-        )
-    owners = [owner for owner in known_keys().get(key, ()) if owner]
-    if kind is not None and key in known_keys():
-        where = _described(kind, section)
-        have = f"; {', '.join(dict.fromkeys(owners))} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
-        return f"{key}: {where} has no such key{have}; its own are {', '.join(sorted(there)) or 'none'}"
+    section = key.rpartition(".")[0]
+    everywhere = launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
+    there = [k for k in everywhere if k.rpartition(".")[0] == section] or [k for k in everywhere if "." not in k]
+    if (own := dataclasses().get(kind or "")) is not None:
+        prefix = f"{section}." if section else ""
+        there = [prefix + k for k in keys_of(own) if "." not in k and k != "_target_"]
+        everywhere = there + [k for k in everywhere if "." in k]
+        if key in known_keys():
+            owners = list(dict.fromkeys(o for o in known_keys()[key] if _can_be_chosen(o.partition("=")[0])))
+            have = f"; {', '.join(owners)} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
+            where = _described(own.__name__, section)
+            return f"{key}: {where} has no such key{have}; its own are {', '.join(sorted(there)) or 'none'}"
     return f"{key}: no such key; {nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
 
 
@@ -80,10 +71,9 @@ RENAMED = {"gradient.target": "sae.gradient_target", "task": "job"}
 """Keys of earlier versions, and what they are called now."""
 
 
-def _dataclass(name: str | None) -> type | None:
-    """Return the options dataclass of that name."""
-    kinds = [kind for group in registered().values() for kind in group.values() if kind.__name__ == name]
-    return kinds[0] if kinds else None
+def _can_be_chosen(group: str) -> bool:
+    """Return whether users choose an option of this group by its name; some groups are an experiment's own."""
+    return bool(group) and any((place / group).is_dir() for place in (ROOT / "conf", *plugin_folders()))
 
 
 def _described(kind: str, section: str) -> str:
@@ -91,8 +81,10 @@ def _described(kind: str, section: str) -> str:
     for group, of_group in registered().items():
         for option, found in of_group.items():
             if found.__name__ == kind:
-                return f"this experiment (job={option})" if group == "job" else f"{group}={option}"
-    return section or "the configuration"
+                if group == "job" or not _can_be_chosen(group):
+                    return "this experiment"
+                return f"{group}={option}"
+    return "this experiment" if kind not in dataclasses() or section else "the configuration"
 
 
 PHRASES = {
@@ -117,9 +109,12 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
         return f"{match[1]}: has no meaning for this experiment, which does not read that group"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return no_such_key(match[1], kind=getattr(getattr(error.__cause__, "object_type", None), "__name__", None))
+        cause = error.__cause__
+        kind = getattr(getattr(cause, "object_type", None), "__name__", None)
+        return no_such_key(getattr(cause, "full_key", None) or match[1], kind=kind)
     if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
-        return f"{match[1]}: {no_such_key(match[2], kind=match[3])}"
+        option = match[1].replace("/", "=", 1)
+        return f"{option}: does not fit this experiment, which has no key {match[2]} there"
     if match := re.match(r"Error parsing override '(.*)'", text):
         return f"{match[1]}: cannot be read; write key=value, with quotes where the shell or a comma needs them"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):

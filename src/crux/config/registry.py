@@ -60,6 +60,21 @@ def keys_of(options: type) -> Iterator[str]:
 
 
 @cache
+def dataclasses() -> dict[str, type]:
+    """Return every options dataclass by its name, those of the sections within a configuration too."""
+
+    def within(kind: type) -> Iterator[type]:
+        yield kind
+        for inner in get_type_hints(kind).values():
+            if isinstance(inner, type) and is_dataclass(inner):
+                yield from within(inner)
+
+    return {
+        found.__name__: found for group in registered().values() for kind in group.values() for found in within(kind)
+    }
+
+
+@cache
 def known_keys() -> dict[str, list[str]]:
     """Return every key of every option, with the options that have it, such as `sae=topk` (none for keys of a job itself)."""
     found: dict[str, list[str]] = {}

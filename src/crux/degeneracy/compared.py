@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.degeneracy.ablation import EdgeAblation, Loss, NodeAblation, clean_loss, counts, least
 from crux.degeneracy.basis import Basis, neurons, principal_components, random_rotation
 from crux.degeneracy.basis_options import Compare
@@ -121,7 +122,7 @@ def every_basis(
             yield unpack(Basis, kept, prefix=f"{hook}/", device=last.mean.device, hook=hook, name=name)
 
     found: dict[str, list[Basis]] = {}
-    for kind in options.bases:
+    for kind in track(options.bases, "bases"):
         if kind in plain:
             found[kind] = [*map(plain[kind], hooks), last]
         else:
@@ -138,14 +139,14 @@ def compare(
     found_on: Sequence[Tensor],
     loss: AblationLoss,
     once: Once,
-    progress: Callable[[str], None],
+    report_done: Callable[[int], None],
 ) -> Compared:
     """Ablate nodes and edges in every basis.
 
     Args:
         found_on: batches for the edges.
         once: keeps the edges of each basis and each ablation's curve.
-        progress: is called with the name of each basis that is done.
+        report_done: is called with the number of bases that are done.
 
     Raises:
         UserError: no data.
@@ -164,7 +165,7 @@ def compare(
 
         return Curve.from_tensors(once(name, compute))
 
-    for name, along in bases.items():
+    for done, (name, along) in enumerate(track(bases.items(), "comparing bases"), 1):
         nodes[name] = [
             kept_curve(
                 f"nodes_{name}_{k}",
@@ -186,7 +187,7 @@ def compare(
                 )
                 for k, (pair, each) in enumerate(zip(itertools.pairwise(strongest), between[name], strict=True))
             ]
-        progress(name)
+        report_done(done)
     return Compared(dict(bases), clean, nodes, between, curves)
 
 

@@ -155,12 +155,12 @@ class AdditionBasesJob(BasesJob):
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
     "job": {
-        "spectra": SpectraJob,
-        "synchronised": SynchronisedJob,
-        "bases": BasesJob,
-        "language_bases": LanguageBasesJob,
-        "modular_addition": AdditionBasesJob,
-        "modular_addition_training": AdditionTrainingJob,
+        "degeneracy_spectra": SpectraJob,
+        "degeneracy_neurons": SynchronisedJob,
+        "interaction_bases": BasesJob,
+        "interaction_bases_of_language_models": LanguageBasesJob,
+        "interaction_bases_of_addition": AdditionBasesJob,
+        "addition_training": AdditionTrainingJob,
     },
     "interaction_basis": {"mlp": MlpBases, "modules": PlantedModules, "dictionaries": Dictionaries},
 }

@@ -60,14 +60,8 @@ def run_on_slurm(
 
     for work in jobs:
         work.threads = options["cpus_per_task"]
-    common = (
-        "name",
-        "timeout_min",
-        "mem_gb",
-        "cpus_per_task",
-        "gpus_per_node",
-    )  # submitit's names; the others are slurm's alone
-    known = {k if k in common else f"slurm_{k}": v for k, v in options.items() if v is not None}
+    submitits = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # words of its own
+    known = {k if k in submitits else f"slurm_{k}": v for k, v in options.items() if v is not None}
     exports = [f"export PYTHONPATH={shlex.quote(carried()['PYTHONPATH'])}"]
     if options["cpus_per_task"] is not None:  # since SLURM 22.05 srun would take one core of them
         exports.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")

@@ -4,10 +4,12 @@ The sweep's state is on disk: a job's folder holds DONE, FAILED, or neither. Job
 machines that share the file system.
 """
 
+import io
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,8 +114,7 @@ def _check(jobs: Sequence[Job]) -> None:
         check_tracking(SweepRun.uri_of(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
         raise UserError(
-            "trainer=ddp in a sweep: the processes of the other devices would run the whole sweep again; give each job one device "
-            "(hydra/launcher=gpus), or start the runs one by one"
+            "trainer=ddp in a sweep: give each job one device (hydra/launcher=gpus), or start the runs one by one"
         )
     taken: dict[Path, Job] = {}
     for job in jobs:
@@ -155,7 +156,7 @@ def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[st
         try:
             for job, end in zip(batch, start(batch), strict=True):
                 if end.status is JobStatus.FAILED:
-                    lost[job.name] = f"its process ended: {' '.join(str(end._return_value).split())[:300]}"
+                    lost[job.name] = f"its process ended: {' '.join(str(_error(end)).split())[:300]}"
         except Exception as error:
             if mistake(error) is not None:
                 raise
@@ -163,6 +164,15 @@ def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[st
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             lost |= {job.name: reason for job in batch if not job.folder.done}
     return lost
+
+
+def _error(end: JobReturn) -> Exception | None:
+    """Return what a failed job raised."""
+    try:
+        with redirect_stderr(io.StringIO()):  # Hydra would print the job's command line
+            return end.return_value
+    except Exception as error:
+        return error
 
 
 def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> None:

@@ -14,6 +14,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from crux.config.paths import PACKAGE
+from crux.config.progress import shown
 from crux.config.registry import register
 from crux.runs.run_folder import RunFolder
 
@@ -78,17 +79,17 @@ class Work:
         print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
         # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        returned = run_job(
-            task_function=self.task,
-            config=self.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=self.context,
-        )
+        with shown(False):  # what it prints is a log
+            returned = run_job(
+                task_function=self.task,
+                config=self.config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                hydra_context=self.context,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
-        if returned.status is JobStatus.FAILED:
-            raise returned._return_value
+        _ = returned.return_value  # raises what the job raised
 
     def checkpoint(self) -> "DelayedSubmission":
         """submitit's question, before it queues a stopped job again: the same job, which goes on from its own checkpoint."""
@@ -110,7 +111,9 @@ class Work:
         status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
         overrides = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(overrides, list)
-        return JobReturn(overrides=overrides, working_dir=str(self.folder), status=status, _return_value=error)
+        returned = JobReturn(overrides=overrides, working_dir=str(self.folder), status=status)
+        returned.return_value = error
+        return returned
 
 
 def _print_into(path: Path) -> None:

@@ -18,7 +18,7 @@ ERRORS = 3.0
 """Standard errors by which an estimate may miss its prediction."""
 
 CLOSE, WITHIN, SURE = 0.01, 0.03, 0.01
-"""Where a prediction is so close to λ, and the estimate so sure, as shares of λ, the estimate must be within 3 % of λ."""
+"""If a prediction is so close to λ, and the estimate so sure, as shares of λ, the estimate must be within 3 % of λ."""
 
 
 class Case(NamedTuple):
@@ -141,7 +141,7 @@ EXPONENTS = ((2, 0), (2, 2), (2, 4), (4, 4), (2, 6))
 
 
 def folded(w: Tensor) -> Tensor:
-    """Reflects the line into [−1, 1]: under a loss of the folded w, chains that cross a wall come back, and the prior is uniform."""
+    """Reflect the line into [−1, 1]: under a loss of the folded w, chains that cross a wall come back, and the prior is uniform."""
     return ((w - 1).remainder(4) - 2).abs() - 1
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.files import write_tensors
+from crux.config.progress import track
 from crux.llc.curvature import stiffest_there
 from crux.llc.landscape import Landscape
 from crux.llc.noise import Noise
@@ -166,7 +167,7 @@ def sample(
         chains = Chains(sampler.start(posterior.centre, posterior), torch.zeros_like(size), torch.zeros_like(size))
     kept = frozenset(settings.kept_draws)
     saved = time.monotonic()
-    for step in range(chains.step + 1, settings.steps + 1):
+    for step in track(range(chains.step + 1, settings.steps + 1), "sampling around w*"):
         chains.state = sampler.step(chains.state, step, posterior=posterior, size=size, noise=noise)
         chains.step = step
         if step % LOOK == 0 or step in (burn_in, settings.steps):

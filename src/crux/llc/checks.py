@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection
-from pathlib import Path
 
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
@@ -17,12 +16,12 @@ from crux.llc.options import (
     ToyTrainingJob,
 )
 from crux.runs.checks import check_writable
-from crux.sae.checks import check_saved_sae, check_text
+from crux.sae.checks import check_saved_sae, check_sparsity, check_text
 from crux.sae.options import model_source
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
-from crux.toy.folder import n_instances, toy_folder
+from crux.toy.folder import find_toy_model, n_instances
 
 OWN = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
 """Keys that only some samplers have a use for."""
@@ -68,12 +67,7 @@ def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
     Args:
         without_path: number of instances if no path is given.
     """
-    n = without_path
-    if model.path is not None:
-        folder = toy_folder(Path(model.path))
-        if folder is None:
-            raise UserError(f"model.path={model.path}: must be the run folder of a toy experiment")
-        n = math.prod(n_instances(folder))
+    n = without_path if model.path is None else math.prod(n_instances(find_toy_model(model.path)))
     if model.instance is not None and model.instance >= n:
         raise UserError(f"model.instance={model.instance}: the model has {n}, 0 to {n - 1}")
 
@@ -81,7 +75,7 @@ def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
 def check_sae_training(job: SaeTrainingJob) -> None:
     """Check the SAE that is trained."""
     check_toy_instance(job.model, without_path=1)
-    job.check_sparsity()
+    check_sparsity(job.sae, job.sparsity, target_l0=None)
     check_saved_sae(job.sae.start_from)
     if job.sae.output_hook is not None:
         raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")

@@ -2,7 +2,7 @@
 
 λ_B(ε) is the learning coefficient of the behavioural loss at nβ = 1/ε: how many directions cost more than ε. In finite-data singular
 learning theory that, not the limit, is what a network trained on so much data has. While the loss is quadratic, with Hessian
-eigenvalues a_i (Gauss–Newton), it is Σ_i a_i / (a_i + γ/nβ): a deterministic curve beside the sampled one. The two part where
+eigenvalues a_i (Gauss–Newton), it is Σ_i a_i / (a_i + γ/nβ): a deterministic curve next to the sampled one. The two differ if
 it is not: L = a w² + c w⁴ has N_eff = 1 for ε ≪ a²/c and 1/2 above.
 """
 

@@ -24,13 +24,13 @@ from crux.llc.samplers.interface import Posterior, Sampler
 from crux.llc.step_size import check_step_size, default_step_size, stiffness
 
 SHIFT = 0.05
-"""A w* that lies so much above the minimum beside it (in units of λ) is warned of."""
+"""A w* that lies so much above the minimum next to it (in units of λ) causes a warning."""
 
 BELOW = 0.01
-"""A basin was left where a larger share of draws than this has a lower loss than w*."""
+"""Chains have left the basin if a larger share of draws than this has a lower loss than w*."""
 
 FAR = 4.0
-"""Or where ‖w − w*‖² is so many times what the Gaussian around w* has."""
+"""Or if ‖w − w*‖² is so many times what the Gaussian around w* has."""
 
 
 class NotAMinimumWarning(UserWarning):
@@ -38,7 +38,7 @@ class NotAMinimumWarning(UserWarning):
 
 
 class LLC(NamedTuple):
-    """What came out, a row a case; float64 on the CPU."""
+    """An estimate, one row per case; float64 on the CPU."""
 
     mean: Float[Tensor, "case"]
     """λ̂"""
@@ -67,7 +67,7 @@ class LLC(NamedTuple):
     shift: Float[Tensor, "case"]
     """By how much, at least, the estimate is lowered because w* is not a minimum: nβ L falls so far along the gradient."""
     below: Float[Tensor, "case"]
-    """Share of draws where nβ L lies noticeably below that of w*."""
+    """Share of draws whose nβ L lies noticeably below that of w*."""
     spread: Float[Tensor, "case"]
     """Mean of ‖w − w*‖² over that of the Gaussian around w*, Σ 1 / (nβ a_i + γ)."""
     escaped: Bool[Tensor, "case"]

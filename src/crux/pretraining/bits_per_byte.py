@@ -1,7 +1,7 @@
 """How well a language model predicts text, whatever its tokenizer: bits per UTF-8 byte."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,11 +32,6 @@ def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window
             return
 
 
-def count_windows(documents: Iterable[Sequence[int]], *, context: int, stride: int) -> int:
-    """Return the number of windows that `total_nats` cuts documents into, each behind an end-of-text token."""
-    return sum(1 for ids in documents for _ in windows([0, *ids], context=context, stride=stride))
-
-
 @torch.no_grad()
 def total_nats(
     subject: Subject,
@@ -46,7 +41,6 @@ def total_nats(
     context: int,
     stride: int,
     batch: int,
-    report: Callable[[int], None] = lambda n_windows: None,
 ) -> float:
     """Return −Σ log p over all tokens of the documents, each read after an end-of-text token, in nats.
 
@@ -54,12 +48,10 @@ def total_nats(
         documents: token ids without end-of-text marks; the marks themselves are not scored.
         stride: tokens between windows; a token is predicted from at least context − stride before it, where there are any.
         batch: windows per forward pass.
-        report: told how many windows are done.
     """
     device = subject.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     cut = (w for ids in documents for w in windows([end_of_text, *ids], context=context, stride=stride))
-    n_done = 0
     for group in _groups(cut, batch):
         longest = max(len(w.ids) for w in group)
         ids = torch.tensor([w.ids + [end_of_text] * (longest - len(w.ids)) for w in group], device=device)
@@ -67,8 +59,6 @@ def total_nats(
             [[w.first <= t < len(w.ids) - 1 for t in range(longest - 1)] for w in group], device=device
         )
         total += (_token_nats(subject, ids) * counts).sum()
-        n_done += len(group)
-        report(n_done)
     return float(total)
 
 

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from crux.pretraining.bits_per_byte import bits_per_byte, count_windows, total_nats
+from crux.config.files import replacing_folder, write_tensors, write_text
+from crux.config.progress import track
+from crux.pretraining.bits_per_byte import bits_per_byte, total_nats
 from crux.pretraining.module import LanguageModel, build_gpt2
 from crux.pretraining.options import PretrainJob
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
-from crux.runs.progress import show_progress
 from crux.subjects.load import load_subject, load_tokenizer
 from crux.text.batches import Batches
 from crux.text.packaged import SOURCES, documents, held_out_ids
@@ -57,7 +57,6 @@ class Pretraining:
             held_out_tokens=None,
             min_tokens=2 * context,
             cache=Path(config.cache) if config.cache is not None else default_cache(),
-            progress=config.trainer.progress,
         )
         self.batches = Batches(  # one token more than is read: the last is only predicted
             tokens.train,
@@ -85,7 +84,7 @@ class Pretraining:
         place = run.folder.path / "model"
         export(self.model, self.tokenizer, place)
         stride = self.config.pretrain.stride
-        metrics = held_out_bits(place, SOURCES, context=context, stride=stride, progress=run.progress)
+        metrics = held_out_bits(place, SOURCES, context=context, stride=stride)
         metrics |= {"final/tokens_seen": float(trainer.max_steps * trainer.batch * context)}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
 
@@ -118,20 +117,18 @@ class Pretraining:
 
 def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a Hugging Face folder, weights in float16, the tied unembedding left out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     model.config.architectures = ["GPT2LMHeadModel"]
-    (folder / "config.json").write_text(json.dumps(model.config.to_diff_dict(), indent=2, sort_keys=True) + "\n")
-    tokenizer.save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
     about = names | {"model_max_length": model.config.n_positions, "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    with replacing_folder(folder) as written:
+        write_tensors(written / "model.safetensors", weights, metadata={"format": "pt"})
+        write_text(written / "config.json", json.dumps(model.config.to_diff_dict(), indent=2, sort_keys=True) + "\n")
+        tokenizer.save(str(written / "tokenizer.json"))
+        write_text(written / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
-def held_out_bits(
-    folder: Path, sources: Sequence[str], *, context: int, stride: int, progress: bool
-) -> dict[str, float]:
+def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride: int) -> dict[str, float]:
     """Return bits per byte on the held-out documents of packaged sources, for the model as it lies on disk, in float32."""
     subject = load_subject(folder, process_weights=False)
     tokenizer, end_of_text = load_tokenizer(folder)
@@ -139,10 +136,7 @@ def held_out_bits(
     for source in sources:
         texts = [d.text for d in documents(source) if d.id in held_out]
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        n_windows = count_windows(ids, context=context, stride=stride)
-        with show_progress(f"bits per byte of {source}", total=n_windows, shown=progress) as report:
-            nats = total_nats(
-                subject, ids, end_of_text=end_of_text, context=context, stride=stride, batch=16, report=report
-            )
+        documents_read = track(ids, f"bits per byte of {source}")
+        nats = total_nats(subject, documents_read, end_of_text=end_of_text, context=context, stride=stride, batch=16)
         found[f"final/bits_per_byte/{source}"] = bits_per_byte(nats, sum(len(t.encode()) for t in texts))
     return found

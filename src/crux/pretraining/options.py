@@ -104,4 +104,4 @@ class PretrainJob(Job):
         }
 
 
-OPTIONS: Mapping[str, Mapping[str, type]] = {"job": {"pretrain": PretrainJob}}
+OPTIONS: Mapping[str, Mapping[str, type]] = {"job": {"pretraining": PretrainJob}}

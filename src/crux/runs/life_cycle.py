@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from crux.config.progress import shown
 from crux.config.schema import Job, to_plain
 from crux.runs.part import Part, make_parts, start_tracking
 from crux.runs.run_folder import RunFolder, new_path
@@ -82,13 +83,14 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], Work]) ->
     if earlier is not None and earlier.done:  # a sweep that is continued
         print(f"{config.run_name()}: done before, in {earlier.path}")
         return
-    work = prepare()
-    job = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), work.name), to_plain(config))
-    parts = make_parts(job, work.parts or {"": config}, resumed=earlier is not None)
-    last = work.last_row(job) if earlier is not None else -1
-    for part in parts:
-        part.folder.forget_after(last)
     with ExitStack() as ends:
+        ends.enter_context(shown(config.trainer.progress))
+        work = prepare()
+        job = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), work.name), to_plain(config))
+        parts = make_parts(job, work.parts or {"": config}, resumed=earlier is not None)
+        last = work.last_row(job) if earlier is not None else -1
+        for part in parts:
+            part.folder.forget_after(last)
         start_tracking(config, job, parts, ends, params=work.params)
         run = Run(job, parts, config.seed, resumed=earlier is not None, last_row=last)
         outcomes = work.carry_out(run)

@@ -28,11 +28,13 @@ from crux.text.tokens import Tokens
 from crux.training.data import Joined
 
 
-def build_sites(config: SaeJob, typical: Mapping[str, Typical]) -> list[Site]:
-    """Return an SAE at each hook point, fresh or the saved one to start from; the seed determines the weights."""
+def build_sites(
+    options: Sae, sites: Sequence[tuple[str, str]], *, typical: Mapping[str, Typical], seed: int
+) -> list[Site]:
+    """Return an SAE at each pair of hook points, fresh or the saved one to start from; the seed determines the weights."""
     return [
-        Site(read, write, build_sae(config.sae, read=typical[read], written=typical[write], seed=config.seed))
-        for read, write in config.sites
+        Site(read, write, build_sae(options, read=typical[read], written=typical[write], seed=seed))
+        for read, write in sites
     ]
 
 
@@ -74,11 +76,11 @@ def build_loss(options: LossOptions) -> Loss[Any]:
     return find_class(options._target_, key="loss._target_", base=Loss)(options)
 
 
-def label_gradients(config: SaeJob, subject: Subject) -> LabelGradients | None:
+def label_gradients(options: Sae, sites: Sequence[tuple[str, str]], subject: Subject) -> LabelGradients | None:
     """Return the gradient that the architecture looks at, or None if it looks at none."""
-    if config.sae.labels is None:
+    if options.labels is None:
         return None
-    return LabelGradients(subject, tuple(write for _, write in config.sites), config.sae.labels)
+    return LabelGradients(subject, tuple(write for _, write in sites), options.labels)
 
 
 def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], later: Sequence[str]) -> SAEModule:
@@ -91,7 +93,11 @@ def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], lat
     passes: Passes = ActivationPasses(max_norm=config.loss.max_norm)
     if config.loss.token_share > 0:
         passes = TokenPasses(
-            subject, loss=loss, shown=label_gradients(config, subject), later=later, separate=bool(config.per_sae())
+            subject,
+            loss=loss,
+            shown=label_gradients(config.sae, config.sites, subject),
+            later=later,
+            separate=bool(config.per_sae()),
         )
     steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
     sparsity = Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering)
@@ -130,27 +136,21 @@ def training_data(config: SaeJob, *, subject: Subject, tokens: Tokens) -> Sequen
     """Return the batches that the loss trains on: shuffled activations, token batches, or first these, then those."""
     steps, accumulate, share = config.trainer.max_steps, config.trainer.accumulate, config.loss.token_share
     n_shuffled = round((1 - share) * steps) * accumulate
-    token_batches = training_batches(config, tokens, steps * accumulate)
+
+    def batches(n_batches: int) -> Batches:
+        context, batch = config.model.context, config.trainer.batch
+        return Batches(tokens.train, context=context, batch=batch, seed=config.seed, n_batches=n_batches)
+
+    token_batches = batches(steps * accumulate)
     if n_shuffled == 0:
         return token_batches
     shuffled = ShuffledActivations(
-        training_batches(config, tokens, n_shuffled),
+        batches(n_shuffled),
         subject=subject,
         hooks=list(dict.fromkeys(hook for site in config.sites for hook in site)),
-        gradients=label_gradients(config, subject),
+        gradients=label_gradients(config.sae, config.sites, subject),
         group=config.data.shuffle_batches,
         seed=config.seed,
         skip_positions=config.loss.skip_positions,
     )
     return Joined(shuffled, token_batches) if n_shuffled < len(token_batches) else shuffled
-
-
-def training_batches(config: SaeJob, tokens: Tokens, n_batches: int) -> Batches:
-    """Return the run's first micro-batches of tokens."""
-    return Batches(
-        tokens.train,
-        context=config.model.context,
-        batch=config.trainer.batch,
-        seed=config.seed,
-        n_batches=n_batches,
-    )

@@ -11,7 +11,7 @@ from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
 from crux.sae.architectures.options import Sae
 from crux.sae.losses.options import LossOptions
-from crux.sae.options import SaeJob, SparseTraining, Strategy, model_source
+from crux.sae.options import Evaluation, SaeJob, SaeTrainer, Strategy, model_source
 from crux.sae.sites import check_sites
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
@@ -37,9 +37,10 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     _check_many(job, given)
     for single in job.per_sae().values() or (job,):
         check_bounds(single, "")
-        _check_sparsity(single)
-    _check_lengths(job)
-    _check_devices(job)
+        check_sparsity(single.sae, single.sparsity, target_l0=single.target_l0)
+        _check_left_out(single.sae, single.loss)
+    _check_lengths(job.evaluation, job.loss, context=job.model.context)
+    _check_devices(job.trainer, job.loss)
     if job.cache is not None:
         check_writable("cache", job.cache)
     check_saved_sae(job.sae.start_from)
@@ -81,15 +82,15 @@ def check_text(data: Data, *, context: int) -> None:
             raise UserError(f"data.path: {error}") from error
 
 
-def check_shares(job: SaeJob, devices: int) -> None:
+def check_shares(trainer: SaeTrainer, loss: LossOptions, *, devices: int) -> None:
     """Check that every device's share of a batch counts the same in the batch's mean."""
     if devices == 1:
         return
-    if job.trainer.batch % devices:
+    if trainer.batch % devices:
         raise UserError(
-            f"trainer.batch={job.trainer.batch}: the sequences of all {devices} devices together, must be a multiple of {devices}"
+            f"trainer.batch={trainer.batch}: the sequences of all {devices} devices together, must be a multiple of {devices}"
         )
-    if job.loss.max_norm is not None:
+    if loss.max_norm is not None:
         raise UserError(
             "loss.max_norm leaves out more tokens on one device than on another, whose means would not make the batch's; "
             "use it with one device"
@@ -104,32 +105,29 @@ def _check_name(group: str, options: Sae | LossOptions) -> None:
         raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")
 
 
-def check_target_l0(job: SparseTraining, target_l0: float | None) -> None:
-    """Check that λ can be steered towards an L0, if one is asked for."""
-    if target_l0 is None:
-        return
-    if job.sae.fixed_k:
-        raise UserError(f"target_l0={target_l0:g}: sae={job.sae.name} fixes L0 by sae.k; say sae.k={target_l0:g}")
-    if not job.sparsity > 0:
+def check_sparsity(sae: Sae, sparsity: float, *, target_l0: float | None) -> None:
+    """Check λ, and the L0 towards which it is to be steered, against what the architecture can do."""
+    if sae.fixed_k and sparsity != 0:
+        raise UserError(f"sparsity={sparsity:g}: sae={sae.name} fixes L0 by sae.k={sae.arguments['k']} and has no λ")
+    if target_l0 is not None and sae.fixed_k:
+        raise UserError(f"target_l0={target_l0:g}: sae={sae.name} fixes L0 by sae.k; say sae.k={target_l0:g}")
+    if target_l0 is not None and not sparsity > 0:
         raise UserError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
 
 
-def _check_sparsity(job: SaeJob) -> None:
-    job.check_sparsity()
-    check_target_l0(job, job.target_l0)
-    if job.sae.batchwise and job.loss.leaves_tokens_out:
+def _check_left_out(sae: Sae, loss: LossOptions) -> None:
+    if sae.batchwise and loss.leaves_tokens_out:
         raise UserError(
-            f"sae={job.sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "
+            f"sae={sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "
             "loss.max_norm must be null, and loss.skip_positions empty unless the loss is local"
         )
 
 
-def _check_lengths(job: SaeJob) -> None:
-    context = job.model.context
-    for key in ("tokens", "val_tokens"):
-        if (n := getattr(job.evaluation, key)) < context:
+def _check_lengths(evaluation: Evaluation, loss: LossOptions, *, context: int) -> None:
+    for key, n in (("tokens", evaluation.tokens), ("val_tokens", evaluation.val_tokens)):
+        if n < context:
             raise UserError(f"evaluation.{key}={n}: must be {context} or more, the tokens of one sequence")
-    if skipped := [p for p in job.loss.skip_positions if p >= context]:
+    if skipped := [p for p in loss.skip_positions if p >= context]:
         raise UserError(f"loss.skip_positions: {skipped} are not positions of a context of {context} tokens")
 
 
@@ -155,9 +153,8 @@ def _check_many(job: SaeJob, given: Collection[str]) -> None:
             raise UserError(f"{key}: many SAEs at once stand at one hook point, not at {len(job.hook_points)}")
 
 
-def _check_devices(job: SaeJob) -> None:
+def _check_devices(trainer: SaeTrainer, loss: LossOptions) -> None:
     """Check that several devices are asked for in a way that can work: each has an equal share of the batch."""
-    trainer = job.trainer
     if trainer.strategy is Strategy.single:
         if trainer.devices != 1:
             raise UserError(
@@ -171,4 +168,4 @@ def _check_devices(job: SaeJob) -> None:
     if trainer.accelerator.value == "cpu" and trainer.devices is None:
         raise UserError("trainer.devices=null: on the CPU, say over how many processes, such as trainer.devices=2")
     if trainer.devices is not None:
-        check_shares(job, trainer.devices)
+        check_shares(trainer, loss, devices=trainer.devices)

@@ -56,18 +56,22 @@ class SaeTraining:
         torch.manual_seed(config.seed)
         self.config, self.runs = config, config.per_sae() or {"": config}
         device = choose_device(config.trainer.accelerator)
-        self.n_devices = count_devices(config)
+        self.n_devices = count_devices(config.trainer, config.loss)
         dtype = choose_dtype(config.trainer.precision, device)
         self.subject = load_model(config.model, device=device, dtype=dtype)
         exact = dtype is torch.float32
         self.evaluated = self.subject if exact else load_model(config.model, device=device, dtype=torch.float32)
-        self.later = downstream_hooks(config, self.subject.n_layers)
-        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache, progress=config.trainer.progress)
+        self.later = downstream_hooks(config.loss, config.sites, n_layers=self.subject.n_layers)
+        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         sample = self.windows(self.tokens.train, config.evaluation.tokens)
         hooks = {hook for site in config.sites for hook in site}
         typical = {hook: typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
         self.means = {hook: typical[hook].mean for hook in hooks}
-        made = [site for one in self.runs.values() for site in build_sites(one, typical)]
+        made = [
+            site
+            for one in self.runs.values()
+            for site in build_sites(one.sae, one.sites, typical=typical, seed=config.seed)
+        ]
         self.sites = [site._replace(sae=site.sae.to(self.subject.device)) for site in made]
         self.module = build_module(config, subject=self.subject, sites=self.sites, later=self.later)
         self.feed = Feed(
@@ -88,7 +92,7 @@ class SaeTraining:
             return {part.name: self.finish(part, rate) for part in run.parts if part.name not in ended}
 
         return Work(
-            name=report.stem(self.config),
+            name=report.stem(self.config.run_name()),
             carry_out=carry_out,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.sites[0].sae.n_latents},
@@ -168,9 +172,14 @@ class SaeTraining:
         report.write_saes(part.folder, config, sites, lambdas)
         report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
         report.write_pages(
-            part.folder, config, subject=self.evaluated, sites=sites, tokens=self.tokens, evaluation=evaluation
+            part.folder,
+            config,
+            subject=self.evaluated,
+            sites=sites,
+            evaluation=evaluation,
+            batches=self.windows(self.tokens.held_out, config.evaluation.tokens),
         )
-        return Outcome(metrics, lambda: report.show(config, metrics))
+        return Outcome(metrics, lambda: report.show(config.run_name(), config.hooks_read, metrics))
 
     def training_metrics(self, config: SaeJob, saes: range) -> dict[str, float]:
         """Return, per SAE, the number and share of latents that fired in the last N training tokens, and the final λ."""

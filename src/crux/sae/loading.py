@@ -37,7 +37,7 @@ def text_source(data: Data) -> Source:
             return Packaged(SOURCES)
 
 
-def load_tokens(data: Data, *, model: LanguageModel, cache: str | None, progress: bool) -> Tokens:
+def load_tokens(data: Data, *, model: LanguageModel, cache: str | None) -> Tokens:
     """Return the subject's tokens of the text, from the cache if they are there."""
     tokenizer, end_of_text = load_tokenizer(model_source(model))
     return prepare_tokens(
@@ -48,5 +48,4 @@ def load_tokens(data: Data, *, model: LanguageModel, cache: str | None, progress
         held_out_tokens=data.held_out_tokens,
         min_tokens=2 * model.context,
         cache=Path(cache) if cache is not None else default_cache(),
-        progress=progress,
     )

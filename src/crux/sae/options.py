@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, MinLen
 from omegaconf import MISSING
 
-from crux.config.errors import UserError
 from crux.config.schema import (
     BatchTrainer,
     Count,
@@ -76,12 +75,6 @@ class SparseTraining(Job):
     sae: Sae = MISSING
     optimizer: Optimizer = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def check_sparsity(self) -> None:
-        """Check λ against what the architecture can do."""
-        if self.sae.fixed_k and self.sparsity != 0:
-            fixed = f"sae={self.sae.name} fixes L0 by sae.k={self.sae.arguments['k']}"
-            raise UserError(f"sparsity={self.sparsity:g}: {fixed} and has no λ")
 
 
 @dataclass
@@ -207,7 +200,7 @@ def model_source(model: LanguageModel) -> str | Path:
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "job": {"train": SaeJob, "report": ReportJob},
+    "job": {"train": SaeJob, "sweep_report": ReportJob},
     "trainer": {"sae": SaeTrainer},
     "evaluation": {"default": Evaluation},
     **ARCHITECTURES,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from crux.config.console import make_console
 from crux.config.files import write_text
-from crux.config.schema import Job
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate import SaeEvaluation
@@ -27,13 +26,11 @@ from crux.sae.options import SaeJob, model_source, text_name
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
-from crux.text.held_out import spread_batches
-from crux.text.tokens import Tokens
 
 
-def stem(config: Job) -> str:
-    """A run's name for the file system: `e2e_ds_L6_s1.5`."""
-    return re.sub(r"[^\w.+-]+", "_", config.run_name().replace("λ=", "s"))
+def stem(name: str) -> str:
+    """Return a run's name for the file system, such as `e2e_ds_L6_s1.5`."""
+    return re.sub(r"[^\w.+-]+", "_", name.replace("λ=", "s"))
 
 
 def sae_metadata(config: SaeJob, site: Site, *, sparsity: float) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def write_pages(
     *,
     subject: Subject,
     sites: Sequence[Site],
-    tokens: Tokens,
+    batches: Sequence[Tensor],
     evaluation: SitesEvaluation,
 ) -> None:
     """`latents.html`, one an SAE: densities, strongest contexts and logit effects of some latents."""
@@ -106,16 +103,20 @@ def write_pages(
         latents = choose_latents(found.densities, found.maxima, n=config.evaluation.latents)
         if len(latents) == 0:
             continue  # none wanted, or nothing fires
-        page = _page(config, subject=subject, site=site, tokens=tokens, found=found, latents=latents)
+        page = _page(
+            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches, found=found,
+            latents=latents,
+        )  # fmt: skip
         write_text(folder.path / f"latents{_suffix(site, sites)}.html", page)
 
 
 def _page(
-    config: SaeJob,
+    title: str,
+    source: str | Path,
     *,
     subject: Subject,
     site: Site,
-    tokens: Tokens,
+    batches: Sequence[Tensor],
     found: SaeEvaluation,
     latents: Int[Tensor, "latents"],
 ) -> str:
@@ -124,12 +125,7 @@ def _page(
         subject,
         sae,
         hook=site.read,
-        batches=spread_batches(
-            tokens.held_out,
-            context=config.model.context,
-            batch=config.trainer.batch,
-            n_tokens=config.evaluation.tokens,
-        ),
+        batches=batches,
         latents=latents,
         n_contexts=8,
         before=before,
@@ -137,11 +133,11 @@ def _page(
     )
     directions = subject.in_residual(site.write, sae.dictionary()[latents.to(subject.device)])
     effects = logit_effects(directions, subject.unembed, n_top=6)
-    tokenizer, _ = load_tokenizer(model_source(config.model))
+    tokenizer, _ = load_tokenizer(source)
     return latents_page(
-        title=config.run_name(),
+        title=title,
         facts={
-            "subject": str(model_source(config.model)),
+            "subject": str(source),
             "hook point": site.read if site.read == site.write else f"{site.read} → {site.write}",
             "L0": f"{found.metrics['l0']:.1f}",
             "CE loss increase": f"{found.metrics['ce_increase']:+.3f} nats",
@@ -176,15 +172,14 @@ ROWS = {
 }
 
 
-def show(config: SaeJob, metrics: Mapping[str, float]) -> None:
-    """Print the evaluation as one table, and each SAE's own if there are several."""
+def show(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
+    """Print the evaluation as one table, and each SAE's own if there are several; `hooks` are those that they read."""
     console = make_console(width=110)
-    name = config.run_name()
-    if len(config.hooks_read) == 1:
+    if len(hooks) == 1:
         console.print(_table(f"{name} on held-out text", metrics))
         return
     console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
-    for hook in config.hooks_read:
+    for hook in hooks:
         own = {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k}
         console.print(_table(f"{hook} alone", own))
 

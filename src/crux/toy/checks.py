@@ -1,22 +1,24 @@
 """Checks of an SAE on a toy model, beyond the bounds of single keys. Torch-free."""
 
+from collections.abc import Collection
+
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
-from crux.sae.checks import check_saved_sae, check_target_l0
+from crux.sae.checks import check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream
+from crux.sae.sites import check_size
 from crux.toy.folder import find_toy_model, n_hidden, n_instances
 from crux.toy.options import ToySaeJob
 
 
-def check_sae_job(job: ToySaeJob) -> None:
+def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     """Check the subject, a loss and an architecture that exist for it, and the size of the SAE.
 
     Raises:
         UserError: for the first thing that cannot work, in one line.
     """
     folder = find_toy_model(job.model.path)
-    job.check_sparsity()
-    check_target_l0(job, job.target_l0)
+    check_sparsity(job.sae, job.sparsity, target_l0=job.target_l0)
     check_saved_sae(job.sae.start_from)
     if job.sae.output_hook is not None:
         raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")
@@ -29,12 +31,11 @@ def check_sae_job(job: ToySaeJob) -> None:
     chosen = job.model.instance
     if chosen is not None and chosen >= streams * settings:
         raise UserError(f"model.instance={chosen}: {folder} has {streams * settings}, 0 to {streams * settings - 1}")
-    latents = job.sae.size(n_hidden(folder))
-    if latents < 1:
-        raise UserError(f"sae.ratio={job.sae.ratio:g}: gives no latents at {n_hidden(folder)} hidden units")
-    for key, value in (("sae.k", job.sae.arguments.get("k")), ("target_l0", job.target_l0)):
-        if isinstance(value, int | float) and value > latents:
-            raise UserError(f"{key}={value:g}: the dictionary has {latents} latents")
+    check_size(job.sae, n_hidden(folder), target_l0=job.target_l0)
+
+
+def check_subject(job: ToySaeJob) -> None:
+    """The toy model is on disk: `check_job` has looked at it."""
 
 
 def _check_labels(job: ToySaeJob) -> None:

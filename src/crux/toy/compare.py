@@ -4,7 +4,7 @@ Each stream's held-out samples are its own, so that the lowest of many losses is
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.toy.exact.polish import Compute, compute_now
 from crux.toy.features import Purpose
 from crux.toy.program import Program, Trained, held_out_loss
@@ -72,7 +73,6 @@ def polish_on_samples(
     active: int,
     max_iterations: int,
     compute: Compute = compute_now,
-    report: Callable[[int], None] = lambda n_done: None,
 ) -> Trained:
     """Return each instance where L-BFGS leads it: no noise of batches, no decay of weights.
 
@@ -81,14 +81,12 @@ def polish_on_samples(
 
     Args:
         compute: computes the streams, each by its name.
-        report: told how many streams are done.
     """
     pieces = []
-    for stream in range(len(trained.program.seeds)):
+    for stream in track(range(len(trained.program.seeds)), "polishing"):
         one = select_streams(trained, torch.tensor([stream]))
         end = compute(f"stream_{stream}", partial(_polish_stream, one, active=active, max_iterations=max_iterations))
         pieces.append(one._replace(weights=weights_of(end)))
-        report(stream + 1)
     return join_tiles(pieces)
 
 

@@ -5,14 +5,16 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from crux.config.schema import Adam, BatchTrainer
 from crux.runs.experiment import work_of
 from crux.runs.life_cycle import Run, Work, run_job
 from crux.runs.result import Result
 from crux.toy.experiments.experiment import ToyExperiment
-from crux.toy.options import ToyJob
+from crux.toy.options import Toy, ToyJob
 from crux.toy.program import Program, Trained
 from crux.toy.training import last_row, train_program
 
@@ -47,7 +49,23 @@ def run(config: ToyJob, *, folder: Path | None) -> None:
     run_job(config, folder=folder, prepare=prepare)
 
 
-def train(config: ToyJob, program: Program, run: Run, *, n_before: int) -> Trained:
+@runtime_checkable
+class TrainsToyModels(Protocol):
+    """The sections of a job that trains toy models."""
+
+    @property
+    def toy(self) -> Toy: ...
+
+    @property
+    def optimizer(self) -> Adam: ...
+
+    @property
+    def trainer(self) -> BatchTrainer: ...
+
+    callbacks: dict[str, Any]
+
+
+def train(config: TrainsToyModels, program: Program, run: Run, *, n_before: int) -> Trained:
     """Train a program of a job; its rows follow those of the `n_before` programs before it."""
 
     def add_row(step: int, row: Mapping[str, float]) -> None:

@@ -245,11 +245,7 @@ class ToySaeJob(SparseTraining):
     evaluation: ToyEvaluation = MISSING
 
     runner: ClassVar[str] = "crux.toy.sae_job.run"
-
-    def check(self, given: Collection[str]) -> None:
-        from crux.toy.checks import check_sae_job
-
-        check_sae_job(self)
+    checks: ClassVar[str | None] = "crux.toy.checks"
 
     @property
     def samples(self) -> int:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crux.config.files import write_tensors
+from crux.config.progress import track
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
 from crux.toy.options import Kind, Together
 from crux.toy.superposition import SuperpositionModel, Weights, error, tensors, weights_of
@@ -79,7 +80,7 @@ def held_out_loss(program: Program, weights: Weights, *, samples: int, batch: in
     model = SuperpositionModel(program.kind, weights)
     data = program.data(batch=batch, n_batches=n_batches, purpose=Purpose.held_out)
     total = torch.zeros(program.importance.shape[:2], dtype=torch.float64)
-    for i in range(n_batches):
+    for i in track(range(n_batches), "held-out loss of the instances"):
         total += error(model, data[i].to(weights.W.device), program.importance).double()
     return total / n_batches
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from crux.config.console import make_console
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
 from crux.runs.run_folder import RunFolder
 from crux.sae import report
@@ -74,7 +74,7 @@ class ToySaeTraining:
     def work(self) -> Work:
         """Return what the job does."""
         return Work(
-            name=report.stem(self.config),
+            name=report.stem(self.config.run_name()),
             carry_out=self.carry_out,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.site.sae.n_latents},
@@ -166,7 +166,7 @@ ROWS = {
 
 def show(config: ToySaeJob, found: ToyEvaluation) -> None:
     """Print the evaluation as a table."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console = make_console(width=110)
     table = Table(title=f"{config.run_name()} on {config.model.path}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")

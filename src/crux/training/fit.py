@@ -1,9 +1,10 @@
-"""Runs Lightning's trainer over one module, with checkpoints, short judgements and the progress bar."""
+"""Runs Lightning's trainer over one module, with checkpoints, short evaluations and the progress bar."""
 
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,8 +78,6 @@ def fit(
         LostProcessError: if the process of another device failed.
         KeyboardInterrupt: on Ctrl-C; the last checkpoint stays.
     """
-    for room in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
     bar = StepBar(tokens_per_step=items_per_step, unit=unit, shown=dict(shown), enabled=trainer.progress)
     last = ModelCheckpoint(
         dirpath=checkpoints,
@@ -97,16 +96,7 @@ def fit(
         checkpoints=checkpoints, resume=resume, sinks=[], evaluations=None, shown={}, callbacks=[], abandoned=None,
     )  # fmt: skip
     together = shared_by(hardware.devices, training=elsewhere, abandon=abandoned or (lambda: None))
-    with warnings.catch_warnings(), together as strategy:
-        # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, a run that goes
-        # on has a checkpoint already, and a cluster's machine may be used without its scheduler
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-        warnings.filterwarnings(
-            "ignore", message="Using ModelCheckpoint with manual optimization"
-        )  # after the step is right
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
+    with _without_hints(), together as strategy:
         loop = L.Trainer(
             max_steps=trainer.max_steps,
             max_epochs=-1,
@@ -131,11 +121,33 @@ def fit(
     return bar.tokens_per_second(loop)
 
 
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """Silence Lightning's hints that do not apply.
+
+    Batches come from memory or the device, none are skipped, a resumed run has a checkpoint already, with manual optimisation
+    checkpoints are right after the step, and a cluster's machine may be used without its scheduler.
+    """
+    hints = (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        "Using ModelCheckpoint with manual optimization",
+        "Checkpoint directory .* exists and is not empty",
+        "The `srun` command is available on your system but is not used",
+    )
+    for room in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
+    with warnings.catch_warnings():
+        for hint in hints:
+            warnings.filterwarnings("ignore", message=hint)
+        yield
+
+
 def checkpoint_step(path: Path) -> int:
-    """The optimiser step that a checkpoint was written after; 0 where there is none yet.
+    """Return the optimiser step after which a checkpoint was written; 0 if there is none yet.
 
     Raises:
-        UserError: where the file is no whole checkpoint.
+        UserError: if the file is no whole checkpoint.
     """
     if not path.exists():
         return 0

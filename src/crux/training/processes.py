@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -76,47 +76,85 @@ def shared_by(
 def _other_processes(devices: int, training: Callable[[], object], abandon: Callable[[], None]) -> Iterator[None]:
     """Starts the other processes, and ends them if they do not end by themselves."""
     context = multiprocessing.get_context("spawn")
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": str(devices)}
+    places = torchrun_variables(devices)
     ready, is_ready = context.Pipe(duplex=False)
-    others: list[BaseProcess] = []
+    others = Others()
     over = threading.Event()
     try:
         with tempfile.TemporaryDirectory() as folder:
             handed = Path(folder, "training.pt")
             torch.save(training, handed)
             with _ignored(signal.SIGINT, signal.SIGTERM):  # inherited: these signals are for the first process alone
-                for rank in range(1, devices):
-                    arguments = (group | places(rank), handed, is_ready)
-                    others.append(context.Process(target=_run_training, args=arguments, daemon=True))
-                    others[-1].start()
-            for _ in others:
+                for place in places[1:]:
+                    arguments = (place, handed, is_ready)
+                    process = context.Process(target=_run_training, args=arguments, daemon=True)
+                    process.start()
+                    others.processes.append(process)
+            for _ in others.processes:
                 while not ready.poll(POLL):
-                    if message := _lost(others):
-                        raise LostProcessError(message)
+                    others.check(None)
                 ready.recv()
         threading.Thread(target=_watch, args=(others, over, abandon), daemon=True).start()
-        with _environment(group | places(0)):
+        with _environment(places[0]):
             yield
         over.set()
-        for process in others:
+        for process in others.processes:
             process.join(LEAVE)
     except RuntimeError as error:  # perhaps of a connection whose other end is lost
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            if message := _lost(others):
-                raise LostProcessError(message) from error
+            others.check(error)
             time.sleep(POLL)
         raise
     finally:
         over.set()
-        for process in others:
+        others.kill()
+
+
+def torchrun_variables(devices: int) -> list[dict[str, str]]:
+    """Return the environment variables that torchrun would give to each process."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": str(devices)}
+    return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(devices)]
+
+
+class Others:
+    """The processes of the further devices, and the message about the first one that failed."""
+
+    def __init__(self) -> None:
+        self.processes: list[BaseProcess] = []
+        self.message = ""
+
+    def lost(self) -> bool:
+        """Return whether one has failed; the message stays, also after the others have been killed."""
+        for rank, process in enumerate(self.processes, start=1):
+            if not self.message and (code := process.exitcode):
+                how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+                self.message = (
+                    f"process {rank} of processes 0 to {len(self.processes)} ended with {how}, and with it the run; what it "
+                    "printed stands above, the last checkpoint is kept"
+                )
+        return bool(self.message)
+
+    def check(self, cause: Exception | None) -> None:
+        if self.lost():
+            raise LostProcessError(self.message) from cause
+
+    def kill(self) -> None:
+        for process in self.processes:
             process.kill()
             process.join()
 
 
-def places(rank: int) -> dict[str, str]:
-    """Return torchrun's variables for one of the processes."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+def _watch(others: Others, over: threading.Event, abandon: Callable[[], None]) -> None:
+    """Ends the run if another process is lost and the first one only waits for it."""
+    while not over.wait(POLL):
+        if others.lost():
+            others.kill()
+            if not over.wait(GRACE):
+                print(f"crux: {others.message}", file=sys.stderr, flush=True)
+                abandon()
+                os._exit(2)
+            return
 
 
 def _run_training(environment: dict[str, str], handed: Path, is_ready: Connection) -> None:
@@ -132,35 +170,9 @@ def _run_training(environment: dict[str, str], handed: Path, is_ready: Connectio
 
 
 def _end_with_first_process() -> None:
-    first = multiprocessing.parent_process()
-    assert first is not None
-    first.join()
-    os._exit(1)
-
-
-def _lost(others: Sequence[BaseProcess]) -> str | None:
-    """Return the message about a process that has failed, if there is one."""
-    for rank, process in enumerate(others, start=1):
-        if code := process.exitcode:
-            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-            return (
-                f"process {rank} of processes 0 to {len(others)} ended with {how}, and with it the run; what it printed "
-                "stands above, the last checkpoint is kept"
-            )
-    return None
-
-
-def _watch(others: Sequence[BaseProcess], over: threading.Event, abandon: Callable[[], None]) -> None:
-    """Ends the run if another process is lost and the first one only waits for it."""
-    while not over.wait(POLL):
-        if message := _lost(others):
-            for process in others:
-                process.kill()
-            if not over.wait(GRACE):
-                print(f"crux: {message}", file=sys.stderr, flush=True)
-                abandon()
-                os._exit(2)
-            return
+    if (first := multiprocessing.parent_process()) is not None:
+        first.join()
+        os._exit(1)
 
 
 class OwnSignals(L.Callback):
@@ -186,14 +198,12 @@ def _ignored(*numbers: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _environment(more: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
     os.environ |= more
     try:
         yield
     finally:
         for key in more:
             del os.environ[key]
-        os.environ |= {key: before[key] for key in more if key in before}
 
 
 def _reopened(array: np.memmap) -> tuple[Any, ...]:  # pyright: ignore[reportMissingTypeArgument]

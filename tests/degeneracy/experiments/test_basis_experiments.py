@@ -22,7 +22,10 @@ TEXT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_s
 
 def run(crux_here: Callable[..., int], tmp_path: Path, experiment: str, *given: str) -> Path:
     """The folder of a run of `interaction_basis/<experiment>`; keys without a group are of the comparison."""
-    keys = [key if "." in key.partition("=")[0] else f"interaction_basis.compare.{key}" for key in given]
+    keys = [
+        key if "." in key.partition("=")[0] or key == "resume=true" else f"interaction_basis.compare.{key}"
+        for key in given
+    ]
     common = (f"experiment=interaction_basis/{experiment}", "tracking=none", "trainer.progress=false")
     assert crux_here(*common, *keys, f"output_dir={tmp_path}/out") == 0
     (found,) = (tmp_path / "out" / "runs").iterdir()

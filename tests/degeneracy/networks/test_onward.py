@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from crux.config.schema import Auxk, Optimizer, OptimizerName
+from crux.config.schema import Optimizer, OptimizerName
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.onward import Ahead, OnwardLoss, OnwardPasses
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.site import Site
 from crux.sae.losses.options import E2EDownstream
@@ -36,7 +37,7 @@ def module(of: Chain, *, reconstruction: float, output: float, downstream: float
     return SAEModule(
         [Site("hidden", "hidden", sae)], passes=OnwardPasses(ahead, max_norm=None), loss=loss,
         sparsity=Sparsity(0.0, n_saes=1, steering=None),
-        optimizer=Optimizer(OptimizerName.adam, 1e-3, [0.9, 0.999], 1e-8, 0.0, 5, 0.1, clip=10.0),
+        optimizer=Optimizer(1e-3, [0.9, 0.999], 1e-8, 0.0, 5, 0.1, name=OptimizerName.adam, clip=10.0),
         auxk=Auxk(coefficient=0.0, k=None, dead_after=0), max_steps=10, log_every=5, seed=0, runs=(),
     )  # fmt: skip
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, get_type_hints
 import pytest
 import yaml
 from annotated_types import Ge, Gt
-from crux.sae.assemble import build_loss
 from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.build import build_loss
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local, LossOptions
 from crux.sae.losses.step import Step
@@ -36,14 +36,14 @@ def options(loss: str, **changed: Any) -> LossOptions:
 def declared(loss: str) -> dict[str, Any]:
     """The keys in conf/loss/<name>.yaml and its parents."""
     own = yaml.safe_load((ROOT / "conf" / "loss" / f"{loss}.yaml").read_text("utf-8"))
-    parents = [parent for parent in own.pop("defaults") if parent != "schema"]
+    parents = [parent for parent in own.pop("defaults") if not parent.endswith("_options")]
     return {key: value for parent in parents for key, value in declared(parent).items()} | own
 
 
 @pytest.mark.parametrize("loss", OPTIONS)
 def test_every_yaml_holds_the_keys_of_its_options_and_names_its_class(loss: str) -> None:
     made = OPTIONS[loss](**declared(loss))
-    made.check("loss")
+    made.check_section("loss")
     optional = {"max_norm", "downstream_hooks"}
     assert declared(loss).keys() == {field.name for field in fields(made)} - optional
     formula = build_loss(made)
@@ -87,9 +87,9 @@ def test_what_the_batches_are_and_hold(loss: str, share: float) -> None:
     ],
 )
 def test_what_makes_no_loss_is_refused(loss: str, changed: dict[str, float], message: str) -> None:
-    options(loss).check("loss")
+    options(loss).check_section("loss")
     with pytest.raises(UserError, match=message):
-        options(loss, **changed).check("loss")
+        options(loss, **changed).check_section("loss")
 
 
 def test_later_hooks() -> None:
@@ -122,7 +122,7 @@ class OwnLoss(Loss[OwnOptions]):
 
 def test_a_loss_of_ones_own_is_found_by_its_target() -> None:
     own = OwnOptions(_target_=f"{__name__}.OwnLoss", name="own", skip_positions=[])
-    own.check("loss")
+    own.check_section("loss")
     loss = build_loss(own)
     assert type(loss).__name__ == "OwnLoss"
     assert own.token_share == 1.0

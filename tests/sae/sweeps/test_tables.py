@@ -154,3 +154,27 @@ def test_times_are_against_the_e2e_run_of_the_same_place(tmp_path: Path) -> None
     assert [(row[0], row[1].split(".")[1], row[-2], row[-1]) for row in rows(table)] == [
         ("local", "2", "200", "0.5"), ("local", "4", "200", "0.25"), ("e2e", "2", "100", "1"), ("e2e", "4", "50", "1"),
     ]  # fmt: skip
+
+
+def test_a_key_that_an_option_does_not_have_is_like_a_null_one(tmp_path: Path) -> None:
+    """As in runs of older versions, which wrote every key."""
+    for name, config in {
+        "old": {"task": "train", "loss": {"name": "local", "kl": None}, "sae": {"name": "topk", "k": 8, "alpha": None}},
+        "new": {"loss": {"name": "local"}, "sae": {"name": "topk", "k": 8}},
+    }.items():
+        folder = RunFolder.create(tmp_path / name, config | {"seed": 0, "optimizer": {"lr": 0.1}})
+        folder.write_metrics({"final/l0": 8.0, "final/ce_increase": 0.5})
+        folder.finish()
+    runs = finished_runs(tmp_path)
+    assert rows(runs_table(runs).drop(columns="task")) == [["local", "1", "8", "0.5"]] * 2
+    assert runs.settings["asked for"].tolist() == ["k=8", "k=8"]
+
+
+def test_experiments_without_a_loss_are_told_apart_by_their_name(tmp_path: Path) -> None:
+    for name in ("kgon", "linear"):
+        folder = RunFolder.create(tmp_path / name, {"seed": 0, "llc": {"experiment": name, "draws": 800}})
+        folder.write_metrics({"final/checks": 4.0})
+        folder.finish()
+    table = runs_table(finished_runs(tmp_path))
+    assert list(table) == ["experiment", "seeds", "checks"]
+    assert table["experiment"].tolist() == ["kgon", "linear"]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from crux.config.schema import Auxk, Optimizer, OptimizerName
+from crux.config.schema import Accelerator, Adam, Optimizer, OptimizerName, Trainer
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
@@ -28,7 +29,8 @@ from crux.sae.training.sparsity import Sparsity, Steering
 from crux.subjects.hooks import later_residuals
 from crux.subjects.subject import Subject
 from crux.training.data import Feed, Joined
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 LOSSES: list[Loss] = ["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
@@ -39,9 +41,8 @@ NO_AUXK = Auxk(coefficient=0.0, k=None, dead_after=0)
 def optimizer(
     *, name: str = "adam", lr: float = 3e-3, weight_decay: float = 0.0, warmup_steps: int = 2, clip: float = 10.0
 ) -> Optimizer:
-    return Optimizer(
-        OptimizerName(name), lr, [0.9, 0.999], 1e-8, weight_decay, warmup_steps, min_lr_factor=0.1, clip=clip
-    )
+    adam = Adam(lr, [0.9, 0.999], 1e-8, weight_decay, warmup_steps, min_lr_factor=0.1)
+    return Optimizer(**vars(adam), name=OptimizerName(name), clip=clip)
 
 
 OPTIMIZER = optimizer()
@@ -197,27 +198,14 @@ def run_fit(
     resume: Path | None = None,
     devices: int = 1,
 ) -> float:
-    pace = Pace(
-        max_steps=module.max_steps,
-        accumulate=accumulate,
-        tokens_per_step=24,
-        unit="tokens",
+    trainer = Trainer(
+        progress=False, accelerator=Accelerator.cpu, max_steps=module.max_steps, log_every=module.log_every,
         checkpoint_every=checkpoint_every,
-        val_every=0,
-        accelerator="cpu",
-        devices=devices,
-        precision="32-true",
-        progress=False,
-    )
-    feed = Feed(batches, accumulate=accumulate)
-    return fit(
-        module,
-        feed,
-        pace=pace,
-        checkpoints=checkpoints,
-        resume=resume,
-        sinks=list(sinks),
-        judge=None,
-        shown={},
+    )  # fmt: skip
+    rate = fit(
+        module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=CPU._replace(devices=devices), items_per_step=24,
+        unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, shown={}, callbacks=[],
         abandoned=None,
-    )
+    )  # fmt: skip
+    assert rate is not None
+    return rate

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from two_ranks import STEPS, Trace, trained
+
+from crux.training.processes import torchrun_variables
 
 TESTS = Path(__file__).resolve().parents[2]
 SAME = [  # clipped hard in one of them, with AuxK of latents that die, accumulated, with positions left out
@@ -47,19 +50,29 @@ RESUMED = ["local/batch_topk/steered/resume", "fisher/topk/accumulate/resume", "
 def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
     """By job and rank what was trained: one trace, or of a resumed job two."""
     rooms = ("../src", ".", "sae/training", "sae/architectures", "subjects", "sae/evaluation")
-    environment = {"PYTHONPATH": os.pathsep.join(str(TESTS / room) for room in rooms), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = TESTS / "sae" / "training" / "two_ranks.py"
-    ended = subprocess.run(
-        [*torchrun, str(script), str(folder), *jobs],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=550,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout
+    more = {
+        "PYTHONPATH": os.pathsep.join(str(TESTS / room) for room in rooms),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(TESTS / "sae" / "training" / "two_ranks.py"), str(folder), *jobs]
+    logs = [folder / f"log_{rank}" for rank in (0, 1)]
+    with ExitStack() as stack:
+        processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **more, **place},
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for place, log in zip(torchrun_variables(2), logs, strict=True)
+        ]
+    try:
+        codes = [process.wait(550) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
     return {
         job: [[Trace(**t) for t in torch.load(f"{folder / job.replace('/', '_')}_{rank}.pt")] for rank in (0, 1)]
         for job in jobs

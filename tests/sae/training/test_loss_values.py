@@ -11,8 +11,8 @@ from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, module_of, sae_for
 from torch import Tensor, nn
 from toy_subject import ToySubject, random_toy
 
-from crux.config.schema import Auxk
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site

@@ -23,7 +23,7 @@ from small_runs import (
 )
 from torch import Tensor
 
-from crux.config.schema import Auxk
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.architectures.topk import TopKSAE

@@ -11,7 +11,7 @@ from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, run_fit, sae_for, s
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crux.config.schema import Auxk
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
 from crux.sae.training.sparsity import Steering
 

@@ -11,7 +11,7 @@ from architectures import ARCHITECTURES, base
 from interrupted import assert_going_on_equals_never_having_stopped
 from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, source_for, token_batches
 
-from crux.config.schema import Auxk
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.training.sae_module import SAEModule

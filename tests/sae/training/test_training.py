@@ -247,8 +247,8 @@ def test_ctrl_c_comes_out_as_such_and_leaves_the_checkpoint(
 def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_path: Path) -> None:
     """‖s·x‖ is √d_model on average; x̂ of codes that are all zero is the mean activation."""
     from composed import composed
-    from crux.sae.assemble import build_sae
 
+    from crux.sae.build import build_sae
     from crux.sae.evaluation.mean import typical_activation
 
     subject = gpt2()
@@ -258,7 +258,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     torch.testing.assert_close(typical.mean, x.mean(0))
     for normalize in (False, True):
         config = composed(f"sae.normalize_activations={str(normalize).lower()}", "sae.n_latents=8")
-        sae = build_sae(config, read=typical, written=typical)
+        sae = build_sae(config.sae, read=typical, written=typical, seed=0)
         torch.testing.assert_close(sae.b_dec / sae.input_scale, x.mean(0))
         scale = subject.d_model**0.5 / float(x.norm(dim=-1).mean()) if normalize else 1.0
         assert float(sae.input_scale) == pytest.approx(scale, rel=1e-5)

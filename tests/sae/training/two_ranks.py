@@ -1,6 +1,7 @@
-"""One training job, in this process or, run by the test under torchrun in two processes, with each batch shared by two ranks.
+"""One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
 
-torchrun --nproc-per-node=2 two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
+RANK=r LOCAL_RANK=r WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python two_ranks.py <folder> <job> [<job> …]
+leaves <folder>/<job>_<r>.pt
 """
 
 import sys
@@ -12,7 +13,7 @@ from architectures import ARCHITECTURES, base
 from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, optimizer, run_fit, source_for, token_batches
 from torch import Tensor
 
-from crux.config.schema import Auxk
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
@@ -101,7 +102,7 @@ def trained(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEP
 def main(folder: Path, jobs: list[str]) -> None:
     import os
 
-    rank = int(os.environ["LOCAL_RANK"])
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     for job in jobs:
         place = folder / job.replace("/", "_")

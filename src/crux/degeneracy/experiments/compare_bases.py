@@ -54,14 +54,12 @@ def compare_bases(
             else principal_components(hook, at[hook], threshold=of.threshold)
             for hook in of.hooks[:-1]
         ] + [last]
-    done: list[str] = []
 
-    def progress(name: str) -> None:
-        done.append(name)
-        run.add_row(first_row + len(done), {"bases_done": float(len(done))})
+    def report_done(done: int) -> None:
+        run.add_row(first_row + done, {"bases_done": float(done)})
 
     found = compare(
-        network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, progress=progress
+        network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
     )
     covariances = {hook: at[hook].covariance for hook in of.hooks}
     drawn = graphs(found, options, seed=run.seed)

@@ -28,7 +28,7 @@ def result(job: LanguageBasesJob, run: Run) -> Result:
     """Find every basis at the job's hook points on training text, and ablate it on held-out text."""
     options = job.interaction_basis.compare
     subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
-    tokens = load_tokens(job.data, model=job.model, cache=job.cache, progress=run.progress)
+    tokens = load_tokens(job.data, model=job.model, cache=job.cache)
 
     def batches(stream: np.ndarray, n: int) -> list[Tensor]:
         n_tokens = n * options.length

@@ -12,6 +12,7 @@ from crux.degeneracy.basis_options import MlpBases, SmallPerceptron
 from crux.degeneracy.compared import AblationLoss
 from crux.degeneracy.edges import edges
 from crux.degeneracy.experiments.compare_bases import compare_bases
+from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
 from crux.runs.experiment import Experiment, keep_rows
@@ -64,17 +65,11 @@ def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, r
     chain = perceptron([N_INPUTS, *options.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
 
     def weights() -> dict[str, Tensor]:
-        optimizer = torch.optim.Adam(chain.parameters(), lr=options.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        for step in range(options.steps):
+        def loss() -> Tensor:
             x = task.inputs(256, generator)
-            loss = (chain(x) - task.outputs(x)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % 500 == 0:
-                run.add_row(step + 1, {"train/loss": float(loss.detach())})
+            return (chain(x) - task.outputs(x)).square().mean()
+
+        fit_by_adam(loss, chain.parameters(), lr=options.lr, steps=options.steps, run=run)
         return {**chain.state_dict(), GENERATOR: generator.get_state()}
 
     kept = compute_once(run.folder, "perceptron", weights)

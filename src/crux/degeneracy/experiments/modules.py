@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.ablation import EdgeAblation, least
 from crux.degeneracy.basis import Basis, principal_components
 from crux.degeneracy.basis_options import PlantedModules
@@ -56,12 +57,15 @@ def result(options: PlantedModules, run: Run) -> Result:
     found_on = unrelated(FOUND_ON, network.rotation, generator)
     judged_on = unrelated(JUDGED_ON, network.rotation, generator)
     as_trained = training_samples(len(found_on.x), generator)[0] @ network.rotation
-    graphs = {
-        "interaction basis": graph(chain, found_on.x, "local", options, run=run, piece="local"),
-        "principal components": graph(chain, found_on.x, "pca", options, run=run, piece="pca"),
-        "neurons": graph(chain, found_on.x, "neuron", options, run=run, piece="neuron"),
-        "interaction basis, training data": graph(chain, as_trained, "local", options, run=run, piece="local_trained"),
+    studied = {
+        "interaction basis": ("local", found_on.x),
+        "principal components": ("pca", found_on.x),
+        "neurons": ("neuron", found_on.x),
+        "interaction basis, training data": ("local", as_trained),
     }
+    graphs: dict[str, Graph] = {}
+    for done, (name, (kind, x)) in enumerate(track(studied.items(), "interaction graphs"), 1):
+        graphs[name] = graph(chain, x, kind, options, run=run, piece=f"graph_{done}")
     best = graphs["interaction basis"]
     losses = without_each(chain, best, judged_on)
     shortcut = min(losses.without, key=lambda name: losses.without[name]["misled"])
@@ -128,7 +132,7 @@ def graph(chain: Chain, x: Float[Tensor, "n d"], kind: str, options: PlantedModu
             packed |= {f"strength{i}": each.strength, f"needed{i}": torch.tensor(needed)}
         return packed
 
-    found = compute_once(run.folder, f"graph_{piece}", compute)
+    found = compute_once(run.folder, piece, compute)
     device = torch.device("cpu")
     bases = [unpack(Basis, found, prefix=f"{hook}/", device=device, hook=hook, name=kind) for hook in HOOKS]
     strengths = [found[f"strength{i}"] for i in range(len(HOOKS) - 1)]

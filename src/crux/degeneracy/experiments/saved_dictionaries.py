@@ -92,7 +92,7 @@ def judge_saved(saes: Sequence[Saved], options: Reading, run: Run) -> dict[str, 
         context = min(saved.metadata["context_size"] for saved in of_subject)
         model = LanguageModel(name=name, process_weights=processed, context=context)
         subject = load_model(model, device=torch.device("cpu"), dtype=torch.float32)
-        text = load_tokens(PACKAGED, model=model, cache=None, progress=run.progress).held_out
+        text = load_tokens(PACKAGED, model=model, cache=None).held_out
         batches = list(spread_batches(text, context=context, batch=SEQUENCES, n_tokens=options.tokens))
         bases = {
             hook: kept_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)

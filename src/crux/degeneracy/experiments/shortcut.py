@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.networks.chain import Chain
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
@@ -90,19 +91,14 @@ def train(generator: torch.Generator, run: Run) -> Shortcut:
             for m in masks
         ]
         b = [torch.zeros(len(m), dtype=torch.float64, requires_grad=True) for m in masks]
-        optimizer = torch.optim.Adam([*W, *b], lr=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        for step in range(STEPS):
+
+        def loss() -> Tensor:
             h, label = training_samples(BATCH, generator)
             for i, mask in enumerate(masks):
                 h = F.linear(h if i == 0 else h.relu(), W[i] * mask, b[i])
-            loss = F.binary_cross_entropy_with_logits(h @ out, label.double())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % 500 == 0:
-                run.add_row(step + 1, {"train/loss": float(loss.detach())})
+            return F.binary_cross_entropy_with_logits(h @ out, label.double())
+
+        fit_by_adam(loss, [*W, *b], lr=1e-2, steps=STEPS, run=run)
         found = {f"W{i}": (w * m).detach() for i, (w, m) in enumerate(zip(W, masks, strict=True))}
         return found | {f"b{i}": v.detach() for i, v in enumerate(b)} | {"generator": generator.get_state()}
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
 from crux.degeneracy.budget import Budget, Layer, budget, free_change
 from crux.degeneracy.checks import measures_language_model
@@ -56,7 +57,7 @@ def result(job: SpectraJob, run: Run) -> Result:
     options = job.degeneracy
     if measures_language_model(options, job.model):
         subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
-        text = load_tokens(job.data, model=job.model, cache=job.cache, progress=run.progress).train
+        text = load_tokens(job.data, model=job.model, cache=job.cache).train
         context = job.model.context
         batches = spread_batches(text, context=context, batch=BATCH, n_tokens=context * options.sequences)
         on_device = [tokens.to(subject.device) for tokens in batches]
@@ -136,7 +137,7 @@ def grams_at(
         return {"K": jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=run.seed)}
 
     grams = Grams()
-    for hook in hooks:
+    for hook in track(hooks, "Jacobian Grams"):
         kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
         grams[hook] = found[hook].gram, kept["K"].to(whole.device)
     return grams

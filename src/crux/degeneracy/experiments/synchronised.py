@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.synchronised import synchronised_neurons
 from crux.degeneracy.options import SynchronisedJob
@@ -45,8 +46,8 @@ def result(job: SynchronisedJob, run: Run) -> Result:
     behind = relu_layers(of.network)
     hidden = of.network.clean(of.train.inputs, capture=list(behind.values()), final=False).activations
     found = {hook: synchrony([hidden[before]]) for hook, before in behind.items()}
-    rows = []
-    for step, threshold in enumerate(sorted(job.degeneracy.thresholds), 1):
+    rows, thresholds = [], sorted(job.degeneracy.thresholds)
+    for step, threshold in enumerate(track(thresholds, "thresholds"), 1):
         kept = compute_once(
             run.folder,
             f"threshold_{threshold!r}",

@@ -206,10 +206,9 @@ def save(folder: Path, network: ModularAddition, *, train_share: float, seed: in
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {field.name: getattr(network.sizes, field.name) for field in fields(AdditionSizes)}
     about = {"model_type": MODEL_TYPE, **sizes, "train_share": train_share, "seed": seed}
+    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
-    write_tensors(
-        folder / "model.safetensors", {name: value.detach().cpu() for name, value in network.state_dict().items()}
-    )
+    write_tensors(folder / "model.safetensors", weights)
 
 
 def load(folder: Path) -> tuple[ModularAddition, Pairs]:

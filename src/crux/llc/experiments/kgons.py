@@ -45,7 +45,7 @@ class Kgon(NamedTuple):
 
     @property
     def llc(self) -> float:
-        """Known for 5 to 8 corners; the Hessian of a 4-gon does not exist."""
+        """λ, known for 5 to 8 corners; the Hessian of a 4-gon does not exist."""
         return (3 * self.corners - 1) / 2 + 3 * self.plus / 2
 
 
@@ -117,7 +117,7 @@ def kgon_groups() -> list[Group]:
 
 
 def escaping() -> Group:
-    """A 5-gon beside a dead feature, at an nβ so low that the chains find what is better: the estimate is negative."""
+    """Return a 5-gon next to a dead feature, at an nβ so low that the chains find what is better: the estimate is negative."""
     kgon, eps = Kgon(5, 0, 6), torch.tensor([0.7 / 1e3], dtype=torch.float64)
     case, loss = Case(kgon.name, kgon.llc, 1e3, 1.0, None), kgon_loss([kgon], n_chains=CHAINS)
     chains = ChainSettings(HMC(leapfrogs=30), CHAINS, 500, 400, 1, eps)

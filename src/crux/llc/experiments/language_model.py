@@ -36,7 +36,7 @@ def result(job: LanguageModelJob, run: Run) -> Result:
     llc, context = job.llc, job.model.context
     subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
     moves = moving(subject.model, llc.parameters)
-    tokens = load_tokens(job.data, model=job.model, cache=job.cache, progress=job.trainer.progress)
+    tokens = load_tokens(job.data, model=job.model, cache=job.cache)
     evaluation, gradient = estimate_data(llc, tokens, context=context, device=subject.device)
     nbeta = nbeta_tensor(llc)
     estimate = sample_cases(

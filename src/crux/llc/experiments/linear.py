@@ -1,4 +1,4 @@
-"""Deep linear networks where the redundant factors are zero: estimates over nβ, beside an exact sampler's and Aoyagi's λ.
+"""Deep linear networks whose redundant factors are zero: estimates over nβ, next to an exact sampler's and Aoyagi's λ.
 
 The minimum is no manifold there, and nothing is quadratic: the estimate approaches λ like 1 / log nβ. What it must agree with at each nβ
 is the Gibbs sampler of linear_network.py, which has no step size.

@@ -4,7 +4,6 @@ The SAE reads the hidden layer of a toy model: of an exact pentagon (five featur
 model.path's. It trains on a finite set of samples, all of them at every step, so that there is a minimum to end in.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
-from crux.toy.folder import HOOK, toy_folder
+from crux.toy.folder import HOOK, find_toy_model
 from crux.toy.options import Kind, Together
 from crux.toy.program import Program
 from crux.toy.sae_job import typical
@@ -90,11 +89,7 @@ def pentagon() -> ToySubject:
 
 def choose_subject(model: ToyInstance) -> ToySubject:
     """Return the toy model of model.path, or the pentagon."""
-    if model.path is None:
-        return pentagon()
-    folder = toy_folder(Path(model.path))
-    assert folder is not None
-    return load_toy(folder, model.instance)
+    return pentagon() if model.path is None else load_toy(find_toy_model(model.path), model.instance)
 
 
 def train(job: SaeTrainingJob, run: Run, subject: ToySubject, features: FeatureBatches) -> Watched:

@@ -4,8 +4,6 @@ Away from a minimum the coefficient of the model's own loss says nothing, and th
 counts the directions in which outputs change, is defined at every checkpoint.
 """
 
-from pathlib import Path
-
 from crux.llc.experiments.toy_models import checkpoints, held_out, one_of, outputs_of, own_loss
 from crux.llc.experiments.training_curves import Course, along_training
 from crux.llc.losses import Fixed
@@ -16,10 +14,10 @@ from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.toy.exact.best import losses
 from crux.toy.experiments.programs import build_model_program
-from crux.toy.folder import toy_folder
+from crux.toy.folder import find_toy_model
+from crux.toy.job import train
 from crux.toy.program import Trained, load
 from crux.toy.training import last_row as last_row_of_programs
-from crux.toy.training import train_program
 
 
 def last_row(folder: RunFolder) -> int:
@@ -30,20 +28,10 @@ def last_row(folder: RunFolder) -> int:
 def toy_model(job: ToyTrainingJob, run: Run) -> tuple[Trained, int]:
     """Return the model of model.path, or one that is trained here; and the number of the instance, the best one unless given."""
     if job.model.path is not None:
-        folder = toy_folder(Path(job.model.path))
-        assert folder is not None
-        model = load(folder)
+        model = load(find_toy_model(job.model.path))
     else:
         program = build_model_program(job.toy, seed=run.seed)
-        model = train_program(
-            program,
-            job.toy,
-            optimizer=job.optimizer,
-            trainer=job.trainer,
-            callbacks=job.callbacks,
-            folder=run.folder.programs / program.name,
-            add_row=run.add_row,
-        )
+        model = train(job, program, run, n_before=0)
     return model, int(losses(model).flatten().argmin()) if job.model.instance is None else job.model.instance
 
 

@@ -29,8 +29,14 @@ def _asked(keys: Keys) -> str:
     return ""
 
 
+def _experiment(keys: Keys) -> str:
+    """Return the name of the experiment that was made; empty if an SAE was trained."""
+    sections = ("toy",) if keys.get("loss.name") else ("toy", "llc", "degeneracy", "interaction_basis")
+    return next((name for section in sections if (name := keys.get(f"{section}.experiment"))), "")
+
+
 SETTINGS: dict[str, Callable[[Keys], str]] = {
-    EXPERIMENT: lambda keys: keys.get("toy.experiment") or "",  # of a toy model itself; empty if an SAE was trained
+    EXPERIMENT: _experiment,
     ARCHITECTURE: lambda keys: keys.get("sae.name") or "relu",
     LOSS: lambda keys: keys.get("loss.name") or "",
     HOOK_POINT: lambda keys: ", ".join(keys.get("hook_points") or [keys.get("hook_point") or ""]),
@@ -86,7 +92,7 @@ def finished_runs(folder: Path) -> Runs:
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
         if run.done:
-            keys = comparable(run.config())
+            keys = {k: v for k, v in comparable(run.config()).items() if not k.endswith("_target_")}
             settings = {title: value(keys) for title, value in SETTINGS.items()}
             name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
             order = (settings[ARCHITECTURE], rank(settings[LOSS]), keys.get("sparsity") or 0.0, *settings.values())

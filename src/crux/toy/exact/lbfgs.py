@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crux.config.progress import track
+
 DECREASE, CURVATURE = 1e-4, 0.9
 """The Wolfe conditions' two constants, the usual ones of quasi-Newton methods."""
 
@@ -93,13 +95,8 @@ def minimise(
     max_iterations: int,
     gradient_tolerance: float,
     history: int,
-    report: Callable[[int], None] = lambda n_ended: None,
 ) -> Minimum:
-    """Minimise `loss` for every instance from its own start: tensors with the instances as first axis.
-
-    Args:
-        report: told in every iteration how many instances have ended.
-    """
+    """Minimise `loss` for every instance from its own start: tensors with the instances as first axis."""
     shapes = [t.shape[1:] for t in start]
     sizes = [shape.numel() for shape in shapes]
     x = torch.cat([t.detach().reshape(len(t), -1) for t in start], 1)
@@ -125,11 +122,10 @@ def minimise(
     S, Y, rho = x.new_zeros(0, *x.shape), x.new_zeros(0, *x.shape), x.new_zeros(0, len(x))
     x, scale, idle = x.clone(), torch.ones_like(f), torch.zeros_like(which)
     ended = (final.gradient <= gradient_tolerance) | ~(f.isfinite() & g.isfinite().all(1))
-    for iteration in range(max_iterations + 1):
+    for iteration in track(range(max_iterations + 1), "minimising, at most"):
         if ended.any():
             which, f, g, x, scale, idle = (t[~ended] for t in (which, f, g, x, scale, idle))
             S, Y, rho = S[:, ~ended], Y[:, ~ended], rho[:, ~ended]
-        report(len(final.loss) - len(which))
         if not len(which) or iteration == max_iterations:
             break
         d = _direction(g, S, Y, rho, scale)

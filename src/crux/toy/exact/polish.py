@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.toy.exact.lbfgs import minimise
 from crux.toy.exact.population import population_loss
 from crux.toy.program import Program
@@ -47,7 +48,6 @@ def polish(
     gradient_tolerance: float,
     max_iterations: int,
     compute: Compute = compute_now,
-    report: Callable[[int], None] = lambda n_ended: None,
 ) -> Polished:
     """Minimise the exact loss of every instance (without weight decay), a batch of instances at a time.
 
@@ -56,7 +56,6 @@ def polish(
 
     Args:
         compute: computes the batches, each by its name.
-        report: told how many instances have ended so far.
     """
     shape = program.importance.shape[:2]
     one_a_row = program._replace(  # a stream for every instance, so that the optimiser can leave some out
@@ -67,14 +66,13 @@ def polish(
     W, b = weights.W.flatten(0, 1).double(), weights.b.flatten(0, 1).double()
     loss, converged = b.new_zeros(len(b)), torch.zeros(len(b), dtype=torch.bool)
 
-    def minimise_batch(part: Tensor, n_before: int) -> dict[str, Tensor]:
+    def minimise_batch(part: Tensor) -> dict[str, Tensor]:
         end = minimise(
             _loss(_rows(one_a_row, part)),
             (W[part], b[part]),
             max_iterations=max_iterations,
             gradient_tolerance=gradient_tolerance,
             history=10,
-            report=lambda n_ended: report(n_before + n_ended),
         )
         return {
             "W": end.parameters[0].clone(),
@@ -84,8 +82,9 @@ def polish(
         }
 
     def minimise_rows(rows: Tensor, turn: str) -> None:
-        for i, part in enumerate(rows.split(ROWS) if len(rows) else ()):
-            end = compute(f"{turn}_{i}", partial(minimise_batch, part, len(b) - len(rows) + i * ROWS))
+        parts = rows.split(ROWS) if len(rows) else ()
+        for i, part in enumerate(track(parts, "polishing")):
+            end = compute(f"{turn}_{i}", partial(minimise_batch, part))
             W[part], b[part], loss[part], converged[part] = (end[key] for key in ("W", "b", "loss", "converged"))
 
     minimise_rows(torch.arange(len(b)), "first")

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
-from crux.runs.progress import show_progress
 from crux.toy.exact.best import best_of_seeds, losses
 from crux.toy.exact.polish import polish
 from crux.toy.exact.population import has_population_loss
@@ -31,14 +30,12 @@ def find_best(trained: Trained, run: Run, *, n_seeds: int) -> Best:
     loss, W = losses(trained), trained.weights.W
     if has_population_loss(trained.program):
         name = trained.program.name
-        with show_progress(f"polishing {name}", total=loss.numel(), shown=run.progress) as report:
-            end = polish(
-                trained.program,
-                trained.weights,
-                **POLISH,
-                compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
-                report=report,
-            )
+        end = polish(
+            trained.program,
+            trained.weights,
+            **POLISH,
+            compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
+        )
         loss, W = end.loss, end.weights.W
     best = best_of_seeds(loss, n_seeds=n_seeds)[:, 0]
     turned = [canonical(one, living=THRESHOLDS["living"]) for one in W[best, 0].double()]

@@ -17,7 +17,6 @@ from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
-from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import losses
 from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
@@ -135,8 +134,7 @@ def result(toy: OneVariedFeature, trained: Sequence[Trained], run: Run) -> Resul
     """Compare all local optima against the ratio, and where pentagon and digons cross."""
     (it,) = trained
     ratios = toy.ratios
-    with show_progress("polishing", total=it.loss.numel(), shown=run.progress) as report:
-        end = polish(it.program, it.weights, **POLISH, compute=partial(compute_once, run.folder), report=report)
+    end = polish(it.program, it.weights, **POLISH, compute=partial(compute_once, run.folder))
     loss, W = (t[:, 0].unflatten(0, (-1, toy.seeds)) for t in (end.loss, end.weights.W))
     found = {r: optima(loss[i], W[i]) for i, r in enumerate(ratios)}
     density = it.program.density[:: toy.seeds]

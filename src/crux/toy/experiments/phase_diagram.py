@@ -19,7 +19,6 @@ from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
-from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 from crux.toy.compare import join_tiles
 from crux.toy.exact.best import best_of_seeds, losses
@@ -100,14 +99,12 @@ def extra_class(W: Float[Tensor, "*batch n_hidden n_features"]) -> Int[Tensor, "
 
 def polish_diagram(whole: Trained, run: Run, *, name: str, n_seeds: int) -> Found:
     """Polish all instances of one size and take the best of each pixel."""
-    with show_progress(f"polishing {name}", total=whole.loss.numel(), shown=run.progress) as report:
-        result = polish(
-            whole.program,
-            whole.weights,
-            **POLISH,
-            compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
-            report=report,
-        )
+    result = polish(
+        whole.program,
+        whole.weights,
+        **POLISH,
+        compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
+    )
     best = best_of_seeds(result.loss, n_seeds=n_seeds)
     every = torch.arange(best.shape[1])
     by_seed = result.loss.unflatten(0, (-1, n_seeds)).sort(1).values

@@ -15,7 +15,6 @@ from torch import Tensor
 from crux.config.markdown import markdown_table
 from crux.runs.life_cycle import Run
 from crux.runs.pieces import compute_once
-from crux.runs.progress import show_progress
 from crux.runs.result import Check, Result
 from crux.toy.compare import join_tiles, polish_on_samples, select_streams, shared_losses
 from crux.toy.experiments.experiment import ToyExperiment
@@ -54,14 +53,12 @@ def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
     loss = shared_losses(found, n_seeds=toy.seeds, samples=toy.held_out)
     n = min(FINALISTS, toy.seeds)
     order = loss.view(-1, toy.seeds).argsort(1)[:, :n] + toy.seeds * torch.arange(len(toy.densities))[:, None]
-    with show_progress("polishing", total=order.numel(), shown=run.progress) as report:
-        finalists = polish_on_samples(
-            select_streams(found, order.flatten()),
-            active=4096,
-            max_iterations=100,
-            compute=partial(compute_once, run.folder),
-            report=report,
-        )
+    finalists = polish_on_samples(
+        select_streams(found, order.flatten()),
+        active=4096,
+        max_iterations=100,
+        compute=partial(compute_once, run.folder),
+    )
     final = shared_losses(finalists, n_seeds=n, samples=4 * toy.held_out).view(-1, n)
     every_W = finalists.weights.W.view(-1, n, *finalists.weights.W.shape[2:])
     checks, metrics, panels, rows = [], {}, [], []
