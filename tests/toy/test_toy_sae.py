@@ -3,8 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from crux.sae.training.sae_module import SAEModule
 
 TOY = ("experiment=toy/intro_polygon", "trainer.max_steps=800", "optimizer.lr=1e-2", "trainer.batch=128", "toy.held_out=1024",
        "toy.seeds=1", "toy.densities=[0.1]", "trainer.progress=false", "tracking=none")  # fmt: skip
@@ -66,15 +70,37 @@ def test_end_to_end_keeps_more_of_the_output_for_each_latent_that_fires(
     assert found["e2e"]["final/output_explained_variance"] > found["local"]["final/output_explained_variance"]
 
 
+def test_an_interrupted_training_ends_in_the_same_numbers(
+    crux_here: Callable[..., int], toy_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = (*SAE, "tracking=none", f"model.path={toy_run}", "loss=e2e", "target_l0=0.4", "trainer.max_steps=30")
+    given = (*given, "trainer.checkpoint_every=10", "trainer.log_every=5")
+    assert crux_here(*given, f"output_dir={tmp_path / 'whole'}") == 0
+    step = SAEModule.training_step
+
+    def interrupted(self: SAEModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 17:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAEModule, "training_step", interrupted)
+        assert crux_here(*given, f"output_dir={tmp_path / 'parts'}") == 130
+    assert crux_here(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
+    (whole,), (parts,) = ((tmp_path / name / "runs").iterdir() for name in ("whole", "parts"))
+    for name in ("metrics.json", "history.jsonl", "sae/cfg.json"):
+        assert (parts / name).read_text() == (whole / name).read_text()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ("loss=e2e_ds", "loss=e2e_ds: a toy model has nothing between its hidden layer and its output"),
         ("loss=fisher", "loss=fisher needs a language model's labels"),
         ("sae=gradient_topk", "sae=gradient_topk needs a language model's labels"),
-        ("hook_point=blocks.0.hook_resid_pre", "hook_point: this experiment (job=toy_sae) has no such key"),
-        ("layer=0", "layer: this experiment (job=toy_sae) has no such key"),
-        ("data.name=x", "data.name: "),
+        ("hook_point=blocks.0.hook_resid_pre", "hook_point: this experiment has no such key"),
+        ("layer=0", "layer: this experiment has no such key"),
+        ("data.name=x", "data: this experiment has no such key"),
         ("model.instance=1", "has 1, 0 to 0"),
         ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 dimensions"),
         ("target_l0=11", "the dictionary has 10 latents"),

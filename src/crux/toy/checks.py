@@ -4,8 +4,9 @@ from collections.abc import Collection
 
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
+from crux.sae.architectures.options import Sae
 from crux.sae.checks import check_saved_sae, check_sparsity
-from crux.sae.losses.options import E2EDownstream
+from crux.sae.losses.options import E2EDownstream, LossOptions
 from crux.sae.sites import check_size
 from crux.toy.folder import find_toy_model, n_hidden, n_instances
 from crux.toy.options import ToySaeJob
@@ -26,7 +27,7 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
         raise UserError("loss.skip_positions has no meaning on a toy model, whose samples are no sequences")
     if job.trainer.accelerator is Accelerator.cuda:
         raise UserError("trainer.accelerator=cuda: an SAE on a toy model is trained on the CPU")
-    _check_labels(job)
+    _check_labels(job.loss, job.sae)
     streams, settings = n_instances(folder)
     chosen = job.model.instance
     if chosen is not None and chosen >= streams * settings:
@@ -38,13 +39,13 @@ def check_subject(job: ToySaeJob) -> None:
     """The toy model is on disk: `check_job` has looked at it."""
 
 
-def _check_labels(job: ToySaeJob) -> None:
+def _check_labels(loss: LossOptions, sae: Sae) -> None:
     """Check that the loss and the architecture exist for a network whose outputs are real numbers."""
-    if isinstance(job.loss, E2EDownstream):
+    if isinstance(loss, E2EDownstream):
         raise UserError(
-            f"loss={job.loss.name}: a toy model has nothing between its hidden layer and its output to compare; "
+            f"loss={loss.name}: a toy model has nothing between its hidden layer and its output to compare; "
             "use loss=local or loss=e2e"
         )
-    if not job.loss.real_outputs or job.sae.labels is not None:
-        what = f"sae={job.sae.name}" if job.sae.labels is not None else f"loss={job.loss.name}"
+    if not loss.real_outputs or sae.labels is not None:
+        what = f"sae={sae.name}" if sae.labels is not None else f"loss={loss.name}"
         raise UserError(f"{what} needs a language model's labels; on a toy model use loss=local or loss=e2e")

@@ -88,7 +88,7 @@ class ToySaeTraining:
         self.write_sae(run.folder)
         self.write_figures(run.folder, found)
         metrics = {f"final/{name}": value for name, value in found.metrics.items()}
-        return {"": Outcome(metrics, lambda: show(self.config, found))}
+        return {"": Outcome(metrics, lambda: show(f"{self.config.run_name()} on {self.config.model.path}", found))}
 
     def fit(self, run: Run) -> None:
         """Train the SAE."""
@@ -164,10 +164,10 @@ ROWS = {
 }
 
 
-def show(config: ToySaeJob, found: ToyEvaluation) -> None:
+def show(title: str, found: ToyEvaluation) -> None:
     """Print the evaluation as a table."""
     console = make_console(width=110)
-    table = Table(title=f"{config.run_name()} on {config.model.path}", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("unit")

@@ -62,7 +62,7 @@ def test_initial_weights_are_scaled(crux_here: Callable[..., int], tmp_path: Pat
     [
         ("toy.densities=[0.5,0.3]", "at one density"),
         ("toy.snapshots=0", "needs 20 or more"),
-        ("toy.init_scale=0.0", "toy.init_scale=0.0: must be more than 0"),
+        ("toy.init_scale=0.0", "toy.init_scale=0: must be more than 0"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
