@@ -87,9 +87,9 @@ def test_the_papers_grid_is_its_published_runs(jobs: Jobs) -> None:
     assert sorted(found) == sorted(
         (layer, loss, sparsity, downstream, "gpt2")
         for layer, loss, sparsities, downstream in [
-            ("2", "local", ["0.8", "4.0"], "0.0"), ("2", "e2e", ["0.5", "1.5"], "0.0"), ("2", "e2e_ds", ["10.0", "35.0"], "2.5"),
-            ("6", "local", ["4.0", "6.0"], "0.0"), ("6", "e2e", ["3.0", "1.5"], "0.0"), ("6", "e2e_ds", ["50.0"], "2.5"),
-            ("10", "local", ["6.0", "10.0"], "0.0"), ("10", "e2e", ["1.5"], "0.0"), ("10", "e2e_ds", ["1.75"], "0.05"),
+            ("2", "local", ["0.8", "4.0"], "None"), ("2", "e2e", ["0.5", "1.5"], "None"), ("2", "e2e_ds", ["10.0", "35.0"], "2.5"),
+            ("6", "local", ["4.0", "6.0"], "None"), ("6", "e2e", ["3.0", "1.5"], "None"), ("6", "e2e_ds", ["50.0"], "2.5"),
+            ("10", "local", ["6.0", "10.0"], "None"), ("10", "e2e", ["1.5"], "None"), ("10", "e2e_ds", ["1.75"], "0.05"),
         ]
         for sparsity in sparsities
     )  # fmt: skip

@@ -76,7 +76,7 @@ def test_the_run_folder_holds_everything(tracked: Run) -> None:
 
 def test_the_configuration_is_resolved(tracked: Run) -> None:
     config = yaml.safe_load((tracked.folder / "config.yaml").read_text("utf-8"))
-    assert (config["task"], config["layer"], config["hook_point"]) == ("train", 6, "blocks.6.hook_resid_pre")
+    assert (config["layer"], config["hook_point"]) == (6, "blocks.6.hook_resid_pre")
     assert config["sparsity"] == 1.0
     assert config["trainer"]["max_steps"] == STEPS
     assert config["optimizer"]["name"] == "adam"

@@ -111,7 +111,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         cause = error.__cause__
         kind = getattr(getattr(cause, "object_type", None), "__name__", None)
-        return no_such_key(getattr(cause, "full_key", None) or match[1], kind=kind)
+        key = match[1] if match[1] in RENAMED else getattr(cause, "full_key", None) or match[1]
+        return no_such_key(key, kind=kind)
     if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
         option = match[1].replace("/", "=", 1)
         return f"{option}: does not fit this experiment, which has no key {match[2]} there"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from crux.config.errors import UserError
 from crux.config.progress import shown
 from crux.config.schema import Job, to_plain
 from crux.runs.part import Part, make_parts, start_tracking
@@ -67,6 +68,8 @@ class Work:
     """For MLflow, in addition to those of the configuration."""
     parts: Mapping[str, Job]
     """The configuration of each part, by the name of its folder; empty if the job is one run."""
+    failure: Callable[[], UserError] | None = None
+    """Returns the error that ends a job some of whose parts have no outcome; None if parts never end by themselves."""
 
 
 def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], Work]) -> None:
@@ -101,8 +104,11 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], Work]) ->
             part.finish()
         if len(finished) == len(parts) and not job.done:
             job.finish()
-    for part in finished:
-        show(part, outcomes[part.name])
+        for part in finished:
+            show(part, outcomes[part.name])
+        if len(finished) < len(parts):
+            assert work.failure is not None
+            raise work.failure()
 
 
 def show(part: Part, outcome: Outcome) -> None:

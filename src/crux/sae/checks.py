@@ -32,6 +32,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
         raise UserError("layer and hook_point both given: hook_point names the place in full, give one of them")
     if job.hook_points is not None and (one := sorted({"layer", "hook_point"} & set(given))):
         raise UserError(f"hook_points and {one[0]} both given: give one of them")
+    if job.hook_points is not None and job.sae.output_hook is not None:
+        raise UserError("sae.output_hook goes with one hook_point, not with hook_points")
     _check_name("sae", job.sae)
     _check_name("loss", job.loss)
     _check_many(job, given)

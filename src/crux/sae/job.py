@@ -36,17 +36,7 @@ def run(config: SaeJob, *, folder: Path | None) -> None:
     Raises:
         NonFiniteLossError: if the loss of a run stopped being a number; the job's other runs are finished all the same.
     """
-    ended: dict[str, int] = {}
-
-    def prepare() -> Work:
-        training = SaeTraining(config)
-        ended.update(training.module.ended)
-        return training.work(ended)
-
-    run_job(config, folder=folder, prepare=prepare)
-    if ended:
-        at = ", ".join(f"step {step} ({name})" for name, step in ended.items())
-        raise NonFiniteLossError(at=at, kept="the other runs are finished")
+    run_job(config, folder=folder, prepare=lambda: SaeTraining(config).work())
 
 
 class SaeTraining:
@@ -83,21 +73,26 @@ class SaeTraining:
         model, batch = self.config.model, self.config.trainer.batch
         return list(spread_batches(stream, context=model.context, batch=batch, n_tokens=n_tokens))
 
-    def work(self, ended: dict[str, int]) -> Work:
-        """Return what the job does; `ended` is filled with the runs whose loss stopped being a number, and the step."""
-
-        def carry_out(run: Run) -> Mapping[str, Outcome]:
-            rate = self.fit(run)
-            ended.update(self.module.ended)
-            return {part.name: self.finish(part, rate) for part in run.parts if part.name not in ended}
-
+    def work(self) -> Work:
+        """Return what the job does."""
         return Work(
             name=report.stem(self.config.run_name()),
-            carry_out=carry_out,
+            carry_out=self.carry_out,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.sites[0].sae.n_latents},
             parts={} if "" in self.runs else self.runs,
+            failure=self.failure,
         )
+
+    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+        """Train, then evaluate the runs whose loss has stayed a number."""
+        rate = self.fit(run)
+        return {part.name: self.finish(part, rate) for part in run.parts if part.name not in self.module.ended}
+
+    def failure(self) -> NonFiniteLossError:
+        """Return the error that names the runs whose loss stopped being a number, and the steps."""
+        at = ", ".join(f"step {step} ({name})" for name, step in self.module.ended.items())
+        return NonFiniteLossError(at=at, kept="the other runs are finished")
 
     def saes_of(self, part: Part) -> range:
         """Return which of the job's SAEs are those of one run."""

@@ -56,8 +56,6 @@ def _check_order(sites: Sequence[Site], n_layers: int) -> None:
         names = ", ".join(read for read, _ in sites)
         raise UserError(f"hook_points: {names} are out of order; name each once, in the network's order")
     for read, write in sites:
-        if write != read and len(sites) > 1:
-            raise UserError("sae.output_hook goes with one hook_point, not with hook_points")
         if write != read and _place(write, n_layers) <= _place(read, n_layers):
             raise UserError(
                 f"sae.output_hook={write}: does not lie behind {read}, which a transcoder reads; "

@@ -110,7 +110,7 @@ def test_windows_are_of_the_part_that_is_asked_for(tmp_path: Path) -> None:
     [
         ("kgon llc.corners=[9]", "have 5 to 8 corners"),
         ("kgon llc.nbetas=[0]", "must be numbers that are more than 0"),
-        ("kgon llc.widths=[[2,2]]", "llc.widths: llc=kgon has no such key"),
+        ("kgon llc.widths=[[2,2]]", "llc.widths: this experiment has no such key"),
         ("kgon llc.step_size=1", "a step size that diverges"),
         ("linear llc.ranks=[1]", "must be one for each of the 3 networks"),
         ("language_model llc.parameters=[transformer.h.9.*]", "names no parameter of the model; near are transformer.h."),

@@ -69,8 +69,8 @@ def test_one_program_is_faster_than_a_loop_over_chains(
         ("llc.cases=[]", "must name one or more of regular"),
         ("llc.cases=[octagons]", "octagons"),
         ("llc.experiment=kgons", "kgons"),
-        ("layer=3", "layer: this experiment (job=llc) has no such key"),
-        ("trainer.batch=3", "trainer.batch: trainer has no such key"),
+        ("layer=3", "layer: this experiment has no such key"),
+        ("trainer.batch=3", "trainer.batch: this experiment has no such key"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -197,15 +197,13 @@ def run_fit(
     checkpoint_every: int = 1000,
     resume: Path | None = None,
     devices: int = 1,
-) -> float:
+) -> float | None:
     trainer = Trainer(
         progress=False, accelerator=Accelerator.cpu, max_steps=module.max_steps, log_every=module.log_every,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
-    rate = fit(
+    return fit(
         module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=CPU._replace(devices=devices), items_per_step=24,
         unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, shown={}, callbacks=[],
         abandoned=None,
     )  # fmt: skip
-    assert rate is not None
-    return rate
