@@ -69,7 +69,7 @@ class GridSweeper(Sweeper):
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
             found |= dict.fromkeys(jobs_of(parser.parse_overrides([*grid, *others, *fixed])))
 
-        # every job is composed before any starts: a mistake is told at once
+        # every job is composed before any starts: a mistake is reported at once
         jobs = [Job.of(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
         launch(
             jobs,

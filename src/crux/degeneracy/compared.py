@@ -73,7 +73,7 @@ class Compared(NamedTuple):
 
 
 def logits_basis(hook: str, at: Moments, *, W_U: Float[Tensor, "d_vocab d"], threshold: float) -> Basis:
-    """The principal components of the logits (less their mean over the vocabulary, which no prediction hangs on) as functions of the
+    """The principal components of the logits (less their mean over the vocabulary, on which no prediction depends) as functions of the
     final hidden state: the interaction basis whose Jacobian Gram is that of W_U. A bias or a soft-cap behind them does not enter."""
     W = W_U.to(at.mean)
     W = W - W.mean(0)

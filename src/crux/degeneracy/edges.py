@@ -150,7 +150,7 @@ def _forwards(strength: Tensor, section: _Section, path: list[tuple[float, float
             moved: Tensor | None = None
             for value, weight in values:
                 tangent = forward_ad.unpack_dual(section.end(forward_ad.make_dual(value, along))).tangent
-                if tangent is not None:  # None: the end does not hang on the value
+                if tangent is not None:  # None: the end does not depend on the value
                     moved = weight * tangent.double() if moved is None else moved + weight * tangent.double()
             if moved is not None:
                 strength[:, j] += (moved @ b.C).square().flatten(0, -2).sum(0)

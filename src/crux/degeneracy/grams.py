@@ -145,7 +145,7 @@ class Way:
             self.ends = network.onward(clean, start, self.value, ends=ends)
 
     def pull(self, cotangents: dict[str, Tensor]) -> Tensor:
-        """Σ_ends ⟨cotangent, end⟩ differentiated by the value; the graph stays. An end that does not hang on the value adds nothing."""
+        """Σ_ends ⟨cotangent, end⟩ differentiated by the value; the graph stays. An end that does not depend on the value adds nothing."""
         hanging = [hook for hook in cotangents if self.ends[hook].requires_grad]
         if not hanging:
             return torch.zeros_like(self.value)

@@ -72,7 +72,7 @@ def interaction_basis(hook: str, name: str, moments: Moments, M: Float[Tensor, "
     """The basis at one hook point from its moments and the Jacobian Gram M'.
 
     Raises:
-        UserError: nothing varies there, or nothing hangs on what does.
+        UserError: nothing varies there, or nothing depends on what does.
     """
     D, U, dropped = varying(hook, moments, threshold=threshold)
     R, R_pinv = U / D.sqrt(), (U * D.sqrt()).T
@@ -80,7 +80,7 @@ def interaction_basis(hook: str, name: str, moments: Moments, M: Float[Tensor, "
     strength, V = torch.linalg.eigh((inner + inner.T) / 2)
     strength, V = strength.flip(0).clamp(min=0), V.flip(1)
     if not strength[0] > torch.finfo(M.dtype).eps * D[0] * M.trace():
-        raise UserError(f"{hook}: an empty basis, nothing at the later hook point hangs on what varies here")
+        raise UserError(f"{hook}: an empty basis, nothing at the later hook point depends on what varies here")
     keep = strength > threshold * strength[0]
     unused = float(strength[~keep].sum() / strength.sum())
     strength, V = strength[keep], V[:, keep]

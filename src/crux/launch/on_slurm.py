@@ -50,7 +50,7 @@ def check_queue(folder: Path) -> None:
 def run_on_slurm(
     jobs: Sequence[Work], *, submitit_folder: str, max_num_timeout: int, setup: Sequence[str], **options: Any
 ) -> list[JobReturn]:
-    """Submits the jobs and waits for them; one that the cluster loses is told on the screen and stops no other.
+    """Submits the jobs and waits for them; one that the cluster loses is reported on the screen and stops no other.
 
     Raises:
         UserError: where sbatch refuses the options.

@@ -1,4 +1,4 @@
-"""A sweep from its start to its end, in the launching process: what is still to be done is started, and what failed is told.
+"""A sweep from its start to its end, in the launching process: what is still to be done is started, and what failed is reported.
 
 The sweep's state is on disk: a job's folder holds DONE, FAILED, or neither. Jobs may run in other processes and on other
 machines that share the file system.
@@ -147,7 +147,7 @@ def _count(jobs: Sequence[Job], todo: Sequence[Job]) -> str:
 def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[str, str]:
     """Returns the launcher's reason, for jobs that it lost. Jobs tell of their own failures on disk.
 
-    It is not left there: what was lost is gone on with by the next start, as what was interrupted is.
+    It is not left there: the next start continues what was lost, like what was interrupted.
     """
     lost: dict[str, str] = {}
     size = at_once or len(todo)

@@ -28,7 +28,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """A folder with the resolved configuration in it; what an earlier run left there is not gone on with."""
+        """A folder with the resolved configuration in it; what an earlier run left there is not continued."""
         path.mkdir(parents=True, exist_ok=True)
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
@@ -79,7 +79,7 @@ class RunFolder:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     def part(self, name: str, config: Mapping[str, Any], *, anew: bool) -> "RunFolder":
-        """The folder of one of a job's runs: to be gone on with, or created where it is not there or is to be `anew`."""
+        """The folder of one of a job's runs: to be continued, or created if it is not there or is to be `anew`."""
         folder = RunFolder(self.path / name)
         if anew or not (folder.path / "config.yaml").exists():
             return RunFolder.create(folder.path, config)
@@ -198,7 +198,7 @@ def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
 
 
 def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
-    """The run in `path`, to be gone on with.
+    """The run in `path`, to be continued.
 
     Raises:
         UserError: where it is none, is finished, or was started with another configuration.

@@ -1,4 +1,4 @@
-"""Saved SAEs of language models: how much of each dictionary lies outside of what the logits hang on."""
+"""Saved SAEs of language models: how much of each dictionary lies outside of what the logits depend on."""
 
 import sys
 from collections.abc import Sequence

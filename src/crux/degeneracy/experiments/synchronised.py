@@ -129,7 +129,7 @@ def closest(of: Synchrony) -> Tensor:
 
 
 def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metrics: dict[str, float]) -> str:
-    """Neurons by layer, then a row a threshold."""
+    """Neurons by layer, then one row per threshold."""
     lines = [
         f"{hook}: {len(s.alive)} neurons, {len(s.dead)} never on, {int((s.alive == 1).sum())} always on"
         for hook, s in found.items()
