@@ -17,7 +17,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"),
 }
 
 import pytest  # noqa: E402 - behind the hook and the environment, which must be there before torch and crux are

@@ -1,98 +1,126 @@
 """Every option composes and passes the checks; the paper's experiments are the paper's."""
 
+import inspect
+import re
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from crux.config import schema
+from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
-from crux.config.schema import Config, Precision, Task, to_plain
-from crux.sae.checks import check
+from crux.config.registry import register, registered
+from crux.config.schema import HubData, Job, Precision, to_plain
+from crux.sae.losses.options import E2E, E2EDownstream, Local
+from crux.sae.options import SaeJob
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = sorted(
     (str(p.parent.relative_to(CONF)).partition("/")[0], p)
     for p in CONF.rglob("*.yaml")
-    if p.parent != CONF and not p.is_relative_to(CONF / "hydra")
+    if p.parent != CONF and not p.is_relative_to(CONF / "hydra") and not p.stem.startswith("_")
 )
 SWEEPS = sorted((CONF.parent / "sweeps").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """The configuration of a command line, as objects."""
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """The configuration of a command line, checked."""
     outputs = tmp_path_factory.mktemp("outputs")
 
-    def make(*overrides: str) -> Config:
-        schema.register()
+    def make(*overrides: str) -> Job:
+        register()
         with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
-            patch.setenv("CRUX_ROOT", str(CONF.parent))
             patch.setenv("CRUX_OUTPUTS", str(outputs))
             config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
-        assert isinstance(config, Config)
+        assert isinstance(config, Job)
+        check_bounds(config, "")
+        config.check({override.partition("=")[0] for override in overrides})
         return config
 
     return make
 
 
-def test_the_defaults_are_the_main_job(composed: Callable[..., Config]) -> None:
-    config = composed()
-    check(config, [])
-    assert (config.task, config.model.name, config.loss.name, config.layer) == (Task.train, "tiny", "e2e_ds", 6)
+def sae_job(config: Job) -> SaeJob:
+    assert isinstance(config, SaeJob)
+    return config
+
+
+def test_the_defaults_are_the_main_job(composed: Callable[..., Job]) -> None:
+    config = sae_job(composed())
+    assert (config.model.name, config.loss.name, config.layer) == ("tiny", "e2e_ds", 6)
     assert config.hook_point == "blocks.6.hook_resid_pre"
     assert config.sparsity == config.loss.default_sparsity
 
 
-@pytest.mark.parametrize("path", [p for _, p in OPTIONS], ids=lambda p: str(p.relative_to(CONF).with_suffix("")))
-def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..., Config]) -> None:
+@pytest.mark.parametrize(
+    "path", [p for group, p in OPTIONS if group != "job"], ids=lambda p: str(p.relative_to(CONF).with_suffix(""))
+)
+def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..., Job]) -> None:
     group, _, option = str(path.relative_to(CONF).with_suffix("")).partition("/")
     given = [f"{group}={option}"]
-    if group == "data" and option == "hub":
+    if (group, option) == ("data", "hub"):
         given.append("data.name=some/dataset")
-    if group == "toy":
-        given.append("experiment=toy/intro_polygon")  # says the rest
-    if group == "llc":
-        given.append(f"experiment=llc/{'kgon' if option == 'sampling' else 'calibrate'}")
-    if group == "degeneracy":
-        given.append("experiment=degeneracy/spectra")
-    if group == "interaction_basis":
-        own = {"addition": "modular_addition_training", "compare": "mlp"}
-        given.append(f"experiment=interaction_basis/{own.get(option, option)}")
-        if option == "compare":  # a part of the others
-            given = given[1:]
     if option == "toy/sae":
+        given.append(f"model.path={CONF}")
         with pytest.raises(UserError, match="must be the run folder of a toy experiment"):
-            check(composed(*given), given)
+            composed(*given)
         return
     config = composed(*given)
-    check(config, given)
     to_plain(config)
+    assert config.run_name()
+    assert all(isinstance(value, int | float | str) for value in config.mlflow_params().values())
+
+
+def test_no_other_file_of_conf_is_named_like_an_experiment() -> None:
+    """An experiment's values are in one file."""
+    experiments = {path.stem for _, path in OPTIONS if "experiment" in path.parts}
+    others = {path.stem for group, path in OPTIONS if group not in ("experiment", "model")}
+    assert not experiments & others
+
+
+def test_every_key_has_a_description() -> None:
+    """Each key's line below it is what `--help` shows."""
+    for group, options in registered().items():
+        for option, kind in options.items():
+            source = inspect.getsource(kind)
+            for name in kind.__annotations__:
+                if "ClassVar" in str(kind.__annotations__[name]) or is_dataclass(get_type_hints(kind)[name]):
+                    continue
+                assert re.search(rf'^    {name}: [^\n]*\n    """', source, re.M), (
+                    f"{group}={option}: {kind.__name__}.{name}"
+                )
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
-def test_every_sweep_composes(path: Path, composed: Callable[..., Config]) -> None:
-    check(composed(f"sweeps={path.stem}"), [])
+def test_every_sweep_composes(path: Path, composed: Callable[..., Job]) -> None:
+    composed(f"sweeps={path.stem}")
 
 
-def test_interpolations_follow_their_keys(composed: Callable[..., Config]) -> None:
-    assert composed("layer=3").hook_point == "blocks.3.hook_resid_pre"
-    assert composed("hook_point='blocks.${layer}.hook_mlp_out'", "layer=2").hook_point == "blocks.2.hook_mlp_out"
+def test_interpolations_follow_their_keys(composed: Callable[..., Job]) -> None:
+    assert sae_job(composed("layer=3")).hook_point == "blocks.3.hook_resid_pre"
+    with pytest.raises(UserError, match="layer and hook_point both given"):
+        composed("hook_point='blocks.${layer}.hook_mlp_out'", "layer=2")
+    assert sae_job(composed("hook_point='blocks.${layer}.hook_mlp_out'")).hook_point == "blocks.6.hook_mlp_out"
     for loss in ("local", "e2e", "e2e_ds"):
-        config = composed(f"loss={loss}")
+        config = sae_job(composed(f"loss={loss}"))
         assert config.sparsity == config.loss.default_sparsity > 0
-    assert composed("loss=local", "sparsity=0").sparsity == 0
+    assert sae_job(composed("loss=local", "sparsity=0")).sparsity == 0
 
 
-def test_losses_differ_in_their_terms_alone(composed: Callable[..., Config]) -> None:
-    terms = {name: composed(f"loss={name}").loss for name in ("local", "e2e", "e2e_ds")}
-    assert [(t.reconstruction > 0, t.kl > 0, t.downstream > 0) for t in terms.values()] == [
-        (True, False, False),
-        (False, True, False),
-        (False, True, True),
-    ]
+def test_losses_differ_in_their_terms_alone(composed: Callable[..., Job]) -> None:
+    local, e2e, e2e_ds = (sae_job(composed(f"loss={name}")).loss for name in ("local", "e2e", "e2e_ds"))
+    assert isinstance(local, Local)
+    assert local.reconstruction == 1
+    assert isinstance(e2e, E2E)
+    assert (e2e.kl, e2e.reconstruction) == (1, 0)
+    assert isinstance(e2e_ds, E2EDownstream)
+    assert (e2e_ds.kl, e2e_ds.reconstruction) == (1, 0)
+    assert e2e_ds.downstream > 0
 
 
 # Braun et al. 2405.12241, from reference/e2e_sae.md §1.2: run at similar CE loss increase → (λ, reconstruction, KL, downstream)
@@ -110,25 +138,23 @@ PAPER = {
 
 
 @pytest.mark.parametrize(("layer", "loss"), PAPER)
-def test_the_papers_runs_have_the_papers_numbers(layer: int, loss: str, composed: Callable[..., Config]) -> None:
+def test_the_papers_runs_have_the_papers_numbers(layer: int, loss: str, composed: Callable[..., Job]) -> None:
     given = [f"experiment=paper/gpt2_layer{layer}_{loss}"]
-    c = composed(*given)
-    check(c, given)
+    c = sae_job(composed(*given))
     sparsity, reconstruction, kl, downstream = PAPER[layer, loss]
     assert (c.loss.name, c.layer, c.hook_point) == (loss, layer, f"blocks.{layer}.hook_resid_pre")
-    assert (c.sparsity, c.loss.reconstruction, c.loss.kl, c.loss.downstream) == (
-        sparsity,
-        reconstruction,
-        kl,
-        downstream,
-    )
+    expected = {"reconstruction": reconstruction, "kl": kl, "downstream": downstream}
+    assert c.sparsity == sparsity
+    assert {key: c.loss.numbers.get(key, 0.0) for key in expected} == expected
     if (
         loss == "e2e_ds"
     ):  # every later hook_resid_pre; the last hook_resid_post is in neither loss nor metrics of theirs
+        assert isinstance(c.loss, E2EDownstream)
         assert c.loss.downstream_hooks == [f"blocks.{k}.hook_resid_pre" for k in range(layer + 1, 12)]
     assert (c.loss.skip_positions, c.loss.max_norm) == ([], None)
     # §1.3, §1.4
     assert (c.model.name, c.model.process_weights, c.model.context) == ("gpt2", True, 1024)
+    assert isinstance(c.data, HubData)
     assert c.data.name == "apollo-research/Skylion007-openwebtext-tokenizer-gpt2"
     assert (c.data.column, c.data.max_tokens) == ("input_ids", 400_000 * 1024)
     assert (c.trainer.batch, c.trainer.accumulate, c.trainer.max_steps) == (8, 2, 25_000)

@@ -38,16 +38,17 @@ def test_every_toy_experiment_is_there_and_named() -> None:
     assert named <= there
     tested = {
         path.stem.removeprefix("test_").removesuffix("_experiment")
-        for path in (ROOT / "tests" / "experiments").glob("test_*.py")
+        for path in (ROOT / "tests" / "toy" / "experiments").glob("test_*.py")
     }
     assert named - {"sae", "speed"} <= tested | {"correlated"}  # test_toy_sae, test_exact_optima, test_features_in_sets
 
 
 @pytest.mark.parametrize("group", ["llc", "degeneracy", "interaction_basis"])
 def test_every_experiment_on_degeneracy_is_named_and_tested(group: str) -> None:
-    there = {path.stem for path in (ROOT / "conf" / "experiment" / group).glob("*.yaml")}
+    there = {path.stem for path in (ROOT / "conf" / "experiment" / group).glob("[!_]*.yaml")}
     readme = (ROOT / "README.md").read_text("utf-8")
-    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "experiments").glob("test_*.py"))
+    matter = {"interaction_basis": "degeneracy"}.get(group, group)
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / matter / "experiments").glob("test_*.py"))
     assert there <= set(re.findall(r"\w+", readme))
     assert there <= set(re.findall(r"\w+", tests))
 
@@ -76,3 +77,10 @@ def test_a_line_of_the_readme(
     assert code == refused, capsys.readouterr().err
     done = list((tmp_path / "outputs").glob("*/**/DONE"))
     assert bool(done) == (refused == 0)
+
+
+def test_the_files_that_the_readme_and_docs_name_are_there() -> None:
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for text in texts:
+        named = re.findall(r"(?<![\w/])(?:src|tests|conf|sweeps|docs)/[\w./]*[\w/]", text.read_text("utf-8"))
+        assert not [name for name in named if not (ROOT / name).exists() and "absolute" not in name], text

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes and checks the configuration; heavy libraries come in once it is known to be good.
+"""The command line: Hydra composes and checks the configuration; heavy libraries are imported once it is known to be good.
 
 A UserError is printed as one line, with exit code 2; any other exception keeps its traceback, with exit code 1. Ctrl-C exits with 130.
 """
@@ -15,29 +15,31 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.config import schema
+from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
-from crux.config.messages import DISK_ERRORS, explain, known_keys, mistake, no_such_key
-from crux.config.schema import CHECKOUT, ROOT, Config, register_resolvers
+from crux.config.messages import DISK_ERRORS, explain, mistake, no_such_key
+from crux.config.paths import ROOT
+from crux.config.registry import known_keys, register, register_resolvers
+from crux.config.schema import Job
 from crux.launch.refusals import check_launcher_of_one_run
+from crux.runs.checks import check_run
 from crux.runs.run_folder import RunFolder
-from crux.sae.checks import check, check_model
-from crux.training import follower
 
 
 def fail(message: str, *, code: int) -> NoReturn:
-    """One line on standard error, then out."""
-    print(f"crux: {follower.name()}{message}", file=sys.stderr)
+    """Print one line on standard error and exit."""
+    print(f"crux: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def job(cfg: DictConfig) -> None:
-    """One job. By itself it ends the process where it fails; in a sweep it never raises: it leaves FAILED in its folder.
+    """Run one job. A single job ends the process if it fails; in a sweep it never raises, but leaves FAILED in its folder.
 
-    A sweep's job may run in another process, on another machine: what becomes of it is on disk.
+    A sweep's job may run in another process, on another machine: its outcome is on disk.
     """
     register_resolvers()
     hydra_config = HydraConfig.get()
@@ -62,39 +64,49 @@ def job(cfg: DictConfig) -> None:
 
 
 def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None:
-    """The configuration is resolved and checked, then run; `folder` is what a sweep gives the job."""
+    """Resolve and check the configuration, then run it; `folder` is the run folder that a sweep gives the job."""
     added = [o.partition("=")[0].lstrip("+") for o in overrides if o.startswith("+")]
-    if unknown := [key for key in added if key not in known_keys() and not (ROOT / "conf" / key).is_dir()]:
+    if unknown := [key for key in added if not _may_be_added(key)]:
         raise UserError(no_such_key(unknown[0]))
     config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
+    assert isinstance(config, Job)
     if folder is not None:
-        config.resume = False  # a sweep's jobs go on by themselves
-    if follower.run_folder() is not None:
-        config.trainer.progress = False
-    check(config, overrides)
-    check_model(config)
+        config.resume = False  # a sweep's jobs are resumed anyway
+    check_bounds(config, "")
+    config.check({o.lstrip("+~").partition("=")[0] for o in overrides})
+    check_run(config)
+    config.check_subject()
+    get_method(config.runner)(config, folder=folder)
 
-    from crux.sae.job import run
 
-    run(config, folder=folder)
+def _may_be_added(key: str) -> bool:
+    return key in known_keys() or key.startswith("callbacks.") or (ROOT / "conf" / key).is_dir()
+
+
+def show_help(overrides: list[str]) -> None:
+    """Print the help page: Hydra's own takes seconds, and lists what is not for users."""
+    from crux.config.help import help_page
+
+    try:
+        print(help_page(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(explain(error), code=2)
 
 
 def main() -> None:
     """The entry point of `python src/main.py` and of the console script `crux`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    os.environ["CRUX_ROOT"] = str(ROOT)
-    os.environ.setdefault("CRUX_OUTPUTS", str((CHECKOUT if ROOT == CHECKOUT else Path.cwd()) / "outputs"))
     if dashed := [a for a in sys.argv[1:] if a.startswith("--") and a[2:].partition("=")[0] in known_keys()]:
         fail(f"{dashed[0]}: keys have no dashes, write {dashed[0][2:].partition('=')[0]}=…", code=2)
     sys.argv[1:] = sorted(
         sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
     )  # anywhere, as people write it
-    schema.register()
+    register()
+    if asked := [word for word in sys.argv[1:] if word in ("--help", "-h")]:
+        show_help([word for word in sys.argv[1:] if word not in asked])
+        return
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if follower.run_folder() is not None:
-        follower.follow()
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
@@ -104,8 +116,6 @@ def main() -> None:
             raise
         fail(f"output_dir: {error.filename} cannot be made ({error.strerror})", code=2)
     except UserError as error:  # of a whole sweep
-        if (line := mistake(error)) is None:
-            raise
-        fail(line, code=2)
+        fail(" ".join(str(error).split()), code=2)
     except KeyboardInterrupt:
         fail("interrupted", code=130)

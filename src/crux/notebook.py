@@ -9,7 +9,7 @@ from torch import Tensor
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation import evaluate as judge
-from crux.sae.evaluation.evaluate import Judgement
+from crux.sae.evaluation.evaluate import SaeEvaluation
 from crux.sae.evaluation.mean import typical_activation
 from crux.sae.formats import saelens
 from crux.sae.splicing import check_site
@@ -62,7 +62,7 @@ def held_out_batches(
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
         source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,
-        min_tokens=2 * context, cache=default_cache(), progress=False,
+        min_tokens=2 * context, cache=default_cache(),
     )  # fmt: skip
     cut = [
         list(spread_batches(stream, context=context, batch=batch, n_tokens=n_tokens))
@@ -73,7 +73,7 @@ def held_out_batches(
 
 def evaluate(
     subject: Subject, sae: SAE, *, hook: str, text: Text | None = None, output_hook: str | None = None
-) -> Judgement:
+) -> SaeEvaluation:
     """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
 
     A transcoder reads at `hook` and writes at `output_hook`, which its metadata call `hook_name_out`. See

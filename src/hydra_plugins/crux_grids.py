@@ -1,18 +1,21 @@
 """Hydra's sweeper for crux: unions of grids, and a sweep whose state is on disk. Hydra looks for plugins in this package alone.
 
-A sweep is the product of `params` with each of `grids`, one after the other; without `grids` it is Hydra's basic one.
+A sweep is the product of `params` with each of `grids`, one after the other; without `grids`, of `params` alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -31,14 +34,19 @@ class GridsConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf, provider="crux")
 
 
-class GridSweeper(BasicSweeper):
+class GridSweeper(Sweeper):
     """Makes the jobs of a sweep and hands them to `crux.launch.sweep`, which starts those that are still to be done."""
 
     def __init__(
         self, max_batch_size: int | None, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]
     ) -> None:
-        super().__init__(max_batch_size=max_batch_size, params=dict(params))
-        self.grids = [dict(grid) for grid in grids]
+        self.max_batch_size, self.params, self.grids = max_batch_size, dict(params), [dict(grid) for grid in grids]
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> None:
         from crux.launch.on_slurm import check_queue
@@ -49,27 +57,32 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         launcher, loader = self.launcher, self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        lines = [*self._parse_config(), *arguments]
+        lines = [*_lines(self.params), *arguments]
         given = parser.parse_overrides(lines)
         fixed = fixed_overrides(self.config, lines)
         for override in parser.parse_overrides(fixed):
             OmegaConf.update(self.config, override.key_or_group, override.value())
         choices = [key for key in {k for grid in self.grids for k in grid} if loader.get_group_options(key)]
-        found: list[list[str]] = []
+        found: dict[tuple[str, ...], None] = {}  # in order, and once each: grids may overlap
         for grid in narrowed(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
             keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
-            found += self.split_arguments(parser.parse_overrides([*grid, *others, *fixed]), None)[0]
-        found = [list(job) for job in dict.fromkeys(map(tuple, found))]  # grids may overlap
+            found |= dict.fromkeys(jobs_of(parser.parse_overrides([*grid, *others, *fixed])))
 
-        # every job is composed before any starts: a mistake is told at once
-        jobs = [Job.of(overrides, loader.load_sweep_config(self.config, overrides)) for overrides in found]
+        # every job is composed before any starts: a mistake is reported at once
+        jobs = [Job.of(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
         launch(
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
             at_once=self.max_batch_size,
             ready=check_queue,  # whatever the launcher is now
         )
+
+
+def jobs_of(overrides: Sequence[Override]) -> Iterator[tuple[str, ...]]:
+    """Return the command line of each job: the product of the values of each key, of which the last mention counts."""
+    values = {o.get_key_element(): _values(o) for o in overrides}
+    return product(*([f"{key}={value}" for value in each] for key, each in values.items()))
 
 
 def narrowed(
@@ -87,9 +100,7 @@ def narrowed(
     if not grids:
         return [[]]
     wanted = {o.get_key_element(): _values(o) for o in given}
-    parsed = [
-        {o.get_key_element(): o for o in parser.parse_overrides([f"{k}={v}" for k, v in g.items()])} for g in grids
-    ]
+    parsed = [{o.get_key_element(): o for o in parser.parse_overrides(_lines(g))} for g in grids]
     keys = {key for grid in parsed for key in grid}
     choosing = {
         key: wanted[key]
@@ -112,7 +123,13 @@ def narrowed(
     return left
 
 
+def _lines(grid: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={values}" for key, values in grid.items()]
+
+
 def _values(override: Override) -> list[str]:
-    if override.is_discrete_sweep():
-        return list(override.sweep_string_iterator())
-    return [override.get_value_element_as_str()]
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise HydraException(f"{override.input_line}: an interval has no values to try; list some, or say range(…)")
+    return list(override.sweep_string_iterator())

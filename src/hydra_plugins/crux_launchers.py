@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 @dataclass
 class RayOptions:
-    """What Ray is told."""
+    """Options passed to Ray."""
 
     init: dict[str, Any] = field(default_factory=dict)
     """Arguments of `ray.init`; null leaves it to Ray."""
@@ -54,7 +54,7 @@ class SlurmConf:
     max_num_timeout: int = MISSING
     """How often a job is queued again."""
     signal_delay_s: int = MISSING
-    """So many seconds before its end a job is told."""
+    """So many seconds before its end a job gets a signal."""
     gpus_per_node: int | None = None
     """A job's GPUs; a job uses one."""
     cpus_per_task: int | None = None

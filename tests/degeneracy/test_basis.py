@@ -243,7 +243,7 @@ def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
         bases_of(chain, [torch.ones(10, 5).double()], ahead=1)
     dead = Chain({"input": nn.Identity(), "dead": nn.Threshold(1e9, 0.0), "output": nn.Linear(5, 5)}).double()
     last = neurons("output", moments(chain, batches, hooks=["input"])["input"])
-    with pytest.raises(UserError, match=r"input: an empty basis, nothing at the later hook point hangs"):
+    with pytest.raises(UserError, match=r"input: an empty basis, nothing at the later hook point depends"):
         interaction_bases(
             dead, batches, hooks=("input", "output"), ahead=1, last=last, probes=None, threshold=1e-12, seed=0
         )

@@ -1,13 +1,25 @@
 """The pieces that a comparison of bases is made of, and the basis of the logits."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from small_networks import inputs, perceptron, random_subject
 from test_ablation import behaviour
 from tiny_subjects import TOKENS
-from torch import nn
+from torch import Tensor, nn
 
 from crux.degeneracy.basis import principal_components
-from crux.degeneracy.compared import Plan, compare, curve, every_basis, first_samples, logits_basis, share_of_edges
+from crux.degeneracy.basis_options import Compare, LastBasis
+from crux.degeneracy.compared import (
+    AblationLoss,
+    Curve,
+    compare,
+    curve,
+    every_basis,
+    first_samples,
+    logits_basis,
+    share_of_edges,
+)
 from crux.degeneracy.grams import moments
 from crux.subjects.subject import FINAL
 
@@ -28,31 +40,35 @@ def test_the_logits_basis_is_their_principal_components() -> None:
     assert torch.allclose(basis.strength, values, atol=1e-8)
 
 
+def computed(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    return compute()
+
+
 def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> None:
     chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
     batches = inputs((40, 5), seed=1)
-    plan = Plan(
-        bases=("neuron", "random", "pca", "local", "next", "global"), hooks=("input", "post0", "output"), ahead=2, probes=None,
-        threshold=1e-12, points=2, within=0.1, directions=3, edge_samples=50, edge_ablation=("pca", "next"), seed=0,
+    options = Compare(
+        threshold=1e-12, points=2, within=0.1, bases=["neuron", "random", "pca", "local", "next", "global"],
+        hooks=["input", "post0", "output"], last=LastBasis.pca, ahead=2, probes=None, samples=80, judged=80, batch=40,
+        directions=3, edge_samples=50, edge_ablation=["pca", "next"],
     )  # fmt: skip
-    at = moments(chain, batches, hooks=plan.hooks)
-    bases = every_basis(
-        chain, batches, at=at, plan=plan, last=lambda hook, at: principal_components(hook, at, threshold=1e-12)
-    )
+    at = moments(chain, batches, hooks=options.hooks)
+    last = principal_components("output", at["output"], threshold=1e-12)
+    bases = every_basis(chain, batches, at=at, options=options, last=last, seed=0, once=computed)
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1
-    done: list[str] = []
+    done: list[int] = []
     found = compare(
         chain,
         bases,
-        plan=plan,
+        options=options,
+        seed=0,
         found_on=batches,
-        judged_on=batches,
-        end="output",
-        loss=behaviour(chain),
-        progress=done.append,
+        loss=AblationLoss("MSE", behaviour(chain), "output", batches),
+        once=computed,
+        report_done=done.append,
     )
-    assert done == list(bases)
+    assert done == [1, 2, 3, 4, 5, 6]
     assert found.clean == 0
     assert list(found.edge_curves) == ["pca", "next-2"]
     for name in bases:
@@ -80,6 +96,8 @@ def test_a_curve_measures_every_number_once() -> None:
     assert len(calls) == len(set(calls))
     assert list(curve(loss, 10, limit=9.0, whole=False).losses) == [0, 1, 10]
     assert curve(loss, 10, limit=-1.0, whole=False).needed is None
+    for found in (curve(loss, 10, limit=3.0, whole=True), curve(loss, 10, limit=-1.0, whole=False)):
+        assert Curve.from_tensors(found.tensors) == found
 
 
 def test_shares_and_samples() -> None:

@@ -5,16 +5,17 @@ import itertools
 import networkx
 import pytest
 import torch
+from grouping import same_grouping
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.degeneracy.basis_options import Modularity
 from crux.degeneracy.modularity import (
     ALONE,
     Modules,
     edge_weights,
     find_modules,
     modularity,
-    same_grouping,
     smallest_kept,
 )
 
@@ -31,9 +32,17 @@ def blocks(sizes: list[list[int]], *, low: float, seed: int) -> tuple[list[Tenso
     return edges, true
 
 
-def found(edges: list[Tensor], cutoff: float = 0.1, **given: object) -> Modules:
-    settings = {"constant": None, "resolution": 1.0, "iterations": 10, "starts": 5, "seed": 0}
-    return find_modules(edges, cutoffs=[cutoff] * len(edges), **settings | given)  # pyright: ignore[reportArgumentType]
+def found(
+    edges: list[Tensor],
+    cutoff: float = 0.1,
+    *,
+    constant: list[Tensor] | None = None,
+    resolution: float = 1.0,
+    starts: int = 5,
+    seed: int = 0,
+) -> Modules:
+    options = Modularity(resolution, iterations=10, starts=starts)
+    return find_modules(edges, cutoffs=[cutoff] * len(edges), constant=constant, options=options, seed=seed)
 
 
 def test_the_score_by_hand() -> None:
@@ -115,8 +124,6 @@ def test_constant_nodes_and_nodes_without_edges_are_in_no_module() -> None:
         ([torch.ones(2, 2)], {"cutoff": 0.0}, "must be above 0"),
         ([-torch.ones(2, 2)], {}, "none below 0"),
         ([torch.full((2, 2), torch.nan)], {}, "finite numbers"),
-        ([torch.ones(2, 2)], {"resolution": 0.0}, "resolution=0.0: must be above 0"),
-        ([torch.ones(2, 2)], {"starts": 0}, "starts=0: must be above 0"),
         (
             [torch.ones(2, 2)],
             {"constant": [torch.tensor([True, False])]},
@@ -130,8 +137,7 @@ def test_nonsense_is_refused(edges: list[Tensor], given: dict, says: str) -> Non
 
 
 def test_more_cutoffs_than_layers_or_more_edges_than_there_are() -> None:
-    settings = {"constant": None, "resolution": 1.0, "iterations": 1, "starts": 1, "seed": 0}
     with pytest.raises(UserError, match="2 for 1 pairs"):
-        find_modules([torch.ones(2, 2)], cutoffs=[0.1, 0.1], **settings)  # pyright: ignore[reportArgumentType]
+        find_modules([torch.ones(2, 2)], cutoffs=[0.1, 0.1], constant=None, options=Modularity(1.0, 1, 1), seed=0)
     with pytest.raises(UserError, match="kept=5: of 4 edges"):
         smallest_kept(torch.ones(2, 2), 5)

@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from grouping import same_grouping
 from torch import Tensor, nn
 
 from crux.degeneracy.ablation import EdgeAblation, least
+from crux.degeneracy.basis_options import Modularity
 from crux.degeneracy.edges import edges
 from crux.degeneracy.interaction_basis import interaction_bases
-from crux.degeneracy.modularity import ALONE, find_modules, same_grouping, smallest_kept
+from crux.degeneracy.modularity import ALONE, find_modules, smallest_kept
 from crux.degeneracy.networks.chain import Chain
 
 
@@ -88,9 +90,9 @@ def test_two_hidden_modules_are_recovered_exactly(
     true = [(s > 0.5).long() for s in share]
 
     resolution = 0.1 if "l" in kinds else 1.0
-    settings = {"constant": None, "resolution": resolution, "iterations": 10, "starts": 10, "seed": 0}
+    options = Modularity(resolution, iterations=10, starts=10)
     rounding = [1e-12 * float(s.max()) for s in strengths]
-    found = find_modules(strengths, cutoffs=rounding, **settings)  # pyright: ignore[reportArgumentType]
+    found = find_modules(strengths, cutoffs=rounding, constant=None, options=options, seed=0)
     if "r" in kinds:
         assert found.n == 2
         assert same_grouping(found.of, true)
@@ -110,7 +112,7 @@ def test_two_hidden_modules_are_recovered_exactly(
             loss=lambda _, y: (y - clean).square().sum(1) / clean.var(0).sum(),
         )  # fmt: skip
         cutoffs.append(smallest_kept(strength, least(ablation.loss, size=ablation.size, limit=1e-3) or 1))
-    needed = find_modules(strengths, cutoffs=cutoffs, **settings)  # pyright: ignore[reportArgumentType]
+    needed = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options, seed=0)
     linked = [of != ALONE for of in needed.of]
     assert sum(int(k.sum()) for k in linked) > 0.6 * sum(len(k) for k in linked)
     pairs = {

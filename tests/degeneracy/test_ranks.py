@@ -6,9 +6,10 @@ from small_networks import inputs, perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
+from crux.degeneracy.budget import Free
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.ranks import eigenvalues, free_directions, range_of, rank, rank_report
+from crux.degeneracy.ranks import eigenvalues, range_of, rank, rank_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
 
@@ -27,6 +28,11 @@ def behavioural_hessian(network: Chain, x: Tensor, names: list[str]) -> Tensor:
         return (torch.func.functional_call(network, params | moved, (x,)) - before).square().sum(-1).mean()
 
     return torch.func.hessian(loss)(torch.cat([params[name].flatten() for name in names]))
+
+
+def free_directions(gram: Tensor, jacobian_gram: Tensor) -> int:
+    ranks = rank(gram, threshold=EXACT), rank(jacobian_gram, threshold=EXACT)
+    return Free("map", len(gram), len(jacobian_gram), *ranks).directions
 
 
 def of_rank(rows: int, columns: int, r: int) -> Tensor:
@@ -48,7 +54,7 @@ def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: in
     for probes in (None, 1):
         k = jacobian_gram(network, data, start="middle", targets=to_output, probes=probes, seed=0)
         assert (rank(gram, threshold=EXACT), rank(k, threshold=EXACT)) == (r_in, r_out)
-        assert free_directions(gram, k, threshold=EXACT) == 30 - hessian
+        assert free_directions(gram, k) == 30 - hessian
     H = behavioural_hessian(network, torch.cat(data), ["stages.middle.weight"])
     assert rank(H, threshold=EXACT) == hessian
     assert eigenvalues(H)[hessian - 1] > 10 * EXACT * eigenvalues(H)[0]
@@ -64,7 +70,7 @@ def test_a_bias_counts_with_the_constant_activation() -> None:
     k = jacobian_gram(network, [x], start="pre0", targets=[target], probes=None, seed=0)
     assert rank(found.gram, threshold=EXACT) == 4
     assert rank(found.augmented, threshold=EXACT) == 4  # of 5
-    assert free_directions(found.augmented, k, threshold=EXACT) == 15 - 4 * 2
+    assert free_directions(found.augmented, k) == 15 - 4 * 2
     H = behavioural_hessian(network, x, ["stages.pre0.weight", "stages.pre0.bias"])
     assert rank(H, threshold=EXACT) == 4 * 2
 
@@ -78,7 +84,7 @@ def test_at_least_so_many_directions_are_free_where_nothing_factorises() -> None
         target = Target("output", torch.eye(3, dtype=torch.float64))
         k = jacobian_gram(network, data, start="pre1", targets=[target], probes=None, seed=0)
         H = behavioural_hessian(network, torch.cat(data), ["stages.pre1.weight", "stages.pre1.bias"])
-        assert rank(H, threshold=EXACT) <= 28 - free_directions(gram, k, threshold=EXACT)
+        assert rank(H, threshold=EXACT) <= 28 - free_directions(gram, k)
 
 
 def test_thresholds_are_relative_and_say_what_they_leave() -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 import crux.cli
 
-KEYS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CRUX_ROOT", "CRUX_OUTPUTS", "CRUX_CACHE", "MLFLOW_TRACKING_URI")
+KEYS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CRUX_OUTPUTS", "CRUX_CACHE", "MLFLOW_TRACKING_URI")
 
 
 def say(cfg: DictConfig) -> None:

@@ -147,7 +147,7 @@ def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
         ),
         ("-m tracking=none,mlflow", "would share the folder"),
         ("-m seed=0,1 tracking.uri=http://127.0.0.1:9", "does not answer"),
-        ("sweeps=pareto experiment=report", "say sweep=<name>"),
+        ("sweeps=pareto experiment=report", "does not fit this experiment"),
         ("experiment=report sweep=paretto", "sweep=paretto: no such sweep"),
         ("experiment=report", "sweep=: no such sweep"),
     ],

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.llc.chains import ChainSettings
 from crux.llc.estimate import LLC, estimate_llc
 from crux.llc.losses import NO_DATA, Batch
 from crux.llc.samplers.sgld import SGLD
@@ -25,21 +26,16 @@ def values(*of: float) -> Float[Tensor, "case"]:
 
 
 def estimate(loss: Any = quadratic, **given: Any) -> LLC:
-    """Short chains around zero, of five coordinates unless told otherwise."""
+    """Estimate from short chains around zero, of five coordinates, unless other settings are given."""
     n = len(given.get("nbeta", [0]))
+    chains = ChainSettings(SGLD(), n_chains=4, burn_in=50, draws=50, every=1, step_size=None)
+    chains = chains._replace(**{key: given.pop(key) for key in ChainSettings._fields if key in given})
     settings: dict[str, Any] = {
         "params": {"w": torch.zeros(n, 5, dtype=torch.float64)},
         "gradient_data": NO_DATA,
         "evaluation_data": NO_DATA,
         "nbeta": values(1000.0),
         "gamma": values(*[1.0] * n),
-        "step_size": None,
-        "sampler": SGLD(),
-        "n_chains": 4,
-        "burn_in": 50,
-        "draws": 50,
-        "every": 1,
         "seeds": list(range(n)),
-        "free": None,
     }
-    return estimate_llc(loss, **settings | given)
+    return estimate_llc(loss, **settings | given, chains=chains)

@@ -6,11 +6,13 @@ import torch
 from quadratics import values
 from torch import Tensor
 
-from crux.llc.behavioural import Divergence, behavioural_loss, gauss_newton_product
+from crux.llc.behavioural import behavioural_loss, distance, gauss_newton_product
+from crux.llc.chains import ChainSettings
 from crux.llc.coordinates import Coordinates
 from crux.llc.effective import effective_parameters, gauss_newton_spectrum, quadratic_n_eff, rank
 from crux.llc.estimate import NotAMinimumWarning, estimate_llc
 from crux.llc.losses import Batch, Fixed, Minibatches, over_chains, value
+from crux.llc.options import Divergence
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.sgld import SGLD
 
@@ -67,19 +69,19 @@ def test_the_hessian_is_gauss_newtons(divergence: Divergence) -> None:
 
 def test_values_by_hand() -> None:
     now, before = values(0.0, 1.0, 3.0), values(0.0, 0.0, 1.0)
-    assert float(Divergence.mse.between(now, before)) == 5
+    assert float(distance(now, before, Divergence.mse)) == 5
     p, q = before.softmax(-1), now.softmax(-1)
-    assert float(Divergence.kl.between(now, before)) == pytest.approx(float((p * (p / q).log()).sum()))
-    assert float(Divergence.kl.between(before, before)) == 0
-    assert float(Divergence.kl.between(now + 7, before)) == pytest.approx(float(Divergence.kl.between(now, before)))
+    assert float(distance(now, before, Divergence.kl)) == pytest.approx(float((p * (p / q).log()).sum()))
+    assert float(distance(before, before, Divergence.kl)) == 0
+    assert float(distance(now + 7, before, Divergence.kl)) == pytest.approx(float(distance(now, before, Divergence.kl)))
 
 
 def test_any_checkpoint_is_a_minimum_and_minibatches_are_paired() -> None:
     params, x = network(3)
     loss = behavioural_loss(over_chains(perceptron), params, Divergence.mse)
     given = {
-        "evaluation_data": Fixed(x), "nbeta": values(100, 100, 100), "gamma": values(10, 10, 10), "step_size": None, "n_chains": 3,
-        "burn_in": 20, "draws": 10, "every": 1, "seeds": [0, 1, 2], "free": None, "sampler": SGLD(),
+        "evaluation_data": Fixed(x), "nbeta": values(100, 100, 100), "gamma": values(10, 10, 10),
+        "chains": ChainSettings(SGLD(), 3, burn_in=20, draws=10, every=1, step_size=None), "seeds": [0, 1, 2],
     }  # fmt: skip
     for data in (Fixed(x), Minibatches(x, size=5)):
         found = estimate_llc(loss, params, gradient_data=data, **given)
@@ -117,10 +119,10 @@ def test_a_curve_that_is_known_against_quadrature_and_sampler() -> None:
     exact = [n_eff_by_quadrature(e) for e in epsilon]
     assert exact == pytest.approx([1.00, 0.73, 0.51], abs=6e-3)
     nbeta = values(*[1 / e for e in epsilon])
+    step_size = values(*[0.5 * e / (2 * A + 12 * (C * e) ** 0.5) for e in epsilon])
     found = effective_parameters(
         well, {"w": torch.zeros(1, 1, dtype=torch.float64)}, data=Fixed(torch.zeros(1)), divergence=Divergence.mse,
-        nbeta=nbeta, gamma=1e-9, step_size=values(*[0.5 * e / (2 * A + 12 * (C * e) ** 0.5) for e in epsilon]),
-        sampler=HMC(leapfrogs=3), n_chains=32, burn_in=50, draws=300, every=1, seed=0,
+        nbeta=nbeta, gamma=1e-9, chains=ChainSettings(HMC(leapfrogs=3), 32, 50, 300, 1, step_size), seed=0,
     )  # fmt: skip
     assert found.quadratic.tolist() == pytest.approx([1, 1, 1], abs=1e-6)
     assert found.epsilon.tolist() == pytest.approx(epsilon)

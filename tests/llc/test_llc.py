@@ -72,7 +72,7 @@ def test_minibatch_noise_biases_as_predicted() -> None:
 def test_loss_of_w_star_is_on_the_evaluation_data_and_paired() -> None:
     """Another evaluation set shifts L(w*) and E[L] together: the estimate hardly moves, its L(w*) does."""
     params, data = regression(400)
-    part = tuple(d[:40] for d in data)
+    part = (data[0][:40], data[1][:40])
     given = {"params": params, "gradient_data": Fixed(data), "gamma": values(1e-9), "nbeta": values(100.0), **LONG}
     whole = estimate(over_chains(half_square), evaluation_data=Fixed(data), **given)
     subset = estimate(over_chains(half_square), evaluation_data=Fixed(part), **given)

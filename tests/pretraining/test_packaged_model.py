@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crux.assets import __file__ as assets_file
-from crux.pretraining.pretrain import held_out_bits
+from crux.pretraining.job import held_out_bits
 from crux.text.packaged import SOURCES
 
 ASSETS = Path(assets_file).parent

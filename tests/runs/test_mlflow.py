@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 
 from crux.config.errors import UserError
 from crux.runs import mlflow as tracking
+from crux.runs.checks import check_tracking
 from crux.runs.mlflow import Tracker, database, prepare
-from crux.sae.checks import check_tracking
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 

@@ -15,29 +15,12 @@ from crux.runs.run_folder import (
     find_unfinished,
     named_unfinished,
     new_path,
-    write_whole,
 )
 
 CONFIG: dict[str, Any] = {
     "layer": 6, "loss": {"name": "e2e", "kl": 1.0}, "resume": False, "resume_from": None,
     "tracking": {"mlflow": True, "uri": None}, "output_dir": "/a", "cache": None,
 }  # fmt: skip
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.json"
-    write_whole(path, "old")
-
-    def dies(self: Path, target: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", dies)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    monkeypatch.undo()
-    write_whole(path, "λ")
-    assert path.read_text("utf-8") == "λ"
 
 
 def test_a_folder_from_start_to_end(tmp_path: Path) -> None:

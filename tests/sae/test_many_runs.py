@@ -159,8 +159,9 @@ def test_a_sweep_of_such_jobs(crux_here: Callable[..., int], short: tuple[str, .
     assert crux_here(*short, *words, f"output_dir={tmp_path}") == 0
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 2
-    found = [(r.loss, r.config["sparsity"]) for r in finished_runs(sweep)]
-    assert found == [("local", 1.0), ("local", 3.0), ("e2e", 1.0), ("e2e", 3.0)]
+    found = finished_runs(sweep).settings
+    assert found["loss"].tolist() == ["local", "local", "e2e", "e2e"]
+    assert found["asked for"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
     assert (sweep / "report.md").exists()
     runs = mlflow_runs(tmp_path)
     parent = runs.pop("two")

@@ -76,7 +76,7 @@ def test_the_run_folder_holds_everything(tracked: Run) -> None:
 
 def test_the_configuration_is_resolved(tracked: Run) -> None:
     config = yaml.safe_load((tracked.folder / "config.yaml").read_text("utf-8"))
-    assert (config["task"], config["layer"], config["hook_point"]) == ("train", 6, "blocks.6.hook_resid_pre")
+    assert (config["layer"], config["hook_point"]) == (6, "blocks.6.hook_resid_pre")
     assert config["sparsity"] == 1.0
     assert config["trainer"]["max_steps"] == STEPS
     assert config["optimizer"]["name"] == "adam"
@@ -132,7 +132,7 @@ def test_the_checkpoint_holds_the_sae_and_not_the_subject(tracked: Run) -> None:
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == STEPS
     assert {name.partition(".")[0] for name in checkpoint["state_dict"]} == {
-        "saes", "tallies", "sparsity", "first_bad_step",
+        "saes", "tallies", "sparsity", "watch",
     }  # fmt: skip
     sae = 4 * (2 * 128 * 16 * 128 + 16 * 128 + 128)  # float32; Adam keeps two more of the same size
     assert 3 * sae < path.stat().st_size < 3 * sae + 200_000

@@ -63,7 +63,7 @@ def test_every_pair_is_trained_and_judged_by_the_same_command(sae: str, loss: st
 
 @pytest.mark.parametrize("loss", ["fisher", "kl_finetune", "e2e"])
 def test_a_g_sae_under_the_other_losses(loss: str, run: Command) -> None:
-    metrics = metrics_of(run("sae=gradient_topk", f"loss={loss}", "gradient.target=sampled", "sae.k=16"))
+    metrics = metrics_of(run("sae=gradient_topk", f"loss={loss}", "sae.gradient_target=sampled", "sae.k=16"))
     assert metrics["final/l0"] <= 16
     assert metrics["final/with_gradient/ce_increase"] != metrics["final/ce_increase"]
 

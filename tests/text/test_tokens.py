@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+import crux.config.progress
 import crux.text.filling
 import crux.text.hub
 import crux.text.sources
 import crux.text.token_file
 from crux.config.errors import UserError
+from crux.config.progress import shown
 from crux.text.filling import is_held_out
 from crux.text.packaged import documents, held_out_ids
 from crux.text.sources import Files, Hub, Packaged, Piece
@@ -41,7 +43,7 @@ WORDS = ["whale", "ship", "sea", "captain", "white", "of", "the", "and"]
 
 
 def prepare(source, cache, *, tokenizer: Tokenizer = TOKENIZER, **given) -> Tokens:
-    settings = {"max_tokens": None, "held_out_tokens": None, "min_tokens": 1, "progress": False}
+    settings = {"max_tokens": None, "held_out_tokens": None, "min_tokens": 1}
     return prepare_tokens(source, tokenizer=tokenizer, eot=EOT, cache=cache, **{**settings, **given})
 
 
@@ -345,16 +347,18 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert default_cache() == Path.home() / ".cache" / "crux"
 
 
-def test_a_progress_bar_when_asked_for(tmp_path, capfd, monkeypatch):
+def test_progress_in_tokens(tmp_path, capfd, monkeypatch):
+    """A line on standard error, if it takes long."""
     source = lines(tmp_path / "a.jsonl", texts(60))
     prepare(source, tmp_path / "one")
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    prepare(source, tmp_path / "two", progress=True)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "tokenising" in err
-    assert "tokens" in err
+    monkeypatch.setattr(crux.config.progress, "PLAIN_AFTER", 0.0)
+    with shown(False):
+        prepare(source, tmp_path / "two")
+    assert capfd.readouterr() == ("", "")
+    with shown(True):
+        prepare(source, tmp_path / "three")
+    assert capfd.readouterr() == ("", "tokenising a.jsonl (tokens) ...\n")
 
 
 # Mistakes
@@ -441,7 +445,7 @@ def hub_of(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
             raise error
         return iter(rows)
 
-    monkeypatch.setattr(crux.text.hub, "reachable", lambda seconds: None)
+    monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     return calls
 
@@ -458,7 +462,7 @@ def test_a_hub_data_set_is_streamed_no_further_than_needed(tmp_path, monkeypatch
     tokens = prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
     assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]
-    monkeypatch.setattr(crux.text.hub, "reachable", lambda seconds: "no network")
+    monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: "no network")
     assert prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100).path == tokens.path  # needs none
 
 

@@ -2,10 +2,11 @@
 
 import torch
 
-from crux.toy.compare import at, polished, shared_losses, whole
-from crux.toy.features import FeatureDistribution, Purpose, Together
+from crux.toy.compare import join_tiles, polish_on_samples, select_streams, shared_losses
+from crux.toy.features import FeatureDistribution, Purpose
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, SuperpositionModel, Weights, error
+from crux.toy.superposition import SuperpositionModel, Weights, error
 
 
 def made(kind: Kind, *, streams: int, settings: int) -> Trained:
@@ -32,15 +33,19 @@ def test_shared_losses_are_those_of_the_first_seeds_samples() -> None:
     assert found.shape == (6, 2)
     for stream in (1, 5):
         first = 3 * (stream // 3)
-        x = at(trained, torch.tensor([first])).program.data(batch=500, n_batches=1, purpose=Purpose.held_out)[0]
-        one = at(trained, torch.tensor([stream]))
+        x = select_streams(trained, torch.tensor([first])).program.data(
+            batch=500, n_batches=1, purpose=Purpose.held_out
+        )[0]
+        one = select_streams(trained, torch.tensor([stream]))
         torch.testing.assert_close(found[stream], error(one.model, x, one.program.importance)[0].double())
 
 
 def test_pieces_make_the_whole() -> None:
     for kind in (Kind.relu_hidden, Kind.absolute_value):
         trained = made(kind, streams=5, settings=1)
-        again = whole([at(trained, torch.tensor([0, 1, 2])), at(trained, torch.tensor([3, 4]))])
+        again = join_tiles(
+            [select_streams(trained, torch.tensor([0, 1, 2])), select_streams(trained, torch.tensor([3, 4]))]
+        )
         for a, b in zip([*trained.weights, trained.loss], [*again.weights, again.loss], strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
         assert torch.equal(again.program.seeds, trained.program.seeds)
@@ -50,10 +55,10 @@ def test_pieces_make_the_whole() -> None:
 def test_polishing_ends_where_there_is_no_slope_and_leaves_the_original() -> None:
     trained = made(Kind.linear, streams=2, settings=1)
     before = trained.weights.W.clone()
-    found = polished(trained, active=256, max_iterations=300)
+    found = polish_on_samples(trained, active=256, max_iterations=300)
     assert torch.equal(trained.weights.W, before)
     for stream in range(2):
-        one = at(found, torch.tensor([stream]))
+        one = select_streams(found, torch.tensor([stream]))
         x = one.program.data(batch=512, n_batches=1, purpose=Purpose.training)[0]
         model = SuperpositionModel(Kind.linear, one.weights)
         error(model, x, one.program.importance).sum().backward()

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
+from crux.toy.options import Together
 
 INDEPENDENT = FeatureDistribution(Together.independent, 1, False)
 

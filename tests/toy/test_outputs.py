@@ -1,26 +1,32 @@
 """SAEs on toy models: the end-to-end loss by hand, and the planted case that shows what it is for."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from crux.config.schema import Accelerator, Optimizer, OptimizerName, Trainer
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.training.local import LocalSAE
-from crux.sae.training.recipe import Common, Recipe
+from crux.sae.losses.local import LocalLoss
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.options import E2E, Local
+from crux.sae.training.passes import ActivationPasses
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.evaluate import explained_variance, judge_on_toy
+from crux.toy.evaluate import evaluate_on_toy, explained_variance
 from crux.toy.features import FeatureDistribution, Purpose, Together
 from crux.toy.folder import HOOK
 from crux.toy.program import Program
-from crux.toy.sae_outputs import HiddenActivations, OutputCoefficients, OutputSAE
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject
 from crux.toy.superposition import Kind, Weights
 from crux.training.data import Feed
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 USED, UNUSED = 6, 4
 SCALE = 5.0
@@ -48,10 +54,19 @@ def planted() -> ToySubject:
     return ToySubject(program, weights)
 
 
-def common(steps: int, sparsity: float) -> Common:
-    recipe = Recipe("adam", 3e-3, None, (0.9, 0.999), 1e-8, 0.0, 50, 0.1, 10.0, steps, 50)
-    weight = Sparsity(sparsity, n_saes=1, steering=None)
-    return Common(recipe=recipe, sparsity=weight, auxk=None, max_norm=None, seed=0, runs=())
+def module_of(sae: SAE, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEModule:
+    return SAEModule(
+        [Site(HOOK, HOOK, sae)],
+        passes=ActivationPasses(max_norm=None),
+        loss=loss,
+        sparsity=Sparsity(sparsity, n_saes=1, steering=None),
+        optimizer=Optimizer(3e-3, [0.9, 0.999], 1e-8, 0.0, 50, 0.1, name=OptimizerName.adam, clip=10.0),
+        auxk=Auxk(coefficient=0.0, k=None, dead_after=0),
+        max_steps=steps,
+        log_every=50,
+        seed=0,
+        runs=(),
+    )
 
 
 def fresh(seed: int) -> SAE:
@@ -64,16 +79,15 @@ def fresh(seed: int) -> SAE:
 def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float, folder: Path) -> SAE:
     steps = 1500
     features = subject.features(batch=512, n_batches=steps, seed=1, purpose=Purpose.training)
-    site = Site(HOOK, HOOK, sae)
-    if end_to_end:
-        module = OutputSAE(
-            [site], subject=subject, coefficients=OutputCoefficients(0.0, 1.0), **common(steps, sparsity)
-        )
-    else:
-        module = LocalSAE([site], reconstruction=1.0, **common(steps, sparsity))
-    feed = Feed(features if end_to_end else HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
-    pace = Pace(steps, 1, 512, "samples", 10**6, 0, "cpu", 1, "32-true", False)
-    fit(module, feed, pace=pace, checkpoints=folder, resume=None, sinks=[], judge=None, shown={}, abandoned=None)
+    local, output = Local(reconstruction=1.0), E2E(kl=1.0, reconstruction=0.0)
+    loss = OutputLoss(output, subject=subject) if end_to_end else LocalLoss(local)
+    module = module_of(sae, loss, steps=steps, sparsity=sparsity)
+    feed = Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
+    fit(
+        module, feed, trainer=Trainer(False, Accelerator.cpu, steps, 50, 10**6), hardware=CPU, items_per_step=512,
+        unit="samples", checkpoints=folder, resume=None, sinks=[], evaluations=None, shown={}, callbacks=[],
+        abandoned=None,
+    )  # fmt: skip
     return sae
 
 
@@ -89,7 +103,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def found(subject: ToySubject, sae: SAE) -> Found:
-    judged = judge_on_toy(subject, sae, n_samples=20_000)
+    judged = evaluate_on_toy(subject, sae, n_samples=20_000)
     W_out = subject.model.W_out
     assert W_out is not None
     basis = torch.linalg.svd(W_out[0, 0])[2]
@@ -116,10 +130,10 @@ def test_local_keeps_what_is_large_and_end_to_end_what_the_output_uses(seed: int
 
 def test_the_loss_and_its_gradient_by_hand(tmp_path: Path) -> None:
     subject, sae = planted(), fresh(0)
-    coefficients = OutputCoefficients(0.3, 2.0)
-    module = OutputSAE([Site(HOOK, HOOK, sae)], subject=subject, coefficients=coefficients, **common(10, 0.0))
-    features = subject.features(batch=16, n_batches=1, seed=3, purpose=Purpose.training)[0]
-    module.training_step(features, 0).backward()
+    module = module_of(sae, OutputLoss(E2E(kl=2.0, reconstruction=0.3), subject=subject), steps=10, sparsity=0.0)
+    batches = subject.features(batch=16, n_batches=1, seed=3, purpose=Purpose.training)
+    features, batch = batches[0], HiddenActivations(batches, subject=subject, hook=HOOK)[0]
+    module.training_step(batch, 0).backward()
     assert sae.W_enc.grad is not None
     by_module = sae.W_enc.grad.clone()
     sae.zero_grad()
@@ -130,7 +144,7 @@ def test_the_loss_and_its_gradient_by_hand(tmp_path: Path) -> None:
     h_hat = sae.decode(sae.encode(h))
     clean, spliced = ((v @ W_out[0, 0].T + b).clamp_min(0) for v in (h, h_hat))
     by_hand = 2.0 * (spliced - clean).square().mean() + 0.3 * (h_hat - h).square().mean()
-    torch.testing.assert_close(module.training_step(features, 0).detach(), by_hand.detach())
+    torch.testing.assert_close(module.training_step(batch, 0).detach(), by_hand.detach())
     by_hand.backward()
     torch.testing.assert_close(by_module, sae.W_enc.grad)
     assert all(parameter.grad is None for parameter in subject.model.parameters())

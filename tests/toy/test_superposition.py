@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from crux.toy.superposition import Kind, SuperpositionModel, Weights, error
+from crux.toy.options import Kind
+from crux.toy.superposition import SuperpositionModel, Weights, error
 
 WIDTHS = [(5, 2), (4, 3), (3, 6)]  # outputs by WᵀW, and by way of the hidden activation
 

@@ -3,8 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from crux.sae.training.sae_module import SAEModule
 
 TOY = ("experiment=toy/intro_polygon", "trainer.max_steps=800", "optimizer.lr=1e-2", "trainer.batch=128", "toy.held_out=1024",
        "toy.seeds=1", "toy.densities=[0.1]", "trainer.progress=false", "tracking=none")  # fmt: skip
@@ -66,18 +70,43 @@ def test_end_to_end_keeps_more_of_the_output_for_each_latent_that_fires(
     assert found["e2e"]["final/output_explained_variance"] > found["local"]["final/output_explained_variance"]
 
 
+def test_an_interrupted_training_ends_in_the_same_numbers(
+    crux_here: Callable[..., int], toy_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = (*SAE, "tracking=none", f"model.path={toy_run}", "loss=e2e", "target_l0=0.4", "trainer.max_steps=30")
+    given = (*given, "trainer.checkpoint_every=10", "trainer.log_every=5")
+    assert crux_here(*given, f"output_dir={tmp_path / 'whole'}") == 0
+    step = SAEModule.training_step
+
+    def interrupted(self: SAEModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 17:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAEModule, "training_step", interrupted)
+        assert crux_here(*given, f"output_dir={tmp_path / 'parts'}") == 130
+    assert crux_here(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
+    (whole,), (parts,) = ((tmp_path / name / "runs").iterdir() for name in ("whole", "parts"))
+    for name in ("metrics.json", "history.jsonl", "sae/cfg.json"):
+        assert (parts / name).read_text() == (whole / name).read_text()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ("loss=e2e_ds", "loss=e2e_ds: a toy model has nothing between its hidden layer and its output"),
         ("loss=fisher", "loss=fisher needs a language model's labels"),
         ("sae=gradient_topk", "sae=gradient_topk needs a language model's labels"),
-        ("hook_point=blocks.0.hook_resid_pre", "a toy model has one hook point, hook_hidden"),
-        ("layer=0", "layer has no meaning where the subject is a toy model"),
-        ("data.name=x", "data.name has no meaning where the subject is a toy model"),
+        ("hook_point=blocks.0.hook_resid_pre", "hook_point: this experiment has no such key"),
+        ("layer=0", "layer: this experiment has no such key"),
+        ("data.name=x", "data: this experiment has no such key"),
         ("model.instance=1", "has 1, 0 to 0"),
-        ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 hidden units"),
+        ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 dimensions"),
         ("target_l0=11", "the dictionary has 10 latents"),
+        ("sae.output_hook=x", "sae.output_hook has no meaning on a toy model"),
+        ("loss.skip_positions=[0]", "loss.skip_positions has no meaning on a toy model"),
+        ("trainer.accelerator=cuda", "an SAE on a toy model is trained on the CPU"),
     ],
 )
 def test_what_a_toy_model_does_not_have_is_refused_in_one_line(
@@ -102,4 +131,9 @@ def test_a_run_with_several_models_is_told_apart(
     assert crux_here(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
     assert "the run has 2 models, name one of programs/a, programs/b" in capsys.readouterr().err
     assert crux_here("experiment=toy/sae", f"output_dir={tmp_path}") == 2
-    assert "model.path" in capsys.readouterr().err
+    assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
+
+
+def test_the_main_job_says_how_a_toy_model_is_studied(toy_run: Path, refusal: Callable[..., str]) -> None:
+    for place in (toy_run, toy_run / "programs" / "model"):
+        assert f"{place} is a toy model: say experiment=toy/sae" in refusal(f"model.path={place}")

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from crux.toy.features import FeatureDistribution, Purpose, Together
-from crux.toy.module import SuperpositionModule, ToyRecipe, initial
+from crux.config.schema import Accelerator, Adam, Trainer
+from crux.toy.features import FeatureDistribution, Purpose
+from crux.toy.module import SuperpositionModule, initial_weights
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, Trained, held_out_loss, load, save
-from crux.toy.superposition import Kind, SuperpositionModel, Weights
+from crux.toy.superposition import SuperpositionModel, Weights
 from crux.training.data import Feed
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 
 def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float = 0.2, n_features: int = 5) -> Program:
@@ -27,26 +30,31 @@ def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float =
     )
 
 
-def recipe(steps: int, *, lr: float = 1e-3, snapshots: tuple[int, ...] = ()) -> ToyRecipe:
-    return ToyRecipe(lr, (0.9, 0.999), 1e-8, 0.01, 0, 1.0, steps, 5, snapshots)
-
-
 def first(of: Program) -> Weights:
     n_settings = of.importance.shape[1]
-    return initial(of.kind, seeds=of.seeds, n_settings=n_settings, n_features=of.n_features, n_hidden=of.n_hidden)
+    return initial_weights(
+        of.kind, seeds=of.seeds, n_settings=n_settings, n_features=of.n_features, n_hidden=of.n_hidden, scale=1.0
+    )
 
 
-def trained(of: Program, steps: int, folder: Path, *, batch: int = 64, told: ToyRecipe | None = None) -> Weights:
-    told = told or recipe(steps)
+def trained(
+    of: Program, steps: int, folder: Path, *, batch: int = 64, lr: float = 1e-3, snapshots: tuple[int, ...] = ()
+) -> Weights:
     module = SuperpositionModule(
-        SuperpositionModel(of.kind, first(of)), importance=of.importance, recipe=told, snapshots=folder / "snapshots"
+        SuperpositionModel(of.kind, first(of)),
+        importance=of.importance,
+        optimizer=Adam(lr, [0.9, 0.999], 1e-8, 0.01, 0, 1.0),
+        max_steps=steps,
+        log_every=5,
+        snapshots={step: folder / "snapshots" / f"{step}.safetensors" for step in snapshots},
     )
     data = of.data(batch=batch, n_batches=steps, purpose=Purpose.training)
-    pace = Pace(steps, 1, batch, "samples", steps, 0, "cpu", 1, "32-true", False)
+    trainer = Trainer(False, Accelerator.cpu, steps, 5, steps)
     rows: list[tuple[int, dict[str, float]]] = []
     fit(
-        module, Feed(data, accumulate=1), pace=pace, checkpoints=folder / "checkpoints", resume=None,
-        sinks=[lambda step, row: rows.append((step, row))], judge=None, shown={}, abandoned=None,
+        module, Feed(data, accumulate=1), trainer=trainer, hardware=CPU, items_per_step=batch, unit="samples",
+        checkpoints=folder / "checkpoints", resume=None, sinks=[lambda step, row: rows.append((step, row))],
+        evaluations=None, shown={}, callbacks=[], abandoned=None,
     )  # fmt: skip
     assert [step for step, _ in rows] == list(range(5, steps + 1, 5))
     return module.model.weights
@@ -86,14 +94,14 @@ def test_settings_share_the_data_and_not_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 def test_training_lowers_the_loss(kind: Kind, tmp_path: Path) -> None:
     of = program([0, 1], kind=kind, density=0.1)
-    after = trained(of, 300, tmp_path, told=recipe(300, lr=1e-2))
+    after = trained(of, 300, tmp_path, lr=1e-2)
     before, now = (held_out_loss(of, w, samples=4096, batch=1024) for w in (first(of), after))
     assert bool((now < 0.8 * before).all())
 
 
 def test_snapshots_and_the_folder_come_back(tmp_path: Path) -> None:
     of = program([0, 1])
-    weights = trained(of, 20, tmp_path, told=recipe(20, snapshots=(0, 7, 20)))
+    weights = trained(of, 20, tmp_path, snapshots=(0, 7, 20))
     loss = held_out_loss(of, weights, samples=1024, batch=1024)
     save(tmp_path, Trained(of._replace(name=tmp_path.name), weights, loss, {}))
     back = load(tmp_path)
@@ -110,5 +118,5 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"instances stopped being a finite number by step 5; try a lower optimizer.lr"
     ):
-        trained(program([0]), 10, tmp_path, told=recipe(10, lr=1e30))
+        trained(program([0]), 10, tmp_path, lr=1e30)
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()

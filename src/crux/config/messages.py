@@ -3,13 +3,14 @@
 import difflib
 import errno
 import re
-from dataclasses import fields
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.errors import UserError
-from crux.config.schema import ROOT, Config
+from crux.config.paths import ROOT
+from crux.config.registry import dataclasses, keys_of, known_keys, plugin_folders, registered
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, told in one line."""
@@ -35,17 +36,55 @@ def nearest(word: str, choices: list[str]) -> str:
 
 
 def options(group: str) -> list[str]:
-    """Every option of a group, those in its subfolders too."""
-    folder = ROOT / "sweeps" if group == "sweeps" else ROOT / "conf" / group
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+    """Return every option of a group, those in its subfolders and of plug-ins too; a name that begins with _ is no option."""
+    folders = (
+        [ROOT / "sweeps"] if group == "sweeps" else [place / group for place in (ROOT / "conf", *plugin_folders())]
+    )
+    found = {p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")}
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("_"))
 
 
-def no_such_key(key: str) -> str:
-    """What is wrong with a key, the nearest one, and those beside it."""
-    keys = known_keys() if not key.startswith("hydra.launcher.") else launcher_keys()
-    prefix = key.rpartition(".")[0]
-    beside = [k for k in keys if k.rpartition(".")[0] == prefix] or [k for k in keys if "." not in k]
-    return f"{key}: no such key; {nearest(key, keys)}allowed there are {', '.join(sorted(beside))}"
+def no_such_key(key: str, *, kind: str | None = None) -> str:
+    """Say what is wrong with a key, who has it, the nearest one, and those next to it.
+
+    Args:
+        kind: name of the dataclass that does not have it; None if that is not known.
+    """
+    if key in RENAMED:
+        return f"{key}: is called {RENAMED[key]} now"
+    section = key.rpartition(".")[0]
+    everywhere = launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
+    there = [k for k in everywhere if k.rpartition(".")[0] == section] or [k for k in everywhere if "." not in k]
+    if (own := dataclasses().get(kind or "")) is not None:
+        prefix = f"{section}." if section else ""
+        there = [prefix + k for k in keys_of(own) if "." not in k and k != "_target_"]
+        everywhere = there + [k for k in everywhere if "." in k]
+        if key in known_keys():
+            owners = list(dict.fromkeys(o for o in known_keys()[key] if _can_be_chosen(o.partition("=")[0])))
+            have = f"; {', '.join(owners)} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
+            where = _described(own.__name__, section)
+            return f"{key}: {where} has no such key{have}; its own are {', '.join(sorted(there)) or 'none'}"
+    return f"{key}: no such key; {nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
+
+
+RENAMED = {"gradient.target": "sae.gradient_target", "task": "job"}
+"""Keys of earlier versions, and what they are called now."""
+
+
+def _can_be_chosen(group: str) -> bool:
+    """Return whether users choose an option of this group by its name; some groups are an experiment's own."""
+    return bool(group) and any((place / group).is_dir() for place in (ROOT / "conf", *plugin_folders()))
+
+
+def _described(kind: str, section: str) -> str:
+    """Return how a user calls an options dataclass: `sae=topk`, or the job that the experiment chose."""
+    for group, of_group in registered().items():
+        for option, found in of_group.items():
+            if found.__name__ == kind:
+                if group == "job" or not _can_be_chosen(group):
+                    return "this experiment"
+                return f"{group}={option}"
+    return "this experiment" if kind not in dataclasses() or section else "the configuration"
 
 
 PHRASES = {
@@ -67,8 +106,16 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         group, option = "/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:])
         allowed = options(group)
         return f"{group}={option}: no such option; {nearest(option, allowed)}allowed are {', '.join(allowed) or 'none'}"
+    if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
+        return f"{match[1]}: has no meaning for this experiment, which does not read that group"
     if match := re.search(r"Could not override '([^']+)'", text):
-        return no_such_key(match[1])
+        cause = error.__cause__
+        kind = getattr(getattr(cause, "object_type", None), "__name__", None)
+        key = match[1] if match[1] in RENAMED else getattr(cause, "full_key", None) or match[1]
+        return no_such_key(key, kind=kind)
+    if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
+        option = match[1].replace("/", "=", 1)
+        return f"{option}: does not fit this experiment, which has no key {match[2]} there"
     if match := re.match(r"Error parsing override '(.*)'", text):
         return f"{match[1]}: cannot be read; write key=value, with quotes where the shell or a comma needs them"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
@@ -85,26 +132,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def launcher_keys() -> list[str]:
-    """Every dotted key of the launchers of a sweep."""
-    from hydra_plugins.crux_launchers import RayConf, SlurmConf
-
-    return sorted({f"hydra.launcher.{field.name}" for conf in (RayConf, SlurmConf) for field in fields(conf)})
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the configuration."""
-
-    def walk(node: type, prefix: str) -> list[str]:
-        keys: list[str] = []
-        for name, kind in node.__annotations__.items():
-            keys.append(prefix + name)
-            inner = (
-                kind
-                if isinstance(kind, type)
-                else next((k for k in getattr(kind, "__args__", ()) if k is not type(None)), None)
-            )
-            if isinstance(inner, type) and hasattr(inner, "__dataclass_fields__"):
-                keys += walk(inner, f"{prefix}{name}.")
-        return keys
-
-    return walk(Config, "")
+    """Return every dotted key of the launchers of a sweep."""
+    store = ConfigStore.instance()
+    nodes = [store.load(f"hydra/launcher/{name}_schema.yaml").node for name in ("ray", "slurm")]
+    return sorted({f"hydra.launcher.{key}" for node in nodes for key in node})

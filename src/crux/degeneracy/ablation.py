@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.grams import check_data, check_order
 from crux.degeneracy.networks.network import Network
@@ -38,7 +39,8 @@ class NodeAblation:
         self.size = basis.size
 
     def loss(self, n: int) -> float:
-        return _mean(self._loss(x, self._reached(clean, n)) for x, clean in self._batches)
+        batches = track(self._batches, f"ablating directions at {self._basis.hook}")
+        return _mean(self._loss(x, self._reached(clean, n)) for x, clean in batches)
 
     @torch.no_grad()
     def _reached(self, clean: Clean, n: int) -> Tensor:
@@ -86,7 +88,8 @@ class EdgeAblation:
 
     def loss(self, n: int) -> float:
         masks, which = self.mask(n).unique(dim=0, return_inverse=True)
-        return _mean(self._loss(x, self._reached(clean, masks, which)) for x, clean in self._batches)
+        batches = track(self._batches, f"ablating edges from {self._a.hook} to {self._b.hook}")
+        return _mean(self._loss(x, self._reached(clean, masks, which)) for x, clean in batches)
 
     @torch.no_grad()
     def _reached(self, clean: Clean, masks: Bool[Tensor, "mask n_from"], which: Int[Tensor, "n_to"]) -> Tensor:
@@ -95,7 +98,7 @@ class EdgeAblation:
         coordinates = a.coordinates(f)
         target = clean.activations[b.hook]
         found = torch.zeros(*target.shape[:-1], b.size, dtype=torch.float64, device=target.device)
-        for k, mask in enumerate(masks):
+        for k, mask in enumerate(track(masks, "directions with the same edges")):
             rows = which == k
             value = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
             reached = onward(clean, a.hook, value, ends=[b.hook])[b.hook]

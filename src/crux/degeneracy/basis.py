@@ -31,7 +31,7 @@ class Basis(NamedTuple):
     dropped: float
     """Share of the activations' variance in dimensions that were left out because they hardly vary."""
     unused: float
-    """Share of Σ Λ in directions that were left out because hardly anything hangs on them."""
+    """Share of Σ Λ in directions that were left out because hardly anything depends on them."""
 
     @property
     def size(self) -> int:

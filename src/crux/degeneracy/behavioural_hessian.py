@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crux.config.progress import track
+
 CHUNK = 64
 """Samples whose Jacobians are there at once."""
 
@@ -21,7 +23,7 @@ def behavioural_hessian(network: nn.Module, inputs: Float[Tensor, "sample *shape
     jacobian = torch.vmap(torch.func.jacrev(output), in_dims=(None, 0))
     n = sum(value.numel() for value in params.values())
     H = inputs.new_zeros(n, n)
-    for part in inputs.split(CHUNK):
+    for part in track(inputs.split(CHUNK), "Hessian of the behavioural loss"):
         found = jacobian(params, part)
         J = torch.cat([found[name].flatten(2) for name in params], 2).flatten(0, 1)
         H.addmm_(J.T, J, alpha=2 / len(inputs))

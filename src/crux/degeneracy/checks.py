@@ -1,245 +1,173 @@
-"""What can be wrong with an experiment on degeneracy or interaction bases; answers before torch is imported."""
+"""Checks of the jobs on degeneracy and interaction bases, beyond the bounds of single keys. Torch-free."""
 
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from crux.config.errors import UserError
-from crux.config.keys import ALWAYS, refuse_others
-from crux.config.schema import Config, Task, experiment_name
+from crux.config.schema import Data, LanguageModel, Model
+from crux.degeneracy.basis_options import Dictionaries, LanguageCompare, LastBasis
 from crux.degeneracy.networks.addition_folder import addition_folder
-from crux.degeneracy.options import BASES, BasisExperiment, Compare, LastBasis, Network
+from crux.degeneracy.options import (
+    AdditionBasesJob,
+    BasesJob,
+    ExperimentJob,
+    LanguageBasesJob,
+    Network,
+    Spectra,
+    SpectraJob,
+    SynchronisedJob,
+)
+from crux.runs.checks import check_writable
+from crux.sae.checks import check_text
+from crux.sae.options import model_source
 from crux.subjects.hooks import FINAL, check_hook, hook_names
-from crux.subjects.shape import Shape
+from crux.subjects.shape import Shape, read_shape
+from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 
-TRAINING = (
-    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps",
-    "optimizer.min_lr_factor", "trainer.max_steps", "trainer.log_every", "trainer.checkpoint_every", "trainer.accelerator",
-)  # fmt: skip
-"""What has a meaning where an experiment trains its network."""
-
-OWN = {
-    "interaction_basis/modular_addition": ("model.path", *TRAINING),
-    "interaction_basis/modular_addition_training": TRAINING,
-    "interaction_basis/tiny": ("model.path", "model.process_weights", "data", "cache", "trainer.accelerator"),
-    "interaction_basis/gpt2": ("model", "data", "cache", "trainer.accelerator"),
-    "degeneracy/spectra": (
-        "model",
-        "model.path",
-        "model.process_weights",
-        "model.context",
-        "hook_points",
-        "data.path",
-        "cache",
-    ),
-    "degeneracy/synchronised": ("model.path",),
-}
-"""What else has a meaning for single experiments."""
+NO_NETWORK = "experiment=interaction_basis/modular_addition_training"
+"""What makes the run folders that `model.path` may name."""
 
 
-def check_degeneracy(config: Config, given: set[str]) -> None:
-    """Keys of such an experiment: those that have a meaning there, with values that can be."""
-    group, name = experiment_name(config)
-    refuse_others(given, (group, *ALWAYS, *OWN.get(f"{group}/{name}", ())), experiment=f"{group}/{name}")
-    match config.task:
-        case Task.interaction_basis:
-            _check_addition(config, name)
-            _check_modularity(config)
-            _check_dictionaries(config, name, given)
-            _check_compare(config)
-        case Task.degeneracy:
-            _check_measures(config, given, name)
-        case _:
-            pass
+def measures_language_model(options: Spectra, model: LanguageModel) -> bool:
+    """Return whether spectra are those of a language model, not of a perceptron."""
+    addition = model.path is not None and addition_folder(Path(model.path)) is not None
+    return options.network is Network.model and not addition
 
 
-def _check_addition(config: Config, name: str) -> None:
-    """The modular-addition network: the folder that it is read from, or the sizes that it is trained with."""
-    if not name.startswith("modular_addition"):
-        return
-    if config.model.path is not None:
-        check_addition_folder(config.model.path)
-    of = config.interaction_basis and config.interaction_basis.addition
-    if of is None:
-        raise UserError("interaction_basis.addition is missing: interaction_basis=addition says p and sizes")
-    for key in ("p", "d_model", "n_heads", "d_mlp"):
-        if getattr(of, key) < 1:
-            raise UserError(f"interaction_basis.addition.{key}={getattr(of, key)}: must be 1 or more")
-    if of.d_model % of.n_heads:
-        raise UserError(
-            f"interaction_basis.addition.d_model={of.d_model}: must be a multiple of the {of.n_heads} heads"
-        )
-    if not 0 < of.train_share < 1 or int(of.train_share * of.p**2) < 1:
-        raise UserError(
-            f"interaction_basis.addition.train_share={of.train_share}: must be a share of the {of.p**2} pairs, between 0 and 1"
-        )
+def check_job(job: ExperimentJob, given: Collection[str]) -> None:
+    """Check what can be checked before the subject is at hand.
+
+    Args:
+        given: the keys on the command line.
+
+    Raises:
+        UserError: for the first thing that cannot work, in one line.
+    """
+    match job:
+        case SpectraJob() if measures_language_model(job.degeneracy, job.model):
+            check_language_data(job.data, model=job.model, cache=job.cache)
+        case SpectraJob(degeneracy=options, model=model):
+            check_perceptron(options.network, path=model.path, hook_points=job.hook_points, given=given)
+        case SynchronisedJob(model=Model(path=str(path))):
+            check_relu_network(path)
+        case AdditionBasesJob(model=Model(path=str(path))):
+            check_addition_folder(path)
+        case LanguageBasesJob(interaction_basis=options):
+            check_last_basis(options.compare)
+            check_language_data(job.data, model=job.model, cache=job.cache)
+        case BasesJob(interaction_basis=Dictionaries() as options):
+            check_dictionaries(options, given)
 
 
-def _check_measures(config: Config, given: set[str], name: str) -> None:
-    """Spectra and synchronised neurons."""
-    of = config.degeneracy
-    assert of is not None
-    if not of.thresholds or not all(0 < threshold < 1 for threshold in of.thresholds):
-        raise UserError(f"degeneracy.thresholds={of.thresholds}: must be numbers above 0 and below 1")
-    for key in ("sequences", "steps"):
-        if getattr(of, key) < 1:
-            raise UserError(f"degeneracy.{key}={getattr(of, key)}: must be 1 or more")
-    if not of.hidden or min(of.hidden) < 1:
-        raise UserError(f"degeneracy.hidden={of.hidden}: must be one width or more, each 1 or more")
-    if of_addition(config):
-        check_addition_folder(str(config.model.path))
-    if name == "synchronised":
-        if config.model.path is not None and not of_addition(config):
+def check_subject(job: ExperimentJob) -> None:
+    """Check that a language model can be reached and that the configuration fits it; a hub model is fetched for that."""
+    match job:
+        case SpectraJob() if measures_language_model(job.degeneracy, job.model):
+            check_hook_points(job.model, job.hook_points)
+        case LanguageBasesJob(interaction_basis=options):
+            check_bases_fit(options.compare, job.model)
+
+
+def check_perceptron(
+    network: Network, *, path: str | None, hook_points: Sequence[str] | None, given: Collection[str]
+) -> None:
+    """Check that nothing is given that only a language model has, for spectra of a perceptron."""
+    if network is Network.mlp:
+        if own := sorted(key for key in given if key.startswith(("model", "hook", "data"))):
             raise UserError(
-                f"model.path={config.model.path}: only ReLU neurons can be synchronised; allowed is the run folder of "
-                "experiment=interaction_basis/modular_addition_training, or no model.path: a perceptron is trained"
+                f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains"
             )
-        if config.model.path is None and of.network is Network.model:
-            raise UserError("degeneracy.network=model: say which by model.path; degeneracy.network=mlp trains one")
-    elif of.network is Network.mlp and (
-        own := sorted(key for key in given if key.startswith(("model", "hook", "data")))
-    ):
-        raise UserError(f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains")
-    elif of_addition(config) and config.hook_points is not None:
+        return
+    check_addition_folder(str(path))
+    if hook_points is not None:
         raise UserError("hook_points: of a modular-addition network, the MLP's own hook points are looked at")
 
 
-def _check_modularity(config: Config) -> None:
-    """How modules are looked for, where an experiment looks for them."""
-    of = config.interaction_basis and config.interaction_basis.modularity
-    if of is None:
-        return
-    if not of.resolution > 0:
-        raise UserError(f"interaction_basis.modularity.resolution={of.resolution}: must be more than 0")
-    for key in ("iterations", "starts"):
-        if getattr(of, key) < 1:
-            raise UserError(f"interaction_basis.modularity.{key}={getattr(of, key)}: must be 1 or more")
-
-
-def _check_dictionaries(config: Config, name: str, given: set[str]) -> None:
-    """Saved SAEs: folders that are some, and how they are looked at."""
-    assert config.interaction_basis is not None
-    if name != "dictionaries":
-        if config.interaction_basis.saes is not None:
-            raise UserError(f"interaction_basis.saes has no meaning for experiment=interaction_basis/{name}")
-        return
-    for folder in config.interaction_basis.saes or []:
-        if not (Path(folder) / "cfg.json").is_file():
-            raise UserError(f"interaction_basis.saes: {folder} is not an SAE folder, there is no cfg.json in it")
-    of = config.interaction_basis.dictionaries
-    assert of is not None
-    if not 0 <= of.left_out < 1:
-        raise UserError(f"interaction_basis.dictionaries.left_out={of.left_out}: must be from 0 up to but not 1")
-    if of.tokens < 1024:
-        raise UserError(f"interaction_basis.dictionaries.tokens={of.tokens}: must be 1024 or more")
-    if "interaction_basis.dictionaries.tokens" in given and not config.interaction_basis.saes:
-        raise UserError("interaction_basis.dictionaries.tokens: is for saved SAEs, which interaction_basis.saes names")
+def check_relu_network(path: str) -> None:
+    """Check that the network in a folder has ReLU neurons."""
+    if addition_folder(Path(path)) is None:
+        raise UserError(
+            f"model.path={path}: only ReLU neurons can be synchronised; allowed is the run folder of {NO_NETWORK}, "
+            "or no model.path: a perceptron is trained"
+        )
+    check_addition_folder(path)
 
 
 def check_addition_folder(path: str) -> None:
-    """UserError unless a trained modular-addition network with whole weights lies there."""
+    """Check that a trained modular-addition network with whole weights is in a folder."""
     if (folder := addition_folder(Path(path))) is None:
         raise UserError(
-            f"model.path={path}: no trained modular-addition network there; give the run folder of "
-            "experiment=interaction_basis/modular_addition_training"
+            f"model.path={path}: no trained modular-addition network there; give the run folder of {NO_NETWORK}"
         )
     check_weights(folder)
 
 
-def of_addition(config: Config) -> bool:
-    """Whether `model.path` of an experiment on degeneracy or bases is a trained modular-addition network."""
-    path = config.model.path
-    return config.task.named and path is not None and addition_folder(Path(path)) is not None
+def check_dictionaries(options: Dictionaries, given: Collection[str]) -> None:
+    """Check that the folders of saved SAEs are some."""
+    for folder in options.saes or []:
+        if not (Path(folder) / "cfg.json").is_file():
+            raise UserError(f"interaction_basis.saes: {folder} is not an SAE folder, there is no cfg.json in it")
+    if "interaction_basis.dictionaries.tokens" in given and not options.saes:
+        raise UserError("interaction_basis.dictionaries.tokens: is for saved SAEs, which interaction_basis.saes names")
 
 
-def _check_compare(config: Config) -> None:
-    """Numbers and names of a comparison of bases; its hook points are checked where the network is known."""
-    of = config.interaction_basis and config.interaction_basis.compare
-    if not of:
-        return
-    key = "interaction_basis.compare"
-    if len(of.hooks) < 2:
-        raise UserError(f"{key}.hooks={of.hooks}: must name two hook points or more")
-    for name, wanted in (("bases", of.bases), ("edge_ablation", of.edge_ablation)):
-        allowed = BASES if name == "bases" else (*of.bases, "sae")
-        if other := [kind for kind in wanted if kind not in allowed]:
-            raise UserError(f"{key}.{name}: there is no {other[0]}; allowed are {', '.join(allowed)}")
-        if len(set(wanted)) < len(wanted):
-            raise UserError(f"{key}.{name}={wanted}: name each once")
-    if not of.bases:
-        raise UserError(f"{key}.bases=[]: must name one or more of {', '.join(BASES)}")
-    if "next" in of.bases and of.ahead is None:
-        raise UserError(f"{key}.ahead=null: the next-k basis needs to know how many hook points it looks ahead")
-    for name in ("ahead", "probes", "points", "samples", "judged", "batch", "directions", "edge_samples"):
-        value = getattr(of, name)
-        if value is not None and value < 1:
-            raise UserError(f"{key}.{name}={value}: must be 1 or more")
-    if not 0 < of.threshold < 1:
-        raise UserError(f"{key}.threshold={of.threshold:g}: must be between 0 and 1")
-    if not of.within > 0:
-        raise UserError(f"{key}.within={of.within:g}: must be more than 0")
-    _check_texts(of, _of_language(config))
-    perceptron = config.interaction_basis and config.interaction_basis.perceptron
-    if perceptron and (not perceptron.hidden or min(perceptron.hidden) < 1):
-        raise UserError(f"interaction_basis.perceptron.hidden={perceptron.hidden}: must be widths of 1 or more")
-    if perceptron and not (perceptron.steps >= 1 and perceptron.lr > 0):
-        raise UserError("interaction_basis.perceptron: steps must be 1 or more, lr more than 0")
+def check_last_basis(compare: LanguageCompare) -> None:
+    """Check that the basis of the logits is at the hook point that they are read from."""
+    if compare.last is LastBasis.logits and compare.hooks[-1] != FINAL:
+        raise UserError(
+            f"interaction_basis.compare.last=logits: the last hook point must be {FINAL}, which the logits are read from"
+        )
 
 
-def _of_language(config: Config) -> bool:
-    """Whether a comparison of bases is on a language model."""
-    experiment = config.interaction_basis and config.interaction_basis.experiment
-    return experiment in (BasisExperiment.tiny, BasisExperiment.gpt2)
+def check_language_data(data: Data, *, model: LanguageModel, cache: str | None) -> None:
+    """Check the text for a language model, and the folder that it is kept in."""
+    check_text(data, context=model.context)
+    if cache is not None:
+        check_writable("cache", cache)
 
 
-def _check_texts(of: Compare, language: bool) -> None:
-    """What only a language model has."""
-    key = "interaction_basis.compare"
-    if language and (of.length is None or of.length < 2):
-        raise UserError(f"{key}.length={of.length}: must be 2 tokens or more")
-    if not language and of.length is not None:
-        raise UserError(f"{key}.length has no meaning but for language models")
-    if not language and of.saes:
-        raise UserError(f"{key}.saes has no meaning but for language models")
-    if not language and of.last is LastBasis.logits:
-        raise UserError(f"{key}.last=logits has no meaning but for language models; allowed are pca, neuron")
-    if of.last is LastBasis.logits and of.hooks[-1] != FINAL:
-        raise UserError(f"{key}.last=logits: the last hook point must be {FINAL}, which the logits are read from")
-
-
-def check_bases_fit(config: Config, shape: Shape) -> None:
-    """Hook points and length of a comparison of bases must fit the language model, where it is one."""
-    of = config.interaction_basis and config.interaction_basis.compare
-    if not of or not _of_language(config):
-        return
+def check_bases_fit(compare: LanguageCompare, model: LanguageModel) -> None:
+    """Check that a language model is within reach and whole, and has the hook points and the context of a comparison."""
+    shape = _shape_of(model)
     names = [*hook_names(shape.n_layers, resid_mid=shape.resid_mid), FINAL]
-    for hook in of.hooks:
+    for hook in compare.hooks:
         if hook != FINAL:
             check_hook(hook, n_layers=shape.n_layers, resid_mid=shape.resid_mid)
-    for a, b in pairwise(of.hooks):
+    for a, b in pairwise(compare.hooks):
         if names.index(a) >= names.index(b):
             raise UserError(
                 f"interaction_basis.compare.hooks: {a}, {b} are out of order; name each once, in the network's order"
             )
-    if of.length is not None and of.length > shape.n_ctx:
-        raise UserError(f"interaction_basis.compare.length={of.length}: the model's context has {shape.n_ctx} tokens")
+    if compare.length > shape.n_ctx:
+        raise UserError(
+            f"interaction_basis.compare.length={compare.length}: the model's context has {shape.n_ctx} tokens"
+        )
 
 
-def check_hook_points(config: Config, shape: Shape) -> None:
-    """The hook points that a language model is looked at: they exist, two or more, each behind the one before it.
+def check_hook_points(model: LanguageModel, hook_points: Sequence[str] | None) -> None:
+    """Check that a language model is within reach and whole, and has the hook points: two or more, in its order.
 
     Raises:
         UserError: in one line, otherwise.
     """
-    if config.model.context > shape.n_ctx:
-        raise UserError(f"model.context={config.model.context}: the model's context has {shape.n_ctx} tokens")
-    if config.hook_points is None:
+    shape = _shape_of(model)
+    if model.context > shape.n_ctx:
+        raise UserError(f"model.context={model.context}: the model's context has {shape.n_ctx} tokens")
+    if hook_points is None:
         return
-    found = [check_hook(name, n_layers=shape.n_layers, resid_mid=shape.resid_mid) for name in config.hook_points]
+    found = [check_hook(name, n_layers=shape.n_layers, resid_mid=shape.resid_mid) for name in hook_points]
     if len(found) < 2:
-        raise UserError(
-            f"hook_points={config.hook_points}: two or more are needed, activations go from one to the next"
-        )
+        raise UserError(f"hook_points={hook_points}: two or more are needed, activations go from one to the next")
     for a, b in pairwise(found):
         if a.order >= b.order:
             raise UserError(f"hook_points: {b.name} does not lie behind {a.name} in the network")
+
+
+def _shape_of(model: LanguageModel) -> Shape:
+    """Return a language model's shape; a hub model is fetched for that."""
+    folder = find_folder(model_source(model))
+    shape = read_shape(folder)
+    check_weights(folder)
+    return shape

@@ -1,34 +1,34 @@
 """Bases beside each other on one network: their spectra, the directions and edges that are needed for a given loss."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.degeneracy.ablation import EdgeAblation, Loss, NodeAblation, clean_loss, counts, least
 from crux.degeneracy.basis import Basis, neurons, principal_components, random_rotation
+from crux.degeneracy.basis_options import Compare
 from crux.degeneracy.edges import Edges, edges
 from crux.degeneracy.grams import Moments
-from crux.degeneracy.interaction_basis import interaction_bases, interaction_basis
+from crux.degeneracy.interaction_basis import basis_name, interaction_bases, interaction_basis
 from crux.degeneracy.networks.network import Network
+from crux.degeneracy.packing import Once, pack, unpack
 
 
-class Plan(NamedTuple):
-    """What is compared; the numbers are explained in schema_degeneracy.Compare."""
+class AblationLoss(NamedTuple):
+    """The loss that decides how many directions and edges are needed."""
 
-    bases: Sequence[str]
-    hooks: Sequence[str]
-    ahead: int | None
-    probes: int | None
-    threshold: float
-    points: int | None
-    within: float
-    directions: int | None
-    edge_samples: int | None
-    edge_ablation: Sequence[str]
-    seed: int
+    name: str
+    """With its unit."""
+    of: Loss
+    end: str
+    """Hook point whose activation it reads."""
+    batches: Sequence[Tensor]
+    """Samples that no basis was found on."""
 
 
 class Curve(NamedTuple):
@@ -40,6 +40,17 @@ class Curve(NamedTuple):
     """By the number kept, rising."""
     needed: int | None
     """For a loss within the limit; None: all are too few."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers as tensors; the other way round see `from_tensors`."""
+        losses = torch.tensor(list(self.losses.items()), dtype=torch.float64)
+        return {"losses": losses, "counts": torch.tensor([self.size, -1 if self.needed is None else self.needed])}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Curve":
+        size, needed = tensors["counts"].tolist()
+        return cls(size, {int(n): loss for n, loss in tensors["losses"].tolist()}, None if needed < 0 else needed)
 
 
 class Compared(NamedTuple):
@@ -62,7 +73,7 @@ class Compared(NamedTuple):
 
 
 def logits_basis(hook: str, at: Moments, *, W_U: Float[Tensor, "d_vocab d"], threshold: float) -> Basis:
-    """The principal components of the logits (less their mean over the vocabulary, which no prediction hangs on) as functions of the
+    """The principal components of the logits (less their mean over the vocabulary, on which no prediction depends) as functions of the
     final hidden state: the interaction basis whose Jacobian Gram is that of W_U. A bias or a soft-cap behind them does not enter."""
     W = W_U.to(at.mean)
     W = W - W.mean(0)
@@ -74,37 +85,48 @@ def every_basis(
     batches: Sequence[Tensor],
     *,
     at: Mapping[str, Moments],
-    plan: Plan,
-    last: Callable[[str, Moments], Basis],
+    options: Compare,
+    last: Basis,
+    seed: int,
+    once: Once,
 ) -> dict[str, list[Basis]]:
-    """The bases that the plan names, along the hook points; `at` are the activations' moments there.
+    """Return the bases that the options name, along the hook points.
+
+    Args:
+        at: the activations' moments at the hook points.
+        last: every one's basis at the last hook point.
+        once: keeps each interaction basis.
 
     Raises:
         UserError: as `interaction_bases`.
     """
-    end = last(plan.hooks[-1], at[plan.hooks[-1]])
+    hooks = options.hooks[:-1]
     plain: Mapping[str, Callable[[str], Basis]] = {
         "neuron": lambda hook: neurons(hook, at[hook]),
-        "random": lambda hook: random_rotation(hook, at[hook], seed=plan.seed),
-        "pca": lambda hook: principal_components(hook, at[hook], threshold=plan.threshold),
+        "random": lambda hook: random_rotation(hook, at[hook], seed=seed),
+        "pca": lambda hook: principal_components(hook, at[hook], threshold=options.threshold),
     }
-    reach = {"local": 1, "next": plan.ahead, "global": None}
+    reach = {"local": 1, "next": options.ahead, "global": None}
+
+    def interaction(ahead: int | None) -> Iterator[Basis]:
+        def compute() -> dict[str, Tensor]:
+            along = interaction_bases(
+                network, batches, hooks=options.hooks, ahead=ahead, last=last, probes=options.probes,
+                threshold=options.threshold, seed=seed,
+            )  # fmt: skip
+            return {k: v for basis in along[:-1] for k, v in pack(basis._asdict(), prefix=f"{basis.hook}/").items()}
+
+        name = basis_name(ahead)
+        kept = once(f"bases_{name}", compute)
+        for hook in hooks:
+            yield unpack(Basis, kept, prefix=f"{hook}/", device=last.mean.device, hook=hook, name=name)
+
     found: dict[str, list[Basis]] = {}
-    for kind in plan.bases:
+    for kind in track(options.bases, "bases"):
         if kind in plain:
-            found[kind] = [*(plain[kind](hook) for hook in plan.hooks[:-1]), end]
-            continue
-        along = interaction_bases(
-            network,
-            batches,
-            hooks=plan.hooks,
-            ahead=reach[kind],
-            last=end,
-            probes=plan.probes,
-            threshold=plan.threshold,
-            seed=plan.seed,
-        )
-        found[along[0].name] = along
+            found[kind] = [*map(plain[kind], hooks), last]
+        else:
+            found[basis_name(reach[kind])] = [*interaction(reach[kind]), last]
     return found
 
 
@@ -112,46 +134,85 @@ def compare(
     network: Network,
     bases: Mapping[str, list[Basis]],
     *,
-    plan: Plan,
+    options: Compare,
+    seed: int,
     found_on: Sequence[Tensor],
-    judged_on: Sequence[Tensor],
-    end: str,
-    loss: Loss,
-    progress: Callable[[str], None],
+    loss: AblationLoss,
+    once: Once,
+    report_done: Callable[[int], None],
 ) -> Compared:
-    """Ablates nodes and edges in every basis.
+    """Ablate nodes and edges in every basis.
 
     Args:
         found_on: batches for the edges.
-        judged_on: batches for the ablation.
-        end: hook point that the loss reads.
-        progress: is told what has been done.
+        once: keeps the edges of each basis and each ablation's curve.
+        report_done: is called with the number of bases that are done.
 
     Raises:
         UserError: no data.
     """
-    whole = clean_loss(network, judged_on, end=end, loss=loss)
-    limit = whole + plan.within
+    of, end, batches = loss.of, loss.end, loss.batches
+    clean = clean_loss(network, batches, end=end, loss=of)
+    limit = clean + options.within
     nodes: dict[str, list[Curve]] = {}
     between: dict[str, list[Edges]] = {}
     curves: dict[str, list[Curve]] = {}
-    few = found_on if plan.edge_samples is None else first_samples(found_on, plan.edge_samples)
-    for name, along in bases.items():
+
+    def kept_curve(name: str, ablation: Callable[[], NodeAblation | EdgeAblation], *, whole: bool) -> Curve:
+        def compute() -> dict[str, Tensor]:
+            made = ablation()
+            return curve(made.loss, made.size, limit=limit, whole=whole).tensors
+
+        return Curve.from_tensors(once(name, compute))
+
+    for done, (name, along) in enumerate(track(bases.items(), "comparing bases"), 1):
         nodes[name] = [
-            curve(ablation.loss, ablation.size, limit=limit, whole=True)
-            for basis in along[:-1]
-            for ablation in [NodeAblation(network, judged_on, basis=basis, end=end, loss=loss)]
+            kept_curve(
+                f"nodes_{name}_{k}",
+                lambda basis=basis: NodeAblation(network, batches, basis=basis, end=end, loss=of),
+                whole=True,
+            )
+            for k, basis in enumerate(along[:-1])
         ]
-        strongest = [basis.first(plan.directions) if plan.directions is not None else basis for basis in along]
-        between[name] = edges(network, few, bases=strongest, points=plan.points, probes=None, side=None, seed=plan.seed)
-        if kind_of(name) in plan.edge_ablation:
-            curves[name] = []
-        for pair, each in zip(itertools.pairwise(strongest), between[name], strict=True):
-            if name in curves:
-                ablation = EdgeAblation(network, judged_on, bases=pair, strength=each.strength, end=end, loss=loss)
-                curves[name].append(curve(ablation.loss, ablation.size, limit=limit, whole=False))
-        progress(name)
-    return Compared(dict(bases), whole, nodes, between, curves)
+        strongest = [basis.first(options.directions) if options.directions is not None else basis for basis in along]
+        between[name] = kept_edges(network, found_on, bases=strongest, options=options, seed=seed, once=once, name=name)
+        if kind_of(name) in options.edge_ablation:
+            curves[name] = [
+                kept_curve(
+                    f"edge_losses_{name}_{k}",
+                    lambda pair=pair, each=each: EdgeAblation(
+                        network, batches, bases=pair, strength=each.strength, end=end, loss=of
+                    ),
+                    whole=False,
+                )
+                for k, (pair, each) in enumerate(zip(itertools.pairwise(strongest), between[name], strict=True))
+            ]
+        report_done(done)
+    return Compared(dict(bases), clean, nodes, between, curves)
+
+
+def kept_edges(
+    network: Network,
+    batches: Sequence[Tensor],
+    *,
+    bases: Sequence[Basis],
+    options: Compare,
+    seed: int,
+    once: Once,
+    name: str,
+) -> list[Edges]:
+    """Return the edges from each basis to the next, found on the first samples; a piece of work."""
+    few = batches if options.edge_samples is None else first_samples(batches, options.edge_samples)
+
+    def compute() -> dict[str, Tensor]:
+        found = edges(network, few, bases=bases, points=options.points, probes=None, side=None, seed=seed)
+        return {k: v for each in found for k, v in pack(each._asdict(), prefix=f"{each.source}/").items()}
+
+    kept, device = once(f"edges_{name}", compute), bases[0].mean.device
+    return [
+        unpack(Edges, kept, prefix=f"{a.hook}/", device=device, source=a.hook, target=b.hook)
+        for a, b in itertools.pairwise(bases)
+    ]
 
 
 def kind_of(name: str) -> str:

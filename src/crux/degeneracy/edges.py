@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from crux.config.progress import track
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.grams import check_data, check_order, positions
 from crux.degeneracy.networks.network import Network
@@ -112,7 +113,7 @@ def _between(
     generator: torch.Generator,
 ) -> Edges:
     strength, constant, n = a.C.new_zeros(b.size, a.size), a.C.new_zeros(b.size), 0
-    for inputs in batches:
+    for inputs in track(batches, f"edges from {a.hook} to {b.hook}"):
         if not len(inputs):
             continue
         clean = network.clean(inputs, capture=[a.hook], final=False)
@@ -144,12 +145,12 @@ def _forwards(strength: Tensor, section: _Section, path: list[tuple[float, float
     a, b = section.a, section.b
     values = [(section.value(alpha), weight) for alpha, weight in path]
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # fused attention has no forward derivative
-        for j in range(a.size):
+        for j in track(range(a.size), "forward derivatives"):
             along = (section.coordinates[..., j, None] * a.C_pinv[j]).to(section.dtype)
             moved: Tensor | None = None
             for value, weight in values:
                 tangent = forward_ad.unpack_dual(section.end(forward_ad.make_dual(value, along))).tangent
-                if tangent is not None:  # None: the end does not hang on the value
+                if tangent is not None:  # None: the end does not depend on the value
                     moved = weight * tangent.double() if moved is None else moved + weight * tangent.double()
             if moved is not None:
                 strength[:, j] += (moved @ b.C).square().flatten(0, -2).sum(0)
@@ -168,7 +169,7 @@ def _backwards(
     if not end.requires_grad:
         return
     at = end.shape[:-1]
-    for i in range(b.size):
+    for i in track(range(b.size), "backward passes"):
         for once in range(positions(end) if probes is None else probes):
             if probes is None:
                 there = torch.zeros(len(end), positions(end), device=end.device)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.progress import track
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
@@ -75,7 +76,7 @@ def moments(network: Network, batches: Sequence[Tensor], *, hooks: Sequence[str]
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
     n = dict.fromkeys(hooks, 0)
-    for inputs in batches:
+    for inputs in track(batches, "moments of the activations"):
         if not len(inputs):
             continue
         found = network.clean(inputs, capture=hooks, final=False).activations
@@ -118,7 +119,7 @@ def jacobian_gram(
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     n = 0
-    for inputs in batches:
+    for inputs in track(batches, f"Jacobians from {start}"):
         if not len(inputs):
             continue
         way = Way(network, network.clean(inputs, capture=(start,), final=False), start, [t.hook for t in targets])
@@ -144,7 +145,7 @@ class Way:
             self.ends = network.onward(clean, start, self.value, ends=ends)
 
     def pull(self, cotangents: dict[str, Tensor]) -> Tensor:
-        """Σ_ends ⟨cotangent, end⟩ differentiated by the value; the graph stays. An end that does not hang on the value adds nothing."""
+        """Σ_ends ⟨cotangent, end⟩ differentiated by the value; the graph stays. An end that does not depend on the value adds nothing."""
         hanging = [hook for hook in cotangents if self.ends[hook].requires_grad]
         if not hanging:
             return torch.zeros_like(self.value)
@@ -180,7 +181,7 @@ def _add_exact(total: Tensor, way: Way, target: Target) -> None:
     end = way.ends[hook]
     places = end[0, ..., 0].shape
     for place in range(positions(end)):
-        for column in matrix.T:
+        for column in track(matrix.T, "backward passes"):
             along = torch.zeros(len(end), positions(end), len(column), dtype=matrix.dtype, device=end.device)
             along[:, place] = column
             rows = way.pull({hook: along.unflatten(1, places) if places else along[:, 0]}).flatten(0, -2).double()

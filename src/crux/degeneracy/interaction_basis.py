@@ -21,6 +21,11 @@ from crux.degeneracy.grams import Moments, Target, check_data, check_order, jaco
 from crux.degeneracy.networks.network import Network
 
 
+def basis_name(ahead: int | None) -> str:
+    """Return the name of the interaction basis that looks so many hook points ahead; None: to the last one."""
+    return "global" if ahead is None else "local" if ahead == 1 else f"next-{ahead}"
+
+
 def interaction_bases(
     network: Network,
     batches: Sequence[Tensor],
@@ -51,7 +56,6 @@ def interaction_bases(
         raise UserError(f"hook points {', '.join(hooks) or 'none'}: an interaction basis needs two or more")
     if ahead is not None and ahead < 1:
         raise UserError(f"ahead={ahead}: must be 1 or more, or null for the last hook point")
-    name = "global" if ahead is None else "local" if ahead == 1 else f"next-{ahead}"
     found = moments(network, batches, hooks=hooks)
     bases = [last or principal_components(hooks[-1], found[hooks[-1]], threshold=threshold)]
     assert bases[0].hook == hooks[-1]
@@ -60,7 +64,7 @@ def interaction_bases(
         M = jacobian_gram(
             network, batches, start=hook, targets=[Target(further.hook, further.C)], probes=probes, seed=seed
         )
-        bases.insert(0, interaction_basis(hook, name, found[hook], M, threshold=threshold))
+        bases.insert(0, interaction_basis(hook, basis_name(ahead), found[hook], M, threshold=threshold))
     return bases
 
 
@@ -68,7 +72,7 @@ def interaction_basis(hook: str, name: str, moments: Moments, M: Float[Tensor, "
     """The basis at one hook point from its moments and the Jacobian Gram M'.
 
     Raises:
-        UserError: nothing varies there, or nothing hangs on what does.
+        UserError: nothing varies there, or nothing depends on what does.
     """
     D, U, dropped = varying(hook, moments, threshold=threshold)
     R, R_pinv = U / D.sqrt(), (U * D.sqrt()).T
@@ -76,7 +80,7 @@ def interaction_basis(hook: str, name: str, moments: Moments, M: Float[Tensor, "
     strength, V = torch.linalg.eigh((inner + inner.T) / 2)
     strength, V = strength.flip(0).clamp(min=0), V.flip(1)
     if not strength[0] > torch.finfo(M.dtype).eps * D[0] * M.trace():
-        raise UserError(f"{hook}: an empty basis, nothing at the later hook point hangs on what varies here")
+        raise UserError(f"{hook}: an empty basis, nothing at the later hook point depends on what varies here")
     keep = strength > threshold * strength[0]
     unused = float(strength[~keep].sum() / strength.sum())
     strength, V = strength[keep], V[:, keep]

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.degeneracy.basis_options import Modularity
 
 ALONE = -1
 """Module of a node without edges."""
@@ -69,19 +70,15 @@ def find_modules(
     *,
     cutoffs: Sequence[float],
     constant: Sequence[Bool[Tensor, "_node"]] | None,
-    resolution: float,
-    iterations: int,
-    starts: int,
+    options: Modularity,
     seed: int,
 ) -> Modules:
-    """The best of several runs of Leiden on the graph of all layers.
+    """Return the best of several runs of Leiden on the graph of all layers.
 
     Args:
         edges: E between each layer and the next, [n_to, n_from].
         cutoffs: ε of each pair of layers.
         constant: by layer, the nodes that stand for a constant and are left out; None: there are none.
-        iterations: Leiden's cycles, each beginning where the last ended.
-        starts: seeded runs from scratch, of which the best Q is kept.
 
     Raises:
         UserError: layers that do not fit together, and a graph without edges above the cutoffs.
@@ -94,13 +91,12 @@ def find_modules(
         for i, of in enumerate(weights):
             of[constant[i + 1]] = 0
             of[:, constant[i]] = 0
-    for name, given in (("resolution", resolution), ("iterations", iterations), ("starts", starts)):
-        if not given > 0:
-            raise UserError(f"{name}={given}: must be above 0")
     listed = _listed(weights, sizes)
     if not listed:
         raise UserError("no edge is above its layer's cutoff: there is no graph to look for modules in")
-    _, found = leiden(listed, resolution=float(resolution), iterations=iterations, seed=seed, trials=starts)
+    _, found = leiden(
+        listed, resolution=options.resolution, iterations=options.iterations, seed=seed, trials=options.starts
+    )
     flat = torch.full((sum(sizes),), ALONE)
     for node, module in found.items():
         flat[int(node)] = module
@@ -122,12 +118,6 @@ def modularity(
         degree.index_add_(0, before + 1, between.sum(0).double())
         degree.index_add_(0, behind + 1, between.sum(1).double())
     return inside / m - resolution * float((degree / (2 * m)).square().sum())
-
-
-def same_grouping(a: Sequence[Int[Tensor, "_node"]], b: Sequence[Int[Tensor, "_node"]]) -> bool:
-    """Whether two groupings are one up to the modules' numbers."""
-    pairs = set(zip(torch.cat(list(a)).tolist(), torch.cat(list(b)).tolist(), strict=True))
-    return len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
 
 
 def _sizes(edges: Sequence[Tensor], cutoffs: Sequence[float]) -> list[int]:

@@ -61,17 +61,6 @@ def rank(gram: Float[Tensor, "d d"], *, threshold: float) -> int:
     return rank_report(eigenvalues(gram), thresholds=(threshold,))[0].rank
 
 
-def free_directions(
-    gram: Float[Tensor, "d_in d_in"], jacobian_gram: Float[Tensor, "d_out d_out"], *, threshold: float
-) -> int:
-    """d_in · d_out − rank G · rank K, of a linear map from activations with Gram G to ones with Jacobian Gram K.
-
-    For a map with a bias, G is that of (1, f).
-    """
-    ranks = rank(gram, threshold=threshold) * rank(jacobian_gram, threshold=threshold)
-    return len(gram) * len(jacobian_gram) - ranks
-
-
 def range_of(gram: Float[Tensor, "d d"], *, threshold: float) -> Float[Tensor, "d r"]:
     """Orthonormal columns that span the directions which `rank` counts."""
     check_threshold(threshold, name="threshold")

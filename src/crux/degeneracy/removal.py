@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.progress import track
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.networks.network import Network
 
@@ -99,7 +100,7 @@ def losses_without(
     names = ["", *removed]
     sums = {name: dict.fromkeys(tasks, 0.0) for name in names}
     samples = 0
-    for inputs, targets in batches:
+    for inputs, targets in track(batches, "losses without each module"):
         samples += len(inputs)
         for name in names:
             if name:

@@ -16,6 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
+from crux.config.progress import track
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.ranks import check_threshold
 
@@ -48,7 +49,7 @@ def synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> Synchron
     wrong: Tensor | None = None
     on = energy = torch.zeros(())
     n = 0
-    for p in pre_activations:
+    for p in track(pre_activations, "comparing gates"):
         p = p.double()
         gate = (p > 0).double()
         square = p.square()

@@ -16,7 +16,7 @@ from crux.config.errors import UserError
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; the kernel lets go of it when this process ends, however it ends.
 
-    A file system without locks is told of on the screen: the sweep runs, and two launches of it are not kept apart.
+    A file system without locks is reported on the screen: the sweep runs, and two launches of it are not kept apart.
 
     Raises:
         UserError: where another process holds it.

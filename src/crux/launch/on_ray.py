@@ -30,7 +30,7 @@ class Share(NamedTuple):
 def run_on_ray(
     jobs: Sequence[Work], *, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]
 ) -> list[JobReturn]:
-    """Runs the jobs and waits for them; one whose process dies is told on the screen and stops no other.
+    """Runs the jobs and waits for them; one whose process dies is reported on the screen and stops no other.
 
     Raises:
         UserError: where the cluster is not to be found, or has no node that a job would fit on.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn
 
 from crux.config.errors import UserError
+from crux.config.files import write_text
 from crux.launch.work import Work, carried
-from crux.runs.run_folder import write_whole
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -50,7 +50,7 @@ def check_queue(folder: Path) -> None:
 def run_on_slurm(
     jobs: Sequence[Work], *, submitit_folder: str, max_num_timeout: int, setup: Sequence[str], **options: Any
 ) -> list[JobReturn]:
-    """Submits the jobs and waits for them; one that the cluster loses is told on the screen and stops no other.
+    """Submits the jobs and waits for them; one that the cluster loses is reported on the screen and stops no other.
 
     Raises:
         UserError: where sbatch refuses the options.
@@ -60,14 +60,8 @@ def run_on_slurm(
 
     for work in jobs:
         work.threads = options["cpus_per_task"]
-    common = (
-        "name",
-        "timeout_min",
-        "mem_gb",
-        "cpus_per_task",
-        "gpus_per_node",
-    )  # submitit's names; the others are slurm's alone
-    known = {k if k in common else f"slurm_{k}": v for k, v in options.items() if v is not None}
+    submitits = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # words of its own
+    known = {k if k in submitits else f"slurm_{k}": v for k, v in options.items() if v is not None}
     exports = [f"export PYTHONPATH={shlex.quote(carried()['PYTHONPATH'])}"]
     if options["cpus_per_task"] is not None:  # since SLURM 22.05 srun would take one core of them
         exports.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")
@@ -81,7 +75,7 @@ def run_on_slurm(
     array = submitted[0].job_id.partition("_")[0]
     note = jobs[0].folder.parent / NOTE
     try:
-        write_whole(note, array + "\n")
+        write_text(note, array + "\n")
         print(f"slurm: {len(jobs)} jobs in array {array}; logs in {Path(submitit_folder).parent}", flush=True)
         ended = _wait(jobs, submitted, array=array)
     except BaseException:

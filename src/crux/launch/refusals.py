@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crux.config.errors import UserError
-from crux.config.schema import CHECKOUT, ROOT
+from crux.config.paths import CHECKOUT, ROOT
 
 
 def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:

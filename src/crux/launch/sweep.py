@@ -1,30 +1,34 @@
-"""A sweep from its start to its end, in the launching process: what is still to be done is started, and what failed is told.
+"""A sweep from its start to its end, in the launching process: what is still to be done is started, and what failed is reported.
 
 The sweep's state is on disk: a job's folder holds DONE, FAILED, or neither. Jobs may run in other processes and on other
 machines that share the file system.
 """
 
+import io
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from rich.table import Column, Table
 
+from crux.config.console import make_console
 from crux.config.errors import UserError
 from crux.config.folder_name import shortened
 from crux.config.messages import mistake
-from crux.config.schema import Config, Strategy, Task, to_plain
+from crux.config.schema import Job as JobConfig
+from crux.config.schema import to_plain
 from crux.launch.lock import locked
+from crux.runs.checks import check_tracking
 from crux.runs.run_folder import RunFolder, same_run
 from crux.runs.sweep import SweepRun, sweep_run
-from crux.sae.checks import check_tracking
+from crux.sae.options import ReportJob, Strategy
 
 
 class Job(NamedTuple):
@@ -104,14 +108,13 @@ def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Cal
 def _check(jobs: Sequence[Job]) -> None:
     """Nothing that is finished is written over, and no two jobs have one folder."""
     first = jobs[0].config
-    if first.task == Task.report:
+    if OmegaConf.get_type(first) is ReportJob:
         raise UserError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
     if first.tracking.mlflow:
         check_tracking(SweepRun.uri_of(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
         raise UserError(
-            "trainer=ddp in a sweep: the processes of the other devices would run the whole sweep again; give each job one device "
-            "(hydra/launcher=gpus), or start the runs one by one"
+            "trainer=ddp in a sweep: give each job one device (hydra/launcher=gpus), or start the runs one by one"
         )
     taken: dict[Path, Job] = {}
     for job in jobs:
@@ -123,7 +126,7 @@ def _check(jobs: Sequence[Job]) -> None:
                 config = OmegaConf.to_object(_without_hydra(job.config))
             except OmegaConfBaseException:
                 continue  # its values cannot be those of the finished run: the job itself will say what is wrong
-            assert isinstance(config, Config)
+            assert isinstance(config, JobConfig)
             same_run(job.folder.path, to_plain(config))
 
 
@@ -144,7 +147,7 @@ def _count(jobs: Sequence[Job], todo: Sequence[Job]) -> str:
 def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[str, str]:
     """Returns the launcher's reason, for jobs that it lost. Jobs tell of their own failures on disk.
 
-    It is not left there: what was lost is gone on with by the next start, as what was interrupted is.
+    It is not left there: the next start continues what was lost, like what was interrupted.
     """
     lost: dict[str, str] = {}
     size = at_once or len(todo)
@@ -153,7 +156,7 @@ def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[st
         try:
             for job, end in zip(batch, start(batch), strict=True):
                 if end.status is JobStatus.FAILED:
-                    lost[job.name] = f"its process ended: {' '.join(str(end._return_value).split())[:300]}"
+                    lost[job.name] = f"its process ended: {' '.join(str(_error(end)).split())[:300]}"
         except Exception as error:
             if mistake(error) is not None:
                 raise
@@ -161,6 +164,15 @@ def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[st
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             lost |= {job.name: reason for job in batch if not job.folder.done}
     return lost
+
+
+def _error(end: JobReturn) -> Exception | None:
+    """Return what a failed job raised."""
+    try:
+        with redirect_stderr(io.StringIO()):  # Hydra would print the job's command line
+            return end.return_value
+    except Exception as error:
+        return error
 
 
 def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> None:
@@ -182,6 +194,6 @@ def _tell(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:
     table = Table(Column("job", overflow="fold"), "reason", title=title, title_justify="left")
     for name, reason in failures.items():
         table.add_row(name, reason)
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140, highlight=False, markup=False)
+    console = make_console(width=140, stderr=True)
     console.print(table)
     console.print(f"more in <job>/FAILED, in {folder}", soft_wrap=True)

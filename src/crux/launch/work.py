@@ -13,14 +13,16 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from crux.config import schema
+from crux.config.paths import PACKAGE
+from crux.config.progress import shown
+from crux.config.registry import register
 from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 CARRIED = (
-    "CRUX_ROOT", "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
+    "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
     "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 """Variables that a job needs as they are in the launching process; passwords and tokens are not among them."""
@@ -30,7 +32,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def carried() -> dict[str, str]:
     """What the job's process takes from here; crux itself must be found there before anything is unpickled."""
-    path = [str(schema.HERE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    path = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {name: os.environ[name] for name in CARRIED if name in os.environ} | {"PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -70,24 +72,24 @@ class Work:
         os.chdir(self.cwd)
         setbase("1.3")
         setup_globals()
-        schema.register()
+        register()
         self.folder.mkdir(parents=True, exist_ok=True)
         _print_into(self.folder / "output.log")
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
         print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
         # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        returned = run_job(
-            task_function=self.task,
-            config=self.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=self.context,
-        )
+        with shown(False):  # what it prints is a log
+            returned = run_job(
+                task_function=self.task,
+                config=self.config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                hydra_context=self.context,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
-        if returned.status is JobStatus.FAILED:
-            raise returned._return_value
+        _ = returned.return_value  # raises what the job raised
 
     def checkpoint(self) -> "DelayedSubmission":
         """submitit's question, before it queues a stopped job again: the same job, which goes on from its own checkpoint."""
@@ -109,7 +111,9 @@ class Work:
         status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
         overrides = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(overrides, list)
-        return JobReturn(overrides=overrides, working_dir=str(self.folder), status=status, _return_value=error)
+        returned = JobReturn(overrides=overrides, working_dir=str(self.folder), status=status)
+        returned.return_value = error
+        return returned
 
 
 def _print_into(path: Path) -> None:

@@ -9,7 +9,6 @@ Gauss–Newton matrix) and diag(p) − p pᵀ for the KL (Fisher).
 """
 
 from collections.abc import Callable, Mapping
-from enum import Enum
 
 import torch
 from jaxtyping import Float
@@ -18,42 +17,37 @@ from torch import Tensor
 from crux.llc.coordinates import Coordinates
 from crux.llc.hessian import Product
 from crux.llc.losses import Batch, Loss
+from crux.llc.options import Divergence
 
 Outputs = Callable[[dict[str, Tensor], Batch], Tensor]
 """(parameters, batch) → f [row, sample, ..., output]: rows as in losses.py. One network's becomes one by `over_chains`."""
 
 
-class Divergence(Enum):
-    """How outputs are compared, over their last axis."""
+def distance(
+    now: Float[Tensor, "*shape output"], before: Float[Tensor, "*shape output"], divergence: Divergence
+) -> Float[Tensor, "*shape"]:
+    """Return the distance of each sample's outputs from what they were at θ*."""
+    if divergence is Divergence.mse:
+        return (now - before).square().sum(-1)
+    log_p = before.log_softmax(-1)
+    return (log_p.exp() * (log_p - now.log_softmax(-1))).sum(-1)
 
-    mse = "mse"
-    """Squared distance, summed."""
-    kl = "kl"
-    """KL(before ‖ now) of the distributions whose logits they are, nats."""
 
-    def between(
-        self, now: Float[Tensor, "*shape output"], before: Float[Tensor, "*shape output"]
-    ) -> Float[Tensor, "*shape"]:
-        """The distance of each sample."""
-        if self is Divergence.mse:
-            return (now - before).square().sum(-1)
-        log_p = before.log_softmax(-1)
-        return (log_p.exp() * (log_p - now.log_softmax(-1))).sum(-1)
-
-    def curved(
-        self, at: Float[Tensor, "*shape output"], v: Float[Tensor, "*shape output"]
-    ) -> Float[Tensor, "*shape output"]:
-        """B v: its second derivative by the outputs."""
-        if self is Divergence.mse:
-            return 2 * v
-        p = at.softmax(-1)
-        return p * (v - (p * v).sum(-1, keepdim=True))
+def curvature_product(
+    at: Float[Tensor, "*shape output"], v: Float[Tensor, "*shape output"], divergence: Divergence
+) -> Float[Tensor, "*shape output"]:
+    """Return B v, B being the distance's second derivative with respect to the outputs."""
+    if divergence is Divergence.mse:
+        return 2 * v
+    p = at.softmax(-1)
+    return p * (v - (p * v).sum(-1, keepdim=True))
 
 
 def behavioural_loss(outputs: Outputs, params: Mapping[str, Float[Tensor, "case ..."]], divergence: Divergence) -> Loss:
-    """L_B of every chain against θ* of its case, a sample each. Both see the same batch, whatever it is: no noise without a move.
+    """Return L_B of every chain against θ* of its case, one value per sample. Both see the same batch: no noise without a move.
 
-    `params` is θ*, what `estimate_llc` is given too.
+    Args:
+        params: θ*, as `estimate_llc` takes it.
     """
     centre = {name: value.detach() for name, value in params.items()}
 
@@ -62,7 +56,7 @@ def behavioural_loss(outputs: Outputs, params: Mapping[str, Float[Tensor, "case 
         with torch.no_grad():
             repeat = len(now) // len(next(iter(centre.values())))
             before = outputs({name: value.repeat_interleave(repeat, 0) for name, value in centre.items()}, batch)
-        return divergence.between(now, before)
+        return distance(now, before, divergence)
 
     return loss
 
@@ -70,7 +64,7 @@ def behavioural_loss(outputs: Outputs, params: Mapping[str, Float[Tensor, "case 
 def gauss_newton_product(
     outputs: Outputs, at: Coordinates, w: Float[Tensor, "row n"], batch: Batch, divergence: Divergence
 ) -> Product:
-    """v → (1/n) Σ_x Jᵀ B J v at w, of every row: one product forward through f, one back; the Hessian of L_B at θ* = w.
+    """Return v → (1/n) Σ_x Jᵀ B J v at w, of every row: one product forward through f, one back; the Hessian of L_B at θ* = w.
 
     Forward first through the transposed product (a vjp of a vjp), which attention's kernels allow where they have no forward mode.
     """
@@ -82,6 +76,6 @@ def gauss_newton_product(
         found, back = torch.func.vjp(f, w.detach())[:2]
         transposed = torch.func.vjp(lambda u: back(u)[0], torch.zeros_like(found))[1]
         samples = found[0, ..., 0].numel()
-        return back(divergence.curved(found, transposed(v)[0]) / samples)[0].detach()
+        return back(curvature_product(found, transposed(v)[0], divergence) / samples)[0].detach()
 
     return product

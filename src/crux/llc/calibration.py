@@ -4,25 +4,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from crux.llc.estimate import LLC, estimate_llc
+from crux.llc.chains import ChainSettings, Checkpoint
+from crux.llc.estimate import estimate_llc
 from crux.llc.known import deep_linear, monomial, monomial_at, shallow_linear_at
 from crux.llc.losses import NO_DATA, Batch, Loss
 from crux.llc.samplers.hmc import HMC, MALA
-from crux.llc.samplers.interface import Sampler
-from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
+from crux.llc.samplers.rmsprop_sgld import RMSPROP
 from crux.llc.samplers.sgld import SGLD
 
 ERRORS = 3.0
 """Standard errors by which an estimate may miss its prediction."""
 
 CLOSE, WITHIN, SURE = 0.01, 0.03, 0.01
-"""Where a prediction is so close to λ, and the estimate so sure, as shares of λ, the estimate must be within 3 % of λ."""
-
-RMSPROP = RMSPropSGLD(decay=0.99, floor=0.1)
-"""devinterp's constants."""
+"""If a prediction is so close to λ, and the estimate so sure, as shares of λ, the estimate must be within 3 % of λ."""
 
 
 class Case(NamedTuple):
@@ -44,12 +40,7 @@ class Group(NamedTuple):
     cases: Sequence[Case]
     loss: Loss
     params: dict[str, Tensor]
-    step_size: Float[Tensor, "case"] | None
-    sampler: Sampler
-    n_chains: int
-    burn_in: int
-    draws: int
-    every: int
+    chains: ChainSettings
 
 
 class Row(NamedTuple):
@@ -86,42 +77,32 @@ class Row(NamedTuple):
         return abs(self.errors) <= ERRORS and (not self.must_be_close or abs(self.off) <= WITHIN)
 
 
-def run(group: Group, *, length: float, seed: int) -> list[Row]:
-    """Samples all cases of a group; its draws are `length` times as many as it says."""
+def calibrate(group: Group, *, length: float, seed: int, checkpoint: Checkpoint | None = None) -> list[Row]:
+    """Sample all cases of a group, with `length` times as many draws as it says, and compare them with what they should be."""
     nbeta = torch.tensor([case.nbeta for case in group.cases], dtype=torch.float64)
-    found = estimate_llc(
+    llc = estimate_llc(
         group.loss,
         group.params,
         gradient_data=NO_DATA,
         evaluation_data=NO_DATA,
         nbeta=nbeta,
         gamma=torch.tensor([case.gamma for case in group.cases], dtype=torch.float64),
-        step_size=group.step_size,
-        sampler=group.sampler,
-        n_chains=group.n_chains,
-        burn_in=group.burn_in,
-        draws=max(4, round(group.draws * length)),
-        every=group.every,
+        chains=group.chains._replace(draws=max(4, round(group.chains.draws * length))),
         seeds=[seed + i for i in range(len(nbeta))],
-        free=None,
+        checkpoint=checkpoint,
     )
-    return rows(group, found)
-
-
-def rows(group: Group, found: LLC) -> list[Row]:
-    """Estimates beside what they should be."""
     return [
         Row(
             group.name,
-            group.sampler.name,
+            group.chains.sampler.name,
             case,
-            float(found.mean[i]),
-            float(found.standard_error[i]),
-            float(found.predicted[i]) if case.expected is None else case.expected,
-            float(found.r_hat[i]),
-            float(found.ess[i]),
-            float(found.acceptance[i]),
-            bool(found.escaped[i]),
+            float(llc.mean[i]),
+            float(llc.standard_error[i]),
+            float(llc.predicted[i]) if case.expected is None else case.expected,
+            float(llc.r_hat[i]),
+            float(llc.ess[i]),
+            float(llc.acceptance[i]),
+            bool(llc.escaped[i]),
         )
         for i, case in enumerate(group.cases)
     ]
@@ -147,10 +128,11 @@ def regular() -> list[Group]:
         ):
             cases = [Case(f"d = {d}, ε h = {e * nbeta:.2g}", d / 2, nbeta, 1.0, None) for e in eps]
             w = torch.zeros(len(eps), d, dtype=torch.float64)
-            groups.append(Group("regular", cases, loss, {"w": w}, eps, sampler, 16, burn_in, 2000, every))
-        held = Case(f"d = {d}, γ = nβ", d / 2, nbeta, nbeta, None)
-        w = torch.zeros(1, d, dtype=torch.float64)
-        groups.append(Group("regular", [held], loss, {"w": w}, None, SGLD(), 16, 100, 2000, 5))
+            chains = ChainSettings(sampler, 16, burn_in, 2000, every, eps)
+            groups.append(Group("regular", cases, loss, {"w": w}, chains))
+        localised = Case(f"d = {d}, γ = nβ", d / 2, nbeta, nbeta, None)
+        w, chains = torch.zeros(1, d, dtype=torch.float64), ChainSettings(SGLD(), 16, 100, 2000, 5, None)
+        groups.append(Group("regular", [localised], loss, {"w": w}, chains))
     return groups
 
 
@@ -159,7 +141,7 @@ EXPONENTS = ((2, 0), (2, 2), (2, 4), (4, 4), (2, 6))
 
 
 def folded(w: Tensor) -> Tensor:
-    """Reflects the line into [−1, 1]: under a loss of the folded w, chains that cross a wall come back, and the prior is uniform."""
+    """Reflect the line into [−1, 1]: under a loss of the folded w, chains that cross a wall come back, and the prior is uniform."""
     return ((w - 1).remainder(4) - 2).abs() - 1
 
 
@@ -186,7 +168,7 @@ def monomials() -> list[Group]:
 
     eps = torch.tensor([1 / case.nbeta for case in cases], dtype=torch.float64)
     start = torch.zeros(len(cases), 2, dtype=torch.float64)
-    return [Group("monomial", cases, loss, {"w": start}, eps, HMC(leapfrogs=20), 32, 100, 600, 1)]
+    return [Group("monomial", cases, loss, {"w": start}, ChainSettings(HMC(leapfrogs=20), 32, 100, 600, 1, eps))]
 
 
 def linear(
@@ -221,9 +203,10 @@ def linear(
 def linear_networks() -> list[Group]:
     """Full rank, where the minimum is smooth: SGLD, as predicted. Rank 0, where it is not: HMC, against quadrature at γ = 1."""
     loss, params, cases = linear((5, 3, 5), rank=3, nbetas=(1e5, 1e6))
-    groups = [Group("linear network", cases, loss, params, None, SGLD(), 16, 4000, 4000, 2)]
+    groups = [Group("linear network", cases, loss, params, ChainSettings(SGLD(), 16, 4000, 4000, 2, None))]
     for widths in ((5, 3, 5), (4, 3, 8), (3, 8, 4)):
         loss, params, cases = linear(widths, rank=0, nbetas=(1e3, 1e4))
         eps = torch.tensor([1 / case.nbeta for case in cases], dtype=torch.float64)
-        groups.append(Group("linear network", cases, loss, params, eps, HMC(leapfrogs=150), 32, 60, 240, 1))
+        chains = ChainSettings(HMC(leapfrogs=150), 32, 60, 240, 1, eps)
+        groups.append(Group("linear network", cases, loss, params, chains))
     return groups

@@ -1,115 +1,85 @@
-"""What can be wrong with an experiment on learning coefficients; answers before torch is imported."""
+"""Checks of the jobs that estimate learning coefficients, beyond the bounds of single keys. Torch-free."""
+
+import math
+from collections.abc import Collection
 
 from crux.config.errors import UserError
-from crux.config.keys import ALWAYS, refuse_others
-from crux.config.schema import Config, experiment_name
-from crux.degeneracy.options import Llc, LlcExperiment
+from crux.config.schema import Accelerator
+from crux.llc.options import (
+    LanguageModelJob,
+    Llc,
+    LlcJob,
+    SaeTrainingJob,
+    SamplerName,
+    Sampling,
+    ToyInstance,
+    ToyTrainingJob,
+)
+from crux.runs.checks import check_writable
+from crux.sae.checks import check_saved_sae, check_sparsity, check_text
+from crux.sae.options import model_source
+from crux.subjects.shape import read_shape
+from crux.subjects.source import find_folder
+from crux.subjects.weight_files import check_weights
+from crux.toy.folder import find_toy_model, n_instances
 
-TRAINING = (
-    "optimizer", "trainer.max_steps", "trainer.batch", "trainer.log_every", "trainer.checkpoint_every", "trainer.accelerator",
-)  # fmt: skip
-
-BESIDE: dict[str, tuple[str, ...]] = {
-    "llc/toy_training": ("toy", "model.path", "model.instance", *TRAINING),
-    "llc/sae_training": (
-        "sae",
-        "sparsity",
-        "model.path",
-        "model.instance",
-        *(key for key in TRAINING if key != "trainer.batch"),
-    ),
-    "llc/language_model": ("model", "data", "cache", "trainer.accelerator"),
-}
-"""What an experiment reads beside the keys of its own group."""
-
-SAMPLING = ("sampler", "leapfrogs", "whitened", "chains", "burn_in", "draws", "every", "nbetas", "gamma", "step_size")
-
-READS: dict[LlcExperiment, tuple[str, ...]] = {
-    LlcExperiment.calibrate: ("cases", "length"),
-    LlcExperiment.speed: (),
-    LlcExperiment.kgon: (*SAMPLING, "corners", "plus", "features"),
-    LlcExperiment.linear: (*SAMPLING, "widths", "ranks"),
-    LlcExperiment.behavioural: (*SAMPLING, "behaviours", "hidden", "samples"),
-    LlcExperiment.toy_training: (*SAMPLING, "checkpoints", "samples"),
-    LlcExperiment.sae_training: (*SAMPLING, "checkpoints", "samples"),
-    LlcExperiment.language_model: (
-        *SAMPLING, "samples", "parameters", "minibatch", "gradient_text", "evaluation_text",
-    ),
-}  # fmt: skip
-"""Keys of the group llc that each experiment reads."""
+OWN = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
+"""Keys that only some samplers have a use for."""
 
 
-def check_llc(config: Config, given: set[str]) -> None:
-    """Keys of such an experiment: those that have a meaning there, with values that can be."""
-    named = "/".join(experiment_name(config))
-    refuse_others(given, ("llc", *ALWAYS, *BESIDE.get(named, ())), experiment=named)
-    assert config.llc is not None
-    _check_keys(config.llc, given)
+def check_job(job: LlcJob, given: Collection[str]) -> None:
+    """Check what can be checked before a hub model is at hand; `given` are the keys on the command line.
 
-
-def _check_keys(llc: Llc, given: set[str]) -> None:
-    reads = READS[llc.experiment]
-    for key in sorted(given):
-        name = key.partition("llc.")[2]
-        if key.startswith("llc.") and name not in ("experiment", *reads):
-            allowed = ", ".join(f"llc.{read}" for read in reads) or "none"
-            raise UserError(
-                f"{key} has no meaning for experiment=llc/{llc.experiment.value}; of llc, it reads {allowed}"
-            )
-    if llc.length is not None and not llc.length > 0:
-        raise UserError(f"llc.length={llc.length}: must be more than 0")
-    if llc.cases is not None and not llc.cases:
-        raise UserError("llc.cases=[]: must name one or more of regular, monomials, linear_networks, kgons, escape")
-    optional = ("gamma", "step_size", "features", "minibatch", "leapfrogs")
-    for key in reads:
-        if getattr(llc, key) is None and key not in optional:
-            raise UserError(f"llc.{key}=null: must have a value for experiment=llc/{llc.experiment.value}")
-    least = {
-        "leapfrogs": 1, "chains": 1, "burn_in": 1, "draws": 4, "every": 1, "gamma": 0, "plus": 0, "checkpoints": 1, "samples": 1,
-        "minibatch": 1,
-    }  # fmt: skip
-    for key, value in least.items():
-        found = getattr(llc, key)
-        if found is not None and not found >= value:
-            raise UserError(f"llc.{key}={found}: must be {value} or more")
-    if llc.nbetas is not None and (not llc.nbetas or not all(nbeta > 0 for nbeta in llc.nbetas)):
-        raise UserError(f"llc.nbetas={llc.nbetas}: must be numbers above 0")
-    if llc.step_size is not None and not llc.step_size > 0:
-        raise UserError(f"llc.step_size={llc.step_size}: must be more than 0")
-    if llc.hidden is not None and (not llc.hidden or min(llc.hidden) < 1):
-        raise UserError(f"llc.hidden={llc.hidden}: must be widths of 1 or more")
-    if llc.behaviours is not None and not llc.behaviours:
-        raise UserError("llc.behaviours=[]: must name one or both of mse, kl")
-    if llc.parameters is not None and not llc.parameters:
-        raise UserError("llc.parameters=[]: must name one or more parameters, such as transformer.h.7.mlp.*")
-    match llc.experiment:
-        case LlcExperiment.kgon:
-            _check_kgons(llc)
-        case LlcExperiment.linear:
-            _check_networks(llc)
+    Raises:
+        UserError: for the first thing that cannot work, in one line.
+    """
+    if type(job.llc) is Llc or "llc.experiment" in given:
+        raise UserError(f"llc.experiment={job.llc.experiment}: choose an experiment, experiment=llc/…")
+    if isinstance(job.llc, Sampling):
+        for key, samplers in OWN.items():
+            if f"llc.{key}" in given and job.llc.sampler not in samplers:
+                having = " and ".join(sampler.value for sampler in samplers)
+                raise UserError(f"llc.{key} has no meaning for llc.sampler={job.llc.sampler.value}, only for {having}")
+    match job:
+        case ToyTrainingJob():
+            check_toy_instance(job.model, without_path=job.toy.seeds * len(job.toy.densities))
+        case SaeTrainingJob():
+            check_sae_training(job)
+        case LanguageModelJob():
+            if job.cache is not None:
+                check_writable("cache", job.cache)
+            check_text(job.data, context=job.model.context)
         case _:
             pass
 
 
-def _check_kgons(llc: Llc) -> None:
-    assert llc.corners is not None
-    assert llc.plus is not None
-    if not llc.corners or not all(5 <= k <= 8 for k in llc.corners):
-        raise UserError(f"llc.corners={llc.corners}: k-gons with a known learning coefficient have 5 to 8 corners")
-    needed = max(llc.corners) + llc.plus
-    if llc.features is not None and llc.features < needed:
-        raise UserError(
-            f"llc.features={llc.features}: {needed} are corners or alive (llc.corners, llc.plus); must be so many or more"
-        )
+def check_subject(job: LlcJob) -> None:
+    """Check that a language model is within reach and whole; a hub model is fetched for that."""
+    if isinstance(job, LanguageModelJob):
+        folder = find_folder(model_source(job.model))
+        read_shape(folder)
+        check_weights(folder)
 
 
-def _check_networks(llc: Llc) -> None:
-    assert llc.widths is not None
-    assert llc.ranks is not None
-    if not llc.widths or len(llc.widths) != len(llc.ranks):
-        raise UserError(f"llc.ranks={llc.ranks}: must be one for each of the {len(llc.widths)} networks of llc.widths")
-    for widths, rank in zip(llc.widths, llc.ranks, strict=True):
-        if len(widths) < 2 or min(widths) < 1:
-            raise UserError(f"llc.widths: {widths} must be two widths or more, each 1 or more")
-        if not 0 <= rank <= min(widths):
-            raise UserError(f"llc.ranks: a network of widths {widths} has rank 0 to {min(widths)}, not {rank}")
+def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
+    """Check that `model.path`, if given, holds a toy model, and that there is such an instance.
+
+    Args:
+        without_path: number of instances if no path is given.
+    """
+    n = without_path if model.path is None else math.prod(n_instances(find_toy_model(model.path)))
+    if model.instance is not None and model.instance >= n:
+        raise UserError(f"model.instance={model.instance}: the model has {n}, 0 to {n - 1}")
+
+
+def check_sae_training(job: SaeTrainingJob) -> None:
+    """Check the SAE that is trained."""
+    check_toy_instance(job.model, without_path=1)
+    check_sparsity(job.sae, job.sparsity, target_l0=None)
+    check_saved_sae(job.sae.start_from)
+    if job.sae.output_hook is not None:
+        raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")
+    if job.sae.labels is not None:
+        raise UserError(f"sae={job.sae.name} needs a language model's labels, which a toy model does not have")
+    if job.trainer.accelerator is Accelerator.cuda:
+        raise UserError("trainer.accelerator=cuda: an SAE on a toy model is trained on the CPU")

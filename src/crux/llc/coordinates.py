@@ -14,10 +14,10 @@ from crux.config.errors import UserError
 
 
 def stacked(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "case ..."]]:
-    """The parameters of equal networks, such as checkpoints of one, a row a network; a shared parameter comes once.
+    """Return the parameters of equal networks, such as checkpoints of one, one row per network; a shared parameter comes once.
 
     Raises:
-        UserError: where two parameters of a network lie in one storage.
+        UserError: if two parameters of a network lie in one storage.
     """
     found = [dict(model.named_parameters()) for model in models]  # drops the second name of the same Parameter
     for each in found:
@@ -26,7 +26,7 @@ def stacked(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "case ..."]]
 
 
 def refuse_aliases(params: Mapping[str, Tensor]) -> None:
-    """Raises UserError where two names lie in the same memory."""
+    """Raise a UserError if two names lie in the same memory."""
     known: list[tuple[int, int, str]] = []
     for name, value in params.items():
         if not value.numel():
@@ -49,7 +49,7 @@ class Coordinates:
 
     Args:
         params: of each case, as first axis.
-        free: of a parameter's numbers those that move; a parameter that is not named moves whole, and all of them where None.
+        free: of a parameter's numbers those that move; a parameter that is not named moves whole, and all of them if None.
     """
 
     def __init__(

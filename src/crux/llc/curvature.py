@@ -1,6 +1,5 @@
 """What is known of the loss around w* before a chain has moved: spectrum, gradient, and the noise of its minibatches."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.llc.coordinates import Coordinates
-from crux.llc.hessian import FULL, Product, largest_eigenvalue, product_at, spectrum
-from crux.llc.losses import Fixed, Loss, Minibatches, value, value_and_gradient
+from crux.llc.hessian import FULL, largest_eigenvalue, spectrum
+from crux.llc.landscape import Landscape
+from crux.llc.losses import Minibatches, value_and_gradient
 
 BATCHES = 32
 """Minibatches of each chain that the gradient's noise is measured on."""
@@ -41,32 +40,15 @@ class Curvature(NamedTuple):
         return self.values.amax(1)
 
 
-def curvature(
-    loss: Loss,
-    at: Coordinates,
-    centre: Float[Tensor, "row n"],
-    gradient_data: Fixed | Minibatches,
-    evaluation_data: Fixed,
-    rows: Sequence[tuple[int, int]],
-    n_chains: int,
-) -> Curvature:
-    """On the gradient data where they are fixed, else on the evaluation data, which stand for what the minibatches are drawn from."""
-    data = gradient_data if isinstance(gradient_data, Fixed) else evaluation_data
-    found = spectrum(_product(loss, at, centre, data, rows), centre, rows_a_case=n_chains, seed=SEED)
-    _, gradient = value_and_gradient(loss, at, centre, data.at(0, rows))
+def curvature(landscape: Landscape) -> Curvature:
+    """Return what is known of the loss around w* of each case, on the fixed data."""
+    centre, n_chains = landscape.at.start(landscape.n_chains), landscape.n_chains
+    found = spectrum(landscape.hessian_product(centre), centre, rows_a_case=n_chains, seed=SEED)
+    data = landscape.fixed_data.at(0, landscape.rows)
+    _, gradient = value_and_gradient(landscape.loss, landscape.at, centre, data)
     noise = torch.zeros_like(found.values)
-    if isinstance(gradient_data, Minibatches):
-        sums, squares = 0.0, 0.0
-        for step in range(BATCHES):
-            _, g = value_and_gradient(loss, at, centre, gradient_data.at(step, rows))
-            g = g.double().unflatten(0, (-1, n_chains))
-            if found.vectors is not None:
-                g = g @ found.vectors
-            sums, squares = sums + g.sum(1), squares + g.square().sum(1)
-        count = BATCHES * n_chains
-        assert isinstance(sums, Tensor)
-        assert isinstance(squares, Tensor)
-        variance = (squares - sums.square() / count) / (count - 1)
+    if isinstance(landscape.gradient_data, Minibatches):
+        variance = _gradient_variance(landscape, centre, found.vectors)
         noise = variance if found.vectors is not None else variance.mean(1, keepdim=True).expand_as(found.values)
     return Curvature(
         found.values.cpu(),
@@ -75,6 +57,24 @@ def curvature(
         gradient[::n_chains].double().norm(dim=1).cpu(),
         None if found.vectors is None else found.vectors.cpu(),
     )
+
+
+def _gradient_variance(
+    landscape: Landscape, w: Float[Tensor, "row n"], vectors: Float[Tensor, "case n n"] | None
+) -> Float[Tensor, "case n"]:
+    """Return the variance of the minibatches' gradients, along the eigenvectors if they are known, else along the coordinates."""
+    n = landscape.n_chains
+    sums, squares = 0.0, 0.0
+    for step in range(BATCHES):
+        _, g = landscape.gradient(w, step)
+        g = g.double().unflatten(0, (-1, n))
+        if vectors is not None:
+            g = g @ vectors
+        sums, squares = sums + g.sum(1), squares + g.square().sum(1)
+    count = BATCHES * n
+    assert isinstance(sums, Tensor)
+    assert isinstance(squares, Tensor)
+    return (squares - sums.square() / count) / (count - 1)
 
 
 def whitened(
@@ -97,26 +97,6 @@ def whitened(
     return (found.vectors / h.sqrt()[:, None]) @ found.vectors.mT
 
 
-def stiffest_there(
-    loss: Loss,
-    at: Coordinates,
-    w: Float[Tensor, "row n"],
-    gradient_data: Fixed | Minibatches,
-    evaluation_data: Fixed,
-    rows: Sequence[tuple[int, int]],
-) -> Float[Tensor, "row"]:
-    """The largest eigenvalue of each chain's Hessian where it is now."""
-    data = gradient_data if isinstance(gradient_data, Fixed) else evaluation_data
-    return largest_eigenvalue(_product(loss, at, w, data, rows), w, seed=SEED).cpu()
-
-
-def _product(
-    loss: Loss, at: Coordinates, w: Float[Tensor, "row n"], data: Fixed, rows: Sequence[tuple[int, int]]
-) -> Product:
-    batch = data.at(0, rows)
-
-    def gradient(w: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(value(loss, at, w, batch).sum(), w, create_graph=True)
-        return found
-
-    return product_at(gradient, w)
+def stiffest_there(landscape: Landscape, w: Float[Tensor, "row n"]) -> Float[Tensor, "row"]:
+    """Return the largest eigenvalue of each chain's Hessian where it is now."""
+    return largest_eigenvalue(landscape.hessian_product(w), w, seed=SEED).cpu()

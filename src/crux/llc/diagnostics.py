@@ -21,7 +21,7 @@ class ChainStatistics(NamedTuple):
 
 
 def chain_statistics(trace: Float[Tensor, "case chain draw"]) -> ChainStatistics:
-    """At least four draws a chain."""
+    """Return the statistics of each case's chains, of at least four draws each."""
     x = trace.double().cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):  # a trace that does not move has no R-hat: nan
         error = array_stats.mcse(x, chain_axis=1, draw_axis=2, method="mean")

@@ -2,7 +2,7 @@
 
 λ_B(ε) is the learning coefficient of the behavioural loss at nβ = 1/ε: how many directions cost more than ε. In finite-data singular
 learning theory that, not the limit, is what a network trained on so much data has. While the loss is quadratic, with Hessian
-eigenvalues a_i (Gauss–Newton), it is Σ_i a_i / (a_i + γ/nβ): a deterministic curve beside the sampled one. The two part where
+eigenvalues a_i (Gauss–Newton), it is Σ_i a_i / (a_i + γ/nβ): a deterministic curve next to the sampled one. The two differ if
 it is not: L = a w² + c w⁴ has N_eff = 1 for ε ≪ a²/c and 1/2 above.
 """
 
@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.llc.behavioural import Divergence, Outputs, behavioural_loss, gauss_newton_product
+from crux.llc.behavioural import Outputs, behavioural_loss, gauss_newton_product
+from crux.llc.chains import ChainSettings, Checkpoint
 from crux.llc.coordinates import Coordinates
 from crux.llc.estimate import LLC, estimate_llc
 from crux.llc.hessian import Spectrum, spectrum
 from crux.llc.losses import Fixed
-from crux.llc.samplers.interface import Sampler
+from crux.llc.options import Divergence
 
 STARTS = 4
 """Random starts of the Lanczos quadrature."""
@@ -50,7 +51,7 @@ class Effective(NamedTuple):
 def gauss_newton_spectrum(
     outputs: Outputs, params: Mapping[str, Float[Tensor, "case ..."]], data: Fixed, divergence: Divergence
 ) -> Spectrum:
-    """Eigenvalues of the behavioural loss's Hessian, all of them for few parameters, a Lanczos quadrature for many; a row a case."""
+    """Return the eigenvalues of the behavioural loss's Hessian, one row per case; for many parameters a Lanczos quadrature of them."""
     at = Coordinates(params, free=None)
     w = at.start(STARTS)
     batch = data.at(0, [(0, 0)] * len(w))
@@ -60,7 +61,7 @@ def gauss_newton_spectrum(
 def quadratic_n_eff(
     found: Spectrum, *, nbeta: Float[Tensor, "nbeta"], gamma: Float[Tensor, "#nbeta"]
 ) -> Float[Tensor, "row nbeta"]:
-    """Σ_i a_i / (a_i + γ/nβ) of each row."""
+    """Return Σ_i a_i / (a_i + γ/nβ) of each row."""
     a = found.values.clamp(min=0)[:, None]
     floor = (gamma / nbeta)[:, None]
     share = torch.where(a > 0, a / (a + floor).clamp(min=torch.finfo(a.dtype).tiny), 0)
@@ -68,7 +69,7 @@ def quadratic_n_eff(
 
 
 def rank(found: Spectrum, *, relative: float) -> Float[Tensor, "row"]:
-    """How many eigenvalues exceed so much of the largest: N_eff's value for ε → 0, as far as the numbers can tell."""
+    """Return how many eigenvalues exceed this share of the largest: N_eff's value for ε → 0, as far as the numbers can tell."""
     return (found.weights * (found.values > relative * found.largest[:, None])).sum(1)
 
 
@@ -80,39 +81,34 @@ def effective_parameters(
     divergence: Divergence,
     nbeta: Float[Tensor, "nbeta"],
     gamma: float,
-    step_size: Float[Tensor, "nbeta"] | None,
-    sampler: Sampler,
-    n_chains: int,
-    burn_in: int,
-    draws: int,
-    every: int,
+    chains: ChainSettings,
     seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> Effective:
-    """The curve of one network: every nβ samples side by side with the others. Raises UserError as `estimate_llc` does."""
+    """Return the curve of one network, every nβ sampled next to the others.
+
+    Raises:
+        UserError: as `estimate_llc` does.
+    """
     theta = {name: value.expand(len(nbeta), *value.shape[1:]) for name, value in params.items()}
-    found = estimate_llc(
+    llc = estimate_llc(
         behavioural_loss(outputs, params, divergence),
         theta,
         gradient_data=data,
         evaluation_data=data,
         nbeta=nbeta,
         gamma=torch.full_like(nbeta, gamma),
-        step_size=step_size,
-        sampler=sampler,
-        n_chains=n_chains,
-        burn_in=burn_in,
-        draws=draws,
-        every=every,
+        chains=chains,
         seeds=[seed + i for i in range(len(nbeta))],
-        free=None,
+        checkpoint=checkpoint,
     )
     values = gauss_newton_spectrum(outputs, params, data, divergence)
     at = nbeta.double().cpu()
     return Effective(
         nbeta=at,
-        n_eff=2 * found.mean,
-        standard_error=2 * found.standard_error,
+        n_eff=2 * llc.mean,
+        standard_error=2 * llc.standard_error,
         quadratic=quadratic_n_eff(values, nbeta=at, gamma=torch.full_like(at, gamma))[0].cpu(),
         spectrum=values,
-        llc=found,
+        llc=llc,
     )

@@ -12,29 +12,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.llc.chains import Chains, ChainSettings, Checkpoint, sample
 from crux.llc.coordinates import Coordinates
-from crux.llc.curvature import Curvature, curvature, stiffest_there, whitened
+from crux.llc.curvature import Curvature, curvature, whitened
 from crux.llc.diagnostics import chain_statistics
-from crux.llc.losses import Fixed, Loss, Minibatches, value, value_and_gradient
+from crux.llc.landscape import Landscape
+from crux.llc.losses import Fixed, Loss, Minibatches
 from crux.llc.noise import Noise
 from crux.llc.predicted import predicted_llc
-from crux.llc.samplers.interface import Posterior, Sampler, State
+from crux.llc.samplers.interface import Posterior, Sampler
 from crux.llc.step_size import check_step_size, default_step_size, stiffness
 
-KEPT = 500
-"""Points of each chain's trace in the result, evenly spaced."""
-
-LOOK = 1000
-"""Steps between two looks at whether every loss is still a number."""
-
 SHIFT = 0.05
-"""A w* that lies so much above the minimum beside it (in units of λ) is warned of."""
+"""A w* that lies so much above the minimum next to it (in units of λ) causes a warning."""
 
 BELOW = 0.01
-"""A basin was left where a larger share of draws than this has a lower loss than w*."""
+"""Chains have left the basin if a larger share of draws than this has a lower loss than w*."""
 
 FAR = 4.0
-"""Or where ‖w − w*‖² is so many times what the Gaussian around w* has."""
+"""Or if ‖w − w*‖² is so many times what the Gaussian around w* has."""
 
 
 class NotAMinimumWarning(UserWarning):
@@ -42,7 +38,7 @@ class NotAMinimumWarning(UserWarning):
 
 
 class LLC(NamedTuple):
-    """What came out, a row a case; float64 on the CPU."""
+    """An estimate, one row per case; float64 on the CPU."""
 
     mean: Float[Tensor, "case"]
     """λ̂"""
@@ -71,7 +67,7 @@ class LLC(NamedTuple):
     shift: Float[Tensor, "case"]
     """By how much, at least, the estimate is lowered because w* is not a minimum: nβ L falls so far along the gradient."""
     below: Float[Tensor, "case"]
-    """Share of draws where nβ L lies noticeably below that of w*."""
+    """Share of draws whose nβ L lies noticeably below that of w*."""
     spread: Float[Tensor, "case"]
     """Mean of ‖w − w*‖² over that of the Gaussian around w*, Σ 1 / (nβ a_i + γ)."""
     escaped: Bool[Tensor, "case"]
@@ -90,111 +86,92 @@ def estimate_llc(
     evaluation_data: Fixed,
     nbeta: Float[Tensor, "case"],
     gamma: Float[Tensor, "case"],
-    step_size: Float[Tensor, "case"] | None,
-    sampler: Sampler,
-    n_chains: int,
-    burn_in: int,
-    draws: int,
-    every: int,
+    chains: ChainSettings,
     seeds: Sequence[int],
-    free: Mapping[str, Bool[Tensor, "..."]] | None,
+    free: Mapping[str, Bool[Tensor, "..."]] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> LLC:
-    """Samples around w* and compares the loss there with that of w*.
+    """Sample around w* and compare the loss there with that of w*.
 
     Args:
         loss: of all chains (losses.py): row r is chain r mod n_chains of case r div n_chains. `over_chains` makes one from one network's.
         params: w* of each case.
-        gradient_data: what the chains feel.
+        gradient_data: what the chains follow the gradient of.
         evaluation_data: what L(w) and L(w*) are measured on, the same for both, so that its noise cancels.
         nbeta: nβ; n / log n for a learning coefficient at n samples.
-        gamma: pull to w*; shrinks the estimate where it is not far below nβ a_i.
-        step_size: ε; None: 0.1 / (nβ a_max + γ), 0.5 for a sampler that accepts and refuses, and 0.5 for one that is whitened.
-        burn_in: steps that are discarded. draws: kept of each chain, `every` steps apart.
+        gamma: pull to w*; shrinks the estimate if it is not far below nβ a_i.
         seeds: of each case's noise.
         free: numbers of the parameters that move; None: all.
+        checkpoint: where the chains are saved now and then; an estimate that finds its own file there continues from it, bit for bit.
 
     Raises:
         UserError: a step size that diverges, data or a sampler that do not go together, a loss that stopped being a number.
     """
-    n_cases = len(next(iter(params.values())))
-    _check(sampler, gradient_data, n_cases, nbeta, gamma, step_size, seeds, n_chains, burn_in, draws, every)
+    _check(chains, gradient_data, n_cases=len(next(iter(params.values()))), nbeta=nbeta, gamma=gamma, seeds=seeds)
     at = Coordinates(params, free=free)
-    centre = at.start(n_chains)
-    noise = Noise(seeds, n_chains=n_chains, n=at.n, like=centre)
-    found = curvature(loss, at, centre, gradient_data, evaluation_data, noise.rows, n_chains)
-    curved = stiff = stiffness(found.largest, nbeta=nbeta.double(), gamma=gamma.double())
-    whitening = whitened(found, nbeta=nbeta.double().cpu(), gamma=gamma.double().cpu()) if sampler.whitened else None
-    if whitening is not None:
-        stiff = torch.ones_like(stiff)
-    if step_size is None:
-        step_size = default_step_size(
-            torch.zeros_like(stiff) if sampler.whitened else found.largest,
-            nbeta=nbeta.double(),
-            gamma=stiff if sampler.whitened else gamma.double(),
-            stretch=sampler.stretch,
-            corrected=sampler.corrected,
-        )
-    evaluated = evaluation_data.at(0, noise.rows)
-    with torch.no_grad():
-        start = value(loss, at, centre, evaluated)
-    shift = nbeta.double() ** 2 * found.gradient_norm.square() / (2 * curved)
-    _warn_of_no_minimum(found, shift)
+    centre = at.start(chains.n_chains)
+    noise = Noise(seeds, n_chains=chains.n_chains, n=at.n, like=centre)
+    landscape = Landscape(loss, at, gradient_data, evaluation_data, noise.rows, chains.n_chains)
+    found, sampler = curvature(landscape), chains.sampler
+    precise = {"nbeta": nbeta.double().cpu(), "gamma": gamma.double().cpu()}
+    stiff, whitening = stiffness(found.largest, **precise), None
+    if sampler.whitened:
+        stiff, whitening = torch.ones_like(stiff), whitened(found, **precise).to(centre)
+    if chains.step_size is None:
+        chains = chains._replace(step_size=_default_step_size(found, sampler, **precise))
+    assert chains.step_size is not None
+    _warn_of_no_minimum(found, _shift(found, **precise))
 
     def rows(of: Tensor) -> Tensor:
-        return of.to(centre).repeat_interleave(n_chains)
+        return of.to(centre).repeat_interleave(chains.n_chains)
 
-    posterior = Posterior(
-        centre,
-        rows(nbeta),
-        rows(gamma),
-        lambda w, step: value_and_gradient(loss, at, w, gradient_data.at(step, noise.rows)),
-        None if whitening is None else whitening.to(centre),
+    posterior = Posterior(centre, rows(nbeta), rows(gamma), landscape.gradient, whitening)
+    size = rows(chains.step_size)
+    if sampler.stretch == 1:
+        check_step_size(size.double().cpu(), stiff.repeat_interleave(chains.n_chains), where="at w*")
+    sampled = sample(landscape, posterior, settings=chains, size=size, noise=noise, checkpoint=checkpoint)
+    return _summarise(landscape, found, sampled, settings=chains, **precise)
+
+
+def _default_step_size(found: Curvature, sampler: Sampler, *, nbeta: Tensor, gamma: Tensor) -> Float[Tensor, "case"]:
+    """Return ε by the largest curvature at w*, which is 1 in every direction for a sampler that is whitened."""
+    return default_step_size(
+        torch.zeros_like(found.largest) if sampler.whitened else found.largest,
+        nbeta=nbeta,
+        gamma=torch.ones_like(gamma) if sampler.whitened else gamma,
+        stretch=sampler.stretch,
+        corrected=sampler.corrected,
     )
-    size = rows(step_size)
-    state = sampler.start(centre, posterior)
-    stretched = sampler.scale(state, 1).amax(1) if sampler.stretch == 1 else torch.zeros_like(size)
-    check_step_size((size * stretched).double().cpu(), stiff.repeat_interleave(n_chains), where="at w*")
-    same = isinstance(gradient_data, Fixed) and gradient_data.batch is evaluation_data.batch
-    kept = set(torch.linspace(0, draws - 1, min(draws, KEPT)).long().tolist())
-    losses, distances, acceptance, square = [], [], torch.zeros_like(size), torch.zeros_like(size)
-    for step in range(1, burn_in + draws * every + 1):
-        state = sampler.step(state, step, posterior=posterior, size=size, noise=noise)
-        if step % LOOK == 0:
-            _check_finite(state, step, n_chains)
-        if step == burn_in:
-            _check_finite(state, step, n_chains)
-            there = stiffest_there(loss, at, state.w, gradient_data, evaluation_data, noise.rows)
-            h = stiffness(there, nbeta=rows(nbeta).double().cpu(), gamma=rows(gamma).double().cpu())
-            longest = (size * sampler.scale(state, step).amax(1)).double().cpu()
-            if not sampler.corrected:
-                check_step_size(longest, h, where="where the chains went")
-        if step > burn_in and (step - burn_in) % every == 0:
-            if same:
-                losses.append(state.loss)
-            else:
-                with torch.no_grad():
-                    losses.append(value(loss, at, state.w, evaluated))
-            acceptance += state.acceptance
-            away = (state.w - centre).square().sum(1)
-            square += away
-            if len(losses) - 1 in kept:
-                distances.append(away.sqrt())
-    _check_finite(state, burn_in + draws * every, n_chains)
+
+
+def _summarise(
+    landscape: Landscape,
+    found: Curvature,
+    sampled: Chains,
+    *,
+    settings: ChainSettings,
+    nbeta: Float[Tensor, "case"],
+    gamma: Float[Tensor, "case"],
+) -> LLC:
+    """Return the estimates of all cases from their chains."""
+    sampler, draws, n_chains = settings.sampler, settings.draws, settings.n_chains
+    assert settings.step_size is not None
+    step_size = settings.step_size.double().cpu()
 
     def cases(of: Tensor) -> Tensor:
-        return of.double().cpu().unflatten(0, (n_cases, n_chains))
+        return of.double().cpu().unflatten(0, (-1, n_chains))
 
-    nbeta, gamma, step_size = (v.double().cpu() for v in (nbeta, gamma, step_size))
-    trace = nbeta[:, None, None] * cases(torch.stack(losses, 1) - start[:, None])
+    start = landscape.evaluate(landscape.at.start(n_chains))
+    trace = nbeta[:, None, None] * cases(torch.stack(sampled.losses, 1) - start[:, None])
     chains, single = chain_statistics(trace), chain_statistics(trace.flatten(0, 1)[:, None])
-    stretched = cases(sampler.scale(state, burn_in + draws * every).mean(1)).mean(1)
+    stretched = cases(sampler.scale(sampled.state, settings.steps).mean(1)).mean(1)
     below = (trace < -SHIFT).double().mean((1, 2))
-    spread = cases(square / draws).mean(1) / (
+    spread = cases(sampled.square_distance / draws).mean(1) / (
         found.weights / (nbeta[:, None] * found.values.clamp(min=0) + gamma[:, None])
     ).sum(1)
-    escaped = (single.mean + 3 * single.standard_error < 0).unflatten(0, (n_cases, n_chains)).any(1)
+    escaped = (single.mean + 3 * single.standard_error < 0).unflatten(0, (-1, n_chains)).any(1)
     escaped |= (chains.mean + 3 * chains.standard_error < 0) | (spread > FAR)
-    escaped |= (below > BELOW) & torch.tensor(same)
+    escaped |= (below > BELOW) & torch.tensor(landscape.same_data)
 
     def predicted(eps: Tensor, gradient_noise: Tensor) -> Tensor:
         return predicted_llc(
@@ -216,62 +193,48 @@ def estimate_llc(
         step_size=step_size,
         nbeta=nbeta,
         gamma=gamma,
-        acceptance=cases(acceptance / draws).mean(1),
+        acceptance=cases(sampled.acceptance / draws).mean(1),
         loss_at_start=cases(start)[:, 0],
         gradient_norm=found.gradient_norm,
-        shift=shift.cpu(),
+        shift=_shift(found, nbeta=nbeta, gamma=gamma),
         below=below,
         spread=spread,
         escaped=escaped,
-        trace=trace[:, :, sorted(kept)],
-        distance=cases(torch.stack(distances, 1)),
+        trace=trace[:, :, settings.kept_draws],
+        distance=cases(torch.stack(sampled.distances, 1)),
     )
 
 
 def _check(
-    sampler: Sampler,
+    chains: ChainSettings,
     data: Fixed | Minibatches,
+    *,
     n_cases: int,
     nbeta: Tensor,
     gamma: Tensor,
-    step_size: Tensor | None,
     seeds: Sequence[int],
-    n_chains: int,
-    burn_in: int,
-    draws: int,
-    every: int,
 ) -> None:
+    step_size = chains.step_size
     for name, given in {"nbeta": nbeta, "gamma": gamma, "seeds": seeds, "step_size": step_size}.items():
         if given is not None and len(given) != n_cases:
             raise UserError(f"{name}: {len(given)} values for {n_cases} cases; one for each is needed")
-    for name, given, least in (
-        ("n_chains", n_chains, 1),
-        ("burn_in", burn_in, 1),
-        ("draws", draws, 4),
-        ("every", every, 1),
-    ):
-        if given < least:
-            raise UserError(f"{name}={given}: must be {least} or more")
+    for name, least in {"n_chains": 1, "burn_in": 1, "draws": 4, "every": 1}.items():
+        if (value := getattr(chains, name)) < least:
+            raise UserError(f"{name}={value}: must be {least} or more")
     if not bool((nbeta > 0).all()) or not bool((gamma >= 0).all()):
         raise UserError("nbeta must be more than 0 and gamma 0 or more")
     if step_size is not None and not bool((step_size > 0).all()):
         raise UserError("step_size must be more than 0")
-    if sampler.corrected and isinstance(data, Minibatches):
-        raise UserError(f"{sampler.name} accepts and refuses moves by the loss: gradient_data must be Fixed")
+    if chains.sampler.corrected and isinstance(data, Minibatches):
+        raise UserError(f"{chains.sampler.name} accepts and refuses moves by the loss: gradient_data must be Fixed")
 
 
-def _check_finite(state: State, step: int, n_chains: int) -> None:
-    broken = (~(state.loss.isfinite() & state.w.isfinite().all(1))).nonzero().flatten().tolist()
-    if broken:
-        case, chain = divmod(broken[0], n_chains)
-        raise UserError(
-            f"case {case}, chain {chain}: the loss is not a finite number any more by step {step}; the step size "
-            "diverges there, give a smaller one, or a larger gamma to hold the chains near w*"
-        )
+def _shift(found: Curvature, *, nbeta: Float[Tensor, "case"], gamma: Float[Tensor, "case"]) -> Float[Tensor, "case"]:
+    """Return by how much nβ L falls at least beside w*: by a step along the gradient alone, L falls by ‖g‖² / (2 a_max) or more."""
+    return nbeta**2 * found.gradient_norm.square() / (2 * stiffness(found.largest, nbeta=nbeta, gamma=gamma))
 
 
 def _warn_of_no_minimum(found: Curvature, shift: Float[Tensor, "case"]) -> None:
-    """By a step along the gradient alone, L falls by ‖g‖² / (2 a_max) or more."""
     if bool((shift > SHIFT).any()):
         case = int(shift.argmax())
         warnings.warn(

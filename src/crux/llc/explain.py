@@ -9,46 +9,46 @@ FEW = 400
 """Effective samples below which R-hat and the standard error are not to be trusted (the same)."""
 
 NOTICEABLE = 0.05
-"""Biases below this share of the estimate are not told."""
+"""Biases below this share of the estimate are not mentioned."""
 
 
-def explain(found: LLC, case: int) -> list[str]:
-    """Sentences about one case: the number first, then only what a reader should know."""
-    mean, error = float(found.mean[case]), float(found.standard_error[case])
-    predicted, unbiased = float(found.predicted[case]), float(found.unbiased[case])
-    nbeta, eps, a_max = float(found.nbeta[case]), float(found.step_size[case]), float(found.largest[case])
-    told = [
+def explain(llc: LLC, case: int) -> list[str]:
+    """Return sentences about one case: the number first, then only what a reader should know."""
+    mean, error = float(llc.mean[case]), float(llc.standard_error[case])
+    predicted, unbiased = float(llc.predicted[case]), float(llc.unbiased[case])
+    nbeta, eps, a_max = float(llc.nbeta[case]), float(llc.step_size[case]), float(llc.largest[case])
+    lines = [
         f"λ̂ = {mean:.4g} ± {error:.2g} at nβ = {nbeta:g}; a quadratic loss with this Hessian would give {predicted:.4g} "
-        f"({'all eigenvalues' if found.spectrum_exact else 'Lanczos quadrature'})"
+        f"({'all eigenvalues' if llc.spectrum_exact else 'Lanczos quadrature'})"
     ]
-    if float(found.shift[case]) > SHIFT:
-        told.append(
-            f"w* is not a minimum, its gradient has norm {float(found.gradient_norm[case]):.3g}: the loss beside it is lower, which "
-            f"lowers the estimate by {float(found.shift[case]):.2g} or more; train further, or use a behavioural loss"
+    if float(llc.shift[case]) > SHIFT:
+        lines.append(
+            f"w* is not a minimum, its gradient has norm {float(llc.gradient_norm[case]):.3g}: the loss beside it is lower, which "
+            f"lowers the estimate by {float(llc.shift[case]):.2g} or more; train further, or use a behavioural loss"
         )
     if mean + 3 * error < 0:
-        told.append(
-            f"negative: on average the chains found a loss {-mean / nbeta:.3g} lower than L(w*) = {float(found.loss_at_start[case]):.4g}. "
+        lines.append(
+            f"negative: on average the chains found a loss {-mean / nbeta:.3g} lower than L(w*) = {float(llc.loss_at_start[case]):.4g}. "
             "A learning coefficient cannot be negative; w* is not a minimum, or the chains left its basin. "
             "Raise nbeta or gamma, or train w* further; this number says nothing about w*"
         )
     elif mean < 0:
-        told.append("negative, but within its error of 0: draw more")
-    elif found.escaped[case]:
-        told.append(
-            f"the chains left the basin of w*: {float(found.below[case]):.1%} of the draws have a lower loss than w*, and "
-            f"‖w − w*‖² is {float(found.spread[case]):.2g} times that of the Gaussian around w*; raise nbeta or gamma"
+        lines.append("negative, but within its error of 0: draw more")
+    elif llc.escaped[case]:
+        lines.append(
+            f"the chains left the basin of w*: {float(llc.below[case]):.1%} of the draws have a lower loss than w*, and "
+            f"‖w − w*‖² is {float(llc.spread[case]):.2g} times that of the Gaussian around w*; raise nbeta or gamma"
         )
-    if float(found.smallest[case]) < -1e-3 * max(a_max, 0.0):
-        told.append(f"the Hessian at w* has a negative eigenvalue, {float(found.smallest[case]):.3g}: w* is a saddle")
+    if float(llc.smallest[case]) < -1e-3 * max(a_max, 0.0):
+        lines.append(f"the Hessian at w* has a negative eigenvalue, {float(llc.smallest[case]):.3g}: w* is a saddle")
     if predicted - unbiased > NOTICEABLE * max(abs(predicted), 1e-12):
-        told.append(
+        lines.append(
             f"step size and minibatch noise inflate it, by about {predicted - unbiased:.3g}: lower step_size (ε h_max is "
-            f"{eps * (nbeta * max(a_max, 0.0) + float(found.gamma[case])):.2g}), or take more samples a batch"
+            f"{eps * (nbeta * max(a_max, 0.0) + float(llc.gamma[case])):.2g}), or take more samples a batch"
         )
-    if not float(found.r_hat[case]) < MIXED or float(found.ess[case]) < FEW:
-        told.append(
-            f"the chains are not mixed (R-hat {float(found.r_hat[case]):.3f}, {float(found.ess[case]):.0f} effective samples): "
+    if not float(llc.r_hat[case]) < MIXED or float(llc.ess[case]) < FEW:
+        lines.append(
+            f"the chains are not mixed (R-hat {float(llc.r_hat[case]):.3f}, {float(llc.ess[case]):.0f} effective samples): "
             "the error is too small as it stands; draw longer"
         )
-    return told
+    return lines

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.progress import track
+
 FULL = 384
 """Up to so many coordinates the Hessian is formed."""
 
@@ -55,7 +57,9 @@ def product_at(gradient: Callable[[Tensor], Tensor], w: Float[Tensor, "row n"]) 
 def full_spectrum(product: Product, like: Float[Tensor, "row n"]) -> Spectrum:
     """All eigenvalues and vectors, by n products."""
     n = like.shape[1]
-    columns = [product(torch.eye(n).to(like)[i].expand_as(like)).double() for i in range(n)]
+    columns = [
+        product(torch.eye(n).to(like)[i].expand_as(like)).double() for i in track(range(n), "Hessian, by columns")
+    ]
     H = torch.stack(columns, 2)
     values, vectors = torch.linalg.eigh((H + H.mT) / 2)
     return Spectrum(values, torch.ones_like(values), vectors)
@@ -65,7 +69,7 @@ def lanczos_spectrum(product: Product, start: Float[Tensor, "row n"], *, steps: 
     """The quadrature of each row from its own start, by so many products or n; its weights sum to n."""
     v = start / start.norm(dim=1, keepdim=True)
     n, basis, diagonal, beside = start.shape[1], [v], [], []
-    for _ in range(min(steps, n)):
+    for _ in track(range(min(steps, n)), "spectrum of the Hessian"):
         u = product(basis[-1])
         diagonal.append((u * basis[-1]).sum(1))
         for _ in range(2):  # against all earlier vectors, twice: Lanczos by itself loses orthogonality

@@ -16,14 +16,14 @@ from crux.config.errors import UserError
 from crux.llc.coordinates import refuse_aliases
 
 NEAREST = 3
-"""Names that are told beside an unknown one."""
+"""Names that the message about an unknown one suggests."""
 
 
 def moving(model: PreTrainedModel, patterns: Sequence[str]) -> dict[str, Float[Tensor, "..."]]:
-    """The parameters whose names match one of the patterns (* stands for anything), in the model's order; a shared one comes once.
+    """Return the parameters whose names match one of the patterns (* stands for anything), in the model's order; a shared one comes once.
 
     Raises:
-        UserError: for a pattern that matches none, with the nearest names; where two of them lie in one storage.
+        UserError: for a pattern that matches none, with the nearest names; if two of them lie in one storage.
     """
     there = dict(model.named_parameters())
     for pattern in patterns:
@@ -38,7 +38,7 @@ def moving(model: PreTrainedModel, patterns: Sequence[str]) -> dict[str, Float[T
 
 
 def next_token_loss(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Int[Tensor, "sample pos"]], Tensor]:
-    """`one(params, tokens) → [sample]` for `over_chains`: the mean cross-entropy of a sequence's T − 1 predictions, nats.
+    """Return `one(params, tokens) → [sample]` for `over_chains`: the mean cross-entropy of a sequence's T − 1 predictions, nats.
 
     `params` are those that move; the others are the model's own, so that what comes before the first of them runs once for all chains
     that see the same data. Attention runs in products and a softmax: the fused kernels have no second derivative.

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.llc.diagnostics import ChainStatistics, chain_statistics
 from crux.llc.losses import Batch, Loss
 from crux.llc.noise import Use, generator
@@ -74,7 +75,7 @@ def gibbs(
     nb, pull = (v.double().repeat_interleave(n_chains)[:, None, None] for v in (nbeta, gamma))
     W = {name: value.expand(rows, -1, -1).clone() for name, value in start.items()}
     trace = []
-    for sweep in range(burn_in + draws):
+    for sweep in track(range(burn_in + draws), "sampling exactly, by Gibbs"):
         rng = generator(seed, 0, Use.moves, sweep)
         for i, name in enumerate(names):
             behind, before = [W[n] for n in names[i + 1 :]], [W[n] for n in names[:i]]

@@ -10,14 +10,27 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from crux.llc.coordinates import Coordinates
 from crux.llc.noise import places
 
 Batch = Any
-"""A tensor, containers of tensors, or None where the loss needs no data."""
+"""A tensor, a tuple of batches, or None if the loss needs no data."""
 Loss = Callable[[dict[str, Tensor], Batch], Tensor]
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
+    """Return the batch with the function's value in place of every tensor."""
+    if isinstance(batch, tuple):
+        return tuple(map_tensors(function, part) for part in batch)
+    return None if batch is None else function(batch)
+
+
+def lengths(batch: Batch) -> list[int]:
+    """Return the length of every tensor of the batch."""
+    found: list[int] = []
+    map_tensors(lambda tensor: found.append(len(tensor)), batch)
+    return found
 
 
 class Fixed(NamedTuple):
@@ -27,7 +40,7 @@ class Fixed(NamedTuple):
 
     def at(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
         """The batch with a first axis of length 1."""
-        return tree_map_only(Tensor, lambda x: x[None], self.batch)
+        return map_tensors(lambda x: x[None], self.batch)
 
 
 class Minibatches(NamedTuple):
@@ -39,9 +52,9 @@ class Minibatches(NamedTuple):
 
     def at(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
         """The batch [row, size, ...] of a step; rows are (seed, chain)."""
-        n = len(tree_leaves(self.samples)[0])
+        n = lengths(self.samples)[0]
         chosen = places(rows, step=step, size=self.size, of=n)
-        return tree_map_only(Tensor, lambda x: x[chosen.to(x.device)], self.samples)
+        return map_tensors(lambda x: x[chosen.to(x.device)], self.samples)
 
 
 NO_DATA = Fixed(None)
@@ -53,10 +66,10 @@ def over_chains(one: Callable[[dict[str, Tensor], Batch], Tensor]) -> Loss:
 
     def loss(params: dict[str, Tensor], batch: Batch) -> Tensor:
         rows = len(next(iter(params.values())))
-        own = [len(leaf) == rows for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        own = [n == rows for n in lengths(batch)]
         if all(own):
             return torch.vmap(one, in_dims=(0, 0 if own else None))(params, batch)
-        return torch.vmap(one, in_dims=(0, None))(params, tree_map_only(Tensor, lambda x: x[0], batch))
+        return torch.vmap(one, in_dims=(0, None))(params, map_tensors(lambda x: x[0], batch))
 
     return loss
 

@@ -1,4 +1,4 @@
-"""Random numbers of a chain: a pure function of (its seed, its number, purpose, step), whatever chains run beside it."""
+"""Random numbers of a chain: a pure function of (its seed, its number, purpose, step), whatever chains run next to it."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 65_536
-"""Normal numbers that a chain draws at once, about."""
+"""Normal numbers that a chain draws at once, approximately."""
 
 
 class Use(Enum):
@@ -27,7 +27,7 @@ def generator(seed: int, chain: int, use: Use, index: int) -> np.random.Generato
 
 
 class Noise:
-    """The noise of all chains, a row a chain.
+    """The noise of all chains, one row per chain.
 
     Args:
         seeds: of each case; two cases of one seed see the same noise, chain by chain.
@@ -40,7 +40,7 @@ class Noise:
         self.rows = [(seed, chain) for seed in seeds for chain in range(n_chains)]
         self.n, self.like = n, like
         self.per_block = max(1, BLOCK // n)
-        self._held: dict[Use, tuple[int, Tensor]] = {}
+        self._blocks: dict[Use, tuple[int, Tensor]] = {}
 
     def normal(self, step: int) -> Float[Tensor, "row n"]:
         """Standard normal."""
@@ -56,8 +56,8 @@ class Noise:
 
     def _of(self, use: Use, step: int) -> Tensor:
         block, at = divmod(step, self.per_block)
-        held = self._held.get(use)
-        if held is None or held[0] != block:
+        drawn_block = self._blocks.get(use)
+        if drawn_block is None or drawn_block[0] != block:
             size = (self.per_block, self.n) if use is Use.moves else (self.per_block,)
             dtype = np.float32 if self.like.dtype is torch.float32 else np.float64
             drawn = np.empty((self.per_block, len(self.rows), *size[1:]), dtype=dtype)
@@ -66,12 +66,12 @@ class Noise:
                 drawn[:, row] = (
                     rng.standard_normal(size, dtype=dtype) if use is Use.moves else rng.random(size, dtype=dtype)
                 )
-            held = (block, torch.from_numpy(drawn).to(self.like))
-            self._held[use] = held
-        return held[1][at]
+            drawn_block = (block, torch.from_numpy(drawn).to(self.like))
+            self._blocks[use] = drawn_block
+        return drawn_block[1][at]
 
 
 def places(rows: Sequence[tuple[int, int]], *, step: int, size: int, of: int) -> Int[Tensor, "row size"]:
-    """Which of so many samples each chain's minibatch holds, drawn with replacement."""
+    """Return which of `of` samples each chain's minibatch holds, drawn with replacement."""
     drawn = [generator(seed, chain, Use.minibatches, step).integers(of, size=size) for seed, chain in rows]
     return torch.from_numpy(np.stack(drawn))

@@ -36,18 +36,3 @@ def predicted_llc(
     terms = share * (1 + eps * nb.square() * noise / 4) / slack
     found = (weights * terms).sum(1) / 2
     return torch.where((slack > 0).all(1), found, torch.inf)
-
-
-def forgetting_time(
-    values: Float[Tensor, "case k"],
-    *,
-    nbeta: Float[Tensor, "case"],
-    gamma: Float[Tensor, "case"],
-    step_size: Float[Tensor, "case"],
-    curved: float,
-) -> Float[Tensor, "case"]:
-    """Steps 2 / (ε h) that the softest direction needs, of those whose nβ a is at least `curved` times γ; 0 where there is none."""
-    nb_a = nbeta[:, None] * values.clamp(min=0)
-    counts = (nb_a > 0) & (nb_a >= curved * gamma[:, None])
-    slowest = 2 / (step_size[:, None] * (nb_a + gamma[:, None]))
-    return torch.where(counts, slowest, 0).amax(1)

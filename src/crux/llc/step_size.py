@@ -23,10 +23,10 @@ def default_step_size(
     stretch: float,
     corrected: bool,
 ) -> Float[Tensor, "case"]:
-    """ε = 0.1 / (nβ a_max + γ), shorter by as much as the sampler may lengthen it; 0.5 for one that accepts and refuses.
+    """Return ε = 0.1 / (nβ a_max + γ), shorter by as much as the sampler may lengthen it; 0.5 for one that accepts and refuses.
 
     Raises:
-        UserError: where nothing bounds it, with γ = 0 at a point without curvature.
+        UserError: if nothing bounds it, with γ = 0 at a point without curvature.
     """
     h = stiffness(largest, nbeta=nbeta, gamma=gamma)
     if not bool((h > 0).all()):
@@ -39,12 +39,12 @@ def default_step_size(
 def stiffness(
     largest: Float[Tensor, "#*row"], *, nbeta: Float[Tensor, "#*row"], gamma: Float[Tensor, "#*row"]
 ) -> Float[Tensor, "*row"]:
-    """h_max = nβ a_max + γ."""
+    """Return h_max = nβ a_max + γ."""
     return nbeta * largest.clamp(min=0) + gamma
 
 
 def check_step_size(step_size: Float[Tensor, "row"], h: Float[Tensor, "row"], *, where: str) -> None:
-    """Raises UserError for a step size that diverges; `where` the curvature was found is told."""
+    """Raise a UserError for a step size that diverges, which says `where` the curvature is that large."""
     worst = int((step_size * h).argmax())
     if (step_size * h)[worst] >= DIVERGES:
         raise UserError(

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.sae.losses.cross_entropy import token_cross_entropy
-from crux.sae.losses.readout import logits, token_chunks
+from crux.sae.losses.readout import chunked_cross_entropy
 from crux.subjects.subject import Subject
 
 
@@ -23,7 +22,7 @@ class Window(NamedTuple):
 
 
 def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
-    """Cuts `ids` so that each but the first is predicted once, after at least context − stride others where there are any."""
+    """Cut `ids` so that each but the first is predicted once, after at least context − stride others where there are any."""
     scored = 1
     for start in range(0, len(ids) - 1, stride):
         end = min(len(ids), start + context + 1)
@@ -35,14 +34,20 @@ def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window
 
 @torch.no_grad()
 def total_nats(
-    subject: Subject, documents: Iterable[Sequence[int]], *, end_of_text: int, context: int, stride: int, batch: int
+    subject: Subject,
+    documents: Iterable[Sequence[int]],
+    *,
+    end_of_text: int,
+    context: int,
+    stride: int,
+    batch: int,
 ) -> float:
-    """−Σ log p over all tokens of the documents, each read after an end-of-text token, in nats.
+    """Return −Σ log p over all tokens of the documents, each read after an end-of-text token, in nats.
 
     Args:
         documents: token ids without end-of-text marks; the marks themselves are not scored.
         stride: tokens between windows; a token is predicted from at least context − stride before it, where there are any.
-        batch: windows a forward pass.
+        batch: windows per forward pass.
     """
     device = subject.device
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -58,7 +63,7 @@ def total_nats(
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:
-    """nats / (bytes · ln 2)."""
+    """Return nats / (bytes · ln 2)."""
     return nats / (n_bytes * math.log(2))
 
 
@@ -78,8 +83,4 @@ def _token_nats(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor
     assert final is not None
     h, labels = final.flatten(0, 1), ids[:, 1:].flatten()
     W_U, b_U, softcap = subject.unembed
-    parts = [
-        token_cross_entropy(logits(h[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
-        for part in token_chunks(len(h), W_U.shape[0], h.device)
-    ]
-    return torch.cat(parts).view(len(ids), -1)
+    return chunked_cross_entropy(h, W_U, b_U=b_U, softcap=softcap, labels=labels).view(len(ids), -1)

@@ -1,4 +1,4 @@
-"""The runs of a job: the job itself or, where it trains many SAEs at once, a run each, in folders within the job's."""
+"""The runs of a job: the job itself or, if it trains many SAEs at once, one run each, in folders within the job's."""
 
 import sys
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from crux.config.schema import Config, to_plain
+from crux.config.schema import Job, to_plain
 from crux.runs.run_folder import RunFolder
 from crux.runs.tracking import family, tracked
 
@@ -19,30 +19,35 @@ class Part:
     """One run of a job."""
 
     name: str
-    """Of its folder within the job's; empty where it is the job itself."""
-    config: Config
+    """Name of its folder within the job's; empty if it is the job itself."""
+    config: Job
     folder: RunFolder
-    saes: range
-    """Which of the job's SAEs are its own."""
     failed: bool = False
     tracker: "Tracker | None" = None
     end: ExitStack = field(default_factory=ExitStack)
-    """Closed where its MLflow run ends."""
+    """Closed when its MLflow run ends."""
 
     @property
     def prefix(self) -> str:
-        """Before its numbers in the job's rows."""
+        """What its numbers begin with in the job's rows."""
         return f"{self.name}/" if self.name else ""
 
     def add_row(self, step: int, row: Mapping[str, float]) -> None:
-        """Takes its own numbers into its history and to MLflow."""
+        """Add its own numbers of a row to its history and to MLflow."""
         if own := {k.removeprefix(self.prefix): v for k, v in row.items() if k.startswith(self.prefix)}:
             self.folder.add_row(step, own)
             if self.tracker is not None:
                 self.tracker.metrics(step, own)
 
+    def write_results(self, metrics: Mapping[str, float]) -> None:
+        """Write the final metrics to the run folder, and them and the folder's files to MLflow."""
+        self.folder.write_metrics(metrics)
+        if self.tracker is not None:
+            self.tracker.metrics(0, metrics)  # one value each: MLflow draws bars
+            self.tracker.files(self.folder.path)
+
     def fail(self, error: Exception) -> None:
-        """Ends it, once; the job goes on without it."""
+        """End it as failed, once; the job continues without it."""
         if self.failed:
             return
         self.failed = True
@@ -53,35 +58,30 @@ class Part:
         self.end.__exit__(type(error), error, None)
 
     def finish(self) -> None:
-        """Its true end."""
+        """End it as finished: from here on it is DONE."""
         self.folder.finish()
         self.end.close()
 
 
-def parts_of(job: RunFolder, runs: Mapping[str, Config], *, n_saes: int, anew: bool) -> list[Part]:
-    """The parts of a job.
-
-    Args:
-        runs: configurations by name; one with an empty name is the job itself.
-        n_saes: of all runs together.
-        anew: what an earlier run left in their folders is not gone on with.
-    """
-    each = n_saes // len(runs)
+def make_parts(job: RunFolder, configs: Mapping[str, Job], *, resumed: bool) -> list[Part]:
+    """Return the parts of a job; `configs` are theirs, by name, one with an empty name being the job itself."""
     return [
-        Part(name, one, job.part(name, to_plain(one), anew=anew) if name else job, range(i * each, (i + 1) * each))
-        for i, (name, one) in enumerate(runs.items())
+        Part(name, config, job.part(name, to_plain(config), anew=not resumed) if name else job)
+        for name, config in configs.items()
     ]
 
 
-def start_tracking(config: Config, job: RunFolder, parts: list[Part], ends: ExitStack, *, n_latents: int) -> None:
-    """An MLflow run for each part; and one for the job, their parent, where there are several and they are in no sweep.
+def start_tracking(
+    config: Job, job: RunFolder, parts: list[Part], ends: ExitStack, *, params: Mapping[str, object]
+) -> None:
+    """Start an MLflow run for each part; and one for the job, their parent, if it has several and is in no sweep.
 
     `ends` ends those that are still running.
     """
     if parts[0].name and not family(job.path):
-        tracker = ends.enter_context(tracked(config, job, params={"n_latents": n_latents}))
+        tracker = ends.enter_context(tracked(config, job, params=params))
         if tracker is not None:
             tracker.files(job.path)
     for part in parts:
         ends.push(part.end)
-        part.tracker = part.end.enter_context(tracked(part.config, part.folder, params={"n_latents": n_latents}))
+        part.tracker = part.end.enter_context(tracked(part.config, part.folder, params=params))

@@ -1,7 +1,6 @@
 """The run folder: everything that a run leaves, in plain files, each written whole or not at all."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,16 +10,10 @@ from typing import Any
 import yaml
 
 from crux.config.errors import UserError
+from crux.config.files import write_text
 
 NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
 """Keys that may differ between a run and its going on; so may `trainer.progress`."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
 
 
 class RunFolder:
@@ -35,14 +28,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """A folder with the resolved configuration in it; what an earlier run left there is not gone on with."""
+        """A folder with the resolved configuration in it; what an earlier run left there is not continued."""
         path.mkdir(parents=True, exist_ok=True)
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
-        shutil.rmtree(folder.programs, ignore_errors=True)
+        for earlier in (folder.programs, folder.pieces):
+            shutil.rmtree(earlier, ignore_errors=True)
         (path / "figures").mkdir(exist_ok=True)
-        write_whole(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return folder
 
     @property
@@ -55,9 +49,14 @@ class RunFolder:
         return self.path / "programs"
 
     @property
+    def pieces(self) -> Path:
+        """Where an experiment keeps the pieces of its work that are computed, until it is done."""
+        return self.path / "pieces"
+
+    @property
     def begun(self) -> bool:
-        """Whether there is something to go on with."""
-        return self.checkpoint.exists() or self.programs.exists()
+        """Whether there is something to continue."""
+        return self.checkpoint.exists() or self.programs.exists() or self.pieces.exists()
 
     @property
     def done(self) -> bool:
@@ -74,13 +73,13 @@ class RunFolder:
     def fail(self, reason: str, *, details: str) -> None:
         """Marks a sweep's job as failed, until it is asked for again."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "FAILED", f"{reason}\n{details}")
+        write_text(self.path / "FAILED", f"{reason}\n{details}")
 
     def forget_failure(self) -> None:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     def part(self, name: str, config: Mapping[str, Any], *, anew: bool) -> "RunFolder":
-        """The folder of one of a job's runs: to be gone on with, or created where it is not there or is to be `anew`."""
+        """The folder of one of a job's runs: to be continued, or created if it is not there or is to be `anew`."""
         folder = RunFolder(self.path / name)
         if anew or not (folder.path / "config.yaml").exists():
             return RunFolder.create(folder.path, config)
@@ -104,21 +103,18 @@ class RunFolder:
             f.write(json.dumps({"step": step, **row}) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        path = self.path / "history.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-
-    def forget_after(self, step: int) -> None:
-        """Drops the rows that a killed run wrote after its last checkpoint: they come again."""
-        rows = [row for row in self._whole_rows() if row["step"] <= step]
-        write_whole(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-    def _whole_rows(self) -> list[dict[str, float]]:
+        """Return the rows of the history."""
         path = self.path / "history.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
 
+    def forget_after(self, step: int) -> None:
+        """Drops the rows that a killed run wrote after its last checkpoint: they come again."""
+        rows = [row for row in self.history() if row["step"] <= step]
+        write_text(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
-        write_whole(self.path / "metrics.json", json.dumps(dict(metrics), indent=1) + "\n")
+        write_text(self.path / "metrics.json", json.dumps(dict(metrics), indent=1) + "\n")
 
     def discard_unstarted(self) -> None:
         """Removes the folder where nothing was trained yet: a mistake leaves no half-made run behind."""
@@ -126,7 +122,9 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def finish(self) -> None:
-        write_whole(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
+        """Mark the run as done."""
+        write_text(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
+        shutil.rmtree(self.pieces, ignore_errors=True)
 
 
 def new_path(outputs: Path, name: str) -> Path:
@@ -200,7 +198,7 @@ def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
 
 
 def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
-    """The run in `path`, to be gone on with.
+    """The run in `path`, to be continued.
 
     Raises:
         UserError: where it is none, is finished, or was started with another configuration.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from crux.config.errors import UserError
-from crux.runs.run_folder import write_whole
+from crux.config.files import write_text
 from crux.runs.tracking import git_sha
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SweepRun:
             params={},
             tags={"sweep": folder.name, "kind": "sweep"} | ({"git_sha": sha} if sha is not None else {}),
         )
-        write_whole(known, tracker.run_id + "\n")
+        write_text(known, tracker.run_id + "\n")
         return cls(tracker)
 
     def end_children(self, jobs: Collection[str]) -> None:

@@ -1,246 +1,205 @@
-"""One job, top to bottom: subject and text, training, judgement, and what is left in the run folder and in MLflow."""
+"""A job that trains SAEs on a language model, top to bottom: subject and text, training, evaluation, and what it leaves."""
 
 import re
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crux.config.schema import Config, Task, to_plain
-from crux.runs.part import Part, parts_of, start_tracking
-from crux.runs.run_folder import RunFolder, new_path
-from crux.runs.tracking import earlier_run, run_name
-from crux.sae import assemble, report
-from crux.sae.evaluation.evaluate_sites import Verdict, judge
+from crux.runs.life_cycle import Outcome, Run, Work, run_job
+from crux.runs.part import Part
+from crux.sae import report
+from crux.sae.build import build_module, build_sites, training_data
+from crux.sae.devices import count_devices
+from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
 from crux.sae.evaluation.mean import typical_activation
-from crux.sae.many import alone
-from crux.sae.sites import downstream_hooks, places
-from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
-from crux.sae.training.tally import Tally
+from crux.sae.loading import load_model, load_tokens
+from crux.sae.options import SaeJob
+from crux.sae.sites import downstream_hooks
+from crux.sae.training.non_finite import NonFiniteLossError
+from crux.sae.training.sae_module import SAEModule
 from crux.text.held_out import spread_batches
-from crux.toy.checks import of_toy_model
-from crux.training import follower
+from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
-from crux.training.fit import Pace, checkpoint_step, fit
+from crux.training.devices import choose_device, choose_dtype, choose_hardware
+from crux.training.fit import Evaluations, checkpoint_step, fit
 
 
-def run(config: Config, *, folder: Path | None) -> None:
-    """Runs the job that the configuration describes; `folder` is the run folder that a sweep gives it."""
-    match config.task:
-        case Task.train if of_toy_model(config):
-            from crux.toy.sae_job import train_on_toy
+def run(config: SaeJob, *, folder: Path | None) -> None:
+    """Train the SAEs of a job and evaluate them.
 
-            train_on_toy(config, folder=folder)
-        case Task.train:
-            train(config, folder=folder)
-        case Task.pretrain:
-            from crux.pretraining.pretrain import pretrain
-
-            pretrain(config, folder=folder)
-        case Task.report:
-            from crux.sae.sweeps.report import write_report
-            from crux.sae.sweeps.runs import sweep_folder
-
-            named = config.sweep or config.sweep_name or ""
-            write_report(sweep_folder(Path(config.output_dir), named), at=config.report_l0).show()
-        case Task.toy:
-            from crux.toy.experiments.run_toy import run_toy
-
-            run_toy(config, folder=folder)
-        case Task.llc | Task.degeneracy | Task.interaction_basis:
-            from crux.runs.named import run_named
-
-            run_named(config, folder=folder)
-
-
-def train(config: Config, *, folder: Path | None) -> None:
-    """Trains the SAEs of a job and judges them.
+    Args:
+        folder: the run folder that a sweep gives it; None: a new one.
 
     Raises:
-        NonFiniteLossError: where the loss of a run stopped being a number; its other runs are finished all the same.
+        NonFiniteLossError: if the loss of a run stopped being a number; the job's other runs are finished all the same.
     """
-    torch.manual_seed(config.seed)
-    plain, pace = to_plain(config), assemble.pace(config)
-    earlier = find_earlier(config, folder)
-    if earlier is not None and earlier.done:  # a sweep that goes on
-        print(f"{run_name(config)}: done before, in {earlier.path}")
-        return
-    start = checkpoint_step(earlier.checkpoint) if earlier is not None else 0
+    run_job(config, folder=folder, prepare=lambda: SaeTraining(config).work())
 
-    subject = assemble.load(config, assemble.training_dtype(config))
-    judged = (
-        subject
-        if subject.dtype is torch.float32 or follower.run_folder() is not None
-        else assemble.load(config, torch.float32)
-    )
-    later = downstream_hooks(config, subject.n_layers)
-    tokens = assemble.load_tokens(config)
-    source = assemble.fed(config, subject=subject, tokens=tokens)
 
-    def windows(stream: np.ndarray, n_tokens: int) -> list[Tensor]:  # no seed: the same for every SAE of a subject
-        return list(spread_batches(stream, context=config.model.context, batch=config.trainer.batch, n_tokens=n_tokens))
+class SaeTraining:
+    """The training and evaluation of a job's SAEs, with everything loaded that they need."""
 
-    sample = windows(tokens.train, config.evaluation.tokens)
-    if follower.run_folder() is not None:
-        sample = sample[:1]  # shapes: the first process's weights and scales are what all start with
-    hooks = {hook for place in places(config) for hook in place}
-    typical = {hook: typical_activation(judged, hook=hook, batches=sample) for hook in hooks}
-    runs = alone(config) or {"": config}
-    made = [site for one in runs.values() for site in assemble.build_sites(one, typical)]
-    sites = [site._replace(sae=site.sae.to(subject.device)) for site in made]
-    module = assemble.build_module(config, subject=subject, sites=sites, downstream_hooks=later)
-    if follower.run_folder() is not None:
-        assert earlier is not None
-        follow(module, Feed(source, accumulate=config.trainer.accumulate), pace, earlier)
-        return
-
-    job = earlier or RunFolder.create(folder or new_path(Path(config.output_dir), report.stem(config)), plain)
-    parts = parts_of(job, runs, n_saes=len(sites), anew=earlier is None)
-    for part in parts:
-        part.folder.forget_after(start)
-    with ExitStack() as ends:
-        start_tracking(config, job, parts, ends, n_latents=sites[0].sae.n_latents)
-
-        def judgement(part: Part, n_tokens: int, *, short: bool) -> Verdict:
-            return judge(
-                judged,
-                [sites[i] for i in part.saes],
-                batches=windows(tokens.held_out, n_tokens),
-                means={hook: typical[hook].mean for hook in hooks},
-                gradient=config.gradient.target.value if config.sae.beta is not None else None,
-                short=short,
-            )
-
-        def short_judgements() -> dict[str, float]:
-            module.settle()
-            row: dict[str, float] = {}
-            for part in parts:
-                if part.name not in module.ended:
-                    found = judgement(part, config.evaluation.val_tokens, short=True).metrics
-                    whole = {k: v for k, v in found.items() if not k.endswith(("/pos0", "/rest"))}
-                    row |= {f"{part.prefix}val/{k}": v for k, v in whole.items()}
-            return row
-
-        def add_row(step: int, row: dict[str, float]) -> None:
-            for part in parts:
-                part.add_row(step, row)
-            fail_ended(parts, module)
-
-        rate = fit(
-            module,
-            Feed(source, accumulate=config.trainer.accumulate),
-            pace=pace,
-            checkpoints=job.checkpoint.parent,
-            resume=job.checkpoint if start else None,
-            sinks=[add_row],
-            judge=short_judgements,
-            shown=shown(parts),
-            abandoned=lambda: abandon(parts),
+    def __init__(self, config: SaeJob) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.runs = config, config.per_sae() or {"": config}
+        device = choose_device(config.trainer.accelerator)
+        self.n_devices = count_devices(config.trainer, config.loss)
+        dtype = choose_dtype(config.trainer.precision, device)
+        self.subject = load_model(config.model, device=device, dtype=dtype)
+        exact = dtype is torch.float32
+        self.evaluated = self.subject if exact else load_model(config.model, device=device, dtype=torch.float32)
+        self.later = downstream_hooks(config.loss, config.sites, n_layers=self.subject.n_layers)
+        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
+        sample = self.windows(self.tokens.train, config.evaluation.tokens)
+        hooks = {hook for site in config.sites for hook in site}
+        typical = {hook: typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
+        self.means = {hook: typical[hook].mean for hook in hooks}
+        made = [
+            site
+            for one in self.runs.values()
+            for site in build_sites(one.sae, one.sites, typical=typical, seed=config.seed)
+        ]
+        self.sites = [site._replace(sae=site.sae.to(self.subject.device)) for site in made]
+        self.module = build_module(config, subject=self.subject, sites=self.sites, later=self.later)
+        self.feed = Feed(
+            training_data(config, subject=self.subject, tokens=self.tokens), accumulate=config.trainer.accumulate
         )
 
-        module.to(subject.device)
-        module.settle()  # of a job that goes on behind its last step, no hook was called
-        fail_ended(parts, module)
-        results: list[tuple[Part, dict[str, float]]] = []
-        for part in parts:
-            if part.name in module.ended:
-                continue
-            own = [sites[i] for i in part.saes]
-            verdict = judgement(part, config.evaluation.tokens, short=False)
-            metrics = verdict.metrics | of_training(module, part)
-            metrics = {f"final/{name}": value for name, value in metrics.items()}
-            metrics |= without_counts(metrics)
-            metrics |= {"final/downstream_positions": float(len(later))}
-            metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
-            lambdas = module.sparsity.weight[part.saes.start : part.saes.stop].tolist()
-            report.write_saes(part.folder, part.config, own, lambdas)
-            report.write_figures(part.folder, judged, own, verdict)
-            report.write_pages(part.folder, part.config, subject=judged, sites=own, tokens=tokens, verdict=verdict)
-            part.folder.write_metrics(metrics)
-            if part.tracker is not None:
-                part.tracker.metrics(0, metrics)  # no course, one value: MLflow draws bars
-                part.tracker.files(part.folder.path)
-            results.append((part, metrics))
-        for part, _ in results:
-            part.finish()
-        if not module.ended and not job.done:
-            job.finish()
-        for part, metrics in results:
-            report.show(part.config, part.folder, metrics)
-        if module.ended:
-            at = ", ".join(f"step {step} ({name})" for name, step in module.ended.items())
-            raise NonFiniteLossError(at=at, kept="the other runs are finished")
+    def windows(self, stream: np.ndarray, n_tokens: int) -> list[Tensor]:
+        """Return batches of a text that are the same for every SAE of a subject, whatever its seed."""
+        model, batch = self.config.model, self.config.trainer.batch
+        return list(spread_batches(stream, context=model.context, batch=batch, n_tokens=n_tokens))
+
+    def work(self) -> Work:
+        """Return what the job does."""
+        return Work(
+            name=report.stem(self.config.run_name()),
+            carry_out=self.carry_out,
+            last_row=lambda folder: checkpoint_step(folder.checkpoint),
+            params={"n_latents": self.sites[0].sae.n_latents},
+            parts={} if "" in self.runs else self.runs,
+            failure=self.failure,
+        )
+
+    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+        """Train, then evaluate the runs whose loss has stayed a number."""
+        rate = self.fit(run)
+        return {part.name: self.finish(part, rate) for part in run.parts if part.name not in self.module.ended}
+
+    def failure(self) -> NonFiniteLossError:
+        """Return the error that names the runs whose loss stopped being a number, and the steps."""
+        at = ", ".join(f"step {step} ({name})" for name, step in self.module.ended.items())
+        return NonFiniteLossError(at=at, kept="the other runs are finished")
+
+    def saes_of(self, part: Part) -> range:
+        """Return which of the job's SAEs are those of one run."""
+        each, i = len(self.sites) // len(self.runs), list(self.runs).index(part.name)
+        return range(i * each, (i + 1) * each)
+
+    def fit(self, run: Run) -> float | None:
+        """Train; return training tokens per second, None if no step was left to do."""
+        many = bool(run.parts[0].name)
+        shown = {f"{part.prefix}train/l0": f"L0({part.name})" for part in run.parts} if many else {}
+
+        def add_row(step: int, row: dict[str, float]) -> None:
+            run.add_row(step, row)
+            fail_ended(run, self.module)
+
+        start = checkpoint_step(run.folder.checkpoint)
+        rate = fit(
+            self.module,
+            self.feed,
+            trainer=self.config.trainer,
+            hardware=choose_hardware(
+                self.config.trainer.accelerator, precision=self.config.trainer.precision, devices=self.n_devices
+            ),
+            items_per_step=self.config.tokens // self.config.trainer.max_steps,
+            unit="tokens",
+            checkpoints=run.folder.checkpoint.parent,
+            resume=run.folder.checkpoint if start else None,
+            sinks=[add_row],
+            evaluations=Evaluations(lambda: self.short_evaluations(run), self.config.trainer.val_every),
+            shown=shown or {"train/loss": "loss", "train/l0": "L0"},
+            callbacks=make_callbacks(self.config.callbacks),
+            abandoned=run.abandon,
+        )
+        self.module.to(self.subject.device)
+        self.module.settle()  # a job that continues after its last step calls no hook
+        fail_ended(run, self.module)
+        return rate
+
+    def evaluate(self, part: Part, n_tokens: int, *, short: bool) -> SitesEvaluation:
+        """Evaluate the SAEs of one run on held-out text."""
+        return evaluate_sites(
+            self.evaluated,
+            [self.sites[i] for i in self.saes_of(part)],
+            batches=self.windows(self.tokens.held_out, n_tokens),
+            means=self.means,
+            gradient=self.config.sae.labels,
+            short=short,
+        )
+
+    def short_evaluations(self, run: Run) -> dict[str, float]:
+        """Evaluate every run on little text, without ablations."""
+        self.module.settle()
+        row: dict[str, float] = {}
+        for part in run.parts:
+            if part.name not in self.module.ended:
+                metrics = self.evaluate(part, self.config.evaluation.val_tokens, short=True).metrics
+                whole = {k: v for k, v in metrics.items() if not k.endswith(("/pos0", "/rest"))}
+                row |= {f"{part.prefix}val/{k}": v for k, v in whole.items()}
+        return row
+
+    def finish(self, part: Part, rate: float | None) -> Outcome:
+        """Evaluate one run, and write its SAEs, figures and pages."""
+        config, saes = self.runs[part.name], self.saes_of(part)
+        sites = [self.sites[i] for i in saes]
+        evaluation = self.evaluate(part, config.evaluation.tokens, short=False)
+        found = evaluation.metrics | self.training_metrics(config, saes)
+        metrics = {f"final/{name}": value for name, value in found.items()}
+        metrics |= without_counts(metrics)
+        metrics |= {"final/downstream_positions": float(len(self.later))}
+        metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
+        lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
+        report.write_saes(part.folder, config, sites, lambdas)
+        report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
+        report.write_pages(
+            part.folder,
+            config,
+            subject=self.evaluated,
+            sites=sites,
+            evaluation=evaluation,
+            batches=self.windows(self.tokens.held_out, config.evaluation.tokens),
+        )
+        return Outcome(metrics, lambda: report.show(config.run_name(), config.hooks_read, metrics))
+
+    def training_metrics(self, config: SaeJob, saes: range) -> dict[str, float]:
+        """Return, per SAE, the number and share of latents that fired in the last N training tokens, and the final λ."""
+        found: dict[str, float] = {}
+        for i in saes:
+            site = self.sites[i]
+            prefix = "" if len(saes) == 1 else f"{site.write}/"
+            alive, n = self.module.alive(i, window=config.evaluation.alive_window)
+            found |= {
+                f"{prefix}alive_train_{n}": float(alive),
+                f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents,
+            }
+            if not config.sae.fixed_k:
+                found[f"{prefix}sparsity"] = float(self.module.sparsity.weight[i])
+        return found
 
 
-def fail_ended(parts: list[Part], module: SAEModule) -> None:
-    """Ends the runs whose loss has stopped being a number."""
-    for part in parts:
+def fail_ended(run: Run, module: SAEModule) -> None:
+    """End the runs whose loss has stopped being a number."""
+    for part in run.parts:
         if (step := module.ended.get(part.name)) is not None:
             part.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs go on"))
 
 
-def abandon(parts: list[Part]) -> None:
-    """The end in MLflow of a run that has to be ended from outside of its training."""
-    for part in parts:
-        if part.tracker is not None:
-            part.tracker.end("FAILED")
-
-
-def shown(parts: list[Part]) -> dict[str, str]:
-    """What the progress bar shows: loss and L0, or each run's L0."""
-    if not parts[0].name:
-        return {"train/loss": "loss", "train/l0": "L0"}
-    return {f"{part.prefix}train/l0": f"L0({part.name})" for part in parts}
-
-
-def follow(module: SAEModule, feed: Feed, pace: Pace, folder: RunFolder) -> None:
-    """The training in the process of a further device: what is told, saved and judged is the first one's."""
-    start = checkpoint_step(folder.checkpoint)
-    try:
-        fit(
-            module,
-            feed,
-            pace=pace,
-            checkpoints=folder.checkpoint.parent,
-            resume=folder.checkpoint if start else None,
-            sinks=[],
-            judge=None,
-            shown={},
-            abandoned=None,
-        )
-    except NonFiniteLossError:
-        sys.exit(2)  # every process finds it at once; the first one tells it
-
-
-def find_earlier(config: Config, folder: Path | None) -> RunFolder | None:
-    """The unfinished run to go on with, if one is asked for; in a sweep, what its folder holds of this very job.
-
-    In the process of a further device, the first one's run, just begun perhaps.
-    """
-    if (given := follower.run_folder()) is not None:
-        return RunFolder(given)
-    return earlier_run(config, folder)
-
-
-def of_training(module: SAEModule, part: Part) -> dict[str, float]:
-    """Of each SAE the latents that fired within the last N training tokens, count and share, and the λ that was found."""
-    found: dict[str, float] = {}
-    for i in part.saes:
-        site, tally = module.sites[i], module.tallies[i]
-        prefix = "" if len(part.saes) == 1 else f"{site.write}/"
-        assert isinstance(tally, Tally)
-        alive, n = tally.alive(part.config.evaluation.alive_window)
-        found |= {f"{prefix}alive_train_{n}": float(alive), f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents}
-        if part.config.sae.k is None:
-            found[f"{prefix}sparsity"] = float(module.sparsity.weight[i])
-    return found
-
-
 def without_counts(metrics: Mapping[str, float]) -> dict[str, float]:
-    """`alive_heldout_<N>` and the like again without the number of tokens: one column in MLflow for runs of all lengths."""
+    """Return `alive_heldout_<N>` and the like again without N: one column in MLflow for runs of all lengths."""
     pattern = r"(.*\balive_(?:heldout|train))_\d+(_frac)?"
     return {m[1] + (m[2] or ""): value for name, value in metrics.items() if (m := re.fullmatch(pattern, name))}

@@ -7,57 +7,42 @@ from typing import Any
 
 from jaxtyping import Int
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.runs.run_folder import RunFolder, write_whole
-from crux.runs.tracking import how_to_compare, run_name
-from crux.sae import assemble
+from crux.config.console import make_console
+from crux.config.files import write_text
+from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.evaluate import Judgement
-from crux.sae.evaluation.evaluate_sites import WITH_GRADIENT, Verdict
+from crux.sae.evaluation.evaluate import SaeEvaluation
+from crux.sae.evaluation.evaluate_sites import WITH_GRADIENT, SitesEvaluation
 from crux.sae.evaluation.latents import choose_latents, logit_effects, strongest_contexts
 from crux.sae.figures.densities import density_histogram
 from crux.sae.figures.downstream import downstream
 from crux.sae.figures.latents_page import latents_page
 from crux.sae.figures.loss_curves import loss_curves
 from crux.sae.formats import saelens
+from crux.sae.options import SaeJob, model_source, text_name
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
-from crux.text.held_out import spread_batches
-from crux.text.tokens import Tokens
-
-TERMS = {
-    "train/loss": "loss",
-    "train/kl": "KL (nats/token)",
-    "train/downstream": "downstream MSE",
-    "train/mse": "MSE",
-    "train/output_mse": "MSE of the output",
-    "train/fisher": "Fisher surrogate (nats/token)",
-    "train/sparsity": "penalty",
-    "train/auxiliary": "auxiliary",
-    "train/auxk": "AuxK (share of variance)",
-}
 
 
-def stem(config: Config) -> str:
-    """A run's name for the file system: `e2e_ds_L6_s1.5`."""
-    return re.sub(r"[^\w.+-]+", "_", run_name(config).replace("λ=", "s"))
+def stem(name: str) -> str:
+    """Return a run's name for the file system, such as `e2e_ds_L6_s1.5`."""
+    return re.sub(r"[^\w.+-]+", "_", name.replace("λ=", "s"))
 
 
-def sae_metadata(config: Config, site: Site, *, sparsity: float) -> dict[str, Any]:
+def sae_metadata(config: SaeJob, site: Site, *, sparsity: float) -> dict[str, Any]:
     """What must be known of the SAE before it may be judged again."""
     return {
-        "model_name": str(assemble.model_source(config)),
+        "model_name": str(model_source(config.model)),
         "hook_name": site.read,
         **({"hook_name_out": site.write} if site.write != site.read else {}),
         "process_weights": config.model.process_weights,
         "context_size": config.model.context,
         "prepend_bos": False,
-        "dataset_path": assemble.text_name(config),
+        "dataset_path": text_name(config.data),
         "sae": config.sae.name,
         "loss": config.loss.name,
         "sparsity": sparsity,
@@ -66,17 +51,19 @@ def sae_metadata(config: Config, site: Site, *, sparsity: float) -> dict[str, An
     }
 
 
-def write_saes(folder: RunFolder, config: Config, sites: Sequence[Site], sparsities: Sequence[float]) -> None:
+def write_saes(folder: RunFolder, config: SaeJob, sites: Sequence[Site], sparsities: Sequence[float]) -> None:
     """`sae/`, or with several hook points `sae/<hook point>/`; with the λ that each was trained under at the end."""
     for site, sparsity in zip(sites, sparsities, strict=True):
         place = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
         saelens.save(site.sae, place, sae_metadata(config, site, sparsity=sparsity))
 
 
-def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], verdict: Verdict) -> None:
+def write_figures(
+    folder: RunFolder, subject: Subject, sites: Sequence[Site], evaluation: SitesEvaluation, *, terms: Mapping[str, str]
+) -> None:
     """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
-    write_loss_curves(folder)
-    for site, found in zip(sites, verdict.judgements, strict=True):
+    write_loss_curves(folder, terms)
+    for site, found in zip(sites, evaluation.evaluations, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
         drawn = {
             "downstream": downstream(
@@ -88,9 +75,9 @@ def write_figures(folder: RunFolder, subject: Subject, sites: Sequence[Site], ve
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
 
 
-def write_loss_curves(folder: RunFolder) -> None:
-    """Terms of the loss and L0 over the training."""
-    save_figure(loss_curves(folder.history(), terms=TERMS, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
+def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
+    """Draw the terms of the loss, by key and label, and L0 over the training."""
+    save_figure(loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:
@@ -103,31 +90,42 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def write_pages(
-    folder: RunFolder, config: Config, *, subject: Subject, sites: Sequence[Site], tokens: Tokens, verdict: Verdict
+    folder: RunFolder,
+    config: SaeJob,
+    *,
+    subject: Subject,
+    sites: Sequence[Site],
+    batches: Sequence[Tensor],
+    evaluation: SitesEvaluation,
 ) -> None:
     """`latents.html`, one an SAE: densities, strongest contexts and logit effects of some latents."""
-    for site, found in zip(sites, verdict.judgements, strict=True):
+    for site, found in zip(sites, evaluation.evaluations, strict=True):
         latents = choose_latents(found.densities, found.maxima, n=config.evaluation.latents)
         if len(latents) == 0:
             continue  # none wanted, or nothing fires
-        page = _page(config, subject=subject, site=site, tokens=tokens, found=found, latents=latents)
-        write_whole(folder.path / f"latents{_suffix(site, sites)}.html", page)
+        page = _page(
+            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches, found=found,
+            latents=latents,
+        )  # fmt: skip
+        write_text(folder.path / f"latents{_suffix(site, sites)}.html", page)
 
 
 def _page(
-    config: Config, *, subject: Subject, site: Site, tokens: Tokens, found: Judgement, latents: Int[Tensor, "latents"]
+    title: str,
+    source: str | Path,
+    *,
+    subject: Subject,
+    site: Site,
+    batches: Sequence[Tensor],
+    found: SaeEvaluation,
+    latents: Int[Tensor, "latents"],
 ) -> str:
     sae, before = site.sae.folded(), 12
     contexts = strongest_contexts(
         subject,
         sae,
         hook=site.read,
-        batches=spread_batches(
-            tokens.held_out,
-            context=config.model.context,
-            batch=config.trainer.batch,
-            n_tokens=config.evaluation.tokens,
-        ),
+        batches=batches,
         latents=latents,
         n_contexts=8,
         before=before,
@@ -135,11 +133,11 @@ def _page(
     )
     directions = subject.in_residual(site.write, sae.dictionary()[latents.to(subject.device)])
     effects = logit_effects(directions, subject.unembed, n_top=6)
-    tokenizer, _ = load_tokenizer(assemble.model_source(config))
+    tokenizer, _ = load_tokenizer(source)
     return latents_page(
-        title=run_name(config),
+        title=title,
         facts={
-            "subject": str(assemble.model_source(config)),
+            "subject": str(source),
             "hook point": site.read if site.read == site.write else f"{site.read} → {site.write}",
             "L0": f"{found.metrics['l0']:.1f}",
             "CE loss increase": f"{found.metrics['ce_increase']:+.3f} nats",
@@ -174,23 +172,16 @@ ROWS = {
 }
 
 
-def show(config: Config, folder: RunFolder, metrics: Mapping[str, float]) -> None:
-    """The judgement as one table, each SAE's own where there are several, where everything lies, and how to open MLflow."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
-    name = run_name(config)
-    if config.hook_points is None or len(config.hook_points) == 1:
+def show(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
+    """Print the evaluation as one table, and each SAE's own if there are several; `hooks` are those that they read."""
+    console = make_console(width=110)
+    if len(hooks) == 1:
         console.print(_table(f"{name} on held-out text", metrics))
-    else:
-        console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
-        for hook in config.hook_points:
-            console.print(
-                _table(f"{hook} alone", {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k})
-            )
-    console.print(f"run folder  {folder.path}", soft_wrap=True)
-    for page in sorted(folder.path.glob("latents*.html")):
-        console.print(f"latents     {page}", soft_wrap=True)
-    if config.tracking.mlflow:
-        console.print(f"compare     {how_to_compare(config)}", soft_wrap=True)
+        return
+    console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
+    for hook in hooks:
+        own = {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k}
+        console.print(_table(f"{hook} alone", own))
 
 
 def _table(title: str, metrics: Mapping[str, float]) -> Table:

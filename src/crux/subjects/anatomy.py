@@ -1,10 +1,11 @@
 """Where each architecture keeps its parts: embedding, blocks with norms, attention and MLP, final norm, unembedding."""
 
-import copy
 from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from crux.subjects.shallow import with_part
 
 
 class Names(NamedTuple):
@@ -91,9 +92,7 @@ class Anatomy(NamedTuple):
 
 def _without_projection(block: nn.Module, names: Names) -> nn.Module:
     """The block's attention up to its output projection: a shallow copy that shares all else with the model's own."""
-    attn = copy.copy(block.get_submodule(names.attn))
-    attn._modules = {**attn._modules, names.writes[0].rpartition(".")[2]: nn.Identity()}
-    return attn
+    return with_part(block.get_submodule(names.attn), names.writes[0].rpartition(".")[2], nn.Identity())
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:

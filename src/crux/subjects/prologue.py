@@ -1,11 +1,12 @@
 """What the blocks' attention is called with besides the residual: masks, position ids, rotary embeddings."""
 
-import copy
 import inspect
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from crux.subjects.shallow import with_part
 
 _KEPT = ("attention_mask", "position_ids", "position_embeddings")
 
@@ -35,8 +36,7 @@ def attention_arguments(model: PreTrainedModel, *, blocks: str, pos: int) -> lis
     """
     noted: list[dict[str, object]] = []
     base = model.base_model
-    shallow = copy.copy(base)
     recorders = nn.ModuleList(_Recorder(block, noted) for block in base.get_submodule(blocks).children())
-    shallow._modules = {**base._modules, blocks: recorders}
+    shallow = with_part(base, blocks, recorders)
     shallow(torch.zeros(1, pos, dtype=torch.long, device=model.device), use_cache=False)
     return noted

@@ -16,6 +16,9 @@ CAUSAL_LMS = {
 }
 """The supported networks: config.json's `model_type`, and the class that must stand under `architectures`."""
 
+TOY_MODEL = "{} is a toy model: say experiment=toy/sae"
+"""The answer to the folder of a trained toy model, or the run folder around it."""
+
 
 class Shape(NamedTuple):
     """What a configuration needs to know of a subject."""
@@ -46,6 +49,8 @@ def read_config(folder: Path) -> dict[str, object]:
         raise UserError(f"model folder {folder}: no such folder")
     path = folder / "config.json"
     if not path.is_file():
+        if any((folder / "programs").glob("*/config.json")):
+            raise UserError(TOY_MODEL.format(folder))
         raise UserError(f"model folder {folder}: no config.json in it; a Hugging Face model folder is needed")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -65,6 +70,8 @@ def read_shape(folder: str | Path) -> Shape:
     folder = Path(folder)
     config = read_config(folder)
     kind = config.get("model_type")
+    if kind == "superposition":
+        raise UserError(TOY_MODEL.format(folder))
     if not isinstance(kind, str) or kind not in CAUSAL_LMS:
         raise UserError(f"{folder}: model_type {kind!r} is not supported; allowed are {', '.join(CAUSAL_LMS)}")
     classes = config.get("architectures")

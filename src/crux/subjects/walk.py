@@ -40,17 +40,26 @@ def walk(
         start, carried = Hook(layer + 1, "resid_pre"), ()
 
 
-def _sequential_block(
-    part: Block, at: str, arguments: dict[str, object], start: str, value: Tensor, carried: tuple[Tensor, ...]
-) -> Generator[Step, Tensor, Tensor]:
-    """One block, from the hook kind `start` on: attention adds to the residual, then the MLP adds to the sum."""
-    resid = carried[0] if carried else value
+def _attention(
+    part: Block, at: str, arguments: dict[str, object], start: str, value: Tensor, resid: Tensor
+) -> Generator[Step, Tensor, tuple[Tensor, Tensor]]:
+    """The attention of a block, from the hook kind `start` on: returns its output, and the residual that it read."""
     if start == "resid_pre":
         resid = yield Step(at + "hook_resid_pre", value, ())
         value = part.attn(part.norm1(resid), **arguments)[0]
     if start in ("resid_pre", "z"):
         z = yield Step(at + "attn.hook_z", value, (resid,))
         value = part.out(z)
+    return value, resid
+
+
+def _sequential_block(
+    part: Block, at: str, arguments: dict[str, object], start: str, value: Tensor, carried: tuple[Tensor, ...]
+) -> Generator[Step, Tensor, Tensor]:
+    """One block, from the hook kind `start` on: attention adds to the residual, then the MLP adds to the sum."""
+    resid = carried[0] if carried else value
+    value, resid = yield from _attention(part, at, arguments, start, value, resid)
+    if start in ("resid_pre", "z"):
         value = value if part.post1 is None else part.post1(value)
     if start in ("resid_pre", "z", "attn_out"):
         attn_out = yield Step(at + "hook_attn_out", value, (resid,))
@@ -70,12 +79,7 @@ def _parallel_block(
 ) -> Generator[Step, Tensor, Tensor]:
     """One block whose attention and MLP both read the residual that enters it."""
     resid, *others = carried or (value,)
-    if start == "resid_pre":
-        resid = yield Step(at + "hook_resid_pre", value, ())
-        value = part.attn(part.norm1(resid), **arguments)[0]
-    if start in ("resid_pre", "z"):
-        z = yield Step(at + "attn.hook_z", value, (resid,))
-        value = part.out(z)
+    value, resid = yield from _attention(part, at, arguments, start, value, resid)
     if start in ("resid_pre", "z", "attn_out"):
         attn_out = yield Step(at + "hook_attn_out", value, (resid,))
         value, others = part.mlp(part.norm2(resid)), [attn_out]

@@ -1,4 +1,4 @@
-"""The weight files of a model folder, looked at without torch: a truncated download is told at once."""
+"""The weight files of a model folder, looked at without torch: a truncated download is reported at once."""
 
 import json
 from pathlib import Path

@@ -6,11 +6,10 @@ from contextlib import closing
 
 import numpy as np
 from jaxtyping import Integer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
 from crux.config.errors import UserError
+from crux.config.progress import progress
 from crux.text.sources import Piece, Source, describe, pieces
 from crux.text.token_file import SIDES, TokenWriter
 
@@ -19,7 +18,7 @@ CHUNK = 1 << 20  # characters encoded at a time
 
 def fill(
     writer: TokenWriter, source: Source, *, tokenizer: Tokenizer, eot: int, limits: dict[str, int | None],
-    every: int | None, progress: bool,
+    every: int | None,
 ) -> None:  # fmt: skip
     """Writes the tokens of all documents, until both sides are full or the documents are through, and what was counted.
 
@@ -30,24 +29,15 @@ def fill(
         eot: id put behind each text, not behind ids that came as such.
         limits: tokens a side at most; None: no limit. The document that reaches it is cut there.
         every: one in so many documents is held out, where the source does not say itself.
-        progress: whether to show a bar.
 
     Raises:
         UserError: the source's, and ids beyond the vocabulary.
     """
     filling = _Filling(writer, tokenizer, eot=eot, limits=limits)
-    columns = (
-        TextColumn("tokenising {task.description}"), BarColumn(),
-        TextColumn("{task.completed:,.0f} tokens"), TimeElapsedColumn(),
-    )  # fmt: skip
     totals = [n for n in limits.values() if n is not None]
-    with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
-        closing(pieces(source)) as stream,
-    ):
-        task = bar.add_task(
-            describe(source).rsplit("/", 1)[-1], total=sum(totals) if len(totals) == len(limits) else None
-        )
+    total, counted = sum(totals) if len(totals) == len(limits) else None, 0
+    name = describe(source).rsplit("/", 1)[-1]
+    with progress(f"tokenising {name} (tokens)", total=total) as advance, closing(pieces(source)) as stream:
         for piece in stream:
             side = SIDES[is_held_out(piece, every=every)]
             if filling.full(side):
@@ -57,7 +47,8 @@ def fill(
                 filling.add_text(side, piece.content)
             else:
                 filling.add_ids(side, piece.content, source=source)
-            bar.update(task, completed=sum(writer.counts.values()))
+            advance(sum(writer.counts.values()) - counted)
+            counted = sum(writer.counts.values())
         filling.encode_waiting()
     about = {"documents": filling.documents, "bytes": filling.bytes, "text": filling.only_text, "every": every}
     writer.finish({"crux": json.dumps(about)})

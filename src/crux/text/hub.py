@@ -1,43 +1,15 @@
 """A data set of the Hugging Face hub, streamed row by row."""
 
-import os
-import socket
-import threading
-import urllib.request
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import numpy as np
 from jaxtyping import Integer
 
 from crux.config.errors import UserError
+from crux.config.hub import hub_unreachable
 from crux.text.readers import COLUMNS
 
 PATIENCE = 3.0  # seconds for the probe
-
-
-def reachable(*, seconds: float) -> str | None:
-    """None where the hub, or the proxy before it, takes a connection; else why not. Name resolution counts as well."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return "HF_HUB_OFFLINE is set"
-    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    proxy = urllib.request.getproxies().get(hub.scheme)
-    if proxy and hub.hostname and not urllib.request.proxy_bypass(hub.hostname):
-        hub = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    address = hub.hostname or "", hub.port or (443 if hub.scheme == "https" else 80)
-    result = ["no answer"]
-
-    def probe() -> None:
-        try:
-            socket.create_connection(address, timeout=seconds).close()
-            result[0] = ""
-        except OSError as e:
-            result[0] = e.strerror or str(e)
-
-    thread = threading.Thread(target=probe, daemon=True)  # getaddrinfo has no timeout of its own
-    thread.start()
-    thread.join(seconds)
-    return f"{address[0]}:{address[1]}: {result[0]}" if result[0] else None
 
 
 def hub_documents(
@@ -48,7 +20,7 @@ def hub_documents(
     Raises:
         UserError: no network, no such data set, config, split or column.
     """
-    if why := reachable(seconds=PATIENCE):
+    if why := hub_unreachable(seconds=PATIENCE):
         raise UserError(
             f"data set {name}: no Hugging Face hub within reach ({why}); use data=packaged, or download its Parquet "
             "files elsewhere and give their folder as data.path"

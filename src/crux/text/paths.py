@@ -1,4 +1,4 @@
-"""Which files a path means, and the checks that need no tokenizer. Standard library only: a mistake is told at once."""
+"""Which files a path means, and the checks that need no tokenizer. Standard library only: a mistake is reported at once."""
 
 import difflib
 import os

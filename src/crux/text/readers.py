@@ -1,4 +1,4 @@
-"""The bytes, text and JSON lines of one file, streamed. Standard library only, so that a mistake is told at once."""
+"""The bytes, text and JSON lines of one file, streamed. Standard library only, so that a mistake is reported at once."""
 
 import codecs
 import gzip

@@ -42,7 +42,7 @@ class Tokens(NamedTuple):
 
 def prepare_tokens(
     source: Source, *, tokenizer: Tokenizer, eot: int, max_tokens: int | None, held_out_tokens: int | None,
-    min_tokens: int, cache: Path, progress: bool,
+    min_tokens: int, cache: Path,
 ) -> Tokens:  # fmt: skip
     """The source's tokens, from the cache if they are there, else made and put there.
 
@@ -58,7 +58,6 @@ def prepare_tokens(
         held_out_tokens: length of the held-out stream at most; None: all that was come by.
         min_tokens: what each of the two must have.
         cache: the folder; `token_file.default_cache()` is the usual one.
-        progress: whether to show a bar.
 
     Raises:
         UserError: the mistakes of the sources; too short; ids beyond the vocabulary; a cache that cannot be written.
@@ -81,7 +80,7 @@ def prepare_tokens(
         tokens = _opened(path)
         if tokens is None:
             with new_token_file(path, dtype=dtype_for(vocab_size)) as writer:
-                fill(writer, source, tokenizer=own, eot=eot, limits=limits, every=every, progress=progress)
+                fill(writer, source, tokenizer=own, eot=eot, limits=limits, every=every)
             tokens = _opened(path)
             assert tokens is not None
         if len(tokens.train) + len(tokens.held_out) == 0:

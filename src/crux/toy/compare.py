@@ -1,4 +1,4 @@
-"""Instances that differ in their seed alone, held against each other on the very same samples, for models without an exact loss.
+"""Compares instances that differ in their seed alone on the very same samples, for models without an exact loss.
 
 Each stream's held-out samples are its own, so that the lowest of many losses is partly the luck of its samples; on shared ones it is not.
 """
@@ -6,18 +6,21 @@ Each stream's held-out samples are its own, so that the lowest of many losses is
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.progress import track
+from crux.toy.exact.polish import Compute, compute_now
 from crux.toy.features import Purpose
 from crux.toy.program import Program, Trained, held_out_loss
-from crux.toy.superposition import SuperpositionModel, Weights, error
+from crux.toy.superposition import Weights, error, tensors, weights_of
 
 
 def shared_losses(trained: Trained, *, n_seeds: int, samples: int) -> Float[Tensor, "stream setting"]:
-    """The mean error of each instance, on held-out samples that all seeds of a density share (seeds run fastest among streams)."""
+    """Return the mean error of each instance, on held-out samples that all seeds of a density share (seeds run fastest among streams)."""
     program, n_settings = trained.program, trained.program.importance.shape[1]
 
     def gathered(values: Tensor) -> Tensor:  # the seeds of a density become settings: instances that see the same data
@@ -34,8 +37,8 @@ def shared_losses(trained: Trained, *, n_seeds: int, samples: int) -> Float[Tens
     return loss.unflatten(1, (n_seeds, n_settings)).flatten(0, 1)
 
 
-def whole(pieces: Sequence[Trained]) -> Trained:
-    """What a program's pieces became (`tiled`), as one; without snapshots."""
+def join_tiles(pieces: Sequence[Trained]) -> Trained:
+    """Return the trained tiles of a program as one; without snapshots."""
     programs = [piece.program for piece in pieces]
     first: Program = programs[0]
     program = first._replace(
@@ -52,8 +55,8 @@ def whole(pieces: Sequence[Trained]) -> Trained:
     return Trained(program, weights, torch.cat([piece.loss for piece in pieces]), {})
 
 
-def at(trained: Trained, streams: Int[Tensor, "chosen"]) -> Trained:
-    """Some streams of the program, as one of their own; without snapshots."""
+def select_streams(trained: Trained, streams: Int[Tensor, "chosen"]) -> Trained:
+    """Return some streams of the program as one of their own; without snapshots."""
     program = trained.program._replace(
         seeds=trained.program.seeds[streams],
         density=trained.program.density[streams],
@@ -64,33 +67,42 @@ def at(trained: Trained, streams: Int[Tensor, "chosen"]) -> Trained:
     return Trained(program, weights, trained.loss[streams], {})
 
 
-def polished(trained: Trained, *, active: int, max_iterations: int) -> Trained:
-    """Each instance where L-BFGS leads it: no noise of batches, no decay of weights.
+def polish_on_samples(
+    trained: Trained,
+    *,
+    active: int,
+    max_iterations: int,
+    compute: Compute = compute_now,
+) -> Trained:
+    """Return each instance where L-BFGS leads it: no noise of batches, no decay of weights.
 
     The samples stay the same; there are so many that its rarest feature is active in `active` of them on average. Too few, and weights
     settle where no sample is: what counts at small densities is features that are active together.
+
+    Args:
+        compute: computes the streams, each by its name.
     """
     pieces = []
-    for stream in range(len(trained.program.seeds)):
-        one = at(trained, torch.tensor([stream]))
-        samples = math.ceil(active / float(one.program.density.min()))
-        x = one.program.data(batch=samples, n_batches=1, purpose=Purpose.training)[0]
-        model = deepcopy(one.model)
-        optimizer = torch.optim.LBFGS(
-            model.parameters(), max_iter=max_iterations, history_size=20, line_search_fn="strong_wolfe"
-        )
+    for stream in track(range(len(trained.program.seeds)), "polishing"):
+        one = select_streams(trained, torch.tensor([stream]))
+        end = compute(f"stream_{stream}", partial(_polish_stream, one, active=active, max_iterations=max_iterations))
+        pieces.append(one._replace(weights=weights_of(end)))
+    return join_tiles(pieces)
 
-        def evaluate(
-            model: SuperpositionModel = model,
-            x: Tensor = x,
-            one: Trained = one,
-            optimizer: torch.optim.LBFGS = optimizer,
-        ) -> Tensor:
-            optimizer.zero_grad()
-            total = error(model, x, one.program.importance).sum()
-            total.backward()
-            return total
 
-        optimizer.step(evaluate)  # pyright: ignore[reportArgumentType]
-        pieces.append(one._replace(weights=model.weights))
-    return whole(pieces)
+def _polish_stream(one: Trained, *, active: int, max_iterations: int) -> dict[str, Tensor]:
+    samples = math.ceil(active / float(one.program.density.min()))
+    x = one.program.data(batch=samples, n_batches=1, purpose=Purpose.training)[0]
+    model = deepcopy(one.model)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=max_iterations, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def evaluate() -> Tensor:
+        optimizer.zero_grad()
+        total = error(model, x, one.program.importance).sum()
+        total.backward()
+        return total
+
+    optimizer.step(evaluate)  # pyright: ignore[reportArgumentType]
+    return tensors(model.weights)

@@ -1,4 +1,4 @@
-"""The judgement of an SAE on a toy model: what it keeps of the hidden layer, of the output, and of the true features."""
+"""The evaluation of an SAE on a toy model: what it keeps of the hidden layer, of the output, and of the true features."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from crux.toy.geometry.recovery import Recovery, recovery
 from crux.toy.subject import ToySubject
 
 
-class ToyJudgement(NamedTuple):
+class ToyEvaluation(NamedTuple):
     """How good an SAE is."""
 
     metrics: dict[str, float]
@@ -24,8 +24,8 @@ class ToyJudgement(NamedTuple):
 
 
 @torch.no_grad()
-def judge_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyJudgement:
-    """Judges a (folded) SAE on fresh data.
+def evaluate_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyEvaluation:
+    """Evaluate a (folded) SAE on fresh data.
 
     l0, mse, explained_variance    as for language models; over all samples
     cosine, norm_ratio             means over samples whose hidden activation is not zero
@@ -63,10 +63,10 @@ def judge_on_toy(subject: ToySubject, sae: SAE, *, n_samples: int) -> ToyJudgeme
         "recovered": found.recovered,
         "latents_mean_max_cosine": found.latents_mean_max_cosine,
     }
-    return ToyJudgement(metrics, fires.float().mean(0), found)
+    return ToyEvaluation(metrics, fires.float().mean(0), found)
 
 
 def explained_variance(guess: Float[Tensor, "n d"], truth: Float[Tensor, "n d"]) -> float:
-    """1 − Σ‖x−x̂‖² / Σ‖x−mean‖²."""
+    """Return 1 − Σ‖x−x̂‖² / Σ‖x−mean‖²."""
     guess, truth = guess.double(), truth.double()
     return 1 - float((truth - guess).square().sum() / (truth - truth.mean(0)).square().sum())

@@ -19,18 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.toy.options import Together
 
 SPARSE = 0.1
 """Up to this density the places of active features are drawn, above it a number for every place."""
-
-
-class Together(Enum):
-    """How features occur together."""
-
-    independent = "independent"
-    correlated = "correlated"
-    anticorrelated = "anticorrelated"
-    one_active = "one_active"
 
 
 class Purpose(Enum):
@@ -54,7 +46,7 @@ class FeatureDistribution(NamedTuple):
 
 
 def check_distribution(how: FeatureDistribution, density: Float[Tensor, "*streams n_features"]) -> None:
-    """Raises UserError where no such features can be: a density that is none, or that differs within a set."""
+    """Raise a UserError if no such features can be: a density that is none, or that differs within a set."""
     n = density.shape[-1]
     if not bool(((density > 0) & (density <= 1)).all()):
         raise UserError("densities must be more than 0 and at most 1")
@@ -73,7 +65,7 @@ def check_distribution(how: FeatureDistribution, density: Float[Tensor, "*stream
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
-    """The random numbers of (seed, purpose, index), in any process and order: a counter-based generator needs no history."""
+    """Return the random numbers of (seed, purpose, index), in any process and order: a counter-based generator needs no history."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose.value], counter=[0, 0, index, 0]))
 
 

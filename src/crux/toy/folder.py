@@ -1,4 +1,4 @@
-"""Finds a trained toy model in a folder. Standard library only: mistakes are told before torch loads."""
+"""Finds a trained toy model in a folder. Standard library only: mistakes are reported before torch loads."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ HOOK = "hook_hidden"
 
 
 def toy_folder(path: Path) -> Path | None:
-    """The folder of the toy model that `path` is, or that a toy experiment's run folder holds; None where it is no such thing.
+    """Return the folder of the toy model that `path` is, or that a toy experiment's run folder holds; None if it is neither.
 
     Raises:
-        UserError: where the run holds several.
+        UserError: if the run holds several.
     """
     if _is_toy(path):
         return path
@@ -24,14 +24,26 @@ def toy_folder(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def find_toy_model(path: str | None) -> Path:
+    """Return the folder of the toy model that `model.path` names.
+
+    Raises:
+        UserError: if it names none, or a run with several.
+    """
+    folder = toy_folder(Path(path)) if path is not None else None
+    if folder is None:
+        raise UserError(f"model.path={path}: must be the run folder of a toy experiment")
+    return folder
+
+
 def n_instances(folder: Path) -> tuple[int, int]:
-    """Streams and settings of the model in a toy model's folder."""
+    """Return the numbers of streams and settings of the model in a toy model's folder."""
     streams, settings = _about(folder)["instances"]
     return streams, settings
 
 
 def n_hidden(folder: Path) -> int:
-    """Width of the hidden layer of the model in a toy model's folder."""
+    """Return the width of the hidden layer of the model in a toy model's folder."""
     return _about(folder)["n_hidden"]
 
 

@@ -1,7 +1,8 @@
 """Training of toy models of superposition: fresh features in every step (or a finite set of them), AdamW, every instance at once."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,31 +11,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.files import write_tensors
+from crux.config.schema import Adam
 from crux.toy.features import Purpose, generator
-from crux.toy.program import write_tensors
-from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors
-from crux.training.schedule import scheduled
+from crux.toy.options import Kind
+from crux.toy.superposition import SuperpositionModel, Weights, error, tensors
+from crux.training.optimizer import build_optimizer
 
 
-class ToyRecipe(NamedTuple):
-    """How the weights move."""
+def initial_weights(
+    kind: Kind, *, seeds: Int[Tensor, "stream"], n_settings: int, n_features: int, n_hidden: int, scale: float
+) -> Weights:
+    """Return `scale` times Xavier-normal weights, of std √(2 / (n_features + n_hidden)), and b = 0.
 
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    """Decoupled (AdamW)."""
-    warmup_steps: int
-    min_lr_factor: float
-    """Where the cosine ends, as a share of lr; 1: a constant rate."""
-    max_steps: int
-    log_every: int
-    snapshots: tuple[int, ...]
-    """Steps after which the weights are kept."""
-
-
-def initial(kind: Kind, *, seeds: Int[Tensor, "stream"], n_settings: int, n_features: int, n_hidden: int) -> Weights:
-    """Xavier-normal weights, std √(2 / (n_features + n_hidden)), and b = 0; an instance's are a function of its seed alone.
+    An instance's weights are a function of its seed alone.
 
     (The paper's notebook takes the fan from the tensor with its instance axis, so that its scale changes with their number.)
     """
@@ -43,15 +33,15 @@ def initial(kind: Kind, *, seeds: Int[Tensor, "stream"], n_settings: int, n_feat
 
     def normal(*shape: int) -> Tensor:
         drawn = torch.stack([torch.from_numpy(rng.standard_normal(shape, dtype="float32")) for rng in draws])
-        return (std * drawn[:, None]).repeat(1, n_settings, 1, 1)
+        return scale * (std * drawn[:, None]).repeat(1, n_settings, 1, 1)
 
     W = normal(n_hidden, n_features)
     W_out = normal(n_features, n_hidden) if kind is Kind.absolute_value else None
     return Weights(W, torch.zeros(len(seeds), n_settings, n_features), W_out)
 
 
-class _Watch(L.Callback):
-    """Rows of the history, snapshots of the weights, and the end of a run whose weights stopped being numbers.
+class Watch(L.Callback):
+    """Writes rows of the history and snapshots of the weights, and ends a run whose weights stopped being numbers.
 
     A callback, because Lightning writes checkpoints before a module's own hook.
     """
@@ -59,18 +49,18 @@ class _Watch(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SuperpositionModule)
         if trainer.global_step == 0:
-            pl_module.keep(0)
+            pl_module.write_snapshot(0)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SuperpositionModule)
         step = trainer.global_step
-        if step % pl_module.recipe.log_every == 0:
+        if step % pl_module.log_every == 0:
             row = {"train/loss": pl_module.read_loss(), "train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
             for logger in trainer.loggers:
                 logger.log_metrics(row, step)
-        pl_module.keep(step)
+        pl_module.write_snapshot(step)
 
 
 class SuperpositionModule(L.LightningModule):
@@ -82,7 +72,7 @@ class SuperpositionModule(L.LightningModule):
 
     Args:
         importance: I of each feature in the loss.
-        snapshots: where the weights of the steps named in the recipe go, a safetensors file each; None: the recipe names none.
+        snapshots: steps after which the weights are written, with the safetensors file of each.
     """
 
     def __init__(
@@ -90,32 +80,21 @@ class SuperpositionModule(L.LightningModule):
         model: SuperpositionModel,
         *,
         importance: Float[Tensor, "stream setting n_features"],
-        recipe: ToyRecipe,
-        snapshots: Path | None,
+        optimizer: Adam,
+        max_steps: int,
+        log_every: int,
+        snapshots: Mapping[int, Path],
     ) -> None:
         super().__init__()
-        self.model, self.recipe, self.snapshots = model, recipe, snapshots
+        self.model, self.adam, self.snapshots = model, optimizer, snapshots
+        self.max_steps, self.log_every = max_steps, log_every
         self.importance: Tensor
         self.register_buffer("importance", importance, persistent=False)
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        recipe = self.recipe
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=recipe.lr,
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-
-        return scheduled(
-            optimizer,
-            warmup_steps=recipe.warmup_steps,
-            max_steps=recipe.max_steps,
-            min_lr_factor=recipe.min_lr_factor,
-        )
+        groups = [{"params": self.model.parameters()}]
+        return build_optimizer(groups, options=self.adam, decoupled=True, max_steps=self.max_steps)
 
     def training_step(self, batch: Float[Tensor, "stream batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
         errors = error(self.model, batch, self.importance)
@@ -123,13 +102,13 @@ class SuperpositionModule(L.LightningModule):
         return errors.sum() / batch.shape[-1]
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [_Watch()]
+        return [Watch()]
 
     def read_loss(self) -> float:
-        """The last step's error, mean over instances.
+        """Return the last step's error, mean over instances.
 
         Raises:
-            UserError: where an instance's is no finite number.
+            UserError: if an instance's is no finite number.
         """
         if bad := int((~self._loss.isfinite()).sum()):
             raise UserError(
@@ -138,12 +117,12 @@ class SuperpositionModule(L.LightningModule):
             )
         return float(self._loss.mean())
 
-    def keep(self, step: int) -> None:
-        """Writes the weights, where the recipe names the step."""
-        if step in self.recipe.snapshots and self.snapshots is not None:
-            self.snapshots.mkdir(parents=True, exist_ok=True)
-            write_tensors(self.snapshots / f"{step}.safetensors", tensors(self.model.weights))
+    def write_snapshot(self, step: int) -> None:
+        """Write the weights, if a snapshot is wanted after this step."""
+        if (path := self.snapshots.get(step)) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, tensors(self.model.weights))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint with a non-finite number in it is never written."""
+        """Refuse to write a checkpoint with a non-finite number in it."""
         self.read_loss()

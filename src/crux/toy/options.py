@@ -1,12 +1,20 @@
-"""Keys of experiments with toy models: a part of schema.py, whose rules hold here too."""
+"""The jobs that train toy models, and SAEs on them, with the options of each experiment. Torch-free."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated, ClassVar, NamedTuple
 
+from annotated_types import Ge, Gt, Le, MinLen
 from omegaconf import MISSING
 
+from crux.config.errors import UserError
+from crux.config.schema import Adam, BatchTrainer, Count, Job, Model, Rate
+from crux.sae.losses.options import LossOptions
+from crux.sae.options import SparseTraining
 
-class ToyKind(Enum):
+
+class Kind(Enum):
     """A toy model: src/crux/toy/superposition.py has the formulas."""
 
     linear = "linear"
@@ -24,39 +32,261 @@ class Together(Enum):
     one_active = "one_active"
 
 
+class Size(NamedTuple):
+    """The size of a toy model."""
+
+    n_features: int
+    n_hidden: int
+    n_sets: int
+
+    @property
+    def name(self) -> str:
+        """`20_5`: features and hidden dimensions, for the names of files and metrics."""
+        return f"{self.n_features}_{self.n_hidden}"
+
+
 @dataclass
 class Toy:
-    """A toy model of superposition, and the experiment that is made with it."""
+    """Toy models of superposition, and the experiment that is made with them."""
 
     experiment: str = MISSING
-    """Which: a file in src/crux/experiments/toy."""
-    kind: ToyKind = MISSING
-    n_features: int = MISSING
-    n_hidden: int = MISSING
-    importance: float = MISSING
+    """The experiment's file in src/crux/toy/experiments; experiment=toy/… sets it."""
+    kind: Kind = MISSING
+    """The model's formula."""
+    importance: Rate = MISSING
     """Feature i (from 0) counts importance^i in the loss."""
-    densities: list[float] = MISSING
-    """p = 1 − S of a feature, the same for all; an instance for each and each seed."""
+    densities: Annotated[list[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = MISSING
+    """Densities p = 1 − S of a feature, the same for all features; one instance for each of them and each seed."""
     together: Together = MISSING
-    n_sets: int = MISSING
-    """Equal sets of features that are correlated, or anticorrelated."""
+    """How features occur together."""
     signed: bool = MISSING
     """Magnitudes from [-1, 1) instead of [0, 1)."""
-    seeds: int = MISSING
+    seeds: Count = MISSING
     """Instances of each setting: seed, seed + 1, …"""
-    ratios: list[float] | None = None
-    """Of one feature's importance (phase_diagram) or density (one_varied_feature) to the others'."""
-    points: list[int] | None = None
-    """Sizes of finite training sets; fresh data in every step where not given."""
-    held_out: int = MISSING
-    """Samples that the loss of a trained instance is measured on."""
-    snapshots: int = MISSING
-    """How often in training the weights are kept, evenly spaced; 0: never."""
-    tile: int = MISSING
+    held_out: Count = MISSING
+    """Samples on which the loss of a trained instance is measured; a multiple of 1024, or less."""
+    snapshots: Annotated[int, Ge(0)] = MISSING
+    """How often the weights are kept during training, evenly spaced; 0: never."""
+    init_scale: Rate = MISSING
+    """Scale of the initial weights relative to Xavier's; below one, learning goes from plateau to plateau."""
+
+    @property
+    def model_sizes(self) -> list[Size]:
+        """The sizes of the models, one program or more for each."""
+        raise NotImplementedError
+
+    def check_section(self, key: str) -> None:
+        for size in self.model_sizes:
+            self._check_sets(key, size)
+        if self.held_out % min(self.held_out, 1024):
+            raise UserError(f"{key}.held_out={self.held_out}: must be a multiple of 1024, or less")
+
+    def _check_sets(self, key: str, size: Size) -> None:
+        n, n_sets = size.n_features, size.n_sets
+        if n % n_sets:
+            raise UserError(f"{key}.n_sets={n_sets}: {n} features cannot be so many equal sets")
+        if self.together is Together.anticorrelated and max(self.densities) * n / n_sets > 1:
+            raise UserError(
+                f"{key}.densities={self.densities}: of {n // n_sets} features that exclude each other each has a density of "
+                f"{n_sets / n:g} at most"
+            )
+
+
+@dataclass
+class OneSize(Toy):
+    """Toy models that all have one size."""
+
+    n_features: Count = MISSING
+    """Features, the inputs of the model."""
+    n_hidden: Count = MISSING
+    """Dimensions of the hidden layer."""
+    n_sets: Count = 1
+    """Equal sets of features that are correlated, or anticorrelated."""
+
+    @property
+    def model_sizes(self) -> list[Size]:
+        return [self.size]
+
+    @property
+    def size(self) -> Size:
+        """The size of every model."""
+        return Size(self.n_features, self.n_hidden, self.n_sets)
+
+
+@dataclass
+class SeveralSizes(Toy):
+    """Toy models of several sizes."""
+
+    sizes: Annotated[list[list[int]], MinLen(1)] = MISSING
+    """[n_features, n_hidden, n_sets] of each model."""
+
+    @property
+    def model_sizes(self) -> list[Size]:
+        return [Size(*size) for size in self.sizes]
+
+    def check_section(self, key: str) -> None:
+        for size in self.sizes:
+            if len(size) != 3 or min(size) < 1 or size[0] % size[2]:
+                raise UserError(
+                    f"{key}.sizes: {size} must be [n_features, n_hidden, n_sets], the features in equal sets"
+                )
+        super().check_section(key)
+
+
+@dataclass
+class Tiled(OneSize):
+    """Instances so many that they are trained as several programs."""
+
+    tile: Count = MISSING
     """Most streams (densities × seeds) that train as one program."""
-    sizes: list[list[int]] | None = None
-    """[n_features, n_hidden, n_sets] of each model, where an experiment trains several sizes; goes before those three keys."""
+
+
+@dataclass
+class PhaseDiagram(SeveralSizes):
+    """What an extra feature is given, by its relative importance and the density."""
+
+    ratios: Annotated[list[Rate], MinLen(2)] = MISSING
+    """Importances of the last feature relative to the others'; two or more, in equal ratios."""
+    tile: Count = MISSING
+    """Most streams (densities × seeds) that train as one program."""
+
+
+@dataclass
+class OneVariedFeature(OneSize):
+    """Five features in two dimensions, one of them made sparser or denser."""
+
+    ratios: Annotated[list[Rate], MinLen(1)] = MISSING
+    """Densities of the last feature relative to the others'."""
+
+
+@dataclass
+class DoubleDescent(OneSize):
+    """Finite training sets."""
+
+    points: Annotated[list[Count], MinLen(1)] = MISSING
+    """Sizes of the training sets."""
     unit: bool = MISSING
-    """Samples at norm 1 (double_descent)."""
-    init_scale: float = MISSING
-    """Of the initial weights to Xavier's; below one, learning goes from plateau to plateau."""
+    """Samples at norm 1."""
+
+
+@dataclass
+class ToyJob(Job):
+    """Trains toy models, and makes an experiment's figures of them."""
+
+    toy: Toy = MISSING
+    optimizer: Adam = MISSING
+    """AdamW."""
+    trainer: BatchTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    runner: ClassVar[str] = "crux.toy.job.run"
+
+    def check(self, given: Collection[str]) -> None:
+        if "toy.experiment" in given:
+            raise UserError(f"toy.experiment={self.toy.experiment}: choose an experiment by experiment=toy/…")
+
+    def run_name(self) -> str:
+        sizes = ",".join(f"{size.n_features}→{size.n_hidden}" for size in self.toy.model_sizes)
+        return f"toy {self.toy.experiment} {self.toy.kind.value} {sizes}"
+
+    def mlflow_params(self) -> dict[str, object]:
+        sizes = self.toy.model_sizes
+        return {
+            "experiment": f"toy/{self.toy.experiment}",
+            "model": self.toy.kind.value,
+            "n_features": ",".join(str(size.n_features) for size in sizes),
+            "n_hidden": ",".join(str(size.n_hidden) for size in sizes),
+            "importance": self.toy.importance,
+            "seeds": self.toy.seeds,
+            "seed": self.seed,
+            "lr": self.optimizer.lr,
+            "max_steps": self.trainer.max_steps,
+            "batch": self.trainer.batch,
+        }
+
+    def mlflow_tags(self) -> dict[str, str | None]:
+        return {"toy": self.toy.experiment}
+
+
+@dataclass
+class ToyModel(Model):
+    """A trained toy model."""
+
+    context: Count = MISSING
+    """A micro-batch has trainer.batch · context samples."""
+    instance: Annotated[int, Ge(0)] | None = None
+    """Number of the instance, settings running fastest; the one with the lowest loss if not given."""
+
+
+@dataclass
+class ToySaeTrainer(BatchTrainer):
+    """How an SAE on a toy model is trained: on the CPU."""
+
+    accumulate: Count = MISSING
+    """Micro-batches per optimiser step."""
+
+
+@dataclass
+class ToyEvaluation:
+    """The evaluation on fresh samples."""
+
+    tokens: Count = MISSING
+    """Samples of the evaluation at the end."""
+
+
+@dataclass
+class ToySaeJob(SparseTraining):
+    """Trains an SAE on a trained toy model, and evaluates it."""
+
+    target_l0: Rate | None = None
+    """Steer λ until the SAE has so many active latents per sample."""
+    model: ToyModel = MISSING
+    loss: LossOptions = MISSING
+    trainer: ToySaeTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+    evaluation: ToyEvaluation = MISSING
+
+    runner: ClassVar[str] = "crux.toy.sae_job.run"
+    checks: ClassVar[str | None] = "crux.toy.checks"
+
+    @property
+    def samples(self) -> int:
+        """Samples of a micro-batch."""
+        return self.trainer.batch * self.model.context
+
+    def run_name(self) -> str:
+        words = [*([] if self.sae.name == "relu" else [self.sae.name]), self.loss.name, "hook_hidden"]
+        if self.sae.fixed_k:
+            return " ".join([*words, f"k={self.sae.arguments['k']}"])
+        return " ".join([*words, f"λ={self.sparsity:g}" if self.target_l0 is None else f"L0={self.target_l0:g}"])
+
+    def mlflow_params(self) -> dict[str, object]:
+        found = {
+            "loss": self.loss.name,
+            "hook_point": "hook_hidden",
+            "sparsity": self.sparsity,
+            "target_l0": self.target_l0,
+            "k": self.sae.arguments.get("k"),
+            "seed": self.seed,
+            "sae": self.sae.name,
+            "model": self.model.path,
+            "lr": self.optimizer.lr,
+            "max_steps": self.trainer.max_steps,
+            "tokens": self.trainer.max_steps * self.samples * self.trainer.accumulate,
+            **self.loss.numbers,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def mlflow_tags(self) -> dict[str, str | None]:
+        return {"loss": self.loss.name, "sae": self.sae.name}
+
+
+OPTIONS: Mapping[str, Mapping[str, type]] = {
+    "job": {"toy": ToyJob, "toy_sae": ToySaeJob},
+    "toy": {
+        "one_size": OneSize,
+        "tiled": Tiled,
+        "several_sizes": SeveralSizes,
+        "phase_diagram": PhaseDiagram,
+        "one_varied_feature": OneVariedFeature,
+        "double_descent": DoubleDescent,
+    },
+}

@@ -5,25 +5,27 @@ densities, its importances and the loss that it reached.
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
-from crux.toy.superposition import Kind, SuperpositionModel, Weights, error, tensors, weights_of
+from crux.config.files import write_tensors
+from crux.config.progress import track
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
+from crux.toy.options import Kind, Together
+from crux.toy.superposition import SuperpositionModel, Weights, error, tensors, weights_of
 
 
 class Program(NamedTuple):
-    """What is to be trained. A stream is data; a setting is an instance that sees it."""
+    """Instances of a toy model that are trained side by side. A stream is data; a setting is an instance that sees it."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     kind: Kind
     n_hidden: int
     features: FeatureDistribution
@@ -38,7 +40,7 @@ class Program(NamedTuple):
         return self.density.shape[-1]
 
     def data(self, *, batch: int, n_batches: int, purpose: Purpose) -> FeatureBatches:
-        """The streams' data for training, or held out from it; finite data are those of training."""
+        """Return the streams' data for training, or held out from it; finite data are those of training."""
         return FeatureBatches(
             self.features,
             seeds=self.seeds,
@@ -51,7 +53,7 @@ class Program(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What became of it."""
+    """A trained program."""
 
     program: Program
     weights: Weights
@@ -66,25 +68,25 @@ class Trained(NamedTuple):
 
 
 def grid(*, seeds: Sequence[int], density: Float[Tensor, "density n_features"]) -> tuple[Tensor, Tensor]:
-    """Streams for every density and seed, seeds running fastest: (seeds [stream], density [stream n_features])."""
+    """Return streams for every density and seed, seeds running fastest: (seeds [stream], density [stream n_features])."""
     every_seed = torch.tensor(list(seeds)).repeat(len(density))
     return every_seed, density.repeat_interleave(len(seeds), dim=0)
 
 
 @torch.no_grad()
 def held_out_loss(program: Program, weights: Weights, *, samples: int, batch: int) -> Float[Tensor, "stream setting"]:
-    """The mean error of each instance on fresh samples of its stream, `batch` at a time."""
+    """Return the mean error of each instance on fresh samples of its stream, `batch` at a time."""
     n_batches = -(-samples // batch)
     model = SuperpositionModel(program.kind, weights)
     data = program.data(batch=batch, n_batches=n_batches, purpose=Purpose.held_out)
     total = torch.zeros(program.importance.shape[:2], dtype=torch.float64)
-    for i in range(n_batches):
+    for i in track(range(n_batches), "held-out loss of the instances"):
         total += error(model, data[i].to(weights.W.device), program.importance).double()
     return total / n_batches
 
 
 def save(folder: Path, trained: Trained) -> None:
-    """Writes the folder's files; its snapshots are there already."""
+    """Write the folder's files; its snapshots are there already."""
     program = trained.program
     about = {
         "model_type": "superposition",
@@ -110,15 +112,8 @@ def save(folder: Path, trained: Trained) -> None:
     write_tensors(folder / "model.safetensors", found)
 
 
-def write_tensors(path: Path, found: Mapping[str, Tensor]) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in found.items()}, temporary)
-    temporary.replace(path)
-
-
 def load(folder: Path) -> Trained:
-    """What `save` wrote, with its snapshots."""
+    """Read what `save` wrote, with its snapshots."""
     about = json.loads((folder / "config.json").read_text("utf-8"))
     found = load_file(folder / "model.safetensors")
     how = about["features"]

@@ -1,112 +1,149 @@
-"""Trains an SAE on a toy model and judges it: by the hidden layer, by the output, and by the features that are known."""
+"""A job that trains an SAE on a toy model and evaluates it: by the hidden layer, by the output, and by the features that are known."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from crux.config.schema import Config, to_plain
-from crux.runs.run_folder import RunFolder, new_path
-from crux.runs.tracking import earlier_run, how_to_compare, run_name, tracked
-from crux.sae import assemble, report
+from crux.config.console import make_console
+from crux.runs.life_cycle import Outcome, Run, Work, run_job
+from crux.runs.run_folder import RunFolder
+from crux.sae import report
 from crux.sae.architectures.site import Site
+from crux.sae.build import build_loss, build_sae, sae_module
 from crux.sae.evaluation.mean import Typical
 from crux.sae.figures.densities import density_histogram
-from crux.sae.training.local import LocalSAE
-from crux.toy.evaluate import ToyJudgement, judge_on_toy
+from crux.sae.formats import saelens
+from crux.sae.losses.options import E2E
+from crux.sae.training.passes import ActivationPasses
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.sparsity import Sparsity, Steering
+from crux.toy.evaluate import ToyEvaluation, evaluate_on_toy
 from crux.toy.features import Purpose
 from crux.toy.figures.recovery import toy_recovery
-from crux.toy.folder import HOOK, toy_folder
+from crux.toy.folder import HOOK, find_toy_model
 from crux.toy.geometry.recovery import RECOVERED
-from crux.toy.sae_outputs import HiddenActivations, OutputCoefficients, OutputSAE
+from crux.toy.options import ToySaeJob
+from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject, load_toy
+from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
+from crux.training.devices import CPU
 from crux.training.fit import checkpoint_step, fit
 
 
-def train_on_toy(config: Config, *, folder: Path | None) -> None:
-    """One job, top to bottom, as `run.train` is for language models.
+def run(config: ToySaeJob, *, folder: Path | None) -> None:
+    """Train an SAE on a toy model and evaluate it.
+
+    Args:
+        folder: the run folder that a sweep gives it; None: a new one.
 
     Raises:
-        NonFiniteLossError: where the loss stopped being a number.
+        NonFiniteLossError: if the loss stopped being a number.
     """
-    torch.manual_seed(config.seed)
-    earlier = earlier_run(config, folder)
-    if earlier is not None and earlier.done:
-        print(f"{run_name(config)}: done before, in {earlier.path}")
-        return
-    assert config.model.path is not None
-    place = toy_folder(Path(config.model.path))
-    assert place is not None
-    subject = load_toy(place, config.model.instance)
-    trainer = config.trainer
-    samples = trainer.batch * config.model.context
-    features = subject.features(
-        batch=samples, n_batches=trainer.max_steps * trainer.accumulate, seed=config.seed, purpose=Purpose.training
-    )
-    site = Site(HOOK, HOOK, assemble.build_sae(config, read=typical(subject), written=typical(subject)))
-    shared = assemble.common(config, [site])
-    if assemble.end_to_end(config):
-        coefficients = OutputCoefficients(config.loss.reconstruction, config.loss.kl)
-        module = OutputSAE([site], subject=subject, coefficients=coefficients, **shared)
-        source = features
-    else:
-        module = LocalSAE([site], reconstruction=config.loss.reconstruction, **shared)
-        source = HiddenActivations(features, subject=subject, hook=HOOK)
+    run_job(config, folder=folder, prepare=lambda: ToySaeTraining(config).work())
 
-    job = earlier or RunFolder.create(
-        folder or new_path(Path(config.output_dir), report.stem(config)), to_plain(config)
-    )
-    start = checkpoint_step(job.checkpoint)
-    job.forget_after(start)
-    with tracked(config, job, params={"n_latents": site.sae.n_latents}) as tracker:
 
-        def add_row(step: int, row: dict[str, float]) -> None:
-            job.add_row(step, row)
-            if tracker is not None:
-                tracker.metrics(step, row)
+class ToySaeTraining:
+    """The training and evaluation of an SAE, with the toy model loaded."""
 
+    def __init__(self, config: ToySaeJob) -> None:
+        torch.manual_seed(config.seed)
+        self.config, trainer = config, config.trainer
+        self.subject = load_toy(find_toy_model(config.model.path), config.model.instance)
+        self.features = self.subject.features(
+            batch=config.samples,
+            n_batches=trainer.max_steps * trainer.accumulate,
+            seed=config.seed,
+            purpose=Purpose.training,
+        )
+        hidden = typical(self.subject)
+        self.site = Site(HOOK, HOOK, build_sae(config.sae, read=hidden, written=hidden, seed=config.seed))
+        self.module = self.build_module()
+
+    def build_module(self) -> SAEModule:
+        """Return the module that trains the SAE: end to end on the output, or on hidden activations."""
+        config, options = self.config, self.config.loss
+        loss = OutputLoss(options, subject=self.subject) if isinstance(options, E2E) else build_loss(options)
+        passes = ActivationPasses(max_norm=options.max_norm)
+        steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
+        sparsity = Sparsity(config.sparsity, n_saes=1, steering=steering)
+        return sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
+
+    def work(self) -> Work:
+        """Return what the job does."""
+        return Work(
+            name=report.stem(self.config.run_name()),
+            carry_out=self.carry_out,
+            last_row=lambda folder: checkpoint_step(folder.checkpoint),
+            params={"n_latents": self.site.sae.n_latents},
+            parts={},
+        )
+
+    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+        """Train, evaluate, and write the SAE and its figures."""
+        self.fit(run)
+        found = evaluate_on_toy(self.subject, self.site.sae.folded(), n_samples=self.config.evaluation.tokens)
+        self.write_sae(run.folder)
+        self.write_figures(run.folder, found)
+        metrics = {f"final/{name}": value for name, value in found.metrics.items()}
+        return {"": Outcome(metrics, lambda: show(f"{self.config.run_name()} on {self.config.model.path}", found))}
+
+    def fit(self, run: Run) -> None:
+        """Train the SAE."""
+        trainer = self.config.trainer
+        start = checkpoint_step(run.folder.checkpoint)
         fit(
-            module,
-            Feed(source, accumulate=trainer.accumulate),
-            pace=assemble.pace(config)._replace(
-                tokens_per_step=samples * trainer.accumulate,
-                unit="samples",
-                val_every=0,
-                accelerator="cpu",
-                precision="32-true",
-            ),
-            checkpoints=job.checkpoint.parent,
-            resume=job.checkpoint if start else None,
-            sinks=[add_row],
-            judge=None,
+            self.module,
+            Feed(HiddenActivations(self.features, subject=self.subject, hook=HOOK), accumulate=trainer.accumulate),
+            trainer=trainer,
+            hardware=CPU,
+            items_per_step=self.config.samples * trainer.accumulate,
+            unit="samples",
+            checkpoints=run.folder.checkpoint.parent,
+            resume=run.folder.checkpoint if start else None,
+            sinks=[run.add_row],
+            evaluations=None,
             shown={"train/loss": "loss", "train/l0": "L0"},
+            callbacks=make_callbacks(self.config.callbacks),
             abandoned=None,
         )
-        found = judge_on_toy(subject, site.sae.folded(), n_samples=config.evaluation.tokens)
-        metrics = {f"final/{name}": value for name, value in found.metrics.items()}
-        report.write_saes(job, config, [site], module.sparsity.weight.tolist())
-        report.write_loss_curves(job)
-        figures = job.path / "figures"
-        report.save_figure(
-            density_histogram(found.densities.numpy(), n_tokens=config.evaluation.tokens), figures / "densities.png"
-        )
-        report.save_figure(
-            toy_recovery(found.recovery.cosine.numpy(), living=found.recovery.living.numpy(), threshold=RECOVERED),
-            figures / "recovery.png",
-        )
-        job.write_metrics(metrics)
-        if tracker is not None:
-            tracker.metrics(0, metrics)
-            tracker.files(job.path)
-        job.finish()
-    show(config, job, found)
+
+    def write_sae(self, folder: RunFolder) -> None:
+        """Write the SAE, with what must be known of it before it may be evaluated again."""
+        config = self.config
+        metadata = {
+            "model_name": config.model.path,
+            "hook_name": HOOK,
+            "process_weights": False,
+            "context_size": config.model.context,
+            "prepend_bos": False,
+            "dataset_path": "synthetic features",
+            "sae": config.sae.name,
+            "loss": config.loss.name,
+            "sparsity": float(self.module.sparsity.weight[0]),
+            "target_l0": config.target_l0,
+            "seed": config.seed,
+        }
+        saelens.save(self.site.sae, folder.path / "sae", metadata)
+
+    def write_figures(self, folder: RunFolder, found: ToyEvaluation) -> None:
+        """Draw the loss over the training, the firing densities, and the features that were recovered."""
+        report.write_loss_curves(folder, terms=self.module.loss.row_labels())
+        drawn = {
+            "densities": density_histogram(found.densities.numpy(), n_tokens=self.config.evaluation.tokens),
+            "recovery": toy_recovery(
+                found.recovery.cosine.numpy(), living=found.recovery.living.numpy(), threshold=RECOVERED
+            ),
+        }
+        for name, figure in drawn.items():
+            report.save_figure(figure, folder.path / "figures" / f"{name}.png")
 
 
 @torch.no_grad()
 def typical(subject: ToySubject) -> Typical:
-    """The hidden activation's first moments, over samples of their own."""
+    """Return the hidden activation's first moments, over samples of their own."""
     h = subject.hidden(subject.features(batch=65_536, n_batches=1, seed=0, purpose=Purpose.initial)[0][0])
     return Typical(h.mean(0), float(h.norm(dim=1).mean()))
 
@@ -127,16 +164,13 @@ ROWS = {
 }
 
 
-def show(config: Config, job: RunFolder, found: ToyJudgement) -> None:
-    """The judgement as a table, and where everything lies."""
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
-    table = Table(title=f"{run_name(config)} on {config.model.path}", title_justify="left")
+def show(title: str, found: ToyEvaluation) -> None:
+    """Print the evaluation as a table."""
+    console = make_console(width=110)
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("unit")
     for name, (label, unit) in ROWS.items():
         table.add_row(label, f"{found.metrics[name]:.4g}", unit)
     console.print(table)
-    console.print(f"run folder  {job.path}", soft_wrap=True)
-    if config.tracking.mlflow:
-        console.print(f"compare     {how_to_compare(config)}", soft_wrap=True)

@@ -1,58 +1,49 @@
-"""SAEs on a toy model, trained against its output: the end-to-end loss where outputs are real numbers."""
+"""SAEs on a toy model, trained against its output: the end-to-end loss for outputs that are real numbers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Unpack
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.sae.architectures.site import Site
+from crux.sae.losses.loss import Loss
 from crux.sae.losses.mse import mse
-from crux.sae.training.recipe import Common
-from crux.sae.training.sae_module import SAEModule
+from crux.sae.losses.options import E2E
+from crux.sae.losses.step import Step
+from crux.sae.training.activations import Activations
 from crux.toy.features import FeatureBatches
 from crux.toy.subject import ToySubject
-from crux.training.data import Activations
 
 
-class OutputCoefficients(NamedTuple):
-    reconstruction: float
-    """Of the MSE of the hidden activation."""
-    output: float
-    """Of the MSE between the outputs with and without the SAE, in the KL's place."""
+class OutputLoss(Loss[E2E]):
+    """kl · MSE(y(ĥ), y(h)) + reconstruction · MSE(ĥ, h) + λ · penalty: the output's MSE takes the KL's place.
 
+    Both MSEs are means over samples and dimensions.
+    """
 
-class OutputSAE(SAEModule):
-    """reconstruction · MSE(ĥ, h) + output · MSE(y(ĥ), y(h)) + λ · penalty, on batches of features; both MSEs are means over
-    samples and dimensions."""
+    labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output"}
 
-    def __init__(
-        self, sites: Sequence[Site], *, subject: ToySubject, coefficients: OutputCoefficients, **common: Unpack[Common]
-    ) -> None:
-        super().__init__(sites, **common)
-        assert len(self.sites) == 1
-        self.subject, self.coefficients = subject, coefficients
+    def __init__(self, options: E2E, *, subject: ToySubject) -> None:
+        super().__init__(options)
+        self.subject = subject
 
-    def training_step(self, batch: Float[Tensor, "1 batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
-        sae = self.sites[0].sae
+    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+        o = self.options
+        return (
+            o.kl * self.output_mse(step) + (o.reconstruction * step.mse() if o.reconstruction else 0) + step.sparsity()
+        )
+
+    def output_mse(self, step: Step) -> Float[Tensor, "runs"]:
+        """Return the MSE between the outputs with and without the SAE."""
+        ((_, passed, h, weight),) = step.by_sae()
         with torch.no_grad():
-            h = self.subject.hidden(batch[0])
             clean = self.subject.output(h)
-        weight = self.tokens_in_loss(h, None)
-        codes = sae.encode(h)
-        h_hat = sae.decode(codes)
-        terms = {"output_mse": [mse(self.subject.output(h_hat), clean, weight=weight)]}
-        loss = self.coefficients.output * terms["output_mse"][0]
-        if self.coefficients.reconstruction > 0:
-            terms["mse"] = [self.error(sae, h_hat, h, weight)]
-            loss = loss + self.coefficients.reconstruction * terms["mse"][0]
-        loss = loss + self.own_terms(0, codes, h_hat, h, weight, terms)
-        return self.told(loss[None], [codes], terms).sum()
+        return step.record("output_mse", [mse(self.subject.output(passed.reconstruction), clean, weight=weight)])
 
 
 class HiddenActivations(Sequence[Activations]):
-    """The hidden activations of batches of features: what the local loss trains on."""
+    """The hidden activations of batches of features: what SAEs on a toy model train on."""
 
     def __init__(self, features: FeatureBatches, *, subject: ToySubject, hook: str) -> None:
         self.features, self.subject, self.hook = features, subject, hook

@@ -32,27 +32,27 @@ class ToySubject:
         return self.model.W[0, 0].T
 
     def hidden(self, x: Float[Tensor, "batch n_features"]) -> Float[Tensor, "batch n_hidden"]:
-        """The activations at the hook point."""
+        """Return the activations at the hook point."""
         return self.model.hidden(x[None])[0, 0]
 
     def output(self, h: Float[Tensor, "batch n_hidden"]) -> Float[Tensor, "batch n_features"]:
-        """The network's output with these activations in place of its own."""
+        """Return the network's output with these activations in place of its own."""
         return self.model.output(h[None, None])[0, 0]
 
     def error(
         self, output: Float[Tensor, "batch n_features"], x: Float[Tensor, "batch n_features"]
     ) -> Float[Tensor, ""]:
-        """The network's own loss: Σ_i I_i (y_i − y'_i)², mean over samples."""
+        """Return the network's own loss: Σ_i I_i (y_i − y'_i)², mean over samples."""
         return ((output - self.model.target(x[None])[0]).square() @ self.importance).mean()
 
     def features(self, *, batch: int, n_batches: int, seed: int, purpose: Purpose) -> FeatureBatches:
-        """Fresh data of the kind that the network was trained on; a batch is [1, batch, n_features]."""
+        """Return fresh data of the kind that the network was trained on; a batch is [1, batch, n_features]."""
         program = self.program._replace(points=None, seeds=torch.tensor([seed]))
         return program.data(batch=batch, n_batches=n_batches, purpose=purpose)
 
 
 def subject_of(trained: Trained, index: int | None) -> ToySubject:
-    """The instance of that number (settings run fastest); None: the one with the lowest loss."""
+    """Return the instance with a number (settings run fastest); None: the one with the lowest loss."""
     flat = losses(trained).flatten()
     chosen = int(flat.argmin()) if index is None else index
     stream, setting = divmod(chosen, trained.program.importance.shape[1])
@@ -67,5 +67,5 @@ def subject_of(trained: Trained, index: int | None) -> ToySubject:
 
 
 def load_toy(folder: Path, index: int | None) -> ToySubject:
-    """The subject in a toy model's folder."""
+    """Load the subject in a toy model's folder."""
     return subject_of(load(folder), index)

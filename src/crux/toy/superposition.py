@@ -10,25 +10,17 @@ Instances have two leading axes: `stream`, which data it sees, and `setting`, wh
 """
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-class Kind(Enum):
-    """Which toy model."""
-
-    linear = "linear"
-    relu_output = "relu_output"
-    relu_hidden = "relu_hidden"
-    absolute_value = "absolute_value"
+from crux.toy.options import Kind
 
 
 class Weights(NamedTuple):
-    """What an instance, or many, consist of."""
+    """The weights of an instance, or of many."""
 
     W: Float[Tensor, "*instances n_hidden n_features"]
     b: Float[Tensor, "*instances n_features"]
@@ -49,12 +41,12 @@ class SuperpositionModel(nn.Module):
 
     @property
     def weights(self) -> Weights:
-        """The weights as they are, without gradient."""
+        """Return the weights as they are, without gradient."""
         W_out = self.W_out.detach() if self.W_out is not None else None
         return Weights(self.W.detach(), self.b.detach(), W_out)
 
     def forward(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_features"]:
-        """Outputs of every instance for its stream's data."""
+        """Return the outputs of every instance for its stream's data."""
         n_hidden, n_features = self.W.shape[-2:]
         linear_inside = self.W_out is None and self.kind in (Kind.linear, Kind.relu_output)
         if linear_inside and n_features <= 2 * n_hidden:  # by WᵀW: no more work, fewer passes
@@ -62,14 +54,14 @@ class SuperpositionModel(nn.Module):
         return self.output(self.hidden(x))
 
     def hidden(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_hidden"]:
-        """The activations between the two maps."""
+        """Return the activations between the two maps."""
         h = torch.einsum("sbf,sghf->sgbh", x, self.W)
         return h.relu() if self.kind in (Kind.relu_hidden, Kind.absolute_value) else h
 
     def output(
         self, h: Float[Tensor, "stream setting batch n_hidden"]
     ) -> Float[Tensor, "stream setting batch n_features"]:
-        """What the second map makes of hidden activations."""
+        """Return what the second map makes of hidden activations."""
         return self._finished(h @ (self.W_out.mT if self.W_out is not None else self.W))
 
     def _finished(self, pre: Tensor) -> Tensor:
@@ -77,7 +69,7 @@ class SuperpositionModel(nn.Module):
         return pre if self.kind is Kind.linear else pre.relu()
 
     def target(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream batch n_features"]:
-        """What the output should be."""
+        """Return what the output should be."""
         return x.abs() if self.kind is Kind.absolute_value else x
 
 
@@ -86,16 +78,16 @@ def error(
     x: Float[Tensor, "stream batch n_features"],
     importance: Float[Tensor, "stream setting n_features"],
 ) -> Float[Tensor, "stream setting"]:
-    """Σ_i I_i (y_i − y'_i)², mean over the batch, of each instance: summed over features (the notebook's is the mean over them)."""
+    """Return Σ_i I_i (y_i − y'_i)² of each instance, mean over the batch: summed over features (the notebook's is the mean over them)."""
     deviation = model(x) - model.target(x)[:, None]
     return (deviation.square().mean(2) * importance).sum(-1)
 
 
 def tensors(weights: Weights) -> dict[str, Tensor]:
-    """The weights by name, for a file."""
+    """Return the weights by name, for a file."""
     return {name: value.contiguous() for name, value in weights._asdict().items() if value is not None}
 
 
 def weights_of(found: Mapping[str, Tensor]) -> Weights:
-    """The weights from a file."""
+    """Return the weights from a file."""
     return Weights(found["W"], found["b"], found.get("W_out"))

@@ -1,9 +1,12 @@
-"""Runs Lightning's trainer over one module, with checkpoints, short judgements and the progress bar."""
+"""Runs Lightning's trainer over one module, with checkpoints, short evaluations and the progress bar."""
 
 import logging
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,43 +15,35 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from crux.config.errors import UserError
+from crux.config.schema import Trainer
 from crux.training.data import Feed
-from crux.training.processes import Processes
+from crux.training.devices import Hardware
+from crux.training.lightning_private import spare_sigterm_broadcast
+from crux.training.processes import OwnSignals, shared_by
 from crux.training.progress import RowLogger, StepBar
 
 Sink = Callable[[int, dict[str, float]], None]
 
 
-class Pace(NamedTuple):
-    """How long, and how often what."""
+class Evaluations(NamedTuple):
+    """Short evaluations during training."""
 
-    max_steps: int
-    accumulate: int
-    tokens_per_step: int
-    unit: str
-    """What those are that a step sees: tokens, or samples."""
-    checkpoint_every: int
-    val_every: int
-    """0: never."""
-    accelerator: str
-    devices: int
-    """Processes that share each batch."""
-    precision: str
-    """Lightning's word: `32-true` or `bf16-mixed`."""
-    progress: bool
+    evaluate: Callable[[], dict[str, float]]
+    every: int
+    """Optimiser steps from one to the next; 0: none."""
 
 
-class ShortJudgement(L.Callback):
-    """Calls `judge` every so many optimiser steps and logs what it returns."""
+class ShortEvaluation(L.Callback):
+    """Evaluates every so many optimiser steps and logs the row."""
 
-    def __init__(self, judge: Callable[[], dict[str, float]], *, every: int) -> None:
-        self.judge, self.every = judge, every
+    def __init__(self, evaluations: Evaluations) -> None:
+        self.evaluations = evaluations
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
-            row = self.judge()
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.evaluations.every == 0:
+            row = self.evaluations.evaluate()
             for logger in trainer.loggers:
                 logger.log_metrics(row, trainer.global_step)
 
@@ -57,73 +52,102 @@ def fit(
     module: L.LightningModule,
     feed: Feed,
     *,
-    pace: Pace,
+    trainer: Trainer,
+    hardware: Hardware,
+    items_per_step: int,
+    unit: str,
     checkpoints: Path,
     resume: Path | None,
-    sinks: list[Sink],
-    judge: Callable[[], dict[str, float]] | None,
-    shown: dict[str, str],
+    sinks: Sequence[Sink],
+    evaluations: Evaluations | None,
+    shown: Mapping[str, str],
+    callbacks: Sequence[L.Callback],
     abandoned: Callable[[], None] | None,
 ) -> float | None:
-    """Trains up to `pace.max_steps`; returns training tokens a second, None where no step was left to do.
+    """Train for `trainer.max_steps` optimiser steps; return training items per second, None if no step was left to do.
 
-    `abandoned` is called where a run over several devices has to be ended with a process that hangs.
+    Args:
+        items_per_step: tokens, or whatever `unit` says, that an optimiser step sees.
+        sinks: are given each row of the history, with its step.
+        shown: keys of the newest row that the progress bar shows, with the label of each.
+        callbacks: the user's own.
+        abandoned: called if a run over several devices has to be ended while a process hangs.
 
     Raises:
-        NonFiniteLossError: where the loss stopped being a number.
-        LostProcessError: where the process of another device failed.
+        NonFiniteLossError: if the loss stopped being a number.
+        LostProcessError: if the process of another device failed.
         KeyboardInterrupt: on Ctrl-C; the last checkpoint stays.
     """
-    for room in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
-    bar = StepBar(tokens_per_step=pace.tokens_per_step, unit=pace.unit, shown=shown, enabled=pace.progress)
+    bar = StepBar(tokens_per_step=items_per_step, unit=unit, shown=dict(shown), enabled=trainer.progress)
     last = ModelCheckpoint(
         dirpath=checkpoints,
         filename="last",
-        every_n_train_steps=pace.checkpoint_every,
+        every_n_train_steps=trainer.checkpoint_every,
         save_top_k=1,
         enable_version_counter=False,
     )
-    callbacks: list[L.Callback] = [bar, last]
-    if judge is not None and pace.val_every:
-        callbacks.insert(0, ShortJudgement(judge, every=pace.val_every))
-    with warnings.catch_warnings():
-        # Lightning's hints that do not apply: batches come from memory or the device, none are skipped, a run that goes
-        # on has a checkpoint already, and a cluster's machine may be used without its scheduler
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
-        trainer = L.Trainer(
-            max_steps=pace.max_steps,
+    own: list[L.Callback] = [bar, last]
+    if evaluations is not None and evaluations.every:
+        own.insert(0, ShortEvaluation(evaluations))
+    if hardware.devices > 1:
+        own.append(OwnSignals())
+    elsewhere = partial(
+        fit, module, feed, trainer=replace(trainer, progress=False), hardware=hardware, items_per_step=items_per_step, unit=unit,
+        checkpoints=checkpoints, resume=resume, sinks=[], evaluations=None, shown={}, callbacks=[], abandoned=None,
+    )  # fmt: skip
+    together = shared_by(hardware.devices, training=elsewhere, abandon=abandoned or (lambda: None))
+    with _without_hints(), together as strategy:
+        loop = L.Trainer(
+            max_steps=trainer.max_steps,
             max_epochs=-1,
-            accumulate_grad_batches=pace.accumulate,
-            accelerator="gpu" if pace.accelerator == "cuda" else pace.accelerator,
-            devices=pace.devices,
-            strategy="auto"
-            if pace.devices == 1
-            else Processes(run_folder=checkpoints.parent, abandoned=abandoned or (lambda: None)),
-            precision=pace.precision,  # pyright: ignore[reportArgumentType]
+            accumulate_grad_batches=feed.accumulate,
+            accelerator="gpu" if hardware.accelerator == "cuda" else hardware.accelerator,
+            devices=hardware.devices,
+            strategy=strategy,
+            precision=hardware.precision,  # pyright: ignore[reportArgumentType]
             logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
-            callbacks=callbacks,
+            callbacks=[*own, *callbacks],
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=checkpoints.parent,
         )
+        spare_sigterm_broadcast(loop)
         try:
-            trainer.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
+            loop.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
         except SystemExit as stop:  # Lightning turns Ctrl-C into one; SIGTERM's stays one
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise
-    return bar.tokens_per_second(trainer)
+    return bar.tokens_per_second(loop)
+
+
+@contextmanager
+def _without_hints() -> Iterator[None]:
+    """Silence Lightning's hints that do not apply.
+
+    Batches come from memory or the device, none are skipped, a resumed run has a checkpoint already, with manual optimisation
+    checkpoints are right after the step, and a cluster's machine may be used without its scheduler.
+    """
+    hints = (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        "Using ModelCheckpoint with manual optimization",
+        "Checkpoint directory .* exists and is not empty",
+        "The `srun` command is available on your system but is not used",
+    )
+    for room in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
+    with warnings.catch_warnings():
+        for hint in hints:
+            warnings.filterwarnings("ignore", message=hint)
+        yield
 
 
 def checkpoint_step(path: Path) -> int:
-    """The optimiser step that a checkpoint was written after; 0 where there is none yet.
+    """Return the optimiser step after which a checkpoint was written; 0 if there is none yet.
 
     Raises:
-        UserError: where the file is no whole checkpoint.
+        UserError: if the file is no whole checkpoint.
     """
     if not path.exists():
         return 0

@@ -1,5 +1,6 @@
 """The progress bar: step, loss, L0 and tokens a second."""
 
+import sys
 import time
 from typing import Any
 
@@ -7,6 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from crux.config.progress import LIVE
 
 
 class StepBar(ProgressBar):
@@ -31,7 +34,7 @@ class StepBar(ProgressBar):
             TimeRemainingColumn(),
             TextColumn("{task.fields[row]}"),
         )
-        self.bar = Progress(*columns, disable=not enabled)
+        self.bar = Progress(*columns, console=LIVE, redirect_stdout=sys.stdout.isatty(), disable=not enabled)
 
     def disable(self) -> None:
         self.enabled = False

@@ -11,7 +11,8 @@ from architectures import base
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from crux.config.schema import HERE
+from crux.config.paths import PACKAGE
+from crux.degeneracy import compared
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
 
@@ -21,7 +22,10 @@ TEXT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_s
 
 def run(crux_here: Callable[..., int], tmp_path: Path, experiment: str, *given: str) -> Path:
     """The folder of a run of `interaction_basis/<experiment>`; keys without a group are of the comparison."""
-    keys = [key if "." in key.partition("=")[0] else f"interaction_basis.compare.{key}" for key in given]
+    keys = [
+        key if "." in key.partition("=")[0] or key == "resume=true" else f"interaction_basis.compare.{key}"
+        for key in given
+    ]
     common = (f"experiment=interaction_basis/{experiment}", "tracking=none", "trainer.progress=false")
     assert crux_here(*common, *keys, f"output_dir={tmp_path}/out") == 0
     (found,) = (tmp_path / "out" / "runs").iterdir()
@@ -60,6 +64,45 @@ def test_a_short_perceptron_leaves_its_figures_and_numbers(crux_here: Callable[.
         assert metrics[f"final/edges_needed/{name}/all"] == sum(
             metrics[f"final/edges_needed/{name}/{hook}"] for hook in ("input", "post0")
         )
+
+
+def test_an_interrupted_comparison_is_resumed_piece_by_piece(
+    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers, arrays and history are those of an uninterrupted run, and what was done is not done again."""
+    given = (
+        "interaction_basis.perceptron.hidden=[8]", "interaction_basis.perceptron.steps=600", "hooks=[input,post0,output]",
+        "samples=200", "judged=50", "batch=100", "edge_ablation=[pca,local]",
+    )  # fmt: skip
+    whole = run(crux_here, tmp_path / "whole", "mlp", *given)
+    calls: dict[str, int] = {"edges": 0, "interaction_bases": 0}
+
+    def counted(name: str, *, dies_at: int) -> Callable[..., object]:
+        original = getattr(compared, name)
+
+        def call(*args: object, **more: object) -> object:
+            calls[name] += 1
+            if calls[name] == dies_at:
+                raise RuntimeError("killed")
+            return original(*args, **more)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compared, "edges", counted("edges", dies_at=4))
+        with pytest.raises(RuntimeError, match="killed"):
+            run(crux_here, tmp_path / "cut", "mlp", *given)
+    calls["edges"] = 0
+    for name in calls:
+        monkeypatch.setattr(compared, name, counted(name, dies_at=-1))
+    resumed = run(crux_here, tmp_path / "cut", "mlp", *given, "resume=true")
+    assert calls == {"edges": 3, "interaction_bases": 0}
+    for name in ("metrics.json", "history.jsonl", "report.md"):
+        assert (resumed / name).read_text() == (whole / name).read_text()
+    a, b = (load_file(folder / "arrays.safetensors") for folder in (whole, resumed))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (resumed / "pieces").exists()
 
 
 @pytest.mark.slow
@@ -111,7 +154,7 @@ def random_gpt2(tmp_path: Path) -> Path:
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(HERE / "assets" / "tiny" / name, folder)
+        shutil.copy(PACKAGE / "assets" / "tiny" / name, folder)
     return folder
 
 
@@ -149,13 +192,13 @@ def test_modular_addition_counts_edges(crux_here: Callable[..., int], tmp_path: 
         ("tiny", "bases=[]", "must name one or more"),
         ("tiny", "threshold=0", "must be between 0 and 1"),
         ("tiny", "ahead=null", "needs to know how many hook points"),
-        ("tiny", "layer=3", "layer has no meaning"),
+        ("tiny", "layer=3", "layer: this experiment has no such key"),
         ("gpt2", "probes=1", "HF_HUB_OFFLINE"),
-        ("mlp", "length=5", "has no meaning but for language models"),
+        ("mlp", "length=5", "this experiment has no such key"),
         ("mlp", "last=logits", "allowed are pca, neuron"),
         ("mlp", "hooks=[output,input]", "the second must lie behind the first"),
         ("mlp", "hooks=[input,outptu]", "no such hook point; there are input, post0, post1, output"),
-        ("mlp", "interaction_basis.perceptron.hidden=[]", "must be widths of 1 or more"),
+        ("mlp", "interaction_basis.perceptron.hidden=[]", "must be a list of at least one"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(

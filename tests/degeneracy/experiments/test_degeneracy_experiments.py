@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from crux.degeneracy.networks.addition_folder import INSIDE
 
 SMALL = ("interaction_basis.addition.p=7", "interaction_basis.addition.d_mlp=32", "trainer.progress=false")
+SPECTRA, SYNCHRONISED = "experiment=degeneracy/spectra", "experiment=degeneracy/synchronised"
 TRAINING = "experiment=interaction_basis/modular_addition_training"
 Command = Callable[..., int]
 
@@ -119,31 +121,71 @@ def test_training_that_was_killed_goes_on(crux_here: Command, tmp_path: Path, mo
     assert not (resumed / INSIDE / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "module", "dies"),
+    [
+        ((SPECTRA, "degeneracy.network=mlp", "degeneracy.hidden=[6,5]", "degeneracy.steps=20"), "spectra", "jacobian_gram"),
+        ((SYNCHRONISED, "degeneracy.hidden=[12]", "degeneracy.steps=20"), "synchronised", "merged"),
+    ],
+    ids=["spectra", "synchronised"],
+)  # fmt: skip
+def test_measures_are_resumed(
+    crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], module: str, dies: str
+) -> None:
+    """What was measured before a run was killed is not measured again, and the numbers are the same."""
+    experiment = import_module(f"crux.degeneracy.experiments.{module}")
+    original, calls = getattr(experiment, dies), []
+
+    def dies_at(n: int) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            calls.append(n)
+            if len(calls) == n:
+                raise RuntimeError("killed")
+            return original(*args, **more)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, dies, dies_at(3))
+        with pytest.raises(RuntimeError, match="killed"):
+            run(crux_here, tmp_path / "cut", *given)
+    calls.clear()
+    monkeypatch.setattr(experiment, dies, dies_at(-1))
+    resumed, found = run(crux_here, tmp_path / "cut", *given, "resume=true")
+    again = len(calls)
+    whole, expected = run(crux_here, tmp_path / "whole", *given)
+    assert len(calls) - again == again + 2
+    assert found == expected
+    assert (resumed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    a, b = (load_file(folder / "arrays.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
-SPECTRA, SYNCHRONISED = "experiment=degeneracy/spectra", "experiment=degeneracy/synchronised"
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((SPECTRA, "degeneracy.thresholds=[0.1,1.0]"), "degeneracy.thresholds=[0.1, 1.0]: must be numbers above 0 and below 1"),
-        ((SYNCHRONISED, "degeneracy.thresholds=[0.0]"), "degeneracy.thresholds=[0.0]: must be numbers above 0 and below 1"),
+        ((SPECTRA, "degeneracy.thresholds=[0.1,1.0]"), "degeneracy.thresholds=[0.1, 1.0]: must be numbers that are between 0 and 1"),
+        ((SYNCHRONISED, "degeneracy.thresholds=[0.0]"), "degeneracy.thresholds=[0.0]: must be numbers that are between 0 and 1"),
         ((SPECTRA, "degeneracy.thresholds=[]"), "degeneracy.thresholds=[]: must be"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.2.hook_resid_pre]"), "2.hook_resid_pre does not lie behind blocks.3"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre]"), "two or more are needed"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.9.hook_resid_pre]"), "the model has 8 layers"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.4.hook_resid_per]"), "no such hook point; nearest are"),
         ((SPECTRA, "degeneracy.network=mlp", "model.context=64"), "model.context has no meaning for degeneracy.network=mlp"),
-        ((SPECTRA, "layer=3"), "layer has no meaning for experiment=degeneracy/spectra"),
+        ((SPECTRA, "layer=3"), "layer: this experiment has no such key"),
         ((SYNCHRONISED, f"model.path={TINY}"), "only ReLU neurons can be synchronised"),
-        ((SYNCHRONISED, "degeneracy.network=model"), "say which by model.path"),
-        ((SYNCHRONISED, "degeneracy.hidden=[]"), "degeneracy.hidden=[]: must be one width or more"),
+        ((SYNCHRONISED, "degeneracy.network=model"), "own are degeneracy.experiment, degeneracy.hidden, degeneracy.steps, degen"),
+        ((SYNCHRONISED, "degeneracy.hidden=[]"), "degeneracy.hidden=[]: must be a list of at least one"),
         ((SYNCHRONISED, "degeneracy.steps=0"), "degeneracy.steps=0: must be 1 or more"),
-        ((TRAINING, "interaction_basis.addition.train_share=1.0"), "must be a share of the 12769 pairs, between 0 and 1"),
+        ((TRAINING, "interaction_basis.addition.train_share=1.0"), "addition.train_share=1: must be between 0 and 1"),
+        ((TRAINING, "interaction_basis.addition.train_share=1e-5"), "must be a share of the 12769 pairs, between 0 and 1"),
         ((TRAINING, "interaction_basis.addition.n_heads=3"), "must be a multiple of the 3 heads"),
-        ((TRAINING, "interaction_basis=mlp"), "interaction_basis.addition is missing"),
+        ((TRAINING, "interaction_basis=mlp"), "interaction_basis: has no meaning for this experiment"),
         ((TRAINING, "interaction_basis.addition.p=0"), "interaction_basis.addition.p=0: must be 1 or more"),
-        ((TRAINING, f"model.path={TINY}"), "model.path has no meaning for experiment=interaction_basis/modular_addition_training"),
+        ((TRAINING, f"model.path={TINY}"), "model: this experiment has no such key; its own are callbacks, interaction_basis, optimizer"),
         (("experiment=interaction_basis/modular_addition", f"model.path={TINY}"), "no trained modular-addition network there"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

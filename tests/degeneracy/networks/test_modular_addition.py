@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from crux.config.errors import UserError
+from crux.degeneracy.basis_options import AdditionSizes
 from crux.degeneracy.networks.addition_folder import INSIDE, addition_folder
 from crux.degeneracy.networks.modular_addition import (
     MID,
@@ -17,13 +18,12 @@ from crux.degeneracy.networks.modular_addition import (
     PRE,
     ModularAddition,
     Pairs,
-    Sizes,
     load,
     pairs,
     save,
 )
 
-SIZES = Sizes(p=11, d_model=12, n_heads=3, d_mlp=20)
+SIZES = AdditionSizes(p=11, d_model=12, n_heads=3, d_mlp=20)
 
 
 def network() -> ModularAddition:
@@ -91,7 +91,7 @@ def test_every_pair_is_there_once_and_the_seed_says_where() -> None:
 
 
 def test_weights_are_drawn_at_their_scales() -> None:
-    made = ModularAddition(Sizes(113, 128, 4, 512))
+    made = ModularAddition(AdditionSizes(113, 128, 4, 512))
     made.draw(torch.Generator().manual_seed(3))
     stds = {name.rpartition(".")[2]: float(p.detach().std()) for name, p in made.named_parameters()}
     assert stds.pop("b_in") == stds.pop("b_out") == 0

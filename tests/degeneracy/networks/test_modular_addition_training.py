@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from crux.config.errors import UserError
-from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, Sizes, pairs
+from crux.config.schema import Accelerator, Adam, Trainer
+from crux.degeneracy.basis_options import AdditionSizes
+from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, pairs
 from crux.degeneracy.networks.modular_addition_module import (
     AdditionModule,
-    AdditionRecipe,
     EveryPair,
     cross_entropy,
     judged,
 )
 from crux.training.data import Feed
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 P = 7
 Rows = list[tuple[int, dict[str, float]]]
@@ -37,9 +39,10 @@ def run(
     kill_at: int = -1,
 ) -> tuple[ModularAddition, Rows]:
     tokens = pairs(P, train_share=share, seed=0)
-    network = ModularAddition(Sizes(P, 16, 2, 32))
+    network = ModularAddition(AdditionSizes(P, 16, 2, 32))
     network.draw(torch.Generator().manual_seed(0))
-    recipe = AdditionRecipe(lr, (0.9, 0.98), 1e-8, 0.1, 10, 1.0, steps, 5, stop)
+    optimizer = Adam(lr, [0.9, 0.98], 1e-8, 0.1, warmup_steps=10, min_lr_factor=1.0)
+    trainer = Trainer(False, Accelerator.cpu, max_steps=steps, log_every=5, checkpoint_every=10)
     rows: Rows = []
 
     def add_row(step: int, row: dict[str, float]) -> None:
@@ -48,11 +51,11 @@ def run(
         rows.append((step, row))
 
     fit(
-        AdditionModule(network, test=tokens.test, recipe=recipe),
+        AdditionModule(network, test=tokens.test, optimizer=optimizer, trainer=trainer, stop_when_right=stop),
         Feed(EveryPair(tokens.train, n_batches=steps), accumulate=1),
-        pace=Pace(steps, 1, len(tokens.train), "pairs", 10, 0, "cpu", 1, "32-true", False),
+        trainer=trainer, hardware=CPU, items_per_step=len(tokens.train), unit="pairs",
         checkpoints=folder, resume=folder / "last.ckpt" if resume else None,
-        sinks=[add_row], judge=None, shown={}, abandoned=None,
+        sinks=[add_row], evaluations=None, shown={}, callbacks=[], abandoned=None,
     )  # fmt: skip
     return network, rows
 

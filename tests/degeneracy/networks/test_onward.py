@@ -1,20 +1,19 @@
 """The losses of SAEs on a chain, by hand, for every mix of terms."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
+from crux.config.schema import Optimizer, OptimizerName
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.networks.onward import Ahead, OnwardCoefficients, OnwardSAE
+from crux.degeneracy.networks.onward import Ahead, OnwardLoss, OnwardPasses
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import Recipe
+from crux.sae.losses.options import E2EDownstream
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
-
-COMMON: dict[str, Any] = {"auxk": None, "max_norm": None, "seed": 0, "runs": ()}
 
 
 def chain() -> Chain:
@@ -28,22 +27,25 @@ def chain() -> Chain:
     return Chain(stages).requires_grad_(False)
 
 
-def module(of: Chain, coefficients: OnwardCoefficients) -> OnwardSAE:
+def module(of: Chain, *, reconstruction: float, output: float, downstream: float) -> SAEModule:
     sae = ReluSAE(
         d_model=4, d_out=None, n_latents=6, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
-    recipe = Recipe("adam", 1e-3, None, (0.9, 0.999), 1e-8, 0.0, 5, 0.1, 10.0, 10, 5)
-    return OnwardSAE(
-        [Site("hidden", "hidden", sae)], ahead=Ahead(of, ("middle",)), coefficients=coefficients, recipe=recipe,
-        sparsity=Sparsity(0.0, n_saes=1, steering=None), **COMMON,
+    ahead = Ahead(of, ("middle",))
+    loss = OnwardLoss(E2EDownstream(reconstruction=reconstruction, kl=output, downstream=downstream), ahead=ahead)
+    return SAEModule(
+        [Site("hidden", "hidden", sae)], passes=OnwardPasses(ahead, max_norm=None), loss=loss,
+        sparsity=Sparsity(0.0, n_saes=1, steering=None),
+        optimizer=Optimizer(1e-3, [0.9, 0.999], 1e-8, 0.0, 5, 0.1, name=OptimizerName.adam, clip=10.0),
+        auxk=Auxk(coefficient=0.0, k=None, dead_after=0), max_steps=10, log_every=5, seed=0, runs=(),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.5, 2.0), (0.3, 0.7, 0.1)])
 def test_the_loss_and_its_gradient_by_hand(shares: tuple[float, float, float]) -> None:
-    of, coefficients = chain(), OnwardCoefficients(*shares)
-    trained = module(of, coefficients)
+    of = chain()
+    trained = module(of, reconstruction=shares[0], output=shares[1], downstream=shares[2])
     sae = trained.sites[0].sae
     batch = FeatureBatches(
         FeatureDistribution(Together.independent, 1, False), seeds=torch.tensor([0]), density=torch.full((1, 5), 0.5),
@@ -70,6 +72,6 @@ def test_the_loss_and_its_gradient_by_hand(shares: tuple[float, float, float]) -
 
 
 def test_the_chain_is_in_no_checkpoint() -> None:
-    names = module(chain(), OnwardCoefficients(1.0, 1.0, 1.0)).state_dict()
+    names = module(chain(), reconstruction=1.0, output=1.0, downstream=1.0).state_dict()
     assert "saes.0.W_dec" in names
     assert not any("stages" in name for name in names)

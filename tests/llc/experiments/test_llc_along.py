@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.degeneracy.options import Split
 from crux.llc.experiments.language_model import windows
 from crux.llc.language_models import moving, next_token_loss
+from crux.llc.options import Split
 from crux.subjects.load import load_subject
 from crux.text.tokens import Tokens
 
@@ -109,8 +109,8 @@ def test_windows_are_of_the_part_that_is_asked_for(tmp_path: Path) -> None:
     ("given", "says"),
     [
         ("kgon llc.corners=[9]", "have 5 to 8 corners"),
-        ("kgon llc.nbetas=[0]", "must be numbers above 0"),
-        ("kgon llc.widths=[[2,2]]", "of llc, it reads llc.sampler"),
+        ("kgon llc.nbetas=[0]", "must be numbers that are more than 0"),
+        ("kgon llc.widths=[[2,2]]", "llc.widths: this experiment has no such key"),
         ("kgon llc.step_size=1", "a step size that diverges"),
         ("linear llc.ranks=[1]", "must be one for each of the 3 networks"),
         ("language_model llc.parameters=[transformer.h.9.*]", "names no parameter of the model; near are transformer.h."),

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from crux.llc.calibration import Case, Group, Row, folded, linear
-from crux.llc.calibration import run as calibrate
+from crux.llc.calibration import Case, Group, Row, calibrate, folded, linear
+from crux.llc.chains import ChainSettings
 from crux.llc.coordinates import Coordinates
 from crux.llc.curvature import curvature
 from crux.llc.experiments.kgons import Kgon, kgon_loss, polished
+from crux.llc.landscape import Landscape
 from crux.llc.losses import NO_DATA
 from crux.llc.samplers.hmc import HMC
 
@@ -38,12 +39,12 @@ def test_singular_cases_pass_at_a_small_size() -> None:
     kgon = Kgon(5, 0, 5)
     corners = Group(
         "", [Case("5-gon", 7.0, 1e5, 1.0, None)], kgon_loss([kgon], n_chains=16), polished([kgon]),
-        torch.tensor([0.7e-5], dtype=torch.float64), HMC(leapfrogs=25), 16, 30, 120, 1,
+        ChainSettings(HMC(leapfrogs=25), 16, 30, 120, 1, torch.tensor([0.7e-5], dtype=torch.float64)),
     )  # fmt: skip
     loss, params, cases = linear((4, 3, 8), rank=0, nbetas=(1e3,))
     assert cases[0].expected == pytest.approx(5.834, abs=2e-3)
     eps = torch.tensor([1e-3], dtype=torch.float64)
-    singular = Group("", cases, loss, params, eps, HMC(leapfrogs=50), 64, 30, 100, 1)
+    singular = Group("", cases, loss, params, ChainSettings(HMC(leapfrogs=50), 64, 30, 100, 1, eps))
     for group in (corners, singular):
         (row,) = calibrate(group, length=1.0, seed=0)
         assert row.passed, row
@@ -64,12 +65,12 @@ def test_one_program_is_faster_than_a_loop_over_chains(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("llc.length=0", "llc.length=0.0: must be more than 0"),
+        ("llc.length=0", "llc.length=0: must be more than 0"),
         ("llc.cases=[]", "must name one or more of regular"),
         ("llc.cases=[octagons]", "octagons"),
         ("llc.experiment=kgons", "kgons"),
-        ("layer=3", "layer has no meaning for experiment=llc/calibrate; allowed are llc, "),
-        ("trainer.batch=3", "trainer.batch has no meaning"),
+        ("layer=3", "layer: this experiment has no such key"),
+        ("trainer.batch=3", "trainer.batch: this experiment has no such key"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -81,10 +82,10 @@ def test_mistakes_are_one_line(
     assert "\n" not in error
 
 
-def test_task_llc_needs_an_experiment(
+def test_the_job_needs_an_experiment(
     crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert crux_here("task=llc", f"output_dir={tmp_path}") == 2
+    assert crux_here("job=llc", f"output_dir={tmp_path}") == 2
     assert "choose an experiment, experiment=llc/" in capsys.readouterr().err
 
 
@@ -109,7 +110,7 @@ def test_kgons_have_the_published_losses_and_ranks(kgon: Kgon, loss: float, rank
         at = Coordinates(found, free=None)
         of = kgon_loss(group, n_chains=1)
         assert float(of(found, None)[case]) == pytest.approx(loss, abs=1e-6)
-        there = curvature(of, at, at.start(1), NO_DATA, NO_DATA, [(0, 0)] * len(group), 1)
+        there = curvature(Landscape(of, at, NO_DATA, NO_DATA, [(0, 0)] * len(group), 1))
         assert int((there.values[case] > 1e-6).sum()) == rank == round(2 * kgon.llc)
         assert float(there.gradient_norm[case]) < 1e-10
 

@@ -12,14 +12,14 @@ from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.p_anneal import PAnnealSAE
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, Base, Init
+from crux.sae.architectures.sae import SAE, Base, Codes, Init
 from crux.sae.architectures.topk import TopKSAE
 
 ARCHITECTURES: dict[str, Callable[[Base], SAE]] = {
     "relu": lambda base: ReluSAE(**base),
     "topk": lambda base: TopKSAE(**base, k=4),
     "batch_topk": lambda base: BatchTopKSAE(**base, k=4),
-    "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5),
+    "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5, threshold_rate=10.0),
     "gated": lambda base: GatedSAE(**base),
     "matryoshka": lambda base: MatryoshkaSAE(**base, k=4, prefixes=(0.25, 0.5), prefix_coefficient=1.0),
     "p_anneal": lambda base: PAnnealSAE(**base, p_end=0.2, p_start=0.1, p_stop=1.0, p_updates=3),
@@ -60,3 +60,9 @@ def lived_in(sae: SAE) -> SAE:
     for seed in (7, 8, 9):
         sae.observe(sae.encode(3 * normal(40, sae.d_model, seed=seed), normal(40, sae.d_out, seed=seed + 10)))
     return sae
+
+
+def auxiliary_term(sae: SAE, codes: Codes, target: Tensor, *, weight: Tensor | None) -> Tensor:
+    """The architecture's own term, zero if it has none."""
+    term = sae.auxiliary(codes, target, weight=weight)
+    return target.new_zeros(()) if term is None else term

@@ -7,7 +7,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, base, lived_in, normal
+from architectures import ARCHITECTURES, auxiliary_term, base, lived_in, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -154,7 +154,9 @@ def test_gradients_against_finite_differences(name: str) -> None:
         with torch.nn.utils.stateless._reparametrize_module(sae, dict(zip(smooth, values, strict=True))):
             codes = sae.encode(x, side)
             total = (sae.decode(codes) - x).square().mean() + sae.penalty(codes, weight=None)
-            return total if name == "gated" else total + sae.auxiliary(codes, x, weight=None)  # its decoder is frozen
+            return (
+                total if name == "gated" else total + auxiliary_term(sae, codes, x, weight=None)
+            )  # its decoder is frozen
 
     assert torch.autograd.gradcheck(loss, values)
 
@@ -170,7 +172,7 @@ def test_no_product_is_spent_on_a_gradient_to_the_input(name: str) -> None:
     with FlopCounterMode(display=False) as counted:
         codes = sae.encode(x, side)
         loss = (sae.decode(codes) - x).square().mean() + sae.penalty(codes, weight=None)
-        (loss + sae.auxiliary(codes, x, weight=None)).backward()
+        (loss + auxiliary_term(sae, codes, x, weight=None)).backward()
     product = 2 * 50 * 16 * 64
     assert counted.get_total_flops() == pytest.approx((5 + extra.get(name, 0)) * product, rel=0.01)
 
@@ -183,7 +185,9 @@ def test_the_weight_leaves_tokens_out(name: str) -> None:
     some = Codes(codes.c[:10], codes.pre[:10])
     weight = torch.arange(30).lt(10).float()
     torch.testing.assert_close(sae.penalty(codes, weight=weight), sae.penalty(some, weight=None))
-    torch.testing.assert_close(sae.auxiliary(codes, x, weight=weight), sae.auxiliary(some, x[:10], weight=None))
+    torch.testing.assert_close(
+        auxiliary_term(sae, codes, x, weight=weight), auxiliary_term(sae, some, x[:10], weight=None)
+    )
 
 
 @every
@@ -192,11 +196,11 @@ def test_own_terms_are_in_scaled_units(name: str) -> None:
     sae = made(name)
     x = 3 * normal(30, 8)
     codes = sae.encode(x)
-    wanted = sae.penalty(codes, weight=None), sae.auxiliary(codes, x, weight=None)
+    wanted = sae.penalty(codes, weight=None), auxiliary_term(sae, codes, x, weight=None)
     sae.input_scale.fill_(0.25)
     sae.output_scale.fill_(0.25)
     codes = sae.encode(4 * x)
-    got = sae.penalty(codes, weight=None), sae.auxiliary(codes, 4 * x, weight=None)
+    got = sae.penalty(codes, weight=None), auxiliary_term(sae, codes, 4 * x, weight=None)
     torch.testing.assert_close(got, wanted)
 
 
@@ -215,7 +219,7 @@ def test_nothing_fires_without_a_number_going_wrong(name: str, training: bool) -
         sae.observe(codes)
         for progress in (0.2, 0.6, 1.0):
             sae.advance(progress)
-    (sae.decode(codes).sum() + sae.penalty(codes, weight=None) + sae.auxiliary(codes, x, weight=None)).backward()
+    (sae.decode(codes).sum() + sae.penalty(codes, weight=None) + auxiliary_term(sae, codes, x, weight=None)).backward()
     assert all(value.isfinite().all() for value in sae.state_dict().values())
     assert all(p.grad.isfinite().all() for p in sae.parameters() if p.grad is not None)
 
@@ -228,3 +232,21 @@ def test_the_list_is_of_all_architectures() -> None:
     found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     assert {type(make(base())) for make in ARCHITECTURES.values()} == {c for c in found if issubclass(c, SAE)} - {SAE}
     assert get_type_hints(Base).keys() == base().keys()
+
+
+@every
+def test_only_a_batch_wide_choice_looks_at_other_tokens(name: str) -> None:
+    """In training; a running mean of g's effect is no choice."""
+    sae = made(name)
+    x, side = 3 * normal(40, 8), normal(40, 8, seed=2)
+    x[20:] *= 5
+    together, alone = sae.encode(x, side).c[:20], sae.encode(x[:20], side[:20]).c
+    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-6) != sae.BATCH_WIDE
+
+
+@every
+def test_every_parameter_is_in_one_group_of_the_optimiser(name: str) -> None:
+    sae = made(name)
+    groups = sae.parameter_groups(0.1)
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in sae.parameters())
+    assert len(groups) == (2 if name == "jumprelu" else 1)

@@ -15,7 +15,7 @@ from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
-from crux.sae.evaluation.evaluate import Judgement, evaluate
+from crux.sae.evaluation.evaluate import SaeEvaluation, evaluate
 from crux.sae.losses.label import Target
 from crux.sae.losses.mse import mse
 
@@ -33,7 +33,9 @@ def two_token_subject() -> ToySubject:
 HALF_KL = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)  # logits halved: (ln 3, 0), q = (0.75, 0.25)
 
 
-def judge_by_hand(tokens: list[list[int]], *, scale: float = 0.5, mean: tuple[float, float] = (LN9, 0.0)) -> Judgement:
+def judge_by_hand(
+    tokens: list[list[int]], *, scale: float = 0.5, mean: tuple[float, float] = (LN9, 0.0)
+) -> SaeEvaluation:
     return evaluate(
         two_token_subject(),
         scaling_sae(scale, d_model=2),

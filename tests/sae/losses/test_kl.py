@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crux.sae.losses import readout
-from crux.sae.losses.cross_entropy import token_cross_entropy
 from crux.sae.losses.kl import mean_kl, token_kl
+from crux.sae.losses.readout import chunked_cross_entropy, token_cross_entropy
 
 D, V = 5, 13
 
@@ -117,6 +117,17 @@ def test_cross_entropy_by_hand() -> None:
     log_q = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
     found = token_cross_entropy(log_q, torch.tensor([0, 1]))
     torch.testing.assert_close(found, torch.tensor([math.log(4), math.log(2)]))
+
+
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_cross_entropy_in_chunks_is_that_of_full_logits(softcap: float | None) -> None:
+    h, _, W_U, b_U = case(7)
+    u = F.linear(h, W_U, b_U)
+    labels = torch.arange(7)
+    expected = F.cross_entropy(u if softcap is None else softcap * torch.tanh(u / softcap), labels, reduction="none")
+    found = chunked_cross_entropy(h, W_U, b_U=b_U, softcap=softcap, labels=labels)
+    torch.testing.assert_close(found, expected.detach())
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize(("n_tokens", "d_vocab"), [(1, 10), (4, 10), (5, 10), (1000, 50_257), (4097, 2**21)])

@@ -1,20 +1,21 @@
 """Interpolation at equal L0 and the ratio's interval, by hand."""
 
+import math
 from itertools import product
 
 import numpy as np
 import pytest
 
-from crux.sae.sweeps.matched import Point, at_l0, ratio
+from crux.sae.sweeps.matched import at_l0, ratio
 
 
 def test_linear_between_neighbours_and_nothing_outside() -> None:
-    points = [Point(40, 0.1), Point(10, 0.4), Point(20, 0.2)]
-    assert at_l0(points, l0=15) == pytest.approx(0.3)
-    assert at_l0(points, l0=40) == pytest.approx(0.1)
-    assert at_l0(points, l0=9.9) is None
-    assert at_l0(points, l0=41) is None
-    assert at_l0([], l0=10) is None
+    points = [40, 10, 20], [0.1, 0.4, 0.2]
+    assert at_l0(*points, l0=15) == pytest.approx(0.3)
+    assert at_l0(*points, l0=40) == pytest.approx(0.1)
+    assert math.isnan(at_l0(*points, l0=9.9))
+    assert math.isnan(at_l0(*points, l0=41))
+    assert math.isnan(at_l0([], [], l0=10))
 
 
 def test_a_ratio_is_of_means_and_its_range_of_seeds() -> None:

@@ -125,8 +125,8 @@ def test_toy_models_have_columns_of_their_own(tmp_path: Path) -> None:
         folder.finish()
     table = write_report(tmp_path, at=AT).tables
     assert list(table) == ["Runs"]
-    assert table["Runs"].header == ["experiment", "seeds", "checks", "checks failed"]
-    assert table["Runs"].rows == [["geometry", "2", "4 (4 to 4)", "0.5 (0 to 1)"]]
+    assert list(table["Runs"]) == ["experiment", "seeds", "checks", "checks failed"]
+    assert table["Runs"].astype(str).to_numpy().tolist() == [["geometry", "2", "4 (4 to 4)", "0.5 (0 to 1)"]]
 
 
 def test_saes_on_toy_models_are_told_by_what_they_recover(tmp_path: Path) -> None:
@@ -136,5 +136,5 @@ def test_saes_on_toy_models_are_told_by_what_they_recover(tmp_path: Path) -> Non
         folder.write_metrics({"final/l0": 1.0, "final/recovered": 0.8, "final/loss_increase": 0.1})
         folder.finish()
     table = write_report(tmp_path, at=AT).tables["Runs"]
-    assert table.header == ["loss", "seeds", "L0", "network's loss increase", "features recovered"]
-    assert [row[0] for row in table.rows] == ["local", "e2e"]
+    assert list(table) == ["loss", "seeds", "L0", "network's loss increase", "features recovered"]
+    assert table["loss"].tolist() == ["local", "e2e"]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from made_up import made_up_run
 
@@ -11,12 +12,11 @@ from crux.runs.run_folder import RunFolder
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.runs import finished_runs, sweep_folder
 from crux.sae.sweeps.tables import (
-    Shown,
-    matched_csv,
+    matched_numbers,
     matched_table,
     matches,
     ratio_words,
-    runs_csv,
+    runs_numbers,
     runs_table,
     spread,
     times_table,
@@ -36,18 +36,23 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def matched(folder: Path, at: Sequence[float]) -> Shown:
+def matched(folder: Path, at: Sequence[float]) -> pd.DataFrame:
     return matched_table(matches(curves(finished_runs(folder)), at=at))
 
 
-def columns(table: Shown, row: int) -> dict[str, str]:
-    return dict(zip(table.header, table.rows[row], strict=True))
+def columns(table: pd.DataFrame, row: int) -> dict[str, str]:
+    return table.iloc[row].to_dict()
+
+
+def rows(table: pd.DataFrame) -> list[list[str]]:
+    """As they are printed."""
+    return table.astype(str).to_numpy().tolist()
 
 
 def test_a_line_a_loss_and_sparsity(sweep: Path) -> None:
     table = runs_table(finished_runs(sweep))
     asked = [["local", "λ=1", "2"], ["local", "λ=2", "2"], ["e2e", "λ=1", "2"], ["e2e", "λ=2", "2"]]
-    assert [r[:3] for r in table.rows] == asked
+    assert [r[:3] for r in rows(table)] == asked
     assert columns(table, 0)["CE loss increase"] == "0.3 (0.2 to 0.4)"
 
 
@@ -57,12 +62,12 @@ def test_matched_l0_is_interpolated_within_a_seed(sweep: Path) -> None:
     assert found["CE loss increase, local"] == "0.4 (0.3 to 0.5)"
     assert found["CE loss increase, e2e"] == "0.15 (0.15 to 0.15)"
     assert found["e2e / local"] == "0.375 (0.3 to 0.5)"  # of means 0.15/0.4; seeds 0.15/0.3 and 0.15/0.5
-    assert table.rows[1] == ["50", "–", "–", "–"]
-    exact = matched_csv(matches(curves(finished_runs(sweep)), at=[20]))
-    assert [row[:3] for row in exact.rows] == [["20", "local", "2"], ["20", "e2e", "2"]]
+    assert rows(table)[1] == ["50", "–", "–", "–"]
+    exact = matched_numbers(matches(curves(finished_runs(sweep)), at=[20]))
+    assert [row[:3] for row in rows(exact)] == [["20", "local", "2"], ["20", "e2e", "2"]]
     assert columns(exact, 1)["baseline"] == "local"
-    assert float(columns(exact, 1)["ratio"]) == pytest.approx(0.375)
-    assert columns(exact, 1)["ratio_ci95_low"] == "", "two seeds have no bootstrap interval"
+    assert columns(exact, 1)["ratio"] == pytest.approx(0.375)
+    assert pd.isna(columns(exact, 1)["ratio_ci95_low"]), "two seeds have no bootstrap interval"
 
 
 def test_a_ratio_has_an_interval_from_five_seeds_on(tmp_path: Path) -> None:
@@ -79,7 +84,7 @@ def test_one_loss_and_one_seed_have_no_ratio(tmp_path: Path) -> None:
     assert matches(curves(finished_runs(tmp_path)), at=[30]) == [], "one run is no curve"
     made_up_run(tmp_path, loss="e2e", sparsity=2, l0=10, ce=0.2)
     table = matched(tmp_path, [20])
-    assert (table.header, table.rows) == (["L0", "CE loss increase, e2e"], [["20", "0.15"]])
+    assert (list(table), rows(table)) == (["L0", "CE loss increase, e2e"], [["20", "0.15"]])
 
 
 def test_curves_of_topk_are_over_k_and_places_and_architectures_are_never_mixed(tmp_path: Path) -> None:
@@ -89,18 +94,18 @@ def test_curves_of_topk_are_over_k_and_places_and_architectures_are_never_mixed(
                 for k in (8, 16, 32):
                     made_up_run(tmp_path, loss=loss, sparsity=0, k=k, layer=layer, sae=sae, l0=k, ce=ce * layer)
     table = matched(tmp_path, [20])
-    assert table.header[:3] == ["hook point", "architecture", "L0"]
-    places = [(row[0].split(".")[1], row[1]) for row in table.rows]
+    assert list(table)[:3] == ["hook point", "architecture", "L0"]
+    places = [(row[0].split(".")[1], row[1]) for row in rows(table)]
     assert places == [("2", "batch_topk"), ("2", "topk"), ("10", "batch_topk"), ("10", "topk")]
-    assert [row[-3:] for row in table.rows] == [["0.2", "0.1", "0.5"]] * 2 + [["1", "0.5", "0.5"]] * 2
-    assert table.header[-1] == "e2e_ds / e2e", "the first that is there of local, e2e, e2e_ds"
+    assert [row[-3:] for row in rows(table)] == [["0.2", "0.1", "0.5"]] * 2 + [["1", "0.5", "0.5"]] * 2
+    assert list(table)[-1] == "e2e_ds / e2e", "the first that is there of local, e2e, e2e_ds"
 
 
 def test_losses_that_differ_in_a_coefficient_are_two(tmp_path: Path) -> None:
     for kl in (0.5, 1.0):
         for l0 in (10, 30):
             made_up_run(tmp_path, loss="e2e", sparsity=l0, l0=l0, ce=kl, more={"loss": {"name": "e2e", "kl": kl}})
-    assert matched(tmp_path, [20]).header[1:3] == [
+    assert list(matched(tmp_path, [20]))[1:3] == [
         "CE loss increase, e2e loss.kl=0.5",
         "CE loss increase, e2e loss.kl=1.0",
     ]
@@ -130,10 +135,10 @@ def test_runs_that_differ_in_anything_are_not_pooled_as_seeds(tmp_path: Path) ->
         )  # as of several SAEs: not every metric is there
         folder.finish()
     table = runs_table(finished_runs(tmp_path))
-    assert table.header[:3] == ["loss", "optimizer.lr", "seeds"]
-    assert [row[1:3] for row in table.rows] == [["0.1", "1"], ["0.2", "1"]]
-    assert table.header[3:] == ["L0", "CE loss increase"]  # no column that no run has a value for
-    lines = runs_csv(finished_runs(tmp_path)).csv().splitlines()
+    assert list(table)[:3] == ["loss", "optimizer.lr", "seeds"]
+    assert [row[1:3] for row in rows(table)] == [["0.1", "1"], ["0.2", "1"]]
+    assert list(table)[3:] == ["L0", "CE loss increase"]  # no column that no run has a value for
+    lines = runs_numbers(finished_runs(tmp_path)).to_csv(index=False).splitlines()
     assert lines == [
         "run,loss.name,optimizer.lr,seed,sparsity,final/ce_increase,final/l0",
         "deep/0,e2e,0.1,0,1,0.1,10.0",
@@ -146,6 +151,30 @@ def test_times_are_against_the_e2e_run_of_the_same_place(tmp_path: Path) -> None
     for (loss, layer), rate in rates.items():
         made_up_run(tmp_path, loss=loss, layer=layer, l0=10, ce=0.1, metrics={"final/tokens_per_second": rate})
     table = times_table(finished_runs(tmp_path))
-    assert [(row[0], row[1].split(".")[1], row[-2], row[-1]) for row in table.rows] == [
+    assert [(row[0], row[1].split(".")[1], row[-2], row[-1]) for row in rows(table)] == [
         ("local", "2", "200", "0.5"), ("local", "4", "200", "0.25"), ("e2e", "2", "100", "1"), ("e2e", "4", "50", "1"),
     ]  # fmt: skip
+
+
+def test_a_key_that_an_option_does_not_have_is_like_a_null_one(tmp_path: Path) -> None:
+    """As in runs of older versions, which wrote every key."""
+    for name, config in {
+        "old": {"task": "train", "loss": {"name": "local", "kl": None}, "sae": {"name": "topk", "k": 8, "alpha": None}},
+        "new": {"loss": {"name": "local"}, "sae": {"name": "topk", "k": 8}},
+    }.items():
+        folder = RunFolder.create(tmp_path / name, config | {"seed": 0, "optimizer": {"lr": 0.1}})
+        folder.write_metrics({"final/l0": 8.0, "final/ce_increase": 0.5})
+        folder.finish()
+    runs = finished_runs(tmp_path)
+    assert rows(runs_table(runs).drop(columns="task")) == [["local", "1", "8", "0.5"]] * 2
+    assert runs.settings["asked for"].tolist() == ["k=8", "k=8"]
+
+
+def test_experiments_without_a_loss_are_told_apart_by_their_name(tmp_path: Path) -> None:
+    for name in ("kgon", "linear"):
+        folder = RunFolder.create(tmp_path / name, {"seed": 0, "llc": {"experiment": name, "draws": 800}})
+        folder.write_metrics({"final/checks": 4.0})
+        folder.finish()
+    table = runs_table(finished_runs(tmp_path))
+    assert list(table) == ["experiment", "seeds", "checks"]
+    assert table["experiment"].tolist() == ["kgon", "linear"]

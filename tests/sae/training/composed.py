@@ -1,23 +1,20 @@
 """The configuration that a command line makes, without running it."""
 
-import os
 from pathlib import Path
 
 import hydra
 from omegaconf import OmegaConf
 
-from crux.config import schema
-from crux.config.schema import Config
+from crux.config.registry import register
+from crux.sae.options import SaeJob
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def composed(*overrides: str) -> Config:
+def composed(*overrides: str) -> SaeJob:
     """conf/ with these overrides."""
-    os.environ.setdefault("CRUX_ROOT", str(ROOT))
-    os.environ.setdefault("CRUX_OUTPUTS", "outputs")
-    schema.register()
+    register()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_object(hydra.compose("config", list(overrides)))
-    assert isinstance(config, Config)
+    assert isinstance(config, SaeJob)
     return config

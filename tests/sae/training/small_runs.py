@@ -8,32 +8,44 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from crux.config.schema import Accelerator, Adam, Optimizer, OptimizerName, Trainer
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
+from crux.sae.label_gradients import LabelGradients
+from crux.sae.losses.e2e import E2EDownstreamLoss, E2ELoss
+from crux.sae.losses.fisher import FisherLoss
+from crux.sae.losses.kl_finetune import KLFinetuneLoss
 from crux.sae.losses.label import Target
-from crux.sae.training.end_to_end import Coefficients, EndToEndSAE
-from crux.sae.training.fisher import FisherCoefficients, FisherSAE
-from crux.sae.training.gradients import LabelGradients
-from crux.sae.training.kl_finetune import KLFinetunedSAE
-from crux.sae.training.local import LocalSAE
-from crux.sae.training.recipe import AuxK, Common, Recipe
+from crux.sae.losses.local import LocalLoss
+from crux.sae.losses.loss import Loss as LossFormula
+from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local
+from crux.sae.training.activations import ShuffledActivations
+from crux.sae.training.passes import ActivationPasses, TokenPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity, Steering
-from crux.sae.training.token_module import TokenPasses
 from crux.subjects.hooks import later_residuals
 from crux.subjects.subject import Subject
-from crux.training.data import Feed, Joined, ShuffledActivations
-from crux.training.fit import Pace, fit
+from crux.training.data import Feed, Joined
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 LOSSES: list[Loss] = ["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 HOOK = "blocks.1.hook_resid_pre"
-RECIPE = Recipe(
-    optimizer="adam", lr=3e-3, threshold_rate=10.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=2, min_lr_factor=0.1,
-    clip=10.0, max_steps=6, log_every=1,
-)  # fmt: skip
+NO_AUXK = Auxk(coefficient=0.0, k=None, dead_after=0)
+
+
+def optimizer(
+    *, name: str = "adam", lr: float = 3e-3, weight_decay: float = 0.0, warmup_steps: int = 2, clip: float = 10.0
+) -> Optimizer:
+    adam = Adam(lr, [0.9, 0.999], 1e-8, weight_decay, warmup_steps, min_lr_factor=0.1)
+    return Optimizer(**vars(adam), name=OptimizerName(name), clip=clip)
+
+
+OPTIMIZER = optimizer()
 
 
 def gpt2(
@@ -66,71 +78,87 @@ def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, se
     return [torch.randint(0, subject.d_vocab, (batch, pos), generator=generator) for _ in range(n)]
 
 
-def common(
-    *,
-    recipe: Recipe = RECIPE,
-    sparsity: float | Sequence[float] = 0.5,
-    steering: Steering | None = None,
-    auxk: AuxK | None = None,
-    max_norm: float | None = None,
-    n_saes: int = 1,
-    runs: Sequence[str] = (),
-) -> Common:
-    return Common(
-        recipe=recipe,
-        sparsity=Sparsity(sparsity, n_saes=n_saes, steering=steering),
-        auxk=auxk,
-        max_norm=max_norm,
-        seed=0,
-        runs=tuple(runs),
-    )
-
-
 def gradients_for(subject: Subject, sites: Sequence[Site], target: Target = "data") -> LabelGradients | None:
     """What the SAEs look at besides activations: g-SAEs alone do."""
     looks = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
     return LabelGradients(subject, tuple(site.write for site in sites), target) if looks else None
 
 
+def formula_for(loss: Loss, *, skip_positions: Sequence[int] = (), max_norm: float | None = None) -> LossFormula[Any]:
+    """The loss with the coefficients that the tests use."""
+    shared: Any = {"name": loss, "skip_positions": list(skip_positions), "max_norm": max_norm}
+    match loss:
+        case "local":
+            return LocalLoss(Local(reconstruction=1.0, **shared))
+        case "e2e":
+            return E2ELoss(E2E(kl=1.0, reconstruction=0.0, **shared))
+        case "e2e_ds":
+            return E2EDownstreamLoss(E2EDownstream(kl=1.0, reconstruction=0.0, downstream=2.0, **shared))
+        case "fisher":
+            return FisherLoss(Fisher(reconstruction=1.0, fisher=1.0, block_diagonal=False, **shared))
+        case "kl_finetune":
+            return KLFinetuneLoss(KLFinetune(reconstruction=1.0, finetune_share=0.5, **shared))
+
+
+def module_of(
+    loss: LossFormula[Any],
+    sites: Sequence[Site],
+    *,
+    subject: Subject | None = None,
+    later: Sequence[str] = (),
+    shown: LabelGradients | None = None,
+    optimizer: Optimizer = OPTIMIZER,
+    sparsity: float | Sequence[float] = 0.5,
+    steering: Steering | None = None,
+    auxk: Auxk = NO_AUXK,
+    max_steps: int = 6,
+    log_every: int = 1,
+    runs: Sequence[str] = (),
+) -> SAEModule:
+    """SAEs under a loss, on activations alone if there is no subject."""
+    passes = ActivationPasses(max_norm=loss.options.max_norm)
+    if subject is not None:
+        passes = TokenPasses(subject, loss=loss, shown=shown, later=later, separate=len(runs) > 0)
+    return SAEModule(
+        sites,
+        passes=passes,
+        loss=loss,
+        sparsity=Sparsity(sparsity, n_saes=len(sites), steering=steering),
+        optimizer=optimizer,
+        auxk=auxk,
+        max_steps=max_steps,
+        log_every=log_every,
+        seed=0,
+        runs=runs,
+    )
+
+
 def module_for(
     loss: Loss,
     subject: Subject,
     *,
-    recipe: Recipe = RECIPE,
-    sparsity: float | Sequence[float] = 0.5,
-    steering: Steering | None = None,
-    auxk: AuxK | None = None,
     sae: SAE | None = None,
     sites: Sequence[Site] | None = None,
     skip_positions: Sequence[int] = (),
     max_norm: float | None = None,
     hook: str = HOOK,
     target: Target = "data",
-    runs: Sequence[str] = (),
+    **training: Any,
 ) -> SAEModule:
-    """`sites` or one SAE at `hook`."""
+    """`sites` or one SAE at `hook`; `training` as in `module_of`."""
     sites = sites or [Site(hook, hook, sae_for(subject) if sae is None else sae)]
-    shared = common(
-        recipe=recipe, sparsity=sparsity, steering=steering, auxk=auxk, max_norm=max_norm, n_saes=len(sites), runs=runs
-    )
+    formula = formula_for(loss, skip_positions=skip_positions, max_norm=max_norm)
     if loss == "local":
-        return LocalSAE(sites, reconstruction=1.0, **shared)
-    passes = TokenPasses(subject, gradients_for(subject, sites, target), tuple(skip_positions))
-    if loss == "fisher":
-        return FisherSAE(sites, passes=passes, coefficients=FisherCoefficients(1.0, 1.0, False), **shared)
+        return module_of(formula, sites, **training)
     written = [site.write for site in sites]
-    later = [h for h in later_residuals(written[0], n_layers=subject.n_layers) if h not in written]
-    finetunes = loss == "kl_finetune"
-    return (KLFinetunedSAE if finetunes else EndToEndSAE)(
+    available = [h for h in later_residuals(written[0], n_layers=subject.n_layers) if h not in written]
+    return module_of(
+        formula,
         sites,
-        passes=passes,
-        downstream_hooks=later if loss == "e2e_ds" else [],
-        coefficients=Coefficients(
-            reconstruction=1.0 if finetunes else 0.0,
-            kl=0.0 if finetunes else 1.0,
-            downstream=2.0 if loss == "e2e_ds" else 0.0,
-        ),
-        **shared,
+        subject=subject,
+        later=formula.options.later_hooks(available, written=written[0]),
+        shown=gradients_for(subject, sites, target),
+        **training,
     )
 
 
@@ -169,28 +197,13 @@ def run_fit(
     checkpoint_every: int = 1000,
     resume: Path | None = None,
     devices: int = 1,
-) -> float:
-    pace = Pace(
-        max_steps=module.recipe.max_steps,
-        accumulate=accumulate,
-        tokens_per_step=24,
-        unit="tokens",
+) -> float | None:
+    trainer = Trainer(
+        progress=False, accelerator=Accelerator.cpu, max_steps=module.max_steps, log_every=module.log_every,
         checkpoint_every=checkpoint_every,
-        val_every=0,
-        accelerator="cpu",
-        devices=devices,
-        precision="32-true",
-        progress=False,
-    )
-    feed = Feed(batches, accumulate=accumulate)
+    )  # fmt: skip
     return fit(
-        module,
-        feed,
-        pace=pace,
-        checkpoints=checkpoints,
-        resume=resume,
-        sinks=list(sinks),
-        judge=None,
-        shown={},
+        module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=CPU._replace(devices=devices), items_per_step=24,
+        unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, shown={}, callbacks=[],
         abandoned=None,
-    )
+    )  # fmt: skip

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from two_ranks import STEPS, Trace, trained
+
+from crux.training.processes import torchrun_variables
 
 TESTS = Path(__file__).resolve().parents[2]
 SAME = [  # clipped hard in one of them, with AuxK of latents that die, accumulated, with positions left out
@@ -48,23 +49,22 @@ RESUMED = ["local/batch_topk/steered/resume", "fisher/topk/accumulate/resume", "
 
 def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
     """By job and rank what was trained: one trace, or of a resumed job two."""
-    rooms = ("../src", ".", "training", "saes", "subjects", "evaluation")
+    rooms = ("../src", ".", "sae/training", "sae/architectures", "subjects", "sae/evaluation")
     more = {
         "PYTHONPATH": os.pathsep.join(str(TESTS / room) for room in rooms),
-        "MASTER_PORT": str(find_free_network_port()),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(TESTS / "training" / "two_ranks.py"), str(folder), *jobs]
+    command = [sys.executable, str(TESTS / "sae" / "training" / "two_ranks.py"), str(folder), *jobs]
     logs = [folder / f"log_{rank}" for rank in (0, 1)]
     with ExitStack() as stack:
         processes = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **more, "LOCAL_RANK": str(rank)},
+                env={**os.environ, **more, **place},
                 stdout=stack.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
             )
-            for rank, log in enumerate(logs)
+            for place, log in zip(torchrun_variables(2), logs, strict=True)
         ]
     try:
         codes = [process.wait(550) for process in processes]
@@ -91,7 +91,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trac
 
 def assert_equal_states(a: Trace, b: Trace) -> None:
     """Bit for bit: weights, thresholds, tallies, λ, running sums, the first bad step."""
-    assert a.state.keys() == b.state.keys() >= {"saes.0.W_dec", "tallies.0.last_fired", "first_bad_step"}
+    assert a.state.keys() == b.state.keys() >= {"saes.0.W_dec", "tallies.0.last_fired", "watch.first_bad_step"}
     for name, value in a.state.items():
         assert torch.equal(value, b.state[name]), name
     for one, other in zip(a.gradients, b.gradients, strict=True):
@@ -167,4 +167,4 @@ def test_a_number_that_goes_wrong_on_one_rank_stops_both(others: dict[str, list[
     ((first,), (second,)) = others["e2e/relu/broken"]
     assert "at step 4;" in first.error
     assert first.error == second.error
-    assert int(first.state["first_bad_step"]) == int(second.state["first_bad_step"]) == 4
+    assert int(first.state["watch.first_bad_step"]) == int(second.state["watch.first_bad_step"]) == 4

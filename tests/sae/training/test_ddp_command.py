@@ -17,9 +17,10 @@ import torch
 from composed import ROOT, composed
 from safetensors.torch import load_file
 
+from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
-from crux.sae.checks import check
 from crux.sae.job import run
+from crux.sae.options import SaeJob
 from crux.training.fit import checkpoint_step
 
 STEPS, EVERY = 40, 10
@@ -43,9 +44,9 @@ def start(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
 
 
 def followers(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that it started which run the command line again."""
+    """The processes that it started for further devices."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in found if b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def alive(pid: int) -> bool:
@@ -202,32 +203,40 @@ REFUSED = {
     "trainer.devices=2": "say that too",
     "trainer=ddp trainer.devices=0": "1 or more",
     "trainer=ddp trainer.devices=3": "must be a multiple of 3",
-    "trainer=ddp trainer.devices=2 loss.max_norm=100": "it goes with one device",
+    "trainer=ddp trainer.devices=2 loss.max_norm=100": "use it with one device",
     "trainer=ddp trainer.accelerator=cpu": "say over how many processes",
-    "trainer=ddp trainer.devices=2 experiment=pretrain": "trains SAEs",
 }
 
 
 @pytest.mark.parametrize("given", REFUSED)
 def test_what_cannot_work_is_one_line(given: str) -> None:
-    overrides = given.split()
     with pytest.raises(UserError, match=REFUSED[given]) as caught:
-        check(composed(*overrides), overrides)
+        check(*given.split())
     assert "\n" not in str(caught.value)
+
+
+def check(*overrides: str) -> None:
+    """Compose a command line and check it as the command line does."""
+    config = composed(*overrides)
+    check_bounds(config, "")
+    config.check({override.partition("=")[0] for override in overrides})
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_STEP_NUM_TASKS"])
 def test_processes_that_something_else_started_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "2")
     with pytest.raises(UserError, match="starts its processes itself"):
-        check(composed(*TWO), TWO)
+        check(*TWO)
     monkeypatch.setenv(variable, "1")
     if variable.startswith("SLURM"):
-        check(composed(*TWO), TWO)
+        check(*TWO)
 
 
 def test_devices_of_which_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    from crux.sae.assemble import n_devices
+    from crux.sae.devices import count_devices
+
+    def n_devices(config: SaeJob) -> int:
+        return count_devices(config.trainer, config.loss)
 
     assert n_devices(composed()) == 1
     assert n_devices(composed(*TWO, "trainer.accelerator=cpu")) == 2

@@ -1,32 +1,32 @@
 """What the modules minimise equals the papers' formulas written out plainly, in value and in gradient."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from architectures import base
-from small_runs import HOOK, Loss, common, gpt2, module_for, sae_for, token_batches
+from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, module_of, sae_for, token_batches
 from torch import Tensor, nn
 from toy_subject import ToySubject, random_toy
 
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
+from crux.sae.losses.e2e import E2EDownstreamLoss, E2ELoss
+from crux.sae.losses.fisher import FisherLoss
+from crux.sae.losses.kl_finetune import KLFinetuneLoss
 from crux.sae.losses.label import Target, draw
+from crux.sae.losses.local import LocalLoss
+from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local
 from crux.sae.losses.readout import token_chunks
-from crux.sae.training.end_to_end import Coefficients, EndToEndSAE
-from crux.sae.training.fisher import FisherCoefficients, FisherSAE
-from crux.sae.training.kl_finetune import KLFinetunedSAE
-from crux.sae.training.local import LocalSAE
-from crux.sae.training.recipe import AuxK
+from crux.sae.training.activations import Activations
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
-from crux.sae.training.token_module import TokenPasses
 from crux.subjects.subject import Subject
-from crux.training.data import Activations
 
 LAMBDA, KL, DOWNSTREAM, RECONSTRUCTION, FISHER = 0.7, 0.5, 2.5, 0.3, 6.0
 TOKENS = torch.randint(0, 11, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -110,13 +110,12 @@ def test_end_to_end_is_the_plain_formula(
     counted[:, skip_positions] = False
     assert counted.sum() > 4
     assert bool(counted.all()) == (not skip_positions and not bounded)
-    module = EndToEndSAE(
-        one(sae),
-        passes=TokenPasses(toy, None, tuple(skip_positions)),
-        downstream_hooks=[BLOCK_2, LAST] if downstream else [],
-        coefficients=Coefficients(reconstruction, KL, DOWNSTREAM if downstream else 0.0),
-        **common(sparsity=LAMBDA, max_norm=max_norm),
-    )
+    options: Any = {
+        "kl": KL, "reconstruction": reconstruction, "skip_positions": skip_positions, "max_norm": max_norm
+    }  # fmt: skip
+    loss = E2EDownstreamLoss(E2EDownstream(downstream=DOWNSTREAM, **options)) if downstream else E2ELoss(E2E(**options))
+    later = [BLOCK_2, LAST] if downstream else []
+    module = module_of(loss, one(sae), subject=toy, later=later, sparsity=LAMBDA)
     plain = plain_end_to_end(toy, sae, counted, downstream=downstream, reconstruction=reconstruction)
     assert_same(module, TOKENS, plain)
 
@@ -136,13 +135,12 @@ def test_several_end_to_end_are_the_plain_formula(skip_positions: tuple[int, ...
     assert bool((counted[0] != counted[1]).any()) == bounded
     both = counted[0] & counted[1]
     assert both.sum() > 3
-    module = EndToEndSAE(
-        [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])],
-        passes=TokenPasses(toy, None, skip_positions),
-        downstream_hooks=[LAST],
-        coefficients=Coefficients(RECONSTRUCTION, KL, DOWNSTREAM),
-        **common(sparsity=LAMBDA, max_norm=max_norm, n_saes=2),
-    )
+    options = E2EDownstream(
+        kl=KL, downstream=DOWNSTREAM, reconstruction=RECONSTRUCTION, skip_positions=list(skip_positions),
+        max_norm=max_norm,
+    )  # fmt: skip
+    sites = [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])]
+    module = module_of(E2EDownstreamLoss(options), sites, subject=toy, later=[LAST], sparsity=LAMBDA)
     c_x, x_hat, _ = plain_sae(saes[0], x)
     c_y, y_hat, _ = plain_sae(saes[1], toy.blocks[1](x_hat))
     spliced = toy.blocks[2](y_hat)
@@ -160,13 +158,8 @@ def test_the_finetune_step_is_the_plain_formula(skip_positions: tuple[int, ...],
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
     counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
     counted[:, skip_positions] = False
-    module = KLFinetunedSAE(
-        one(sae),
-        passes=TokenPasses(toy, None, skip_positions),
-        downstream_hooks=[],
-        coefficients=Coefficients(1.5, 0.0, 0.0),
-        **common(sparsity=LAMBDA, max_norm=max_norm),
-    )
+    options = KLFinetune(reconstruction=1.5, finetune_share=0.5, skip_positions=list(skip_positions), max_norm=max_norm)
+    module = module_of(KLFinetuneLoss(options), one(sae), subject=toy, sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, x)
     error = 1.5 * (x_hat - x)[counted].square().mean()
     kl = plain_kl(toy, toy.blocks[2](toy.blocks[1](x)), toy.blocks[2](toy.blocks[1](x_hat)), counted)
@@ -179,11 +172,14 @@ def test_the_finetune_step_is_the_plain_formula(skip_positions: tuple[int, ...],
 @pytest.mark.parametrize("bounded", [False, True])
 def test_before_it_the_finetuned_sae_is_a_local_one(bounded: bool) -> None:
     toy, sae, x = random_toy(seed=1), toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
-    shared = common(sparsity=LAMBDA, max_norm=float(x.norm(dim=-1).median()) if bounded else None)
+    options: Any = {
+        "reconstruction": 1.5, "skip_positions": [], "max_norm": float(x.norm(dim=-1).median()) if bounded else None
+    }  # fmt: skip
     batch = Activations({BLOCK_1: x}, {})
-    passes, coefficients = TokenPasses(toy, None, ()), Coefficients(1.5, 0.0, 0.0)
-    module = KLFinetunedSAE(one(sae), passes=passes, downstream_hooks=[], coefficients=coefficients, **shared)
-    assert_same(module, batch, LocalSAE(one(sae), reconstruction=1.5, **shared).training_step(batch, 0))
+    finetuned = KLFinetuneLoss(KLFinetune(finetune_share=0.5, **options))
+    module = module_of(finetuned, one(sae), subject=toy, sparsity=LAMBDA)
+    local = module_of(LocalLoss(Local(**options)), one(sae), sparsity=LAMBDA)
+    assert_same(module, batch, local.training_step(batch, 0))
     assert toy.passes == []
 
 
@@ -193,7 +189,7 @@ def test_local_is_the_plain_formula(bounded: bool) -> None:
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
     counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
     assert bool(counted.all()) == (not bounded)
-    module = LocalSAE(one(sae), reconstruction=1.5, **common(sparsity=LAMBDA, max_norm=max_norm))
+    module = module_of(LocalLoss(Local(reconstruction=1.5, max_norm=max_norm)), one(sae), sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, x)
     plain = 1.5 * (x_hat - x)[counted].square().mean() + l1(c, counted)
     assert_same(module, Activations({BLOCK_1: x}, {}), plain)
@@ -205,11 +201,8 @@ def test_several_local_ones_are_the_sum_of_their_losses(bounded: bool) -> None:
     saes = [toy_sae(), toy_sae(seed=6)]
     x, y = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
-    module = LocalSAE(
-        [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])],
-        reconstruction=1.5,
-        **common(sparsity=LAMBDA, max_norm=max_norm, n_saes=2),
-    )
+    sites = [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])]
+    module = module_of(LocalLoss(Local(reconstruction=1.5, max_norm=max_norm)), sites, sparsity=LAMBDA)
     module.sparsity.weight = LAMBDA * torch.tensor([1.0, 3.0])  # as steering may have it
     plain = torch.zeros(())
     for sae, a, share in zip(saes, (x, y), (1.0, 3.0), strict=True):
@@ -222,7 +215,7 @@ def test_several_local_ones_are_the_sum_of_their_losses(bounded: bool) -> None:
 def test_normalised_activations_are_the_plain_formula_on_scaled_ones_and_fold_away() -> None:
     sae, x, scale = toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2)), 0.31
     sae.start_at(sae.b_dec.detach() / scale, input_scale=scale)
-    module = LocalSAE(one(sae), reconstruction=1.0, **common(sparsity=LAMBDA))
+    module = module_of(LocalLoss(Local(reconstruction=1.0)), one(sae), sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, scale * x)
     everywhere = torch.ones(40, dtype=torch.bool)
     assert_same(module, Activations({BLOCK_1: x}, {}), (x_hat - scale * x).square().mean() + l1(c, everywhere))
@@ -303,12 +296,12 @@ def test_fisher_is_the_plain_formula(
     (tokens,) = token_batches(subject, n=1)
     clean = plain_gradients(subject, tokens, target="sampled", generator=torch.Generator().manual_seed(0))
     max_norm = float(torch.cat([*clean.x.values()]).norm(dim=-1).quantile(0.6)) if bounded else None
-    module = FisherSAE(
-        [Site(hook, hook, sae) for hook, sae in zip(hooks, saes, strict=True)],
-        passes=TokenPasses(subject, None, skip_positions),
-        coefficients=FisherCoefficients(1.5, FISHER, block_diagonal),
-        **common(sparsity=LAMBDA, max_norm=max_norm, n_saes=len(hooks)),
-    )
+    options = Fisher(
+        reconstruction=1.5, fisher=FISHER, block_diagonal=block_diagonal, skip_positions=list(skip_positions),
+        max_norm=max_norm,
+    )  # fmt: skip
+    sites = [Site(hook, hook, sae) for hook, sae in zip(hooks, saes, strict=True)]
+    module = module_of(FisherLoss(options), sites, subject=subject, sparsity=LAMBDA)
     plain = torch.zeros(())
     for hook, sae in zip(hooks, saes, strict=True):
         x = clean.x[hook]
@@ -325,12 +318,8 @@ def test_fisher_is_the_plain_formula(
 
 def test_labels_are_drawn_anew_for_every_batch() -> None:
     toy = random_toy(seed=1)
-    module = FisherSAE(
-        one(toy_sae()),
-        passes=TokenPasses(toy, None, ()),
-        coefficients=FisherCoefficients(0.0, 1.0, False),
-        **common(sparsity=0.0),
-    )
+    options = Fisher(reconstruction=0.0, fisher=1.0, block_diagonal=False, skip_positions=[])
+    module = module_of(FisherLoss(options), one(toy_sae()), subject=toy, sparsity=0.0)
     losses = [float(module.training_step(TOKENS, 0).detach()) for _ in range(4)]
     assert len(set(losses)) == 4
     assert toy.passes == 4 * ["clean"], "no spliced pass"
@@ -342,7 +331,7 @@ def test_a_local_gradient_transcoder_is_shown_the_gradient_where_it_writes() -> 
     batch = Activations({BLOCK_1: x, BLOCK_2: target}, {BLOCK_1: other, BLOCK_2: g})
     codes = sae.encode(x, g)
     assert not torch.equal(codes.c, sae.encode(x, other).c)
-    module = LocalSAE([Site(BLOCK_1, BLOCK_2, sae)], reconstruction=1.0, **common())
+    module = module_of(LocalLoss(Local(reconstruction=1.0)), [Site(BLOCK_1, BLOCK_2, sae)])
     assert_same(module, batch, (sae.decode(codes) - target).square().mean())
 
 
@@ -404,11 +393,11 @@ def test_dead_latents_fit_the_residual(loss: Loss, k: int | None) -> None:
     batch = Activations({HOOK: x}, {}) if loss == "local" else tokens
     sae = sae_for(subject)
     without = module_for(loss, subject, sae=sae, max_norm=max_norm)
-    module = module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=AuxK(0.25, k, dead_after=100))
+    module = module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=Auxk(0.25, k, dead_after=100))
     same = without.training_step(batch, 0)
     assert torch.equal(module.training_step(batch, 0), same)  # before the first 100 tokens nothing is dead
     without, module = (
-        module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=auxk) for auxk in (None, AuxK(0.25, k, 100))
+        module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=auxk) for auxk in (NO_AUXK, Auxk(0.25, k, 100))
     )
     dead_latents(module, dead=dead)
     own = plain_auxk(sae, x, counted, dead=dead, k=k or subject.d_model // 2)
@@ -422,7 +411,7 @@ def test_dead_latents_of_a_normalised_sae_fit_the_normalised_residual() -> None:
     sae.start_at(sae.b_dec.detach() / scale, input_scale=scale)
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
     everywhere = torch.ones(40, dtype=torch.bool)
-    module = LocalSAE(one(sae), reconstruction=1.0, **common(sparsity=0.0, auxk=AuxK(0.25, 2, 100)))
+    module = module_of(LocalLoss(Local(reconstruction=1.0)), one(sae), sparsity=0.0, auxk=Auxk(0.25, 2, 100))
     dead_latents(module, dead=dead)
     own = plain_auxk(sae, scale * x, everywhere, dead=dead, k=2)
     error = (plain_sae(sae, scale * x).x_hat - scale * x).square().mean()
@@ -467,7 +456,7 @@ def test_a_normalised_transcoder_scales_what_it_reads_and_what_it_writes() -> No
     sae = toy_sae()
     sae.start_at(sae.b_dec.detach() / 0.2, input_scale=0.31, output_scale=0.2)
     x, target = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
-    module = LocalSAE([Site(BLOCK_1, BLOCK_2, sae)], reconstruction=1.0, **common(sparsity=LAMBDA))
+    module = module_of(LocalLoss(Local(reconstruction=1.0)), [Site(BLOCK_1, BLOCK_2, sae)], sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, 0.31 * x)
     plain = (x_hat - 0.2 * target).square().mean() + l1(c, torch.ones(40, dtype=torch.bool))
     assert_same(module, Activations({BLOCK_1: x, BLOCK_2: target}, {}), plain)
@@ -488,7 +477,7 @@ def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
         "sparsity.log_l0",
         "sparsity.log_first",
         "sparsity.log_mean",
-        "first_bad_step",
+        "watch.first_bad_step",
     }
     optimised = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
     assert optimised == {id(p) for p in module.saes.parameters()}

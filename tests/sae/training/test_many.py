@@ -8,15 +8,28 @@ import pytest
 import torch
 from architectures import base
 from interrupted import assert_going_on_equals_never_having_stopped
-from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
+from small_runs import (
+    HOOK,
+    LOSSES,
+    NO_AUXK,
+    Loss,
+    gpt2,
+    module_for,
+    optimizer,
+    run_fit,
+    sae_for,
+    source_for,
+    token_batches,
+)
 from torch import Tensor
 
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.architectures.topk import TopKSAE
 from crux.sae.splicing import splice_each, splice_sites
-from crux.sae.training.recipe import AuxK
-from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.non_finite import NonFiniteLossError
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
 from crux.training.fit import checkpoint_step
@@ -33,15 +46,15 @@ class Kind(NamedTuple):
     runs: tuple[str, ...]
     saes: list[SAE]
     sparsity: list[float]
-    auxk: AuxK | None
+    auxk: Auxk
 
 
 def kind(name: str, subject: Subject) -> Kind:
     """ReLU under three λ, or TopK with three k and AuxK; all from the same weights."""
     if name == "relu":
-        return Kind(tuple(LAMBDAS), [sae_for(subject) for _ in LAMBDAS], list(LAMBDAS.values()), None)
+        return Kind(tuple(LAMBDAS), [sae_for(subject) for _ in LAMBDAS], list(LAMBDAS.values()), NO_AUXK)
     saes = [TopKSAE(**base(d_model=subject.d_model, n_latents=48, subtract_b_dec=True), k=k) for k in KS.values()]
-    return Kind(tuple(KS), list(saes), [0.0] * len(KS), AuxK(0.1, 4, 60))
+    return Kind(tuple(KS), list(saes), [0.0] * len(KS), Auxk(0.1, 4, 60))
 
 
 class Trained(NamedTuple):
@@ -65,7 +78,7 @@ def trained(
 
     module.on_before_optimizer_step = note  # pyright: ignore[reportAttributeAccessIssue]
     if source is None:
-        source = source_for(loss, subject, token_batches(subject, n=module.recipe.max_steps * accumulate))
+        source = source_for(loss, subject, token_batches(subject, n=module.max_steps * accumulate))
     run_fit(
         module, source, checkpoints=folder, sinks=[lambda step, row: rows.append((step, row))], accumulate=accumulate,
         checkpoint_every=checkpoint_every,
@@ -77,10 +90,15 @@ def trained(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_is_what_it_would_be_alone(loss: Loss, sae: str, accumulate: int, tmp_path: Path) -> None:
     """Gradients and rows of ten steps, and what they leave in weights, optimiser and tally; position 0 left out of the loss."""
-    subject, recipe = gpt2(), RECIPE._replace(max_steps=STEPS, clip=0.5)
+    subject = gpt2()
     made = kind(sae, subject)
     sites = [Site(HOOK, HOOK, each) for each in made.saes]
-    options: dict[str, Any] = {"recipe": recipe, "auxk": made.auxk, "skip_positions": (0,)}
+    options: dict[str, Any] = {
+        "optimizer": optimizer(clip=0.5),
+        "max_steps": STEPS,
+        "auxk": made.auxk,
+        "skip_positions": (0,),
+    }
     module = module_for(loss, subject, sites=sites, sparsity=made.sparsity, runs=made.runs, **options)
     together = trained(loss, subject, module, tmp_path / "together", accumulate=accumulate)
     assert len(together.gradients) == len(together.rows) == STEPS
@@ -165,9 +183,10 @@ BAD = ("sparsity=0.1", "sparsity=1e+38", "sparsity=3")
 
 def bad_module(loss: Loss, subject: Subject, *, bad: float, steps: int = STEPS, log_every: int = 4) -> SAEModule:
     """Three SAEs, the middle one of which has this λ."""
-    recipe = RECIPE._replace(max_steps=steps, log_every=log_every)
     sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in BAD]
-    return module_for(loss, subject, sites=sites, sparsity=[0.1, bad, 3.0], runs=BAD, recipe=recipe)
+    return module_for(
+        loss, subject, sites=sites, sparsity=[0.1, bad, 3.0], runs=BAD, max_steps=steps, log_every=log_every
+    )
 
 
 @pytest.mark.parametrize("checkpoint_every", [3, 5])
@@ -197,7 +216,7 @@ def test_a_bad_one_ends_and_the_others_are_what_they_would_have_been(
     numbers += [v for s in state["optimizer_states"][0]["state"].values() for v in s.values()]
     assert len(numbers) > 20
     assert all(torch.isfinite(v).all() for v in numbers)
-    assert state["state_dict"]["first_bad_step"].tolist() == [-1, 1, -1]
+    assert state["state_dict"]["watch.first_bad_step"].tolist() == [-1, 1, -1]
     assert not any(w.any() for k, w in state["state_dict"].items() if k.startswith("saes.1.") and "scale" not in k)
 
 

@@ -7,12 +7,12 @@ import lightning as L
 import pytest
 import torch
 from architectures import ARCHITECTURES, base
-from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
+from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import AuxK
 from crux.sae.training.sparsity import Steering
 
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "bincount")
@@ -104,15 +104,14 @@ def test_a_step_between_two_rows_does_not_wait(
     """
     subject = gpt2()
     watch = WatchBatch(4 * accumulate - 1)
-    recipe = RECIPE._replace(log_every=100)
     skip = () if loss == "local" else (0, 2)
     module = module_for(
         loss,
         subject,
-        recipe=recipe,
+        log_every=100,
         skip_positions=skip,
         max_norm=1e3,
-        auxk=AuxK(0.1, None, 24),
+        auxk=Auxk(0.1, None, 24),
         steering=Steering(4, 6),
     )
     rows = type(module).configure_callbacks(module)
@@ -136,9 +135,9 @@ def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: 
         sites=sites,
         sparsity=[0.1, 1e38, 1.0],
         runs=("a", "b", "c"),
-        recipe=RECIPE._replace(log_every=100),
+        log_every=100,
         max_norm=1e3,
-        auxk=AuxK(0.1, None, 24),
+        auxk=Auxk(0.1, None, 24),
     )
     rows = type(module).configure_callbacks(module)
     monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, base
 from interrupted import assert_going_on_equals_never_having_stopped
-from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, source_for, token_batches
+from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, source_for, token_batches
 
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import AuxK
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Steering
 
@@ -42,10 +42,11 @@ def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: 
             loss,
             subject,
             sites=sites,
-            recipe=RECIPE._replace(max_steps=STEPS, lr=1e-2),
+            optimizer=optimizer(lr=1e-2),
+            max_steps=STEPS,
             sparsity=START.get(architecture, 0.0),
             steering=Steering(4.0, STEPS) if architecture in START else None,
-            auxk=AuxK(1 / 32, 4, dead_after=2 * 48),
+            auxk=Auxk(1 / 32, 4, dead_after=2 * 48),
             target="sampled",
         )
         tokens = token_batches(subject, n=STEPS, batch=4)
@@ -80,7 +81,7 @@ def test_mixed_precision_has_one_type_where_one_is_needed(architecture: str, los
     """As on CUDA, where products come out in bfloat16 and weights stay in float32."""
     subject = gpt2()
     sites = [Site(HOOK, HOOK, sae_of(architecture))]
-    module = module_for(loss, subject, sites=sites, auxk=AuxK(1 / 32, 4, dead_after=-1))
+    module = module_for(loss, subject, sites=sites, auxk=Auxk(1 / 32, 4, dead_after=-1))
     batch = source_for(loss, subject, token_batches(subject, n=1), sites=sites)[0]
     with torch.autocast("cpu", torch.bfloat16):
         value = module.training_step(batch, 0)

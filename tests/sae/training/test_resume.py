@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from interrupted import assert_going_on_equals_never_having_stopped, leaves
-from small_runs import LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from small_runs import LOSSES, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -22,7 +22,7 @@ def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_e
 
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
-        module = module_for(loss, subject, recipe=RECIPE._replace(log_every=log_every))
+        module = module_for(loss, subject, log_every=log_every)
         return module, source_for(loss, subject, token_batches(subject, n=6 * accumulate))
 
     whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
@@ -35,7 +35,7 @@ def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_e
 def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> None:
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
-        module = module_for("kl_finetune", subject, recipe=RECIPE._replace(max_steps=10))
+        module = module_for("kl_finetune", subject, max_steps=10)
         return module, source_for("kl_finetune", subject, token_batches(subject, n=10))
 
     whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=10, killed_after=8)
@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> 
     module = module_for("e2e_ds", subject)
     run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)  # refuses objects
-    assert all(k.startswith(("saes.0.", "tallies.0.", "sparsity.", "first_bad")) for k in state["state_dict"])
+    assert all(k.startswith(("saes.0.", "tallies.0.", "sparsity.", "watch.first_bad")) for k in state["state_dict"])
     generator = state.pop("generator").numel()
     assert generator < 10_000
     assert sum(v.numel() for v in leaves(state).values() if isinstance(v, Tensor)) < 4 * sum(

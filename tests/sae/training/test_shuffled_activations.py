@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from small_runs import HOOK, gpt2, module_for, token_batches
 from torch import Tensor
 
-from crux.sae.label_gradients import clean_with_label_gradients
+from crux.sae.label_gradients import LabelGradients, clean_with_label_gradients
 from crux.sae.losses.label import Target
-from crux.sae.training.gradients import LabelGradients
+from crux.sae.training.activations import Activations, ShuffledActivations
 from crux.subjects.subject import Subject
-from crux.training.data import Activations, Joined, ShuffledActivations
+from crux.training.data import Joined
 
 N_BATCHES, GROUP = 7, 3  # the last group is a short one
 SECOND = "blocks.1.hook_mlp_out"

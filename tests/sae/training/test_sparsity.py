@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import RECIPE, gpt2, module_for, run_fit, sae_for, source_for, token_batches
+from small_runs import gpt2, module_for, optimizer, run_fit, sae_for, source_for, token_batches
 from torch import Tensor
 
 from crux.sae.training.sparsity import Sparsity, Steering
@@ -127,7 +127,9 @@ def trained(tmp_path: Path, *, target: float, accumulate: int = 1, max_steps: in
     module = module_for(
         "local",
         subject,
-        recipe=RECIPE._replace(max_steps=max_steps, lr=5e-3, log_every=max_steps // 20),
+        optimizer=optimizer(lr=5e-3),
+        max_steps=max_steps,
+        log_every=max_steps // 20,
         sae=sae_for(subject, n_latents=64),
         sparsity=0.1,
         steering=Steering(target, max_steps),

@@ -4,8 +4,8 @@ import torch
 from small_runs import HOOK, gpt2, module_for
 from torch import Tensor
 
+from crux.sae.training.activations import Activations
 from crux.sae.training.tally import Tally
-from crux.training.data import Activations
 
 
 def fires(*latents: int, tokens: int) -> Tensor:

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, base
-from small_runs import HOOK, LOSSES, RECIPE, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
+from architectures import base
+from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, run_fit, sae_for, source_for, token_batches
 from torch import Tensor
 
+from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.losses import label
-from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.activations import Activations
+from crux.sae.training.non_finite import NonFiniteLossError
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
-from crux.training.data import Activations
 from crux.training.fit import checkpoint_step
 
 Rows = list[tuple[int, dict[str, float]]]
@@ -24,12 +26,19 @@ def keep(rows: Rows) -> Callable[[int, dict[str, float]], None]:
     return lambda step, row: rows.append((step, row))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_goes_down(loss: Loss, optimizer: str, tmp_path: Path) -> None:
+def test_every_loss_goes_down(loss: Loss, name: str, tmp_path: Path) -> None:
     subject, rows = gpt2(), Rows()
-    recipe = RECIPE._replace(max_steps=60, log_every=10, lr=1e-2, optimizer=optimizer)
-    module = module_for(loss, subject, recipe=recipe, sparsity=0.05, sae=sae_for(subject, n_latents=64))
+    module = module_for(
+        loss,
+        subject,
+        sae=sae_for(subject, n_latents=64),
+        sparsity=0.05,
+        optimizer=optimizer(name=name, lr=1e-2),
+        max_steps=60,
+        log_every=10,
+    )
     tokens = token_batches(subject, n=60, batch=4)
     rate = run_fit(module, source_for(loss, subject, tokens), checkpoints=tmp_path, sinks=[keep(rows)])
     assert rate > 0
@@ -57,12 +66,10 @@ def test_every_loss_goes_down(loss: Loss, optimizer: str, tmp_path: Path) -> Non
 def test_thresholds_move_by_their_own_rate_and_do_not_decay(tmp_path: Path) -> None:
     """Adam's first step is lr · sign(gradient); a weight decay of 10 would take 10 · lr of every weight besides."""
     subject = gpt2()
-    sae = ARCHITECTURES["jumprelu"](base(d_model=16, n_latents=32, init_norm=1.0))
+    sae = JumpReluSAE(**base(d_model=16, n_latents=32, init_norm=1.0), threshold=0.3, bandwidth=0.5, threshold_rate=7.0)
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
-    recipe = RECIPE._replace(
-        optimizer="adamw", weight_decay=10.0, lr=1e-3, threshold_rate=7.0, warmup_steps=0, max_steps=1
-    )
-    module = module_for("local", subject, recipe=recipe, sae=sae)
+    bold = optimizer(name="adamw", weight_decay=10.0, lr=1e-3, warmup_steps=0)
+    module = module_for("local", subject, optimizer=bold, max_steps=1, sae=sae)
     run_fit(module, source_for("local", subject, token_batches(subject, n=1, batch=8)), checkpoints=tmp_path)
     moved = (sae.get_parameter("log_threshold") - before["log_threshold"]).abs().detach()
     moved = moved[moved > 0]  # of latents with a token in their window
@@ -77,7 +84,7 @@ def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:
     found: dict[int, Rows] = {1: [], 2: []}
     for log_every, rows in found.items():
         subject = gpt2()
-        module = module_for("e2e_ds", subject, recipe=RECIPE._replace(log_every=log_every))
+        module = module_for("e2e_ds", subject, log_every=log_every)
         run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path / str(log_every), sinks=[keep(rows)])
     for _, row in found[1]:
         total = row["train/kl"] + 2.0 * row["train/downstream"] + 0.5 * row["train/sparsity"]
@@ -144,7 +151,7 @@ def test_two_micro_batches_are_one_batch(loss: Loss, tmp_path: Path, monkeypatch
 
 def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, rows = gpt2(), Rows()
-    module = module_for("e2e", subject, recipe=RECIPE._replace(clip=1e-3))
+    module = module_for("e2e", subject, optimizer=optimizer(clip=1e-3))
     gradients = Gradients(module, monkeypatch)
     clipped: list[float] = []
     original = module.configure_gradient_clipping
@@ -188,7 +195,7 @@ def test_a_poisoned_batch_stops_the_run_and_is_never_written(
     log_every: int, checkpoint_every: int, kept: int | None, tmp_path: Path
 ) -> None:
     subject, rows = gpt2(), Rows()
-    module = module_for("local", subject, recipe=RECIPE._replace(max_steps=12, log_every=log_every))
+    module = module_for("local", subject, max_steps=12, log_every=log_every)
     with pytest.raises(NonFiniteLossError, match=r"at step 7;"):  # batch 6 is the seventh step's
         run_fit(
             module,
@@ -211,7 +218,7 @@ def test_a_poisoned_batch_stops_the_run_and_is_never_written(
 
 def test_a_huge_rate_stops_the_run(tmp_path: Path) -> None:
     subject = gpt2()
-    module = module_for("e2e_ds", subject, recipe=RECIPE._replace(lr=1e30, max_steps=30, log_every=10))
+    module = module_for("e2e_ds", subject, optimizer=optimizer(lr=1e30), max_steps=30, log_every=10)
     with pytest.raises(NonFiniteLossError, match=r"at step \d;.*optimizer\.lr"):
         run_fit(module, token_batches(subject, n=30), checkpoints=tmp_path, checkpoint_every=5)
     for path in tmp_path.iterdir():
@@ -241,7 +248,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     """‖s·x‖ is √d_model on average; x̂ of codes that are all zero is the mean activation."""
     from composed import composed
 
-    from crux.sae.assemble import build_sae
+    from crux.sae.build import build_sae
     from crux.sae.evaluation.mean import typical_activation
 
     subject = gpt2()
@@ -251,7 +258,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     torch.testing.assert_close(typical.mean, x.mean(0))
     for normalize in (False, True):
         config = composed(f"sae.normalize_activations={str(normalize).lower()}", "sae.n_latents=8")
-        sae = build_sae(config, read=typical, written=typical)
+        sae = build_sae(config.sae, read=typical, written=typical, seed=0)
         torch.testing.assert_close(sae.b_dec / sae.input_scale, x.mean(0))
         scale = subject.d_model**0.5 / float(x.norm(dim=-1).mean()) if normalize else 1.0
         assert float(sae.input_scale) == pytest.approx(scale, rel=1e-5)

@@ -1,6 +1,7 @@
 """One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
 
-LOCAL_RANK=r MASTER_PORT=... python two_ranks.py <folder> <job> [<job> …]     leaves <folder>/<job>_<r>.pt
+RANK=r LOCAL_RANK=r WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python two_ranks.py <folder> <job> [<job> …]
+leaves <folder>/<job>_<r>.pt
 """
 
 import sys
@@ -9,12 +10,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from architectures import ARCHITECTURES, base
-from small_runs import HOOK, RECIPE, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, optimizer, run_fit, source_for, token_batches
 from torch import Tensor
 
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import AuxK
-from crux.sae.training.sae_module import NonFiniteLossError, SAEModule
+from crux.sae.training.non_finite import NonFiniteLossError
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Steering
 
 STEPS = 10
@@ -45,8 +47,9 @@ def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
         loss,
         subject,
         sites=sites,
-        recipe=RECIPE._replace(max_steps=STEPS, clip=0.05 if "clip" in options else 10.0),
-        auxk=AuxK(0.5, 4, 40) if "auxk" in options else None,
+        optimizer=optimizer(clip=0.05 if "clip" in options else 10.0),
+        max_steps=STEPS,
+        auxk=Auxk(0.5, 4, 40) if "auxk" in options else NO_AUXK,
         steering=Steering(4, STEPS) if "steered" in options else None,
         skip_positions=(0, 5) if "skip" in options else (),
         target=target,
@@ -99,7 +102,7 @@ def trained(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEP
 def main(folder: Path, jobs: list[str]) -> None:
     import os
 
-    rank = int(os.environ["LOCAL_RANK"])
+    rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     for job in jobs:
         place = folder / job.replace("/", "_")

@@ -3,10 +3,11 @@
 import torch
 
 from crux.toy.exact.neighbours import lowered_by_neighbours
-from crux.toy.exact.polish import polished
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.exact.polish import polish
+from crux.toy.features import FeatureDistribution
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 POLISH = {"gradient_tolerance": 1e-8, "max_iterations": 300}
 
@@ -32,7 +33,7 @@ def test_the_better_optimum_spreads_and_no_other() -> None:
     dropped[0, -1] = torch.tensor([[1.0, -1.0]])
     b = torch.tensor([0.0, 0.05]).expand(1, n, 2).clone()
     b[0, -1] = 0.0
-    own = polished(program, Weights(dropped, b, None), **POLISH)
+    own = polish(program, Weights(dropped, b, None), **POLISH)
     assert sharing(own.weights.W).tolist() == [[0, 0, 0, 1]]
     found, lowered = lowered_by_neighbours(program, own, classes=sharing, **POLISH)
     assert lowered == n - 1

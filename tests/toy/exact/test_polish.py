@@ -5,11 +5,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from crux.toy.exact.polish import polished
+from crux.toy.exact.polish import polish
 from crux.toy.exact.population import population_loss
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.features import FeatureDistribution
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 
 def program(density: torch.Tensor, importance: torch.Tensor) -> Program:
@@ -21,7 +22,7 @@ def test_every_instance_ends_in_its_own_optimum() -> None:
     density, importance = torch.tensor([[0.1, 0.1], [0.4, 0.4]]), torch.rand(2, 3, 2) + 0.5
     it = program(density, importance)
     weights = Weights(torch.tensor([0.9, -0.7]).expand(2, 3, 1, 2), torch.zeros(2, 3, 2), None)
-    found = polished(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    found = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
     assert found.converged.all()
     torch.testing.assert_close(found.loss, population_loss(it, found.weights))
     for stream in range(2):
@@ -42,6 +43,6 @@ def test_the_bias_of_a_dropped_feature_is_put_right() -> None:
     it = program(torch.full((1, 2), p), torch.ones(1, 1, 2))
     weights = Weights(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.0, -0.3]).view(1, 1, 2), None)
     assert population_loss(it, weights).item() == pytest.approx(p / 3)
-    found = polished(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    found = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
     assert found.loss.item() == pytest.approx(p / 3 - p**2 / 4)
     assert found.weights.b[0, 0].tolist() == pytest.approx([0, p / 2], abs=1e-6)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from crux.toy.exact.population import has_population_loss, population_loss
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.features import FeatureDistribution
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, held_out_loss
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 
 @pytest.mark.parametrize("signed", [False, True])

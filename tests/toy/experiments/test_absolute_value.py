@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.absolute_value import alone
+from crux.toy.experiments.absolute_value import count_separate_features
 
 
 def shortened(crux_here: Callable[..., int], tmp_path: Path, *given: str) -> Path:
@@ -36,11 +36,11 @@ def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int
 
 def test_a_feature_needs_a_neuron_for_either_sign() -> None:
     W = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.8]])
-    assert alone(W) == 1
+    assert count_separate_features(W) == 1
     W[3, 1] = -0.8
-    assert alone(W) == 2
+    assert count_separate_features(W) == 2
     W[1, 1] = 0.1  # reads a second feature
-    assert alone(W) == 1
+    assert count_separate_features(W) == 1
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from crux.toy.experiments.basic import bias_gap, gap, linear_excess, linear_optimum, misplaced
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.features import FeatureDistribution
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 SMALL = ("experiment=toy/basic", "trainer.progress=false", "tracking=none")
 

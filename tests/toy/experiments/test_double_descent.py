@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.double_descent import checks, learned, top
-from crux.toy.features import FeatureDistribution, Purpose, Together
+from crux.toy.experiments.double_descent import checks, measure_size, top
+from crux.toy.features import FeatureDistribution, Purpose
 from crux.toy.figures.memorised import Size
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 START = ("experiment=toy/double_descent", "trainer.progress=false", "tracking=none")
 
@@ -33,12 +34,20 @@ def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int
     assert (run / "figures" / "planes.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("given", ["toy.points=null", "toy.n_hidden=3", "toy.densities=[0.1,0.2]"])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("toy.points=null", "toy.points=null: must have a value"),
+        ("toy.points=[0]", "toy.points=[0]: must be numbers that are 1 or more"),
+        ("toy.n_hidden=3", "double_descent needs toy.points"),
+        ("toy.densities=[0.1,0.2]", "double_descent needs toy.points"),
+    ],
+)
 def test_what_it_cannot_draw_is_refused(
-    given: str, crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: str, says: str, crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert crux_here(*START, given, f"output_dir={tmp_path}") == 2
-    assert "double_descent needs toy.points" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
 
 
 def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
@@ -54,7 +63,7 @@ def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
         points=6,
     )
     W = torch.stack([torch.randn(1, 2, 4), torch.zeros(1, 2, 4)])
-    size = learned(
+    size = measure_size(
         Trained(program, Weights(W, torch.zeros(2, 1, 4), None), torch.zeros(2, 1), {}), n_seeds=2, held_out=64
     )
     assert size.train[1] == pytest.approx(1 - 1 / 6 * (6 - len(with_a_feature(program, 1))))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.learning_dynamics import between_sets, shape_of, telling, within_sets
+from crux.toy.experiments.learning_dynamics import between_sets, choose_seed, shape_of, within_sets
 
 QUIET = ("trainer.progress=false", "tracking=none")
 SHORT = ("trainer.max_steps=60", "trainer.batch=64", "toy.snapshots=20", "toy.held_out=1024", "toy.seeds=2")
@@ -26,8 +26,8 @@ def test_cosines_of_an_octahedron_and_of_parted_sets() -> None:
 
 def test_the_seed_that_is_shown_ended_well_and_dropped_often() -> None:
     loss = torch.tensor([1.004, 1.0, 1.003, 1.01])
-    assert telling(loss, [3, 2, 3, 5]) == 2
-    assert telling(loss, [2, 2, 2, 5]) == 1
+    assert choose_seed(loss, [3, 2, 3, 5]) == 2
+    assert choose_seed(loss, [2, 2, 2, 5]) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_initial_weights_are_scaled(crux_here: Callable[..., int], tmp_path: Pat
     [
         ("toy.densities=[0.5,0.3]", "at one density"),
         ("toy.snapshots=0", "needs 20 or more"),
-        ("toy.init_scale=0.0", "toy.init_scale=0.0: must be more than 0"),
+        ("toy.init_scale=0.0", "toy.init_scale=0: must be more than 0"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:

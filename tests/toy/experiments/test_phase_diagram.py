@@ -1,13 +1,15 @@
 """Phase diagrams of one extra feature: classes and distances by hand, a shortened run, the small setting against theory."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from crux.runs.pieces import compute_once
+from crux.runs.run_folder import RunFolder
 from crux.toy.exact.phase_theory import Boundaries
 from crux.toy.experiments.phase_diagram import deviation, extra_class
 
@@ -58,14 +60,44 @@ def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path)
     [
         ("toy.sizes=[[4,2,1]]", "the theory is known for [2, 1, 1] and [3, 2, 1], not for 4 → 2"),
         ("toy.sizes=[[4,2]]", "[4, 2] must be [n_features, n_hidden, n_sets]"),
-        ("toy.sizes=null", "toy.sizes has to be given"),
-        ("toy.n_features=3", "trains several sizes, toy.sizes says which"),
+        ("toy.sizes=null", "toy.sizes=null: must have a value"),
+        ("toy.n_features=3", "toy.n_features: this experiment has no such key"),
         ("toy.importance=0.5", "the others' is 1"),
-        ("toy.ratios=[1.0]", "two at least"),
+        ("toy.ratios=[1.0]", "toy.ratios=[1.0]: must be a list of at least 2"),
     ],
 )
 def test_what_no_diagram_can_be_made_of_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
     assert says in refusal(*SHORT[:-1], given)
+
+
+def test_a_polish_that_was_interrupted_continues_with_the_next_piece(
+    crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("crux.toy.exact.polish.ROWS", 8)  # of 12 instances: two pieces
+    edges = Boundaries(torch.tensor([0.5], dtype=torch.float64), torch.tensor([5.0], dtype=torch.float64))
+    monkeypatch.setattr("crux.toy.experiments.phase_diagram.exact_boundaries", lambda densities, *, n_hidden: edges)
+    given = (*SHORT, "toy.sizes=[[2,1,1]]", "toy.densities=[0.1]", "toy.ratios=[0.1,1.0,10.0]")
+    assert crux_here(*given, f"output_dir={tmp_path / 'whole'}") == 0
+    computed: list[str] = []
+
+    def interrupted(folder: RunFolder, name: str, compute: Callable[[], Mapping[str, torch.Tensor]]):
+        if computed:
+            raise KeyboardInterrupt
+        computed.append(name)
+        return compute_once(folder, name, compute)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crux.toy.experiments.phase_diagram.compute_once", interrupted)
+        assert crux_here(*given, f"output_dir={tmp_path / 'parts'}") == 130
+    (run,) = (tmp_path / "parts" / "runs").iterdir()
+    assert [path.stem for path in (run / "pieces").iterdir()] == computed == ["2_1_first_0"]
+    assert crux_here(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
+    assert not (run / "pieces").exists()
+    (whole,) = (tmp_path / "whole" / "runs").iterdir()
+    for name in ("metrics.json", "history.jsonl"):
+        assert (run / name).read_text() == (whole / name).read_text()
+    a, b = (load_file(folder / "arrays.safetensors") for folder in (whole, run))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.slow

@@ -73,14 +73,17 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("layer=3", "layer has no meaning for experiment=toy/intro_polygon; allowed are "),
-        ("sae=topk", "sae has no meaning"),
-        ("optimizer.clip=1", "optimizer.clip has no meaning"),
-        ("toy.densities=[0.0]", "toy.densities=[0.0]: must be numbers above 0, up to 1"),
+        ("layer=3", "layer: this experiment has no such key; its own are "),
+        ("sae=topk", "sae: has no meaning for this experiment"),
+        ("optimizer.clip=1", "optimizer.clip: this experiment has no such key"),
+        ("toy.densities=[0.0]", "toy.densities=[0.0]: must be numbers that are more than 0, up to 1"),
         ("toy.n_sets=2", "5 features cannot be so many equal sets"),
         ("toy.kind=relu", "toy.kind=relu: allowed are linear, relu_output, relu_hidden, absolute_value"),
-        ("toy.experiment=nothing", "no such experiment"),
-        ("toy.experiment=run", "no such experiment"),  # a file there that is none
+        ("toy.experiment=basic", "choose an experiment by experiment=toy/…"),
+        (
+            "toy.ratios=[1.0]",
+            "toy.ratios: this experiment has no such key",
+        ),
         ("toy.densities=0.1", "toy.densities: must be a list, such as [1,2]"),
         ("toy.n_feature=3", "did you mean toy.n_features?"),
         ("toy.held_out=1500", "must be a multiple of 1024, or less"),

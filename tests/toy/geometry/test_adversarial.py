@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crux.toy.geometry.adversarial import analytic_attack, directions, gradient_attack, rise
-from crux.toy.superposition import Kind, SuperpositionModel, Weights
+from crux.toy.options import Kind
+from crux.toy.superposition import SuperpositionModel, Weights
 
 REACH = torch.tensor([0.1])
 

@@ -3,7 +3,8 @@
 import torch
 
 from crux.toy.geometry.untied import balanced, features_of, motifs
-from crux.toy.superposition import Kind, SuperpositionModel, Weights
+from crux.toy.options import Kind
+from crux.toy.superposition import SuperpositionModel, Weights
 
 
 def test_balancing_keeps_the_function_and_evens_the_norms() -> None:

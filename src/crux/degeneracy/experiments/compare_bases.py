@@ -1,108 +1,86 @@
-"""The part that the experiments on single networks share: every basis, ablated, and shown."""
+"""What the experiments on single networks share: every basis, ablated, and reported."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.degeneracy.ablation import Loss
-from crux.degeneracy.basis import Basis, dictionary, principal_components
-from crux.degeneracy.compared import Compared, Plan, compare, every_basis
-from crux.degeneracy.experiments import shown
-from crux.degeneracy.experiments.graphs import Graphs, graphs
+from crux.degeneracy.basis import Basis, dictionary, neurons, principal_components
+from crux.degeneracy.basis_options import Compare, ComparedBases, LastBasis
+from crux.degeneracy.compared import AblationLoss, Compared, compare, every_basis, logits_basis
+from crux.degeneracy.experiments import comparison_report
+from crux.degeneracy.experiments.graphs import graphs
 from crux.degeneracy.grams import Moments, moments
 from crux.degeneracy.networks.network import Network
-from crux.degeneracy.options import Compare, Modularity
-from crux.runs.experiment import AddRow
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.runs.result import Result
 
 
-def options(config: Config) -> Compare:
-    """The configuration's part."""
-    assert config.interaction_basis is not None
-    assert config.interaction_basis.compare is not None
-    return config.interaction_basis.compare
+class LanguageParts(NamedTuple):
+    """What only a language model has."""
+
+    W_U: Float[Tensor, "d_vocab d"]
+    dictionaries: Mapping[str, Float[Tensor, "_k _d"]]
+    """Decoder directions of SAEs, by their hook points: they are a basis `sae`, with principal components at other hook points."""
 
 
-def modularity_of(config: Config) -> Modularity | None:
-    """How modules are looked for, where the configuration says so."""
-    assert config.interaction_basis is not None
-    return config.interaction_basis.modularity
-
-
-def plan_of(config: Config) -> Plan:
-    """The numbers of the comparison."""
-    of = options(config)
-    return Plan(
-        bases=of.bases,
-        hooks=of.hooks,
-        ahead=of.ahead,
-        probes=of.probes,
-        threshold=of.threshold,
-        points=of.points,
-        within=of.within,
-        directions=of.directions,
-        edge_samples=of.edge_samples,
-        edge_ablation=of.edge_ablation,
-        seed=config.seed,
-    )
-
-
-def compared(
+def compare_bases(
     network: Network,
     *,
-    plan: Plan,
+    options: ComparedBases,
     found_on: Sequence[Tensor],
-    judged_on: Sequence[Tensor],
-    end: str,
-    loss: Loss,
-    loss_name: str,
-    last: Callable[[str, Moments], Basis] | None,
-    dictionaries: Mapping[str, Tensor],
-    modularity: Modularity | None,
-    add_row: AddRow,
+    loss: AblationLoss,
+    language: LanguageParts | None,
+    run: Run,
+    first_row: int,
 ) -> tuple[Compared, Result]:
-    """Every basis on one network, and what is left of it for people.
+    """Return every basis on one network, and what a comparison of them leaves for people.
 
     Args:
-        end: hook point that the loss reads.
-        loss_name: with its unit.
-        last: the basis at the last hook point; its principal components where not given.
-        dictionaries: decoder directions of SAEs, by their hook points: a basis `sae`, at other hook points principal components.
-        modularity: how modules are looked for; None: they are not.
+        found_on: batches that bases and edges are found on.
+        first_row: step of the history before the first basis is done.
     """
-
-    def components(hook: str, at: Moments) -> Basis:
-        return principal_components(hook, at, threshold=plan.threshold)
-
-    at = moments(network, found_on, hooks=plan.hooks)
-    bases = every_basis(network, found_on, at=at, plan=plan, last=last or components)
-    if dictionaries:
+    of, once = options.compare, partial(compute_once, run.folder)
+    at = moments(network, found_on, hooks=of.hooks)
+    last = last_basis(of, at, language)
+    bases = every_basis(network, found_on, at=at, options=of, last=last, seed=run.seed, once=once)
+    if language is not None and language.dictionaries:
         bases["sae"] = [
-            dictionary(basis.hook, at[basis.hook], directions=dictionaries[basis.hook])
-            if basis.hook in dictionaries
-            else basis
-            for basis in (
-                *(components(hook, at[hook]) for hook in plan.hooks[:-1]),
-                next(iter(bases.values()))[-1],
-            )
-        ]
-    done: list[str] = []
+            dictionary(hook, at[hook], directions=language.dictionaries[hook])
+            if hook in language.dictionaries
+            else principal_components(hook, at[hook], threshold=of.threshold)
+            for hook in of.hooks[:-1]
+        ] + [last]
 
-    def progress(name: str) -> None:
-        done.append(name)
-        add_row(len(done), {"bases_done": float(len(done))})
+    def report_done(done: int) -> None:
+        run.add_row(first_row + done, {"bases_done": float(done)})
 
     found = compare(
-        network, bases, plan=plan, found_on=found_on, judged_on=judged_on, end=end, loss=loss, progress=progress
+        network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
     )
-    covariances = {hook: at[hook].covariance for hook in plan.hooks}
-    drawn = graphs(found, plan, modularity) if modularity is not None else Graphs({}, {})
-    report = shown.report(found, plan, loss=loss_name)
+    covariances = {hook: at[hook].covariance for hook in of.hooks}
+    drawn = graphs(found, options, seed=run.seed)
+    report = comparison_report.report(found, of, loss=loss.name)
     return found, Result(
-        shown.metrics(found, plan) | drawn.metrics,
-        shown.orthogonality(found, covariances),
-        shown.figures(found, plan, loss=loss_name) | drawn.figures,
-        shown.arrays(found, plan),
+        comparison_report.metrics(found, of) | drawn.metrics,
+        comparison_report.orthogonality(found, covariances),
+        comparison_report.figures(found, of, loss=loss.name) | drawn.figures,
+        comparison_report.arrays(found, of),
         f"{report}\n\n{drawn.report}" if drawn.modules else report,
     )
+
+
+def last_basis(options: Compare, at: Mapping[str, Moments], language: LanguageParts | None) -> Basis:
+    """Return the basis at the last hook point, which all share."""
+    hook = options.hooks[-1]
+    match options.last:
+        case LastBasis.pca:
+            return principal_components(hook, at[hook], threshold=options.threshold)
+        case LastBasis.neuron:
+            return neurons(hook, at[hook])
+        case LastBasis.logits:
+            assert language is not None
+            return logits_basis(hook, at[hook], W_U=language.W_U, threshold=options.threshold)

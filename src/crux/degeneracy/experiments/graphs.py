@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from crux.degeneracy.compared import Compared, Plan
+from crux.config.markdown import markdown_table
+from crux.degeneracy.basis_options import ComparedBases
+from crux.degeneracy.compared import Compared
 from crux.degeneracy.figures.interaction_graph import interaction_graph
 from crux.degeneracy.modularity import Modules, find_modules, smallest_kept
-from crux.degeneracy.options import Modularity
 
 
 class Graphs(NamedTuple):
@@ -26,16 +27,19 @@ class Graphs(NamedTuple):
     @property
     def report(self) -> str:
         """A table."""
-        lines = ["| interaction graph of the edges needed | modules | Q | nodes by layer, the largest modules |"]
-        lines.append("|---|---|---|---|")
+        rows = []
         for name, of in self.modules.items():
             sizes = "; ".join("/".join(map(str, row)) for row in of.clusters[:4].tolist())
-            lines.append(f"| {name} | {of.n} | {of.score:.3f} | {sizes} |")
-        return "\n".join(lines)
+            rows.append([name, of.n, f"{of.score:.3f}", sizes])
+        header = ["interaction graph of the edges needed", "modules", "Q", "nodes by layer, the largest modules"]
+        return markdown_table(header, rows)
 
 
-def graphs(found: Compared, plan: Plan, settings: Modularity) -> Graphs:
-    """Of the bases in which some edges are enough between every two layers; an edge counts from the smallest that is needed on."""
+def graphs(found: Compared, options: ComparedBases, *, seed: int) -> Graphs:
+    """Return the graphs of the bases in which some edges are enough between every two layers.
+
+    An edge counts if it is at least as strong as the weakest one that is needed.
+    """
     modules, figures = {}, {}
     for name, curves in found.edge_curves.items():
         strengths = [each.strength for each in found.edges[name]]
@@ -43,14 +47,11 @@ def graphs(found: Compared, plan: Plan, settings: Modularity) -> Graphs:
         cutoffs = [smallest_kept(s, n) for s, n in zip(strengths, needed, strict=True) if n]
         if len(cutoffs) < len(strengths):
             continue
-        modules[name] = find_modules(
-            strengths, cutoffs=cutoffs, constant=None, resolution=settings.resolution, iterations=settings.iterations,
-            starts=settings.starts, seed=plan.seed,
-        )  # fmt: skip
+        modules[name] = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options.modularity, seed=seed)
         figures[f"graph_{name}"] = interaction_graph(
             [w.numpy() for w in modules[name].weights],
             [of.numpy() for of in modules[name].of],
-            layers=[hook.removeprefix("blocks.") for hook in plan.hooks],
+            layers=[hook.removeprefix("blocks.") for hook in options.compare.hooks],
             title=f"{name}, Q = {modules[name].score:.2f}",
         )
     return Graphs(modules, figures)

@@ -3,59 +3,51 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
-from crux.degeneracy.basis import Basis
-from crux.degeneracy.compared import logits_basis
-from crux.degeneracy.experiments.compare_bases import compared, modularity_of, options, plan_of
-from crux.degeneracy.grams import Moments
-from crux.degeneracy.options import LastBasis
-from crux.runs.experiment import AddRow
+from crux.degeneracy.compared import AblationLoss
+from crux.degeneracy.experiments.compare_bases import LanguageParts, compare_bases
+from crux.degeneracy.options import LanguageBasesJob
+from crux.runs.experiment import Experiment, keep_rows
+from crux.runs.life_cycle import Run
 from crux.runs.result import Result
-from crux.runs.run_folder import RunFolder
-from crux.sae import assemble
 from crux.sae.formats import saelens
-from crux.sae.losses.cross_entropy import token_cross_entropy
-from crux.sae.losses.readout import logits, token_chunks
+from crux.sae.loading import load_model, load_tokens
+from crux.sae.losses.readout import chunked_cross_entropy
 from crux.subjects.hooks import FINAL
 from crux.subjects.subject import Subject
 from crux.text.held_out import spread_batches
+from crux.training.devices import choose_device
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """Every basis at the hook points that the configuration names, found on training text and ablated on held-out text."""
-    wanted, plan = options(config), plan_of(config)
-    assert wanted.length is not None, "checks_degeneracy has looked"
-    length = wanted.length
-    subject = assemble.load(config, torch.float32)
-    tokens = assemble.load_tokens(config)
-    found_on, judged_on = (
-        [
-            batch.to(subject.device)
-            for batch in spread_batches(stream, context=length, batch=wanted.batch, n_tokens=n * length)
-        ]
-        for stream, n in ((tokens.train, wanted.samples), (tokens.held_out, wanted.judged))
-    )
+def result(job: LanguageBasesJob, run: Run) -> Result:
+    """Find every basis at the job's hook points on training text, and ablate it on held-out text."""
+    options = job.interaction_basis.compare
+    subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
+    tokens = load_tokens(job.data, model=job.model, cache=job.cache)
 
-    def of_logits(hook: str, at: Moments) -> Basis:
-        return logits_basis(hook, at, W_U=subject.unembed.W_U, threshold=plan.threshold)
+    def batches(stream: np.ndarray, n: int) -> list[Tensor]:
+        n_tokens = n * options.length
+        cut = spread_batches(stream, context=options.length, batch=options.batch, n_tokens=n_tokens)
+        return [batch.to(subject.device) for batch in cut]
 
-    return compared(
+    def loss(inputs: Tensor, final: Tensor) -> Tensor:
+        return cross_entropy(subject, inputs, final)
+
+    judged = batches(tokens.held_out, options.judged)
+    dictionaries = {} if options.saes is None else decoders(options.saes, subject, options.hooks[:-1])
+    return compare_bases(
         subject,
-        plan=plan,
-        found_on=found_on,
-        judged_on=judged_on,
-        end=FINAL,
-        loss=lambda inputs, final: cross_entropy(subject, inputs, final),
-        loss_name="cross-entropy, nats a token",
-        last=of_logits if wanted.last is LastBasis.logits else None,
-        dictionaries={} if wanted.saes is None else decoders(wanted.saes, subject, plan.hooks[:-1]),
-        modularity=modularity_of(config),
-        add_row=add_row,
+        options=job.interaction_basis,
+        found_on=batches(tokens.train, options.samples),
+        loss=AblationLoss("cross-entropy, nats a token", loss, FINAL, judged),
+        language=LanguageParts(subject.unembed.W_U, dictionaries),
+        run=run,
+        first_row=0,
     )[1]
 
 
@@ -66,11 +58,8 @@ def cross_entropy(
     """Of each sequence's next tokens, nats a token."""
     W_U, b_U, softcap = subject.unembed
     hidden, labels = final[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    each = [
-        token_cross_entropy(logits(hidden[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
-        for part in token_chunks(len(labels), len(W_U), labels.device)
-    ]
-    return torch.cat(each).view(len(tokens), -1).mean(1)
+    each = chunked_cross_entropy(hidden, W_U, b_U=b_U, softcap=softcap, labels=labels)
+    return each.view(len(tokens), -1).mean(1)
 
 
 def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> dict[str, Tensor]:
@@ -97,3 +86,6 @@ def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> 
             raise UserError(f"{folder}: directions of {directions.shape[1]} dimensions; the subject has {width} there")
         found[hook] = directions.detach().double()
     return found
+
+
+EXPERIMENT = Experiment(LanguageBasesJob, result, keep_rows)

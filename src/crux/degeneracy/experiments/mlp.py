@@ -7,22 +7,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crux.config.schema import Config
 from crux.degeneracy.basis import Basis
+from crux.degeneracy.basis_options import MlpBases, SmallPerceptron
+from crux.degeneracy.compared import AblationLoss
 from crux.degeneracy.edges import edges
-from crux.degeneracy.experiments.compare_bases import compared, modularity_of, options, plan_of
+from crux.degeneracy.experiments.compare_bases import compare_bases
+from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.options import SmallPerceptron
-from crux.runs.experiment import AddRow
+from crux.runs.experiment import Experiment, keep_rows
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
 
 N_INPUTS, N_READ, N_OUTPUTS = 12, 6, 4
 
+GENERATOR = "generator"
+"""Name of the generator's state next to the weights of a network that was trained."""
+
 
 class Task(NamedTuple):
-    """Two halves that share nothing, behind a rotation: of 12 dimensions the outputs read 6.
+    """A task in two halves that share nothing, behind a rotation: of 12 dimensions the outputs read 6.
 
     x = z R with z uniform on [−1, 1]; y = (z₀ z₁, |z₂ + z₃|, z₄ z₅, |z₆ + z₇|), each scaled to variance 1.
     """
@@ -55,42 +60,44 @@ def perceptron(widths: list[int], *, activation: type[nn.Module], generator: tor
     return Chain(stages)
 
 
-def trained(task: Task, of: SmallPerceptron, generator: torch.Generator, add_row: AddRow) -> Chain:
-    """On fresh samples every step, by Adam with a cosine to zero."""
-    chain = perceptron([N_INPUTS, *of.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
-    optimizer = torch.optim.Adam(chain.parameters(), lr=of.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, of.steps)
-    for step in range(of.steps):
-        x = task.inputs(256, generator)
-        loss = (chain(x) - task.outputs(x)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 500 == 0:
-            add_row(step + 1, {"train/loss": float(loss.detach())})
+def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, run: Run) -> Chain:
+    """Train a perceptron on fresh samples every step, by Adam with a cosine to zero; leave the generator where training leaves it."""
+    chain = perceptron([N_INPUTS, *options.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
+
+    def weights() -> dict[str, Tensor]:
+        def loss() -> Tensor:
+            x = task.inputs(256, generator)
+            return (chain(x) - task.outputs(x)).square().mean()
+
+        fit_by_adam(loss, chain.parameters(), lr=options.lr, steps=options.steps, run=run)
+        return {**chain.state_dict(), GENERATOR: generator.get_state()}
+
+    kept = compute_once(run.folder, "perceptron", weights)
+    generator.set_state(kept.pop(GENERATOR))
+    chain.load_state_dict(kept)
     return chain.requires_grad_(False)
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """Every basis on the trained perceptron, the inputs that nothing reads among what must be found; and two networks known exactly."""
-    assert config.interaction_basis is not None
-    of = config.interaction_basis.perceptron
-    assert of is not None
-    plan, wanted = plan_of(config), options(config)
-    generator = torch.Generator().manual_seed(config.seed)
+def result(options: MlpBases, run: Run) -> Result:
+    """Find every basis on the trained perceptron, whose unread inputs must be found; and check two networks that are known exactly."""
+    of = options.compare
+    generator = torch.Generator().manual_seed(run.seed)
     task = Task.drawn(generator)
-    chain = trained(task, of, generator, add_row)
-    found_on, judged_on = (list(task.inputs(n, generator).split(wanted.batch)) for n in (wanted.samples, wanted.judged))
+    chain = train(task, options.perceptron, generator=generator, run=run)
+    found_on, judged = (list(task.inputs(n, generator).split(of.batch)) for n in (of.samples, of.judged))
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return (y - task.outputs(x)).square().mean(1)
 
-    found, kept = compared(
-        chain, plan=plan, found_on=found_on, judged_on=judged_on, end="output", loss=loss,
-        loss_name="MSE, shares of the outputs' variance", last=None, dictionaries={}, modularity=modularity_of(config),
-        add_row=lambda step, row: add_row(of.steps + step, row),
-    )  # fmt: skip
+    found, kept = compare_bases(
+        chain,
+        options=options,
+        found_on=found_on,
+        loss=AblationLoss("MSE, shares of the outputs' variance", loss, "output", judged),
+        language=None,
+        run=run,
+        first_row=options.perceptron.steps,
+    )
     needed = {name: curves[0].needed for name, curves in found.nodes.items()}
     checks = [
         *kept.checks,
@@ -99,7 +106,7 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
             "global basis: directions needed at the input, where 6 of 12 are read", needed["global"] or 99, 1, N_READ
         ),
         Check("principal components: the same", needed["pca"] or 99, N_READ + 1, N_INPUTS),
-        *known_networks(config.seed),
+        *known_networks(run.seed),
     ]
     return kept._replace(checks=checks)
 
@@ -139,3 +146,6 @@ def known_networks(seed: int) -> list[Check]:
         Check("linear network: edges off the diagonal, and E_ii − Λ_i", off, 0, 1e-8),
         Check("two blocks, width 8, 4 layers: edges between the blocks", across, 0, 1e-8),
     ]
+
+
+EXPERIMENT = Experiment(MlpBases, result, keep_rows)

@@ -2,16 +2,15 @@
 
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.degeneracy.basis import neurons
-from crux.degeneracy.experiments.compare_bases import compared, modularity_of, options, plan_of
-from crux.degeneracy.experiments.trained_addition import last_row, trained_modular_addition
+from crux.config.markdown import markdown_table
+from crux.degeneracy.compared import AblationLoss
+from crux.degeneracy.experiments.compare_bases import compare_bases
+from crux.degeneracy.experiments.trained_addition import last_row, load_trained, train_in_run
 from crux.degeneracy.networks.modular_addition import Pairs
-from crux.runs.experiment import AddRow
+from crux.degeneracy.options import AdditionBasesJob
+from crux.runs.experiment import Experiment
+from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
-
-__all__ = ["last_row", "result"]
 
 PUBLISHED = {
     0: ((167, 114, 682), (133, 82, 633)),
@@ -23,28 +22,35 @@ PUBLISHED = {
 """Edges needed within 0.001 of the accuracy, principal components and local interaction basis, by seed: rib's files (reference 3.3)."""
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """Bases and edges on the training pairs; a held-out pair counts as 1 where it is wrong."""
-    network, tokens = trained_modular_addition(config, job, add_row)
+def result(job: AdditionBasesJob, run: Run) -> Result:
+    """Find bases and edges on the training pairs; a held-out pair counts as 1 if it is wrong."""
+    options = job.interaction_basis
+    network, tokens = (
+        load_trained(job.model.path)
+        if job.model.path is not None
+        else train_in_run(
+            options.addition,
+            optimizer=job.optimizer,
+            trainer=job.trainer,
+            callbacks=job.callbacks,
+            run=run,
+        )
+    )
     chain = network.at_last_position().double().requires_grad_(False)
-    plan, wanted = plan_of(config), options(config)
+    of = options.compare
 
     def wrong(pairs: Tensor, logits: Tensor) -> Tensor:
         return (logits.argmax(-1) != Pairs.sums(pairs)).double()
 
-    start = max((int(row["step"]) for row in job.history()), default=0)
-    found, kept = compared(
+    judged = list(tokens.test[: of.judged].split(of.batch))
+    found, kept = compare_bases(
         chain,
-        plan=plan,
-        found_on=list(tokens.train[: wanted.samples].split(wanted.batch)),
-        judged_on=list(tokens.test[: wanted.judged].split(wanted.batch)),
-        end=chain.output,
-        loss=wrong,
-        loss_name="share of held-out pairs that are wrong",
-        last=neurons,
-        dictionaries={},
-        modularity=modularity_of(config),
-        add_row=lambda step, row: add_row(start + step, row),
+        options=options,
+        found_on=list(tokens.train[: of.samples].split(of.batch)),
+        loss=AblationLoss("share of held-out pairs that are wrong", wrong, chain.output, judged),
+        language=None,
+        run=run,
+        first_row=max((int(row["step"]) for row in run.folder.history() if "val/accuracy" in row), default=0),
     )
     checks = [*kept.checks, Check("share of held-out pairs that are wrong", found.clean, 0, 0.001)]
     ours = {name: found.edges_needed(name) for name in ("pca", "local") if name in found.edge_curves}
@@ -53,14 +59,17 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         checks.append(
             Check("edges needed, local basis / principal components (published: 0.87 to 0.99)", ratio, 0.7, 1.1)
         )
-    return kept._replace(checks=checks, report=f"{kept.report}\n{published()}")
+    return kept._replace(checks=checks, report=f"{kept.report}\n\n{published()}")
 
 
 def published() -> str:
     """rib's counts as a table, their sums behind."""
-    lines = ["", "| published, edges by layer | principal components | local interaction basis |", "|---|---|---|"]
-    for seed, counts in PUBLISHED.items():
-        cells = (f"{' / '.join(map(str, each))} = {sum(each)}" for each in counts)
-        lines.append(f"| seed {seed} | {' | '.join(cells)} |")
-    lines.append("| directions, seed 0 | 15 / 17 / 9 | 15 / 17 / 9 |")
-    return "\n".join(lines)
+    rows = [
+        [f"seed {seed}", *(f"{' / '.join(map(str, each))} = {sum(each)}" for each in counts)]
+        for seed, counts in PUBLISHED.items()
+    ]
+    rows.append(["directions, seed 0", "15 / 17 / 9", "15 / 17 / 9"])
+    return markdown_table(["published, edges by layer", "principal components", "local interaction basis"], rows)
+
+
+EXPERIMENT = Experiment(AdditionBasesJob, result, last_row)

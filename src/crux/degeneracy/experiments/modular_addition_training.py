@@ -2,30 +2,34 @@
 
 import torch
 
-from crux.config.schema import Config
-from crux.degeneracy.experiments.trained_addition import last_row, trained_modular_addition
+from crux.degeneracy.experiments.trained_addition import last_row, train_in_run
 from crux.degeneracy.figures.grokking import grokking
 from crux.degeneracy.networks.addition_folder import INSIDE
 from crux.degeneracy.networks.modular_addition_module import judged
-from crux.runs.experiment import AddRow
+from crux.degeneracy.options import AdditionTrainingJob
+from crux.runs.experiment import Experiment
+from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
-
-__all__ = ["last_row", "result"]
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """Right on every pair that it never saw; losses and accuracy over the steps."""
-    network, tokens = trained_modular_addition(config, job, add_row)
+def result(job: AdditionTrainingJob, run: Run) -> Result:
+    """Train until the network is right on every pair that it never saw; report losses and accuracy over the steps."""
+    network, tokens = train_in_run(
+        job.interaction_basis.addition,
+        optimizer=job.optimizer,
+        trainer=job.trainer,
+        callbacks=job.callbacks,
+        run=run,
+    )
     train, test = judged(network, tokens.train), judged(network, tokens.test)
-    rows = [row for row in job.history() if "val/accuracy" in row]
+    rows = [row for row in run.folder.history() if "val/accuracy" in row]
     course = {name: [row[name] for row in rows] for name in ("step", "train/loss", "val/loss", "val/accuracy")}
     steps = course["step"][-1] if rows else 0.0
     metrics = {"steps": steps, "accuracy": test.accuracy, "train_accuracy": train.accuracy}
     metrics |= {"loss": test.loss, "train_loss": train.loss}
     report = (
         f"{steps:.0f} steps; held-out pairs right: {test.accuracy:.4f}, their loss {test.loss:.3g}, that of the training pairs "
-        f"{train.loss:.3g} nats.\nThe network: model.path={job.path / INSIDE}"
+        f"{train.loss:.3g} nats.\nThe network: model.path={run.folder.path / INSIDE}"
     )
     return Result(
         metrics,
@@ -34,3 +38,6 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         {name.replace("/", "_"): torch.tensor(values, dtype=torch.float64) for name, values in course.items()},
         report,
     )
+
+
+EXPERIMENT = Experiment(AdditionTrainingJob, result, last_row)

@@ -8,16 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.ablation import EdgeAblation, least
 from crux.degeneracy.basis import Basis, principal_components
+from crux.degeneracy.basis_options import PlantedModules
 from crux.degeneracy.edges import edges
 from crux.degeneracy.experiments.shortcut import (
     HOOKS,
     LOGIT,
     Samples,
     Shortcut,
-    trained,
+    train,
     training_samples,
     unrelated,
 )
@@ -26,23 +28,15 @@ from crux.degeneracy.grams import moments
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.modularity import ALONE, Modules, find_modules, smallest_kept
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.options import Modularity
+from crux.degeneracy.packing import pack, unpack
 from crux.degeneracy.removal import Losses, directions, losses_without
-from crux.runs.experiment import AddRow
+from crux.runs.experiment import Experiment, keep_rows
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
 
 FOUND_ON, JUDGED_ON = 40, 60
 """Concept parts and shortcut parts of the samples; every one of the first with every one of the second."""
-
-WITHIN = 0.01
-"""Edges are left out until the logit has changed by this share of its variance."""
-
-THRESHOLD = 1e-9
-"""Directions with less than so much of the largest eigenvalue are no part of a basis."""
-
-POINTS = 8
-"""Of the quadrature of the edges."""
 
 
 class Graph(NamedTuple):
@@ -55,23 +49,23 @@ class Graph(NamedTuple):
     modules: Modules
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """The modules that were planted, found without knowledge of them; without the shortcut's the network is right where it misled."""
-    assert config.interaction_basis is not None
-    settings = config.interaction_basis.modularity
-    assert settings is not None
-    generator = torch.Generator().manual_seed(config.seed)
-    network = trained(generator, add_row)
+def result(options: PlantedModules, run: Run) -> Result:
+    """Find the planted modules without knowledge of them; without the shortcut's the network is right where it misled."""
+    generator = torch.Generator().manual_seed(run.seed)
+    network = train(generator, run)
     chain = network.chain
     found_on = unrelated(FOUND_ON, network.rotation, generator)
     judged_on = unrelated(JUDGED_ON, network.rotation, generator)
     as_trained = training_samples(len(found_on.x), generator)[0] @ network.rotation
-    graphs = {
-        "interaction basis": graph(chain, found_on.x, "local", settings, seed=config.seed),
-        "principal components": graph(chain, found_on.x, "pca", settings, seed=config.seed),
-        "neurons": graph(chain, found_on.x, "neuron", settings, seed=config.seed),
-        "interaction basis, training data": graph(chain, as_trained, "local", settings, seed=config.seed),
+    studied = {
+        "interaction basis": ("local", found_on.x),
+        "principal components": ("pca", found_on.x),
+        "neurons": ("neuron", found_on.x),
+        "interaction basis, training data": ("local", as_trained),
     }
+    graphs: dict[str, Graph] = {}
+    for done, (name, (kind, x)) in enumerate(track(studied.items(), "interaction graphs"), 1):
+        graphs[name] = graph(chain, x, kind, options, run=run, piece=f"graph_{done}")
     best = graphs["interaction basis"]
     losses = without_each(chain, best, judged_on)
     shortcut = min(losses.without, key=lambda name: losses.without[name]["misled"])
@@ -99,42 +93,52 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
     return Result(metrics, checks, figures, arrays, report(network, graphs, losses, shortcut))
 
 
-def bases_of(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, seed: int) -> list[Basis]:
-    """Along the layers. Neurons that never vary are left out."""
+def bases_of(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, threshold: float, seed: int) -> list[Basis]:
+    """Return the bases along the layers. Neurons that never vary are left out."""
     if kind == "local":
         return interaction_bases(
-            chain, [x], hooks=HOOKS, ahead=1, last=None, probes=None, threshold=THRESHOLD, seed=seed
+            chain, [x], hooks=HOOKS, ahead=1, last=None, probes=None, threshold=threshold, seed=seed
         )
     at = moments(chain, [x], hooks=HOOKS)
     if kind == "pca":
-        return [principal_components(hook, at[hook], threshold=THRESHOLD) for hook in HOOKS]
-    return [neuron_basis(hook, at[hook].mean, at[hook].covariance.diagonal()) for hook in HOOKS]
+        return [principal_components(hook, at[hook], threshold=threshold) for hook in HOOKS]
+    return [neuron_basis(hook, at[hook].mean, at[hook].covariance.diagonal(), threshold=threshold) for hook in HOOKS]
 
 
-def neuron_basis(hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d"]) -> Basis:
-    """The coordinates that vary, in the network's order."""
-    C = torch.eye(len(mean), dtype=torch.float64)[:, variance > THRESHOLD * variance.max()]
-    return Basis(hook, "neuron", mean, C, C.T, variance[variance > THRESHOLD * variance.max()], 0.0, 0.0)
+def neuron_basis(hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d"], *, threshold: float) -> Basis:
+    """Return the coordinates that vary, in the network's order."""
+    varies = variance > threshold * variance.max()
+    C = torch.eye(len(mean), dtype=torch.float64)[:, varies]
+    return Basis(hook, "neuron", mean, C, C.T, variance[varies], 0.0, 0.0)
 
 
-def graph(chain: Chain, x: Float[Tensor, "n d"], kind: str, settings: Modularity, *, seed: int) -> Graph:
-    """Basis → edges → how many of them are needed → modules."""
-    bases = bases_of(chain, x, kind, seed=seed)
-    strengths = [
-        each.strength for each in edges(chain, [x], bases=bases, points=POINTS, probes=None, side=None, seed=seed)
-    ]
-    clean = chain(x)
-    kept = []
-    for pair, strength in zip(itertools.pairwise(bases), strengths, strict=True):
-        ablation = EdgeAblation(
-            chain, [x], bases=pair, strength=strength, end=LOGIT,
-            loss=lambda x, y: (y - clean).square()[:, 0] / clean.var(),
-        )  # fmt: skip
-        kept.append(least(ablation.loss, size=ablation.size, limit=WITHIN) or ablation.size)
-    modules = find_modules(
-        strengths, cutoffs=[smallest_kept(s, n) for s, n in zip(strengths, kept, strict=True)], constant=None,
-        resolution=settings.resolution, iterations=settings.iterations, starts=settings.starts, seed=seed,
-    )  # fmt: skip
+def graph(chain: Chain, x: Float[Tensor, "n d"], kind: str, options: PlantedModules, *, run: Run, piece: str) -> Graph:
+    """Return the graph: bases, their edges, how many of these are needed, and the modules."""
+    of = options.compare
+
+    def compute() -> dict[str, Tensor]:
+        bases = bases_of(chain, x, kind, threshold=of.threshold, seed=run.seed)
+        found = edges(chain, [x], bases=bases, points=of.points, probes=None, side=None, seed=run.seed)
+        clean = chain(x)
+        packed: dict[str, Tensor] = {}
+        for basis in bases:
+            packed |= pack(basis._asdict(), prefix=f"{basis.hook}/")
+        for i, (pair, each) in enumerate(zip(itertools.pairwise(bases), found, strict=True)):
+            ablation = EdgeAblation(
+                chain, [x], bases=pair, strength=each.strength, end=LOGIT,
+                loss=lambda x, y: (y - clean).square()[:, 0] / clean.var(),
+            )  # fmt: skip
+            needed = least(ablation.loss, size=ablation.size, limit=of.within) or ablation.size
+            packed |= {f"strength{i}": each.strength, f"needed{i}": torch.tensor(needed)}
+        return packed
+
+    found = compute_once(run.folder, piece, compute)
+    device = torch.device("cpu")
+    bases = [unpack(Basis, found, prefix=f"{hook}/", device=device, hook=hook, name=kind) for hook in HOOKS]
+    strengths = [found[f"strength{i}"] for i in range(len(HOOKS) - 1)]
+    kept = [int(found[f"needed{i}"]) for i in range(len(HOOKS) - 1)]
+    cutoffs = [smallest_kept(s, n) for s, n in zip(strengths, kept, strict=True)]
+    modules = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options.modularity, seed=run.seed)
     return Graph(bases, strengths, kept, modules)
 
 
@@ -204,23 +208,20 @@ def removal_checks(losses: Losses, *, shortcut: str, concept: str) -> list[Check
 
 def report(network: Shortcut, graphs: dict[str, Graph], losses: Losses, shortcut: str) -> str:
     """Two tables: the graphs, and what each module does."""
-    lines = [
-        "| basis | nodes | edges needed | modules | Q | misplaced | no edge |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, of in graphs.items():
         sizes = "/".join(str(basis.size) for basis in of.bases)
         alone = int(sum((m == ALONE).sum() for m in of.modules.of))
-        lines.append(
-            f"| {name} | {sizes} | {'/'.join(map(str, of.kept))} | {of.modules.n} | {of.modules.score:.3f} | "
-            f"{misplaced(network, of)} | {alone} |"
-        )
-    lines += ["", "| network | wrong | wrong where the shortcut misleads | against the shortcut |", "|---|---|---|---|"]
-    rows = {"as trained": losses.intact}
-    rows |= {
+        kept, q = "/".join(map(str, of.kept)), f"{of.modules.score:.3f}"
+        rows.append([name, sizes, kept, of.modules.n, q, misplaced(network, of), alone])
+    of_graphs = markdown_table(["basis", "nodes", "edges needed", "modules", "Q", "misplaced", "no edge"], rows)
+    wrong = {"as trained": losses.intact}
+    wrong |= {
         f"without {name}{' (the shortcut)' if name == shortcut else ''}": of for name, of in losses.without.items()
     }
-    lines += [
-        f"| {name} | {of['concept']:.1%} | {of['misled']:.1%} | {of['shortcut']:.1%} |" for name, of in rows.items()
-    ]
-    return "\n".join(lines)
+    rows = [[name, *(f"{of[key]:.1%}" for key in ("concept", "misled", "shortcut"))] for name, of in wrong.items()]
+    header = ["network", "wrong", "wrong where the shortcut misleads", "against the shortcut"]
+    return f"{of_graphs}\n\n{markdown_table(header, rows)}"
+
+
+EXPERIMENT = Experiment(PlantedModules, result, keep_rows)

@@ -1,7 +1,6 @@
 """The ReLU perceptrons whose degeneracy is measured: one that is trained here on digits, and the MLP of a modular-addition network."""
 
 import itertools
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +10,12 @@ from jaxtyping import Float, Int
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from crux.config.schema import Config
-from crux.degeneracy.networks.addition_folder import addition_folder
+from crux.degeneracy.experiments.trained_addition import load_trained
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.networks.modular_addition import MID, Pairs, load
-from crux.degeneracy.options import Network
+from crux.degeneracy.networks.modular_addition import MID, Pairs
+from crux.degeneracy.options import Degeneracy
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 
 HELD_OUT = 360
 """Digits, of 1797."""
@@ -49,20 +49,16 @@ class Perceptron(NamedTuple):
     test: Samples
 
 
-def perceptron(config: Config) -> Perceptron:
-    """The one that the configuration asks for."""
-    assert config.degeneracy is not None
-    if config.model.path is not None:
-        return of_addition(Path(config.model.path))
-    assert config.degeneracy.network is Network.mlp
-    return on_digits(config.degeneracy.hidden, steps=config.degeneracy.steps, seed=config.seed)
+def perceptron(options: Degeneracy, *, path: str | None, run: Run) -> Perceptron:
+    """Return the MLP of the modular-addition network in a folder, or else one that is trained here."""
+    if path is not None:
+        return of_addition(path)
+    return on_digits(options.hidden, steps=options.steps, run=run)
 
 
-def of_addition(path: Path) -> Perceptron:
-    """The MLP at "=" of a trained modular-addition network, on all pairs."""
-    folder = addition_folder(path)
-    assert folder is not None, "checks_degeneracy has looked"
-    whole, pairs = load(folder)
+def of_addition(path: str) -> Perceptron:
+    """Return the MLP at "=" of a trained modular-addition network, on all pairs."""
+    whole, pairs = load_trained(path)
     whole = whole.double()
 
     def samples(tokens: Tensor) -> Samples:
@@ -75,25 +71,30 @@ def of_addition(path: Path) -> Perceptron:
     )
 
 
-def on_digits(hidden: list[int], *, steps: int, seed: int) -> Perceptron:
-    """Trained on 8 × 8 pixels (0 to 1) of handwritten digits (scikit-learn's), by AdamW on all of them at once: seconds."""
+def on_digits(hidden: list[int], *, steps: int, run: Run) -> Perceptron:
+    """Train on 8 × 8 pixels (0 to 1) of handwritten digits (scikit-learn's), by AdamW on all of them at once: seconds."""
     pixels, labels = (torch.from_numpy(np.asarray(array)) for array in load_digits(return_X_y=True))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(run.seed))
     pixels, labels = pixels[order].double() / 16, labels[order]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(run.seed)
         stages: dict[str, nn.Module] = {"input": nn.Identity()}
         for i, (d_in, d_out) in enumerate(itertools.pairwise([pixels.shape[1], *hidden])):
             stages |= {f"pre{i}": nn.Linear(d_in, d_out), f"post{i}": nn.ReLU()}
         network = Chain({**stages, "output": nn.Linear(hidden[-1], 10)}).double()
-    sets = [
+    train, test = (
         Samples(x, torch.zeros(len(x), 10).double(), y)
         for x, y in ((pixels[HELD_OUT:], labels[HELD_OUT:]), (pixels[:HELD_OUT], labels[:HELD_OUT]))
-    ]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.01)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(network(sets[0].inputs), sets[0].labels).backward()
-        optimizer.step()
+    )
+
+    def weights() -> dict[str, Tensor]:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.01)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(network(train.inputs), train.labels).backward()
+            optimizer.step()
+        return network.state_dict()
+
+    network.load_state_dict(compute_once(run.folder, "perceptron", weights))
     maps = *(f"pre{i}" for i in range(len(hidden))), "output"
-    return Perceptron("digits", network.requires_grad_(False), maps, sets[0], sets[1])
+    return Perceptron("digits", network.requires_grad_(False), maps, train, test)

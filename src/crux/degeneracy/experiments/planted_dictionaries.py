@@ -6,48 +6,48 @@ as long, so that a dictionary of six latents that is to reconstruct the activati
 
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from crux.config.schema import Accelerator, Optimizer, OptimizerName, Trainer
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.dictionary import Outside, outside, reading
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.networks.onward import Ahead, OnwardCoefficients, OnwardSAE
+from crux.degeneracy.networks.onward import Ahead, OnwardLoss, OnwardPasses
+from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.training.recipe import Recipe
+from crux.sae.losses.options import E2EDownstream
+from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
 from crux.training.data import Feed
-from crux.training.fit import Pace, fit
+from crux.training.devices import CPU
+from crux.training.fit import fit
 
 READ, UNREAD = 6, 4
 LONGER = 5.0
 """How many times as long the unread features' directions are."""
 DENSITY = 0.2
-STEPS, BATCH = 1500, 512
+STEPS, BATCH, LOG_EVERY = 1500, 512, 50
 LATENTS = 6
 HELD_OUT = 8192
 HIDDEN, MIDDLE, OUTPUT = "hidden", "middle", "output"
-
-
-class Recipes(NamedTuple):
-    """A loss."""
-
-    coefficients: OnwardCoefficients
-    sparsity: float
-    """λ; of the losses that see the output smaller, as their errors are."""
+OPTIMIZER = Optimizer(
+    3e-3, [0.9, 0.999], 1e-8, 0.0, warmup_steps=50, min_lr_factor=0.1, name=OptimizerName.adam, clip=10.0
+)
+NO_AUXK = Auxk(coefficient=0.0, k=None, dead_after=0)
 
 
 LOSSES = {
-    "local": Recipes(OnwardCoefficients(1.0, 0.0, 0.0), 0.5),
-    "e2e": Recipes(OnwardCoefficients(0.0, 1.0, 0.0), 0.02),
-    "e2e_ds": Recipes(OnwardCoefficients(0.0, 0.5, 0.5), 0.02),
+    "local": E2EDownstream(reconstruction=1.0, kl=0.0, downstream=0.0, default_sparsity=0.5),
+    "e2e": E2EDownstream(reconstruction=0.0, kl=1.0, downstream=0.0, default_sparsity=0.02),
+    "e2e_ds": E2EDownstream(reconstruction=0.0, kl=0.5, downstream=0.5, default_sparsity=0.02),
 }
+"""λ is smaller for the losses that see the output, as their errors are."""
 
 
 def planted(seed: int) -> Chain:
@@ -72,26 +72,30 @@ def features(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> Feat
     )  # fmt: skip
 
 
-def trained(chain: Chain, loss: str, *, seed: int, progress: bool) -> SAE:
-    """An SAE at the hidden activation."""
-    coefficients, sparsity = LOSSES[loss]
-    sae = ReluSAE(
+def fresh_sae(seed: int) -> SAE:
+    """Return an untrained SAE for the hidden activation."""
+    return ReluSAE(
         d_model=READ + UNREAD, d_out=None, n_latents=LATENTS, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    module = OnwardSAE(
-        [Site(HIDDEN, HIDDEN, sae)], ahead=Ahead(chain, (MIDDLE,)), coefficients=coefficients,
-        recipe=Recipe("adam", 3e-3, None, (0.9, 0.999), 1e-8, 0.0, 50, 0.1, 10.0, STEPS, 50),
-        sparsity=Sparsity(sparsity, n_saes=1, steering=None), auxk=None, max_norm=None, seed=seed, runs=(),
+
+
+def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> None:
+    """Train an SAE at the hidden activation."""
+    ahead, options = Ahead(chain, (MIDDLE,)), LOSSES[loss]
+    module = SAEModule(
+        [Site(HIDDEN, HIDDEN, sae)], passes=OnwardPasses(ahead, max_norm=None), loss=OnwardLoss(options, ahead=ahead),
+        sparsity=Sparsity(options.default_sparsity, n_saes=1, steering=None), optimizer=OPTIMIZER, auxk=NO_AUXK,
+        max_steps=STEPS, log_every=LOG_EVERY, seed=seed, runs=(),
     )  # fmt: skip
     source = features(seed=seed, batch=BATCH, n_batches=STEPS, purpose=Purpose.training)
-    pace = Pace(STEPS, 1, BATCH, "samples", STEPS, 0, "cpu", 1, "32-true", progress)
-    with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to go on with
+    trainer = Trainer(progress, Accelerator.cpu, max_steps=STEPS, log_every=LOG_EVERY, checkpoint_every=STEPS)
+    with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to resume
         fit(
-            module, Feed(source, accumulate=1), pace=pace, checkpoints=Path(folder), resume=None, sinks=[], judge=None,
-            shown={"train/l0": "L0"}, abandoned=None,
+            module, Feed(source, accumulate=1), trainer=trainer, hardware=CPU, items_per_step=BATCH, unit="samples",
+            checkpoints=Path(folder), resume=None, sinks=[], evaluations=None, shown={"train/l0": "L0"}, callbacks=[],
+            abandoned=None,
         )  # fmt: skip
-    return sae
 
 
 def judged(chain: Chain, saes: dict[str, SAE], *, seed: int, left_out: float) -> tuple[Basis, dict[str, Outside]]:

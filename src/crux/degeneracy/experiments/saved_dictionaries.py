@@ -1,6 +1,8 @@
-"""Saved SAEs of language models: how much of each dictionary lies outside of what the logits hang on."""
+"""Saved SAEs of language models: how much of each dictionary lies outside of what the logits depend on."""
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,14 +11,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.schema import Files, LanguageModel
 from crux.degeneracy.basis import Basis
+from crux.degeneracy.basis_options import Reading
 from crux.degeneracy.compared import logits_basis
 from crux.degeneracy.dictionary import Outside, outside, reading
 from crux.degeneracy.grams import moments
-from crux.degeneracy.interaction_basis import interaction_bases
-from crux.notebook import held_out_batches, load_sae, load_subject
+from crux.degeneracy.interaction_basis import basis_name, interaction_bases
+from crux.degeneracy.packing import pack, unpack
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.sae.architectures.sae import SAE
+from crux.sae.formats import saelens
+from crux.sae.loading import load_model, load_tokens
 from crux.subjects.subject import FINAL, Subject
+from crux.text.held_out import spread_batches
+
+PACKAGED = Files(held_out_tokens=sys.maxsize)
+"""The packaged text."""
 
 SEQUENCES = 8
 """In a batch."""
@@ -57,7 +69,7 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     """
     found = []
     for folder in folders:
-        sae, metadata = load_sae(folder)
+        sae, metadata = saelens.load(Path(folder))
         missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
         if missing:
             raise UserError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
@@ -72,34 +84,52 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     ]
 
 
-def judge_saved(saes: Sequence[Saved], *, tokens: int, left_out: float, seed: int) -> dict[str, Found]:
-    """Each SAE against the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
+def judge_saved(saes: Sequence[Saved], options: Reading, run: Run) -> dict[str, Found]:
+    """Compare each SAE with the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
     found: dict[str, Found] = {}
-    for name, processed in dict.fromkeys(saved.subject for saved in saes):
-        subject = load_subject(name, process_weights=processed)
+    for i, (name, processed) in enumerate(dict.fromkeys(saved.subject for saved in saes)):
         of_subject = [saved for saved in saes if saved.subject == (name, processed)]
         context = min(saved.metadata["context_size"] for saved in of_subject)
-        batches = held_out_batches(subject, n_tokens=tokens, batch=SEQUENCES, context=context).held_out
+        model = LanguageModel(name=name, process_weights=processed, context=context)
+        subject = load_model(model, device=torch.device("cpu"), dtype=torch.float32)
+        text = load_tokens(PACKAGED, model=model, cache=None).held_out
+        batches = list(spread_batches(text, context=context, batch=SEQUENCES, n_tokens=options.tokens))
+        bases = {
+            hook: kept_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)
+            for hook in dict.fromkeys(saved.write for saved in of_subject)
+        }
+        for saved in of_subject:
+            basis = bases[saved.write]
+            Q = reading(basis, left_out=options.left_out)
+            kept = compute_once(
+                run.folder, f"outside_{saes.index(saved)}", partial(outside_tensors, saved, subject, batches, Q)
+            )
+            of = unpack(Outside, kept, prefix="", device=subject.device)
+            found[saved.name] = Found(basis, Q.shape[1], of)
+    return {saved.name: found[saved.name] for saved in saes}
+
+
+def kept_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: Run) -> Basis:
+    """Return the global interaction basis at a hook point; a piece of work."""
+
+    def compute() -> dict[str, Tensor]:
         at = moments(subject, batches, hooks=[FINAL])[FINAL]
         last = logits_basis(FINAL, at, W_U=subject.unembed.W_U, threshold=THRESHOLD)
-        bases: dict[str, Basis] = {}
-        for saved in of_subject:
-            if saved.write not in bases:
-                bases[saved.write] = interaction_bases(
-                    subject,
-                    batches,
-                    hooks=[saved.write, FINAL],
-                    ahead=None,
-                    last=last,
-                    probes=1,
-                    threshold=THRESHOLD,
-                    seed=seed,
-                )[0]
-            basis = bases[saved.write]
-            Q = reading(basis, left_out=left_out)
-            reads, writes = activations(subject, batches, (saved.read, saved.write))
-            found[saved.name] = Found(basis, Q.shape[1], outside(saved.sae, reads, writes, Q))
-    return {saved.name: found[saved.name] for saved in saes}
+        basis, _ = interaction_bases(
+            subject, batches, hooks=[hook, FINAL], ahead=None, last=last, probes=1, threshold=THRESHOLD, seed=run.seed
+        )
+        return pack(basis._asdict(), prefix="")
+
+    kept = compute_once(run.folder, piece, compute)
+    return unpack(Basis, kept, prefix="", device=subject.device, hook=hook, name=basis_name(None))
+
+
+def outside_tensors(
+    saved: Saved, subject: Subject, batches: Sequence[Tensor], Q: Float[Tensor, "_d k"]
+) -> dict[str, Tensor]:
+    """Return what of an SAE's dictionary lies outside of what is read, as the tensors of a piece of work."""
+    reads, writes = activations(subject, batches, (saved.read, saved.write))
+    return pack(outside(saved.sae, reads, writes, Q)._asdict(), prefix="")
 
 
 @torch.no_grad()

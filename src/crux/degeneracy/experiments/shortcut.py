@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.networks.chain import Chain
-from crux.runs.experiment import AddRow
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 
 PART = 4
 """Inputs of a module."""
@@ -77,30 +79,33 @@ def blocks(n_out: int, n_in: int) -> Float[Tensor, "out in"]:
     return torch.block_diag(*[torch.ones(n_out, n_in, dtype=torch.float64)] * 2)
 
 
-def trained(generator: torch.Generator, add_row: AddRow) -> Shortcut:
-    """On fresh samples in every step, by Adam with a cosine to zero; hidden afterwards."""
+def train(generator: torch.Generator, run: Run) -> Shortcut:
+    """Train the two modules on fresh samples in every step, by Adam with a cosine to zero; then hide them."""
     widths = [PART, NEURONS, NEURONS, SCORES]
     masks = [blocks(b, a) for a, b in itertools.pairwise(widths)]
-    W = [
-        (torch.randn(m.shape, dtype=torch.float64, generator=generator) * (4 / m.shape[1]) ** 0.5).requires_grad_()
-        for m in masks
-    ]
-    b = [torch.zeros(len(m), dtype=torch.float64, requires_grad=True) for m in masks]
     out = torch.ones(2 * SCORES, dtype=torch.float64) * torch.tensor([1.0, -1.0] * SCORES)
-    optimizer = torch.optim.Adam([*W, *b], lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for step in range(STEPS):
-        h, label = training_samples(BATCH, generator)
-        for i, mask in enumerate(masks):
-            h = F.linear(h if i == 0 else h.relu(), W[i] * mask, b[i])
-        loss = F.binary_cross_entropy_with_logits(h @ out, label.double())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 500 == 0:
-            add_row(step + 1, {"train/loss": float(loss.detach())})
-    return hidden([(w * m).detach() for w, m in zip(W, masks, strict=True)], [v.detach() for v in b], out, generator)
+
+    def weights() -> dict[str, Tensor]:
+        W = [
+            (torch.randn(m.shape, dtype=torch.float64, generator=generator) * (4 / m.shape[1]) ** 0.5).requires_grad_()
+            for m in masks
+        ]
+        b = [torch.zeros(len(m), dtype=torch.float64, requires_grad=True) for m in masks]
+
+        def loss() -> Tensor:
+            h, label = training_samples(BATCH, generator)
+            for i, mask in enumerate(masks):
+                h = F.linear(h if i == 0 else h.relu(), W[i] * mask, b[i])
+            return F.binary_cross_entropy_with_logits(h @ out, label.double())
+
+        fit_by_adam(loss, [*W, *b], lr=1e-2, steps=STEPS, run=run)
+        found = {f"W{i}": (w * m).detach() for i, (w, m) in enumerate(zip(W, masks, strict=True))}
+        return found | {f"b{i}": v.detach() for i, v in enumerate(b)} | {"generator": generator.get_state()}
+
+    kept = compute_once(run.folder, "network", weights)
+    generator.set_state(kept["generator"])
+    W, b = ([kept[f"{name}{i}"] for i in range(len(masks))] for name in "Wb")
+    return hidden(W, b, out, generator)
 
 
 def hidden(W: list[Tensor], b: list[Tensor], out: Float[Tensor, "scores"], generator: torch.Generator) -> Shortcut:

@@ -4,29 +4,33 @@ Of a perceptron the linear maps are known, and the ranks add up to a budget that
 """
 
 import itertools
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
 from crux.degeneracy.budget import Budget, Layer, budget, free_change
+from crux.degeneracy.checks import measures_language_model
 from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.spectra import gram_spectra
 from crux.degeneracy.grams import Target, jacobian_gram, moments
-from crux.degeneracy.networks.addition_folder import addition_folder
 from crux.degeneracy.networks.network import Network as Hooked
-from crux.degeneracy.options import Network
+from crux.degeneracy.options import Network, Spectra, SpectraJob
 from crux.degeneracy.ranks import Rank, eigenvalues, rank_report
 from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
-from crux.runs.experiment import AddRow
+from crux.runs.experiment import Experiment, keep_rows
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
-from crux.sae import assemble
-from crux.subjects.subject import FINAL
+from crux.sae.loading import load_model, load_tokens
+from crux.subjects.subject import FINAL, Subject
 from crux.text.held_out import spread_batches
+from crux.training.devices import choose_device
 
 FULL = 4000
 """Up to so many parameters the Hessian is formed, and its rank set beside the budget."""
@@ -48,29 +52,30 @@ class Grams(dict[str, tuple[Tensor, Tensor]]):
     """By hook point: G, and K to the network's output; float64."""
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """At every hook point G and K; between each and the next, the free directions of a linear map."""
-    assert config.degeneracy is not None
-    trained = config.degeneracy.network is Network.mlp or (
-        config.model.path is not None and addition_folder(Path(config.model.path)) is not None
-    )
-    return of_perceptron(config) if trained else of_language_model(config)
+def result(job: SpectraJob, run: Run) -> Result:
+    """Find G and K at every hook point; between each and the next, the free directions of a linear map."""
+    options = job.degeneracy
+    if measures_language_model(options, job.model):
+        subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
+        text = load_tokens(job.data, model=job.model, cache=job.cache).train
+        context = job.model.context
+        batches = spread_batches(text, context=context, batch=BATCH, n_tokens=context * options.sequences)
+        on_device = [tokens.to(subject.device) for tokens in batches]
+        return of_language_model(subject, on_device, hook_points=job.hook_points, options=options, run=run)
+    path = None if options.network is Network.mlp else job.model.path
+    return of_perceptron(perceptron(options, path=path, run=run), options, run)
 
 
-def of_language_model(config: Config) -> Result:
-    """On training text, to the residual stream after the final norm."""
-    assert config.degeneracy is not None
-    subject = assemble.load(config, torch.float32)
-    context = config.model.context
-    text = assemble.load_tokens(config).train
-    batches = list(spread_batches(text, context=context, batch=BATCH, n_tokens=context * config.degeneracy.sequences))
-    batches = [tokens.to(subject.device) for tokens in batches]
+def of_language_model(
+    subject: Subject, batches: list[Tensor], *, hook_points: list[str] | None, options: Spectra, run: Run
+) -> Result:
+    """Find G and K on training text, K to the residual stream after the final norm."""
     last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
-    hooks = config.hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
-    grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, seed=config.seed)
-    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), config.degeneracy.thresholds)
+    hooks = hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
+    grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, run=run)
+    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), options.thresholds)
     n = sum(len(tokens) for tokens in batches)
-    lines.insert(0, f"{subject.name}: {n} sequences of {context} tokens, K to {FINAL}\n")
+    lines.insert(0, f"{subject.name}: {n} sequences of {batches[0].shape[1]} tokens, K to {FINAL}\n")
     checks = []
     if isinstance(subject.parts.final_norm, nn.LayerNorm):
         seen = [found[0].rank for name, found in ranks.items() if name.startswith("K/") and "resid" in name]
@@ -82,30 +87,33 @@ def of_language_model(config: Config) -> Result:
                 subject.d_model - 1,
             )
         )
-    return Result(metrics_of(ranks), checks, {"spectra": figure(grams, config)}, arrays_of(grams), "\n".join(lines))
+    figures = {"spectra": figure(grams, options.thresholds)}
+    return Result(metrics_of(ranks), checks, figures, arrays_of(grams), "\n".join(lines))
 
 
-def of_perceptron(config: Config) -> Result:
-    """On the training samples, to the outputs, with nothing drawn at random."""
-    assert config.degeneracy is not None
-    of = perceptron(config)
+def of_perceptron(of: Perceptron, options: Spectra, run: Run) -> Result:
+    """Find G and K on the training samples, K to the outputs, with nothing drawn at random."""
     width = of.network(of.train.inputs[:1]).shape[1]
     hooks = [hook for hook in of.network.hooks if hook != of.network.output]
-    grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, seed=0)
+    grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, run=run)
     pairs = [(of.network.hooks[of.network.hooks.index(hook) - 1], hook) for hook in of.maps if hook in grams]
-    ranks, lines = ranked(grams, pairs, config.degeneracy.thresholds)
+    ranks, lines = ranked(grams, pairs, options.thresholds)
     layers, shared = linear_maps(of, grams, width=width)
     found = budget(layers, blocks=shared, threshold=EXACT)
     metrics = metrics_of(ranks) | {"parameters": float(found.parameters), "free_by_ranks": float(found.by_ranks)}
     metrics |= {"free_by_rescaling": float(found.by_rescaling), "free_by_blocks": float(found.by_blocks)}
     metrics |= {"bound": float(found.bound), "loss": of.test.loss(of.network(of.test.inputs))}
-    felt = share_felt(of, layers, found, seed=config.seed)
+    felt = share_felt(of, layers, found, seed=run.seed)
     checks = [Check("outputs moved along free directions, share of what chance directions do", felt, 0, 1e-5)]
     arrays = arrays_of(grams)
-    lines += ["", *told(found)]
+    lines += ["", *budget_lines(found)]
     if found.parameters == sum(p.numel() for p in of.network.parameters()) <= FULL:
-        spectrum = eigenvalues(behavioural_hessian(of.network, of.train.inputs))
-        reached = rank_report(spectrum, thresholds=[EXACT, *config.degeneracy.thresholds])
+        spectrum = compute_once(
+            run.folder,
+            "hessian",
+            lambda: {"eigenvalues": eigenvalues(behavioural_hessian(of.network, of.train.inputs))},
+        )["eigenvalues"]
+        reached = rank_report(spectrum, thresholds=[EXACT, *options.thresholds])
         metrics |= {"hessian_rank": float(reached[0].rank)}
         arrays["hessian"] = spectrum
         checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, found.bound))
@@ -114,20 +122,24 @@ def of_perceptron(config: Config) -> Result:
             f"Rank of the behavioural loss's Hessian, which 2λ_B is not below: {each} of its largest eigenvalue."
         )
     lines.insert(0, f"{of.name}: {len(of.train.inputs)} training samples, K to the {width} outputs\n")
-    return Result(metrics, checks, {"spectra": figure(grams, config)}, arrays, "\n".join(lines))
+    return Result(metrics, checks, {"spectra": figure(grams, options.thresholds)}, arrays, "\n".join(lines))
 
 
 def grams_at(
-    network: Hooked, batches: list[Tensor], hooks: list[str], *, width: int, output: str, probes: int | None, seed: int
+    network: Hooked, batches: list[Tensor], hooks: list[str], *, width: int, output: str, probes: int | None, run: Run
 ) -> Grams:
-    """G and K at each hook point."""
+    """Return G and K at each hook point."""
     found = moments(network, batches, hooks=hooks)
     whole = torch.eye(width, dtype=torch.float64, device=batches[0].device)
-    grams = Grams()
-    for hook in hooks:
+
+    def jacobian(hook: str) -> dict[str, Tensor]:
         targets = [Target(output, whole)]
-        k = jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=seed)
-        grams[hook] = found[hook].gram, k
+        return {"K": jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=run.seed)}
+
+    grams = Grams()
+    for hook in track(hooks, "Jacobian Grams"):
+        kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
+        grams[hook] = found[hook].gram, kept["K"].to(whole.device)
     return grams
 
 
@@ -136,31 +148,27 @@ def ranked(
 ) -> tuple[dict[str, list[Rank]], list[str]]:
     """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report; free directions between the pairs."""
     ranks: dict[str, list[Rank]] = {}
-    head = " | ".join(f"G > {t:g}" for t in thresholds) + " | " + " | ".join(f"K > {t:g}" for t in thresholds)
-    lines = [
-        "Rank above a share of the largest eigenvalue, and the share of the trace that it leaves out:",
-        "",
-        f"| hook point | width | {head} |",
-        "|---" * (2 + 2 * len(thresholds)) + "|",
-    ]
+    of_hooks, of_pairs = [], []
     for hook, (g, k) in grams.items():
         ranks[f"G/{hook}"], ranks[f"K/{hook}"] = (
             rank_report(eigenvalues(gram), thresholds=thresholds) for gram in (g, k)
         )
         cells = [f"{r.rank} ({r.energy_left:.0e})" for r in (*ranks[f"G/{hook}"], *ranks[f"K/{hook}"])]
-        lines.append(f"| {hook} | {len(g)} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Free directions d_in · d_out − rank G · rank K of a linear map between two hook points:",
-        "",
-        f"| from | to | d_in · d_out | {' | '.join(f'> {t:g}' for t in thresholds)} |",
-        "|---" * (3 + len(thresholds)) + "|",
-    ]
+        of_hooks.append([hook, len(g), *cells])
     for a, b in pairs:
         size = len(grams[a][0]) * len(grams[b][1])
         free = [size - g.rank * k.rank for g, k in zip(ranks[f"G/{a}"], ranks[f"K/{b}"], strict=True)]
-        lines.append(f"| {a} | {b} | {size} | {' | '.join(str(n) for n in free)} |")
-    return ranks, lines
+        of_pairs.append([a, b, size, *free])
+    cutoffs = [f"> {t:g}" for t in thresholds]
+    return ranks, [
+        "Rank above a share of the largest eigenvalue, and the share of the trace that it leaves out:",
+        "",
+        markdown_table(["hook point", "width", *(f"{name} {cut}" for name in "GK" for cut in cutoffs)], of_hooks),
+        "",
+        "Free directions d_in · d_out − rank G · rank K of a linear map between two hook points:",
+        "",
+        markdown_table(["from", "to", "d_in · d_out", *cutoffs], of_pairs),
+    ]
 
 
 def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer], list[list[tuple[int, ...]]]]:
@@ -207,15 +215,13 @@ def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int)
     return moved[0] / moved[1]
 
 
-def told(found: Budget) -> list[str]:
-    """The budget for people, with what it is and is not."""
-    lines = ["Linear maps with their biases, each by itself:", "", "| map | d_in · d_out | rank G | rank K | free |"]
-    lines.append("|---" * 5 + "|")
-    lines += [
-        f"| {x.name} | {x.d_in} · {x.d_out} | {x.rank_gram} | {x.rank_jacobian} | {x.directions} |"
-        for x in found.layers
-    ]
-    lines += [
+def budget_lines(found: Budget) -> list[str]:
+    """Return the budget for people, with what it is and is not."""
+    rows = [[x.name, f"{x.d_in} · {x.d_out}", x.rank_gram, x.rank_jacobian, x.directions] for x in found.layers]
+    return [
+        "Linear maps with their biases, each by itself:",
+        "",
+        markdown_table(["map", "d_in · d_out", "rank G", "rank K", "free"], rows),
         "",
         f"Of {found.parameters} parameters {found.by_ranks} directions are free together by the ranks (map "
         f"{found.layers[found.cut].name} by both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised "
@@ -225,7 +231,6 @@ def told(found: Budget) -> list[str]:
         f"is what has less than {EXACT:g} of the largest eigenvalue: where a spectrum falls on and on below that, the bound holds to "
         "float64's rounding, not exactly.",
     ]
-    return lines
 
 
 def metrics_of(ranks: dict[str, list[Rank]]) -> dict[str, float]:
@@ -242,9 +247,11 @@ def arrays_of(grams: Grams) -> dict[str, Tensor]:
     }
 
 
-def figure(grams: Grams, config: Config) -> Figure:
-    """The spectra."""
-    assert config.degeneracy is not None
+def figure(grams: Grams, thresholds: Sequence[float]) -> Figure:
+    """Draw the spectra."""
     found = arrays_of(grams)
     g, k = ({hook: found[f"{name}/{hook}"].cpu().numpy() for hook in grams} for name in "GK")
-    return gram_spectra(g, k, thresholds=config.degeneracy.thresholds)
+    return gram_spectra(g, k, thresholds=thresholds)
+
+
+EXPERIMENT = Experiment(SpectraJob, result, keep_rows)

@@ -6,13 +6,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.config.progress import track
 from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.synchronised import synchronised_neurons
+from crux.degeneracy.options import SynchronisedJob
+from crux.degeneracy.packing import pack, unpack
 from crux.degeneracy.synchronised import Block, Synchrony, blocks, lenders, relu_layers, synchrony, with_gates_of
-from crux.runs.experiment import AddRow
+from crux.runs.experiment import Experiment, keep_rows
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
 
 DRAWS = 5
 """Random partitions that each partition by distance is set beside."""
@@ -36,18 +40,22 @@ class Merged(NamedTuple):
     """The held-out loss with blocks of the same sizes at random, the mean over draws."""
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """Gates are compared on the training samples; the losses are those on them and on held-out ones."""
-    assert config.degeneracy is not None
-    of = perceptron(config)
+def result(job: SynchronisedJob, run: Run) -> Result:
+    """Compare gates on the training samples; report losses on them and on held-out ones."""
+    of = perceptron(job.degeneracy, path=job.model.path, run=run)
     behind = relu_layers(of.network)
     hidden = of.network.clean(of.train.inputs, capture=list(behind.values()), final=False).activations
     found = {hook: synchrony([hidden[before]]) for hook, before in behind.items()}
-    rows = [
-        merged(of, found, threshold=threshold, seed=config.seed) for threshold in sorted(config.degeneracy.thresholds)
-    ]
-    for step, row in enumerate(rows, 1):
-        add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
+    rows, thresholds = [], sorted(job.degeneracy.thresholds)
+    for step, threshold in enumerate(track(thresholds, "thresholds"), 1):
+        kept = compute_once(
+            run.folder,
+            f"threshold_{threshold!r}",
+            lambda at=threshold: pack(merged(of, found, threshold=at, seed=run.seed)._asdict(), prefix=""),
+        )
+        row = unpack(Merged, kept, prefix="", device=torch.device("cpu"))
+        rows.append(row)
+        run.add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
     train, test = of.network(of.train.inputs), of.network(of.test.inputs)
     living = sum(len(s.alive) - len(s.dead) for s in found.values())
     exact = [block for s in found.values() for block in blocks(s.distance, threshold=1e-15)]
@@ -121,7 +129,7 @@ def closest(of: Synchrony) -> Tensor:
 
 
 def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metrics: dict[str, float]) -> str:
-    """Neurons by layer, then a row a threshold."""
+    """Neurons by layer, then one row per threshold."""
     lines = [
         f"{hook}: {len(s.alive)} neurons, {len(s.dead)} never on, {int((s.alive == 1).sum())} always on"
         for hook, s in found.items()
@@ -130,12 +138,17 @@ def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metr
         f"{of.name}: held-out loss {metrics['loss']:.4g}, right {metrics['right']:.4f}; blocks of neurons that agree on every training "
         f"sample: {metrics['exact_blocks']:.0f}",
         "",
-        "| distance | blocks | neurons in them | largest | gates left | training loss | held-out loss | right | at random |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {r.threshold:g} | {r.blocks} | {r.neurons} | {r.largest} | {r.gates:.1%} | {r.train_loss:.4g} | {r.loss:.4g} | {r.right:.4f} | "
-        f"{r.chance_loss:.4g} |"
+    header = [
+        "distance", "blocks", "neurons in them", "largest", "gates left", "training loss", "held-out loss", "right",
+        "at random",
+    ]  # fmt: skip
+    cells = [
+        [f"{r.threshold:g}", r.blocks, r.neurons, r.largest, f"{r.gates:.1%}", f"{r.train_loss:.4g}",
+         f"{r.loss:.4g}", f"{r.right:.4f}", f"{r.chance_loss:.4g}"]
         for r in rows
-    ]
-    return "\n".join(lines)
+    ]  # fmt: skip
+    return "\n".join([*lines, markdown_table(header, cells)])
+
+
+EXPERIMENT = Experiment(SynchronisedJob, result, keep_rows)

@@ -1,4 +1,4 @@
-"""Finds a trained modular-addition network in a folder. Standard library only: mistakes are told before torch loads."""
+"""Finds a trained modular-addition network in a folder. Standard library only: mistakes are reported before torch loads."""
 
 import json
 from pathlib import Path

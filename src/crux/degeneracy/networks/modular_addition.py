@@ -8,40 +8,29 @@ Causal attention without biases, MLP with biases, p logits. The hooks are Transf
 """
 
 import json
-import os
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
+from crux.config.files import write_tensors, write_text
+from crux.degeneracy.basis_options import AdditionSizes
 from crux.degeneracy.networks.addition_folder import MODEL_TYPE
 from crux.degeneracy.networks.chain import Chain
 
 PRE, MID, POST, OUTPUT = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "blocks.0.hook_resid_post", "output"
 
 
-class Sizes(NamedTuple):
-    """How large the network is."""
-
-    p: int
-    d_model: int
-    n_heads: int
-    d_mlp: int
-
-    @property
-    def d_head(self) -> int:
-        return self.d_model // self.n_heads
-
-
 class Embed(nn.Module):
     """Tokens (p is "=") and positions to the residual stream."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
         self.W_E = nn.Parameter(torch.empty(sizes.p + 1, sizes.d_model))
         self.W_pos = nn.Parameter(torch.empty(3, sizes.d_model))
@@ -53,7 +42,7 @@ class Embed(nn.Module):
 class Attention(nn.Module):
     """The residual stream with causal attention added to it."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
         heads = sizes.n_heads, sizes.d_model, sizes.d_head
         self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(heads)) for _ in range(3))
@@ -93,7 +82,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """The residual stream with a ReLU layer's output added to it."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
         self.W_in = nn.Parameter(torch.empty(sizes.d_model, sizes.d_mlp))
         self.b_in = nn.Parameter(torch.zeros(sizes.d_mlp))
@@ -111,7 +100,7 @@ class MLP(nn.Module):
 class Unembed(nn.Module):
     """Logits of the sum, from the last position."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
         self.W_U = nn.Parameter(torch.empty(sizes.d_model, sizes.p))
 
@@ -133,7 +122,7 @@ class LastPosition(nn.Module):
 class ModularAddition(Chain):
     """The network, with weights that wait to be drawn (`draw`) or loaded (`load`)."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__({PRE: Embed(sizes), MID: Attention(sizes), POST: MLP(sizes), OUTPUT: Unembed(sizes)})
         self.sizes = sizes
 
@@ -172,7 +161,7 @@ class ModularAddition(Chain):
         return Chain({PRE: embed, MID: LastPosition(attention), POST: mlp, OUTPUT: unembed})
 
     def mlp_alone(self) -> Chain:
-        """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all of them that hangs on the MLP's parameters. Copied weights.
+        """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all that depends on the MLP's parameters. Copied weights.
 
         Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
         """
@@ -213,17 +202,13 @@ def pairs(p: int, *, train_share: float, seed: int) -> Pairs:
 
 
 def save(folder: Path, network: ModularAddition, *, train_share: float, seed: int) -> None:
-    """Writes `config.json`, which names the pairs too, then `model.safetensors`, each whole or not at all."""
+    """Write `config.json`, which names the pairs too, then `model.safetensors`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"model_type": MODEL_TYPE, **network.sizes._asdict(), "train_share": train_share, "seed": seed}
-    weights = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
-    for name in ("config.json", "model.safetensors"):
-        temporary = folder / f".{name}.{os.getpid()}"
-        if name == "config.json":
-            temporary.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-        else:
-            save_file(weights, temporary)
-        temporary.replace(folder / name)
+    sizes = {field.name: getattr(network.sizes, field.name) for field in fields(AdditionSizes)}
+    about = {"model_type": MODEL_TYPE, **sizes, "train_share": train_share, "seed": seed}
+    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    write_tensors(folder / "model.safetensors", weights)
 
 
 def load(folder: Path) -> tuple[ModularAddition, Pairs]:
@@ -233,7 +218,7 @@ def load(folder: Path) -> tuple[ModularAddition, Pairs]:
         UserError: where the weights do not fit config.json.
     """
     about = json.loads((folder / "config.json").read_text("utf-8"))
-    network = ModularAddition(Sizes(**{name: about[name] for name in Sizes._fields}))
+    network = ModularAddition(AdditionSizes(**{field.name: about[field.name] for field in fields(AdditionSizes)}))
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:

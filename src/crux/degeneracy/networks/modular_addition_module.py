@@ -11,26 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.schema import Adam, Trainer
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs
-from crux.training.schedule import scheduled
-
-
-class AdditionRecipe(NamedTuple):
-    """How the weights move."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    """Decoupled (AdamW)."""
-    warmup_steps: int
-    min_lr_factor: float
-    """Where the cosine ends, as a share of lr; 1: a constant rate."""
-    max_steps: int
-    log_every: int
-    """Steps between rows of the history, each with a judgement on the held-out pairs."""
-    stop_when_right: bool
-    """End with the first row that says that every held-out pair is right."""
+from crux.training.optimizer import build_optimizer
 
 
 class EveryPair(Sequence[Tensor]):
@@ -52,7 +35,7 @@ def cross_entropy(logits: Float[Tensor, "batch p"], tokens: Int[Tensor, "batch 3
 
 
 class _Watch(L.Callback):
-    """Rows of the history, and the end where every held-out pair is right, or the loss stopped being a number.
+    """Logs rows of the history, and ends training if every held-out pair is right.
 
     A callback, because Lightning writes checkpoints before a module's own hook.
     """
@@ -62,39 +45,36 @@ class _Watch(L.Callback):
     ) -> None:
         assert isinstance(pl_module, AdditionModule)
         step = trainer.global_step
-        if step % pl_module.recipe.log_every == 0 or step == pl_module.recipe.max_steps:
+        if step % pl_module.trainer_options.log_every == 0 or step == pl_module.trainer_options.max_steps:
             row = pl_module.row()
             for logger in trainer.loggers:
                 logger.log_metrics(row, step)
-            trainer.should_stop = pl_module.recipe.stop_when_right and row["val/accuracy"] == 1
+            trainer.should_stop = pl_module.stop_when_right and row["val/accuracy"] == 1
 
 
 class AdditionModule(L.LightningModule):
-    """Rows hold `train/loss` (of the row's last step, before it moved the weights), `val/loss` and `val/accuracy`."""
+    """Trains the network. Rows hold `train/loss` (of the row's last step, before it moved the weights), `val/loss` and `val/accuracy`."""
 
-    def __init__(self, network: ModularAddition, *, test: Int[Tensor, "test 3"], recipe: AdditionRecipe) -> None:
+    def __init__(
+        self,
+        network: ModularAddition,
+        *,
+        test: Int[Tensor, "test 3"],
+        optimizer: Adam,
+        trainer: Trainer,
+        stop_when_right: bool,
+    ) -> None:
         super().__init__()
-        self.network, self.recipe = network, recipe
+        self.network, self.stop_when_right = network, stop_when_right
+        self.optimizer_options, self.trainer_options = optimizer, trainer
         self.test: Tensor
         self.register_buffer("test", test, persistent=False)
         self._loss = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        recipe = self.recipe
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=recipe.lr,
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        return scheduled(
-            optimizer,
-            warmup_steps=recipe.warmup_steps,
-            max_steps=recipe.max_steps,
-            min_lr_factor=recipe.min_lr_factor,
-        )
+        groups = [{"params": self.network.parameters()}]
+        steps = self.trainer_options.max_steps
+        return build_optimizer(groups, options=self.optimizer_options, decoupled=True, max_steps=steps)
 
     def training_step(self, batch: Int[Tensor, "batch 3"], batch_idx: int) -> Float[Tensor, ""]:
         loss = cross_entropy(self.network.logits(batch), batch)
@@ -105,15 +85,15 @@ class AdditionModule(L.LightningModule):
         return [_Watch()]
 
     def row(self) -> dict[str, float]:
-        """The losses, and how many of the held-out pairs are right."""
+        """Return the losses, and the share of the held-out pairs that are right."""
         found = judged(self.network, self.test)
         return {"train/loss": self.read_loss(), "val/loss": found.loss, "val/accuracy": found.accuracy}
 
     def read_loss(self) -> float:
-        """The last step's.
+        """Return the last step's loss.
 
         Raises:
-            UserError: where it is no finite number.
+            UserError: if it is no finite number.
         """
         if not bool(self._loss.isfinite()):
             raise UserError(
@@ -122,11 +102,13 @@ class AdditionModule(L.LightningModule):
         return float(self._loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint with a non-finite number in it is never written."""
+        """Refuse to write a checkpoint with a non-finite number in it."""
         self.read_loss()
 
 
 class Judged(NamedTuple):
+    """How well a network adds."""
+
     loss: float
     accuracy: float
 

@@ -1,7 +1,7 @@
 """SAEs on a chain of maps, whose outputs are real numbers: local, end to end, and end to end with downstream, by the same formula."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,18 +9,12 @@ from torch import Tensor
 
 from crux.degeneracy.networks.chain import Chain
 from crux.sae.architectures.site import Site
+from crux.sae.losses.loss import Loss
 from crux.sae.losses.mse import mse
-from crux.sae.training.recipe import Common
-from crux.sae.training.sae_module import SAEModule
-
-
-class OnwardCoefficients(NamedTuple):
-    reconstruction: float
-    """Of the MSE at the hook point itself."""
-    output: float
-    """Of the MSE between the outputs with and without the SAE, in the KL's place."""
-    downstream: float
-    """In all, of the MSE at hook points between: each has it divided by their number."""
+from crux.sae.losses.options import E2EDownstream
+from crux.sae.losses.step import Forward, Step
+from crux.sae.splicing import Passed
+from crux.sae.training.passes import counted_tokens
 
 
 class Ahead(NamedTuple):
@@ -31,39 +25,51 @@ class Ahead(NamedTuple):
     """Hook points between the SAE and the output."""
 
 
-class OnwardSAE(SAEModule):
-    """reconstruction · MSE(x̂, x) + output · MSE(y(x̂), y(x)) + downstream · mean MSE at later hook points + λ · penalty; the MSEs are means
-    over samples and dimensions.
-    """
+class OnwardPasses:
+    """Runs batches of features through the chain, and one SAE on what it reads."""
 
-    def __init__(
-        self, sites: Sequence[Site], *, ahead: Ahead, coefficients: OnwardCoefficients, **common: Unpack[Common]
-    ) -> None:
-        super().__init__(sites, **common)
-        assert len(self.sites) == 1
-        assert ahead.later or not coefficients.downstream, "a downstream loss needs a hook point between"
-        self.ahead, self.coefficients = ahead, coefficients
+    def __init__(self, ahead: Ahead, *, max_norm: float | None) -> None:
+        self.ahead, self.max_norm = ahead, max_norm
 
-    def training_step(self, batch: Float[Tensor, "1 batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
-        (site,), (chain, later) = self.sites, self.ahead
-        share = self.coefficients
+    def run(
+        self, batch: Float[Tensor, "1 batch n_features"], sites: Sequence[Site], *, generator: torch.Generator
+    ) -> Forward:
+        (site,), (chain, later) = sites, self.ahead
         clean = chain.clean(batch[0], capture=[site.read, *later, chain.output], final=False)
         x = clean.activations[site.read]
-        weight = self.tokens_in_loss(x, None)
         codes = site.sae.encode(x)
-        x_hat = site.sae.decode(codes)
-        terms: dict[str, list[Tensor]] = {}
-        loss = x.new_zeros(())
-        if share.reconstruction > 0:
-            terms["mse"] = [self.error(site.sae, x_hat, x, weight)]
-            loss = loss + share.reconstruction * terms["mse"][0]
-        if share.output > 0 or share.downstream > 0:
-            found = chain.onward(clean, site.read, x_hat, ends=[*later, chain.output])
-            errors = {end: mse(value, clean.activations[end], weight=weight) for end, value in found.items()}
-            terms["output_mse"] = [errors.pop(chain.output)]
-            loss = loss + share.output * terms["output_mse"][0]
-            if share.downstream > 0:
-                terms["downstream"] = [torch.stack(list(errors.values())).mean()]
-                loss = loss + share.downstream * terms["downstream"][0]
-        loss = loss + self.own_terms(0, codes, x_hat, x, weight, terms)
-        return self.told(loss[None], [codes], terms).sum()
+        weight = counted_tokens(x, None, max_norm=self.max_norm)
+        return Forward([Passed(x, codes, site.sae.decode(codes))], [x], [weight], clean)
+
+
+class OnwardLoss(Loss[E2EDownstream]):
+    """reconstruction · MSE(x̂, x) + kl · MSE(y(x̂), y(x)) + downstream · mean MSE at later hook points + λ · penalty.
+
+    The MSE of the outputs, which are real numbers, takes the KL's place. MSEs are means over samples and dimensions.
+    """
+
+    labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output", "downstream": "downstream MSE"}
+
+    def __init__(self, options: E2EDownstream, *, ahead: Ahead) -> None:
+        super().__init__(options)
+        assert ahead.later or not options.downstream, "a downstream loss needs a hook point between"
+        self.ahead = ahead
+
+    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+        o = self.options
+        loss = o.reconstruction * step.mse() if o.reconstruction else 0
+        if o.kl or o.downstream:
+            errors = self._errors(step)
+            loss = loss + o.kl * step.record("output_mse", [errors.pop(self.ahead.chain.output)])
+            if o.downstream:
+                downstream = torch.stack(list(errors.values())).mean()
+                loss = loss + o.downstream * step.record("downstream", [downstream])
+        return loss + step.sparsity()
+
+    def _errors(self, step: Step) -> dict[str, Tensor]:
+        """The MSE at the later hook points and at the output."""
+        (chain, later), clean = self.ahead, step.forward.clean
+        assert clean is not None
+        ((site, passed, _, weight),) = step.by_sae()
+        found = chain.onward(clean, site.read, passed.reconstruction, ends=[*later, chain.output])
+        return {end: mse(value, clean.activations[end], weight=weight) for end, value in found.items()}

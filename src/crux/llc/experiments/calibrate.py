@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import torch
 
-from crux.config.schema import Config
-from crux.degeneracy.options import Calibration
-from crux.llc.calibration import ERRORS, WITHIN, Group, Row, linear_networks, monomials, regular, run
+from crux.config.markdown import markdown_table
+from crux.llc.calibration import ERRORS, WITHIN, Group, Row, calibrate, linear_networks, monomials, regular
 from crux.llc.experiments.kgons import escaping, kgon_groups
+from crux.llc.experiments.sampling import checkpoint
 from crux.llc.figures.llc_calibration import llc_errors, llc_trend
-from crux.runs.experiment import AddRow
+from crux.llc.options import Calibrate, Calibration
+from crux.runs.experiment import Experiment
+from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
 
 GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
     Calibration.regular: regular,
@@ -22,35 +23,26 @@ GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
 }
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """Every case within three standard errors of its prediction; within 3 % of λ where the prediction is within 1 % of it."""
-    assert config.llc is not None
+def result(options: Calibrate, run: Run) -> Result:
+    """Check every case: within three standard errors of its prediction, and within 3 % of λ if the prediction is within 1 % of it."""
     kept: list[Row] = []
-    checks, metrics = [], {}
-    lines: list[str] = [*HEAD]
-    assert config.llc.cases is not None
-    assert config.llc.length is not None
-    for cases in config.llc.cases:
-        for group in GROUPS[cases]():
-            for row in run(group, length=config.llc.length, seed=config.seed):
-                name = f"{row.case.name}, {row.sampler}, nβ = {row.case.nbeta:.0e}"
+    checks: list[Check] = []
+    rows: list[list[str]] = []
+    for cases in options.cases:
+        for i, group in enumerate(GROUPS[cases]()):
+            saved = checkpoint(run, f"{cases.value}_{i}")
+            for row in calibrate(group, length=options.length, seed=run.seed, checkpoint=saved):
                 if cases is Calibration.escape:
-                    checks.append(
-                        Check(f"{name}: the estimate is negative", row.mean, -torch.inf, -3 * row.standard_error)
-                    )
-                    checks.append(Check(f"{name}: said to have left the basin", row.escaped, 1, 1))
-                    lines.append(line(row, verdict="escaped" if row.escaped else "NOT SEEN"))
+                    checks += escape_checks(row)
+                    rows.append(cells(row, verdict="escaped" if row.escaped else "NOT SEEN"))
                     continue
-                checks.append(Check(f"{name}: standard errors from the prediction", row.errors, -ERRORS, ERRORS))
-                if row.must_be_close:
-                    checks.append(Check(f"{name}: share of λ from λ", row.off, -WITHIN, WITHIN))
-                checks.append(Check(f"{name}: left the basin", row.escaped, 0, 0))
-                lines.append(line(row, verdict="ok" if row.passed and not row.escaped else "OUTSIDE"))
+                checks += row_checks(row)
+                rows.append(cells(row, verdict="ok" if row.passed and not row.escaped else "OUTSIDE"))
                 kept.append(row)
-                add_row(len(kept), {"errors": row.errors, "off": row.off})
+                run.add_row(len(kept), {"errors": row.errors, "off": row.off})
     worst = max((abs(row.errors) for row in kept), default=0.0)
-    metrics |= {"worst_errors": worst, "cases": float(len(kept))}
-    metrics |= {"worst_off_where_close": max((abs(r.off) for r in kept if r.must_be_close), default=0.0)}
+    worst_off = max((abs(r.off) for r in kept if r.must_be_close), default=0.0)
+    metrics = {"worst_errors": worst, "cases": float(len(kept)), "worst_off_where_close": worst_off}
     columns = {
         "mean": [r.mean for r in kept],
         "standard_error": [r.standard_error for r in kept],
@@ -59,29 +51,44 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         "nbeta": [r.case.nbeta for r in kept],
     }
     arrays = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
-    return Result(metrics, checks, figures(kept), arrays, "\n".join(lines))
+    header = ["case", "sampler", "nβ", "estimate", "predicted", "errors", "λ", "off", "R-hat", "ESS", ""]
+    return Result(metrics, checks, figures(kept), arrays, markdown_table(header, rows))
 
 
-HEAD = (
-    "| case | sampler | nβ | estimate | predicted | errors | λ | off | R-hat | ESS | |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
-)
+def named(row: Row) -> str:
+    """Return what the checks call a case."""
+    return f"{row.case.name}, {row.sampler}, nβ = {row.case.nbeta:.0e}"
 
 
-def line(row: Row, *, verdict: str) -> str:
-    """A row of the table; `errors` is in standard errors, `off` from λ, in bold where it must be within 3 %."""
+def escape_checks(row: Row) -> list[Check]:
+    """Return the checks of a case whose chains must leave the basin."""
+    low = Check(f"{named(row)}: the estimate is negative", row.mean, -torch.inf, -3 * row.standard_error)
+    return [low, Check(f"{named(row)}: reported to have left the basin", row.escaped, 1, 1)]
+
+
+def row_checks(row: Row) -> list[Check]:
+    """Return the checks of a case that is estimated."""
+    checks = [Check(f"{named(row)}: standard errors from the prediction", row.errors, -ERRORS, ERRORS)]
+    if row.must_be_close:
+        checks.append(Check(f"{named(row)}: share of λ from λ", row.off, -WITHIN, WITHIN))
+    return [*checks, Check(f"{named(row)}: left the basin", row.escaped, 0, 0)]
+
+
+def cells(row: Row, *, verdict: str) -> list[str]:
+    """Return a row of the table; `errors` is in standard errors, `off` from λ, in bold if it must be within 3 %."""
     off = f"**{row.off:+.1%}**" if row.must_be_close else f"{row.off:+.1%}"
-    return (
-        f"| {row.case.name} | {row.sampler} | {row.case.nbeta:.0e} | {row.mean:.4g} ± {row.standard_error:.2g} | {row.predicted:.4g} | "
-        f"{row.errors:+.1f} | {row.case.llc:.4g} | {off} | {row.r_hat:.3f} | {row.ess:.0f} | {verdict} |"
-    )
+    return [
+        row.case.name, row.sampler, f"{row.case.nbeta:.0e}", f"{row.mean:.4g} ± {row.standard_error:.2g}",
+        f"{row.predicted:.4g}", f"{row.errors:+.1f}", f"{row.case.llc:.4g}", off, f"{row.r_hat:.3f}",
+        f"{row.ess:.0f}", verdict,
+    ]  # fmt: skip
 
 
 def figures(kept: list[Row]) -> dict:
-    """Distances from the predictions; and what converges slowly, over nβ."""
+    """Draw the distances from the predictions, and what converges slowly, over nβ."""
     if not kept:
         return {}
-    found = {
+    drawn = {
         "errors": llc_errors(
             [f"{r.case.name}, {r.sampler}, {r.case.nbeta:.0e}" for r in kept],
             [(r.mean - r.predicted) / r.case.llc for r in kept],
@@ -94,16 +101,19 @@ def figures(kept: list[Row]) -> dict:
         if row.case.expected is not None:
             slow.setdefault(row.case.name, []).append(row)
     if slow:
-        found["trend"] = llc_trend(
+        drawn["trend"] = llc_trend(
             {
                 name: (
-                    [r.case.nbeta for r in of],
-                    [r.mean for r in of],
-                    [r.standard_error for r in of],
-                    [r.predicted for r in of],
-                    of[0].case.llc,
+                    [r.case.nbeta for r in rows],
+                    [r.mean for r in rows],
+                    [r.standard_error for r in rows],
+                    [r.predicted for r in rows],
+                    rows[0].case.llc,
                 )
-                for name, of in slow.items()
+                for name, rows in slow.items()
             }
         )
-    return found
+    return drawn
+
+
+EXPERIMENT = Experiment(Calibrate, result)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crux.llc.calibration import Case, Group
+from crux.llc.chains import ChainSettings
 from crux.llc.losses import Batch, Loss
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
@@ -44,7 +45,7 @@ class Kgon(NamedTuple):
 
     @property
     def llc(self) -> float:
-        """Known for 5 to 8 corners; the Hessian of a 4-gon does not exist."""
+        """λ, known for 5 to 8 corners; the Hessian of a 4-gon does not exist."""
         return (3 * self.corners - 1) / 2 + 3 * self.plus / 2
 
 
@@ -87,8 +88,8 @@ def polished(kgons: Sequence[Kgon]) -> dict[str, Tensor]:
     return {"W": W, "b": b}
 
 
-def held(kgon: Kgon) -> float:
-    """γ: 1, and 100 beside a dead feature, which at γ = 1 wanders until |W_dead| > 0.24, where it switches corners on: loss that no
+def localisation(kgon: Kgon) -> float:
+    """Return γ: 1, and 100 next to a dead feature, which at γ = 1 wanders until |W_dead| > 0.24, where it switches corners on: loss that no
     quadratic predicts."""
     return 100.0 if kgon.features > kgon.corners + kgon.plus else 1.0
 
@@ -104,10 +105,10 @@ def kgon_groups() -> list[Group]:
         nbetas: tuple[float, ...], share: float | None, sampler: Sampler, *, burn_in: int, draws: int, every: int
     ) -> Group:
         each = [kgon for kgon in kgons for _ in nbetas]
-        cases = [Case(kgon.name, kgon.llc, nbeta, held(kgon), None) for kgon in kgons for nbeta in nbetas]
+        cases = [Case(kgon.name, kgon.llc, nbeta, localisation(kgon), None) for kgon in kgons for nbeta in nbetas]
         eps = None if share is None else torch.tensor([share / case.nbeta for case in cases], dtype=torch.float64)
         loss = kgon_loss(each, n_chains=CHAINS)
-        return Group("k-gon", cases, loss, polished(each), eps, sampler, CHAINS, burn_in, draws, every)
+        return Group("k-gon", cases, loss, polished(each), ChainSettings(sampler, CHAINS, burn_in, draws, every, eps))
 
     return [
         group((1e5,), 0.7, HMC(leapfrogs=30), burn_in=100, draws=1200, every=1),
@@ -116,7 +117,8 @@ def kgon_groups() -> list[Group]:
 
 
 def escaping() -> Group:
-    """A 5-gon beside a dead feature, at an nβ so low that the chains find what is better: the estimate is negative."""
+    """Return a 5-gon next to a dead feature, at an nβ so low that the chains find what is better: the estimate is negative."""
     kgon, eps = Kgon(5, 0, 6), torch.tensor([0.7 / 1e3], dtype=torch.float64)
     case, loss = Case(kgon.name, kgon.llc, 1e3, 1.0, None), kgon_loss([kgon], n_chains=CHAINS)
-    return Group("k-gon", [case], loss, polished([kgon]), eps, HMC(leapfrogs=30), CHAINS, 500, 400, 1)
+    chains = ChainSettings(HMC(leapfrogs=30), CHAINS, 500, 400, 1, eps)
+    return Group("k-gon", [case], loss, polished([kgon]), chains)

@@ -1,4 +1,4 @@
-"""SAEs under the sampler: the loss that they train for, and what they make of activations; of all checkpoints at once."""
+"""SAEs under the sampler: the loss that they train for and their reconstructions, of all checkpoints at once."""
 
 import copy
 
@@ -23,11 +23,12 @@ class _Trained(nn.Module):
         codes = self.sae.encode(x)
         error = (self.sae.decode(codes) - x).square().mean(-1)
         own = self.sae.auxiliary(codes, x, weight=None)
-        return self.reconstruction * error + self.sparsity * self.sae.penalty(codes, weight=None) + own
+        loss = self.reconstruction * error + self.sparsity * self.sae.penalty(codes, weight=None)
+        return loss if own is None else loss + own
 
 
 def local_loss_of(sae: SAE, *, reconstruction: float, sparsity: float) -> Loss:
-    """reconstruction · MSE(x̂, x) + λ · penalty and the architecture's own terms, of every chain, on activations [sample, d]; without AuxK.
+    """Return reconstruction · MSE(x̂, x) + λ · penalty + the architecture's own terms of every chain, on activations [sample, d]; no AuxK.
 
     The parameters are the SAE's own by name; so are its scales, which stay as they are.
     """
@@ -40,7 +41,7 @@ def local_loss_of(sae: SAE, *, reconstruction: float, sparsity: float) -> Loss:
 
 
 def reconstructions_of(sae: SAE) -> Outputs:
-    """x̂ of every chain."""
+    """Return x̂ of every chain."""
     model = copy.deepcopy(sae).double().eval()
 
     def one(p: dict[str, Tensor], x: Batch) -> Tensor:
@@ -49,6 +50,6 @@ def reconstructions_of(sae: SAE) -> Outputs:
     return over_chains(one)
 
 
-def parameters(sae: SAE) -> dict[str, Float[Tensor, "..."]]:
-    """A copy of the weights as they are now, float64, on the CPU."""
+def copy_weights(sae: SAE) -> dict[str, Float[Tensor, "..."]]:
+    """Return a copy of the weights as they are now by name, float64, on the CPU."""
     return {name: value.detach().to("cpu", torch.float64, copy=True) for name, value in sae.named_parameters()}

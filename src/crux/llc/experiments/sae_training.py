@@ -4,52 +4,76 @@ The SAE reads the hidden layer of a toy model: of an exact pentagon (five featur
 model.path's. It trains on a finite set of samples, all of them at every step, so that there is a minimum to end in.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crux.config.errors import UserError
-from crux.config.schema import Config
 from crux.llc.experiments.kgons import Kgon, polished
-from crux.llc.experiments.sae_losses import local_loss_of, parameters, reconstructions_of
-from crux.llc.experiments.sampling import keys, nbetas
-from crux.llc.experiments.toy_models import stacked_weights, thinning
-from crux.llc.experiments.training_curves import along_training
+from crux.llc.experiments.sae_losses import copy_weights, local_loss_of, reconstructions_of
+from crux.llc.experiments.toy_models import thinning
+from crux.llc.experiments.training_curves import Course, along_training
 from crux.llc.losses import Fixed
-from crux.runs.experiment import AddRow
+from crux.llc.options import SaeTrainingJob, ToyInstance
+from crux.runs.experiment import Experiment
+from crux.runs.life_cycle import Run
 from crux.runs.result import Result
-from crux.runs.run_folder import RunFolder
-from crux.sae import assemble
 from crux.sae.architectures.site import Site
-from crux.sae.training.local import LocalSAE
-from crux.toy.features import FeatureDistribution, Purpose, Together
-from crux.toy.folder import HOOK, toy_folder
+from crux.sae.build import build_loss, build_sae, sae_module
+from crux.sae.losses.options import Local
+from crux.sae.training.passes import ActivationPasses
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.sparsity import Sparsity
+from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
+from crux.toy.folder import HOOK, find_toy_model
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program
 from crux.toy.sae_job import typical
 from crux.toy.sae_outputs import HiddenActivations
 from crux.toy.subject import ToySubject, load_toy
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
+from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
-from crux.training.fit import fit
+from crux.training.devices import CPU
+from crux.training.fit import checkpoint_step, fit
+
+LOSS = Local(
+    _target_="crux.sae.losses.local.LocalLoss",
+    name="local",
+    default_sparsity=0.0,
+    skip_positions=[],
+    reconstruction=1.0,
+)
+"""What the SAE is trained for, with the penalty of `sparsity`."""
 
 
-class Watched(LocalSAE):
-    """Keeps copies of its SAE's weights after some steps."""
+class Watched(SAEModule):
+    """Keeps copies of its SAE's weights after some steps; a checkpoint holds those so far."""
 
     chosen: frozenset[int]
     kept: dict[int, dict[str, Tensor]]
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def keep(self) -> None:
+        """Copy the weights if this step was chosen."""
         if self.global_step in self.chosen:
-            self.kept[self.global_step] = parameters(self.sites[0].sae)
+            self.kept[self.global_step] = copy_weights(self.sites[0].sae)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.keep()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.keep()  # Lightning writes checkpoints before it calls the hook above
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kept"] = self.kept
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.kept = checkpoint["kept"]
 
 
 def pentagon() -> ToySubject:
-    """The toy model at its exact 5-gon."""
-    found, n = polished([Kgon(5, 0, 5)]), 5
+    """Return the toy model at its exact 5-gon."""
+    weights, n = polished([Kgon(5, 0, 5)]), 5
     program = Program(
         name="pentagon",
         kind=Kind.relu_output,
@@ -60,68 +84,67 @@ def pentagon() -> ToySubject:
         importance=torch.ones(1, 1, n),
         points=None,
     )
-    return ToySubject(program, Weights(found["W"][:, None].float(), found["b"][:, None].float(), None))
+    return ToySubject(program, Weights(weights["W"][:, None].float(), weights["b"][:, None].float(), None))
 
 
-def subject_of(config: Config) -> ToySubject:
-    """The toy model of model.path, or the pentagon. Raises UserError where the folder holds none."""
-    if config.model.path is None:
-        return pentagon()
-    folder = toy_folder(Path(config.model.path))
-    if folder is None:
-        raise UserError(f"model.path={config.model.path}: must be the run folder of a toy experiment")
-    return load_toy(folder, config.model.instance)
+def choose_subject(model: ToyInstance) -> ToySubject:
+    """Return the toy model of model.path, or the pentagon."""
+    return pentagon() if model.path is None else load_toy(find_toy_model(model.path), model.instance)
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """See `along_training`."""
-    llc = keys(config)
-    assert llc.checkpoints is not None
-    assert llc.samples is not None
-    subject, steps = subject_of(config), config.trainer.max_steps
-    program = subject.program._replace(points=llc.samples, seeds=torch.tensor([config.seed]))
-    features = program.data(batch=llc.samples, n_batches=steps, purpose=Purpose.training)
-    first = typical(subject)
-    sae = assemble.build_sae(config, read=first, written=first)
-    module = Watched(
+def train(job: SaeTrainingJob, run: Run, subject: ToySubject, features: FeatureBatches) -> Watched:
+    """Train the SAE on batches of features, or continue an earlier start; the module holds the copies of its weights."""
+    moments, checkpoint = typical(subject), run.folder.checkpoint
+    sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
+    module = sae_module(
+        job,
         [Site(HOOK, HOOK, sae)],
-        reconstruction=config.loss.reconstruction,
-        **assemble.common(config, [Site(HOOK, HOOK, sae)]),
+        passes=ActivationPasses(max_norm=None),
+        loss=build_loss(LOSS),
+        sparsity=Sparsity(job.sparsity, n_saes=1, steering=None),
+        runs=(),
+        kind=Watched,
     )
-    module.chosen, module.kept = frozenset(thinning(steps, llc.checkpoints)), {0: parameters(sae)}
+    module.chosen = frozenset(thinning(job.trainer.max_steps, job.llc.checkpoints))
+    module.kept = {0: copy_weights(sae)}
     fit(
         module,
         Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1),
-        pace=assemble.pace(config)._replace(
-            accumulate=1,
-            tokens_per_step=llc.samples,
-            unit="samples",
-            val_every=0,
-            accelerator="cpu",
-            precision="32-true",
-        ),
-        checkpoints=job.checkpoint.parent,
-        resume=None,
-        sinks=[add_row],
-        judge=None,
+        trainer=job.trainer,
+        hardware=CPU,
+        items_per_step=job.llc.samples,
+        unit="samples",
+        checkpoints=checkpoint.parent,
+        resume=checkpoint if checkpoint_step(checkpoint) else None,
+        sinks=[run.add_row],
+        evaluations=None,
         shown={"train/loss": "loss", "train/l0": "L0"},
+        callbacks=make_callbacks(job.callbacks),
         abandoned=None,
     )
-    trained = module.sites[0].sae.cpu()
+    return module
+
+
+def result(job: SaeTrainingJob, run: Run) -> Result:
+    """Estimate at checkpoints of the training: see `along_training`."""
+    subject, steps, samples = choose_subject(job.model), job.trainer.max_steps, job.llc.samples
+    program = subject.program._replace(points=samples, seeds=torch.tensor([run.seed]))
+    features = program.data(batch=samples, n_batches=steps, purpose=Purpose.training)
+    module = train(job, run, subject, features)
+    sae, weight = module.sites[0].sae.cpu(), float(module.sparsity.weight[0])
     with torch.no_grad():
-        x = subject.hidden(features[0][0]).double()
-    weight = float(module.sparsity.weight[0])
-    own = local_loss_of(trained, reconstruction=config.loss.reconstruction, sparsity=weight)
-    data = Fixed(x)
-    return along_training(
-        config,
-        add_row,
-        steps=list(module.kept),
-        params=stacked_weights(module.kept, repeat=len(nbetas(llc))),
-        own=own,
+        data = Fixed(subject.hidden(features[0][0]).double())
+    course = Course(
+        checkpoints=module.kept,
+        own=local_loss_of(sae, reconstruction=LOSS.reconstruction, sparsity=weight),
         own_data=data,
-        outputs=reconstructions_of(trained),
+        outputs=reconstructions_of(sae),
         data=data,
-        about=f"{config.sae.name} SAE of {trained.n_latents} latents on {subject.program.name}, λ = {weight:g}, {llc.samples} samples",
+        about=f"{job.sae.name} SAE of {sae.n_latents} latents on {program.name}, λ = {weight:g}, {samples} samples",
         loss_label="the SAE's own loss",
+        max_steps=steps,
     )
+    return along_training(job.llc, run, course)
+
+
+EXPERIMENT = Experiment(SaeTrainingJob, result, lambda folder: checkpoint_step(folder.checkpoint))

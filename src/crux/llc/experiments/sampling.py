@@ -1,150 +1,157 @@
-"""From the keys of `llc` to chains, and from estimates to the report: what the experiments with learning coefficients share."""
+"""From the options to chains, and from estimates to the report: what the experiments that sample share."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.errors import UserError
-from crux.config.schema import Config
-from crux.degeneracy.options import Llc, SamplerName
+from crux.config.markdown import markdown_table
+from crux.llc.chains import ChainSettings, Checkpoint
 from crux.llc.estimate import LLC, SHIFT, NotAMinimumWarning, estimate_llc
 from crux.llc.explain import explain
 from crux.llc.losses import Fixed, Loss, Minibatches
+from crux.llc.options import SamplerName, Sampling
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
-from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
+from crux.llc.samplers.rmsprop_sgld import RMSPROP
 from crux.llc.samplers.sgld import SGLD
+from crux.runs.life_cycle import Run
 
-RMSPROP = {"decay": 0.99, "floor": 0.1}
-"""devinterp's constants."""
-
-
-def keys(config: Config) -> Llc:
-    """The experiment's own keys."""
-    assert config.llc is not None, "the experiment's file sets them"
-    return config.llc
+SECONDS = 20.0
+"""Between two checkpoints of chains."""
 
 
-def nbetas(llc: Llc) -> Float[Tensor, "nbeta"]:
-    assert llc.nbetas is not None, "crux.llc.checks asks for them"
-    return torch.tensor(llc.nbetas, dtype=torch.float64)
+def nbeta_tensor(options: Sampling) -> Float[Tensor, "nbeta"]:
+    """Return the values of nβ, float64."""
+    return torch.tensor(options.nbetas, dtype=torch.float64)
 
 
-def sampler_of(llc: Llc) -> Sampler:
-    """How chains move."""
-    match llc.sampler:
+def make_sampler(options: Sampling) -> Sampler:
+    """Return how chains move."""
+    match options.sampler:
         case SamplerName.sgld:
             return SGLD()
         case SamplerName.rmsprop_sgld:
-            return RMSPropSGLD(**RMSPROP)
+            return RMSPROP
         case SamplerName.mala:
-            return HMC(leapfrogs=1, whitened=bool(llc.whitened))
+            return HMC(leapfrogs=1, whitened=options.whitened)
         case SamplerName.hmc:
-            if llc.leapfrogs is None:
-                raise UserError("llc.leapfrogs=null: sampler=hmc needs the number of steps of a move")
-            return HMC(leapfrogs=llc.leapfrogs, whitened=bool(llc.whitened))
-        case None:
-            raise AssertionError("crux.llc.checks asks for it")
+            return HMC(leapfrogs=options.leapfrogs, whitened=options.whitened)
 
 
-def estimated(
-    llc: Llc,
+def chain_settings(options: Sampling, *, default_step_size: Float[Tensor, "case"] | None, cases: int) -> ChainSettings:
+    """Return the chains that the options describe; their `step_size` takes precedence over the default."""
+    size = options.step_size
+    step_size = default_step_size if size is None else torch.full((cases,), size, dtype=torch.float64)
+    return ChainSettings(
+        make_sampler(options), options.chains, options.burn_in, options.draws, options.every, step_size
+    )
+
+
+def checkpoint(run: Run, name: str) -> Checkpoint:
+    """Return where the chains of an estimate are saved while its run is unfinished; `name` is unique within the run."""
+    return Checkpoint(run.folder.pieces / f"{name}.safetensors", SECONDS)
+
+
+def sample_cases(
+    options: Sampling,
+    run: Run,
     loss: Loss,
     params: Mapping[str, Float[Tensor, "case ..."]],
     *,
+    name: str,
     nbeta: Float[Tensor, "case"],
     gamma: Float[Tensor, "case"],
-    step_size: Float[Tensor, "case"] | None,
-    gradient_data: Fixed | Minibatches,
-    evaluation_data: Fixed,
-    seed: int,
-    free: Mapping[str, Bool[Tensor, "..."]] | None,
+    data: Fixed,
+    gradient_data: Fixed | Minibatches | None = None,
+    step_size: Float[Tensor, "case"] | None = None,
 ) -> LLC:
-    """All cases as one program, with the chains that the keys name; a `step_size` of the keys goes before the argument.
+    """Estimate all cases as one program, or continue an earlier start of it.
 
-    That a w* is not a minimum is told by `explained`, of every case, in place of the warning about the worst.
+    `explain_cases` reports for every case that a w* is not a minimum, in place of the warning about the worst.
+
+    Args:
+        name: of the estimate, unique within the run.
+        data: what L(w) and L(w*) are measured on.
+        gradient_data: what the chains follow the gradient of; None: the same.
+        step_size: ε unless the options say it; None: automatic.
     """
-    assert llc.chains is not None
-    assert llc.burn_in is not None
-    assert llc.draws is not None
-    assert llc.every is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotAMinimumWarning)
         return estimate_llc(
             loss,
             params,
-            gradient_data=gradient_data,
-            evaluation_data=evaluation_data,
+            gradient_data=data if gradient_data is None else gradient_data,
+            evaluation_data=data,
             nbeta=nbeta,
             gamma=gamma,
-            step_size=torch.full_like(nbeta, llc.step_size) if llc.step_size is not None else step_size,
-            sampler=sampler_of(llc),
-            n_chains=llc.chains,
-            burn_in=llc.burn_in,
-            draws=llc.draws,
-            every=llc.every,
-            seeds=[seed + i for i in range(len(nbeta))],
-            free=free,
+            chains=chain_settings(options, default_step_size=step_size, cases=len(nbeta)),
+            seeds=[run.seed + i for i in range(len(nbeta))],
+            checkpoint=checkpoint(run, name),
         )
-
-
-HEAD = (
-    "| case | nβ | λ̂ | predicted | λ | R-hat | ESS | gradient norm | |",
-    "|---|---|---|---|---|---|---|---|---|",
-)
 
 
 Curve = tuple[list[float], list[float], list[float], list[float], float]
 """nβ, estimate, standard error, prediction, λ: what `llc_trend` draws."""
 
 
-def curve(found: LLC, of: slice, *, predicted: Sequence[float], known: float) -> Curve:
-    """The cases of one name."""
-    nbeta, mean, error = (v[of].tolist() for v in (found.nbeta, found.mean, found.standard_error))
-    return nbeta, mean, error, list(predicted[of]), known
+def trend_curve(llc: LLC, cases: slice, *, predicted: Sequence[float], known: float) -> Curve:
+    """Return the curve of some cases over nβ."""
+    nbeta, mean, error = (v[cases].tolist() for v in (llc.nbeta, llc.mean, llc.standard_error))
+    return nbeta, mean, error, list(predicted[cases]), known
 
 
-def table(names: Sequence[str], found: LLC, *, predicted: Sequence[float], known: Sequence[float | None]) -> list[str]:
-    """A row a case, without the head."""
+def table_rows(
+    names: Sequence[str], llc: LLC, *, predicted: Sequence[float], known: Sequence[float | None]
+) -> list[list[str]]:
+    """Return one row per case for `table`."""
     return [
-        f"| {name} | {float(found.nbeta[i]):.3g} | {float(found.mean[i]):.4g} ± {float(found.standard_error[i]):.2g} | "
-        f"{predicted[i]:.4g} | {'' if known[i] is None else format(known[i], '.4g')} | {float(found.r_hat[i]):.3f} | "
-        f"{float(found.ess[i]):.0f} | {float(found.gradient_norm[i]):.2g} | "
-        f"{verdict(found, i)} |"
+        [
+            name,
+            f"{float(llc.nbeta[i]):.3g}",
+            f"{float(llc.mean[i]):.4g} ± {float(llc.standard_error[i]):.2g}",
+            f"{predicted[i]:.4g}",
+            "" if known[i] is None else format(known[i], ".4g"),
+            f"{float(llc.r_hat[i]):.3f}",
+            f"{float(llc.ess[i]):.0f}",
+            f"{float(llc.gradient_norm[i]):.2g}",
+            warning_words(llc, i),
+        ]
         for i, name in enumerate(names)
     ]
 
 
-def verdict(found: LLC, case: int) -> str:
-    """In a word or two, what is wrong with a number; empty where nothing is."""
-    wrong = ["not a minimum"] if float(found.shift[case]) > SHIFT else []
-    return ", ".join(wrong + (["left its basin"] if found.escaped[case] else []))
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows of `table_rows` as a Markdown table."""
+    return markdown_table(["case", "nβ", "λ̂", "predicted", "λ", "R-hat", "ESS", "gradient norm", ""], rows)
 
 
-def explained(names: Sequence[str], found: LLC, *, only: Sequence[int] | None = None) -> list[str]:
-    """What `explain` has to say beyond the number, for those cases (all, or some) of which there is something."""
-    told = []
+def warning_words(llc: LLC, case: int) -> str:
+    """Return in a word or two what is wrong with a number; empty if nothing is."""
+    wrong = ["not a minimum"] if float(llc.shift[case]) > SHIFT else []
+    return ", ".join(wrong + (["left its basin"] if llc.escaped[case] else []))
+
+
+def explain_cases(names: Sequence[str], llc: LLC, *, only: Sequence[int] | None = None) -> list[str]:
+    """Return what `explain` says beyond the number, one line for each case (all, or some) with something to say."""
+    lines = []
     for i in range(len(names)) if only is None else only:
-        name, rest = names[i], explain(found, i)[1:]
-        if rest:
-            told.append(f"- {name}, nβ = {float(found.nbeta[i]):.3g}: {'; '.join(rest)}")
-    return told
+        if rest := explain(llc, i)[1:]:
+            lines.append(f"- {names[i]}, nβ = {float(llc.nbeta[i]):.3g}: {'; '.join(rest)}")
+    return lines
 
 
-def errors(found: LLC, predicted: Sequence[float]) -> list[float]:
-    """Distances from the predictions in standard errors."""
-    return [
-        float((found.mean[i] - value) / found.standard_error[i].clamp(min=1e-300)) for i, value in enumerate(predicted)
-    ]
+def standard_errors_off(llc: LLC, predicted: Sequence[float]) -> list[float]:
+    """Return the distance of each estimate from its prediction, in standard errors."""
+    return [float((llc.mean[i] - value) / llc.standard_error[i].clamp(min=1e-300)) for i, value in enumerate(predicted)]
 
 
-def arrays(found: LLC, prefix: str) -> dict[str, Tensor]:
-    """What is left of an estimate in the run folder."""
+def arrays(llc: LLC, prefix: str) -> dict[str, Tensor]:
+    """Return what the run folder keeps of an estimate."""
     names = (
         "nbeta", "mean", "standard_error", "predicted", "unbiased", "r_hat", "ess", "per_chain", "loss_at_start", "gradient_norm",
         "largest", "smallest", "step_size", "gamma", "acceptance", "escaped", "trace", "distance",
     )  # fmt: skip
-    return {f"{prefix}{name}": getattr(found, name).clone() for name in names}  # files share no storage
+    return {f"{prefix}{name}": getattr(llc, name).clone() for name in names}  # files share no storage

@@ -10,15 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
 from crux.llc.coordinates import Coordinates
 from crux.llc.losses import Batch, Fixed, over_chains, value_and_gradient
 from crux.llc.noise import Noise
+from crux.llc.options import Speed
 from crux.llc.samplers.interface import Posterior
 from crux.llc.samplers.sgld import SGLD
-from crux.runs.experiment import AddRow
+from crux.runs.experiment import Experiment
+from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
-from crux.runs.run_folder import RunFolder
 
 CHAINS = (8, 32, 128)
 STEPS, ROUNDS = 20, 15
@@ -28,23 +29,19 @@ SAMPLES = 1024
 
 
 def toy_error(p: dict[str, Tensor], x: Batch) -> Tensor:
-    """Of one network, a sample each: Σ_i (x_i − ReLU(WᵀW x + b)_i)²."""
+    """Return Σ_i (x_i − ReLU(WᵀW x + b)_i)² of one network, one value per sample."""
     return (x - (x @ p["W"].mT @ p["W"] + p["b"]).relu()).square().sum(1)
 
 
-def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
-    """The median over rounds of the gain, for several numbers of chains."""
-    rng = torch.Generator().manual_seed(config.seed)
+def result(options: Speed, run: Run) -> Result:
+    """Measure the median over rounds of the gain, for several numbers of chains."""
+    rng = torch.Generator().manual_seed(run.seed)
     x = torch.rand(SAMPLES, 6, generator=rng) * (torch.rand(SAMPLES, 6, generator=rng) < 0.1)
     params = {"W": torch.randn(1, 2, 6, generator=rng) / 2, "b": torch.zeros(1, 6)}
-    gains, rates, lines = (
-        [],
-        [],
-        ["| chains | one program, chain-steps/s | loop, chain-steps/s | gain |", "|---|---|---|---|"],
-    )
+    gains, rates, rows = [], [], []
     for n in CHAINS:
-        together = stepper(params, Fixed(x), n_chains=n, seed=config.seed)
-        singly = [stepper(params, Fixed(x), n_chains=1, seed=config.seed + i) for i in range(ALONE)]
+        together = stepper(params, Fixed(x), n_chains=n, seed=run.seed)
+        singly = [stepper(params, Fixed(x), n_chains=1, seed=run.seed + i) for i in range(ALONE)]
         rounds = []
         for _ in range(ROUNDS):
             one = n * STEPS / seconds(together)
@@ -52,19 +49,19 @@ def result(config: Config, job: RunFolder, add_row: AddRow) -> Result:
         batched, alone = (torch.tensor(column) for column in zip(*rounds, strict=True))
         gains.append(float((batched / alone).median()))
         rates.append((float(batched.median()), float(alone.median())))
-        add_row(n, {"gain": gains[-1]})
-        lines.append(f"| {n} | {rates[-1][0]:,.0f} | {rates[-1][1]:,.0f} | {gains[-1]:.1f} |")
+        run.add_row(n, {"gain": gains[-1]})
+        rows.append([n, f"{rates[-1][0]:,.0f}", f"{rates[-1][1]:,.0f}", f"{gains[-1]:.1f}"])
     return Result(
         metrics={f"gain/{n}": gain for n, gain in zip(CHAINS, gains, strict=True)},
         checks=[Check(f"gain of {n} chains as one program", gains[CHAINS.index(n)], 4, torch.inf) for n in CHAINS[1:]],
         figures={},
         arrays={"chains": torch.tensor(CHAINS), "gain": torch.tensor(gains), "rates": torch.tensor(rates)},
-        report="\n".join(lines),
+        report=markdown_table(["chains", "one program, chain-steps/s", "loop, chain-steps/s", "gain"], rows),
     )
 
 
 def stepper(params: dict[str, Tensor], data: Fixed, *, n_chains: int, seed: int) -> Callable[[], None]:
-    """A function that makes STEPS steps more."""
+    """Return a function that makes STEPS more steps."""
     at, loss, sampler = Coordinates(params, free=None), over_chains(toy_error), SGLD()
     w = at.start(n_chains)
     noise = Noise([seed], n_chains=n_chains, n=at.n, like=w)
@@ -84,7 +81,10 @@ def stepper(params: dict[str, Tensor], data: Fixed, *, n_chains: int, seed: int)
 
 
 def seconds(more: Callable[[], None]) -> float:
-    """Of one call."""
+    """Return the duration of one call."""
     begin = time.perf_counter()
     more()
     return time.perf_counter() - begin
+
+
+EXPERIMENT = Experiment(Speed, result)

@@ -1,6 +1,5 @@
 """Toy models under the sampler: their own loss, exact where it can be, and their outputs; of all checkpoints at once."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,10 @@ from crux.toy.exact.best import instance
 from crux.toy.exact.loss import tied_loss
 from crux.toy.exact.one_active import one_active_tied_loss
 from crux.toy.exact.population import activity
-from crux.toy.features import FeatureBatches, Purpose, Together
+from crux.toy.features import FeatureBatches, Purpose
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, SuperpositionModel, Weights
+from crux.toy.superposition import SuperpositionModel, Weights
 
 ENUMERATED = 5
 """Features up to which all activity patterns are gone through at every step of every chain."""
@@ -33,7 +33,7 @@ class Own(NamedTuple):
 
 
 def one_of(program: Program, index: int) -> Program:
-    """The program of one instance; settings run fastest."""
+    """Return the program of one instance; settings run fastest."""
     stream, setting = divmod(index, program.importance.shape[1])
     return program._replace(
         seeds=program.seeds[stream : stream + 1],
@@ -43,16 +43,17 @@ def one_of(program: Program, index: int) -> Program:
 
 
 def weights_of_instance(weights: Weights, program: Program, index: int) -> dict[str, Float[Tensor, "..."]]:
-    """One instance's, by name, float64."""
+    """Return the weights of one instance by name, float64."""
     found = instance(weights, *divmod(index, program.importance.shape[1]))
     return {name: value.double() for name, value in found._asdict().items() if value is not None}
 
 
 def checkpoints(trained: Trained, index: int, *, n: int) -> dict[int, dict[str, Tensor]]:
-    """The instance's weights at up to n of its snapshots: the first, the last, and between them ever farther apart, as changes are rarer.
+    """Return the instance's weights at up to n of its snapshots: the first, the last, and between them ever farther apart, as changes are
+    rarer.
 
     Raises:
-        UserError: where none were kept.
+        UserError: if none were kept.
     """
     steps = sorted(trained.snapshots)
     if not steps:
@@ -64,27 +65,21 @@ def checkpoints(trained: Trained, index: int, *, n: int) -> dict[int, dict[str, 
 
 
 def thinning(last: int, n: int) -> list[int]:
-    """Up to n whole numbers: 0, `last`, and between them ever farther apart; `last` alone for n = 1."""
+    """Return up to n whole numbers: 0, `last`, and between them ever farther apart; `last` alone for n = 1."""
     if n == 1 or last == 0:
         return [last]
     return sorted({0, last, *(round(last ** (i / max(1, n - 2))) for i in range(n - 1))})
 
 
-def stacked_weights(of: Mapping[int, Mapping[str, Tensor]], *, repeat: int) -> dict[str, Float[Tensor, "case ..."]]:
-    """w* of each checkpoint, each `repeat` times in a row."""
-    first = next(iter(of.values()))
-    return {name: torch.stack([w[name] for w in of.values()]).repeat_interleave(repeat, 0) for name in first}
-
-
 def held_out(program: Program, samples: int) -> Float[Tensor, "sample feature"]:
-    """Fresh data of the kind that one instance trains on; finite data are its own."""
+    """Return fresh data of the kind that one instance trains on; finite data are its own."""
     purpose = Purpose.held_out if program.points is None else Purpose.training
     data: FeatureBatches = program.data(batch=samples, n_batches=1, purpose=purpose)
     return data[0][0].double()
 
 
 def outputs_of(program: Program) -> Outputs:
-    """x' of every chain."""
+    """Return x' of every chain."""
     n, m = program.n_features, program.n_hidden
     untied = torch.zeros(1, 1, n, m) if program.kind is Kind.absolute_value else None
     model = SuperpositionModel(program.kind, Weights(torch.zeros(1, 1, m, n), torch.zeros(1, 1, n), untied))
@@ -96,7 +91,7 @@ def outputs_of(program: Program) -> Outputs:
 
 
 def own_loss(program: Program, *, samples: int) -> Own:
-    """E Σ_i I_i (y_i − y'_i)² of one instance: exact where one feature is active at a time or features are few, else on fixed samples."""
+    """Return E Σ_i I_i (y_i − y'_i)² of one instance: exact if one feature is active at a time or features are few, else on samples."""
     importance, density = program.importance[0, 0].double(), program.density[0].double()
     how = program.features
     exact = program.kind is Kind.relu_output and not how.unit and program.points is None

@@ -1,73 +1,69 @@
 """What the experiments along a training share: its own loss and its behaviour, at every checkpoint and nβ, in one report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.llc.behavioural import Divergence, Outputs, behavioural_loss
+from crux.llc.behavioural import Outputs, behavioural_loss
 from crux.llc.calibration import ERRORS
 from crux.llc.estimate import LLC, SHIFT
-from crux.llc.experiments.sampling import HEAD, arrays, errors, estimated, explained, keys, nbetas, table
+from crux.llc.experiments.sampling import (
+    arrays,
+    explain_cases,
+    nbeta_tensor,
+    sample_cases,
+    standard_errors_off,
+    table,
+    table_rows,
+)
 from crux.llc.figures.llc_training import Estimates, llc_training
 from crux.llc.losses import Fixed, Loss
-from crux.runs.experiment import AddRow
+from crux.llc.options import AlongTraining, Divergence
+from crux.runs.life_cycle import Run
 from crux.runs.result import Check, Result
 
 NONE = 1e-12
 """A gradient norm below this is rounding."""
 
 
-def along_training(
-    config: Config,
-    add_row: AddRow,
-    *,
-    steps: Sequence[int],
-    params: dict[str, Tensor],
-    own: Loss,
-    own_data: Fixed,
-    outputs: Outputs,
-    data: Fixed,
-    about: str,
-    loss_label: str,
-) -> Result:
-    """Estimates at every checkpoint, all of them and all nβ as one program for each of the two losses.
+class Course(NamedTuple):
+    """A training, as far as its checkpoints show it."""
 
-    The last estimates lie within three standard errors of their predictions, if the last checkpoint is a minimum.
+    checkpoints: Mapping[int, Mapping[str, Tensor]]
+    """Weights of one network after some steps."""
+    own: Loss
+    """The loss that it trains for."""
+    own_data: Fixed
+    outputs: Outputs
+    data: Fixed
+    """What its outputs are compared on."""
+    about: str
+    """The report's first line."""
+    loss_label: str
+    max_steps: int
+    """Steps of the whole training."""
 
-    Args:
-        params: of each checkpoint, each as often in a row as there are nβ.
-        about: the report's first line.
+
+def along_training(options: AlongTraining, run: Run, course: Course) -> Result:
+    """Estimate at every checkpoint, all of them and all nβ as one program for each of the two losses.
+
+    Checked: the last estimates are within three standard errors of their predictions, if the last checkpoint is a minimum.
     """
-    llc = keys(config)
-    assert llc.gamma is not None
-    n, nbeta = len(nbetas(llc)), nbetas(llc).repeat(len(steps))
-    gamma = torch.full_like(nbeta, llc.gamma)
-
-    def found(loss: Loss, data: Fixed) -> LLC:
-        return estimated(
-            llc, loss, params, gradient_data=data, evaluation_data=data, nbeta=nbeta, gamma=gamma, step_size=None, seed=config.seed,
-            free=None,
-        )  # fmt: skip
-
-    of_loss, of_behaviour = found(own, own_data), found(behavioural_loss(outputs, params, Divergence.mse), data)
+    steps, n = list(course.checkpoints), len(options.nbetas)
+    nbeta = nbeta_tensor(options).repeat(len(steps))
+    of_loss, of_behaviour = estimates(options, run, course, nbeta=nbeta)
     names = [f"step {step}" for step in steps for _ in range(n)]
     last = range(len(names) - n, len(names))
     curves: dict[str, Estimates] = {}
-    for j, nb in enumerate(nbetas(llc).tolist()):
+    for j, nb in enumerate(options.nbetas):
         for name, each in (("own loss", of_loss), ("behaviour", of_behaviour)):
             mean, error = each.mean[j::n].tolist(), each.standard_error[j::n].tolist()
             curves[f"{name}, nβ = {nb:.0e}"] = (steps, mean, error, trusted(each)[j::n])
-    nothing = [None] * len(names)
-    lines = [about, "", "Its own loss:", "", *HEAD]
-    lines += [*table(names, of_loss, predicted=of_loss.predicted.tolist(), known=nothing), ""]
-    lines += [*first_no_minimum(names, of_loss), *explained(names, of_loss, only=last), ""]
-    lines += ["Its behaviour, MSE of the outputs against the checkpoint's own:", "", *HEAD]
-    lines += [*table(names, of_behaviour, predicted=of_behaviour.predicted.tolist(), known=nothing), ""]
-    lines += explained(names, of_behaviour, only=last)
     checks, metrics = [], {}
-    off = errors(of_loss, of_loss.predicted.tolist())
+    off = standard_errors_off(of_loss, of_loss.predicted.tolist())
     for i in last:
         where = f"{float(nbeta[i]):.0e}"
         checks.append(Check(f"{names[i]}, nβ = {where}: standard errors from the prediction", off[i], -ERRORS, ERRORS))
@@ -79,24 +75,57 @@ def along_training(
     for i, step in enumerate(steps):
         at = (i + 1) * n - 1
         row = {"llc": float(of_loss.mean[at]), "llc_behaviour": float(of_behaviour.mean[at])}
-        add_row(config.trainer.max_steps + 1 + i, {"step": float(step), **row})
-    figure = llc_training((steps, of_loss.loss_at_start[::n].tolist()), curves, loss_label=loss_label)
+        run.add_row(course.max_steps + 1 + i, {"step": float(step), **row})
+    figure = llc_training((steps, of_loss.loss_at_start[::n].tolist()), curves, loss_label=course.loss_label)
     kept = {"steps": torch.tensor(steps), **arrays(of_loss, "own/"), **arrays(of_behaviour, "behaviour/")}
-    return Result(metrics, checks, {"training": figure}, kept, "\n".join(lines).rstrip())
+    text = report(course.about, names, of_loss, of_behaviour, last=last)
+    return Result(metrics, checks, {"training": figure}, kept, text)
 
 
-def trusted(found: LLC) -> list[bool]:
-    """Whether each estimate is about a minimum, and about the one it began at."""
-    return ((found.shift <= SHIFT) & ~found.escaped).tolist()
+def estimates(options: AlongTraining, run: Run, course: Course, *, nbeta: Float[Tensor, "case"]) -> tuple[LLC, LLC]:
+    """Return the estimates for the network's own loss and for its behaviour, at every checkpoint and nβ."""
+    params = stacked_weights(course.checkpoints, repeat=len(options.nbetas))
+    gamma = torch.full_like(nbeta, options.gamma)
+    behaviour = behavioural_loss(course.outputs, params, Divergence.mse)
+    losses = {"own": (course.own, course.own_data), "behaviour": (behaviour, course.data)}
+    own, of_behaviour = (
+        sample_cases(options, run, loss, params, name=name, nbeta=nbeta, gamma=gamma, data=data)
+        for name, (loss, data) in losses.items()
+    )
+    return own, of_behaviour
 
 
-def first_no_minimum(names: Sequence[str], found: LLC) -> list[str]:
-    """How many checkpoints are no minima, and of the steepest why its number says nothing."""
-    bad = (found.shift > SHIFT).nonzero().flatten().tolist()
+def report(about: str, names: Sequence[str], of_loss: LLC, of_behaviour: LLC, *, last: Sequence[int]) -> str:
+    """Return the tables of both losses, with what there is to say about the last checkpoint."""
+    nothing = [None] * len(names)
+    loss_table, behaviour_table = (
+        table(table_rows(names, each, predicted=each.predicted.tolist(), known=nothing))
+        for each in (of_loss, of_behaviour)
+    )
+    lines = [about, "", "Its own loss:", "", loss_table, ""]
+    lines += [*steepest(names, of_loss), *explain_cases(names, of_loss, only=last), ""]
+    lines += ["Its behaviour, MSE of the outputs against the checkpoint's own:", "", behaviour_table, ""]
+    return "\n".join([*lines, *explain_cases(names, of_behaviour, only=last)]).rstrip()
+
+
+def stacked_weights(of: Mapping[int, Mapping[str, Tensor]], *, repeat: int) -> dict[str, Float[Tensor, "case ..."]]:
+    """Return w* of each checkpoint, each `repeat` times in a row."""
+    first = next(iter(of.values()))
+    return {name: torch.stack([w[name] for w in of.values()]).repeat_interleave(repeat, 0) for name in first}
+
+
+def trusted(llc: LLC) -> list[bool]:
+    """Return whether each estimate is about a minimum, and about the one it began at."""
+    return ((llc.shift <= SHIFT) & ~llc.escaped).tolist()
+
+
+def steepest(names: Sequence[str], llc: LLC) -> list[str]:
+    """Return how many checkpoints are no minima, and of the steepest why its number says nothing."""
+    bad = (llc.shift > SHIFT).nonzero().flatten().tolist()
     if not bad:
         return []
-    worst = max(bad, key=lambda i: float(found.gradient_norm[i]))
+    worst = max(bad, key=lambda i: float(llc.gradient_norm[i]))
     return [
         f"{len(bad)} of {len(names)} estimates are not at a minimum. The steepest:",
-        *explained(names, found, only=[worst]),
+        *explain_cases(names, llc, only=[worst]),
     ]

@@ -1,4 +1,4 @@
-"""Estimated learning coefficients beside what they should be."""
+"""Estimated learning coefficients next to what they should be."""
 
 from collections.abc import Mapping, Sequence
 

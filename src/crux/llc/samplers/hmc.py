@@ -21,7 +21,7 @@ SHORTER = 0.4
 
 
 class HMC:
-    """A move of `leapfrogs` steps; `whitened` by all eigenvalues of the Hessian at w*, up to the coordinates that they are found for."""
+    """A move of `leapfrogs` steps; `whitened` by all eigenvalues of the Hessian at w*, for as many coordinates as they are computed for."""
 
     corrected, stretch = True, 1.0
 

@@ -10,7 +10,7 @@ from crux.llc.noise import Noise
 
 
 class Posterior(NamedTuple):
-    """The distribution, a row a chain."""
+    """The distribution, one row per chain."""
 
     centre: Float[Tensor, "row n"]
     """w*"""

@@ -39,3 +39,7 @@ class RMSPropSGLD:
         w = state.w - sizes / 2 * posterior.pull(state.w, state.gradient) + sizes.sqrt() * noise.normal(step)
         loss, gradient = posterior.loss(w, step)
         return State(w, loss, gradient, state.acceptance, moment)
+
+
+RMSPROP = RMSPropSGLD(decay=0.99, floor=0.1)
+"""With devinterp's constants."""

@@ -31,6 +31,7 @@ class BatchTopKSAE(SAE):
         k: mean latents a token.
     """
 
+    BATCH_WIDE: ClassVar[bool] = True
     RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("threshold",)
 
     threshold: Float[Tensor, ""]

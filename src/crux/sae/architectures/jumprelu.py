@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import SAE, Base, Codes, mean_over_tokens
+from crux.sae.architectures.sae import SAE, Base, Codes, ParameterGroup, mean_over_tokens
 
 
 def near(
@@ -53,17 +53,21 @@ class JumpReluSAE(SAE):
     Args:
         threshold: initial θ, in units of the scaled input.
         bandwidth: ε, the width of the kernel that estimates the thresholds' gradients, in the same units.
+        threshold_rate: log θ moves by that many times the optimiser's rate.
     """
 
     bandwidth: Float[Tensor, ""]
 
-    def __init__(self, *, threshold: float, bandwidth: float, **base: Unpack[Base]) -> None:
+    def __init__(
+        self, *, threshold: float, bandwidth: float, threshold_rate: float = 1.0, **base: Unpack[Base]
+    ) -> None:
         super().__init__(**base)
         for name, value in (("threshold", threshold), ("bandwidth", bandwidth)):
             if not value > 0:
                 raise UserError(f"JumpReLU's {name} must be positive, not {value}")
         self.log_threshold = nn.Parameter(torch.full((self.n_latents,), math.log(threshold)))
         self.register_buffer("bandwidth", torch.tensor(float(bandwidth)))
+        self.threshold_rate = threshold_rate
 
     @property
     def threshold(self) -> Float[Tensor, "n_latents"]:
@@ -78,6 +82,12 @@ class JumpReluSAE(SAE):
         """mean over tokens of ‖c‖₀ (eq. 9), not divided by d_model; its gradient reaches the thresholds alone."""
         fires = Step.apply(codes.pre, self.threshold, self.bandwidth)
         return mean_over_tokens(fires.sum(-1), weight)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
+        """log θ moves by a rate of its own, and does not decay: that would draw θ to 1."""
+        rest = [parameter for parameter in self.parameters() if parameter is not self.log_threshold]
+        faster: ParameterGroup = {"params": [self.log_threshold], "lr": lr * self.threshold_rate, "weight_decay": 0.0}
+        return [{"params": rest}, faster]
 
     @torch.no_grad()
     def rescale(self, factor: Float[Tensor, ""]) -> None:

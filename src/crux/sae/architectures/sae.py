@@ -29,6 +29,14 @@ class Codes(NamedTuple):
     """What `SAE.observe` keeps a running mean of, where an architecture has such a number."""
 
 
+class ParameterGroup(TypedDict):
+    """Parameters that move alike, in torch's form."""
+
+    params: list[nn.Parameter]
+    lr: NotRequired[float]
+    weight_decay: NotRequired[float]
+
+
 class Base(TypedDict):
     """What every architecture is made with, as `SAE` tells."""
 
@@ -66,6 +74,8 @@ class SAE(nn.Module, ABC):
     input_scale: Tensor
     output_scale: Tensor
 
+    BATCH_WIDE: ClassVar[bool] = False
+    """Whether latents are chosen over the whole batch in training, so that no token of it can be left out of the loss."""
     RUNNING_MEANS: ClassVar[tuple[str, ...]] = ()
     """Buffers that `observe` keeps running means in: linear in each step's mean over tokens, so that means of them are means too."""
 
@@ -123,15 +133,19 @@ class SAE(nn.Module, ABC):
 
     def auxiliary(
         self, codes: Codes, target: Float[Tensor, "tokens d_out"], *, weight: Float[Tensor, "tokens"] | None
-    ) -> Float[Tensor, ""]:
-        """An architecture's own extra term: always a local one, whatever the loss. None here: zero."""
-        return target.new_zeros(())
+    ) -> Float[Tensor, ""] | None:
+        """Return the architecture's own extra term, always a local one, whatever the loss; None: it has no such term."""
+        return None
 
     def observe(self, codes: Codes) -> None:
         """Takes a training step's codes into the architecture's running means; there are none here."""
 
     def advance(self, progress: float) -> None:
         """Told before every training step: `progress` (0 to 1) of the steps are done. For schedules; there is none here."""
+
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
+        """Return the parameters as the optimiser's groups; one that says nothing else moves by `lr` and decays as the optimiser does."""
+        return [{"params": list(self.parameters())}]
 
     def pre_activations(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens n_latents"]:
         """(s_in · x − b_dec) W_enc + b_enc, without b_dec unless `subtract_b_dec`.

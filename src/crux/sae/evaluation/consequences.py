@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.progress import track
 from crux.sae.evaluation.predictions import compare_predictions
 from crux.sae.evaluation.running_sums import SUBSETS, UNDEFINED, TokenMeans, sum_dtype
 from crux.subjects.subject import Clean, Spliced, Subject
@@ -71,7 +72,7 @@ def windows(
 ) -> Iterator[Int[Tensor, "_batch _pos"]]:
     """The batches, on the device; UserError for windows without a prediction, and where there is not one batch."""
     tokens = None
-    for tokens in batches:
+    for tokens in track(batches, "evaluating on held-out text"):
         if tokens.shape[1] < 2:
             raise UserError("a held-out window has 1 token; a next-token prediction needs at least 2")
         yield tokens.to(device)

@@ -5,7 +5,7 @@ activation in the SAE's place. Sums stay on the device until the end; all arithm
 networks' own dtype (a judgement to be quoted wants both in float32).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,10 +21,10 @@ from crux.sae.label_gradients import clean_with_label_gradients
 from crux.sae.losses.label import Target
 from crux.sae.splicing import check_site
 from crux.subjects.hooks import later_residuals, parse_hook
-from crux.subjects.subject import Subject
+from crux.subjects.subject import Clean, Subject
 
 
-class Judgement(NamedTuple):
+class SaeEvaluation(NamedTuple):
     """How good an SAE is."""
 
     metrics: dict[str, float]
@@ -48,7 +48,7 @@ def evaluate(
     ablations: bool = True,
     output_hook: str | None = None,
     gradient: Target | None = None,
-) -> Judgement:
+) -> SaeEvaluation:
     """Judges `sae` at `hook` on held-out token windows. Every name but `alive_…` comes again with `/pos0` and `/rest`.
 
     Over the T−1 predictions of a window (CE at t predicts t+1, and belongs to position t), in nats:
@@ -94,13 +94,7 @@ def evaluate(
 
     for tokens in windows(batches, device=subject.device):
         n_tokens += tokens.numel()
-        if gradient is None:
-            clean, side = subject.clean(tokens, capture=captured), None
-        else:
-            clean, gradients = clean_with_label_gradients(
-                subject, tokens, hooks=[site.write], target=gradient, generator=generator, capture=captured
-            )
-            side = gradients[site.write].flatten(0, 1).float()
+        clean, side = _clean_pass(subject, tokens, site, captured, gradient=gradient, generator=generator)
         codes = sae.encode(clean.activations[site.read].flatten(0, 1).float(), side)
         fires = codes.c != 0
         fired += fires.sum(0)
@@ -118,19 +112,40 @@ def evaluate(
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
-    found = consequences.results()
-    for name, values in local.results().items():
-        found |= {name + suffix: value for suffix, value in values.items()}
+    found = consequences.results() | _reconstruction_results(local, downstream)
+    dtype = sum_dtype(subject.device)
+    alive = (fired > 0).sum().to(dtype)
+    found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
+    densities = (fired.to(dtype) / n_tokens).float().cpu()
+    return SaeEvaluation(numbers(found, device=subject.device), densities, n_tokens, maxima.cpu())
+
+
+def _clean_pass(
+    subject: Subject,
+    tokens: Int[Tensor, "batch pos"],
+    site: Site,
+    captured: Sequence[str],
+    *,
+    gradient: Target | None,
+    generator: torch.Generator,
+) -> tuple[Clean, Float[Tensor, "tokens d_out"] | None]:
+    """Run the clean pass; return the gradient that the encoder is shown, too, if it is shown one."""
+    if gradient is None:
+        return subject.clean(tokens, capture=captured), None
+    clean, gradients = clean_with_label_gradients(
+        subject, tokens, hooks=[site.write], target=gradient, generator=generator, capture=captured
+    )
+    return clean, gradients[site.write].flatten(0, 1).float()
+
+
+def _reconstruction_results(local: Reconstructions, downstream: Mapping[int, Reconstructions]) -> dict[str, Tensor]:
+    """Return MSE and explained variance of the reconstruction, and of the residuals entering later blocks, by name."""
+    found = {name + suffix: value for name, values in local.results().items() for suffix, value in values.items()}
     for k, stream in downstream.items():
         results = stream.results()
         found |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
         found |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
-    dtype = sum_dtype(subject.device)
-    alive = (fired > 0).sum().to(dtype)
-    found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
-    metrics = numbers(found, device=subject.device)
-    densities = (fired.to(dtype) / n_tokens).float().cpu()
-    return Judgement(metrics=metrics, densities=densities, n_tokens=n_tokens, maxima=maxima.cpu())
+    return found
 
 
 def _entered_block(residual: str) -> int:

@@ -1,4 +1,4 @@
-"""The judgement of a run's SAEs: each by itself, with its choice shown the gradient where it looks at one, and all together."""
+"""Evaluates the SAEs of a run: each by itself, also with latents chosen by the gradient if it looks at one, and all together."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.evaluate import Judgement, evaluate
+from crux.sae.evaluation.evaluate import SaeEvaluation, evaluate
 from crux.sae.evaluation.together import evaluate_together
 from crux.sae.losses.label import Target
 from crux.subjects.subject import Subject
@@ -16,17 +16,17 @@ WITH_GRADIENT = "with_gradient"
 """Before the names of what is measured with latents chosen by the label's gradient: such a choice has seen the label."""
 
 
-class Verdict(NamedTuple):
+class SitesEvaluation(NamedTuple):
     """How good a run's SAEs are."""
 
     metrics: dict[str, float]
     """Flat names, without `final/`. One SAE: those of `evaluate`. Several: those of `evaluate_together`, and each SAE's own
     behind the name of its hook point."""
-    judgements: list[Judgement]
+    evaluations: list[SaeEvaluation]
     """One an SAE."""
 
 
-def judge(
+def evaluate_sites(
     subject: Subject,
     sites: Sequence[Site],
     *,
@@ -34,28 +34,28 @@ def judge(
     means: Mapping[str, Float[Tensor, "_d"]],
     gradient: Target | None,
     short: bool,
-) -> Verdict:
-    """Judges the folded SAEs: functions of one token's activation, as they would be used.
+) -> SitesEvaluation:
+    """Evaluate the folded SAEs: functions of one token's activation, as they would be used.
 
     Args:
         means: mean activation by hook point, over training tokens.
         gradient: the labels whose gradient the SAEs look at in training; None: they look at none.
-        short: leaves the ablated passes out, and the second judgement with gradients.
+        short: leave the ablated passes out, and the second evaluation with gradients.
     """
     batches = list(batches)
     folded = [Site(site.read, site.write, site.sae.folded()) for site in sites]
-    judgements: list[Judgement] = []
+    evaluations: list[SaeEvaluation] = []
     metrics: dict[str, float] = {}
     for site, raw in zip(folded, sites, strict=True):
         prefix = "" if len(sites) == 1 else f"{site.write}/"
         mean, output = means[site.write], site.write if site.write != site.read else None
-        judgements.append(
+        evaluations.append(
             evaluate(
                 subject, site.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
                 ablations=not short,
             )
         )  # fmt: skip
-        metrics |= {prefix + name: value for name, value in judgements[-1].metrics.items()}
+        metrics |= {prefix + name: value for name, value in evaluations[-1].metrics.items()}
         if gradient is not None and not short:
             seen = evaluate(
                 subject, raw.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
@@ -64,4 +64,4 @@ def judge(
             metrics |= {f"{WITH_GRADIENT}/{prefix}{name}": value for name, value in seen.metrics.items()}
     if len(sites) > 1:
         metrics |= evaluate_together(subject, folded, batches=batches, means=means, ablations=not short)
-    return Verdict(metrics, judgements)
+    return SitesEvaluation(metrics, evaluations)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.sae.architectures.sae import SAE
 from crux.subjects.subject import Subject, Unembed
 
@@ -84,7 +85,7 @@ def strongest_contexts(
     best_codes = torch.zeros(n, 0, width, device=device)
     fired, n_tokens = torch.zeros(n, dtype=torch.int64, device=device), 0
 
-    for tokens in batches:
+    for tokens in track(batches, "reading what activates the latents"):
         tokens = tokens.to(device)
         batch, pos = tokens.shape
         n_tokens += tokens.numel()

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.progress import track
 from crux.subjects.subject import Subject
 
 
@@ -28,7 +29,7 @@ def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Ten
         UserError: where there are no batches.
     """
     n_tokens, total, norms = 0, None, None
-    for tokens in batches:
+    for tokens in track(batches, f"mean activation at {hook}"):
         clean = subject.clean(tokens.to(subject.device), capture=(hook,), final=False)
         x = clean.activations[hook].flatten(0, 1).double()
         total = x.sum(0) if total is None else total + x.sum(0)

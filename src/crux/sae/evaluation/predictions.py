@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crux.sae.losses.cross_entropy import token_cross_entropy
 from crux.sae.losses.kl import token_kl
-from crux.sae.losses.readout import logits, token_chunks
+from crux.sae.losses.readout import logits, token_chunks, token_cross_entropy
 from crux.subjects.subject import Unembed
 
 

@@ -5,8 +5,6 @@ version 6 that has its function; see saelens_architectures.py. The weights are d
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.files import replacing_folder
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats.saelens_architectures import ARCHITECTURES, Architecture, from_tensors, name_of, to_tensors
 
@@ -78,21 +77,9 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
             **metadata,
         },
     }
-    written = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    written.mkdir(parents=True)
-    try:
+    with replacing_folder(folder) as written:
         save_file(to_tensors(folded, architecture), written / WEIGHTS)
         (written / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(replaced)
-        written.rename(folder)
-    except BaseException:
-        shutil.rmtree(written, ignore_errors=True)
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:

@@ -6,8 +6,39 @@ Over labels drawn from the model's own predictions, E[(Σ_t g_t · δ_t)²] = δ
 summed over positions is ½ δᵀ F δ + O(δ³): one sample, unbiased to that order, without a spliced pass.
 """
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor
+
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.options import Fisher
+from crux.sae.losses.step import Step
+
+
+class FisherLoss(Loss[Fisher]):
+    """reconstruction · MSE + fisher · ½ (Σ_t g_t·δ_t)² / T + λ · penalty, on token batches.
+
+    The labels of g are drawn from the clean predictions, anew for every batch and independently of the text. An SAE that looks
+    at a gradient itself is shown the one of its own labels, which are the same draw if those are drawn too.
+    """
+
+    labels: ClassVar = {"mse": "MSE", "fisher": "Fisher surrogate (nats/token)"}
+    needs_drawn_gradients = True
+
+    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+        o = self.options
+        return step.sparsity() + o.reconstruction * step.mse() + o.fisher * self.surrogate(step)
+
+    def surrogate(self, step: Step) -> Float[Tensor, "runs"]:
+        """Return each run's surrogate of the KL, summed over its SAEs."""
+        values: list[Tensor] = []
+        for site, passed, target, weight in step.by_sae():
+            gradient = step.forward.drawn[site.write].to(target.dtype)
+            delta = (passed.reconstruction - target).view(gradient.shape)
+            by_position = None if weight is None else weight.view(gradient.shape[:2])
+            values.append(fisher(gradient, delta, block_diagonal=self.options.block_diagonal, weight=by_position))
+        return step.record("fisher", values)
 
 
 def fisher(

@@ -1,9 +1,9 @@
-"""From final hidden states to logits, a chunk of tokens at a time: a `tokens × vocab` tensor never exists."""
+"""From final hidden states to logits and cross-entropy, a chunk of tokens at a time: a `tokens × vocab` tensor never exists."""
 
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits alive at once: fits the CPU's cache, fills a GPU
@@ -38,3 +38,25 @@ def hidden_gradient(
     if softcap is not None:
         slope *= 1 - (z / softcap).square_()
     return slope.to(W_U.dtype) @ W_U
+
+
+def token_cross_entropy(log_q: Float[Tensor, "chunk d_vocab"], labels: Int[Tensor, "chunk"]) -> Float[Tensor, "chunk"]:
+    """Return −log q(label) per token, nats. The label of position t is the token at t + 1: shifting is the caller's."""
+    return -log_q.gather(-1, labels[:, None])[:, 0]
+
+
+@torch.no_grad()
+def chunked_cross_entropy(
+    h: Float[Tensor, "tokens d_model"],
+    W_U: Float[Tensor, "d_vocab d_model"],
+    *,
+    b_U: Float[Tensor, "d_vocab"] | None,
+    softcap: float | None,
+    labels: Int[Tensor, "tokens"],
+) -> Float[Tensor, "tokens"]:
+    """Return the cross-entropy of each token, nats, as in `token_cross_entropy`; nothing is differentiated."""
+    parts = [
+        token_cross_entropy(logits(h[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
+        for part in token_chunks(len(h), len(W_U), h.device)
+    ]
+    return torch.cat(parts)

@@ -1,11 +1,11 @@
 """A sweep's runs as curves over L0: those of a curve differ in how sparse they were to be, and in the seed, and in nothing else."""
 
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from crux.sae.sweeps.matched import Point, at_l0
-from crux.sae.sweeps.runs import ARCHITECTURE, ASKED, LOSS, Run, rank, settings
+import pandas as pd
+
+from crux.sae.sweeps.matched import at_l0
+from crux.sae.sweeps.runs import ARCHITECTURE, ASKED, LOSS, Runs, differences, grouped, rank
 
 SPARSITIES = (ASKED, "sparsity", "sae.k", "target_l0")
 
@@ -16,49 +16,57 @@ class Curve(NamedTuple):
     place: dict[str, str]
     """What of the sweep's settings it shares with the curves that it may be compared with: hook point, steps, ..."""
     architecture: str
+    """Empty if all runs have the same."""
     loss: str
-    runs: dict[int, list[Run]]
-    """By seed."""
+    runs: pd.DataFrame
+    """One row per run: `seed`, `asked for`, `hook` (where the SAE writes), and the metrics without `final/`."""
 
-    def points(self, metric: str) -> dict[int, list[Point]]:
-        """Seed → (L0, `final/<metric>`) of its runs, those that have it."""
-        name = f"final/{metric}"
+    def at(self, metric: str, *, l0: float) -> pd.Series:
+        """Return the metric at an L0 by seed, for the seeds whose runs lie on both sides of it."""
+        seeds = self.runs.dropna(subset=[metric]).groupby("seed", sort=False)
         found = {
-            seed: [Point(r.metrics["final/l0"], r.metrics[name]) for r in runs if name in r.metrics]
-            for seed, runs in self.runs.items()
+            seed: at_l0(runs["l0"].tolist(), runs[metric].tolist(), l0=l0) for seed, runs in seeds if len(runs) > 1
         }
-        return {seed: points for seed, points in found.items() if points}
+        return pd.Series(found, dtype=float).dropna()
 
-    def at(self, metric: str, *, l0: float) -> dict[int, float]:
-        """Seed → the metric at an L0, for the seeds whose runs lie on both sides of it."""
-        found = {seed: at_l0(points, l0=l0) for seed, points in self.points(metric).items() if len(points) > 1}
-        return {seed: value for seed, value in found.items() if value is not None}
+    def reaches(self, l0: float) -> bool:
+        """Return whether each seed's runs lie on both sides of an L0."""
+        return len(self.at("ce_increase", l0=l0)) == self.runs["seed"].nunique()
+
+    def means(self) -> pd.DataFrame:
+        """Return the mean metrics over seeds by what was asked for, ordered by L0."""
+        return pd.DataFrame(self.runs.groupby(ASKED, sort=False).mean(numeric_only=True)).sort_values(
+            "l0", kind="stable"
+        )
 
     @property
-    def comparable(self) -> tuple[tuple[str, ...], str]:
+    def comparable(self) -> tuple[str, ...]:
         """Curves that agree in this are compared."""
-        return tuple(self.place.values()), self.architecture
+        return (*self.place.values(), self.architecture)
 
 
-def curves(runs: Sequence[Run]) -> list[Curve]:
-    """Every curve of a sweep, runs without an L0 left out (language models, several SAEs in one run)."""
-    judged = [run for run in runs if {"final/l0", "final/ce_increase"} <= run.metrics.keys()]
-    told = settings(judged) if judged else []
-    of_losses = {key: defaultdict[str, set[str]](set) for setting in told for key in setting if key.startswith("loss.")}
-    for run, setting in zip(judged, told, strict=True):
-        for key, values in of_losses.items():
-            values[run.loss].add(setting[key])
-    found: dict[tuple[str, ...], Curve] = {}
-    for run, setting in zip(judged, told, strict=True):
-        place = {k: v for k, v in setting.items() if k not in (LOSS, ARCHITECTURE, *SPARSITIES) and k not in of_losses}
-        own = [f"{key}={setting[key]}" for key, values in of_losses.items() if len(values[run.loss]) > 1]
-        loss, architecture = " ".join([run.loss, *own]), setting.get(ARCHITECTURE, "")
-        curve = found.setdefault((*place.values(), architecture, loss), Curve(place, architecture, loss, {}))
-        curve.runs.setdefault(run.seed, []).append(run)
-    return sorted(found.values(), key=lambda c: (_sortable(c.place.values()), c.architecture, rank(c.loss)))
+def curves(runs: Runs) -> list[Curve]:
+    """Return every curve of a sweep, without runs that have no L0 (language models, several SAEs in one run)."""
+    runs = runs.with_metrics("final/l0", "final/ce_increase")
+    if runs.metrics.empty:
+        return []
+    told, losses = differences(runs), runs.settings[LOSS]
+    names, of_loss = losses, [key for key in told if key.startswith("loss.")]
+    for key in of_loss:  # a coefficient that differs between runs of one loss is part of its name
+        names = names.where(told[key].groupby(losses).transform("nunique") == 1, names + f" {key}=" + told[key])
+    place = told.drop(columns=[LOSS, ARCHITECTURE, *SPARSITIES, *of_loss], errors="ignore")
+    hook, output = runs.key("hook_point"), runs.key("sae.output_hook")
+    rows = runs.metrics.rename(columns=lambda name: name.removeprefix("final/")).assign(
+        seed=runs.key("seed").astype(int), hook=hook.where(output == "None", output), **{ASKED: runs.settings[ASKED]}
+    )
+    groups = place.assign(architecture=told.get(ARCHITECTURE, ""), loss=names)
+    found = [
+        Curve(dict(zip(place, values, strict=False)), architecture, loss, group)
+        for (*values, architecture, loss), group in grouped(rows, by=groups)
+    ]
+    return sorted(found, key=lambda c: ([_sortable(v) for v in c.place.values()], c.architecture, rank(c.loss)))
 
 
-def _sortable(values: object) -> list[tuple[int, str]]:
-    """`steps` 300 before 1200, and `blocks.2` before `blocks.10`."""
-    words = [word for value in values for word in str(value).split(".")]  # pyright: ignore[reportGeneralTypeIssues]
-    return [(int(word), "") if word.isdigit() else (-1, word) for word in words]
+def _sortable(value: str) -> list[tuple[int, str]]:
+    """Sort `steps` 300 before 1200, and `blocks.2` before `blocks.10`."""
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in value.split(".")]

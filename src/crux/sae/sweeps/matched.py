@@ -1,33 +1,22 @@
 """Comparing losses at equal L0: each run is a point (L0, measurement), each seed's runs a curve."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES, BOOTSTRAP_SEED, ENOUGH_SEEDS = 10_000, 0, 5
-"""Of the bootstrap; with fewer seeds the range is told alone."""
+"""Of the bootstrap; with fewer seeds only the range is reported."""
 
 
-class Point(NamedTuple):
-    """One judged SAE."""
-
-    l0: float
-    """Latents a token."""
-    value: float
-    """What was measured, such as the CE loss increase in nats a token."""
-
-
-def at_l0(points: Sequence[Point], *, l0: float) -> float | None:
-    """The measurement at an L0, linear between the two neighbouring points; None outside their range.
+def at_l0(l0s: Sequence[float], values: Sequence[float], *, l0: float) -> float:
+    """Return the measurement at an L0, linear between the two neighbouring points; NaN outside their range.
 
     The paper interpolates in the same way (its `plot_performance.py`; reference §3, Fig. 1).
     """
-    known = sorted(points)
-    xs, ys = [p.l0 for p in known], [p.value for p in known]
-    if not known or not xs[0] <= l0 <= xs[-1]:
-        return None
-    return float(np.interp(l0, xs, ys))
+    points = sorted(zip(l0s, values, strict=True))
+    return float(np.interp(l0, *zip(*points, strict=True), left=math.nan, right=math.nan)) if points else math.nan
 
 
 class Ratio(NamedTuple):
@@ -43,7 +32,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """The ratio of two losses' measurements; entry i of both is of the same seed, which gives the data's order to both.
+    """Return the ratio of two losses' measurements; entry i of both is of the same seed, which gives the data's order to both.
 
     The interval is the bootstrap's: seeds are drawn with replacement, the same for both losses, `RESAMPLES` times by the
     generator of seed `BOOTSTRAP_SEED`; from the ratios of means, the percentiles 2.5 and 97.5.

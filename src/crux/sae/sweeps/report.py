@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
+import pandas as pd
 from rich.table import Table
 
-from crux.runs.run_folder import write_whole
+from crux.config.console import make_console
+from crux.config.files import write_text
+from crux.config.markdown import markdown_table
+from crux.sae.options import ReportJob
 from crux.sae.sweeps.curves import curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
 from crux.sae.sweeps.pictures import pictures
-from crux.sae.sweeps.runs import finished_runs
-from crux.sae.sweeps.tables import RATE, Shown, matched_csv, matched_table, matches, runs_csv, runs_table, times_table
+from crux.sae.sweeps.runs import finished_runs, sweep_folder
+from crux.sae.sweeps.tables import RATE, matched_numbers, matched_table, matches, runs_numbers, runs_table, times_table
 
 NOTES = {
     "Runs": "On held-out text: nats per token, shares for explained variance, loss recovered and alive latents. "
@@ -26,20 +29,30 @@ NOTES = {
 }
 
 
+def run(config: ReportJob, *, folder: Path | None) -> None:
+    """Write a sweep's report again and show it; it is in the sweep's folder, and has no run folder of its own.
+
+    Raises:
+        UserError: if there is no such sweep, or none of its runs has finished.
+    """
+    name = config.sweep or config.sweep_name or ""
+    write_report(sweep_folder(Path(config.output_dir), name), at=config.report_l0).show()
+
+
 class Report(NamedTuple):
     """What was written."""
 
     folder: Path
-    tables: dict[str, Shown]
+    tables: dict[str, pd.DataFrame]
     """By title."""
 
     def show(self) -> None:
         """The tables on the screen, and where they lie."""
-        console = Console(width=None if Console().is_terminal else 140, highlight=False, markup=False)
+        console = make_console(width=140)
         for title, shown in self.tables.items():
-            table = Table(*shown.header, title=title, title_justify="left")
-            for row in shown.rows:
-                table.add_row(*row)
+            table = Table(*shown.columns, title=title, title_justify="left")
+            for row in shown.to_numpy():
+                table.add_row(*map(str, row))
             console.print(table)
         console.print(f"report  {self.folder / 'report.md'}", soft_wrap=True)
 
@@ -56,12 +69,12 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
     runs = finished_runs(folder)
     lines = curves(runs)
     tables, found = {"Runs": runs_table(runs)}, matches(lines, at=at)
-    write_whole(folder / "runs.csv", runs_csv(runs).csv())
+    write_text(folder / "runs.csv", _csv(runs_numbers(runs)))
     (folder / "matched.csv").unlink(missing_ok=True)
     if found:
         tables["At equal L0"] = matched_table(found)
-        write_whole(folder / "matched.csv", matched_csv(found).csv())
-    if any(RATE in run.metrics for run in runs):
+        write_text(folder / "matched.csv", _csv(matched_numbers(found)))
+    if RATE in runs.metrics:
         tables["Time"] = times_table(runs)
     drawn = pictures(lines, at=at) if lines else {}
     (folder / "figures").mkdir(exist_ok=True)
@@ -69,7 +82,15 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         old.unlink()
     for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
-    parts = [f"# {folder.name}", *(f"## {t}\n\n{NOTES[t]}\n\n{shown.markdown()}" for t, shown in tables.items())]
+    parts = [f"# {folder.name}", *(f"## {t}\n\n{NOTES[t]}\n\n{_markdown(shown)}" for t, shown in tables.items())]
     parts += [f"![{name}](figures/{name}.png)" for name in drawn]
-    write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return Report(folder, tables)
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return markdown_table(list(table), table.to_numpy().tolist())

@@ -1,40 +1,15 @@
 """The finished runs of a sweep, and what they differ in, from their run folders alone."""
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from crux.config.errors import UserError
 from crux.config.messages import nearest
 from crux.runs.run_folder import RunFolder, comparable
-
-
-class Run(NamedTuple):
-    """A finished run of a sweep."""
-
-    name: str
-    """Its folder, within the sweep's."""
-    config: dict[str, Any]
-    metrics: dict[str, float]
-
-    @property
-    def seed(self) -> int:
-        return self.config["seed"]
-
-    @property
-    def loss(self) -> str:
-        return self.config["loss"]["name"]
-
-
-def _asked(config: dict[str, Any]) -> str:
-    """How sparse it was to be."""
-    if (k := config.get("sae", {}).get("k")) is not None:
-        return f"k={k}"
-    target = config.get("target_l0")
-    return f"λ={config['sparsity']:g}" if target is None else f"L0={target:g}"
-
 
 ORDER = ("local", "e2e", "e2e_ds")
 """Losses in tables and figures; others follow by name. Ratios are to the first one that is there."""
@@ -42,28 +17,60 @@ ORDER = ("local", "e2e", "e2e_ds")
 EXPERIMENT, ARCHITECTURE, LOSS, HOOK_POINT = "experiment", "architecture", "loss", "hook point"
 ASKED, STEPS = "asked for", "steps"
 
-
-def _experiment(config: dict[str, Any]) -> str:
-    """Of a toy model itself; empty where an SAE was trained."""
-    return (config.get("toy") or {}).get("experiment", "")
+Keys = Mapping[str, Any]
+"""A configuration, flat: `sae.k` → 32. A key that an option does not have may be null or absent."""
 
 
-SETTINGS: dict[str, Callable[[dict[str, Any]], str]] = {
+def _asked(keys: Keys) -> str:
+    """Return how sparse the run was to be."""
+    for key, shown in (("sae.k", "k={}"), ("target_l0", "L0={:g}"), ("sparsity", "λ={:g}")):
+        if keys.get(key) is not None:
+            return shown.format(keys[key])
+    return ""
+
+
+def _experiment(keys: Keys) -> str:
+    """Return the name of the experiment that was made; empty if an SAE was trained."""
+    sections = ("toy",) if keys.get("loss.name") else ("toy", "llc", "degeneracy", "interaction_basis")
+    return next((name for section in sections if (name := keys.get(f"{section}.experiment"))), "")
+
+
+SETTINGS: dict[str, Callable[[Keys], str]] = {
     EXPERIMENT: _experiment,
-    ARCHITECTURE: lambda c: c.get("sae", {}).get("name", "relu"),
-    LOSS: lambda c: c["loss"]["name"],
-    HOOK_POINT: lambda c: ", ".join(c.get("hook_points") or [c.get("hook_point") or ""]),
+    ARCHITECTURE: lambda keys: keys.get("sae.name") or "relu",
+    LOSS: lambda keys: keys.get("loss.name") or "",
+    HOOK_POINT: lambda keys: ", ".join(keys.get("hook_points") or [keys.get("hook_point") or ""]),
     ASKED: _asked,
-    STEPS: lambda c: str(c.get("trainer", {}).get("max_steps", "")),
+    STEPS: lambda keys: str(keys.get("trainer.max_steps", "")),
 }
-"""What runs of a sweep may differ in, besides the seed; a column where they do."""
+"""What runs of a sweep may differ in, besides the seed; a column if they do."""
+
+
+class Runs(NamedTuple):
+    """Finished runs of a sweep: one row per run in each frame, named after its folder within the sweep's."""
+
+    settings: pd.DataFrame
+    """`SETTINGS` of each run."""
+    keys: pd.DataFrame
+    """Every key of the configurations, as text; "None" if it is null or absent."""
+    metrics: pd.DataFrame
+    """Every metric by its name in metrics.json; NaN if a run does not have it."""
+
+    def key(self, name: str) -> pd.Series:
+        """Return a column of `keys`, also if no run has it."""
+        return pd.Series(self.keys.get(name, "None"), index=self.keys.index)
+
+    def with_metrics(self, *names: str) -> "Runs":
+        """Return the runs that have these metrics."""
+        there = self.metrics.reindex(columns=list(names)).dropna().index
+        return Runs(*(frame.loc[there] for frame in self))
 
 
 def sweep_folder(outputs: Path, name: str) -> Path:
-    """`<outputs>/sweeps/<name>`.
+    """Return `<outputs>/sweeps/<name>`.
 
     Raises:
-        UserError: where there is none, with the nearest.
+        UserError: if there is none, with the nearest.
     """
     folder = outputs / "sweeps" / name
     if not name or not folder.is_dir():
@@ -75,65 +82,52 @@ def sweep_folder(outputs: Path, name: str) -> Path:
     return folder
 
 
-def finished_runs(folder: Path) -> list[Run]:
-    """The runs in a sweep's folder that have ended, by their settings and seed.
+def finished_runs(folder: Path) -> Runs:
+    """Return the runs in a sweep's folder that have ended, ordered by their settings and seed.
 
     Raises:
-        UserError: where the folder has none.
+        UserError: if the folder has none.
     """
-    found: list[Run] = []
+    found = []
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
-        if not run.done:
-            continue
-        metrics = json.loads(path.read_text("utf-8"))
-        found.append(Run(run.path.relative_to(folder).as_posix(), run.config(), metrics))
+        if run.done:
+            keys = {k: v for k, v in comparable(run.config()).items() if not k.endswith("_target_")}
+            settings = {title: value(keys) for title, value in SETTINGS.items()}
+            name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
+            order = (settings[ARCHITECTURE], rank(settings[LOSS]), keys.get("sparsity") or 0.0, *settings.values())
+            found.append(((*order, keys.get("seed") or 0, name), settings, keys, metrics))
     if not found:
         raise UserError(f"no finished runs in {folder}")
-    return sorted(
-        found,
-        key=lambda r: (
-            _known(r)[ARCHITECTURE],
-            rank(r.loss),
-            r.config["sparsity"],
-            list(_known(r).values()),
-            r.seed,
-            r.name,
-        ),
+    order, settings, keys, metrics = zip(*sorted(found, key=lambda row: row[0]), strict=True)
+    names = pd.Index([row[-1] for row in order], name="run")
+    columns = sorted({key for row in keys for key in row})
+    texts = [[str(row.get(key)) for key in columns] for row in keys]
+    numbers = pd.DataFrame(list(metrics), index=names, dtype=float)
+    return Runs(
+        pd.DataFrame(list(settings), index=names), pd.DataFrame(texts, names, columns), numbers.sort_index(axis=1)
     )
 
 
 def rank(loss: str) -> tuple[int, str]:
-    """Where a loss stands among the others, for sorting; further words may follow its name."""
+    """Return where a loss stands among the others, for sorting; further words may follow its name."""
     name = loss.partition(" ")[0]
     return (ORDER.index(name) if name in ORDER else len(ORDER), loss)
 
 
-def _known(run: Run) -> dict[str, str]:
-    return {title: value(run.config) for title, value in SETTINGS.items()}
+def differences(runs: Runs) -> pd.DataFrame:
+    """Return what the runs differ in besides the seed, a column each.
 
-
-def settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What the runs differ in besides the seed, a column each: those of `SETTINGS`, and every other key that differs
-
-    between runs which these cannot tell apart.
+    These are columns of `SETTINGS`, and every other key that differs between runs which those cannot tell apart.
     """
-    known = [_known(run) for run in runs]
-    flat = [comparable(run.config) for run in runs]
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for titles, keys in zip(known, flat, strict=True):
-        alike[tuple(titles.values())].append(keys)
-    others = sorted(
-        {
-            key
-            for group in alike.values()
-            for key in {k for keys in group for k in keys} - {"seed"}
-            if len({str(keys.get(key)) for keys in group}) > 1
-        }
-    )
-    always = LOSS if not any(k[EXPERIMENT] for k in known) else EXPERIMENT
-    shown = [title for title in SETTINGS if title == always or len({k[title] for k in known}) > 1]
-    return [
-        {title: titles[title] for title in shown} | {key: str(keys.get(key)) for key in others}
-        for titles, keys in zip(known, flat, strict=True)
-    ]
+    settings, keys = runs.settings, runs.keys.drop(columns="seed", errors="ignore")
+    differing = keys.groupby([settings[title] for title in settings]).nunique().gt(1).any()
+    always = LOSS if set(settings[EXPERIMENT]) == {""} else EXPERIMENT
+    shown = [title for title in settings if title == always or len(set(settings[title])) > 1]
+    return pd.concat([settings[shown], keys.loc[:, differing]], axis=1)
+
+
+def grouped(rows: pd.DataFrame, *, by: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
+    """Yield each combination of settings, in the order in which they first appear, and the rows of the runs that have it."""
+    for setting, group in rows.groupby([by[title] for title in by], sort=False):
+        yield list(setting), group  # pyright: ignore[reportArgumentType]

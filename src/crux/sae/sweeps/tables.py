@@ -1,17 +1,15 @@
 """A sweep's runs as tables: side by side, and at equal L0."""
 
-import csv
-import io
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from crux.runs.run_folder import comparable
+import pandas as pd
+
 from crux.sae.sweeps.curves import Curve
 from crux.sae.sweeps.matched import Ratio, ratio
-from crux.sae.sweeps.runs import ASKED, LOSS, STEPS, Run, settings
+from crux.sae.sweeps.runs import ASKED, LOSS, STEPS, Runs, differences, grouped
 
 MEASURED = {
     "L0": "l0",
@@ -26,80 +24,39 @@ MEASURED = {
     "mean max cosine": "mean_max_cosine",
     "checks": "checks",
     "checks failed": "checks_failed",
+    "alive": r"alive_heldout_\d+_frac",
 }
-"""Columns of the table, where a run has them, and the metrics in them; the last six are toy models'."""
+"""Columns of the table, if runs have them, and the metrics in them; those from the network's loss increase on are toy models'."""
 
 RATE = "final/tokens_per_second"
 
 
-class Shown(NamedTuple):
-    """A table."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-    def csv(self) -> str:
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.header, *self.rows])
-        return out.getvalue()
-
-
-def runs_table(runs: Sequence[Run]) -> Shown:
-    """A line a setting: mean over seeds, with the range."""
-    rows: list[list[str]] = []
-    groups, titles = _by_setting(runs)
-    patterns = MEASURED | {"alive": r"alive_heldout_\d+_frac"}
-    columns = {t: p for t, p in patterns.items() if any(_values(run, p) for run in runs)}
-    for setting, members in groups.items():
-        measured = [[v for i in members for v in _values(runs[i], pattern)] for pattern in columns.values()]
-        rows.append([*setting, str(len(members)), *(spread(values) for values in measured)])
-    return Shown([*titles, "seeds", *columns], rows)
-
-
-def _values(run: Run, pattern: str) -> list[float]:
-    return [value for name, value in run.metrics.items() if re.fullmatch(f"final/{pattern}", name)]
-
-
-def _by_setting(runs: Sequence[Run]) -> tuple[dict[tuple[str, ...], list[int]], list[str]]:
-    told = settings(runs)
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, setting in enumerate(told):
-        groups[tuple(setting.values())].append(i)
-    return groups, list(told[0])
-
-
-def times_table(runs: Sequence[Run]) -> Shown:
-    """A line a setting: training tokens a second, and time a token as a ratio to loss=e2e, all else equal."""
-    rows: list[list[str]] = []
-    told = settings(runs)
-    groups, titles = _by_setting(runs)
-    for setting, members in groups.items():
-        rates = [runs[i].metrics[RATE] for i in members if RATE in runs[i].metrics]
-        times = [t for i in members if (t := _time(i, runs, told)) is not None]
-        rows.append([*setting, f"{sum(rates) / len(rates):,.0f}" if rates else "–", spread(times)])
-    return Shown([*titles, "tokens/s", "time / e2e"], rows)
+def runs_table(runs: Runs) -> pd.DataFrame:
+    """Return one row per setting: the mean over seeds, with the range."""
+    told = differences(runs)
+    names = {t: [m for m in runs.metrics if re.fullmatch(f"final/{pattern}", m)] for t, pattern in MEASURED.items()}
+    columns = {title: found for title, found in names.items() if found}
+    rows = [
+        [*setting, len(group), *(spread(group[found].stack().dropna().tolist()) for found in columns.values())]
+        for setting, group in grouped(runs.metrics, by=told)
+    ]
+    return pd.DataFrame(rows, columns=[*told, "seeds", *columns])
 
 
 OF_THE_LOSS = (LOSS, ASKED, STEPS)
 """Settings in which a run may differ from the e2e run that it is timed against."""
 
 
-def _time(i: int, runs: Sequence[Run], told: Sequence[Mapping[str, str]]) -> float | None:
-    """A run's time per token over that of the e2e run of its seed and its other settings, where both are known."""
-
-    def rest(j: int) -> dict[str, str]:
-        return {k: v for k, v in told[j].items() if k not in OF_THE_LOSS and not k.startswith("loss.")}
-
-    rivals = [
-        r.metrics[RATE]
-        for j, r in enumerate(runs)
-        if r.loss == "e2e" and r.seed == runs[i].seed and rest(j) == rest(i) and RATE in r.metrics
-    ]
-    return rivals[0] / runs[i].metrics[RATE] if rivals and RATE in runs[i].metrics else None
+def times_table(runs: Runs) -> pd.DataFrame:
+    """Return one row per setting: training tokens per second, and time per token as a ratio to loss=e2e, all else equal."""
+    told, rate = differences(runs), runs.metrics[RATE]
+    shared = [told[title] for title in told if title not in OF_THE_LOSS and not title.startswith("loss.")]
+    e2e = rate.where(runs.settings[LOSS] == "e2e").groupby([*shared, runs.key("seed")]).transform("first")
+    rows = []
+    for setting, group in grouped(pd.DataFrame({"rate": rate, "time": e2e / rate}), by=told):
+        rates, times = (group[name].dropna().tolist() for name in group)
+        rows.append([*setting, f"{sum(rates) / len(rates):,.0f}" if rates else "–", spread(times)])
+    return pd.DataFrame(rows, columns=[*told, "tokens/s", "time / e2e"])
 
 
 class Match(NamedTuple):
@@ -107,103 +64,77 @@ class Match(NamedTuple):
 
     curve: Curve
     l0: float
-    values: dict[int, float]
-    """Seed → CE loss increase."""
+    values: pd.Series
+    """CE loss increase by seed."""
     baseline: str
     """The loss that the ratio is to: the first that is there of local, e2e, e2e_ds and the others by name."""
     ratio: Ratio | None
-    """None for the baseline itself, and where no seed has both."""
+    """None for the baseline itself, and if no seed has both."""
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What tells apart curves that are not compared, by the title of its column."""
+        architecture = self.curve.architecture
+        return self.curve.place | ({"architecture": architecture} if architecture else {})
 
 
 def matches(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Match]:
-    """CE loss increase at each L0, for every loss; nothing where no loss was asked for two sparsities or more."""
+    """Return the CE loss increase at each L0, for every loss; nothing if no loss was asked for two sparsities or more."""
     found: list[Match] = []
     for _, group in groupby(curves, key=lambda c: c.comparable):
         compared = list(group)
-        if not any(len(runs) > 1 for curve in compared for runs in curve.runs.values()):
+        if not any(curve.runs["seed"].duplicated().any() for curve in compared):
             continue
         for l0 in at:
             base = compared[0].at("ce_increase", l0=l0)
             for curve in compared:
                 values = curve.at("ce_increase", l0=l0)
-                seeds = sorted(values.keys() & base.keys()) if curve is not compared[0] else []
-                told = ratio([values[s] for s in seeds], [base[s] for s in seeds]) if seeds else None
-                found.append(Match(curve, l0, values, compared[0].loss, told))
+                seeds = sorted(values.index.intersection(base.index)) if curve is not compared[0] else []
+                to_base = ratio(values[seeds].tolist(), base[seeds].tolist()) if seeds else None
+                found.append(Match(curve, l0, values, compared[0].loss, to_base))
     return found
 
 
-def matched_table(found: Sequence[Match]) -> Shown:
-    """For people: a line an L0, a column a loss, then the ratios."""
-    places = _places(found)
-    losses = list(dict.fromkeys(m.curve.loss for m in found))
-    pairs = list(dict.fromkeys((m.curve.loss, m.baseline) for m in found if m.curve.loss != m.baseline))
-    header = [
-        *places,
-        "L0",
-        *(f"CE loss increase, {loss}" for loss in losses),
-        *(f"{loss} / {baseline}" for loss, baseline in pairs),
-    ]
-    rows: list[list[str]] = []
-    for (_, l0), group in groupby(found, key=lambda m: (m.curve.comparable, m.l0)):
-        line = list(group)
-        values = {m.curve.loss: list(m.values.values()) for m in line}
-        ratios = {(m.curve.loss, m.baseline): m.ratio for m in line}
-        rows.append(
-            [
-                *_place(line[0].curve, places),
-                f"{l0:g}",
-                *(spread(values.get(loss, [])) for loss in losses),
-                *(ratio_words(ratios.get(pair)) for pair in pairs),
-            ]
-        )
-    return Shown(header, rows)
-
-
-def matched_csv(found: Sequence[Match]) -> Shown:
-    """For programs: a line an L0 and loss, every number in full."""
-    places = _places(found)
-    measured = ["ce_increase", "ce_increase_min", "ce_increase_max"]
-    compared = ["baseline", "ratio", "ratio_min", "ratio_max", "ratio_ci95_low", "ratio_ci95_high"]
-    rows: list[list[str]] = []
+def matched_table(found: Sequence[Match]) -> pd.DataFrame:
+    """Return a table for people: one row per L0, one column per loss, then the ratios."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    increases, ratios = {}, {}
     for m in found:
-        v, r = list(m.values.values()), m.ratio
-        numbers = [sum(v) / len(v), min(v), max(v)] if v else [None] * 3
-        ratios = [r.of_means, r.lowest, r.highest, *(r.interval or (None, None))] if r is not None else [None] * 5
-        told = [m.baseline, *map(_number, ratios)]
-        rows.append([*_place(m.curve, places), f"{m.l0:g}", m.curve.loss, str(len(v)), *map(_number, numbers), *told])
-    return Shown([*places, "l0", "loss", "seeds", *measured, *compared], rows)
+        row = rows.setdefault((*m.place.values(), f"{m.l0:g}"), m.place | {"L0": f"{m.l0:g}"})
+        increases[f"CE loss increase, {m.curve.loss}"] = row[f"CE loss increase, {m.curve.loss}"] = spread(
+            m.values.tolist()
+        )
+        if m.curve.loss != m.baseline:
+            ratios[f"{m.curve.loss} / {m.baseline}"] = row[f"{m.curve.loss} / {m.baseline}"] = ratio_words(m.ratio)
+    return pd.DataFrame(list(rows.values()), columns=[*found[0].place, "L0", *increases, *ratios]).fillna("–")
 
 
-def _places(found: Sequence[Match]) -> list[str]:
-    """Columns that tell apart what is not compared."""
-    return [*found[0].curve.place, *(["architecture"] if found[0].curve.architecture else [])]
+def matched_numbers(found: Sequence[Match]) -> pd.DataFrame:
+    """Return a table for programs: one row per L0 and loss, every number in full."""
+    rows = []
+    for m in found:
+        v, r = m.values.tolist(), m.ratio
+        row = m.place | {"l0": f"{m.l0:g}", "loss": m.curve.loss, "seeds": len(v)}
+        row |= {"ce_increase": sum(v) / len(v), "ce_increase_min": min(v), "ce_increase_max": max(v)} if v else {}
+        row |= {"baseline": m.baseline}
+        if r is not None:
+            row |= {"ratio": r.of_means, "ratio_min": r.lowest, "ratio_max": r.highest}
+            row |= dict(zip(("ratio_ci95_low", "ratio_ci95_high"), r.interval or (), strict=False))
+        rows.append(row)
+    measured = ["ce_increase", "ce_increase_min", "ce_increase_max", "baseline"]
+    ratios = ["ratio", "ratio_min", "ratio_max", "ratio_ci95_low", "ratio_ci95_high"]
+    return pd.DataFrame(rows, columns=[*found[0].place, "l0", "loss", "seeds", *measured, *ratios])
 
 
-def _place(curve: Curve, places: Sequence[str]) -> list[str]:
-    values = curve.place | {"architecture": curve.architecture}
-    return [values[title] for title in places]
-
-
-def runs_csv(runs: Sequence[Run]) -> Shown:
-    """A line a run: its folder, every key that differs between runs, every metric."""
-    flat = [comparable(run.config) for run in runs]
+def runs_numbers(runs: Runs) -> pd.DataFrame:
+    """Return one row per run: its folder, every key that differs between runs, every metric."""
     always = ("loss.name", "sparsity", "seed")
-    keys = sorted({key for keys in flat for key in keys})
-    keys = [key for key in keys if key in always or len({str(keys.get(key)) for keys in flat}) > 1]
-    metrics = sorted({name for run in runs for name in run.metrics})
-    rows = [
-        [run.name, *("" if keys_of.get(k) is None else str(keys_of[k]) for k in keys), *(_number(run.metrics.get(m)) for m in metrics)]
-        for run, keys_of in zip(runs, flat, strict=True)
-    ]  # fmt: skip
-    return Shown(["run", *keys, *metrics], rows)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else repr(float(value))
+    keys = runs.keys.loc[:, [key in always or runs.keys[key].nunique() > 1 for key in runs.keys]]
+    return pd.concat([keys.replace("None", ""), runs.metrics], axis=1).reset_index()
 
 
 def spread(values: Sequence[float]) -> str:
-    """`mean (lowest to highest)`; a dash where there is nothing."""
+    """Return `mean (lowest to highest)`; a dash if there is nothing."""
     if not values:
         return "–"
     mean = sum(values) / len(values)
@@ -211,10 +142,9 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ratio_words(found: Ratio | None) -> str:
-    """`ratio (lowest to highest; 95 %: low to high)`."""
+    """Return `ratio (lowest to highest; 95 %: low to high)`; a dash if there is none."""
     if found is None:
         return "–"
-    ranged = found.lowest != found.highest
-    words = [f"{found.lowest:.3g} to {found.highest:.3g}"] if ranged else []
+    words = [f"{found.lowest:.3g} to {found.highest:.3g}"] if found.lowest != found.highest else []
     words += [f"95 %: {found.interval[0]:.3g} to {found.interval[1]:.3g}"] if found.interval is not None else []
     return f"{found.of_means:.3g}" + (f" ({'; '.join(words)})" if words else "")

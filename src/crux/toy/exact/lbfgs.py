@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crux.config.progress import track
+
 DECREASE, CURVATURE = 1e-4, 0.9
 """The Wolfe conditions' two constants, the usual ones of quasi-Newton methods."""
 
@@ -87,9 +89,14 @@ def _direction(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> T
 
 
 def minimise(
-    loss: Loss, start: Sequence[Tensor], *, max_iterations: int, gradient_tolerance: float, history: int
+    loss: Loss,
+    start: Sequence[Tensor],
+    *,
+    max_iterations: int,
+    gradient_tolerance: float,
+    history: int,
 ) -> Minimum:
-    """Minimises `loss` for every instance from its own start: tensors with the instances as first axis."""
+    """Minimise `loss` for every instance from its own start: tensors with the instances as first axis."""
     shapes = [t.shape[1:] for t in start]
     sizes = [shape.numel() for shape in shapes]
     x = torch.cat([t.detach().reshape(len(t), -1) for t in start], 1)
@@ -115,7 +122,7 @@ def minimise(
     S, Y, rho = x.new_zeros(0, *x.shape), x.new_zeros(0, *x.shape), x.new_zeros(0, len(x))
     x, scale, idle = x.clone(), torch.ones_like(f), torch.zeros_like(which)
     ended = (final.gradient <= gradient_tolerance) | ~(f.isfinite() & g.isfinite().all(1))
-    for iteration in range(max_iterations + 1):
+    for iteration in track(range(max_iterations + 1), "minimising, at most"):
         if ended.any():
             which, f, g, x, scale, idle = (t[~ended] for t in (which, f, g, x, scale, idle))
             S, Y, rho = S[:, ~ended], Y[:, ~ended], rho[:, ~ended]

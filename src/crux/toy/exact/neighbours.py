@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.toy.exact.polish import Polished, polished
+from crux.toy.exact.polish import Polished, polish
 from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
@@ -40,7 +40,7 @@ def lowered_by_neighbours(
             rows, columns = differs.nonzero(as_tuple=True)
             if not len(rows):
                 continue
-            tried = polished(
+            tried = polish(
                 program._replace(
                     seeds=program.seeds[rows],
                     density=program.density[rows],

@@ -1,11 +1,14 @@
 """Trained instances taken to the bottom of their basin: L-BFGS on the exact loss, from where training left them."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.config.progress import track
 from crux.toy.exact.lbfgs import minimise
 from crux.toy.exact.population import population_loss
 from crux.toy.program import Program
@@ -16,6 +19,15 @@ ROWS = 4096
 
 DROPPED = 0.03
 """‖W_i‖ below which a feature whose output is off is not represented."""
+
+
+Compute = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
+"""(name, compute) → the tensors of a piece of work: computed, or those that an earlier start of the run left."""
+
+
+def compute_now(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Compute a piece of work without keeping it."""
+    return compute()
 
 
 class Polished(NamedTuple):
@@ -29,11 +41,21 @@ class Polished(NamedTuple):
     """The gradient is within the tolerance."""
 
 
-def polished(program: Program, weights: Weights, *, gradient_tolerance: float, max_iterations: int) -> Polished:
-    """Minimises the exact loss of every instance (without weight decay), a batch of instances at a time.
+def polish(
+    program: Program,
+    weights: Weights,
+    *,
+    gradient_tolerance: float,
+    max_iterations: int,
+    compute: Compute = compute_now,
+) -> Polished:
+    """Minimise the exact loss of every instance (without weight decay), a batch of instances at a time.
 
     A dropped feature whose bias training left below 0 gets no gradient, though b_i = E x_i is better: it is put there, and its
     instance polished again.
+
+    Args:
+        compute: computes the batches, each by its name.
     """
     shape = program.importance.shape[:2]
     one_a_row = program._replace(  # a stream for every instance, so that the optimiser can leave some out
@@ -44,22 +66,32 @@ def polished(program: Program, weights: Weights, *, gradient_tolerance: float, m
     W, b = weights.W.flatten(0, 1).double(), weights.b.flatten(0, 1).double()
     loss, converged = b.new_zeros(len(b)), torch.zeros(len(b), dtype=torch.bool)
 
-    def polish(rows: Tensor) -> None:
-        for part in rows.split(ROWS) if len(rows) else ():
-            end = minimise(
-                _loss(_rows(one_a_row, part)),
-                (W[part], b[part]),
-                max_iterations=max_iterations,
-                gradient_tolerance=gradient_tolerance,
-                history=10,
-            )
-            (W[part], b[part]), loss[part], converged[part] = end.parameters, end.loss, end.converged
+    def minimise_batch(part: Tensor) -> dict[str, Tensor]:
+        end = minimise(
+            _loss(_rows(one_a_row, part)),
+            (W[part], b[part]),
+            max_iterations=max_iterations,
+            gradient_tolerance=gradient_tolerance,
+            history=10,
+        )
+        return {
+            "W": end.parameters[0].clone(),
+            "b": end.parameters[1].clone(),
+            "loss": end.loss,
+            "converged": end.converged,
+        }
 
-    polish(torch.arange(len(b)))
+    def minimise_rows(rows: Tensor, turn: str) -> None:
+        parts = rows.split(ROWS) if len(rows) else ()
+        for i, part in enumerate(track(parts, "polishing")):
+            end = compute(f"{turn}_{i}", partial(minimise_batch, part))
+            W[part], b[part], loss[part], converged[part] = (end[key] for key in ("W", "b", "loss", "converged"))
+
+    minimise_rows(torch.arange(len(b)), "first")
     mean = one_a_row.density.double() * (0.0 if program.features.signed else 0.5)
     off = (W.norm(dim=1) < DROPPED) & (b <= 0) & (mean > 0)
     b = torch.where(off, mean, b)
-    polish(off.any(1).nonzero()[:, 0])
+    minimise_rows(off.any(1).nonzero()[:, 0], "again")
     return Polished(
         Weights(W.unflatten(0, shape), b.unflatten(0, shape), None), loss.view(shape), converged.view(shape)
     )

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from crux.toy.exact.activity import Activity, anticorrelated, correlated, independent, one_active
 from crux.toy.exact.loss import linear_loss, second_moments, tied_loss
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.features import FeatureDistribution
+from crux.toy.options import Kind, Together
 from crux.toy.program import Program
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 LARGEST = 8
 """Features whose activity patterns can be enumerated."""

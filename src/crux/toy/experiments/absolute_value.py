@@ -10,15 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.compare import shared_losses
 from crux.toy.exact.best import best_of_seeds, instance
-from crux.toy.experiments.programs import over_densities, program, settings
-from crux.toy.experiments.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, build_program
 from crux.toy.figures.neurons import Panel, toy_neurons
 from crux.toy.figures.polygons import density_title
 from crux.toy.geometry.neurons import monosemanticity, most_monosemantic_first
 from crux.toy.geometry.untied import balanced, features_of, motifs
+from crux.toy.options import OneSize, Size
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import Weights
 
@@ -32,32 +35,28 @@ DENSE, SPARSE = 1.0, 0.01
 """At the one neurons should be monosemantic, from the other down they should not."""
 
 
-def programs(config: Config) -> list[Program]:
-    """The model with enough neurons, then an instance for each density and seed."""
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
+    """Build the model with enough neurons, then an instance for each density and seed."""
     ones = torch.ones(1, ENOUGH)
-    enough = program(config, name="enough", density=ones, importance=ones, kind=None, points=None)
-    return [enough._replace(n_hidden=2 * ENOUGH), over_densities(config)]
+    size = Size(ENOUGH, 2 * ENOUGH, toy.n_sets)
+    enough = build_program(toy, size, seed=seed, name="enough", kind=toy.kind, density=ones, importance=ones)
+    return [enough, build_model_program(toy, seed=seed)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """The best instances: which neurons have how many features, and where one inhibits what another got wrong."""
-    toy = settings(config)
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+    """Describe the best instances: which neurons have how many features, and where one inhibits what another got wrong."""
     enough, sweep = trained
     loss_enough = shared_losses(enough, n_seeds=toy.seeds, samples=toy.held_out)
     loss = shared_losses(sweep, n_seeds=toy.seeds, samples=toy.held_out)
     (first,) = best_of_seeds(loss_enough, n_seeds=toy.seeds)[:, 0].tolist()
-    share = float(loss_enough[first, 0]) / nothing(enough, first)
+    share = float(loss_enough[first, 0]) / loss_of_answering_zero(enough, first)
     reads, writes = sides(instance(enough.weights, first, 0))
     checks = [
         Check("loss with two neurons a feature, share of that of always answering 0", share, 0, 1e-4),
-        Check("features with a neuron for either sign, of their own", alone(reads), ENOUGH, ENOUGH),
+        Check("features with a neuron for either sign, of their own", count_separate_features(reads), ENOUGH, ENOUGH),
     ]
     metrics = {"loss/enough": float(loss_enough[first, 0])}
-    lines = [
-        "| density | loss | share of answering 0 | features | monosemantic | polysemantic | dead | motifs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    panels, found, best = [], [], best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    rows, panels, found, best = [], [], [], best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
     for density, stream in zip(toy.densities, best, strict=True):
         W, W_out = sides(instance(sweep.weights, stream, 0))
         features = features_of(W, least=OWN)
@@ -75,10 +74,9 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
             f"motifs/{density:g}": float(len(seen)),
         }
         computed = len({i for f in features for i in f[:1]})
-        lines.append(
-            f"| {density:g} | {lost:.3g} | {lost / nothing(sweep, stream):.3f} | {computed} | {n_mono} | {n_poly} | "
-            f"{toy.n_hidden - n_mono - n_poly} | {len(seen)} |"
-        )
+        share = f"{lost / loss_of_answering_zero(sweep, stream):.3f}"
+        dead = toy.n_hidden - n_mono - n_poly
+        rows.append([f"{density:g}", f"{lost:.3g}", share, computed, n_mono, n_poly, dead, len(seen)])
         title = f"{density_title(density)}: {n_mono} monosemantic, {n_poly} polysemantic"
         panels.append(Panel(W.abs().numpy(), title, "|W|", [len(features[j]) < 2 for j in order]))
         poly = n_poly / max(1, n_mono + n_poly)
@@ -90,7 +88,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     checks.append(Check("motifs of asymmetric superposition with inhibition", n_motifs, 1, math.inf))
     figures = {
         "neurons": toy_neurons(panels, columns=1, width=8.0, height=1.5),
-        "enough": toy_neurons(pictured(reads, writes), columns=2, width=3.4, height=3.0),
+        "enough": toy_neurons(build_panels(reads, writes), columns=2, width=3.4, height=3.0),
     }
     arrays = {
         "W": torch.stack([W for W, _ in found]),
@@ -100,32 +98,36 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         "W_enough": reads,
         "W_out_enough": writes,
     }
-    return Result(metrics, checks, figures, arrays, "\n".join(lines))
+    header = ["density", "loss", "share of answering 0", "features", "monosemantic", "polysemantic", "dead", "motifs"]
+    return Result(metrics, checks, figures, arrays, markdown_table(header, rows))
 
 
 def sides(weights: Weights) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:
-    """What neurons read and write, at one scale."""
+    """Return what neurons read and write, at one scale."""
     assert weights.W_out is not None
     return balanced(weights.W, weights.W_out)
 
 
-def nothing(trained: Trained, stream: int) -> float:
-    """The loss of an answer of 0: Σ I_i p_i E u² = Σ I_i p_i / 3."""
+def loss_of_answering_zero(trained: Trained, stream: int) -> float:
+    """Return the loss of an answer of 0: Σ I_i p_i E u² = Σ I_i p_i / 3."""
     program = trained.program
     return float((program.importance[stream, 0] * program.density[stream]).sum() / 3)
 
 
-def alone(W: Float[Tensor, "m n"]) -> int:
-    """Features that have a neuron reading their positive values, one reading their negative values, and both read nothing else."""
+def count_separate_features(W: Float[Tensor, "m n"]) -> int:
+    """Count the features with a neuron that reads their positive values and one that reads their negative values, and nothing else."""
     signs = {(f[0], bool(row[f[0]] > 0)) for row, f in zip(W, features_of(W, least=0.05), strict=True) if len(f) == 1}
     return sum({(i, True), (i, False)} <= signs for i in range(W.shape[1]))
 
 
-def pictured(reads: Float[Tensor, "m n"], writes: Float[Tensor, "n m"]) -> list[Panel]:
-    """Both sides of the neurons, ordered by feature, a reader of positive values first."""
+def build_panels(reads: Float[Tensor, "m n"], writes: Float[Tensor, "n m"]) -> list[Panel]:
+    """Return panels with both sides of the neurons, ordered by feature, a reader of positive values first."""
     order = sorted(range(len(reads)), key=lambda j: (int(reads[j].abs().argmax()), -float(reads[j].sum())))
     pure = [len(f) == 1 for f in features_of(reads[order], least=OWN)]
     return [
         Panel(reads[order].numpy(), "what neurons read: W", "weight", pure),
         Panel(writes.mT[order].numpy(), "what they write: W_out", "weight", pure),
     ]
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

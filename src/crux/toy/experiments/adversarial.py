@@ -13,14 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
-from crux.toy.experiments.programs import over_densities, settings, tiled
-from crux.toy.experiments.result import Check, Result
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.features import Purpose
 from crux.toy.figures.vulnerability import toy_vulnerability
 from crux.toy.geometry.adversarial import analytic_attack, gradient_attack, rise
 from crux.toy.geometry.dimensionality import dimensions_per_feature
-from crux.toy.options import ToyKind
+from crux.toy.options import Kind, Tiled
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import SuperpositionModel, Weights
 
@@ -34,14 +36,13 @@ ASCENT = 40
 """Steps of the gradient-based attack."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each density and seed; the density 1 is the comparison."""
-    toy = settings(config)
+def programs(toy: Tiled, *, seed: int) -> list[Program]:
+    """Build one instance for each density and seed; the density 1 is the comparison."""
     if 1.0 not in toy.densities or len(toy.densities) < 3:
         raise UserError("toy.densities: experiment=toy/adversarial compares two densities or more with 1.0")
-    if toy.kind is not ToyKind.relu_output:
+    if toy.kind is not Kind.relu_output:
         raise UserError("toy.kind: experiment=toy/adversarial attacks relu_output")
-    return tiled(over_densities(config), tile=toy.tile)
+    return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
 class Rises(NamedTuple):
@@ -60,7 +61,7 @@ class Rises(NamedTuple):
 def rises(
     model: SuperpositionModel, x: Float[Tensor, "stream batch n"], *, reach: Float[Tensor, "stream"], seed: int
 ) -> Rises:
-    """Under attacks of norm `reach`."""
+    """Return the rises of the error under attacks of norm `reach`."""
     rng, found = torch.Generator().manual_seed(seed), []
     for shared in (True, False):
         analytic = analytic_attack(model, x, reach=reach, shared=shared)
@@ -74,22 +75,22 @@ def rises(
 
 
 def correlation(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
-    """Pearson's."""
+    """Return Pearson's correlation."""
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """Vulnerability and 1/D* of every instance, and how they go together."""
-    toy, whole = settings(config), over_densities(config)
+def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
+    """Compare vulnerability and 1/D* of every instance, and how they go together."""
+    whole = build_model_program(toy, seed=run.seed)
     W, b = (torch.cat([getattr(part.weights, key) for part in trained]) for key in ("W", "b"))
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)
     data = whole.data(batch=SAMPLES, n_batches=1, purpose=Purpose.held_out)[0]
     reach = REACH * data.norm(dim=-1).mean(-1)
-    own = rises(SuperpositionModel(whole.kind, Weights(W, b, None)), data, reach=reach, seed=config.seed)
+    own = rises(SuperpositionModel(whole.kind, Weights(W, b, None)), data, reach=reach, seed=run.seed)
     first = toy.densities.index(1.0) * toy.seeds
     dense = torch.arange(first, first + toy.seeds).repeat(len(toy.densities))  # the seed's instance at density 1
     without = SuperpositionModel(whole.kind, Weights(W[dense], b[dense], None))
-    base = rises(without, data[dense], reach=reach, seed=config.seed)
+    base = rises(without, data[dense], reach=reach, seed=run.seed)
     vulnerability, stronger, each = (
         mine / theirs for mine, theirs in zip(own[:3], (base.analytic, base.analytic, base.analytic_each), strict=True)
     )
@@ -103,17 +104,17 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("of the rise by gradient the analytic attack has at least", float(share.min()), 0.5, 1),
         Check("the same, each input attacked by itself", float(share_each.min()), 0.5, 1),
     ]
-    lines = [
-        f"L2 attacks of norm λ = {REACH} · mean ‖x‖ on {SAMPLES} inputs; rises of the loss (a sum over features)",
-        "",
-        "| 1/(1−S) | 1/D* | vulnerability | by gradient | each by itself | rise, analytic | by gradient | without superposition | λ² |",
-        "|---|---|---|---|---|---|---|---|---|",
+    about = f"L2 attacks of norm λ = {REACH} · mean ‖x‖ on {SAMPLES} inputs; rises of the loss (a sum over features)"
+    header = [
+        "1/(1−S)", "1/D*", "vulnerability", "by gradient", "each by itself", "rise, analytic", "by gradient",
+        "without superposition", "λ²",
+    ]  # fmt: skip
+    rows = [
+        [f"{1 / p:.3g}"]
+        + [f"{ratios[i]:.2f}" for ratios in (crowd, vulnerability, stronger, each)]
+        + [f"{rise[i]:.4f}" for rise in (own.analytic, own.gradient, base.analytic, reach.square())]
+        for i, p in enumerate(density.tolist())
     ]
-    for i, p in enumerate(density.tolist()):
-        lines.append(
-            f"| {1 / p:.3g} | {crowd[i]:.2f} | {vulnerability[i]:.2f} | {stronger[i]:.2f} | {each[i]:.2f} | {own.analytic[i]:.4f} "
-            f"| {own.gradient[i]:.4f} | {base.analytic[i]:.4f} | {reach[i].square():.4f} |"
-        )
     metrics = {
         "vulnerability": float(vulnerability[sparsest].mean()),
         "vulnerability_each": float(each[sparsest].mean()),
@@ -130,4 +131,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     )
     arrays = {"density": density, "vulnerability": vulnerability, "features_per_dimension": crowd, "reach": reach}
     arrays |= {f"rise_{name}": value for name, value in own._asdict().items()}
-    return Result(metrics, checks, {"vulnerability": figure}, arrays, "\n".join(lines))
+    return Result(metrics, checks, {"vulnerability": figure}, arrays, f"{about}\n\n{markdown_table(header, rows)}")
+
+
+EXPERIMENT = ToyExperiment(Tiled, programs, result)

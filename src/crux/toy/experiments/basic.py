@@ -11,16 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds
 from crux.toy.exact.loss import independent_moments, linear_loss
-from crux.toy.experiments.programs import importances, over_densities, program, settings, uniform
-from crux.toy.experiments.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.figures.superposition import toy_superposition
 from crux.toy.geometry.dimensionality import norms, superposition
-from crux.toy.options import Together, ToyKind
+from crux.toy.options import Kind, OneSize, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 REPRESENTED = 0.5
 """A feature is, from this norm on: half-way between none and the whole."""
@@ -32,10 +34,9 @@ DENSE, SPARSE = 1.0, 0.1
 """No superposition is expected at the first density; some from the second on."""
 
 
-def programs(config: Config) -> list[Program]:
-    """The linear model and the ReLU model, one instance for each density and seed."""
-    toy = settings(config)
-    if toy.kind is not ToyKind.relu_output or toy.together is not Together.independent or toy.signed:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
+    """Build the linear model and the ReLU model, one instance for each density and seed."""
+    if toy.kind is not Kind.relu_output or toy.together is not Together.independent or toy.signed:
         raise UserError(
             "experiment=toy/basic compares the linear model with toy.kind=relu_output, for toy.together=independent and "
             "toy.signed=false"
@@ -44,16 +45,14 @@ def programs(config: Config) -> list[Program]:
         raise UserError("toy.densities: experiment=toy/basic wants them in descending order")
     if toy.n_hidden >= toy.n_features:
         raise UserError("toy.n_hidden: experiment=toy/basic is about fewer hidden dimensions than features")
-    linear = program(
-        config, name="linear", density=uniform(toy), importance=importances(toy)[None], kind=Kind.linear, points=None
-    )
-    return [linear, over_densities(config)]
+    relu = build_model_program(toy, seed=seed)
+    return [relu._replace(name="linear", kind=Kind.linear), relu]
 
 
 def linear_optimum(
     density: Float[Tensor, "*batch n_features"], *, importance: Float[Tensor, "n_features"], n_hidden: int
 ) -> Float[Tensor, "*batch"]:
-    """The linear model's least loss, Σ I_i Var(x_i) over all but the n_hidden features with the largest I_i Var(x_i).
+    """Return the linear model's least loss, Σ I_i Var(x_i) over all but the n_hidden features with the largest I_i Var(x_i).
 
     At the best b the loss is ‖I^½ (1 − WᵀW) Var(x)^½‖²: the best matrix of rank n_hidden in place of the second term keeps
     the largest entries of the diagonal I^½ Var(x)^½ (Eckart–Young), and WᵀW can be it.
@@ -63,7 +62,7 @@ def linear_optimum(
 
 
 def linear_excess(trained: Trained) -> Float[Tensor, "stream setting"]:
-    """By what share of it the exact loss of the linear instances is above the least."""
+    """Return the exact loss of the linear instances above the least, as a share of the least."""
     program = trained.program
     density, importance = program.density.double()[:, None], program.importance.double()
     mean, second = independent_moments(density, signed=False)
@@ -79,15 +78,14 @@ def linear_excess(trained: Trained) -> Float[Tensor, "stream setting"]:
 
 
 def best(trained: Trained, loss: Float[Tensor, "stream setting"], *, seeds: int) -> Weights:
-    """The best seed's weights of every density."""
+    """Return the best seed's weights of every density."""
     chosen = best_of_seeds(loss, n_seeds=seeds)[:, 0]
     return Weights(trained.weights.W[chosen, 0], trained.weights.b[chosen, 0], None)
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """Norms, superposition and biases of the best instance of each density, and whether they are the paper's."""
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+    """Measure norms, superposition and biases of the best instance of each density, and check whether they are the paper's."""
     flat, bent = trained
-    toy = settings(config)
     n, m, densities = toy.n_features, toy.n_hidden, torch.tensor(toy.densities)
     excess = linear_excess(flat)
     linear, relu = best(flat, excess, seeds=toy.seeds), best(bent, bent.loss, seeds=toy.seeds)
@@ -120,10 +118,10 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
             Check("ReLU, p ≤ 0.1: superposition, least mean over represented features",
                   float(mean_shared[sparse].min()), 0.1, n),
         ]  # fmt: skip
-    metrics, lines = {}, ["| density | represented | superposition | linear excess |", "|---|---|---|---|"]
+    metrics, rows = {}, []
     for p, count, mean, over in zip(toy.densities, counts.tolist(), mean_shared.tolist(), least.tolist(), strict=True):
         metrics |= {f"represented/{p:g}": float(count), f"superposition/{p:g}": mean, f"linear_excess/{p:g}": over}
-        lines.append(f"| {p:g} | {count} of {n} | {mean:.3f} | {over:.3%} |")
+        rows.append([f"{p:g}", f"{count} of {n}", f"{mean:.3f}", f"{over:.3%}"])
     W, b = torch.cat([linear.W[:1], relu.W]), torch.cat([linear.b[:1], relu.b])
     figure = toy_superposition(
         weights=W.numpy(),
@@ -133,26 +131,30 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         titles=[f"linear, density {toy.densities[0]:g}", *(f"density {p:g}" for p in toy.densities)],
     )
     arrays = {"W": relu.W, "b": relu.b, "W_linear": linear.W, "b_linear": linear.b, "linear_excess": excess}
-    return Result(metrics, checks, {"superposition": figure}, arrays, "\n".join(lines))
+    table = markdown_table(["density", "represented", "superposition", "linear excess"], rows)
+    return Result(metrics, checks, {"superposition": figure}, arrays, table)
 
 
 def misplaced(W: Float[Tensor, "models m n"]) -> int:
-    """The most features that one model represents after the first m, or fails to represent of them."""
+    """Return the most features that one model represents after the first m, or fails to represent of them."""
     m, n = W.shape[-2:]
     return int(((norms(W) > REPRESENTED) != (torch.arange(n) < m)).sum(-1).max())
 
 
 def gap(W: Float[Tensor, "models m n"]) -> float:
-    """The largest, over models, of ‖WᵀW − diag(1 … 1, 0 … 0)‖² / m, with ones for the first m features."""
+    """Return the largest, over models, of ‖WᵀW − diag(1 … 1, 0 … 0)‖² / m, with ones for the first m features."""
     m, n = W.shape[-2:]
     kept = torch.diag((torch.arange(n) < m).to(W))
     return float((W.mT @ W - kept).square().sum((-2, -1)).max() / m)
 
 
 def bias_gap(weights: Weights, densities: Float[Tensor, "models"], m: int) -> float:
-    """The largest, over models, of the mean |b_i − p/2| / (p/2) of the features after the first m.
+    """Return the largest, over models, of the mean |b_i − p/2| / (p/2) of the features after the first m.
 
     The mean over features: an optimiser that has seen N samples of late knows E[x] to √(4/(3 p N)) of it, 4 % at p = .001 and a million.
     """
     mean = densities[:, None] / 2
     return float(((weights.b[:, m:] - mean).abs() / mean).mean(-1).max())
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.compare import shared_losses
-from crux.toy.experiments.programs import importances, program, settings, uniform
-from crux.toy.experiments.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.features import Purpose
 from crux.toy.figures.memorised import Size, toy_losses, toy_planes
 from crux.toy.geometry.dimensionality import dimensionality
+from crux.toy.options import DoubleDescent
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import error
 
@@ -28,28 +30,20 @@ TOP = 5
 """Features of a pentagon, of which the generalising model makes one (or a polygon near it)."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One program a size of the training set, its instances the seeds, each with points of its own."""
-    toy = settings(config)
-    if toy.points is None or len(toy.densities) != 1 or toy.n_hidden != 2:
+def programs(toy: DoubleDescent, *, seed: int) -> list[Program]:
+    """Build one program per size of the training set; its instances are the seeds, each with points of its own."""
+    if len(toy.densities) != 1 or toy.n_hidden != 2:
         raise UserError("experiment=toy/double_descent needs toy.points, one density in toy.densities, toy.n_hidden=2")
+    fresh = build_model_program(toy, seed=seed)
+    features = fresh.features._replace(unit=toy.unit)
     return [
-        program(
-            config,
-            name=f"points_{points:05d}",
-            density=uniform(toy),
-            importance=importances(toy)[None],
-            kind=None,
-            points=points,
-        )
-        for points in sorted(toy.points)
+        fresh._replace(name=f"points_{points:05d}", features=features, points=points) for points in sorted(toy.points)
     ]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """Losses, dimensionality and planes by the size of the training set."""
-    toy = settings(config)
-    sizes = [learned(one, n_seeds=toy.seeds, held_out=toy.held_out) for one in trained]
+def result(toy: DoubleDescent, trained: Sequence[Trained], run: Run) -> Result:
+    """Measure losses, dimensionality and planes by the size of the training set."""
+    sizes = [measure_size(one, n_seeds=toy.seeds, held_out=toy.held_out) for one in trained]
     metrics = {}
     for size in sizes:
         metrics |= {
@@ -71,8 +65,8 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     return Result(metrics, checks(sizes), figures, arrays, "")
 
 
-def learned(trained: Trained, *, n_seeds: int, held_out: int) -> Size:
-    """What the best instance of a size made of its points."""
+def measure_size(trained: Trained, *, n_seeds: int, held_out: int) -> Size:
+    """Measure what the best instance of a size made of its points."""
     points = trained.program.points
     assert points is not None
     x = trained.program.data(batch=points, n_batches=1, purpose=Purpose.training)[0]
@@ -96,7 +90,7 @@ def learned(trained: Trained, *, n_seeds: int, held_out: int) -> Size:
 
 
 def checks(sizes: Sequence[Size]) -> list[Check]:
-    """The three regimes: few points make a polygon, many let features make one, in between neither, and the test loss is worst."""
+    """Check the three regimes: few points make a polygon, many let features make one, in between neither, and the test loss is worst."""
     found = []
     for size in sizes:
         if size.points in FEW:
@@ -129,5 +123,8 @@ def checks(sizes: Sequence[Size]) -> list[Check]:
 
 
 def top(dimensions: np.ndarray) -> float:
-    """Σ D of the TOP largest; 2 where they make a polygon and the others vanish."""
+    """Return Σ D of the TOP largest; 2 where they make a polygon and the others vanish."""
     return float(np.sort(dimensions)[-TOP:].sum())
+
+
+EXPERIMENT = ToyExperiment(DoubleDescent, programs, result)

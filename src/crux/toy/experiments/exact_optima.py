@@ -5,48 +5,46 @@ from collections.abc import Sequence
 import torch
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.exact.optima import exact_optima
-from crux.toy.experiments.programs import importances, over_densities, settings
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, feature_importances
 from crux.toy.figures.optima import toy_optima
-from crux.toy.geometry.report import geometry_report
+from crux.toy.geometry.report import THRESHOLDS, geometry_report
+from crux.toy.options import Kind, OneSize, Together
 from crux.toy.program import Program, Trained
 
 CLOSE = 0.005
 """By how much of it the loss of the best restart may be above the exact optimum."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each density and seed."""
-    toy = settings(config)
-    if toy.n_features > 6 or toy.kind.value != "relu_output" or toy.together.value != "independent":
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
+    """Build one instance for each density and seed."""
+    if toy.n_features > 6 or toy.kind is not Kind.relu_output or toy.together is not Together.independent:
         raise UserError(
             "experiment=toy/exact_optima: exact optima are searched for toy.kind=relu_output, toy.together=independent and "
             "up to 6 features"
         )
-    return [over_densities(config)]
+    return [build_model_program(toy, seed=seed)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """Excess of each restart's exact loss over the best exact optimum, and the shapes that they end in."""
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+    """Measure the excess of each restart's exact loss over the best exact optimum, and the shapes that they end in."""
     (found,) = trained
-    toy, loss = settings(config), losses(found)
+    loss = losses(found)
     best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
-    checks, metrics, truths, names = [], {}, [], []
-    lines = [
-        "| density | exact optimum | shape | best restart | excess | shape | restarts there |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    checks, metrics, truths, names, rows = [], {}, [], [], []
     for i, (density, stream) in enumerate(zip(toy.densities, best, strict=True)):
         truth = exact_optima(
             n_hidden=toy.n_hidden,
-            importance=importances(toy).double(),
+            importance=feature_importances(toy, toy.n_features).double(),
             density=torch.full((toy.n_features,), density, dtype=torch.float64),
             signed=toy.signed,
             n_random=2,
-            seed=config.seed,
+            seed=run.seed,
             max_iterations=400,
             gradient_tolerance=1e-8,
         )
@@ -62,10 +60,15 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         checks.append(Check(f"excess of the best restart at density {density:g}", float(mine.min()), -1e-6, CLOSE))
         checks.append(Check(f"its shape is the optimum's ({known}) at density {density:g}", shape == known, 1, 1))
         there = int((mine < CLOSE).sum())
-        lines.append(
-            f"| {density:g} | {exact:.6f} | {known} | {loss[stream, 0]:.6f} | {mine.min():.2%} | {shape} | {there} of {toy.seeds} |"
+        reached = f"{there} of {toy.seeds}"
+        rows.append(
+            [f"{density:g}", f"{exact:.6f}", known, f"{loss[stream, 0]:.6f}", f"{mine.min():.2%}", shape, reached]
         )
     excess = loss[:, 0].unflatten(0, (-1, toy.seeds)) / torch.tensor(truths)[:, None] - 1
     figure = toy_optima(toy.densities, excess.numpy(), shapes=names, close=CLOSE)
     arrays = {"loss": loss, "exact": torch.tensor(truths), "excess": excess}
-    return Result(metrics, checks, {"excess": figure}, arrays, "\n".join(lines))
+    header = ["density", "exact optimum", "shape", "best restart", "excess", "shape", "restarts there"]
+    return Result(metrics, checks, {"excess": figure}, arrays, markdown_table(header, rows))
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

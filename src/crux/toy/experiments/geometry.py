@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.toy.experiments.programs import over_densities, settings, tiled
-from crux.toy.experiments.result import Check, Result
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.figures.dimensionality import toy_dimensionality
 from crux.toy.figures.fractions import FRACTIONS
 from crux.toy.geometry.dimensionality import dimensionality, dimensions_per_feature, norms, rank
+from crux.toy.options import Tiled
 from crux.toy.program import Program, Trained
 
 REPRESENTED = 0.5
@@ -36,20 +39,23 @@ HALF, FLAT = 0.5, 0.03
 """D* is on its plateau within FLAT of HALF."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each density and seed."""
-    return tiled(over_densities(config), tile=settings(config).tile)
+def programs(toy: Tiled, *, seed: int) -> list[Program]:
+    """Build one instance for each density and seed."""
+    return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
 def share_at(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """The share of the dimensionalities within NEAR of one of the fractions."""
+    """Return the share of the dimensionalities within NEAR of one of the fractions."""
     if not len(D):
         return 0.0
     return float(((D[:, None] - torch.tensor(fractions).to(D)).abs() <= NEAR).any(-1).double().mean())
 
 
 def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """What `share_at` were if the dimensionalities had a smooth density: each spread evenly over ± SMOOTHING (up to 1, where they end)."""
+    """Return what `share_at` would be if the dimensionalities had a smooth density.
+
+    Each is spread evenly over ± SMOOTHING (up to 1, where they end).
+    """
     if not len(D):
         return 0.0
     low, high = D - SMOOTHING, (D + SMOOTHING).clamp(max=1)
@@ -62,7 +68,10 @@ def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) ->
 
 
 def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> float:
-    """By what factor the density changes while D* stays on its plateau at 1/2: the longest run of neighbours, 1 for one, 0 for none."""
+    """Return by what factor the density changes while D* stays on its plateau at 1/2.
+
+    The longest run of neighbours; 1 if it is a single density, 0 if there is none.
+    """
     order = sorted(range(len(densities)), key=lambda i: densities[i])
     longest, first = 0.0, None
     for i in order:
@@ -72,9 +81,8 @@ def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> f
     return longest
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """D* and every D_i, their law, and whether they stick to the fractions."""
-    toy = settings(config)
+def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
+    """Measure D* and every D_i, check their law, and whether they stick to the fractions."""
     W = torch.cat([part.weights.W[:, 0] for part in trained])
     loss = torch.cat([part.loss[:, 0] for part in trained])
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)
@@ -91,27 +99,27 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("features at a fraction, by what a smooth density gives", found / smooth if smooth else 0.0, 1.5, 100),
     ]
     metrics = {"at_fractions": found, "at_fractions_if_smooth": smooth}
-    lines = [
+    about = (
         f"{len(superposed)} represented features (norm above {REPRESENTED}) where density < 1; within {NEAR} of a fraction "
-        f"{found:.1%}, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}",
-        "",
-        "| fraction | found | if smooth | most at one density | where 1/(1−S) is |",
-        "|---|---|---|---|---|",
-    ]
+        f"{found:.1%}, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}"
+    )
+    fractions, densities = [], []
     for name, (fraction, _) in FRACTIONS.items():
         one, other = share_at(superposed, [fraction]), share_if_smooth(superposed, [fraction])
         metrics[f"at/{name.split('  ')[0].replace(' ', '_')}"] = one
         most, where = max(
             (share_at(D[i][norms(W[i]) > REPRESENTED], [fraction]), 1 / float(density[i])) for i in range(len(density))
         )
-        lines.append(f"| {name} | {one:.1%} | {other:.1%} | {most:.0%} | {where:.3g} |")
-    lines += ["", "| 1/(1−S) | D* | represented | Σ D_i | at a fraction | loss |", "|---|---|---|---|---|---|"]
+        fractions.append([name, f"{one:.1%}", f"{other:.1%}", f"{most:.0%}", f"{where:.3g}"])
     for i, p in enumerate(density.tolist()):
         alive = norms(W[i]) > REPRESENTED
         share = share_at(D[i][alive], STICKY)
-        lines.append(
-            f"| {1 / p:.3g} | {spread[i]:.3f} | {int(alive.sum())} | {D[i].sum():.2f} | {share:.0%} | {loss[i]:.4f} |"
-        )
+        dimensions, total = f"{spread[i]:.3f}", f"{D[i].sum():.2f}"
+        densities.append([f"{1 / p:.3g}", dimensions, int(alive.sum()), total, f"{share:.0%}", f"{loss[i]:.4f}"])
+    tables = [
+        markdown_table(["fraction", "found", "if smooth", "most at one density", "where 1/(1−S) is"], fractions),
+        markdown_table(["1/(1−S)", "D*", "represented", "Σ D_i", "at a fraction", "loss"], densities),
+    ]
     figure = toy_dimensionality(
         densities=density.numpy(), dimensions_per_feature=spread.numpy(), dimensionality=D.numpy()
     )
@@ -122,4 +130,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         "norms": norms(W),
         "loss": loss,
     }
-    return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n".join(lines))
+    return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n\n".join([about, *tables]))
+
+
+EXPERIMENT = ToyExperiment(Tiled, programs, result)

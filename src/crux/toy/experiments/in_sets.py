@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
 from crux.toy.exact.best import best_of_seeds, losses
-from crux.toy.exact.polish import polished
+from crux.toy.exact.polish import polish
 from crux.toy.exact.population import has_population_loss
-from crux.toy.experiments.result import THRESHOLDS
-from crux.toy.geometry.report import canonical
+from crux.toy.geometry.report import THRESHOLDS, canonical
 from crux.toy.program import Trained
 
 POLISH = {"gradient_tolerance": 1e-6, "max_iterations": 300}
@@ -24,11 +25,17 @@ class Best(NamedTuple):
     loss: Float[Tensor, "density"]
 
 
-def best_of(trained: Trained, *, n_seeds: int) -> Best:
-    """By the exact loss after polishing where there is an exact loss, else by that on held-out samples."""
+def find_best(trained: Trained, run: Run, *, n_seeds: int) -> Best:
+    """Return the best instance of each density: by the exact loss after polishing if there is one, else by that on held-out samples."""
     loss, W = losses(trained), trained.weights.W
     if has_population_loss(trained.program):
-        end = polished(trained.program, trained.weights, **POLISH)
+        name = trained.program.name
+        end = polish(
+            trained.program,
+            trained.weights,
+            **POLISH,
+            compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
+        )
         loss, W = end.loss, end.weights.W
     best = best_of_seeds(loss, n_seeds=n_seeds)[:, 0]
     turned = [canonical(one, living=THRESHOLDS["living"]) for one in W[best, 0].double()]

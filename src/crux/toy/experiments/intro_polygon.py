@@ -8,29 +8,31 @@ from collections.abc import Sequence
 import torch
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds, instance, losses
-from crux.toy.experiments.programs import importances, over_densities, settings
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, feature_importances
 from crux.toy.figures.polygons import density_title, toy_polygons
-from crux.toy.geometry.report import canonical, geometry_report
+from crux.toy.geometry.report import THRESHOLDS, canonical, geometry_report
+from crux.toy.options import OneSize
 from crux.toy.program import Program, Trained
 
 LIVING = {1.0: 2, 0.2: 4, 0.1: 5}
 """Density → how many features the paper finds represented."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each density and seed."""
-    if settings(config).n_hidden != 2:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
+    """Build one instance for each density and seed."""
+    if toy.n_hidden != 2:
         raise UserError("toy.n_hidden: the figure of experiment=toy/intro_polygon is a plane, 2 are needed")
-    return [over_densities(config)]
+    return [build_model_program(toy, seed=seed)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """The best instance of each density: how many features live, in which shapes."""
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+    """Describe the best instance of each density: how many features live, in which shapes."""
     (found,) = trained
-    toy, loss = settings(config), losses(found)
+    loss = losses(found)
     best = best_of_seeds(loss, n_seeds=toy.seeds)[:, 0].tolist()
     checks, metrics, drawn, lines = [], {}, [], []
     for density, stream in zip(toy.densities, best, strict=True):
@@ -45,8 +47,11 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
             checks.append(Check(f"features represented at density {density:g}", len(shape.living), n, n))
     figure = toy_polygons(
         torch.stack(drawn).numpy(),
-        importances=importances(toy).numpy(),
+        importances=feature_importances(toy, toy.n_features).numpy(),
         titles=[density_title(density) for density in toy.densities],
     )
     arrays = {"W": torch.stack(drawn), "loss": loss, "best": torch.tensor(best)}
     return Result(metrics, checks, {"polygons": figure}, arrays, "\n\n".join(lines))
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -12,17 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import instance, losses
 from crux.toy.exact.population import has_population_loss, population_loss
-from crux.toy.experiments.programs import over_densities, settings
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.figures.dynamics import toy_dynamics
 from crux.toy.figures.stages import toy_stages
 from crux.toy.geometry.dimensionality import dimensionality, norms, unit_columns
 from crux.toy.geometry.jumps import abruptness, at_once, drops
-from crux.toy.geometry.report import canonical, geometry_report
-from crux.toy.options import Together, ToyKind
+from crux.toy.geometry.report import THRESHOLDS, canonical, geometry_report
+from crux.toy.options import Kind, OneSize, Together
 from crux.toy.program import Program, Trained, held_out_loss
 
 REPRESENTED = 0.5
@@ -38,18 +39,17 @@ WINDOW = 0.1
 """Of the training: a jump is what happens within it."""
 
 
-def programs(config: Config) -> list[Program]:
-    """Instances of one density, an instance a seed, whose weights are kept along the way."""
-    toy = settings(config)
-    if toy.kind is not ToyKind.relu_output or len(toy.densities) != 1:
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
+    """Build instances of one density, one per seed, whose weights are kept along the way."""
+    if toy.kind is not Kind.relu_output or len(toy.densities) != 1:
         raise UserError("experiment=toy/learning_dynamics watches toy.kind=relu_output at one density")
     if toy.snapshots < 20:
         raise UserError(f"toy.snapshots={toy.snapshots}: experiment=toy/learning_dynamics needs 20 or more")
-    return [over_densities(config)]
+    return [build_model_program(toy, seed=seed)]
 
 
 def losses_on_the_way(trained: Trained, *, samples: int) -> Float[Tensor, "points seed"]:
-    """Of every snapshot: exact where that can be, else on the same held-out samples for all."""
+    """Return the loss of every snapshot: exact if possible, else on the same held-out samples for all."""
     exact = has_population_loss(trained.program)
     found = [
         population_loss(trained.program, weights)
@@ -61,7 +61,7 @@ def losses_on_the_way(trained: Trained, *, samples: int) -> Float[Tensor, "point
 
 
 def within_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
-    """Mean cosine of features of one set."""
+    """Return the mean cosine of features of one set."""
     directions = unit_columns(W).unflatten(-1, (n_sets, -1))
     size = directions.shape[-1]
     products = torch.einsum("msi,msj->sij", directions, directions)
@@ -69,26 +69,26 @@ def within_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
 
 
 def between_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
-    """Mean cosine of features of different sets."""
+    """Return the mean cosine of features of different sets."""
     directions = unit_columns(W).unflatten(-1, (n_sets, -1)).sum(-1)
     products = directions.T @ directions
     size = W.shape[-1] // n_sets
     return float((products.sum() - products.trace()) / (size**2 * n_sets * (n_sets - 1)))
 
 
-def telling(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
-    """Of the seeds that ended as well as the best, up to CLOSE, the one whose loss dropped most often; of several, the best."""
+def choose_seed(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
+    """Choose, of the seeds that ended as well as the best up to CLOSE, the one whose loss dropped most often; of several, the best."""
     good = [i for i, value in enumerate(loss.tolist()) if value <= (1 + CLOSE) * float(loss.min())]
     return max(good, key=lambda i: (n_drops[i], -float(loss[i])))
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """One seed's dimensionalities and loss over the training, where it ended, and how abruptly."""
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+    """Describe one seed's dimensionalities and loss over the training, where it ended, and how abruptly."""
     (found,) = trained
-    toy, steps = settings(config), list(found.snapshots)
+    steps = list(found.snapshots)
     path = losses_on_the_way(found, samples=toy.held_out)
     several = [len(drops(column).steepest) for column in path.T]
-    shown = telling(losses(found)[:, 0], several)
+    shown = choose_seed(losses(found)[:, 0], several)
     W = torch.stack([instance(weights, shown, 0).W for weights in found.snapshots.values()])
     D, loss, falls = dimensionality(W), path[:, shown], drops(path[:, shown])
     length = norms(W[-1])
@@ -105,7 +105,7 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         Check("distinct drops of the loss, of the seed with the fewest", min(several), 2, 100),
     ]  # fmt: skip
     lines = [
-        f"seed {config.seed + shown} of {toy.seeds} is shown; distinct drops of the loss of each: {', '.join(map(str, several))}",
+        f"seed {run.seed + shown} of {toy.seeds} is shown; distinct drops of the loss of each: {', '.join(map(str, several))}",
         "steepest at step " + ", ".join(f"{steps[i]} (loss {loss[i]:.4g})" for i in falls.steepest),
         "",
         "represented features at the end:",
@@ -154,3 +154,6 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
 def shape_of(W: Float[Tensor, "m n"]) -> dict[str, int]:
     """Name of a shape → how many there are."""
     return geometry_report(W, **THRESHOLDS).names
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

@@ -5,6 +5,7 @@ Elhage et al. 2209.10652, "Non-uniform superposition": many restarts, of which a
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,17 +14,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
+from crux.runs.result import Check, Result
 from crux.toy.exact.best import losses
 from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
-from crux.toy.exact.polish import polished
-from crux.toy.experiments.programs import importances, program, settings, uniform
-from crux.toy.experiments.result import THRESHOLDS, Check, Result
-from crux.toy.features import FeatureDistribution, Together
+from crux.toy.exact.polish import polish
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_program, feature_importances, uniform_densities
+from crux.toy.features import FeatureDistribution
 from crux.toy.figures.crossing import toy_crossing
-from crux.toy.geometry.report import canonical, geometry_report
+from crux.toy.geometry.report import THRESHOLDS, canonical, geometry_report
+from crux.toy.options import Kind, OneVariedFeature, Together
 from crux.toy.program import Program, Trained
-from crux.toy.superposition import Kind, Weights
+from crux.toy.superposition import Weights
 
 PENTAGON, DIGONS = "pentagon", "two digons, the varied feature dropped"
 POLISH = {"gradient_tolerance": 1e-7, "max_iterations": 500}
@@ -37,18 +42,20 @@ EXACT_CROSSING = 3.7
 """How many times sparser the varied feature is where pentagon and digons lose alike, at p = 0.05 (reference 1.4.5, two figures)."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each ratio and seed."""
-    toy = settings(config)
+def programs(toy: OneVariedFeature, *, seed: int) -> list[Program]:
+    """Build one instance for each ratio and seed."""
     if (toy.n_features, toy.n_hidden, len(toy.densities)) != (5, 2, 1):
         raise UserError(
             "experiment=toy/one_varied_feature is about toy.n_features=5, toy.n_hidden=2 at one of toy.densities"
         )
-    if not toy.ratios or max(toy.ratios) * toy.densities[0] > 1:
-        raise UserError("toy.ratios: at least one is needed, and ratio × density must be 1 at most")
-    density = uniform(toy).repeat(len(toy.ratios), 1)
+    if max(toy.ratios) * toy.densities[0] > 1:
+        raise UserError("toy.ratios: ratio × density must be 1 at most")
+    density = uniform_densities(toy, toy.n_features).repeat(len(toy.ratios), 1)
     density[:, -1] *= torch.tensor(toy.ratios)
-    return [program(config, name="model", density=density, importance=importances(toy)[None], kind=None, points=None)]
+    importance = feature_importances(toy, toy.n_features)[None]
+    return [
+        build_program(toy, toy.size, seed=seed, name="model", kind=toy.kind, density=density, importance=importance)
+    ]
 
 
 class Optimum(NamedTuple):
@@ -63,7 +70,7 @@ class Optimum(NamedTuple):
 
 
 def name_of(W: Float[Tensor, "n_hidden n_features"]) -> str:
-    """The geometry: "pentagon" for all five around the plane, however stretched; else the factors, and who is dropped."""
+    """Name the geometry: "pentagon" for all five around the plane, however stretched; else the factors, and who is dropped."""
     shape = geometry_report(W, **THRESHOLDS)
     last = W.shape[1] - 1
     if len(shape.factors) == 1 and len(shape.living) == last + 1 and shape.factors[0].rank == 2:
@@ -74,7 +81,7 @@ def name_of(W: Float[Tensor, "n_hidden n_features"]) -> str:
 
 
 def optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden n_features"]) -> list[Optimum]:
-    """The distinct ends of one ratio's restarts, the best first."""
+    """Return the distinct ends of one ratio's restarts, the best first."""
     found: list[Optimum] = []
     for i in loss.argsort().tolist():
         name, value = name_of(W[i]), float(loss[i])
@@ -88,7 +95,7 @@ def optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden n_featur
 
 
 def crossing(first: dict[float, float], second: dict[float, float]) -> tuple[float, float, float]:
-    """(where two branches lose alike, the ratios below and above): linear between ratios that have both; NaN: nowhere."""
+    """Return (where two branches lose alike, the ratios below and above): linear between ratios that have both; NaN: nowhere."""
     both = sorted(first.keys() & second.keys())
     for a, b in pairwise(both):
         u, v = first[a] - second[a], first[b] - second[b]
@@ -98,12 +105,12 @@ def crossing(first: dict[float, float], second: dict[float, float]) -> tuple[flo
 
 
 def branch(found: dict[float, list[Optimum]], name: str) -> dict[float, float]:
-    """Ratio → the lowest loss of the optima of one geometry, where there are any."""
+    """Return ratio → the lowest loss of the optima of one geometry, for ratios that have any."""
     return {r: min(o.loss for o in at if o.name == name) for r, at in found.items() if any(o.name == name for o in at)}
 
 
 def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> list[list[Optimum]]:
-    """The local optima that the arrangements lead to at each of the densities, polished on the exact loss."""
+    """Return the local optima that the arrangements lead to at each of the densities, polished on the exact loss."""
     density = density.double()
     starts = [start_of(parts, n_hidden=2, mean=p / 2) for p in density for parts in arranged]
     W, b = (torch.stack([start[i] for start in starts])[:, None] for i in (0, 1))
@@ -118,17 +125,16 @@ def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> 
         importance=torch.ones(len(W), 1, density.shape[1]),
         points=None,
     )
-    end = polished(every, Weights(W, b, None), **POLISH)
+    end = polish(every, Weights(W, b, None), **POLISH)
     by_ratio = (t.unflatten(0, (len(density), -1))[:, :, 0] for t in (end.loss, end.weights.W))
     return [optima(loss, W) for loss, W in zip(*by_ratio, strict=True)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """All local optima against the ratio, and where pentagon and digons cross."""
+def result(toy: OneVariedFeature, trained: Sequence[Trained], run: Run) -> Result:
+    """Compare all local optima against the ratio, and where pentagon and digons cross."""
     (it,) = trained
-    toy = settings(config)
-    ratios = toy.ratios or []
-    end = polished(it.program, it.weights, **POLISH)
+    ratios = toy.ratios
+    end = polish(it.program, it.weights, **POLISH, compute=partial(compute_once, run.folder))
     loss, W = (t[:, 0].unflatten(0, (-1, toy.seeds)) for t in (end.loss, end.weights.W))
     found = {r: optima(loss[i], W[i]) for i, r in enumerate(ratios)}
     density = it.program.density[:: toy.seeds]
@@ -190,6 +196,8 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
 
 
 def _table(found: dict[float, list[Optimum]]) -> str:
-    lines = ["| density ratio | local optimum | exact loss | restarts |", "|---|---|---|---|"]
-    lines += [f"| {r:.3g} | {o.name} | {o.loss:.6f} | {o.n} |" for r, at in found.items() for o in at]
-    return "\n".join(lines)
+    rows = [[f"{r:.3g}", o.name, f"{o.loss:.6f}", o.n] for r, at in found.items() for o in at]
+    return markdown_table(["density ratio", "local optimum", "exact loss", "restarts"], rows)
+
+
+EXPERIMENT = ToyExperiment(OneVariedFeature, programs, result)

@@ -10,14 +10,16 @@ from typing import NamedTuple
 import torch
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
-from crux.toy.experiments.in_sets import best_of
-from crux.toy.experiments.programs import over_densities, settings
-from crux.toy.experiments.result import Check, Result
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.result import Check, Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.in_sets import find_best
+from crux.toy.experiments.programs import build_model_program
 from crux.toy.figures.polygons import density_title
 from crux.toy.figures.sets import SetModels, toy_sets
 from crux.toy.geometry.sets import collapsed
-from crux.toy.options import Together
+from crux.toy.options import OneSize, Together
 from crux.toy.program import Program, Trained
 
 SAME_DIRECTION = 0.95
@@ -40,23 +42,21 @@ collapsed pairs do not win before 0.394, though the paper's models have them fro
 
 
 def allowed(density: float) -> list[int]:
-    """What may come out at a density: what the paper saw or what is exactly the best; empty above both."""
+    """Return what may come out at a density: what the paper saw or what is exactly the best; empty above both."""
     return [n for ranges in (PAPER, EXACT) for n, (low, high) in ranges.items() if low < density <= high]
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each density and seed."""
-    toy = settings(config)
+def programs(toy: OneSize, *, seed: int) -> list[Program]:
+    """Build one instance for each density and seed."""
     if toy.together is not Together.correlated or (toy.n_features, toy.n_hidden, toy.n_sets) != (6, 2, 3):
         raise UserError("experiment=toy/pca_collapse is about three correlated pairs in two dimensions: 6 → 2, 3 sets")
-    return [over_densities(config)]
+    return [build_model_program(toy, seed=seed)]
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """How many pairs of the best instances have collapsed."""
+def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+    """Count how many pairs of the best instances have collapsed."""
     (found,) = trained
-    toy = settings(config)
-    best = best_of(found, n_seeds=toy.seeds)
+    best = find_best(found, run, n_seeds=toy.seeds)
     together = collapsed(best.W, n_sets=toy.n_sets)
     checks, metrics, titles = [], {}, []
     for i, density in enumerate(toy.densities):
@@ -75,9 +75,12 @@ def _table(densities: Sequence[float], cosines: list[list[float]]) -> str:
     def said(ranges: dict[int, Range], density: float) -> str:
         return " or ".join(str(n) for n, (low, high) in ranges.items() if low < density <= high) or "?"
 
-    lines = ["| density | cosine within the pairs | collapsed | the paper | exact optimum |", "|---|---|---|---|---|"]
+    rows = []
     for density, pairs in zip(densities, cosines, strict=True):
         n = sum(c > SAME_DIRECTION for c in pairs)
         shown = ", ".join(f"{c:.2f}" for c in sorted(pairs))
-        lines.append(f"| {density:.3g} | {shown} | {n} | {said(PAPER, density)} | {said(EXACT, density)} |")
-    return "\n".join(lines)
+        rows.append([f"{density:.3g}", shown, n, said(PAPER, density), said(EXACT, density)])
+    return markdown_table(["density", "cosine within the pairs", "collapsed", "the paper", "exact optimum"], rows)
+
+
+EXPERIMENT = ToyExperiment(OneSize, programs, result)

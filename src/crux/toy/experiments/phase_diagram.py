@@ -16,16 +16,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.config.schema import Config
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
+from crux.runs.result import Check, Result
+from crux.toy.compare import join_tiles
 from crux.toy.exact.best import best_of_seeds, losses
 from crux.toy.exact.neighbours import lowered_by_neighbours
 from crux.toy.exact.phase_theory import Boundaries, exact_boundaries, extra_feature_class, fixed_weight_boundaries
-from crux.toy.exact.polish import Polished, polished
-from crux.toy.experiments.programs import importances, joined, program, settings, sized, tiled, uniform
-from crux.toy.experiments.result import Check, Result
+from crux.toy.exact.polish import Polished, polish
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import (
+    build_program,
+    feature_importances,
+    split_into_tiles,
+    uniform_densities,
+)
 from crux.toy.figures.phases import Diagram, Shares, toy_phases, toy_shares
 from crux.toy.geometry.dimensionality import norms, superposition
-from crux.toy.options import Toy
+from crux.toy.options import PhaseDiagram
 from crux.toy.program import Program, Trained
 from crux.toy.superposition import Weights
 
@@ -40,26 +49,25 @@ DISTINCT = 1e-5
 """Local optima of one pixel whose losses differ by more (relative) are two."""
 
 
-def programs(config: Config) -> list[Program]:
-    """For each size, an instance for every density, seed and ratio; those of one density and seed see the same data."""
-    toy = settings(config)
+def programs(toy: PhaseDiagram, *, seed: int) -> list[Program]:
+    """Build, for each size, an instance for every density, seed and ratio; those of one density and seed see the same data."""
     if toy.importance != 1:
         raise UserError(
             f"toy.importance={toy.importance}: the others' is 1 in a phase diagram, toy.ratios varies the last"
         )
-    if len(_ratios(toy)) < 2:
-        raise UserError("toy.ratios: a phase diagram needs two at least, in equal ratios")
     made = []
-    for one in sized(config):
-        size = settings(one)
+    for size in toy.model_sizes:
         if (size.n_features, size.n_hidden) not in ((2, 1), (3, 2)):
             raise UserError(
                 f"toy.sizes: the theory is known for [2, 1, 1] and [3, 2, 1], not for {size.n_features} → {size.n_hidden}"
             )
-        importance = importances(size).repeat(len(_ratios(toy)), 1)
-        importance[:, -1] = torch.tensor(_ratios(toy))
-        whole = program(one, name=_name(one), density=uniform(size), importance=importance, kind=None, points=None)
-        made += tiled(whole, tile=toy.tile)
+        importance = feature_importances(toy, size.n_features).repeat(len(toy.ratios), 1)
+        importance[:, -1] = torch.tensor(toy.ratios)
+        density = uniform_densities(toy, size.n_features)
+        program = build_program(
+            toy, size, seed=seed, name=size.name, kind=toy.kind, density=density, importance=importance
+        )
+        made += split_into_tiles(program, tile=toy.tile)
     return made
 
 
@@ -83,16 +91,20 @@ class Found(NamedTuple):
 
 
 def extra_class(W: Float[Tensor, "*batch n_hidden n_features"]) -> Int[Tensor, "*batch"]:
-    """0: the last feature is not represented; 1: it shares its direction with one that is; 2: it has a dimension of its own."""
+    """Return 0: the last feature is not represented; 1: it shares its direction with one that is; 2: it has a dimension of its own."""
     represented = norms(W)[..., -1] >= REPRESENTED
     shared = superposition(W)[..., -1] >= REPRESENTED**2  # what another one of that norm leaves on its line
     return torch.where(represented, torch.where(shared, 1, 2), 0)
 
 
-def found(parts: Sequence[Trained], *, n_seeds: int) -> Found:
-    """Polishes all instances of one size and takes the best of each pixel."""
-    whole = _joined(parts)
-    result = polished(whole.program, whole.weights, **POLISH)
+def polish_diagram(whole: Trained, run: Run, *, name: str, n_seeds: int) -> Found:
+    """Polish all instances of one size and take the best of each pixel."""
+    result = polish(
+        whole.program,
+        whole.weights,
+        **POLISH,
+        compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
+    )
     best = best_of_seeds(result.loss, n_seeds=n_seeds)
     every = torch.arange(best.shape[1])
     by_seed = result.loss.unflatten(0, (-1, n_seeds)).sort(1).values
@@ -128,7 +140,7 @@ def found(parts: Sequence[Trained], *, n_seeds: int) -> Found:
 def deviation(
     classes: Int[Tensor, "density ratio"], boundaries: Boundaries, ratios: Float[Tensor, "ratio"]
 ) -> Float[Tensor, "density ratio"]:
-    """How many pixels each pixel is away from the ratios at which its class is the right one, at its density; 0: it is right."""
+    """Return how many pixels each pixel is away from the ratios at which its class is the right one, at its density; 0: it is right."""
     logs, step = ratios.double().log(), math.log(ratios[1] / ratios[0])
     lower, upper = (edge.double().log()[:, None] for edge in boundaries)
     low = torch.where(classes == 0, -torch.inf, torch.where(classes == 1, lower, upper))
@@ -136,16 +148,14 @@ def deviation(
     return torch.maximum(low - logs, logs - high).clamp(min=0) / step
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """The diagrams beside theory."""
-    toy = settings(config)
-    ratios, densities = torch.tensor(_ratios(toy)), torch.tensor(toy.densities, dtype=torch.float64)
+def result(toy: PhaseDiagram, trained: Sequence[Trained], run: Run) -> Result:
+    """Compare the diagrams with theory."""
+    ratios, densities = torch.tensor(toy.ratios), torch.tensor(toy.densities, dtype=torch.float64)
     diagrams, shares, checks, arrays, metrics, lines = [], [], [], {}, {}, []
     by_size = {name: list(parts) for name, parts in groupby(trained, lambda t: _size_of(t.program))}
-    for one in sized(config):
-        size = settings(one)
-        name, title = _name(one), f"{size.n_features} features in {size.n_hidden} dimension{'s' * (size.n_hidden > 1)}"
-        it = found(by_size[name], n_seeds=toy.seeds)
+    for size in toy.model_sizes:
+        name, title = size.name, f"{size.n_features} features in {size.n_hidden} dimension{'s' * (size.n_hidden > 1)}"
+        it = polish_diagram(join_tiles(by_size[name]), run, name=name, n_seeds=toy.seeds)
         exact, fixed = (f(densities, n_hidden=size.n_hidden) for f in (exact_boundaries, fixed_weight_boundaries))
         off = deviation(it.classes, exact, ratios)
         checks.append(
@@ -178,42 +188,19 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
     return Result(metrics, checks, figures, arrays | {"ratios": ratios, "densities": densities}, "\n\n".join(lines))
 
 
-def _table(title: str, toy: Toy, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
-    """From which ratio on the feature is represented, at every density."""
-    rows = [
-        f"{title}: the extra feature is represented from r on",
-        "",
-        "| density | found | exact | fixed weights |",
-        "|---|---|---|---|",
-    ]
-    ratios = [0.0, *_ratios(toy), math.inf]
+def _table(title: str, toy: PhaseDiagram, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
+    """Tabulate from which ratio on the feature is represented, at every density."""
+    rows, ratios = [], [0.0, *toy.ratios, math.inf]
     for i, density in enumerate(toy.densities):
         n = int((classes[i] == 0).sum())
-        rows.append(
-            f"| {density:.3g} | {ratios[n]:.3g} … {ratios[n + 1]:.3g} | {exact.lower[i]:.4g} | {fixed.lower[i]:.4g} |"
-        )
-    return "\n".join(rows)
-
-
-def _ratios(toy: Toy) -> list[float]:
-    return toy.ratios or []
-
-
-def _name(config: Config) -> str:
-    toy = settings(config)
-    return f"{toy.n_features}_{toy.n_hidden}"
+        found = f"{ratios[n]:.3g} … {ratios[n + 1]:.3g}"
+        rows.append([f"{density:.3g}", found, f"{exact.lower[i]:.4g}", f"{fixed.lower[i]:.4g}"])
+    table = markdown_table(["density", "found", "exact", "fixed weights"], rows)
+    return f"{title}: the extra feature is represented from r on\n\n{table}"
 
 
 def _size_of(program: Program) -> str:
     return f"{program.n_features}_{program.n_hidden}"
 
 
-def _joined(parts: Sequence[Trained]) -> Trained:
-    """The tiles as one program."""
-    whole = parts[0].program._replace(
-        seeds=joined([t.program.seeds for t in parts]),
-        density=joined([t.program.density for t in parts]),
-        importance=joined([t.program.importance for t in parts]),
-    )
-    weights = Weights(joined([t.weights.W for t in parts]), joined([t.weights.b for t in parts]), None)
-    return Trained(whole, weights, joined([t.loss for t in parts]), {})
+EXPERIMENT = ToyExperiment(PhaseDiagram, programs, result)

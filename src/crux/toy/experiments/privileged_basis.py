@@ -6,18 +6,23 @@ features grow sparse, circuits form of more features than neurons, at first besi
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.toy.compare import at, polished, shared_losses, whole
-from crux.toy.experiments.programs import over_densities, settings, tiled
-from crux.toy.experiments.result import Check, Result
+from crux.config.markdown import markdown_table
+from crux.runs.life_cycle import Run
+from crux.runs.pieces import compute_once
+from crux.runs.result import Check, Result
+from crux.toy.compare import join_tiles, polish_on_samples, select_streams, shared_losses
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.figures.neurons import Panel, toy_neurons
 from crux.toy.figures.polygons import density_title
 from crux.toy.geometry.neurons import WIRED, Circuit, circuits, monosemanticity, most_monosemantic_first, pairs, wired
+from crux.toy.options import Tiled
 from crux.toy.program import Program, Trained
 
 REGIMES = (
@@ -37,21 +42,26 @@ EQUAL = 1.005
 """Losses this near are not told apart; at density .12 those of 6 in 4 and 5 in 3 are within a thousandth."""
 
 
-def programs(config: Config) -> list[Program]:
-    """One instance for each density and seed."""
-    return tiled(over_densities(config), tile=settings(config).tile)
+def programs(toy: Tiled, *, seed: int) -> list[Program]:
+    """Build one instance for each density and seed."""
+    return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
-def result(config: Config, trained: Sequence[Trained]) -> Result:
-    """The best instance of each density: its circuits, and how monosemantic its neurons are."""
-    toy, found = settings(config), whole(trained)
+def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
+    """Describe the best instance of each density: its circuits, and how monosemantic its neurons are."""
+    found = join_tiles(trained)
     loss = shared_losses(found, n_seeds=toy.seeds, samples=toy.held_out)
     n = min(FINALISTS, toy.seeds)
     order = loss.view(-1, toy.seeds).argsort(1)[:, :n] + toy.seeds * torch.arange(len(toy.densities))[:, None]
-    finalists = polished(at(found, order.flatten()), active=4096, max_iterations=100)
+    finalists = polish_on_samples(
+        select_streams(found, order.flatten()),
+        active=4096,
+        max_iterations=100,
+        compute=partial(compute_once, run.folder),
+    )
     final = shared_losses(finalists, n_seeds=n, samples=4 * toy.held_out).view(-1, n)
     every_W = finalists.weights.W.view(-1, n, *finalists.weights.W.shape[2:])
-    checks, metrics, panels, lines = [], {}, [], []
+    checks, metrics, panels, rows = [], {}, [], []
     for density, losses, models in zip(toy.densities, final, every_W, strict=True):
         W = models[losses.argmin()]
         least = float(losses.min())
@@ -59,20 +69,20 @@ def result(config: Config, trained: Sequence[Trained]) -> Result:
         metrics[f"loss/{density:g}"] = least
         metrics[f"monosemanticity/{density:g}"] = pure
         metrics[f"monosemantic_neurons/{density:g}"] = float((wired(W, least=WIRED).sum(1) == 1).sum())
-        lines.append(f"| {density:g} | {least:.5f} | {pure:.3f} | {described(parts)} |")
+        rows.append([f"{density:g}", f"{least:.5f}", f"{pure:.3f}", described(parts)])
         W = W[most_monosemantic_first(W.clamp(min=0))]
         single = (wired(W, least=WIRED).sum(1) == 1).tolist()
         panels.append(Panel(W.numpy(), f"{density_title(density)}\n{described(parts)}", "weights W", single))
         if (toy.n_features, toy.n_hidden) == SIZES:
             checks += regime(models, losses, density)
-    head = "| density | loss | monosemanticity | features in neurons |\n|---|---|---|---|"
+    table = markdown_table(["density", "loss", "monosemanticity", "features in neurons"], rows)
     figure = toy_neurons(panels, columns=4, width=2.3, height=2.5)
     arrays = {"W": every_W, "loss": loss, "loss_polished": final}
-    return Result(metrics, checks, {"neurons": figure}, arrays, "\n".join([head, *lines]))
+    return Result(metrics, checks, {"neurons": figure}, arrays, table)
 
 
 def regime(models: Float[Tensor, "k m n"], losses: Float[Tensor, "k"], density: float) -> list[Check]:
-    """What the paper's regime at this density, if it names one, says: the best model of its kind is the best model."""
+    """Check what the paper's regime at this density, if it names one, says: the best model of its kind is the best model."""
     for low, high, kind in REGIMES:
         if low <= density <= high:
             of_kind = torch.tensor([kind == kind_of(W) for W in models])
@@ -82,7 +92,7 @@ def regime(models: Float[Tensor, "k m n"], losses: Float[Tensor, "k"], density: 
 
 
 def kind_of(W: Float[Tensor, "m n"]) -> str:
-    """The largest circuit in words, or "pairs"."""
+    """Name the largest circuit in words, or "pairs"."""
     wires = wired(W, least=WIRED)
     if pairs(wires) == W.shape[1]:
         return "pairs"
@@ -91,7 +101,10 @@ def kind_of(W: Float[Tensor, "m n"]) -> str:
 
 
 def described(parts: Sequence[Circuit]) -> str:
-    """As "3 × 1 in 1, 3 in 2"."""
+    """Describe circuits as "3 × 1 in 1, 3 in 2"."""
     names = [str(part) for part in sorted(parts, key=lambda part: len(part.features))]
     counted = {name: names.count(name) for name in names}
     return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counted.items())
+
+
+EXPERIMENT = ToyExperiment(Tiled, programs, result)

@@ -1,97 +1,83 @@
-"""From the configuration to programs: which instances, on which data."""
-
-from collections.abc import Sequence
-from dataclasses import replace
+"""Programs from options: which instances, on which data."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.config.schema import Config
-from crux.toy.features import FeatureDistribution, Together
-from crux.toy.options import Toy
+from crux.toy.features import FeatureDistribution
+from crux.toy.options import Kind, OneSize, Size, Toy
 from crux.toy.program import Program, grid
-from crux.toy.superposition import Kind
 
 
-def settings(config: Config) -> Toy:
-    """The experiment's own keys."""
-    assert config.toy is not None, "the experiment's file sets them"
-    return config.toy
+def feature_importances(toy: Toy, n_features: int) -> Float[Tensor, "n_features"]:
+    """Return I_i = importance^i."""
+    return torch.tensor(toy.importance) ** torch.arange(n_features)
 
 
-def sized(config: Config) -> list[Config]:
-    """The configuration for each of its sizes."""
-    toy = settings(config)
-    assert toy.sizes is not None, "crux.sae.checks asks for them"
-    return [replace(config, toy=replace(toy, n_features=n, n_hidden=m, n_sets=n_sets)) for n, m, n_sets in toy.sizes]
+def uniform_densities(toy: Toy, n_features: int) -> Float[Tensor, "density n_features"]:
+    """Return each of the densities, the same for all features."""
+    return torch.tensor(toy.densities)[:, None].repeat(1, n_features)
 
 
-def importances(toy: Toy) -> Float[Tensor, "n_features"]:
-    """I_i = importance^i."""
-    return torch.tensor(toy.importance) ** torch.arange(toy.n_features)
-
-
-def uniform(toy: Toy) -> Float[Tensor, "density n_features"]:
-    """Each of the densities, the same for all features."""
-    return torch.tensor(toy.densities)[:, None].repeat(1, toy.n_features)
-
-
-def program(
-    config: Config,
+def build_program(
+    toy: Toy,
+    size: Size,
     *,
+    seed: int,
     name: str,
+    kind: Kind,
     density: Float[Tensor, "density n_features"],
     importance: Float[Tensor, "setting n_features"],
-    kind: Kind | None,
-    points: int | None,
 ) -> Program:
-    """Instances for every density, seed (running fastest) and importance, of the configuration's size.
+    """Return a program with an instance for every density, seed (running fastest) and importance, on fresh data.
 
     Args:
+        seed: of the first instance; the others follow.
         importance: the instances that see the same data.
-        kind: another model than the configuration's; None: that one.
-        points: size of a finite training set; None: fresh data.
     """
-    toy = settings(config)
-    seeds, densities = grid(seeds=range(config.seed, config.seed + toy.seeds), density=density)
+    seeds, densities = grid(seeds=range(seed, seed + toy.seeds), density=density)
     return Program(
         name=name,
-        kind=kind or Kind(toy.kind.value),
-        n_hidden=toy.n_hidden,
-        features=FeatureDistribution(Together(toy.together.value), toy.n_sets, toy.signed, toy.unit),
+        kind=kind,
+        n_hidden=size.n_hidden,
+        features=FeatureDistribution(toy.together, size.n_sets, toy.signed),
         seeds=seeds,
         density=densities,
         importance=importance.expand(len(seeds), -1, -1),
-        points=points,
+        points=None,
     )
 
 
-def over_densities(config: Config) -> Program:
-    """One instance for each of the configuration's densities and each seed."""
-    toy = settings(config)
-    return program(
-        config, name="model", density=uniform(toy), importance=importances(toy)[None], kind=None, points=None
+def build_program_of_size(toy: Toy, size: Size, *, seed: int, name: str) -> Program:
+    """Return a program with one instance for each of the options' densities and each seed."""
+    return build_program(
+        toy,
+        size,
+        seed=seed,
+        name=name,
+        kind=toy.kind,
+        density=uniform_densities(toy, size.n_features),
+        importance=feature_importances(toy, size.n_features)[None],
     )
 
 
-def tiled(whole: Program, *, tile: int) -> list[Program]:
-    """The program in pieces of at most `tile` streams; an instance in a piece is what it is in the whole."""
-    n = len(whole.seeds)
+def build_model_program(toy: OneSize, *, seed: int) -> Program:
+    """Return the program of experiments that train a single one, called `model`."""
+    return build_program_of_size(toy, toy.size, seed=seed, name="model")
+
+
+def split_into_tiles(program: Program, *, tile: int) -> list[Program]:
+    """Return the program in pieces of at most `tile` streams; an instance in a piece is what it is in the whole."""
+    n = len(program.seeds)
     if n <= tile:
-        return [whole]
+        return [program]
     pieces = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
     return [
-        whole._replace(
-            name=f"{whole.name}_{i:03d}",
-            seeds=whole.seeds[piece],
-            density=whole.density[piece],
-            importance=whole.importance[piece],
+        program._replace(
+            name=f"{program.name}_{i:03d}",
+            seeds=program.seeds[piece],
+            density=program.density[piece],
+            importance=program.importance[piece],
         )
         for i, piece in enumerate(pieces)
     ]
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """What the pieces of a program hold, as the whole's."""
-    return torch.cat(list(parts))

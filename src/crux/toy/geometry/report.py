@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,18 @@ from crux.toy.geometry.tegum import Factor, tegum_factors
 
 SLACK = 1e-6
 """By how much rounding may break the law, per dimension."""
+
+
+class Thresholds(TypedDict):
+    """The thresholds of `geometry_report`."""
+
+    living: float
+    tau: float
+    tolerance: float
+
+
+THRESHOLDS = Thresholds(living=0.1, tau=0.15, tolerance=0.15)
+"""For trained weights, which carry some noise."""
 
 
 class Geometry(NamedTuple):

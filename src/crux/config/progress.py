@@ -1,0 +1,177 @@
+"""Progress of work that may take long: a bar on a terminal, else one plain line.
+
+    for tokens in track(batches, "evaluating on held-out text"): ...
+    with progress("tokenising", total=n_tokens) as advance: advance(1000)
+
+On a terminal a bar with the remaining time appears once the work has taken DELAY seconds, and goes when it ends; work within work
+has a bar below. Elsewhere (logs, pipes) the outermost work prints its description once, when it has taken PLAIN_AFTER seconds.
+All of it goes to standard error. `shown` switches it off; the switch belongs to the process, as the terminal does: results do
+not depend on it.
+"""
+
+import atexit
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock, Timer
+from typing import Protocol, TypeVar
+
+from rich.console import Console, RenderableType
+from rich.errors import LiveError
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+DELAY, PLAIN_AFTER = 1.0, 5.0
+"""Seconds before a bar or a plain line appears."""
+
+LIVE = Console(stderr=True, highlight=False, markup=False, force_jupyter=False)
+"""Bars that are drawn at the same time must be on one console."""
+
+Item = TypeVar("Item")
+clock = time.monotonic
+
+
+class Advance(Protocol):
+    """Counts what has been done."""
+
+    def __call__(self, n: float = 1, /) -> None: ...
+
+
+class _Process:
+    """What there is once in a process."""
+
+    shown = True
+    bars: "_Bars | None" = None
+    line: "_Line | None" = None
+    printed: frozenset[str] = frozenset()
+    """Descriptions of plain lines: each comes once per job."""
+
+
+@contextmanager
+def shown(on: bool) -> Iterator[None]:
+    """Show progress within this block, or not; a block within one that shows nothing shows nothing either."""
+    before = _Process.shown
+    _Process.shown, _Process.printed = before and on, frozenset()
+    try:
+        yield
+    finally:
+        _Process.shown = before
+
+
+def track(items: Iterable[Item], description: str, *, total: float | None = None) -> Iterator[Item]:
+    """Yield the items and show how many have been worked on; `total` is needed if they have no length."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress(description, total=total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextmanager
+def progress(description: str, *, total: float | None) -> Iterator[Advance]:
+    """Show the progress of the block, which calls what it is given; a `total` of None has no remaining time."""
+    encoding = LIVE.encoding or "ascii"
+    description = description.encode(encoding, "replace").decode(encoding)
+    if not _Process.shown:
+        yield lambda n=1, /: None
+    elif not LIVE.is_interactive:
+        outermost = _Process.line is None
+        line = _Process.line = _Process.line or _Line(description, total)
+        try:
+            yield line.advance if outermost else lambda n=1, /: line.advance(0)
+        finally:
+            if outermost:
+                _Process.line = None
+    else:
+        outermost = _Process.bars is None
+        bars = _Process.bars = _Process.bars or _Bars()
+        task = bars.add_task(description, total=total)
+        try:
+            yield partial(bars.advance, task)
+        finally:
+            bars.remove_task(task)
+            if outermost:
+                _Process.bars = None
+                bars.close()
+
+
+class _Line:
+    """One line, for what is no terminal."""
+
+    def __init__(self, description: str, total: float | None) -> None:
+        self.description, self.total = description, total
+        self.start, self.done = clock(), 0.0
+
+    def advance(self, n: float = 1, /) -> None:
+        self.done += n
+        passed = clock() - self.start
+        if passed > PLAIN_AFTER and self.description not in _Process.printed:
+            _Process.printed |= {self.description}
+            LIVE.print(f"{self.description} ... {_left(passed, self.done, self.total)}".rstrip(), soft_wrap=True)
+
+
+def _left(passed: float, done: float, total: float | None) -> str:
+    """Return the remaining time in words, if it is known."""
+    if not total or not done:
+        return ""
+    minutes, seconds = divmod(max(0, round(passed / done * (total - done))), 60)
+    return f"about {minutes}:{seconds:02d} left"
+
+
+class _Counts(ProgressColumn):
+    """`1,200/5,000 about 3:20 left`."""
+
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f"/{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{of} {_left(task.elapsed or 0.0, task.completed, task.total)}")
+
+
+class _Bars(Progress):
+    """The bars of work that has taken DELAY seconds, the outermost first."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop", max_width=48)
+            ),
+            BarColumn(),
+            _Counts(),
+            console=LIVE,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else it would end in standard error
+            get_time=clock,
+        )
+        self._closed, self._opening = False, Lock()
+        timer = self._timer = Timer(DELAY, self._open)
+        timer.daemon = True
+        timer.start()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if tasks := [task for task in self.tasks if (task.elapsed or 0) >= DELAY]:
+            yield self.make_tasks_table(tasks)
+
+    def _open(self) -> None:
+        with self._opening:
+            if not self._closed:
+                try:
+                    self.start()
+                except LiveError:  # before rich 14.1, within another bar
+                    self._closed = True
+
+    def close(self) -> None:
+        """Take the bars off the screen."""
+        self._timer.cancel()
+        with self._opening:
+            self._closed = True
+            self.stop()
+
+
+@atexit.register
+def _close() -> None:
+    """Give the cursor back, if the process ends within the work."""
+    if _Process.bars is not None:
+        _Process.bars.close()

@@ -1,0 +1,26 @@
+"""The training of the small networks that experiments train themselves."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from crux.config.progress import track
+from crux.runs.life_cycle import Run
+
+LOG_EVERY = 500
+"""Steps between rows of the history."""
+
+
+def fit_by_adam(loss: Callable[[], Tensor], parameters: Iterable[Tensor], *, lr: float, steps: int, run: Run) -> None:
+    """Minimise a loss by Adam, with a cosine to zero; `loss` draws the samples of each step."""
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in track(range(1, steps + 1), "training"):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        if step % LOG_EVERY == 0:
+            run.add_row(step, {"train/loss": float(value.detach())})

@@ -1,5 +1,0 @@
-"""GPT-2 small, or another language model by `model`: directions that its residual stream needs, in every basis."""
-
-from crux.degeneracy.experiments.language import result
-
-__all__ = ["result"]

@@ -1,0 +1,142 @@
+"""Makes the packaged language model from the packaged text: tokenizer, training, float16 weights, held-out bits per byte."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GPT2LMHeadModel
+
+from crux.config.files import replacing_folder, write_tensors, write_text
+from crux.config.progress import track
+from crux.pretraining.bits_per_byte import bits_per_byte, total_nats
+from crux.pretraining.module import LanguageModel, build_gpt2
+from crux.pretraining.options import PretrainJob
+from crux.runs.life_cycle import Outcome, Run, Work, run_job
+from crux.subjects.load import load_subject, load_tokenizer
+from crux.text.batches import Batches
+from crux.text.packaged import SOURCES, documents, held_out_ids
+from crux.text.sources import Packaged
+from crux.text.token_file import default_cache
+from crux.text.tokenizer import END_OF_TEXT, train_bpe
+from crux.text.tokens import prepare_tokens
+from crux.training.callbacks import make_callbacks
+from crux.training.data import Feed
+from crux.training.devices import choose_hardware
+from crux.training.fit import checkpoint_step, fit
+
+
+def run(config: PretrainJob, *, folder: Path | None) -> None:
+    """Train the language model; the run folder's `model/` is a Hugging Face folder for model.path=…
+
+    Args:
+        folder: the run folder that a sweep gives it; None: a new one.
+    """
+    run_job(config, folder=folder, prepare=lambda: Pretraining(config).work())
+
+
+class Pretraining:
+    """The language model, its tokenizer and its batches."""
+
+    def __init__(self, config: PretrainJob) -> None:
+        torch.manual_seed(config.seed)
+        self.config, context = config, config.model.context
+        held_out = held_out_ids()
+        self.tokenizer = train_bpe(
+            (d.text for source in SOURCES for d in documents(source) if d.id not in held_out),
+            vocab_size=config.pretrain.vocab_size,
+        )
+        end_of_text = self.tokenizer.token_to_id(END_OF_TEXT)
+        assert end_of_text is not None
+        tokens = prepare_tokens(
+            Packaged(SOURCES),
+            tokenizer=self.tokenizer,
+            eot=end_of_text,
+            max_tokens=None,
+            held_out_tokens=None,
+            min_tokens=2 * context,
+            cache=Path(config.cache) if config.cache is not None else default_cache(),
+        )
+        self.batches = Batches(  # one token more than is read: the last is only predicted
+            tokens.train,
+            context=context + 1,
+            batch=config.trainer.batch,
+            seed=config.seed,
+            n_batches=config.trainer.max_steps,
+        )
+        self.model = build_gpt2(config.pretrain, context=context)
+
+    def work(self) -> Work:
+        """Return what the job does."""
+        return Work(
+            name="pretrain",
+            carry_out=self.carry_out,
+            last_row=lambda folder: checkpoint_step(folder.checkpoint),
+            params={},
+            parts={},
+        )
+
+    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+        """Train, export the model and evaluate it as it is on disk."""
+        trainer, context = self.config.trainer, self.config.model.context
+        rate = self.fit(run)
+        place = run.folder.path / "model"
+        export(self.model, self.tokenizer, place)
+        stride = self.config.pretrain.stride
+        metrics = held_out_bits(place, SOURCES, context=context, stride=stride)
+        metrics |= {"final/tokens_seen": float(trainer.max_steps * trainer.batch * context)}
+        metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
+
+        def show() -> None:
+            print("\n".join(f"{name}  {value:,.4f}" for name, value in metrics.items()))
+            print(f"use it: model.path={place}")
+
+        return {"": Outcome(metrics, show)}
+
+    def fit(self, run: Run) -> float | None:
+        """Train; return training tokens per second, None if no step was left to do."""
+        config, trainer = self.config, self.config.trainer
+        start = checkpoint_step(run.folder.checkpoint)
+        return fit(
+            LanguageModel(self.model, options=config.pretrain, optimizer=config.optimizer, trainer=trainer),
+            Feed(self.batches, accumulate=1),
+            trainer=trainer,
+            hardware=choose_hardware(trainer.accelerator, precision=trainer.precision, devices=1),
+            items_per_step=trainer.batch * config.model.context,
+            unit="tokens",
+            checkpoints=run.folder.checkpoint.parent,
+            resume=run.folder.checkpoint if start else None,
+            sinks=[run.add_row],
+            evaluations=None,
+            shown={"train/ce": "CE"},
+            callbacks=make_callbacks(config.callbacks),
+            abandoned=None,
+        )
+
+
+def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a Hugging Face folder, weights in float16, the tied unembedding left out."""
+    weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    model.config.architectures = ["GPT2LMHeadModel"]
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
+    about = names | {"model_max_length": model.config.n_positions, "clean_up_tokenization_spaces": False}
+    with replacing_folder(folder) as written:
+        write_tensors(written / "model.safetensors", weights, metadata={"format": "pt"})
+        write_text(written / "config.json", json.dumps(model.config.to_diff_dict(), indent=2, sort_keys=True) + "\n")
+        tokenizer.save(str(written / "tokenizer.json"))
+        write_text(written / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
+
+
+def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride: int) -> dict[str, float]:
+    """Return bits per byte on the held-out documents of packaged sources, for the model as it lies on disk, in float32."""
+    subject = load_subject(folder, process_weights=False)
+    tokenizer, end_of_text = load_tokenizer(folder)
+    held_out, found = held_out_ids(), {}
+    for source in sources:
+        texts = [d.text for d in documents(source) if d.id in held_out]
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        documents_read = track(ids, f"bits per byte of {source}")
+        nats = total_nats(subject, documents_read, end_of_text=end_of_text, context=context, stride=stride, batch=16)
+        found[f"final/bits_per_byte/{source}"] = bits_per_byte(nats, sum(len(t.encode()) for t in texts))
+    return found

@@ -1,0 +1,107 @@
+"""Options of the pretraining of the packaged language model. Torch-free."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+from omegaconf import MISSING
+
+from crux.config.errors import UserError
+from crux.config.schema import BatchTrainer, Count, Job, Precision, Rate
+
+
+@dataclass
+class Pretrain:
+    """The language model, its learning rate and its evaluation."""
+
+    vocab_size: Count = MISSING
+    """Tokens of the byte-level tokenizer."""
+    d_model: Count = MISSING
+    """Width of the residual stream."""
+    n_layers: Count = MISSING
+    """Blocks."""
+    n_heads: Count = MISSING
+    """Attention heads per block."""
+    lr: Rate = MISSING
+    """Peak learning rate of Muon (scaled to AdamW's RMS) and AdamW."""
+    weight_decay: Annotated[float, Ge(0)] = MISSING
+    """Muon's decoupled weight decay."""
+    horizon: Count = MISSING
+    """Step at which the cosine schedule would reach zero."""
+    cooldown_steps: Count = MISSING
+    """Number of last steps over which the cosine is multiplied with a line that falls from 1 to 0."""
+    stride: Count = MISSING
+    """Tokens between the windows that held-out bits per byte are measured on."""
+
+    def check_section(self, key: str) -> None:
+        if self.d_model % self.n_heads:
+            raise UserError(f"{key}.n_heads={self.n_heads}: must divide {key}.d_model={self.d_model}")
+
+
+@dataclass
+class Context:
+    """The sequences of the language model."""
+
+    context: Annotated[int, Ge(2)] = MISSING
+    """Tokens per sequence."""
+
+
+@dataclass
+class Warmup:
+    """What both optimisers share."""
+
+    warmup_steps: Annotated[int, Ge(0)] = MISSING
+    """Steps of linear warm-up; step 0 already moves."""
+    clip: Rate = MISSING
+    """The gradient's norm is clipped to this."""
+
+
+@dataclass
+class PretrainTrainer(BatchTrainer):
+    """How the language model is trained."""
+
+    precision: Precision = MISSING
+    """auto, float32 or bfloat16; the weights stay in float32."""
+
+
+@dataclass
+class PretrainJob(Job):
+    """Makes the packaged language model from the packaged text."""
+
+    cache: str | None = None
+    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    model: Context = MISSING
+    optimizer: Warmup = MISSING
+    trainer: PretrainTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+    pretrain: Pretrain = MISSING
+
+    runner: ClassVar[str] = "crux.pretraining.job.run"
+
+    def check(self, given: Collection[str]) -> None:
+        if self.pretrain.stride > self.model.context:
+            raise UserError(
+                f"pretrain.stride={self.pretrain.stride}: must be model.context={self.model.context} or less"
+            )
+        if self.cache is not None:
+            from crux.runs.checks import check_writable
+
+            check_writable("cache", self.cache)
+
+    def run_name(self) -> str:
+        return "pretrain"
+
+    def mlflow_params(self) -> dict[str, object]:
+        return {
+            "seed": self.seed,
+            "vocab_size": self.pretrain.vocab_size,
+            "d_model": self.pretrain.d_model,
+            "n_layers": self.pretrain.n_layers,
+            "n_heads": self.pretrain.n_heads,
+            "lr": self.pretrain.lr,
+            "max_steps": self.trainer.max_steps,
+            "tokens": self.trainer.max_steps * self.trainer.batch * self.model.context,
+        }
+
+
+OPTIONS: Mapping[str, Mapping[str, type]] = {"job": {"pretraining": PretrainJob}}

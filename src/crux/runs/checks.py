@@ -1,0 +1,59 @@
+"""Checks of what every job has: writable folders, a tracking server that answers, a run to resume. Torch-free."""
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlparse
+
+from crux.config.errors import UserError
+from crux.config.schema import Job, to_plain
+from crux.runs.run_folder import find_unfinished, named_unfinished
+
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""What MLflow keeps runs in."""
+
+
+def check_run(config: Job) -> None:
+    """Check the outputs folder, the tracking server, and the run to resume.
+
+    Raises:
+        UserError: for the first thing that cannot work, in one line.
+    """
+    check_writable("output_dir", config.output_dir)
+    if config.tracking.mlflow:
+        check_tracking(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    if config.resume and config.resume_from is not None:
+        raise UserError("resume and resume_from both given: give one of them")
+    if config.resume_from is not None:
+        named_unfinished(Path(config.resume_from), to_plain(config))
+    elif config.resume:
+        find_unfinished(Path(config.output_dir), to_plain(config))
+
+
+def check_writable(key: str, place: str) -> None:
+    """Check that a folder exists or can be made, and can be written to; `key` is the option that names it."""
+    folder = Path(place)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{key}={place}: {folder} is a file; a folder is needed")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={place}: {folder} cannot be written to")
+
+
+def check_tracking(uri: str | None) -> None:
+    """Check that a tracking server answers within a second: MLflow's own client would retry for minutes."""
+    if uri is None:
+        return
+    if urlparse(uri).scheme.partition("+")[0] not in STORES:
+        raise UserError(f"tracking.uri={uri}: allowed are {', '.join(STORES)}, each with ://…; or say tracking=none")
+    if not uri.startswith(("http://", "https://")):
+        return
+    address = urlparse(uri)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=1.0).close()
+    except OSError as error:
+        raise UserError(
+            f"the tracking server {uri} does not answer ({error}); start it, or say tracking=none"
+        ) from None

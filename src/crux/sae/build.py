@@ -1,0 +1,156 @@
+"""From the options of a job to its SAEs, the module that trains them, and the batches that it trains on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from crux.config.errors import UserError
+from crux.config.targets import find_class
+from crux.sae.architectures.options import Sae
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.evaluation.mean import Typical
+from crux.sae.formats import saelens
+from crux.sae.label_gradients import LabelGradients
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.options import LossOptions
+from crux.sae.options import SaeJob, SparseTraining
+from crux.sae.training.activations import ShuffledActivations
+from crux.sae.training.passes import ActivationPasses, Passes, TokenPasses
+from crux.sae.training.sae_module import SAEModule
+from crux.sae.training.sparsity import Sparsity, Steering
+from crux.subjects.subject import Subject
+from crux.text.batches import Batches
+from crux.text.tokens import Tokens
+from crux.training.data import Joined
+
+
+def build_sites(
+    options: Sae, sites: Sequence[tuple[str, str]], *, typical: Mapping[str, Typical], seed: int
+) -> list[Site]:
+    """Return an SAE at each pair of hook points, fresh or the saved one to start from; the seed determines the weights."""
+    return [
+        Site(read, write, build_sae(options, read=typical[read], written=typical[write], seed=seed))
+        for read, write in sites
+    ]
+
+
+def build_sae(options: Sae, *, read: Typical, written: Typical, seed: int) -> SAE:
+    """Return a fresh SAE for activations like these, or the saved one to start from.
+
+    Args:
+        read: typical activation at the hook point that it reads.
+        written: typical activation at the hook point that it reconstructs.
+    """
+    d_model, d_out = read.mean.shape[0], written.mean.shape[0]
+    transcodes = options.output_hook is not None
+    architecture = find_class(options._target_, key="sae._target_", base=SAE)
+    sae = architecture(
+        d_model=d_model,
+        d_out=d_out,
+        n_latents=options.size(d_model),
+        init=options.init.value,
+        init_norm=options.init_norm,
+        subtract_b_dec=options.subtract_b_dec and not transcodes,
+        generator=torch.Generator().manual_seed(seed),
+        **options.arguments,
+    )
+    saelens.check(sae, transcodes=transcodes)
+    scales = [math.sqrt(len(t.mean)) / t.norm if options.normalize_activations else 1.0 for t in (read, written)]
+    mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / scales[1]
+    sae.start_at(mean, input_scale=scales[0], output_scale=scales[1])
+    if options.start_from is not None:
+        saved, _ = saelens.load(Path(options.start_from))
+        try:
+            sae.start_from(saved)
+        except UserError as error:
+            raise UserError(f"sae.start_from={options.start_from}: {error}") from error
+    return sae
+
+
+def build_loss(options: LossOptions) -> Loss[Any]:
+    """Return the loss that its options name, which may be a user's own."""
+    return find_class(options._target_, key="loss._target_", base=Loss)(options)
+
+
+def label_gradients(options: Sae, sites: Sequence[tuple[str, str]], subject: Subject) -> LabelGradients | None:
+    """Return the gradient that the architecture looks at, or None if it looks at none."""
+    if options.labels is None:
+        return None
+    return LabelGradients(subject, tuple(write for _, write in sites), options.labels)
+
+
+def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], later: Sequence[str]) -> SAEModule:
+    """Return the module that trains a job's SAEs on a language model.
+
+    Args:
+        later: the later hook points that the loss compares.
+    """
+    loss = build_loss(config.loss)
+    passes: Passes = ActivationPasses(max_norm=config.loss.max_norm)
+    if config.loss.token_share > 0:
+        passes = TokenPasses(
+            subject,
+            loss=loss,
+            shown=label_gradients(config.sae, config.sites, subject),
+            later=later,
+            separate=bool(config.per_sae()),
+        )
+    steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
+    sparsity = Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering)
+    return sae_module(config, sites, passes=passes, loss=loss, sparsity=sparsity, runs=tuple(config.per_sae()))
+
+
+Module = TypeVar("Module", bound=SAEModule)
+
+
+def sae_module(
+    config: SparseTraining,
+    sites: Sequence[Site],
+    *,
+    passes: Passes,
+    loss: Loss[Any],
+    sparsity: Sparsity,
+    runs: Sequence[str],
+    kind: type[Module] = SAEModule,
+) -> Module:
+    """Return the module that trains these SAEs under any loss, on any network; `kind` may be a subclass."""
+    return kind(
+        sites,
+        passes=passes,
+        loss=loss,
+        sparsity=sparsity,
+        optimizer=config.optimizer,
+        auxk=config.sae.auxk,
+        max_steps=config.trainer.max_steps,
+        log_every=config.trainer.log_every,
+        seed=config.seed,
+        runs=runs,
+    )
+
+
+def training_data(config: SaeJob, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
+    """Return the batches that the loss trains on: shuffled activations, token batches, or first these, then those."""
+    steps, accumulate, share = config.trainer.max_steps, config.trainer.accumulate, config.loss.token_share
+    n_shuffled = round((1 - share) * steps) * accumulate
+
+    def batches(n_batches: int) -> Batches:
+        context, batch = config.model.context, config.trainer.batch
+        return Batches(tokens.train, context=context, batch=batch, seed=config.seed, n_batches=n_batches)
+
+    token_batches = batches(steps * accumulate)
+    if n_shuffled == 0:
+        return token_batches
+    shuffled = ShuffledActivations(
+        batches(n_shuffled),
+        subject=subject,
+        hooks=list(dict.fromkeys(hook for site in config.sites for hook in site)),
+        gradients=label_gradients(config.sae, config.sites, subject),
+        group=config.data.shuffle_batches,
+        seed=config.seed,
+        skip_positions=config.loss.skip_positions,
+    )
+    return Joined(shuffled, token_batches) if n_shuffled < len(token_batches) else shuffled

@@ -1,0 +1,28 @@
+"""The devices of a job that trains SAEs: one, or a process on each of several."""
+
+import torch
+
+from crux.config.errors import UserError
+from crux.sae.checks import check_shares
+from crux.sae.losses.options import LossOptions
+from crux.sae.options import SaeTrainer, Strategy
+from crux.training.devices import choose_device
+
+
+def count_devices(trainer: SaeTrainer, loss: LossOptions) -> int:
+    """Return over how many devices the run trains, one process each.
+
+    Raises:
+        UserError: if there are not so many, or the batch cannot be shared.
+    """
+    if trainer.strategy is Strategy.single:
+        return 1
+    wanted, on_cpu = trainer.devices, choose_device(trainer.accelerator).type == "cpu"
+    gpus = torch.cuda.device_count()
+    if wanted is None and on_cpu:
+        raise UserError("trainer=ddp: torch sees no GPU here; on the CPU, say how many processes: trainer.devices=2")
+    if wanted is not None and not on_cpu and wanted > gpus:
+        raise UserError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
+    n = wanted if wanted is not None else gpus
+    check_shares(trainer, loss, devices=n)
+    return n

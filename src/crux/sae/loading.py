@@ -1,0 +1,51 @@
+"""Loads what the sections `model` and `data` describe: the subject and its tokens of the text."""
+
+from pathlib import Path
+
+import torch
+
+from crux.config.schema import Data, Files, HubData, LanguageModel
+from crux.config.targets import call_function
+from crux.sae.options import model_source
+from crux.subjects.load import load_subject
+from crux.subjects.subject import Subject
+from crux.subjects.tokenizer import load_tokenizer
+from crux.text import sources
+from crux.text.packaged import SOURCES
+from crux.text.sources import Packaged, Source
+from crux.text.token_file import default_cache
+from crux.text.tokens import Tokens, prepare_tokens
+
+
+def load_model(model: LanguageModel, *, device: torch.device, dtype: torch.dtype) -> Subject:
+    """Load the frozen network, by the user's own function if the options name one."""
+    if model._target_ is not None:
+        subject = call_function(model._target_, model, key="model._target_", device=device, dtype=dtype)
+        assert isinstance(subject, Subject), f"{model._target_} returned {type(subject)}, no Subject"
+        return subject
+    return load_subject(model_source(model), process_weights=model.process_weights, device=device, dtype=dtype)
+
+
+def text_source(data: Data) -> Source:
+    """Return where the text comes from."""
+    match data:
+        case Files(path=str(path)):
+            return sources.Files(Path(path), data.column)
+        case HubData():
+            return sources.Hub(data.name, data.config, data.split, data.revision, data.column)
+        case _:
+            return Packaged(SOURCES)
+
+
+def load_tokens(data: Data, *, model: LanguageModel, cache: str | None) -> Tokens:
+    """Return the subject's tokens of the text, from the cache if they are there."""
+    tokenizer, end_of_text = load_tokenizer(model_source(model))
+    return prepare_tokens(
+        text_source(data),
+        tokenizer=tokenizer,
+        eot=end_of_text,
+        max_tokens=data.max_tokens,
+        held_out_tokens=data.held_out_tokens,
+        min_tokens=2 * model.context,
+        cache=Path(cache) if cache is not None else default_cache(),
+    )

@@ -1,0 +1,19 @@
+"""SAE_local: reconstructs the activation (Braun et al. 2405.12241, §2.1). Only the subject's prefix runs."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.options import Local
+from crux.sae.losses.step import Step
+
+
+class LocalLoss(Loss[Local]):
+    """reconstruction · MSE(x̂, x) + λ · penalty, on shuffled activations."""
+
+    labels: ClassVar = {"mse": "MSE"}
+
+    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+        return self.options.reconstruction * step.mse() + step.sparsity()

@@ -1,0 +1,170 @@
+"""The options of each loss. Torch-free: the command line answers from here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Le
+from omegaconf import MISSING
+
+from crux.config.errors import UserError
+
+
+@dataclass
+class LossOptions:
+    """What every loss has. A loss of your own derives its options from this class."""
+
+    _target_: str = MISSING
+    """The class of the loss; it is constructed from these options."""
+    name: str = MISSING
+    default_sparsity: Annotated[float, Ge(0)] = MISSING
+    """λ if `sparsity` is not given, before the architecture's scale; found on model=tiny."""
+    skip_positions: list[Annotated[int, Ge(0)]] = MISSING
+    """Positions in the sequence that the loss leaves out (0: the attention sink)."""
+    max_norm: Annotated[float, Gt(0)] | None = None
+    """Tokens whose activation is longer than this are left out of the loss; activation units."""
+
+    coefficients: ClassVar[tuple[str, ...]] = ()
+    """The keys that weigh its terms: not all of them may be 0."""
+    real_outputs: ClassVar[bool] = False
+    """Whether the loss exists for networks whose outputs are real numbers: the MSE of the outputs then replaces the KL."""
+
+    @property
+    def token_share(self) -> float:
+        """Share of the steps, the last ones, whose batches are token sequences. The others' are shuffled activations."""
+        return 1.0
+
+    @property
+    def leaves_tokens_out(self) -> bool:
+        """Whether a batch may hold tokens that the loss does not count. Shuffled activations hold no skipped positions."""
+        return self.max_norm is not None or (self.token_share > 0 and len(self.skip_positions) > 0)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The loss's own numbers by their keys: parameters by which runs are compared."""
+        shared = {field.name for field in fields(LossOptions)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+    def later_hooks(self, available: Sequence[str], *, written: str) -> list[str]:
+        """Return the later hook points whose activations the loss compares.
+
+        Args:
+            available: the residuals behind `written` at which no SAE stands, in the network's order.
+            written: the hook point that the first SAE writes.
+
+        Raises:
+            UserError: if one that was asked for is not available, or none is.
+        """
+        return []
+
+    def check_section(self, key: str) -> None:
+        """Raise a UserError if these options do not make one loss; `key` is their section's name in the configuration."""
+        if self.coefficients and not any(getattr(self, name) for name in self.coefficients):
+            raise UserError(f"{key}={self.name}: all of its coefficients are 0, there is nothing to train for")
+
+
+@dataclass
+class Local(LossOptions):
+    """reconstruction · MSE + λ · penalty."""
+
+    reconstruction: Annotated[float, Ge(0)] = MISSING
+    """Coefficient of the MSE at the hook point itself."""
+
+    coefficients: ClassVar[tuple[str, ...]] = ("reconstruction",)
+    real_outputs: ClassVar[bool] = True
+
+    @property
+    def token_share(self) -> float:
+        return 0.0
+
+
+@dataclass
+class E2E(LossOptions):
+    """kl · KL + reconstruction · MSE + λ · penalty."""
+
+    kl: Annotated[float, Ge(0)] = MISSING
+    """Coefficient of KL(clean ‖ spliced), nats per token."""
+    reconstruction: Annotated[float, Ge(0)] = MISSING
+    """Coefficient of the MSE at the hook point itself."""
+
+    coefficients: ClassVar[tuple[str, ...]] = ("kl", "reconstruction")
+    real_outputs: ClassVar[bool] = True
+
+
+@dataclass
+class E2EDownstream(E2E):
+    """kl · KL + downstream · mean MSE later + reconstruction · MSE + λ · penalty."""
+
+    downstream: Annotated[float, Ge(0)] = MISSING
+    """Total coefficient of the MSE at later positions; each has it divided by their number."""
+    downstream_hooks: list[str] | None = None
+    """The later positions; every later hook_resid_pre and the last hook_resid_post, if not given."""
+
+    coefficients: ClassVar[tuple[str, ...]] = ("kl", "downstream", "reconstruction")
+    real_outputs: ClassVar[bool] = False
+
+    def later_hooks(self, available: Sequence[str], *, written: str) -> list[str]:
+        if self.downstream == 0:
+            return []
+        hooks = list(available) if self.downstream_hooks is None else self.downstream_hooks
+        for hook in hooks:
+            if hook not in available:
+                raise UserError(
+                    f"loss.downstream_hooks: {hook} is not a residual behind {written}; allowed are "
+                    f"{', '.join(available) or 'none'}"
+                )
+        if not hooks:
+            raise UserError(
+                f"loss={self.name}: no later residual is left behind {written} to compare; allowed are "
+                "earlier hook points, or loss=local and loss=e2e"
+            )
+        return hooks
+
+
+@dataclass
+class Fisher(Local):
+    """reconstruction · MSE + fisher · Fisher surrogate of the KL + λ · penalty."""
+
+    fisher: Annotated[float, Ge(0)] = MISSING
+    """Coefficient of ½ (Σ_t g_t·δ_t)² / T, nats per token: the KL's surrogate by the network's own label gradients."""
+    block_diagonal: bool = MISSING
+    """Drop the surrogate's terms between positions: ½ (g_t·δ_t)²."""
+
+    coefficients: ClassVar[tuple[str, ...]] = ("reconstruction", "fisher")
+    real_outputs: ClassVar[bool] = False
+
+    @property
+    def token_share(self) -> float:
+        return 1.0
+
+    def check_section(self, key: str) -> None:
+        super().check_section(key)
+        if self.block_diagonal and self.fisher == 0:
+            raise UserError(f"{key}.block_diagonal is a form of the Fisher term: {key}.fisher must be more than 0")
+
+
+@dataclass
+class KLFinetune(Local):
+    """Local, then ½ (MSE + α · KL) + λ · penalty with α = (MSE / KL).detach()."""
+
+    finetune_share: Annotated[float, Ge(0), Le(1)] = MISSING
+    """Share of the steps, the last ones, that look at the KL."""
+
+    real_outputs: ClassVar[bool] = False
+
+    @property
+    def token_share(self) -> float:
+        return self.finetune_share
+
+    def check_section(self, key: str) -> None:
+        if self.finetune_share > 0 and self.reconstruction == 0:
+            raise UserError(
+                f"{key}.finetune_share weighs the KL against the MSE: {key}.reconstruction must be more than 0"
+            )
+        super().check_section(key)
+
+
+OPTIONS = {
+    "loss": {"local": Local, "e2e": E2E, "e2e_ds": E2EDownstream, "fisher": Fisher, "kl_finetune": KLFinetune},
+}

@@ -1,0 +1,208 @@
+"""The jobs that train SAEs on language models, and their sections. Torch-free."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, MinLen
+from omegaconf import MISSING
+
+from crux.config.schema import (
+    BatchTrainer,
+    Count,
+    Data,
+    Files,
+    HubData,
+    Job,
+    LanguageModel,
+    Optimizer,
+    Precision,
+    Rate,
+    Trainer,
+)
+from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
+from crux.sae.architectures.options import Sae
+from crux.sae.losses.options import OPTIONS as LOSSES
+from crux.sae.losses.options import LossOptions
+
+
+class Strategy(Enum):
+    """One device, or a process on each of several (trainer=ddp)."""
+
+    single = "single"
+    ddp = "ddp"
+
+
+@dataclass
+class SaeTrainer(BatchTrainer):
+    """How an SAE is trained."""
+
+    accumulate: Count = MISSING
+    """Micro-batches per optimiser step."""
+    strategy: Strategy = MISSING
+    """One device, or several."""
+    devices: Count | None = None
+    """Processes that share each micro-batch; every GPU if not given."""
+    precision: Precision = MISSING
+    """auto, float32 or bfloat16; the SAE's own weights stay in float32."""
+    val_every: Annotated[int, Ge(0)] = MISSING
+    """Steps between short evaluations; 0: none."""
+
+
+@dataclass
+class Evaluation:
+    """The evaluation on held-out text."""
+
+    tokens: Count = MISSING
+    """Held-out tokens of the evaluation at the end."""
+    val_tokens: Count = MISSING
+    """Held-out tokens of the short evaluations during training."""
+    alive_window: Count = MISSING
+    """alive_train_<N>: a latent is alive if it fired in the last N training tokens (the paper's 500,000)."""
+    latents: Annotated[int, Ge(0)] = MISSING
+    """Latents on the HTML page; 0: no page."""
+
+
+@dataclass
+class SparseTraining(Job):
+    """What every training of an SAE has, whatever its subject."""
+
+    sparsity: Annotated[float, Ge(0)] = MISSING
+    """λ, the coefficient of the penalty; its first value if target_l0 is given. 0 with a fixed k."""
+    sae: Sae = MISSING
+    optimizer: Optimizer = MISSING
+    trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass
+class SaeJob(SparseTraining):
+    """Trains one SAE, or several, on a language model, and evaluates them."""
+
+    layer: int = MISSING
+    """Block whose input residual stream the SAE reads."""
+    hook_point: str = MISSING
+    """TransformerLens name of the hook point; depends on `layer` unless given."""
+    hook_points: Annotated[list[str], MinLen(1)] | None = None
+    """Several hook points, each with its SAE, in the network's order; takes precedence over hook_point."""
+    target_l0: Rate | None = None
+    """Steer λ until each SAE has so many active latents per token."""
+    sparsities: Annotated[list[Annotated[float, Ge(0)]], MinLen(1)] | None = None
+    """Train an SAE for each of these λ at once, on one clean pass, each a run of its own (sae=relu)."""
+    ks: Annotated[list[Count], MinLen(1)] | None = None
+    """Train an SAE for each of these k at once (sae=topk)."""
+    cache: str | None = None
+    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    model: LanguageModel = MISSING
+    data: Data = MISSING
+    loss: LossOptions = MISSING
+    trainer: SaeTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+    evaluation: Evaluation = MISSING
+
+    runner: ClassVar[str] = "crux.sae.job.run"
+    checks: ClassVar[str | None] = "crux.sae.checks"
+
+    @property
+    def hooks_read(self) -> list[str]:
+        """The hook points that the job's SAEs read, in the network's order."""
+        return self.hook_points if self.hook_points is not None else [self.hook_point]
+
+    @property
+    def sites(self) -> list[tuple[str, str]]:
+        """The hook points that each SAE reads and writes, in the network's order."""
+        return [(hook, self.sae.output_hook or hook) for hook in self.hooks_read]
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.trainer.max_steps * self.trainer.batch * self.trainer.accumulate * self.model.context
+
+    def per_sae(self) -> dict[str, "SaeJob"]:
+        """Return one configuration per SAE, keyed by the name of its folder, if the job trains many at once; else none."""
+        if self.sparsities is not None:
+            return {
+                f"sparsity={str(float(value)).removesuffix('.0')}": replace(self, sparsities=None, sparsity=value)
+                for value in self.sparsities
+            }
+        if self.ks is not None:
+            return {f"k={k}": replace(self, ks=None, sae=replace(self.sae, k=k)) for k in self.ks}  # pyright: ignore[reportCallIssue]
+        return {}
+
+    def run_name(self) -> str:
+        words = [] if self.sae.name == "relu" else [self.sae.name]
+        layers = [re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", hook) for hook in self.hooks_read]
+        place = "L" + ",".join(layer[1] for layer in layers if layer) if all(layers) else ",".join(self.hooks_read)
+        place += f"→{self.sae.output_hook}" if self.sae.output_hook is not None else ""
+        return " ".join([*words, self.loss.name, place, self._sparsity_name()])
+
+    def _sparsity_name(self) -> str:
+        for symbol, values in (("λ", self.sparsities), ("k", self.ks)):
+            if values is not None:
+                return f"{symbol}={','.join(f'{v:g}' for v in values)}"
+        if self.sae.fixed_k:
+            return f"k={self.sae.arguments['k']}"
+        return f"λ={self.sparsity:g}" if self.target_l0 is None else f"L0={self.target_l0:g}"
+
+    def mlflow_params(self) -> dict[str, object]:
+        many = self.sparsities is not None or self.ks is not None  # then each of the job's runs has its own value
+        found = {
+            "loss": self.loss.name,
+            "layer": self.layer if self.hook_points is None else None,
+            "hook_point": ",".join(self.hooks_read),
+            "sparsity": None if many else self.sparsity,
+            "target_l0": self.target_l0,
+            "k": None if many else self.sae.arguments.get("k"),
+            "seed": self.seed,
+            "sae": self.sae.name,
+            "model": self.model.path or self.model.name,
+            "data": text_name(self.data),
+            "lr": self.optimizer.lr,
+            "max_steps": self.trainer.max_steps,
+            "tokens": self.tokens,
+            **self.loss.numbers,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def mlflow_tags(self) -> dict[str, str | None]:
+        layer = str(self.layer) if self.hook_points is None else None
+        return {"loss": self.loss.name, "sae": self.sae.name, "layer": layer}
+
+
+@dataclass
+class ReportJob(Job):
+    """Writes a sweep's tables and figures again, from its run folders alone."""
+
+    sweep: str | None = None
+    """The sweep; `sweep_name` if not given."""
+
+    runner: ClassVar[str] = "crux.sae.sweeps.report.run"
+
+    def run_name(self) -> str:
+        return f"report {self.sweep}"
+
+
+def text_name(data: Data) -> str:
+    """Return what to call the text in tables and metadata."""
+    match data:
+        case Files(path=str(path)):
+            return path
+        case HubData(name=name):
+            return name
+        case _:
+            return "packaged"
+
+
+def model_source(model: LanguageModel) -> str | Path:
+    """Return the subject's folder if one is given, else its name."""
+    return Path(model.path) if model.path is not None else model.name
+
+
+OPTIONS: Mapping[str, Mapping[str, type]] = {
+    "job": {"train": SaeJob, "sweep_report": ReportJob},
+    "trainer": {"sae": SaeTrainer},
+    "evaluation": {"default": Evaluation},
+    **ARCHITECTURES,
+    **LOSSES,
+}

@@ -1,0 +1,46 @@
+"""The random numbers of training: labels drawn from the network's predictions."""
+
+import torch
+from torch import Tensor
+
+from crux.config.errors import UserError
+from crux.training import ranks
+
+RANKS_APART = 1_000_003
+"""Between the seeds of two ranks' labels: no run's seed is another one's rank."""
+
+
+class DrawnLabels:
+    """The generator of drawn labels, on the device. Each rank draws its own; a checkpoint holds the states of all."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._generator: torch.Generator | None = None
+        self._loaded: Tensor | None = None
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return the generator, made at the first call: a checkpoint is loaded before the module is on its device."""
+        if self._generator is None:
+            self._generator = torch.Generator(device).manual_seed(self.seed + RANKS_APART * ranks.rank())
+            if self._loaded is not None:
+                self._generator.set_state(self._loaded)
+        return self._generator
+
+    def state(self, device: torch.device) -> Tensor:
+        """Return what a checkpoint holds: the generator's state, by rank if there are several."""
+        state = self.generator(device).get_state()
+        return ranks.from_all(state.to(device)).cpu() if ranks.n_ranks() > 1 else state
+
+    def load(self, state: Tensor) -> None:
+        """Continue from a checkpoint's state.
+
+        Raises:
+            UserError: if it is of a run over another number of devices.
+        """
+        states = torch.atleast_2d(state.cpu())
+        if len(states) != ranks.n_ranks():
+            raise UserError(
+                f"the checkpoint is of a run over {len(states)} devices, here are {ranks.n_ranks()}; give trainer.devices={len(states)}"
+            )
+        self._generator = None
+        self._loaded = states[ranks.rank()].clone()  # set_state reads from where the storage begins

@@ -1,0 +1,82 @@
+"""A job that trains toy models: the programs of an experiment, one after the other, then what came of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from crux.config.schema import Adam, BatchTrainer
+from crux.runs.experiment import work_of
+from crux.runs.life_cycle import Run, Work, run_job
+from crux.runs.result import Result
+from crux.toy.experiments.experiment import ToyExperiment
+from crux.toy.options import Toy, ToyJob
+from crux.toy.program import Program, Trained
+from crux.toy.training import last_row, train_program
+
+
+def run(config: ToyJob, *, folder: Path | None) -> None:
+    """Run the experiment that the configuration names; one that was interrupted continues with the program it was at.
+
+    Args:
+        folder: the run folder that a sweep gives it; None: a new one.
+    """
+
+    def prepare() -> Work:
+        torch.manual_seed(config.seed)
+        experiment = import_module(f"crux.toy.experiments.{config.toy.experiment}").EXPERIMENT
+        assert isinstance(experiment, ToyExperiment)
+        options = config if isinstance(config, experiment.options) else config.toy
+        programs = experiment.programs(options, seed=config.seed)
+
+        def find(run: Run) -> Result:
+            trained = [train(config, program, run, n_before=i) for i, program in enumerate(programs)]
+            return experiment.result(options, trained, run)
+
+        names = [program.name for program in programs]
+        work = work_of(
+            config,
+            find=find,
+            last_row=partial(last_row, names=names, max_steps=config.trainer.max_steps),
+            params={"instances": sum(p.importance.shape[:2].numel() for p in programs)},
+        )
+        return replace(work, name=f"toy_{config.toy.experiment}")
+
+    run_job(config, folder=folder, prepare=prepare)
+
+
+@runtime_checkable
+class TrainsToyModels(Protocol):
+    """The sections of a job that trains toy models."""
+
+    @property
+    def toy(self) -> Toy: ...
+
+    @property
+    def optimizer(self) -> Adam: ...
+
+    @property
+    def trainer(self) -> BatchTrainer: ...
+
+    callbacks: dict[str, Any]
+
+
+def train(config: TrainsToyModels, program: Program, run: Run, *, n_before: int) -> Trained:
+    """Train a program of a job; its rows follow those of the `n_before` programs before it."""
+
+    def add_row(step: int, row: Mapping[str, float]) -> None:
+        run.add_row(n_before * config.trainer.max_steps + step, row)
+
+    return train_program(
+        program,
+        config.toy,
+        optimizer=config.optimizer,
+        trainer=config.trainer,
+        callbacks=config.callbacks,
+        folder=run.folder.programs / program.name,
+        add_row=add_row,
+    )

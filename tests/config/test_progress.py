@@ -1,0 +1,182 @@
+"""Progress bars and the plain line that takes their place."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from crux.config import progress as module
+from crux.config.progress import progress, shown, track
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(module, "clock", clock)
+    with shown(True):
+        yield clock
+
+
+def screen(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, encoding: str = "utf-8") -> io.BytesIO:
+    """What is shown goes there."""
+    out = io.BytesIO()
+    file = io.TextIOWrapper(out, encoding=encoding, write_through=True)
+    console = Console(
+        file=file, force_terminal=terminal, force_interactive=terminal, width=100, markup=False, color_system=None
+    )
+    monkeypatch.setattr(module, "LIVE", console)
+    return out
+
+
+def test_items_come_as_they_are_and_a_length_is_the_total(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (False, True):
+        screen(monkeypatch, terminal=terminal)
+        assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
+        assert list(track(iter("ab"), "counting")) == ["a", "b"]
+
+
+def test_one_plain_line_after_five_seconds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = screen(monkeypatch, terminal=False)
+    for i in track(range(100), "evaluating [text]"):
+        clock.now += 1.0
+        assert out.getvalue() == (b"" if i < 6 else b"evaluating [text] ... about 1:34 left\n"), i
+
+
+def test_quick_work_says_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = screen(monkeypatch, terminal=False)
+    for _ in range(100):
+        for _ in track(range(4), "quick"):
+            clock.now += 1.0
+    assert out.getvalue() == b""
+
+
+def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the outer's comes while the first of its items is under way; and it comes once in a job."""
+    out = screen(monkeypatch, terminal=False)
+    for _ in range(2):
+        for _ in track(range(3), "comparing bases"):
+            for _ in track(range(10), "edges"):
+                clock.now += 2.0
+    assert out.getvalue() == b"comparing bases ...\n"
+    with shown(True), progress("comparing bases", total=None) as advance:
+        clock.now += 9
+        advance()
+    assert out.getvalue() == b"comparing bases ...\n" * 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_is_shown_when_switched_off(clock: Clock, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    out = screen(monkeypatch, terminal=terminal)
+    monkeypatch.setattr(module, "DELAY", 0.0)
+    with shown(False), shown(True):  # as a job of a sweep's worker
+        for _ in track(range(10), "hidden"):
+            clock.now += 10
+    assert out.getvalue() == b""
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DELAY", 0.01)
+
+
+def until(out: io.BytesIO, text: bytes) -> None:
+    """Waits for what the bars' own thread draws."""
+    end = time.monotonic() + 10
+    while text not in out.getvalue():
+        assert time.monotonic() < end, out.getvalue()
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_bars_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One below the other; gone at the end, with the cursor back."""
+    out = screen(monkeypatch, terminal=True)
+    with progress("evaluating λ", total=4000) as advance:
+        clock.now += 10
+        advance(1000)
+        until(out, "evaluating λ".encode())
+        until(out, b"1,000/4,000 about 0:30 left")
+        with progress("within", total=None) as inner:
+            clock.now += 2
+            inner(5)
+            until(out, b"within")
+    end = out.getvalue().rpartition(b"within")[2]
+    assert b"\x1b[1A\x1b[2K" in end  # up a line, which is cleared
+    assert b"\x1b[?25h" in end
+    assert module._Process.bars is None
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_ascii_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = screen(monkeypatch, terminal=True, encoding="ascii")
+    with progress("λ of " + 300 * "x", total=2) as advance:
+        clock.now += 10
+        advance()
+        until(out, b"? of xxx")
+        until(out, b"1/2")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_failure_takes_the_bar_away(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = screen(monkeypatch, terminal=True)
+
+    def fails() -> None:
+        for _ in track(range(3), "failing"):
+            clock.now += 10
+            until(out, b"failing")
+            raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        fails()
+    until(out, b"\x1b[?25h")
+    assert module._Process.bars is None
+
+
+@pytest.mark.usefixtures("at_once")
+def test_within_another_bar_of_the_console(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an evaluation during training."""
+    out = screen(monkeypatch, terminal=True)
+    with Progress(console=module.LIVE) as training:
+        training.add_task("training", total=10)
+        for _ in track(range(2), "evaluating"):
+            clock.now += 10
+            time.sleep(0.05)
+        training.advance(training.task_ids[0])
+    assert b"training" in out.getvalue()
+    assert module._Process.bars is None
+
+
+def test_a_process_that_ends_within_the_work_gives_the_cursor_back() -> None:
+    program = (
+        "import io, sys, time\n"
+        "from rich.console import Console\n"
+        "from crux.config import progress as module\n"
+        "module.LIVE = Console(file=sys.stdout, force_terminal=True, force_interactive=True, color_system=None)\n"
+        "module.DELAY = 0.0\n"
+        "kept = module.track(range(3), 'under way')\n"
+        "next(kept)\n"
+        "time.sleep(0.3)\n"
+        "sys.exit(3)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert ended.returncode == 3
+    assert ended.stdout.rindex("\x1b[?25h") > ended.stdout.rindex("\x1b[?25l")

@@ -1,0 +1,30 @@
+"""An architecture."""
+
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import SAE, Base, Codes, as_kind
+
+
+class SoftThresholdSAE(ReluSAE):
+    """c = ReLU(pre − margin)."""
+
+    def __init__(self, *, margin: float, **base: Unpack[Base]) -> None:
+        super().__init__(**base)
+        self.margin = margin
+
+    def encode(self, x: Float[Tensor, "tokens d_model"], side: Tensor | None = None) -> Codes:
+        pre = self.pre_activations(x) - self.margin
+        return Codes(F.relu(pre), pre)
+
+    @torch.no_grad()
+    def folded(self) -> SAE:
+        """The same function as a ReLU SAE, whose encoder bias takes the margin: what is evaluated and saved."""
+        sae = as_kind(ReluSAE, self)
+        sae.b_enc.sub_(self.margin)
+        return sae.folded()

@@ -1,0 +1,37 @@
+"""Options of the plug-in, which crux imports at every start: torch stays out of this file."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+from omegaconf import MISSING
+
+from crux.sae.architectures.options import Sae
+from crux.sae.losses.options import LossOptions
+
+
+@dataclass
+class SoftThreshold(Sae):
+    """c = ReLU(pre − margin): every latent has the same threshold."""
+
+    margin: Annotated[float, Gt(0)] = MISSING
+    """What is subtracted from each pre-activation."""
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        return {"margin": self.margin}
+
+
+@dataclass
+class Absolute(LossOptions):
+    """scale · mean |x̂ − x| + λ · penalty."""
+
+    scale: Annotated[float, Gt(0)] = MISSING
+    """Coefficient of the mean absolute error."""
+
+    @property
+    def token_share(self) -> float:
+        return 0.0  # it trains on shuffled activations
+
+
+OPTIONS = {"sae": {"soft_threshold": SoftThreshold}, "loss": {"absolute": Absolute}}

@@ -1,0 +1,69 @@
+"""A pretraining that was interrupted continues, and ends in the same numbers bit for bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crux.pretraining.module import LanguageModel
+from crux.runs.run_folder import RunFolder
+
+TINY = ("experiment=pretrain", "pretrain.vocab_size=300", "pretrain.d_model=8", "pretrain.n_layers=1", "pretrain.n_heads=2",
+        "pretrain.horizon=12", "pretrain.cooldown_steps=4", "optimizer.warmup_steps=2", "pretrain.stride=128",
+        "model.context=128", "trainer.max_steps=10", "trainer.batch=2", "trainer.log_every=1",
+        "trainer.checkpoint_every=4", "trainer.progress=false", "trainer.precision=float32")  # fmt: skip
+
+
+def only_run(outputs: Path) -> RunFolder:
+    (found,) = (outputs / "runs").iterdir()
+    return RunFolder(found)
+
+
+@pytest.fixture(autouse=True)
+def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crux.pretraining.job.SOURCES", ("moby-dick",))
+
+
+def test_an_interrupted_pretraining_ends_in_the_same_numbers(
+    crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert crux_here(*TINY, "tracking=none", f"output_dir={tmp_path / 'whole'}") == 0
+    step = LanguageModel.training_step
+
+    def interrupted(self: LanguageModel, batch: torch.Tensor, batch_idx: int) -> None:
+        if self.global_step == 6:
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)
+
+    outputs = f"output_dir={tmp_path / 'parts'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "training_step", interrupted)
+        assert crux_here(*TINY, outputs) == 130
+    run = only_run(tmp_path / "parts")
+    assert not run.done
+    assert [row["step"] for row in run.history()] == [1, 2, 3, 4, 5, 6]
+    assert crux_here(*TINY, outputs, "resume=true") == 0
+
+    whole, resumed = only_run(tmp_path / "whole"), only_run(tmp_path / "parts")
+    assert resumed.done
+    assert resumed.history() == whole.history()
+    a, b = (load_file(run.path / "model" / "model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    metrics = [json.loads((run.path / "metrics.json").read_text()) for run in (whole, resumed)]
+    for found in metrics:
+        del found["final/tokens_per_second"]
+    assert metrics[0] == metrics[1]
+
+    from mlflow import MlflowClient
+
+    (logged,) = MlflowClient(f"sqlite:///{tmp_path}/parts/mlflow.db").search_runs(["1"])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["d_model"] == "8"
+    assert logged.data.metrics["final/bits_per_byte/moby-dick"] == metrics[0]["final/bits_per_byte/moby-dick"]
+
+
+def test_heads_divide_the_width(refusal: Callable[..., str]) -> None:
+    assert "pretrain.n_heads=3: must divide pretrain.d_model=8" in refusal(*TINY, "pretrain.n_heads=3")

@@ -1,0 +1,129 @@
+"""The options of the losses: what they need, what they refuse, and that a loss of the user's own is found by them."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+import pytest
+import yaml
+from annotated_types import Ge, Gt
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.config.errors import UserError
+from crux.sae.build import build_loss
+from crux.sae.losses.loss import Loss
+from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local, LossOptions
+from crux.sae.losses.step import Step
+
+ROOT = Path(__file__).resolve().parents[3]
+OPTIONS = {"local": Local, "e2e": E2E, "e2e_ds": E2EDownstream, "fisher": Fisher, "kl_finetune": KLFinetune}
+GOOD: dict[str, dict[str, Any]] = {
+    "local": {"reconstruction": 1.0},
+    "e2e": {"kl": 1.0, "reconstruction": 0.0},
+    "e2e_ds": {"kl": 0.0, "reconstruction": 0.0, "downstream": 0.5},
+    "fisher": {"reconstruction": 0.0, "fisher": 0.5, "block_diagonal": True},
+    "kl_finetune": {"reconstruction": 1.0, "finetune_share": 0.25},
+}
+
+
+def options(loss: str, **changed: Any) -> LossOptions:
+    return OPTIONS[loss](**{"name": loss, "skip_positions": [], **GOOD[loss], **changed})
+
+
+def declared(loss: str) -> dict[str, Any]:
+    """The keys in conf/loss/<name>.yaml and its parents."""
+    own = yaml.safe_load((ROOT / "conf" / "loss" / f"{loss}.yaml").read_text("utf-8"))
+    parents = [parent for parent in own.pop("defaults") if not parent.endswith("_options")]
+    return {key: value for parent in parents for key, value in declared(parent).items()} | own
+
+
+@pytest.mark.parametrize("loss", OPTIONS)
+def test_every_yaml_holds_the_keys_of_its_options_and_names_its_class(loss: str) -> None:
+    made = OPTIONS[loss](**declared(loss))
+    made.check_section("loss")
+    optional = {"max_norm", "downstream_hooks"}
+    assert declared(loss).keys() == {field.name for field in fields(made)} - optional
+    formula = build_loss(made)
+    assert formula.options is made
+    assert next(iter(formula.row_labels())) == "train/loss"
+    assert {"train/sparsity", "train/auxk"} | {
+        f"train/{term}" for term in formula.labels
+    } <= formula.row_labels().keys()
+
+
+def test_they_are_free_of_torch() -> None:
+    code = "import sys; import crux.sae.losses.options; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_bounds_are_at_the_fields() -> None:
+    hints = get_type_hints(KLFinetune, include_extras=True)
+    assert hints["reconstruction"].__metadata__ == (Ge(0),)
+    assert Gt(0) in [m for part in hints["max_norm"].__args__ for m in getattr(part, "__metadata__", ())]
+
+
+@pytest.mark.parametrize(
+    ("loss", "share"), [("local", 0.0), ("e2e", 1.0), ("e2e_ds", 1.0), ("fisher", 1.0), ("kl_finetune", 0.25)]
+)
+def test_what_the_batches_are_and_hold(loss: str, share: float) -> None:
+    assert options(loss).token_share == share
+    assert not options(loss).leaves_tokens_out
+    assert options(loss, max_norm=3.0).leaves_tokens_out
+    assert options(loss, skip_positions=[0]).leaves_tokens_out == (share > 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "changed", "message"),
+    [
+        ("local", {"reconstruction": 0.0}, r"loss=local: all of its coefficients are 0, there is nothing to train for"),
+        ("e2e", {"kl": 0.0}, r"loss=e2e: all of its coefficients are 0"),
+        ("e2e_ds", {"downstream": 0.0}, r"loss=e2e_ds: all of its coefficients are 0"),
+        ("fisher", {"fisher": 0.0}, r"loss=fisher: all of its coefficients are 0"),
+        ("fisher", {"fisher": 0.0, "reconstruction": 1.0}, r"loss\.block_diagonal is a form of the Fisher term"),
+        ("kl_finetune", {"reconstruction": 0.0}, r"loss\.finetune_share weighs the KL against the MSE"),
+    ],
+)
+def test_what_makes_no_loss_is_refused(loss: str, changed: dict[str, float], message: str) -> None:
+    options(loss).check_section("loss")
+    with pytest.raises(UserError, match=message):
+        options(loss, **changed).check_section("loss")
+
+
+def test_later_hooks() -> None:
+    available, written = ["blocks.2.hook_resid_pre", "blocks.2.hook_resid_post"], "blocks.1.hook_resid_pre"
+    assert options("e2e").later_hooks(available, written=written) == []
+    assert options("e2e_ds").later_hooks(available, written=written) == available
+    assert options("e2e_ds", downstream=0.0).later_hooks(available, written=written) == []
+    assert options("e2e_ds", downstream_hooks=available[1:]).later_hooks(available, written=written) == available[1:]
+    with pytest.raises(UserError, match=r"loss\.downstream_hooks: blocks\.1\.hook_mlp_out is not a residual behind"):
+        options("e2e_ds", downstream_hooks=["blocks.1.hook_mlp_out"]).later_hooks(available, written=written)
+    with pytest.raises(UserError, match=r"loss=e2e_ds: no later residual is left behind"):
+        options("e2e_ds").later_hooks([], written=written)
+
+
+@dataclass
+class OwnOptions(LossOptions):
+    """Of a loss outside of crux."""
+
+    weight: float = 2.0
+
+
+class OwnLoss(Loss[OwnOptions]):
+    """weight · MSE + λ · penalty."""
+
+    labels: ClassVar = {"mse": "MSE"}
+
+    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+        return self.options.weight * step.mse() + step.sparsity()
+
+
+def test_a_loss_of_ones_own_is_found_by_its_target() -> None:
+    own = OwnOptions(_target_=f"{__name__}.OwnLoss", name="own", skip_positions=[])
+    own.check_section("loss")
+    loss = build_loss(own)
+    assert type(loss).__name__ == "OwnLoss"
+    assert own.token_share == 1.0
+    assert not own.real_outputs

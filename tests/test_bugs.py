@@ -1,0 +1,61 @@
+"""A programming error in crux is no mistake of the user's: it keeps its traceback, on the screen and in a sweep's FAILED file."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from crux.sae import build
+
+PLANTED: dict[str, Callable[[], object]] = {
+    "zip() argument 2 is longer than argument 1": lambda: list(zip([1], [1, 2], strict=True)),
+    "invalid literal for int() with base 10: 'six'": lambda: int("six"),
+}
+PROGRAM = """
+import sys
+from crux.cli import main
+from crux.sae import build
+
+def planted(*arguments, **named):
+    {error}
+
+build.build_sae = planted
+sys.argv[1:] = {arguments!r}
+main()
+"""
+
+
+@pytest.mark.parametrize("error", ["list(zip([1], [1, 2], strict=True))", 'int("six")'])
+def test_it_ends_with_a_traceback_and_exit_code_1(error: str, tmp_path: Path, short: tuple[str, ...]) -> None:
+    program = PROGRAM.format(error=error, arguments=[*short, "tracking=none", f"output_dir={tmp_path}"])
+    src = str(Path(__file__).parents[1] / "src")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {src!r})\n{program}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Traceback (most recent call last)" in ended.stderr
+    assert "ValueError" in ended.stderr
+    assert "planted" in ended.stderr
+
+
+@pytest.mark.parametrize("said", PLANTED)
+def test_a_sweeps_failed_file_holds_the_traceback(
+    said: str, tmp_path: Path, short: tuple[str, ...], crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(*arguments: object, **named: object) -> None:
+        PLANTED[said]()
+
+    monkeypatch.setattr(build, "build_sae", planted)
+    assert crux_here(*short, "-m", "seed=0,1", "tracking=none", "sweep_name=planted", f"output_dir={tmp_path}") == 1
+    failed = sorted((tmp_path / "sweeps" / "planted").glob("*/FAILED"))
+    assert len(failed) == 2
+    for path in failed:
+        first, _, rest = path.read_text("utf-8").partition("\n")
+        assert first == f"ValueError: {said}"
+        assert "Traceback (most recent call last)" in rest
+        assert "planted" in rest

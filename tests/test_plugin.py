@@ -1,0 +1,59 @@
+"""A package outside of crux adds an architecture, a loss, a subject and a callback, and trains with them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).with_name("plugin")
+MAIN = [sys.executable, str(Path(__file__).parents[1] / "src" / "main.py")]
+CHOSEN = ["sae=soft_threshold", "loss=absolute", "model=no_last_mlp"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine where the plug-in is installed next to crux."""
+    target = tmp_path_factory.mktemp("site")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*install, str(target), str(PLUGIN)], check=True)
+    return {**os.environ, "PYTHONPATH": str(target)}
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*MAIN, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_it_trains_evaluates_and_saves_with_the_plug_ins_parts(
+    environment: dict[str, str], tmp_path: Path, short: tuple[str, ...]
+) -> None:
+    counted, outputs = tmp_path / "steps", tmp_path / "outputs"
+    callback = ["callbacks=counter", f"callbacks.counter.path={counted}"]
+    done = run(environment, *short, *CHOSEN, *callback, "sae.margin=0.2", "tracking=none", f"output_dir={outputs}")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (outputs / "runs").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["final/l0"] > 0
+    row = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
+    assert row["train/loss"] == pytest.approx(2 * row["train/absolute"] + row["train/sparsity"] * 1.0, rel=0.5)
+    assert counted.read_text() == "4"
+    assert (folder / "DONE").exists()
+
+
+def test_help_lists_its_options(environment: dict[str, str]) -> None:
+    shown = run(environment, "--help").stdout
+    for option in ("soft_threshold", "absolute", "no_last_mlp", "counter"):
+        assert option in shown
+
+
+def test_its_options_are_checked_like_cruxs_own(environment: dict[str, str], tmp_path: Path) -> None:
+    for line, said in {
+        "sae=soft_threshold sae.margin=-1": "sae.margin=-1: must be more than 0",
+        "sae=soft_threshold sae.k=3": "sae.k: sae=soft_threshold has no such key",
+        "loss=absolut": "did you mean absolute?",
+    }.items():
+        ended = run(environment, *line.split(), f"output_dir={tmp_path}")
+        assert ended.returncode == 2
+        assert said in ended.stderr
+        assert ended.stderr.count("\n") == 1

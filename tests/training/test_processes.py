@@ -1,0 +1,55 @@
+"""What the processes of a run are handed, and which signals they listen to."""
+
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from crux.training.processes import OwnSignals
+
+
+def test_memory_mapped_text_is_handed_over_as_its_place_in_its_file(tmp_path: Path) -> None:
+    numbers = np.arange(100_000, dtype=np.uint16)
+    (tmp_path / "tokens").write_bytes(b"header!!" + numbers.tobytes())
+    whole = np.memmap(tmp_path / "tokens", np.uint16, mode="r", offset=8, shape=(100_000,))
+    for part, expected in ((whole, numbers), (whole[1000:], numbers[1000:]), (whole[1000:][5:9], numbers[1005:1009])):
+        handed = pickle.dumps(part)
+        assert len(handed) < 1000
+        again = pickle.loads(handed)
+        assert isinstance(again, np.memmap)
+        assert again.dtype == np.uint16
+        assert np.array_equal(again, expected)
+
+
+class OneStep(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.handler: Any = None
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        self.handler = signal.getsignal(signal.SIGTERM)
+        return self.layer(*batch).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*", "ignore:.*does not have many workers.*")
+def test_training_keeps_the_handler_of_sigterm() -> None:
+    """Lightning replaces it when `fit` begins; OwnSignals has the last word."""
+    before = signal.getsignal(signal.SIGTERM)
+    module = OneStep()
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[OwnSignals()],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(torch.ones(1, 1))))
+    assert module.handler is before
