@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached."""
+"""Checks that the Hugging Face hub can be reached."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Where crux finds its configuration files: in the checkout, or in the installed package."""
+"""The folders of crux's configuration files: the checkout's, or the installed package's."""
 
 import os
 from pathlib import Path

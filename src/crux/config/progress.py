@@ -41,7 +41,7 @@ class Advance(Protocol):
 
 
 class _Process:
-    """What there is once in a process."""
+    """The state of progress bars, of which a process has one."""
 
     shown = True
     bars: "_Bars | None" = None

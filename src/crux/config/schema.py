@@ -142,7 +142,7 @@ class Optimizer(Adam):
 
 @dataclass
 class Display:
-    """How a job shows what it does."""
+    """Options of a job's display."""
 
     progress: bool = MISSING
     """Show progress bars."""
@@ -150,7 +150,7 @@ class Display:
 
 @dataclass
 class Device(Display):
-    """Where a job computes."""
+    """The device that a job computes on."""
 
     accelerator: Accelerator = MISSING
     """auto, cpu or cuda."""
@@ -178,10 +178,10 @@ class BatchTrainer(Trainer):
 
 @dataclass
 class Tracking:
-    """Where runs are compared."""
+    """Tracking of runs in MLflow, where they are compared."""
 
     mlflow: bool = MISSING
-    """Whether runs are tracked in MLflow."""
+    """Track runs in MLflow."""
     experiment: str = MISSING
     """MLflow's experiment."""
     uri: str | None = None
@@ -190,7 +190,7 @@ class Tracking:
 
 @dataclass
 class Job:
-    """What every job has, whatever it does. A subclass adds the sections that its kind of job reads."""
+    """The options of every kind of job. A subclass adds the sections that its kind of job reads."""
 
     seed: Annotated[int, Ge(0)] = MISSING
     """Seed of everything random."""
@@ -201,7 +201,7 @@ class Job:
     retry_failed: bool = MISSING
     """When a sweep is started again, also run those of its jobs again that failed."""
     output_dir: str = MISSING
-    """Where runs and the tracking database are."""
+    """Folder of the runs and the tracking database."""
     sweep_name: str | None = None
     """The sweep's folder in `<output_dir>/sweeps` and its tag in MLflow; a grid without one is named by its command line."""
     report_l0: list[Rate] = MISSING
