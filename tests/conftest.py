@@ -7,9 +7,12 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("crux", "run_time_types.checked")  # shapes and types of crux are checked at run time, in tests only
+from tests.support import run_time_types
+
+install_import_hook("crux", f"{run_time_types.__name__}.checked")  # crux's shapes and types are checked in tests only
 
 for key in [k for k in os.environ if k.startswith(("MLFLOW_", "HYDRA_", "CRUX_"))]:
     del os.environ[key]
@@ -20,8 +23,7 @@ os.environ |= {
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"),
 }
 
-import pytest  # noqa: E402 - behind the hook and the environment, which must be there before torch and crux are
-import torch  # noqa: E402
+import torch  # noqa: E402 - only now that the environment is set
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

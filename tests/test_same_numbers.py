@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from same_numbers import COMMANDS, RECORDED, Session, describe_machine, list_differences
+
+from tests.same_numbers import COMMANDS, RECORDED, Session, describe_machine, list_differences
 
 
 @pytest.fixture(scope="session")

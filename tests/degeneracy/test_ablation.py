@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_networks import inputs, perceptron, random_subject
-from test_basis import HOOKS, bases_of
-from tiny_subjects import TOKENS
+from tests.degeneracy.test_basis import HOOKS, bases_of
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError

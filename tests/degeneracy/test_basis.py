@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_networks import inputs, perceptron, random_subject
-from tiny_subjects import TOKENS
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError

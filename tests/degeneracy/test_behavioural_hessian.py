@@ -1,9 +1,9 @@
 """The Hessian of the behavioural loss in full, against torch's own second derivatives."""
 
 import torch
-from small_networks import inputs, perceptron
-from test_ranks import behavioural_hessian as by_torch
-from test_ranks import pytestmark as pytestmark
+from tests.degeneracy.test_ranks import behavioural_hessian as by_torch
+from tests.degeneracy.test_ranks import pytestmark as pytestmark
+from tests.support.small_networks import inputs, perceptron
 from torch import nn
 
 from crux.degeneracy.behavioural_hessian import behavioural_hessian

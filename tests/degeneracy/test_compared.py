@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from small_networks import inputs, perceptron, random_subject
-from test_ablation import behaviour
-from tiny_subjects import TOKENS
+from tests.degeneracy.test_ablation import behaviour
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.degeneracy.basis import principal_components

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from small_networks import inputs, perceptron, random_subject
-from test_basis import HOOKS, Both, bases_of
-from tiny_subjects import TOKENS
+from tests.degeneracy.test_basis import HOOKS, Both, bases_of
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import inputs, perceptron, random_subject
-from tiny_subjects import TOKENS
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError

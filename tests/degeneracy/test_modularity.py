@@ -5,7 +5,7 @@ import itertools
 import networkx
 import pytest
 import torch
-from grouping import same_grouping
+from tests.support.groupings import same_grouping
 from torch import Tensor
 
 from crux.config.errors import UserError

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from grouping import same_grouping
+from tests.support.groupings import same_grouping
 from torch import Tensor, nn
 
 from crux.degeneracy.ablation import EdgeAblation, least

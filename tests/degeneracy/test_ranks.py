@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import inputs, perceptron
+from tests.support.small_networks import inputs, perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError

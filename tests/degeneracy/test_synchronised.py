@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from small_networks import perceptron
-from test_ranks import EXACT, behavioural_hessian
+from tests.degeneracy.test_ranks import EXACT, behavioural_hessian
+from tests.support.small_networks import perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError

@@ -18,7 +18,13 @@ from crux.launch import refusals
 from crux.launch.on_ray import Share, shared
 
 ROOT = Path(__file__).parents[2]
-SAYING = [sys.executable, str(ROOT / "tests" / "launch" / "saying_where.py"), "-m", "sweep_name=here", "tracking=none"]
+SAYING = [
+    sys.executable,
+    str(ROOT / "tests" / "support" / "launch_script.py"),
+    "-m",
+    "sweep_name=here",
+    "tracking=none",
+]
 GPUS = ["hydra/launcher=gpus", "hydra.launcher.ray.init.num_gpus=2"]
 RAY = ("raylet", "gcs_server", "ray::")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from quadratics import values
+from tests.support.quadratic_losses import values
 from torch import Tensor
 
 from crux.llc.behavioural import behavioural_loss, distance, gauss_newton_product

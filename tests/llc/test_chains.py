@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from quadratics import estimate, quadratic, values
+from tests.support.quadratic_losses import estimate, quadratic, values
 from torch import Tensor
 
 from crux.config.errors import UserError

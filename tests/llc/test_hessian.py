@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from quadratics import values
+from tests.support.quadratic_losses import values
 from torch import Tensor
 
 from crux.llc.hessian import (

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from quadratics import A, estimate, quadratic, values
+from tests.support.quadratic_losses import A, estimate, quadratic, values
 from torch import Tensor, nn
 from torch.func import functional_call
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from quadratics import estimate, values
+from tests.support.quadratic_losses import estimate, values
 from torch import Tensor
 
 from crux.llc.calibration import folded

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from quadratics import A, values
+from tests.support.quadratic_losses import A, values
 
 from crux.llc.predicted import predicted_llc
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from quadratics import A, estimate, quadratic, values
+from tests.support.quadratic_losses import A, estimate, quadratic, values
 from torch import Tensor
 
 from crux.llc.noise import Noise

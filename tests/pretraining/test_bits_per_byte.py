@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_subject import ToySubject, random_toy
+from tests.support.toy_subject import ToySubject, random_toy
 
 from crux.pretraining.bits_per_byte import bits_per_byte, total_nats, windows
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from tests.support.architectures import ARCHITECTURES
 
 import crux
 from crux.training.fit import checkpoint_step

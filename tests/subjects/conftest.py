@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_subjects import CONFIGS, write_tokenizer
+from tests.support.tiny_subjects import CONFIGS, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_subjects import CONFIGS, D_MODEL, N_LAYERS, TOKENS, logits
+from tests.support.tiny_subjects import CONFIGS, D_MODEL, N_LAYERS, TOKENS, logits
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_subjects import N_LAYERS
+from tests.support.tiny_subjects import N_LAYERS
 
 from crux.config.errors import UserError
 from crux.subjects.load import load_subject

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
+from tests.support.recorded_operators import OperatorRecorder
+from tests.support.tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
 from torch import Tensor, nn
-from watch import Watch
 
 from crux.config.errors import UserError
 from crux.subjects.hooks import hook_names, in_order, parse_hook
@@ -202,12 +202,12 @@ def test_no_host_sync_and_no_logits(gpt2: Subject) -> None:
     tokens = TOKENS.repeat(4, 2)
     name = "blocks.1.hook_resid_pre"
     gpt2.clean(tokens, capture=[name])  # the first pass of a length may look at the device
-    with Watch() as watch:
+    with OperatorRecorder() as watch:
         gpt2.spliced(gpt2.clean(tokens, capture=[name]), {name: shift})
     assert not [op for op in watch.operators if "local_scalar" in op or "item" in op or "nonzero" in op]
     assert watch.largest == tokens.numel() * 128  # the MLP's hidden layer
     assert any("scaled_dot_product" in op for op in watch.operators)
-    with Watch() as watch:
+    with OperatorRecorder() as watch:
         gpt2.clean(tokens[:, :11], capture=[])
     assert any("local_scalar" in op or "is_nonzero" in op for op in watch.operators), "the watch sees nothing"
 

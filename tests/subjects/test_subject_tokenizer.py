@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_subjects import write_tokenizer
+from tests.support.tiny_subjects import write_tokenizer
 
 from crux.config.errors import UserError
 from crux.subjects.tokenizer import load_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_subjects import N_LAYERS, PROCESSED, TOKENS, logits
+from tests.support.tiny_subjects import N_LAYERS, PROCESSED, TOKENS, logits
 
 from crux.subjects.load import load_subject
 

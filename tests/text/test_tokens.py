@@ -275,14 +275,14 @@ def endless(source):
             print("writing", flush=True)
         yield Piece("the whale " * 20 + str(i), None)
 crux.text.filling.pieces = endless
-from test_tokens import prepare, Files, Path
+from tests.text.test_tokens import prepare, Files, Path
 prepare(Files(Path({file!r}), None), Path({cache!r}))
 """
 
 
 def test_sigkill_leaves_a_temporary_that_the_next_build_removes(tmp_path, monkeypatch):
     source, cache = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache"
-    code = FOREVER.format(path=[str(Path(__file__).parent), *sys.path], file=str(source.path), cache=str(cache))
+    code = FOREVER.format(path=sys.path, file=str(source.path), cache=str(cache))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -327,8 +327,8 @@ def test_two_at_once(tmp_path, monkeypatch):
 def test_two_processes_at_once(tmp_path):
     source, cache = lines(tmp_path / "a.jsonl", texts(3000)), tmp_path / "cache"
     code = (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
-        "from test_tokens import prepare, Files, Path\n"
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from tests.text.test_tokens import prepare, Files, Path\n"
         f"t = prepare(Files(Path({str(source.path)!r}), None), Path({str(cache)!r}))\n"
         "print(t.path, int(t.train.astype(int).sum()), len(t.held_out))"
     )

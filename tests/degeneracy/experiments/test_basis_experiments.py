@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import base
 from safetensors.torch import load_file, save_file
+from tests.support.architectures import base
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from crux.config.paths import PACKAGE

@@ -1,5 +1,5 @@
 """The random subjects of tests/subjects."""
 
-from subjects.conftest import subject_folder
+from tests.subjects.conftest import subject_folder
 
 __all__ = ["subject_folder"]

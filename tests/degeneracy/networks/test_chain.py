@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_subjects import CONFIGS, TOKENS
+from tests.support.tiny_subjects import CONFIGS, TOKENS
 from torch import nn
 
 from crux.config.errors import UserError

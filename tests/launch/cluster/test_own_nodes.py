@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweeps_there import GRID, JOB, STEPS, check_whole, folders, states, wait_for
+from tests.support.cluster_sweeps import GRID, JOB, STEPS, check_whole, folders, states, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]

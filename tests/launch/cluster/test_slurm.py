@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sweeps_there import GRID, JOB, STEPS, check_whole, folders, judged, logged, seconds_a_step, states, wait_for
+from tests.support.cluster_sweeps import (
+    GRID,
+    JOB,
+    STEPS,
+    check_whole,
+    folders,
+    judged,
+    logged,
+    seconds_a_step,
+    states,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 Start = Callable[..., "subprocess.Popen[str]"]

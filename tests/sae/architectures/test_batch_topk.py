@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import base, normal
+from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
 from crux.sae.architectures.batch_topk import BatchTopKSAE, kth_largest

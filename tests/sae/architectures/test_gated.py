@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import base, normal
+from tests.support.architectures import base, normal
 
 from crux.sae.architectures.gated import GatedSAE
 

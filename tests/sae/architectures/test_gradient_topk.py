@@ -1,8 +1,8 @@
 import pytest
 import torch
-from architectures import base, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.architectures import base, normal
 from torch import Tensor
 
 from crux.config.errors import UserError

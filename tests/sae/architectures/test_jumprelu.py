@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import base, normal
+from tests.support.architectures import base, normal
 from torch import Tensor
 
 from crux.config.errors import UserError

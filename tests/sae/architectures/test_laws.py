@@ -7,9 +7,9 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, auxiliary_term, base, lived_in, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.architectures import ARCHITECTURES, auxiliary_term, base, lived_in, normal
 from torch import Tensor
 
 import crux.sae.architectures

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from architectures import base, normal
+from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReluSAE

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import base
+from tests.support.architectures import base
 from torch import Tensor
 
 from crux.config.errors import UserError

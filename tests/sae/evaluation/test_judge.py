@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_saes import random_sae, relu_sae, scaling_sae
+from tests.support.small_saes import random_sae, relu_sae, scaling_sae
+from tests.support.toy_subject import ToySubject, random_toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_subject import ToySubject, random_toy
 
 from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE

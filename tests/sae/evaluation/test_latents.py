@@ -1,6 +1,6 @@
 import pytest
 import torch
-from toy_subject import ToySubject, random_toy
+from tests.support.toy_subject import ToySubject, random_toy
 
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.evaluation.latents import NO_TOKEN, choose_latents, logit_effects, strongest_contexts

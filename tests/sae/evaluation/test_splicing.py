@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from small_saes import random_sae, scaling_sae
+from tests.support.small_saes import random_sae, scaling_sae
+from tests.support.toy_subject import random_toy
 from torch import Tensor
-from toy_subject import random_toy
 
 from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_saes import random_sae
+from tests.support.small_saes import random_sae
+from tests.support.toy_subject import random_toy
 from torch import Tensor
-from toy_subject import random_toy
 
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
 from torch import Tensor
 
 from crux.config.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
 
 from crux.sae.formats import saelens
 

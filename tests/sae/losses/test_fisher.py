@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import gpt2
+from tests.support.small_runs import gpt2
 from torch import Tensor
 
 from crux.sae.losses.fisher import fisher

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.support.recorded_operators import OperatorRecorder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from watch import Watch
 
 from crux.sae.losses import label, readout
 from crux.sae.losses.label import Target, draw, label_loss
@@ -185,7 +185,7 @@ def test_its_cost(target: Target, products: int) -> None:
     def step() -> None:
         label_loss(h, W_U, b_U=None, softcap=5.0, tokens=tokens, target=target, generator=generator).backward()
 
-    with FlopCounterMode(display=False) as counter, Watch() as watch:
+    with FlopCounterMode(display=False) as counter, OperatorRecorder() as watch:
         step()
     predictions = batch * (pos - 1 if target == "data" else pos)
     assert counter.get_total_flops() == products * 2 * predictions * d * vocab

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import made_up_run
+from tests.support.made_up_runs import made_up_run
 
 from crux.runs.run_folder import RunFolder
 from crux.sae.sweeps.curves import curves

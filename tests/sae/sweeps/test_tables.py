@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up import made_up_run
+from tests.support.made_up_runs import made_up_run
 
 from crux.config.errors import UserError
 from crux.runs.run_folder import RunFolder

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
-from two_ranks import STEPS, Trace, trained
+from tests.support.architectures import ARCHITECTURES
+from tests.support.two_ranks import STEPS, Trace, trained
 
 from crux.training.processes import torchrun_variables
 
-TESTS = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SAME = [  # clipped hard in one of them, with AuxK of latents that die, accumulated, with positions left out
     "local/relu/auxk",
     "local/topk/clip",
@@ -49,12 +49,8 @@ RESUMED = ["local/batch_topk/steered/resume", "fisher/topk/accumulate/resume", "
 
 def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
     """By job and rank what was trained: one trace, or of a resumed job two."""
-    rooms = ("../src", ".", "sae/training", "sae/architectures", "subjects", "sae/evaluation")
-    more = {
-        "PYTHONPATH": os.pathsep.join(str(TESTS / room) for room in rooms),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(TESTS / "sae" / "training" / "two_ranks.py"), str(folder), *jobs]
+    more = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.two_ranks", str(folder), *jobs]
     logs = [folder / f"log_{rank}" for rank in (0, 1)]
     with ExitStack() as stack:
         processes = [

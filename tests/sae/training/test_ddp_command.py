@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import ROOT, composed
 from safetensors.torch import load_file
+from tests.support.sae_jobs import ROOT, composed
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from architectures import base
-from composed import ROOT
-from small_runs import Loss, gpt2, module_for, sae_for, source_for, token_batches
+from tests.support.architectures import base
+from tests.support.sae_jobs import ROOT
+from tests.support.small_runs import Loss, gpt2, module_for, sae_for, source_for, token_batches
 from torch.utils.flop_counter import FlopCounterMode
 
 from crux.sae.architectures.gradient_topk import GradientTopKSAE

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import base
-from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, module_of, sae_for, token_batches
+from tests.support.architectures import base
+from tests.support.small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, module_of, sae_for, token_batches
+from tests.support.toy_subject import ToySubject, random_toy
 from torch import Tensor, nn
-from toy_subject import ToySubject, random_toy
 
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.options import Auxk

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from architectures import base
-from interrupted import assert_going_on_equals_never_having_stopped
-from small_runs import (
+from tests.support.architectures import base
+from tests.support.interrupted_runs import assert_going_on_equals_never_having_stopped
+from tests.support.small_runs import (
     HOOK,
     LOSSES,
     NO_AUXK,

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from architectures import ARCHITECTURES, base
-from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
+from tests.support.architectures import ARCHITECTURES, base
+from tests.support.small_runs import HOOK, LOSSES, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, base
-from interrupted import assert_going_on_equals_never_having_stopped
-from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, source_for, token_batches
+from tests.support.architectures import ARCHITECTURES, base
+from tests.support.interrupted_runs import assert_going_on_equals_never_having_stopped
+from tests.support.small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, source_for, token_batches
 
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE

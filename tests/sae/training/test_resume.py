@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import assert_going_on_equals_never_having_stopped, leaves
-from small_runs import LOSSES, Loss, gpt2, module_for, run_fit, source_for, token_batches
+from tests.support.interrupted_runs import assert_going_on_equals_never_having_stopped, leaves
+from tests.support.small_runs import LOSSES, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch import Tensor
 
 from crux.config.errors import UserError

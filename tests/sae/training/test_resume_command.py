@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from composed import ROOT, composed
 from safetensors.torch import load_file
+from tests.support.sae_jobs import ROOT, composed
 
 from crux.config.errors import UserError
 from crux.sae.job import run

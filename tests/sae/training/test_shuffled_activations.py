@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import HOOK, gpt2, module_for, token_batches
+from tests.support.small_runs import HOOK, gpt2, module_for, token_batches
 from torch import Tensor
 
 from crux.sae.label_gradients import LabelGradients, clean_with_label_gradients

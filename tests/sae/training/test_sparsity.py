@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import gpt2, module_for, optimizer, run_fit, sae_for, source_for, token_batches
+from tests.support.small_runs import gpt2, module_for, optimizer, run_fit, sae_for, source_for, token_batches
 from torch import Tensor
 
 from crux.sae.training.sparsity import Sparsity, Steering

@@ -1,7 +1,7 @@
 """When each latent last fired, by hand and through the modules."""
 
 import torch
-from small_runs import HOOK, gpt2, module_for
+from tests.support.small_runs import HOOK, gpt2, module_for
 from torch import Tensor
 
 from crux.sae.training.activations import Activations

@@ -6,8 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import base
-from small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, run_fit, sae_for, source_for, token_batches
+from tests.support.architectures import base
+from tests.support.small_runs import (
+    HOOK,
+    LOSSES,
+    Loss,
+    gpt2,
+    module_for,
+    optimizer,
+    run_fit,
+    sae_for,
+    source_for,
+    token_batches,
+)
 from torch import Tensor
 
 from crux.sae.architectures.jumprelu import JumpReluSAE
@@ -246,7 +257,7 @@ def test_ctrl_c_comes_out_as_such_and_leaves_the_checkpoint(
 
 def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_path: Path) -> None:
     """‖s·x‖ is √d_model on average; x̂ of codes that are all zero is the mean activation."""
-    from composed import composed
+    from tests.support.sae_jobs import composed
 
     from crux.sae.build import build_sae
     from crux.sae.evaluation.mean import typical_activation

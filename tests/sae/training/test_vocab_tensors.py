@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import HOOK, Loss, gpt2, module_for, sae_for, token_batches
+from tests.support.small_runs import HOOK, Loss, gpt2, module_for, sae_for, token_batches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from scipy.stats import qmc
-from test_cube_moments import by_corners
+from tests.toy.exact.test_cube_moments import by_corners
 from torch import Tensor
 
 from crux.toy.exact.activity import Activity, anticorrelated, correlated, independent, one_active

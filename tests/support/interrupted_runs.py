@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_runs import run_fit
 from torch import Tensor
 
 from crux.runs.run_folder import RunFolder
 from crux.sae.training.sae_module import SAEModule
 from crux.training.fit import checkpoint_step
+from tests.support.small_runs import run_fit
 
 Job = Callable[[], tuple[SAEModule, Sequence[Any]]]
 """Makes the module and its batches anew, as a new process would."""

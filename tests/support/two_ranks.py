@@ -1,6 +1,6 @@
 """One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
 
-RANK=r LOCAL_RANK=r WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python two_ranks.py <folder> <job> [<job> …]
+RANK=r LOCAL_RANK=r WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python -m tests.support.two_ranks <folder> <job> [<job> …]
 leaves <folder>/<job>_<r>.pt
 """
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from architectures import ARCHITECTURES, base
-from small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, optimizer, run_fit, source_for, token_batches
 from torch import Tensor
 
 from crux.sae.architectures.options import Auxk
@@ -18,6 +16,18 @@ from crux.sae.architectures.site import Site
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Steering
+from tests.support.architectures import ARCHITECTURES, base
+from tests.support.small_runs import (
+    HOOK,
+    NO_AUXK,
+    Loss,
+    gpt2,
+    module_for,
+    optimizer,
+    run_fit,
+    source_for,
+    token_batches,
+)
 
 STEPS = 10
 

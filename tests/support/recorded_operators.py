@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Watch(TorchDispatchMode):
+class OperatorRecorder(TorchDispatchMode):
     """Notes every operator, and the largest tensor that is made."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from crux.config.registry import register
 from crux.sae.options import SaeJob
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def composed(*overrides: str) -> SaeJob:

@@ -1,9 +1,9 @@
 """SAEs as training leaves them, of every architecture, and what SAELens calls what is saved of them."""
 
-from architectures import ARCHITECTURES, base, lived_in, normal
 from torch import Tensor
 
 from crux.sae.architectures.sae import SAE
+from tests.support.architectures import ARCHITECTURES, base, lived_in, normal
 
 METADATA = {
     "model_name": "tiny",

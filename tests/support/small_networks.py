@@ -3,12 +3,12 @@
 import itertools
 
 import torch
-from tiny_subjects import CONFIGS
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import Subject
+from tests.support.tiny_subjects import CONFIGS
 
 
 def perceptron(widths: list[int], *, activation: type[nn.Module], seed: int) -> Chain:

@@ -1,0 +1,1 @@
+"""Stand-in networks, SAEs, runs and sweeps that several test files share."""
