@@ -49,7 +49,7 @@ def left(outputs: Path) -> list[str]:
 
 
 # arguments, where {} is the folder of `places`; what the line must say
-ISSUE = {  # the issue's list, deliverable 10
+MISTAKES = {  # common ones
     "loss=e2e_dss": ("loss=e2e_dss", "did you mean e2e_ds", "local"),
     "spasity=1": ("spasity", "did you mean sparsity"),
     "layer=six": ("layer=six", "whole number"),
@@ -183,7 +183,7 @@ def check_line(err: str, *said: str) -> None:
         assert part in err, f"{part!r} is not in {err!r}"
 
 
-@pytest.mark.parametrize("line", ISSUE)
+@pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line_within_two_seconds(line: str, places: Path, tmp_path: Path, command: list[str]) -> None:
     started, before = time.perf_counter(), os.times()
     ended = subprocess.run(
@@ -191,7 +191,7 @@ def test_a_mistake_is_one_line_within_two_seconds(line: str, places: Path, tmp_p
     )
     seconds, after = time.perf_counter() - started, os.times()
     assert ended.returncode == 2
-    check_line(ended.stderr, *ISSUE[line])
+    check_line(ended.stderr, *MISTAKES[line])
     assert ended.stdout == ""
     assert left(tmp_path / "out") == []
     worked = after.children_user + after.children_system - before.children_user - before.children_system

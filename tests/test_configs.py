@@ -123,7 +123,7 @@ def test_losses_differ_in_their_terms_alone(composed: Callable[..., Job]) -> Non
     assert e2e_ds.downstream > 0
 
 
-# Braun et al. 2405.12241, from reference/e2e_sae.md §1.2: run at similar CE loss increase → (λ, reconstruction, KL, downstream)
+# Braun et al. 2405.12241, docs/reference/end_to_end_saes.md §2: the run at similar CE loss increase → (λ, reconstruction, KL, downstream)
 PAPER = {
     (2, "local"): (0.8, 1.0, 0.0, 0.0),
     (6, "local"): (4.0, 1.0, 0.0, 0.0),
@@ -152,7 +152,7 @@ def test_the_papers_runs_have_the_papers_numbers(layer: int, loss: str, composed
         assert isinstance(c.loss, E2EDownstream)
         assert c.loss.downstream_hooks == [f"blocks.{k}.hook_resid_pre" for k in range(layer + 1, 12)]
     assert (c.loss.skip_positions, c.loss.max_norm) == ([], None)
-    # §1.3, §1.4
+    # docs/reference/end_to_end_saes.md §3 and §4
     assert (c.model.name, c.model.process_weights, c.model.context) == ("gpt2", True, 1024)
     assert isinstance(c.data, HubData)
     assert c.data.name == "apollo-research/Skylion007-openwebtext-tokenizer-gpt2"

@@ -41,7 +41,10 @@ def of_rank(rows: int, columns: int, r: int) -> Tensor:
 
 @pytest.mark.parametrize(("r_in", "r_out", "hessian"), [(4, 3, 12), (6, 5, 30), (4, 2, 8)])
 def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: int, hessian: int) -> None:
-    """d_in = 6 activations of rank r_in, d_out = 5 of which r_out directions reach the output: reference 2.5's counts."""
+    """d_in = 6 activations of rank r_in, d_out = 5 of which r_out directions reach the output.
+
+    Expected ranks: docs/reference/learning_coefficients.md §5.
+    """
     torch.manual_seed(0)
     first, middle, last = (nn.Linear(a, b, bias=False).double() for a, b in ((6, 6), (6, 5), (5, 5)))
     with torch.no_grad():

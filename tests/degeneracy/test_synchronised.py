@@ -32,7 +32,7 @@ def naive(p: Tensor) -> Tensor:
 
 
 def one_matmul(p: Tensor) -> Tensor:
-    """The reference's form: Oᵀ(P²) + 1 colsum(O∘P²) − 2 Oᵀ(O∘P²), over colsum(O∘P²)."""
+    """docs/reference/interaction_basis.md §5: Oᵀ(P²) + 1 colsum(O∘P²) − 2 Oᵀ(O∘P²), over colsum(O∘P²)."""
     o, square = (p > 0).double(), p.square()
     below = (o * square).sum(0)
     return (o.T @ square + below - 2 * o.T @ (o * square)) / below

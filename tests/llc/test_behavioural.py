@@ -114,7 +114,10 @@ def n_eff_by_quadrature(epsilon: float) -> float:
 
 
 def test_a_curve_that_is_known_against_quadrature_and_sampler() -> None:
-    """L = a w² + c w⁴ (reference 2.5): one parameter below ε = a²/c, a half above; the spectrum alone says one everywhere."""
+    """L = a w² + c w⁴ has one parameter below ε = a²/c and a half above; by the spectrum alone it has one everywhere.
+
+    (docs/reference/learning_coefficients.md §5)
+    """
     epsilon = [1e-9, 1e-6, 1e-3]
     exact = [n_eff_by_quadrature(e) for e in epsilon]
     assert exact == pytest.approx([1.00, 0.73, 0.51], abs=6e-3)

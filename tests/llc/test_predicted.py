@@ -1,4 +1,4 @@
-"""The predicted estimate: the reference's table, and the sampler that it is about."""
+"""The predicted estimate: the table of docs/reference/learning_coefficients.md §3, and the sampler that it is about."""
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ from crux.llc.losses import NO_DATA, Batch
 from crux.llc.samplers.sgld import SGLD
 
 A = (1.0, 1.0, 0.5, 0.1, 0.02)
-"""The reference's (2.3)."""
+"""Eigenvalues of the quadratic loss in docs/reference/learning_coefficients.md §3."""
 
 
 def quadratic(p: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -1,4 +1,6 @@
-"""The behavioural loss: how far a network's outputs are from those of θ* (Bushnaq et al. 2405.10927, §2.2; reference 2.5).
+"""The behavioural loss: how far a network's outputs are from those of θ* (Bushnaq et al. 2405.10927).
+
+See docs/reference/learning_coefficients.md §5.
 
     MSE:  L_B(θ | θ*) = (1/n) Σ_x ‖f_θ(x) − f_θ*(x)‖²
     KL:   L_B(θ | θ*) = (1/n) Σ_x KL(softmax f_θ*(x) ‖ softmax f_θ(x))

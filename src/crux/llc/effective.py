@@ -1,4 +1,6 @@
-"""The effective number of parameters at a cutoff ε: N_eff(ε) = 2 λ_B(ε) (Bushnaq et al. 2405.10927, §2.3; reference 2.5).
+"""The effective number of parameters at a cutoff ε: N_eff(ε) = 2 λ_B(ε) (Bushnaq et al. 2405.10927).
+
+See docs/reference/learning_coefficients.md §5.
 
 λ_B(ε) is the learning coefficient of the behavioural loss at nβ = 1/ε: how many directions cost more than ε. In finite-data singular
 learning theory that, not the limit, is what a network trained on so much data has. While the loss is quadratic, with Hessian

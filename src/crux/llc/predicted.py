@@ -5,7 +5,7 @@ SGLD with step ε, localisation γ, gradient noise of variance v_i a step (s²/m
     λ̂ = ½ Σ_i (nβ a_i / h_i) · [1 + ε (nβ)² v_i / 4] / (1 − ε h_i / 4)
 
 so localisation shrinks (MacKay's effective parameters), the step size inflates and diverges at ε h = 4, minibatch noise inflates with
-(nβ)². A chain needs 2 / (ε h_i) steps to forget (reference 2.3).
+(nβ)². A chain needs 2 / (ε h_i) steps to forget (docs/reference/learning_coefficients.md §3).
 """
 
 import torch

@@ -30,7 +30,7 @@ def database(outputs: Path) -> str:
 def prepare(uri: str, experiment: str, outputs: Path) -> str:
     """Creates database and experiment where they are missing, one process at a time; returns the experiment's id.
 
-    Eight cold starts at once corrupt MLflow's migration; WAL lets jobs write beside each other (reference B2, B3).
+    Eight cold starts at once corrupt MLflow's migration; WAL lets jobs write at the same time (docs/reference/libraries.md §3).
 
     Raises:
         MlflowException, sqlite3.Error, OSError: where the database cannot be made, read or written.

@@ -6,8 +6,8 @@ import math
 def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_lr_factor: float) -> float:
     """Share of the peak rate at optimiser step `step` (from 0).
 
-    (step + 1) / warmup_steps while warming up (the authors' first step has rate 0, reference §1.4), then from 1 down to
-    `min_lr_factor` on half a cosine that ends at `max_steps`.
+    (step + 1) / warmup_steps during the warm-up, then from 1 down to `min_lr_factor` on half a cosine that ends at `max_steps`.
+    The rate of step 0 is not zero, unlike that of Braun et al. (docs/reference/end_to_end_saes.md §4).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -17,7 +17,7 @@ def made(beta: float, k: int = 4) -> GradientTopKSAE:
 
 
 def plain_codes(sae: GradientTopKSAE, x: Tensor, g: Tensor, mean: Tensor) -> Tensor:
-    """The reference's formula as it stands: z, a, s, the k largest s."""
+    """Compute the formula of docs/reference/gradient_saes.md §1 step by step: z, a, s, the k largest s."""
     z = sae.pre_activations(x).relu()
     a = (g @ sae.dictionary().T).abs()
     s = z * (1 + sae.beta * a / mean)

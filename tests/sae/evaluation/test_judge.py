@@ -113,7 +113,7 @@ class TestByHand:
 
 
 class TestPeersErrors:
-    """What the only earlier implementation got wrong (reference/e2e_sae.md §2.2), and its like."""
+    """Errors of the authors' implementation (docs/reference/end_to_end_saes.md §7) and of others."""
 
     def test_kl_is_clean_to_spliced(self) -> None:
         metrics = judge_by_hand([[0, 0]]).metrics

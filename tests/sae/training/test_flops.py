@@ -1,4 +1,4 @@
-"""The step's arithmetic against the analytic minimum (design.md §5), at the packaged model's shape.
+"""The step's arithmetic against the analytic minimum (docs/architecture.md §5), at the packaged model's shape.
 
 Counted are the matrix products. Attention counts the whole T × T square, causal or not, in the count and in the formula
 alike: 2 products forward, and 2.5 times that backward (5 products).

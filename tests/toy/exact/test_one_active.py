@@ -1,4 +1,4 @@
-"""The one-active loss against the pattern enumeration and the published k-gons (reference 2.4)."""
+"""The one-active loss against the pattern enumeration and the published k-gons (docs/reference/learning_coefficients.md §4.2)."""
 
 import math
 

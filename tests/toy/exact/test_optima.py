@@ -1,4 +1,4 @@
-"""Exact optima: the published table of n = 5, m = 2 (reference 1.4(5)), and the crossing where the fifth feature is sparser."""
+"""Exact optima of five features in two dimensions (docs/reference/toy_models.md §4.5), and the crossing if the fifth feature is sparser."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each solid's dimensionality, as the paper and the reference give it, to 1e-6 on exact weights."""
+"""The dimensionality of each solid (docs/reference/toy_models.md §4.4), to 1e-6 on exact weights."""
 
 from itertools import combinations
 

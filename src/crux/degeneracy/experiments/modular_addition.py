@@ -19,7 +19,8 @@ PUBLISHED = {
     3: ((115, 71, 547), (58, 60, 535)),
     4: ((130, 117, 752), (91, 82, 694)),
 }
-"""Edges needed within 0.001 of the accuracy, principal components and local interaction basis, by seed: rib's files (reference 3.3)."""
+"""Edges needed within 0.001 of the accuracy by principal components and by the local interaction basis, per seed
+(docs/reference/interaction_basis.md §3, from rib's files)."""
 
 
 def result(job: AdditionBasesJob, run: Run) -> Result:

@@ -22,8 +22,8 @@ def kth_largest(values: Float[Tensor, "n"], k: int) -> Float[Tensor, ""]:
 class BatchTopKSAE(SAE):
     """In training, ReLU(pre) where it is among the k · tokens largest of the batch; afterwards where it exceeds a threshold.
 
-    The threshold is the running mean of the smallest kept value (§3.2): with it a token's codes are a function of that
-    token alone, JumpReLU. Values equal to the smallest kept one are all kept; where a batch has fewer than k · tokens
+    The threshold is the running mean of the smallest kept value (Bussmann et al. 2412.06410, §3.2): with it a token's codes are
+    a function of that token alone, JumpReLU. Values equal to the smallest kept one are all kept; where a batch has fewer than k · tokens
     positive values all of these are kept, and what is observed is zero. Of several ranks each chooses among its own tokens, and the
     threshold is the mean over them.
 

@@ -13,7 +13,9 @@ from crux.sae.architectures.sae import Base, Codes, mean_over_tokens
 
 
 class MatryoshkaSAE(BatchTopKSAE):
-    """BatchTopK with nested dictionaries: every prefix of the latents is asked for a reconstruction of its own (§3).
+    """BatchTopK with nested dictionaries: every prefix of the latents gives a reconstruction of its own.
+
+    (Bussmann et al. 2503.17547, §3)
 
     Args:
         k: mean latents a token, over the whole dictionary.

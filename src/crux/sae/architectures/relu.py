@@ -15,5 +15,5 @@ class ReluSAE(SAE):
         return Codes(F.relu(pre), pre)
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-        """mean over tokens of ‖c‖₁ / d_model: the paper's φ/λ (§2.1, with the 1/d_model of the authors' code)."""
+        """Return the mean over tokens of ‖c‖₁ / d_model: φ/λ of Braun et al. (§2.1, with the 1/d_model of the authors' code)."""
         return mean_over_tokens(codes.c.sum(-1), weight) / self.d_model  # codes are not negative

@@ -1,4 +1,4 @@
-"""The Fisher-weighted error: the end-to-end KL's second order, from the clean pass alone (reference A.6).
+"""The Fisher-weighted error: the end-to-end KL's second order, from the clean pass alone (docs/reference/gradient_saes.md §5).
 
     ½ (Σ_t g_t · δ_t)² / T,   g = ∂(Σ_t −log q_t(y_t))/∂x at the clean activations,   y_t ~ q_t,   δ = x̂ − x
 

@@ -1,7 +1,7 @@
 """The loss whose gradient a gradient SAE looks at: summed over tokens, so that no batch size is in it (g-SAE, 2411.10397).
 
     data         Σ_t −log q_t(token t+1)          the text's own next tokens: the label leaks into what looks at the gradient
-    sampled      Σ_t −log q_t(y_t),  y_t ~ q_t    independent of the data; E[g gᵀ] is the predictions' information matrix (reference A.2)
+    sampled      Σ_t −log q_t(y_t),  y_t ~ q_t    independent of the data; E[g gᵀ] is the predictions' information matrix
     top_logit    Σ_t −max_v z_tv                  minus the top logit, so that every target falls as its label gets likelier
 
 with z the (capped) logits, q = softmax(z). In nats, but for `top_logit`, which has the unit of a logit.

@@ -12,7 +12,7 @@ def mse(
     """mean over tokens *and* dimensions of (x̂ − x)², in squared activation units.
 
     `weight` (0 or 1 a token) leaves tokens out. The paper writes ‖x̂ − x‖², a sum over d; its code, and so its coefficients,
-    take the mean (reference §1.2).
+    take the mean (docs/reference/end_to_end_saes.md §2).
     """
     per_token = (reconstruction - target).float().square().mean(-1)
     return per_token.mean() if weight is None else (per_token * weight).sum() / weight.sum()

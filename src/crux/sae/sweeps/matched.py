@@ -13,7 +13,7 @@ RESAMPLES, BOOTSTRAP_SEED, ENOUGH_SEEDS = 10_000, 0, 5
 def at_l0(l0s: Sequence[float], values: Sequence[float], *, l0: float) -> float:
     """Return the measurement at an L0, linear between the two neighbouring points; NaN outside their range.
 
-    The paper interpolates in the same way (its `plot_performance.py`; reference §3, Fig. 1).
+    The paper interpolates in the same way (its `plot_performance.py`; docs/reference/end_to_end_saes.md §6).
     """
     points = sorted(zip(l0s, values, strict=True))
     return float(np.interp(l0, *zip(*points, strict=True), left=math.nan, right=math.nan)) if points else math.nan

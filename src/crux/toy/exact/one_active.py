@@ -2,7 +2,8 @@
 
     L = Σ_j q_j E_x Σ_i I_i (x_i − ReLU(A_ij x + b_i))²,    x_i = x if i = j, else 0;   q_j = P(feature j is the active one)
 
-with x uniform on [0, 1], or on [−1, 1] where `signed`: n² one-dimensional integrals (reference 1.4.2). A sum over features.
+with x uniform on [0, 1], or on [−1, 1] where `signed`: n² one-dimensional integrals
+(docs/reference/toy_models.md §4.2). A sum over features.
 Chen et al. 2310.06301 write L = H / (3c) with q_j = 1/c and take the mean over data of the sum over features too: this L is theirs.
 """
 

@@ -1,6 +1,6 @@
 """The exact local optima of a small ReLU-output toy model: structured starts and random ones, each polished by L-BFGS.
 
-Structures are what superposition is known to build (reference 1.4, 1.4.5): every hidden dimension empty, kept for one
+Structures are what superposition is known to build (docs/reference/toy_models.md §4.5): every hidden dimension empty, kept for one
 feature, or shared by an antipodal pair (a digon); in place of two dimensions also a regular k-gon; the features left over are
 dead (W_i = 0, b_i = E x_i). Features of equal importance and density are interchangeable: of arrangements that differ by such
 a swap, one is tried. Every start is shaken a little, so that a saddle point is left.

@@ -2,7 +2,7 @@
 
 n = m + 1 features for m = 1 or 2 hidden dimensions; the first m have importance 1, the extra one r; all have density p, magnitudes U[0, 1].
 The extra feature is not represented (class 0), in superposition (1), or has a dimension of its own (2). Losses, with weights
-fixed at unit norm and b = 0 but for a dropped feature's b = p/2 (reference 1.4.3), are
+fixed at unit norm and b = 0 but for a dropped feature's b = p/2 (docs/reference/toy_models.md §4.3), are
 
     not represented        r (p/3 − p²/4)
     in superposition       (1 + r) p²/6, antipodal with one of the others

@@ -39,7 +39,7 @@ SAME = 1e-4
 """Relative difference below which two losses of one geometry are one local optimum."""
 
 EXACT_CROSSING = 3.7
-"""How many times sparser the varied feature is where pentagon and digons lose alike, at p = 0.05 (reference 1.4.5, two figures)."""
+"""Ratio of densities at which pentagon and digons have the same loss, at p = 0.05, to two digits (docs/reference/toy_models.md §4.5)."""
 
 
 def programs(toy: OneVariedFeature, *, seed: int) -> list[Program]:

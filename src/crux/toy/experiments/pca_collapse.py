@@ -34,7 +34,7 @@ class Range(NamedTuple):
 
 
 PAPER = {0: Range(0, 0.05), 1: Range(0.05, 0.15), 2: Range(0.15, 0.2), 3: Range(0.25, 0.5)}
-"""Reference 1.3."""
+"""The paper's thresholds (docs/reference/toy_models.md §3)."""
 
 EXACT = {0: Range(0, 0.073), 1: Range(0.073, 0.143), 2: Range(0.143, 0.394), 3: Range(0.394, 0.5)}
 """Where the exact losses of the best optimum with so many meet (L-BFGS from each arrangement and from random starts). Three
