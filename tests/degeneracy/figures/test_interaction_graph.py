@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from tests.support.figures import find_panel
 
 from crux.degeneracy.figures.interaction_graph import MOST, PALE, colour, interaction_graph, marker
 
@@ -12,19 +14,22 @@ MODULES = [np.array([0, 1, 1, -1]), np.array([0, 1]), np.array([0])]
 
 
 def lines(figure: Figure) -> list[LineCollection]:
-    return [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    return [c for c in find_panel(figure).collections if isinstance(c, LineCollection)]
 
 
 def test_every_node_stands_in_its_layer_in_the_order_of_modules() -> None:
     figure = interaction_graph(WEIGHTS, MODULES, layers=["a", "b", "c"], title="t")
-    (axes,) = figure.axes
+    axes = find_panel(figure)
     groups = [c for c in axes.collections if isinstance(c, PathCollection)]
     nodes = np.concatenate([np.asarray(c.get_offsets()) for c in groups])
     assert [int((nodes[:, 0] == i).sum()) for i in range(3)] == [4, 2, 1]
-    first = [(to_hex(c.get_facecolor()[0]), y) for c in groups for x, y in np.asarray(c.get_offsets()) if x == 0]
+    first = [
+        (to_hex(np.asarray(c.get_facecolor())[0]), y) for c in groups for x, y in np.asarray(c.get_offsets()) if x == 0
+    ]
     from_top = [hue for hue, y in sorted(first, key=lambda pair: -pair[1])]
     assert from_top == [c.lower() for c in (colour(0), colour(1), colour(1), PALE)]
-    numbers = {t.get_text(): t.xy[1] for t in axes.texts if t.xy[0] == 0}  # pyright: ignore[reportAttributeAccessIssue]
+    texts = [text for text in axes.texts if isinstance(text, Annotation)]
+    numbers = {text.get_text(): text.xy[1] for text in texts if text.xy[0] == 0}
     assert numbers["0"] > numbers["2"] > numbers["1"] > numbers["3"]  # in a module by strength
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "c"]
     legend = axes.get_legend()
@@ -36,7 +41,7 @@ def test_lines_are_stronger_for_stronger_edges_and_coloured_inside_a_module() ->
     first, second = lines(interaction_graph(WEIGHTS, MODULES, layers=["a", "b", "c"], title="t"))
     assert len(first.get_segments()) == 3
     alphas = np.asarray(first.get_colors())[:, 3]
-    widths = np.asarray(first.get_linewidths())
+    widths = np.asarray(first.get_linewidth())
     assert (np.diff(alphas) > 0).all()
     assert (np.diff(widths) > 0).all()
     assert [to_hex(c[:3]) for c in np.asarray(first.get_colors())] == [colour(m).lower() for m in (1, 1, 0)]
@@ -51,9 +56,10 @@ def test_the_strongest_lines_of_many_and_the_title_says_so() -> None:
     figure = interaction_graph(many, [np.arange(100) % 9] * 2, layers=["a", "b"], title="many")
     (drawn,) = lines(figure)
     assert len(drawn.get_segments()) == MOST
-    assert figure.axes[0].get_title(loc="left") == f"many  (the strongest {MOST} of 10000 edges)"
-    legend = figure.axes[0].get_legend()
+    axes = find_panel(figure)
+    assert axes.get_title(loc="left") == f"many  (the strongest {MOST} of 10000 edges)"
+    legend = axes.get_legend()
     assert legend is not None
     assert legend.get_texts()[-1].get_text() == "and 1 more"
-    assert not figure.axes[0].texts
+    assert not axes.texts
     assert (colour(0), marker(0)) != (colour(6), marker(6))

@@ -5,6 +5,8 @@ import io
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from tests.support.figures import find_line, find_panel, points
 
 from crux.sae.figures.densities import density_histogram
 from crux.sae.figures.downstream import downstream
@@ -35,10 +37,10 @@ def test_loss_curves_show_every_term_there_is() -> None:
     figure = loss_curves(
         history, terms={"train/kl": "KL (nats/token)", "val/kl": "held out", "train/none": "none"}, l0="train/l0"
     )
-    above, below = figure.axes
+    above, below = find_panel(figure, y="loss term"), find_panel(figure, y="L0")
     assert [line.get_label() for line in above.lines] == ["KL (nats/token)", "held out"]
-    np.testing.assert_allclose(np.asarray(above.lines[0].get_ydata()), [1 / s for s in range(1, 30)])
-    assert below.lines[0].get_xydata()[-1].tolist() == [29, 21]
+    np.testing.assert_allclose(points(find_line(above, "KL"))[:, 1], [1 / s for s in range(1, 30)])
+    assert points(below.lines[0])[-1].tolist() == [29, 21]
     assert "step" in below.get_xlabel()
     assert rendered(figure).startswith(b"\x89PNG")
 
@@ -51,10 +53,11 @@ def test_loss_curves_of_short_or_broken_runs(history: list[dict[str, float]]) ->
 
 
 def test_downstream_begins_at_the_sae_and_leaves_out_what_is_missing() -> None:
-    left, right = downstream(METRICS, hook="blocks.6.hook_resid_pre", n_layers=8, at=6).axes
-    assert left.lines[0].get_xydata().tolist() == [[6, 0.5], [7, 0.8], [8, 0.9]]
-    assert left.lines[1].get_xydata().tolist() == [[6, 0.4], [7, 0.6]]
-    assert right.lines[0].get_xydata().tolist() == [[6, 0.7], [7, 0.6], [8, 0.5]]
+    figure = downstream(METRICS, hook="blocks.6.hook_resid_pre", n_layers=8, at=6)
+    left, right = find_panel(figure, y="MSE"), find_panel(figure, y="explained variance")
+    assert points(left.lines[0]).tolist() == [[6, 0.5], [7, 0.8], [8, 0.9]]
+    assert points(left.lines[1]).tolist() == [[6, 0.4], [7, 0.6]]
+    assert points(right.lines[0]).tolist() == [[6, 0.7], [7, 0.6], [8, 0.5]]
     assert right.get_ylim()[0] < -3
     assert [left.xaxis.get_major_formatter()(k, 0) for k in (6, 7, 8)] == ["6", "7", "end"]
 
@@ -66,8 +69,8 @@ def test_downstream_at_the_last_residual_is_rendered() -> None:
 def test_densities_count_the_dead() -> None:
     densities = np.array([0.0, 0.0, 0.001, 0.5, 1.0])
     figure = density_histogram(densities, n_tokens=1000)
-    axes = figure.axes[0]
-    assert sum(bar.get_height() for bar in axes.patches) == 3
+    axes = find_panel(figure)
+    assert sum(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)) == 3
     assert axes.get_title(loc="left") == "3 of 5 latents fire in 1,000 tokens; 2 (40.0 %) never do"
     rendered(figure)
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tests.support.figures import find_line, find_panel, find_panels, points
 from tests.support.made_up_runs import made_up_run
 
 from crux.runs.run_folder import RunFolder
@@ -70,28 +70,28 @@ def test_it_is_the_same_byte_for_byte_from_the_same_folders(which: str, tmp_path
 def test_the_figures_show_the_runs(tmp_path: Path) -> None:
     sweep_of(tmp_path, losses=("local", "e2e"), seeds=2, sparsities=3)
     drawn = pictures(curves(finished_runs(tmp_path)), at=AT)
-    (axes,) = drawn["pareto_l0"].axes
+    axes = find_panel(drawn["pareto_l0"])
     assert len(axes.lines) == 2 * (2 + 1)  # the seeds and their mean, of each loss
-    assert np.asarray(axes.lines[2].get_xydata()).tolist() == [[10, pytest.approx(0.3)], [20, 0.2], [30, 0.1]]
+    assert points(axes.lines[2]).tolist() == [[10, pytest.approx(0.3)], [20, 0.2], [30, 0.1]]
     assert "nats per token" in axes.get_ylabel()
-    (alive,) = drawn["pareto_alive"].axes
+    alive = find_panel(drawn["pareto_alive"])
     assert alive.get_xlabel() == "alive latents (fire in 1,000 held-out tokens)"
-    left, right = drawn["downstream"].axes
-    assert [line.get_label() for line in left.lines[:2]] == ["local, L0 20", "e2e, L0 20"]
-    assert np.asarray(left.lines[0].get_xydata()).tolist() == [[6, 2], [7, 3], [8, 4]]  # n = 1 is at L0 20
-    assert np.asarray(right.lines[0].get_ydata()) == pytest.approx([0.5, 0.405, 0.3])
+    left, right = find_panel(drawn["downstream"], y="MSE"), find_panel(drawn["downstream"], y="explained variance")
+    assert find_line(left, "e2e, L0 20")
+    assert points(find_line(left, "local, L0 20")).tolist() == [[6, 2], [7, 3], [8, 4]]  # n = 1 is at L0 20
+    assert points(find_line(right, "local, L0 20"))[:, 1] == pytest.approx([0.5, 0.405, 0.3])
 
 
 def test_each_place_has_its_own_panel(tmp_path: Path) -> None:
     sweep_of(tmp_path, losses=("local", "e2e"), seeds=1, sparsities=1, layers=(2, 4, 6))
     drawn = pictures(curves(finished_runs(tmp_path)), at=AT)
-    titles = [axes.get_title(loc="left") for axes in drawn["pareto_l0"].axes]
+    titles = [axes.get_title(loc="left") for axes in find_panels(drawn["pareto_l0"])]
     assert titles == [f"blocks.{layer}.hook_resid_pre" for layer in (2, 4, 6)]
-    assert len(drawn["downstream"].axes) == 6
-    assert [line.get_label() for line in drawn["downstream"].axes[0].lines[:2]] == [
-        "local, L0 30 (λ=0)",
-        "e2e, L0 30 (λ=0)",
-    ]
+    for place in titles:
+        left = find_panel(drawn["downstream"], title=place, y="MSE")
+        assert find_line(left, "local, L0 30 (λ=0)")
+        assert find_line(left, "e2e, L0 30 (λ=0)")
+    assert len(find_panels(drawn["downstream"], y="explained variance")) == 3
 
 
 def test_runs_without_an_l0_of_their_own_are_in_the_table_alone(tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from mpl_toolkits.mplot3d.art3d import Line3D
+from tests.support.figures import find_line, find_panel, find_panels, points
 
 from crux.toy.figures.dimensionality import toy_dimensionality
 from crux.toy.figures.dynamics import toy_dynamics
@@ -18,6 +22,10 @@ ANGLES = np.arange(5) * 2 * np.pi / 5
 PENTAGON = np.stack([np.cos(ANGLES), np.sin(ANGLES)])
 NAMES = ["dedicated  1", "tetrahedron  3/4", "triangle  2/3", "digon  1/2", "pentagon  2/5", "square antiprism  3/8"]
 FRACTIONS = [1, 3 / 4, 2 / 3, 1 / 2, 2 / 5, 3 / 8]
+
+
+def bars(axes: Axes) -> list[Rectangle]:
+    return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
 def rendered(figure: Figure) -> None:
@@ -39,24 +47,24 @@ def test_polygons_have_a_panel_a_model_and_a_ray_a_feature(panels: int) -> None:
     weights = np.stack([PENTAGON * (1 + k) for k in range(panels)])
     importances = 0.9 ** np.arange(5)
     figure = toy_polygons(weights, importances=importances, titles=[f"model {k}" for k in range(panels)])
-    *models, bar = figure.axes
+    models = find_panels(figure, title="model")
     assert [axes.get_title(loc="left") for axes in models] == [f"model {k}" for k in range(panels)]
     for axes, W in zip(models, weights, strict=True):
         rays, dots = axes.collections
         np.testing.assert_allclose(np.asarray(dots.get_offsets()), W.T)
-        np.testing.assert_allclose([path.vertices[1] for path in rays.get_paths()], W.T)
+        np.testing.assert_allclose([np.asarray(path.vertices)[1] for path in rays.get_paths()], W.T)
         np.testing.assert_allclose(np.asarray(dots.get_array()), importances)
         assert axes.get_aspect() == 1
         assert axes.get_xlim()[1] > panels
     assert models[0].get_ylabel() == "hidden unit 2"
     assert models[-1].get_xlabel() == "hidden unit 1"
-    assert bar.get_ylabel() == "importance of the feature"
+    assert find_panel(figure, y="importance of the feature")
     rendered(figure)
 
 
 def test_equal_importances_need_no_scale_of_colours() -> None:
     figure = toy_polygons(PENTAGON[None], importances=np.ones(5), titles=["p"])
-    assert len(figure.axes) == 1
+    assert not find_panels(figure, y="importance")
     rendered(figure)
 
 
@@ -67,8 +75,7 @@ def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
     shared = np.array([[1.5] * 5, [0, 0.25, 0.5, 0.75, 1], [0.0] * 5])
     titles = ["linear", "density 0.1", "nothing"]
     figure = toy_superposition(weights=weights, biases=biases, norms=norms, superposition=shared, titles=titles)
-    above, below, bars = figure.axes[:3], figure.axes[3:6], figure.axes[6:]
-    assert [axes.get_title(loc="left") for axes in above] == titles
+    above, below = [find_panel(figure, title=title) for title in titles], find_panels(figure, x="norm")
     for k, axes in enumerate(above):
         products, bias = axes.images
         np.testing.assert_allclose(np.asarray(products.get_array()), weights[k].T @ weights[k])
@@ -76,13 +83,13 @@ def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
         assert products.norm is bias.norm  # one scale of colours
         assert products.get_extent()[1] < bias.get_extent()[0]  # side by side
         assert axes.get_xticklabels()[-1].get_text() == "b"
-        np.testing.assert_allclose([bar.get_width() for bar in below[k].patches], norms[k])
+        np.testing.assert_allclose([bar.get_width() for bar in bars(below[k])], norms[k])
         assert below[k].get_ylim() == axes.get_ylim() == (4.5, -0.5)  # features downwards in both
-    colours = [bar.get_facecolor() for bar in below[1].patches]
+    colours = [bar.get_facecolor() for bar in bars(below[1])]
     assert len(set(colours)) == 5
-    assert below[0].patches[0].get_facecolor() == colours[-1]  # bright from 1 on
-    assert below[0].get_xlabel() == r"norm $\|W_i\|$"
-    assert [bar.get_ylabel().split()[0] for bar in bars] == ["$W^T", "superposition"]
+    assert bars(below[0])[0].get_facecolor() == colours[-1]  # bright from 1 on
+    assert find_panel(figure, y="$W^T W$, and bias")
+    assert find_panel(figure, y="superposition")
     rendered(figure)
 
 
@@ -91,16 +98,15 @@ def test_dimensionality_goes_through_the_mean_of_seeds_and_names_the_fractions()
     spread = np.array([0.4, 1.0, 0.6])
     D = np.array([[0.4, 0.4, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
     figure = toy_dimensionality(densities=densities, dimensions_per_feature=spread, dimensionality=D)
-    (axes,) = figure.axes
-    line = axes.get_legend_handles_labels()[0][1]
-    np.testing.assert_allclose(line.get_xydata(), [[1, 1.0], [10, 0.5]])
+    axes = find_panel(figure)
+    np.testing.assert_allclose(points(find_line(axes, "$D^*")), [[1, 1.0], [10, 0.5]])
     dots = next(c for c in axes.collections if isinstance(c, PathCollection)).get_offsets()
     np.testing.assert_allclose(np.asarray(dots)[:, 1], D.ravel())
     np.testing.assert_allclose(np.asarray(dots)[:, 0].reshape(3, 3), np.outer([10, 1, 10], np.ones(3)), rtol=0.6)
     assert axes.get_xscale() == "log"
     assert "density" in axes.get_xlabel()
     assert [text.get_text() for text in axes.texts] == NAMES
-    marked = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    marked = [points(line)[0, 1] for line in axes.lines if line.get_linestyle() == ":"]
     assert marked == pytest.approx(FRACTIONS)
     rendered(figure)
 
@@ -115,14 +121,14 @@ def test_dynamics_share_their_steps() -> None:
     D = np.array([[0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
     loss = 1 / (1 + loss_steps)
     figure = toy_dynamics(steps=steps, dimensionality=D, loss_steps=loss_steps, loss=loss)
-    above, below, bar = figure.axes
+    above, below = find_panel(figure, y="dimensionality"), find_panel(figure, x="optimiser step", y="loss")
     curves = [line for line in above.lines if line.get_linestyle() == "-"]
-    np.testing.assert_allclose([line.get_ydata() for line in curves], D.T)
-    np.testing.assert_allclose(np.asarray(below.lines[0].get_ydata()), loss)
+    np.testing.assert_allclose([points(line)[:, 1] for line in curves], D.T)
+    np.testing.assert_allclose(points(below.lines[0])[:, 1], loss)
     assert below.get_xlim() == above.get_xlim()
     assert below.get_yscale() == "log"
     assert (below.get_xlabel(), below.get_ylabel()) == ("optimiser step", "loss")
-    assert bar.get_ylabel() == "feature i"
+    assert find_panel(figure, y="feature i")
     assert [text.get_text() for text in above.texts] == NAMES
     rendered(figure)
 
@@ -133,7 +139,7 @@ def test_the_names_of_the_fractions_do_not_overlap() -> None:
     below = toy_dynamics(steps=np.arange(2), dimensionality=np.ones((2, 1)), loss_steps=np.arange(2), loss=np.ones(2))
     for drawn in (figure, below):
         rendered(drawn)
-        boxes = [text.get_window_extent() for text in drawn.axes[0].texts]
+        boxes = [text.get_window_extent() for text in find_panel(drawn, y="dimension").texts]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
@@ -145,12 +151,13 @@ def test_vulnerability_beside_features_per_dimension() -> None:
         stronger=np.array([1.0, 3.5, 2.5]),
         features_per_dimension=np.array([1.0, 4.0, 1.5]),
     )
-    left, right = figure.axes
-    attack, stronger, crowd = left.lines
-    np.testing.assert_allclose(attack.get_xdata(), [1, 1 / 0.3, 10])  # dense to sparse, whatever the order given
-    np.testing.assert_allclose(attack.get_ydata(), [1, 2, 3])
-    np.testing.assert_allclose(stronger.get_ydata(), [1, 2.5, 3.5])
-    np.testing.assert_allclose(crowd.get_ydata(), [1, 1.5, 4])
+    left, right = find_panel(figure, x="1 / density"), find_panel(figure, y="vulnerability")
+    attack, stronger = points(find_line(left, "analytic attack")), points(find_line(left, "gradient-based attack"))
+    crowd = points(find_line(left, "features per dimension"))
+    np.testing.assert_allclose(attack[:, 0], [1, 1 / 0.3, 10])  # dense to sparse, whatever the order given
+    np.testing.assert_allclose(attack[:, 1], [1, 2, 3])
+    np.testing.assert_allclose(stronger[:, 1], [1, 2.5, 3.5])
+    np.testing.assert_allclose(crowd[:, 1], [1, 1.5, 4])
     np.testing.assert_allclose(np.asarray(right.collections[0].get_offsets()), [[1, 1], [4, 3], [1.5, 2]])
     rendered(figure)
 
@@ -166,11 +173,13 @@ def test_stages_have_a_panel_each_and_their_letters_on_the_loss() -> None:
         loss=loss,
         titles=["a", "b", "c"],
     )
-    *panels, below = figure.axes
+    panels, below = find_panels(figure, title="step"), find_panel(figure, y="loss")
     assert [axes.get_title() for axes in panels] == ["A  step 0\na", "B  step 40\nb", "C  step 100\nc"]
     for axes, W in zip(panels, weights, strict=True):
-        tips = np.stack([np.asarray(line.get_data_3d())[:, 1] for line in axes.lines], axis=1)
+        tips = np.stack(
+            [np.asarray(line.get_data_3d())[:, 1] for line in axes.lines if isinstance(line, Line3D)], axis=1
+        )
         np.testing.assert_allclose(tips, W)
     assert [text.get_text() for text in below.texts] == ["A", "B", "C"]
-    np.testing.assert_allclose([line.get_xydata()[0] for line in below.lines[1:]], [[0, 1], [40, 0.8], [100, 0.5]])
+    np.testing.assert_allclose([points(line)[0] for line in below.lines[1:]], [[0, 1], [40, 0.8], [100, 0.5]])
     rendered(figure)

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
+from tests.support.figures import find_line, find_panel, find_panels, points
 
 from crux.toy.figures.memorised import Size, toy_losses, toy_planes
 from crux.toy.figures.neurons import Panel, toy_neurons
@@ -11,14 +12,15 @@ def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
     weights = np.array([[0.5, 1.0, -0.25], [0.0, 0.0, 2.0]])
     panels = [Panel(weights, f"panel {i}", "weights", [False, True]) for i in range(3)]
     figure = toy_neurons(panels, columns=2, width=2, height=2)
-    *axes, key = figure.axes
-    assert [a.get_title("left") for a in axes] == ["panel 0", "panel 1", "panel 2"]
-    assert key.get_ylabel() == "feature, the most important is 0"
-    (bars,) = [c for c in axes[0].collections if isinstance(c, PolyCollection)]
-    reach = [(path.vertices[:, 1].min(), path.vertices[:, 1].max()) for path in bars.get_paths()]  # pyright: ignore
+    first, last = find_panel(figure, title="panel 0"), find_panel(figure, title="panel 2")
+    assert len(find_panels(figure, title="panel")) == 3
+    assert find_panel(figure, y="feature, the most important is 0")
+    (bars,) = [c for c in first.collections if isinstance(c, PolyCollection)]
+    heights = [np.asarray(path.vertices)[:, 1] for path in bars.get_paths()]
+    reach = [(height.min(), height.max()) for height in heights]
     assert reach == [(0, 1), (1, 1.5), (-0.25, 0), (0, 2)]
-    assert len(axes[0].patches) == 1  # the ground of the first neuron
-    low, high = axes[2].get_ylim()
+    assert len(first.patches) == 1  # the ground of the first neuron
+    low, high = last.get_ylim()
     assert low <= -0.25
     assert high >= 2
 
@@ -42,18 +44,17 @@ def sizes() -> list[Size]:
 
 
 def test_losses_of_the_best_seed_are_lines_those_of_all_are_dots() -> None:
-    top, bottom = toy_losses(sizes()).axes
-    lines = {line.get_label(): line for line in top.lines}
-    assert lines["test"].get_ydata().tolist() == [1.5] * 3  # pyright: ignore[reportAttributeAccessIssue]
-    assert lines["training points"].get_ydata().tolist() == [0.2] * 3  # pyright: ignore[reportAttributeAccessIssue]
+    figure = toy_losses(sizes())
+    top, bottom = find_panel(figure, y="loss"), find_panel(figure, x="training points")
+    assert points(find_line(top, "test"))[:, 1].tolist() == [1.5] * 3
+    assert points(find_line(top, "training points"))[:, 1].tolist() == [0.2] * 3
     assert top.get_xscale() == "log"
     dots = [line for line in bottom.lines if line.get_marker() == "."]
-    assert [len(line.get_xdata()) for line in dots] == [20, 20, 20, 3, 10, 40]  # pyright: ignore[reportArgumentType]
-    assert bottom.get_xlabel() == "training points"
+    assert [len(points(line)) for line in dots] == [20, 20, 20, 3, 10, 40]
 
 
 def test_planes_show_features_above_points() -> None:
     figure = toy_planes(sizes())
-    rays = [c for axes in figure.axes for c in axes.collections if isinstance(c, LineCollection)]
+    rays = [c for axes in find_panels(figure) for c in axes.collections if isinstance(c, LineCollection)]
     assert [len(c.get_segments()) for c in rays] == [20, 20, 20, 3, 10, 40]
-    assert figure.axes[0].get_title("left") == "3 points"
+    assert find_panel(figure, title="3 points")
