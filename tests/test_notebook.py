@@ -27,7 +27,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prepend_bos": False, "dataset_path": "packaged",
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("run") / "sae"
-    saelens.save(sae, folder, metadata)
+    saelens.save_sae(sae, folder, metadata)
     return folder
 
 
@@ -76,7 +76,7 @@ def test_a_transcoder(tmp_path: Path) -> None:
         "model_name": "tiny", "hook_name": "blocks.6.hook_resid_mid", "hook_name_out": "blocks.6.hook_mlp_out",
         "process_weights": False, "context_size": 256, "prepend_bos": False, "dataset_path": "packaged",
     }  # fmt: skip
-    saelens.save(made, tmp_path / "sae", metadata)
+    saelens.save_sae(made, tmp_path / "sae", metadata)
     sae, found = crux.load_sae(tmp_path / "sae")
     read, write = found["hook_name"], found["hook_name_out"]
     judgement = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text)

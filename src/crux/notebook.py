@@ -8,9 +8,8 @@ from torch import Tensor
 
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation import evaluate as judge
-from crux.sae.evaluation.evaluate import SaeEvaluation
-from crux.sae.evaluation.mean import typical_activation
+from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
+from crux.sae.evaluation.typical_activation import measure_typical_activation
 from crux.sae.formats import saelens
 from crux.sae.splicing import check_site
 from crux.subjects import load
@@ -51,7 +50,7 @@ def load_subject(source: str | Path = "tiny", *, process_weights: bool = False, 
 
 def load_sae(folder: str | Path) -> LoadedSAE:
     """The SAE in a run's `sae/` folder, or another in SAELens's format. Raises UserError."""
-    return LoadedSAE(*saelens.load(Path(folder)))
+    return LoadedSAE(*saelens.load_sae(Path(folder)))
 
 
 def held_out_batches(
@@ -77,9 +76,9 @@ def evaluate(
     """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
 
     A transcoder reads at `hook` and writes at `output_hook`, which its metadata call `hook_name_out`. See
-    `crux.sae.evaluation.evaluate.evaluate` for every metric, its sign and its average. Raises UserError.
+    `crux.sae.evaluation.evaluate_sae.evaluate_sae` for every metric, its sign and its average. Raises UserError.
     """
     check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
     text = text if text is not None else held_out_batches(subject)
-    mean = typical_activation(subject, hook=output_hook or hook, batches=text.train).mean
-    return judge.evaluate(subject, sae, hook=hook, output_hook=output_hook, batches=text.held_out, mean_activation=mean)
+    mean = measure_typical_activation(subject, hook=output_hook or hook, batches=text.train).mean
+    return evaluate_sae(subject, sae, hook=hook, output_hook=output_hook, batches=text.held_out, mean_activation=mean)

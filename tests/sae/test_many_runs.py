@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from crux.sae.sweeps.runs import finished_runs
+from crux.sae.sweeps.finished_runs import finished_runs
 from crux.sae.training.sae_module import SAEModule
 from crux.training.fit import checkpoint_step
 

@@ -12,10 +12,10 @@ from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.p_anneal import PAnnealSAE
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, Base, Codes, Init
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes, Init
 from crux.sae.architectures.topk import TopKSAE
 
-ARCHITECTURES: dict[str, Callable[[Base], SAE]] = {
+ARCHITECTURES: dict[str, Callable[[BaseArguments], SAE]] = {
     "relu": lambda base: ReluSAE(**base),
     "topk": lambda base: TopKSAE(**base, k=4),
     "batch_topk": lambda base: BatchTopKSAE(**base, k=4),
@@ -36,7 +36,7 @@ def base(
     subtract_b_dec: bool = False,
     d_out: int | None = None,
     seed: int = 0,
-) -> Base:
+) -> BaseArguments:
     return {
         "d_model": d_model,
         "n_latents": n_latents,

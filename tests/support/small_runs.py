@@ -18,7 +18,7 @@ from crux.sae.label_gradients import LabelGradients
 from crux.sae.losses.e2e import E2EDownstreamLoss, E2ELoss
 from crux.sae.losses.fisher import FisherLoss
 from crux.sae.losses.kl_finetune import KLFinetuneLoss
-from crux.sae.losses.label import Target
+from crux.sae.losses.label import LabelTarget
 from crux.sae.losses.local import LocalLoss
 from crux.sae.losses.loss import Loss as LossFormula
 from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local
@@ -78,7 +78,7 @@ def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, se
     return [torch.randint(0, subject.d_vocab, (batch, pos), generator=generator) for _ in range(n)]
 
 
-def gradients_for(subject: Subject, sites: Sequence[Site], target: Target = "data") -> LabelGradients | None:
+def gradients_for(subject: Subject, sites: Sequence[Site], target: LabelTarget = "data") -> LabelGradients | None:
     """What the SAEs look at besides activations: g-SAEs alone do."""
     looks = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
     return LabelGradients(subject, tuple(site.write for site in sites), target) if looks else None
@@ -142,7 +142,7 @@ def module_for(
     skip_positions: Sequence[int] = (),
     max_norm: float | None = None,
     hook: str = HOOK,
-    target: Target = "data",
+    target: LabelTarget = "data",
     **training: Any,
 ) -> SAEModule:
     """`sites` or one SAE at `hook`; `training` as in `module_of`."""
@@ -169,7 +169,7 @@ def source_for(
     *,
     group: int = 4,
     sites: Sequence[Site] | None = None,
-    target: Target = "data",
+    target: LabelTarget = "data",
 ) -> Sequence[Any]:
     """What the loss trains on: token batches, activations shuffled over `group` of them, or half of these, then those."""
     if loss not in ("local", "kl_finetune"):

@@ -62,7 +62,7 @@ def outside(
     Raises:
         UserError: where the dictionary does not live in Q's space, and for an SAE none of whose latents fires.
     """
-    D = sae.folded().dictionary().double()
+    D = sae.fold().dictionary().double()
     if D.shape[1] != len(Q):
         raise UserError(f"the dictionary has directions of {D.shape[1]} dimensions, the basis of {len(Q)}")
     codes = sae.encode(reads.to(sae.W_enc))

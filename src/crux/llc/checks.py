@@ -79,7 +79,7 @@ def check_sae_training(job: SaeTrainingJob) -> None:
     check_saved_sae(job.sae.start_from)
     if job.sae.output_hook is not None:
         raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")
-    if job.sae.labels is not None:
+    if job.sae.gradient_labels is not None:
         raise UserError(f"sae={job.sae.name} needs a language model's labels, which a toy model does not have")
     if job.trainer.accelerator is Accelerator.cuda:
         raise UserError("trainer.accelerator=cuda: an SAE on a toy model is trained on the CPU")

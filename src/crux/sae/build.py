@@ -9,10 +9,10 @@ import torch
 
 from crux.config.errors import UserError
 from crux.config.targets import find_class
-from crux.sae.architectures.options import Sae
+from crux.sae.architectures.options import SaeOptions
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.mean import Typical
+from crux.sae.evaluation.typical_activation import TypicalActivation
 from crux.sae.formats import saelens
 from crux.sae.label_gradients import LabelGradients
 from crux.sae.losses.loss import Loss
@@ -29,7 +29,7 @@ from crux.training.data import Joined
 
 
 def build_sites(
-    options: Sae, sites: Sequence[tuple[str, str]], *, typical: Mapping[str, Typical], seed: int
+    options: SaeOptions, sites: Sequence[tuple[str, str]], *, typical: Mapping[str, TypicalActivation], seed: int
 ) -> list[Site]:
     """Return an SAE at each pair of hook points, fresh or the saved one to start from; the seed determines the weights."""
     return [
@@ -38,7 +38,7 @@ def build_sites(
     ]
 
 
-def build_sae(options: Sae, *, read: Typical, written: Typical, seed: int) -> SAE:
+def build_sae(options: SaeOptions, *, read: TypicalActivation, written: TypicalActivation, seed: int) -> SAE:
     """Return a fresh SAE for activations like these, or the saved one to start from.
 
     Args:
@@ -51,19 +51,19 @@ def build_sae(options: Sae, *, read: Typical, written: Typical, seed: int) -> SA
     sae = architecture(
         d_model=d_model,
         d_out=d_out,
-        n_latents=options.size(d_model),
+        n_latents=options.count_latents(d_model),
         init=options.init.value,
         init_norm=options.init_norm,
         subtract_b_dec=options.subtract_b_dec and not transcodes,
         generator=torch.Generator().manual_seed(seed),
         **options.arguments,
     )
-    saelens.check(sae, transcodes=transcodes)
+    saelens.check_saveable(sae, transcodes=transcodes)
     scales = [math.sqrt(len(t.mean)) / t.norm if options.normalize_activations else 1.0 for t in (read, written)]
     mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / scales[1]
     sae.start_at(mean, input_scale=scales[0], output_scale=scales[1])
     if options.start_from is not None:
-        saved, _ = saelens.load(Path(options.start_from))
+        saved, _ = saelens.load_sae(Path(options.start_from))
         try:
             sae.start_from(saved)
         except UserError as error:
@@ -76,11 +76,13 @@ def build_loss(options: LossOptions) -> Loss[Any]:
     return find_class(options._target_, key="loss._target_", base=Loss)(options)
 
 
-def label_gradients(options: Sae, sites: Sequence[tuple[str, str]], subject: Subject) -> LabelGradients | None:
+def build_label_gradients(
+    options: SaeOptions, sites: Sequence[tuple[str, str]], subject: Subject
+) -> LabelGradients | None:
     """Return the gradient that the architecture looks at, or None if it looks at none."""
-    if options.labels is None:
+    if options.gradient_labels is None:
         return None
-    return LabelGradients(subject, tuple(write for _, write in sites), options.labels)
+    return LabelGradients(subject, tuple(write for _, write in sites), options.gradient_labels)
 
 
 def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], later: Sequence[str]) -> SAEModule:
@@ -95,19 +97,19 @@ def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], lat
         passes = TokenPasses(
             subject,
             loss=loss,
-            shown=label_gradients(config.sae, config.sites, subject),
+            sae_gradients=build_label_gradients(config.sae, config.sites, subject),
             later=later,
             separate=bool(config.per_sae()),
         )
     steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
     sparsity = Sparsity(config.sparsities or config.sparsity, n_saes=len(sites), steering=steering)
-    return sae_module(config, sites, passes=passes, loss=loss, sparsity=sparsity, runs=tuple(config.per_sae()))
+    return build_sae_module(config, sites, passes=passes, loss=loss, sparsity=sparsity, runs=tuple(config.per_sae()))
 
 
 Module = TypeVar("Module", bound=SAEModule)
 
 
-def sae_module(
+def build_sae_module(
     config: SparseTraining,
     sites: Sequence[Site],
     *,
@@ -148,7 +150,7 @@ def training_data(config: SaeJob, *, subject: Subject, tokens: Tokens) -> Sequen
         batches(n_shuffled),
         subject=subject,
         hooks=list(dict.fromkeys(hook for site in config.sites for hook in site)),
-        gradients=label_gradients(config.sae, config.sites, subject),
+        gradients=build_label_gradients(config.sae, config.sites, subject),
         group=config.data.shuffle_batches,
         seed=config.seed,
         skip_positions=config.loss.skip_positions,

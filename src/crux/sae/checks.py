@@ -9,10 +9,10 @@ from crux.config.errors import UserError
 from crux.config.registry import registered
 from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
-from crux.sae.architectures.options import Sae
+from crux.sae.architectures.options import SaeOptions
 from crux.sae.losses.options import LossOptions
 from crux.sae.options import Evaluation, SaeJob, SaeTrainer, Strategy, model_source
-from crux.sae.sites import check_sites
+from crux.sae.site_checks import check_sites
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
@@ -99,7 +99,7 @@ def check_shares(trainer: SaeTrainer, loss: LossOptions, *, devices: int) -> Non
         )
 
 
-def _check_name(group: str, options: Sae | LossOptions) -> None:
+def _check_name(group: str, options: SaeOptions | LossOptions) -> None:
     """Check that nobody renames an option: its name says in tables and metadata what it is."""
     own = [option for option, kind in registered()[group].items() if kind is type(options)]
     if options.name not in own:
@@ -107,7 +107,7 @@ def _check_name(group: str, options: Sae | LossOptions) -> None:
         raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")
 
 
-def check_sparsity(sae: Sae, sparsity: float, *, target_l0: float | None) -> None:
+def check_sparsity(sae: SaeOptions, sparsity: float, *, target_l0: float | None) -> None:
     """Check λ, and the L0 towards which it is to be steered, against what the architecture can do."""
     if sae.fixed_k and sparsity != 0:
         raise UserError(f"sparsity={sparsity:g}: sae={sae.name} fixes L0 by sae.k={sae.arguments['k']} and has no λ")
@@ -117,8 +117,8 @@ def check_sparsity(sae: Sae, sparsity: float, *, target_l0: float | None) -> Non
         raise UserError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
 
 
-def _check_left_out(sae: Sae, loss: LossOptions) -> None:
-    if sae.batchwise and loss.leaves_tokens_out:
+def _check_left_out(sae: SaeOptions, loss: LossOptions) -> None:
+    if sae.batch_wide and loss.leaves_tokens_out:
         raise UserError(
             f"sae={sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "
             "loss.max_norm must be null, and loss.skip_positions empty unless the loss is local"
@@ -139,8 +139,8 @@ def _check_many(job: SaeJob, given: Collection[str]) -> None:
     for key, (values, single) in lists.items():
         if values is None:
             continue
-        if job.sae.many != key:
-            other = f"; give {job.sae.many}" if job.sae.many else ", one run for each value"
+        if job.sae.list_key != key:
+            other = f"; give {job.sae.list_key}" if job.sae.list_key else ", one run for each value"
             suited = {"sparsities": "relu", "ks": "topk"}[key]
             raise UserError(f"{key}: many SAEs at once are for sae={suited}, not sae={job.sae.name}{other}")
         if len(set(values)) < len(values):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
 from crux.runs.part import Part
-from crux.sae import report
+from crux.sae import results
 from crux.sae.build import build_module, build_sites, training_data
 from crux.sae.devices import count_devices
 from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
-from crux.sae.evaluation.mean import typical_activation
+from crux.sae.evaluation.typical_activation import measure_typical_activation
 from crux.sae.loading import load_model, load_tokens
 from crux.sae.options import SaeJob
-from crux.sae.sites import downstream_hooks
+from crux.sae.site_checks import downstream_hooks
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.text.held_out import spread_batches
@@ -55,7 +55,7 @@ class SaeTraining:
         self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         sample = self.windows(self.tokens.train, config.evaluation.tokens)
         hooks = {hook for site in config.sites for hook in site}
-        typical = {hook: typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
+        typical = {hook: measure_typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
         self.means = {hook: typical[hook].mean for hook in hooks}
         made = [
             site
@@ -76,7 +76,7 @@ class SaeTraining:
     def work(self) -> Work:
         """Return what the job does."""
         return Work(
-            name=report.stem(self.config.run_name()),
+            name=results.file_stem(self.config.run_name()),
             carry_out=self.carry_out,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.sites[0].sae.n_latents},
@@ -87,11 +87,11 @@ class SaeTraining:
     def carry_out(self, run: Run) -> Mapping[str, Outcome]:
         """Train, then evaluate the runs whose loss has stayed a number."""
         rate = self.fit(run)
-        return {part.name: self.finish(part, rate) for part in run.parts if part.name not in self.module.ended}
+        return {part.name: self.finish(part, rate) for part in run.parts if part.name not in self.module.failed}
 
     def failure(self) -> NonFiniteLossError:
         """Return the error that names the runs whose loss stopped being a number, and the steps."""
-        at = ", ".join(f"step {step} ({name})" for name, step in self.module.ended.items())
+        at = ", ".join(f"step {step} ({name})" for name, step in self.module.failed.items())
         return NonFiniteLossError(at=at, kept="the other runs are finished")
 
     def saes_of(self, part: Part) -> range:
@@ -106,7 +106,7 @@ class SaeTraining:
 
         def add_row(step: int, row: dict[str, float]) -> None:
             run.add_row(step, row)
-            fail_ended(run, self.module)
+            mark_failed_runs(run, self.module)
 
         start = checkpoint_step(run.folder.checkpoint)
         rate = fit(
@@ -127,8 +127,8 @@ class SaeTraining:
             abandoned=run.abandon,
         )
         self.module.to(self.subject.device)
-        self.module.settle()  # a job that continues after its last step calls no hook
-        fail_ended(run, self.module)
+        self.module.end_failed_runs()  # a job that continues after its last step calls no hook
+        mark_failed_runs(run, self.module)
         return rate
 
     def evaluate(self, part: Part, n_tokens: int, *, short: bool) -> SitesEvaluation:
@@ -138,16 +138,16 @@ class SaeTraining:
             [self.sites[i] for i in self.saes_of(part)],
             batches=self.windows(self.tokens.held_out, n_tokens),
             means=self.means,
-            gradient=self.config.sae.labels,
+            gradient=self.config.sae.gradient_labels,
             short=short,
         )
 
     def short_evaluations(self, run: Run) -> dict[str, float]:
         """Evaluate every run on little text, without ablations."""
-        self.module.settle()
+        self.module.end_failed_runs()
         row: dict[str, float] = {}
         for part in run.parts:
-            if part.name not in self.module.ended:
+            if part.name not in self.module.failed:
                 metrics = self.evaluate(part, self.config.evaluation.val_tokens, short=True).metrics
                 whole = {k: v for k, v in metrics.items() if not k.endswith(("/pos0", "/rest"))}
                 row |= {f"{part.prefix}val/{k}": v for k, v in whole.items()}
@@ -164,9 +164,9 @@ class SaeTraining:
         metrics |= {"final/downstream_positions": float(len(self.later))}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
         lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
-        report.write_saes(part.folder, config, sites, lambdas)
-        report.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
-        report.write_pages(
+        results.write_saes(part.folder, config, sites, lambdas)
+        results.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
+        results.write_latents_pages(
             part.folder,
             config,
             subject=self.evaluated,
@@ -174,7 +174,7 @@ class SaeTraining:
             evaluation=evaluation,
             batches=self.windows(self.tokens.held_out, config.evaluation.tokens),
         )
-        return Outcome(metrics, lambda: report.show(config.run_name(), config.hooks_read, metrics))
+        return Outcome(metrics, lambda: results.print_evaluation(config.run_name(), config.hooks_read, metrics))
 
     def training_metrics(self, config: SaeJob, saes: range) -> dict[str, float]:
         """Return, per SAE, the number and share of latents that fired in the last N training tokens, and the final λ."""
@@ -192,10 +192,10 @@ class SaeTraining:
         return found
 
 
-def fail_ended(run: Run, module: SAEModule) -> None:
+def mark_failed_runs(run: Run, module: SAEModule) -> None:
     """End the runs whose loss has stopped being a number."""
     for part in run.parts:
-        if (step := module.ended.get(part.name)) is not None:
+        if (step := module.failed.get(part.name)) is not None:
             part.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs go on"))
 
 

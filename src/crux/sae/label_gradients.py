@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.sae.losses.label import Target, label_loss
+from crux.sae.losses.label import LabelTarget, label_loss
 from crux.subjects.subject import Clean, Subject
 
 
@@ -16,7 +16,7 @@ def clean_with_label_gradients(
     tokens: Int[Tensor, "batch pos"],
     *,
     hooks: Collection[str],
-    target: Target,
+    target: LabelTarget,
     generator: torch.Generator,
     capture: Collection[str],
 ) -> tuple[Clean, dict[str, Float[Tensor, "batch pos _d"]]]:
@@ -34,7 +34,7 @@ class LabelGradients(NamedTuple):
 
     subject: Subject
     hooks: tuple[str, ...]
-    target: Target
+    target: LabelTarget
 
     def clean(
         self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], generator: torch.Generator

@@ -24,7 +24,7 @@ from crux.config.schema import (
     Trainer,
 )
 from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
-from crux.sae.architectures.options import Sae
+from crux.sae.architectures.options import SaeOptions
 from crux.sae.losses.options import OPTIONS as LOSSES
 from crux.sae.losses.options import LossOptions
 
@@ -72,7 +72,7 @@ class SparseTraining(Job):
 
     sparsity: Annotated[float, Ge(0)] = MISSING
     """λ, the coefficient of the penalty; its first value if target_l0 is given. 0 with a fixed k."""
-    sae: Sae = MISSING
+    sae: SaeOptions = MISSING
     optimizer: Optimizer = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 

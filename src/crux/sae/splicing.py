@@ -15,7 +15,7 @@ from crux.subjects.hooks import in_order, parse_hook
 from crux.subjects.subject import Clean, Spliced, Subject
 
 
-class Passed(NamedTuple):
+class SaePass(NamedTuple):
     """What went through one SAE in a spliced pass, batch and positions flattened."""
 
     x: Float[Tensor, "tokens d_model"]
@@ -27,8 +27,8 @@ class Passed(NamedTuple):
 
 def splice_sites(
     sites: Sequence[Site], *, sides: Mapping[str, Float[Tensor, "*tokens _d"]] | None
-) -> tuple[dict[str, Callable[[Tensor], Tensor]], list[Passed]]:
-    """The functions for `Subject.spliced`, and a list that the pass fills: one `Passed` a site, in the order given.
+) -> tuple[dict[str, Callable[[Tensor], Tensor]], list[SaePass]]:
+    """The functions for `Subject.spliced`, and a list that the pass fills: one `SaePass` a site, in the order given.
 
     The functions hold for one pass. The first hook's function is given the clean activation, a constant; what later
     SAEs read depends on the earlier ones, and gradients flow through it. A transcoder's read hook is spliced with a
@@ -41,12 +41,12 @@ def splice_sites(
         UserError: where two SAEs write at one hook point, or one writes before it reads.
     """
     for site in sites:
-        check_order(site.read, site.write)
+        check_hook_order(site.read, site.write)
     writers = {site.write: i for i, site in enumerate(sites)}
     if len(writers) < len(sites):
         twice = next(site.write for i, site in enumerate(sites) if writers[site.write] != i)
         raise UserError(f"two SAEs write at {twice}; each needs a hook point of its own")
-    passed: list[Passed] = []
+    passed: list[SaePass] = []
     filled: list[int] = []  # indices of `passed`'s sites, ascending
     written: dict[str, Tensor] = {}
 
@@ -60,9 +60,9 @@ def splice_sites(
         assert i not in filled, "the functions hold for one pass"
         place = bisect(filled, i)
         filled.insert(place, i)
-        passed.insert(place, Passed(x, codes, reconstruction))
+        passed.insert(place, SaePass(x, codes, reconstruction))
 
-    def at(hook: str) -> Callable[[Tensor], Tensor]:
+    def splice_at(hook: str) -> Callable[[Tensor], Tensor]:
         writer = writers.get(hook)
         readers = [i for i, site in enumerate(sites) if site.read == hook and i != writer]
 
@@ -78,12 +78,12 @@ def splice_sites(
         return splice
 
     hooks = in_order({hook for site in sites for hook in (site.read, site.write)})
-    return {hook: at(hook) for hook in hooks}, passed
+    return {hook: splice_at(hook) for hook in hooks}, passed
 
 
 def splice_each(
     subject: Subject, clean: Clean, sites: Sequence[Site], *, capture: Collection[str]
-) -> tuple[Spliced, list[Passed]]:
+) -> tuple[Spliced, list[SaePass]]:
     """A spliced pass for each SAE, with that one alone in place: SAEs that all stand where the first one does.
 
     One replay of the suffix, of `len(sites)` times the sequences: the first SAE's first, then the second's. Many short calls
@@ -92,17 +92,17 @@ def splice_each(
     read, write, _ = sites[0]
     assert all((site.read, site.write) == (read, write) for site in sites), "one place for all"
     value = clean.activations[read]
-    passed: list[Passed] = []
+    passed: list[SaePass] = []
     for site in sites:
         x = value.flatten(0, -2).to(site.sae.W_enc.dtype)
         codes = site.sae.encode(x)
-        passed.append(Passed(x, codes, site.sae.decode(codes)))
+        passed.append(SaePass(x, codes, site.sae.decode(codes)))
     replaced = torch.cat([p.reconstruction for p in passed]).view(-1, *value.shape[1:-1], sites[0].sae.d_out)
     many = subject.repeated(clean, write, times=len(sites))
     return subject.spliced(many, {write: lambda _: replaced}, capture=capture), passed
 
 
-def check_order(read: str, write: str) -> None:
+def check_hook_order(read: str, write: str) -> None:
     """UserError where an SAE writes before it reads."""
     if parse_hook(write).order < parse_hook(read).order:
         raise UserError(f"hook points out of order: {write}, which is written, lies before {read}, which is read")
@@ -114,4 +114,4 @@ def check_site(subject: Subject, site: Site) -> None:
     for does, (name, width) in sides.items():
         if (has := subject.hook_width(subject.check(name).kind)) != width:
             raise UserError(f"the SAE {does} {width} dimensions, {name} has {has}")
-    check_order(site.read, site.write)
+    check_hook_order(site.read, site.write)

@@ -4,10 +4,10 @@ from collections.abc import Collection
 
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
-from crux.sae.architectures.options import Sae
+from crux.sae.architectures.options import SaeOptions
 from crux.sae.checks import check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream, LossOptions
-from crux.sae.sites import check_size
+from crux.sae.site_checks import check_n_latents
 from crux.toy.folder import find_toy_model, n_hidden, n_instances
 from crux.toy.options import ToySaeJob
 
@@ -32,20 +32,20 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     chosen = job.model.instance
     if chosen is not None and chosen >= streams * settings:
         raise UserError(f"model.instance={chosen}: {folder} has {streams * settings}, 0 to {streams * settings - 1}")
-    check_size(job.sae, n_hidden(folder), target_l0=job.target_l0)
+    check_n_latents(job.sae, n_hidden(folder), target_l0=job.target_l0)
 
 
 def check_subject(job: ToySaeJob) -> None:
     """The toy model is on disk: `check_job` has looked at it."""
 
 
-def _check_labels(loss: LossOptions, sae: Sae) -> None:
+def _check_labels(loss: LossOptions, sae: SaeOptions) -> None:
     """Check that the loss and the architecture exist for a network whose outputs are real numbers."""
     if isinstance(loss, E2EDownstream):
         raise UserError(
             f"loss={loss.name}: a toy model has nothing between its hidden layer and its output to compare; "
             "use loss=local or loss=e2e"
         )
-    if not loss.real_outputs or sae.labels is not None:
-        what = f"sae={sae.name}" if sae.labels is not None else f"loss={loss.name}"
+    if not loss.real_outputs or sae.gradient_labels is not None:
+        what = f"sae={sae.name}" if sae.gradient_labels is not None else f"loss={loss.name}"
         raise UserError(f"{what} needs a language model's labels; on a toy model use loss=local or loss=e2e")

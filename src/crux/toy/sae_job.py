@@ -9,11 +9,11 @@ from rich.table import Table
 from crux.config.console import make_console
 from crux.runs.life_cycle import Outcome, Run, Work, run_job
 from crux.runs.run_folder import RunFolder
-from crux.sae import report
+from crux.sae import results
 from crux.sae.architectures.site import Site
-from crux.sae.build import build_loss, build_sae, sae_module
-from crux.sae.evaluation.mean import Typical
-from crux.sae.figures.densities import density_histogram
+from crux.sae.build import build_loss, build_sae, build_sae_module
+from crux.sae.evaluation.typical_activation import TypicalActivation
+from crux.sae.figures.densities import plot_densities
 from crux.sae.formats import saelens
 from crux.sae.losses.options import E2E
 from crux.sae.training.passes import ActivationPasses
@@ -69,12 +69,12 @@ class ToySaeTraining:
         passes = ActivationPasses(max_norm=options.max_norm)
         steering = Steering(config.target_l0, config.trainer.max_steps) if config.target_l0 is not None else None
         sparsity = Sparsity(config.sparsity, n_saes=1, steering=steering)
-        return sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
+        return build_sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
 
     def work(self) -> Work:
         """Return what the job does."""
         return Work(
-            name=report.stem(self.config.run_name()),
+            name=results.file_stem(self.config.run_name()),
             carry_out=self.carry_out,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.site.sae.n_latents},
@@ -84,7 +84,7 @@ class ToySaeTraining:
     def carry_out(self, run: Run) -> Mapping[str, Outcome]:
         """Train, evaluate, and write the SAE and its figures."""
         self.fit(run)
-        found = evaluate_on_toy(self.subject, self.site.sae.folded(), n_samples=self.config.evaluation.tokens)
+        found = evaluate_on_toy(self.subject, self.site.sae.fold(), n_samples=self.config.evaluation.tokens)
         self.write_sae(run.folder)
         self.write_figures(run.folder, found)
         metrics = {f"final/{name}": value for name, value in found.metrics.items()}
@@ -126,26 +126,26 @@ class ToySaeTraining:
             "target_l0": config.target_l0,
             "seed": config.seed,
         }
-        saelens.save(self.site.sae, folder.path / "sae", metadata)
+        saelens.save_sae(self.site.sae, folder.path / "sae", metadata)
 
     def write_figures(self, folder: RunFolder, found: ToyEvaluation) -> None:
         """Draw the loss over the training, the firing densities, and the features that were recovered."""
-        report.write_loss_curves(folder, terms=self.module.loss.row_labels())
+        results.write_loss_curves(folder, terms=self.module.loss.row_labels())
         drawn = {
-            "densities": density_histogram(found.densities.numpy(), n_tokens=self.config.evaluation.tokens),
+            "densities": plot_densities(found.densities.numpy(), n_tokens=self.config.evaluation.tokens),
             "recovery": toy_recovery(
                 found.recovery.cosine.numpy(), living=found.recovery.living.numpy(), threshold=RECOVERED
             ),
         }
         for name, figure in drawn.items():
-            report.save_figure(figure, folder.path / "figures" / f"{name}.png")
+            results.save_figure(figure, folder.path / "figures" / f"{name}.png")
 
 
 @torch.no_grad()
-def typical(subject: ToySubject) -> Typical:
+def typical(subject: ToySubject) -> TypicalActivation:
     """Return the hidden activation's first moments, over samples of their own."""
     h = subject.hidden(subject.features(batch=65_536, n_batches=1, seed=0, purpose=Purpose.initial)[0][0])
-    return Typical(h.mean(0), float(h.norm(dim=1).mean()))
+    return TypicalActivation(h.mean(0), float(h.norm(dim=1).mean()))
 
 
 ROWS = {

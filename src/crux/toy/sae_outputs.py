@@ -10,7 +10,7 @@ from torch import Tensor
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.mse import mse
 from crux.sae.losses.options import E2E
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 from crux.sae.training.activations import Activations
 from crux.toy.features import FeatureBatches
 from crux.toy.subject import ToySubject
@@ -22,19 +22,19 @@ class OutputLoss(Loss[E2E]):
     Both MSEs are means over samples and dimensions.
     """
 
-    labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output"}
+    term_labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output"}
 
     def __init__(self, options: E2E, *, subject: ToySubject) -> None:
         super().__init__(options)
         self.subject = subject
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         o = self.options
         return (
             o.kl * self.output_mse(step) + (o.reconstruction * step.mse() if o.reconstruction else 0) + step.sparsity()
         )
 
-    def output_mse(self, step: Step) -> Float[Tensor, "runs"]:
+    def output_mse(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         """Return the MSE between the outputs with and without the SAE."""
         ((_, passed, h, weight),) = step.by_sae()
         with torch.no_grad():

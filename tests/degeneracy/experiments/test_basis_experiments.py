@@ -124,7 +124,7 @@ def test_the_packaged_model_beside_an_sae(crux_here: Callable[..., int], tmp_pat
         "model_name": "tiny", "hook_name": hook, "process_weights": False, "context_size": 16, "prepend_bos": False,
         "dataset_path": "packaged",
     }  # fmt: skip
-    saelens.save(sae, tmp_path / "sae", about)
+    saelens.save_sae(sae, tmp_path / "sae", about)
     hooks = f"hooks=[{hook},blocks.7.hook_resid_pre,ln_final.hook_normalized]"
     given = (*TEXT, hooks, "bases=[pca,local]", "ahead=null", f"saes=[{tmp_path}/sae]", "edge_ablation=[local]")
     folder = run(crux_here, tmp_path, "tiny", *given)

@@ -83,7 +83,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
             "model_name": "tiny", "hook_name": hook, "process_weights": False, "context_size": 64, "prepend_bos": False,
             "dataset_path": "packaged", **more,
         }  # fmt: skip
-        saelens.save(sae, tmp_path / name, metadata)
+        saelens.save_sae(sae, tmp_path / name, metadata)
         return str(tmp_path / name)
 
     return save

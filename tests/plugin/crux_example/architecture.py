@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, Base, Codes, as_kind
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes, convert_sae
 
 
 class SoftThresholdSAE(ReluSAE):
     """c = ReLU(pre − margin)."""
 
-    def __init__(self, *, margin: float, **base: Unpack[Base]) -> None:
+    def __init__(self, *, margin: float, **base: Unpack[BaseArguments]) -> None:
         super().__init__(**base)
         self.margin = margin
 
@@ -23,8 +23,8 @@ class SoftThresholdSAE(ReluSAE):
         return Codes(F.relu(pre), pre)
 
     @torch.no_grad()
-    def folded(self) -> SAE:
+    def fold(self) -> SAE:
         """The same function as a ReLU SAE, whose encoder bias takes the margin: what is evaluated and saved."""
-        sae = as_kind(ReluSAE, self)
+        sae = convert_sae(ReluSAE, self)
         sae.b_enc.sub_(self.margin)
-        return sae.folded()
+        return sae.fold()

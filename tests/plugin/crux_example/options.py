@@ -6,12 +6,12 @@ from typing import Annotated
 from annotated_types import Gt
 from omegaconf import MISSING
 
-from crux.sae.architectures.options import Sae
+from crux.sae.architectures.options import SaeOptions
 from crux.sae.losses.options import LossOptions
 
 
 @dataclass
-class SoftThreshold(Sae):
+class SoftThreshold(SaeOptions):
     """c = ReLU(pre − margin): every latent has the same threshold."""
 
     margin: Annotated[float, Gt(0)] = MISSING

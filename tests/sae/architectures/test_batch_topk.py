@@ -60,7 +60,7 @@ def test_the_calibrated_threshold_gives_k_on_fresh_tokens() -> None:
     fresh = 3 * normal(5000, 8, seed=99)
     l0 = (sae.eval().encode(fresh).c > 0).sum(-1).float().mean().item()
     assert l0 == pytest.approx(4, rel=0.03)
-    folded = sae.folded()
+    folded = sae.fold()
     assert isinstance(folded, JumpReluSAE)
     assert folded.threshold.shape == (24,)
     assert (folded.encode(fresh).c > 0).sum(-1).float().mean().item() == pytest.approx(l0, rel=1e-3)
@@ -78,7 +78,7 @@ def test_judged_as_a_strict_jumprelu() -> None:
 
 def test_unobserved_it_folds_to_a_relu() -> None:
     x = normal(20, 8)
-    codes = made().folded().encode(x)
+    codes = made().fold().encode(x)
     torch.testing.assert_close(codes.c, codes.pre.relu())
 
 

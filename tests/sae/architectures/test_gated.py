@@ -82,7 +82,7 @@ def test_folding_shifts_both_biases() -> None:
     sae = GatedSAE(**base(subtract_b_dec=True))
     with torch.no_grad():
         sae.r_mag.copy_(0.5 * normal(24))
-    folded = sae.folded()
+    folded = sae.fold()
     assert isinstance(folded, GatedSAE)
     u = sae.b_dec @ sae.W_enc
     torch.testing.assert_close(folded.b_gate, sae.b_gate - u)

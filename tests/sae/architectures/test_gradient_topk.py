@@ -83,8 +83,8 @@ def test_without_a_gradient_it_is_topk() -> None:
     assert codes.observed is None
     sae.observe(codes)
     assert sae.observed_n.item() == 0  # nothing was seen
-    assert type(sae.folded()) is TopKSAE
-    assert sae.folded().k == 4
+    assert type(sae.fold()) is TopKSAE
+    assert sae.fold().k == 4
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1000.0])

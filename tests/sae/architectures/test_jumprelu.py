@@ -4,7 +4,7 @@ from tests.support.architectures import base, normal
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.jumprelu import JumpReLU, JumpReluSAE, Step
+from crux.sae.architectures.jumprelu import Heaviside, JumpReLU, JumpReluSAE
 
 PRE = torch.tensor([[0.3], [0.9], [1.05], [1.3], [2.0], [-1.0]])
 """Two values within ε/2 = 0.2 of θ = 1: one on either side."""
@@ -26,7 +26,7 @@ def test_the_papers_closed_form() -> None:
     assert by_pre is not None
     assert torch.equal(by_pre, torch.tensor([[0.0], [0], [3], [4], [5], [0]]))  # H(pre − θ) · upstream
     torch.testing.assert_close(by_theta, torch.tensor([-(1.0 / 0.4) * (2 + 3)]))  # −(θ/ε) Σ K · upstream
-    value, by_pre, by_theta = gradients(Step, upstream)
+    value, by_pre, by_theta = gradients(Heaviside, upstream)
     assert torch.equal(value, torch.tensor([[0.0], [0], [1], [1], [1], [0]]))
     assert by_pre is None
     torch.testing.assert_close(by_theta, torch.tensor([-(1 / 0.4) * (2 + 3)]))
@@ -37,7 +37,7 @@ def test_each_element_against_the_closed_form(theta: float, bandwidth: float) ->
     pre = 2 * normal(40, 3)
     thetas, upstream = torch.full((40, 3), theta), normal(40, 3, seed=2)
     kernel = ((pre - theta).abs() / bandwidth < 0.5).float()
-    for function, height in ((JumpReLU, theta), (Step, 1.0)):
+    for function, height in ((JumpReLU, theta), (Heaviside, 1.0)):
         # a latent a token: nothing is summed up
         own = thetas.flatten().clone().requires_grad_()
         value = function.apply(pre.flatten()[None], own, torch.tensor(bandwidth))
@@ -57,7 +57,7 @@ def test_on_average_it_is_the_expected_losss_gradient(theta: float) -> None:
 
     def expected(at: Tensor, bandwidth: float) -> Tensor:
         epsilon = torch.tensor(bandwidth, dtype=torch.float64)
-        c, fires = (f.apply(grid, at, epsilon) for f in (JumpReLU, Step))
+        c, fires = (f.apply(grid, at, epsilon) for f in (JumpReLU, Heaviside))
         assert isinstance(c, Tensor)
         assert isinstance(fires, Tensor)
         return (density * ((c - grid).square() + coefficient * fires)).sum()
@@ -108,7 +108,7 @@ def test_thresholds_gradients_survive_folding(scale: float) -> None:
     """θ and ε have the codes' unit: the folded SAE has the same gradient by log θ on the same activations."""
     sae = made().start_at(torch.zeros(8), input_scale=scale)
     assert isinstance(sae, JumpReluSAE)
-    folded = sae.folded()
+    folded = sae.fold()
     assert isinstance(folded, JumpReluSAE)
     x = 3 / scale * normal(50, 8)
     for one in (sae, folded):

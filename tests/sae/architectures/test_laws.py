@@ -13,7 +13,7 @@ from tests.support.architectures import ARCHITECTURES, auxiliary_term, base, liv
 from torch import Tensor
 
 import crux.sae.architectures
-from crux.sae.architectures.sae import SAE, Base, Codes
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes
 
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -78,7 +78,7 @@ def test_folded_is_the_same_function_of_a_token(
     before = copy.deepcopy(sae.state_dict())
     x = 3 / scales[0] * normal(40, 8, seed=seed + 1)
     codes = sae.encode(x)
-    folded = sae.folded()
+    folded = sae.fold()
     assert not folded.training
     assert not folded.subtract_b_dec
     assert folded.d_out == sae.d_out
@@ -231,7 +231,7 @@ def test_the_list_is_of_all_architectures() -> None:
     ]
     found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     assert {type(make(base())) for make in ARCHITECTURES.values()} == {c for c in found if issubclass(c, SAE)} - {SAE}
-    assert get_type_hints(Base).keys() == base().keys()
+    assert get_type_hints(BaseArguments).keys() == base().keys()
 
 
 @every

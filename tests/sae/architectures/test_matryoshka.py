@@ -51,7 +51,7 @@ def test_it_is_a_batch_topk() -> None:
     codes = sae.encode(3 * normal(50, 8))
     assert (codes.c > 0).sum() == 200
     sae.observe(codes)
-    folded = sae.folded()
+    folded = sae.fold()
     assert type(folded) is JumpReluSAE
     torch.testing.assert_close(folded.threshold, sae.threshold.expand(24))
 

@@ -3,7 +3,7 @@ import torch
 from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
-from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp
+from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp_penalty
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes
 
@@ -19,17 +19,17 @@ def stage(sae: PAnnealSAE, progress: float) -> int:
 
 def test_lp_by_hand() -> None:
     c = torch.tensor([[0.0, 4.0, 9.0]])
-    found = lp(c, 0.5).item()
+    found = lp_penalty(c, 0.5).item()
     assert found == pytest.approx(4.001**0.5 + 9.001**0.5 - 2 * 0.001**0.5, rel=1e-5)
     assert found == pytest.approx(2 + 3, rel=0.02)  # Σ √c, but for ε
-    assert lp(c, 1.0).item() == 13
-    assert lp(torch.zeros(1, 5), 0.3).item() == 0
+    assert lp_penalty(c, 1.0).item() == 13
+    assert lp_penalty(torch.zeros(1, 5), 0.3).item() == 0
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.9, 1.0])
 def test_the_gradient_stays_bounded(p: float) -> None:
     c = torch.tensor([[0.0, 1e-6, 1e-3, 1.0, 50.0]], requires_grad=True)
-    lp(c, p).sum().backward()
+    lp_penalty(c, p).sum().backward()
     assert c.grad is not None
     torch.testing.assert_close(c.grad, p * (c.detach() + EPSILON) ** (p - 1))
     assert c.grad.max() <= p * EPSILON ** (p - 1) * 1.0001
@@ -62,7 +62,7 @@ def test_the_penalty_goes_on_where_it_was() -> None:
         for _ in range(10):
             sae.observe(codes)
     assert penalties == pytest.approx([penalties[0]] * 5, rel=1e-4)
-    wanted = lp(codes.c, 1.0).mean() / lp(codes.c, 0.2).mean()
+    wanted = lp_penalty(codes.c, 1.0).mean() / lp_penalty(codes.c, 0.2).mean()
     assert sae.scale.item() == pytest.approx(wanted.item(), rel=1e-4)
     assert sae.scale.item() != pytest.approx(1, rel=0.1)
 
@@ -74,11 +74,11 @@ def test_the_means_are_of_about_the_last_ten_batches() -> None:
     for codes in (near, far):
         for _ in range(60):
             sae.observe(codes)
-    torch.testing.assert_close(sae.sums, torch.stack([lp(far.c, p)[0] for p in (1.0, 0.8)]), rtol=0.03, atol=0)
+    torch.testing.assert_close(sae.sums, torch.stack([lp_penalty(far.c, p)[0] for p in (1.0, 0.8)]), rtol=0.03, atol=0)
     sae.observed_n.zero_()
     sae.observe(near)
     sae.observe(far)
-    wanted = torch.stack([(lp(near.c, p) + lp(far.c, p))[0] / 2 for p in (1.0, 0.8)])
+    wanted = torch.stack([(lp_penalty(near.c, p) + lp_penalty(far.c, p))[0] / 2 for p in (1.0, 0.8)])
     torch.testing.assert_close(sae.sums, wanted)  # the plain mean of as many as there are
 
 
@@ -111,7 +111,7 @@ def test_resuming_at_any_step_is_the_same() -> None:
 
 
 def test_it_is_shared_as_a_plain_relu() -> None:
-    assert type(made().folded()) is ReluSAE
+    assert type(made().fold()) is ReluSAE
 
 
 @pytest.mark.parametrize(

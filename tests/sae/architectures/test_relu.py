@@ -61,7 +61,7 @@ def test_subtracting_the_decoders_bias_by_hand() -> None:
     sae, plain = by_hand(), by_hand()
     sae.subtract_b_dec = True
     torch.testing.assert_close(sae.encode(X + sae.b_dec).c, plain.encode(X).c)
-    torch.testing.assert_close(sae.folded().encode(X + sae.b_dec).c, plain.encode(X).c)
+    torch.testing.assert_close(sae.fold().encode(X + sae.b_dec).c, plain.encode(X).c)
 
 
 def test_the_decoders_norm_has_no_gradient_and_no_effect() -> None:

@@ -12,7 +12,7 @@ from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.architectures.site import Site
-from crux.sae.splicing import Passed, splice_sites
+from crux.sae.splicing import SaePass, splice_sites
 
 PRE = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
 TOKENS = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(2))
@@ -22,7 +22,7 @@ def sae(seed: int) -> SAE:
     return random_sae(d_model=6, n_latents=8, seed=seed)
 
 
-def run(sites: Sequence[Site]) -> tuple[Tensor, list[Passed]]:
+def run(sites: Sequence[Site]) -> tuple[Tensor, list[SaePass]]:
     subject = random_toy(seed=0)
     splice, passed = splice_sites(sites, sides=None)
     assert passed == []

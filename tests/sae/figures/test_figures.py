@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tests.support.figures import find_line, find_panel, points
 
-from crux.sae.figures.densities import density_histogram
-from crux.sae.figures.downstream import downstream
-from crux.sae.figures.loss_curves import loss_curves
+from crux.sae.figures.densities import plot_densities
+from crux.sae.figures.downstream import plot_downstream
+from crux.sae.figures.loss_curves import plot_loss_curves
 
 METRICS = {
     "mse": 0.5,
@@ -34,7 +34,7 @@ def rendered(figure: Figure) -> bytes:
 def test_loss_curves_show_every_term_there_is() -> None:
     history = [{"step": s, "train/kl": 1 / s, "train/l0": 50.0 - s} for s in range(1, 30)]
     history += [{"step": 30, "val/kl": 0.5}]
-    figure = loss_curves(
+    figure = plot_loss_curves(
         history, terms={"train/kl": "KL (nats/token)", "val/kl": "held out", "train/none": "none"}, l0="train/l0"
     )
     above, below = find_panel(figure, y="loss term"), find_panel(figure, y="L0")
@@ -49,11 +49,11 @@ def test_loss_curves_show_every_term_there_is() -> None:
     "history", [[], [{"step": 1, "train/l0": 0.0, "train/kl": 0.0}], [{"step": 1, "train/kl": float("nan")}]]
 )
 def test_loss_curves_of_short_or_broken_runs(history: list[dict[str, float]]) -> None:
-    rendered(loss_curves(history, terms={"train/kl": "KL"}, l0="train/l0"))
+    rendered(plot_loss_curves(history, terms={"train/kl": "KL"}, l0="train/l0"))
 
 
 def test_downstream_begins_at_the_sae_and_leaves_out_what_is_missing() -> None:
-    figure = downstream(METRICS, hook="blocks.6.hook_resid_pre", n_layers=8, at=6)
+    figure = plot_downstream(METRICS, hook="blocks.6.hook_resid_pre", n_layers=8, at=6)
     left, right = find_panel(figure, y="MSE"), find_panel(figure, y="explained variance")
     assert points(left.lines[0]).tolist() == [[6, 0.5], [7, 0.8], [8, 0.9]]
     assert points(left.lines[1]).tolist() == [[6, 0.4], [7, 0.6]]
@@ -63,12 +63,12 @@ def test_downstream_begins_at_the_sae_and_leaves_out_what_is_missing() -> None:
 
 
 def test_downstream_at_the_last_residual_is_rendered() -> None:
-    rendered(downstream({"mse": 1.0}, hook="blocks.7.hook_resid_post", n_layers=8, at=8))
+    rendered(plot_downstream({"mse": 1.0}, hook="blocks.7.hook_resid_post", n_layers=8, at=8))
 
 
 def test_densities_count_the_dead() -> None:
     densities = np.array([0.0, 0.0, 0.001, 0.5, 1.0])
-    figure = density_histogram(densities, n_tokens=1000)
+    figure = plot_densities(densities, n_tokens=1000)
     axes = find_panel(figure)
     assert sum(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)) == 3
     assert axes.get_title(loc="left") == "3 of 5 latents fire in 1,000 tokens; 2 (40.0 %) never do"
@@ -76,4 +76,4 @@ def test_densities_count_the_dead() -> None:
 
 
 def test_densities_of_an_sae_that_is_dead() -> None:
-    rendered(density_histogram(np.zeros(4), n_tokens=100))
+    rendered(plot_densities(np.zeros(4), n_tokens=100))

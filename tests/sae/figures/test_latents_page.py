@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from crux.sae.figures.latents_page import latents_page
+from crux.sae.figures.latents_page import render_latents_page
 
 VOCABULARY = {0: "", 1: " the", 2: "<script>alert(1)</script>", 3: '"&\n', 4: "�"}
 
@@ -30,7 +30,7 @@ class _Reader(HTMLParser):
 
 
 def page() -> str:
-    return latents_page(
+    return render_latents_page(
         title="e2e <b>L6</b>",
         facts={"L0": "12 & more"},
         decode=VOCABULARY.__getitem__,

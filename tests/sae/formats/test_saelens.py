@@ -17,15 +17,15 @@ from crux.sae.formats import saelens
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    saelens.save(trained("relu"), tmp_path / "runs" / "sae", METADATA)
+    saelens.save_sae(trained("relu"), tmp_path / "runs" / "sae", METADATA)
     return tmp_path / "runs" / "sae"
 
 
 def same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     """What is saved is read as the folded SAE: the same codes bit for bit."""
-    saelens.save(sae, folder, metadata)
-    found, told = saelens.load(folder)
-    wanted = sae.folded()
+    saelens.save_sae(sae, folder, metadata)
+    found, told = saelens.load_sae(folder)
+    wanted = sae.fold()
     assert type(found) is type(wanted)
     codes = found.encode(activations())
     assert torch.equal(codes.c, wanted.encode(activations()).c)
@@ -65,11 +65,11 @@ def test_what_sae_lens_has_no_transcoder_of(tmp_path: Path, kind: str) -> None:
     written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
     same_codes(tmp_path / "even", trained(kind), written)
     assert config_of(tmp_path / "even")["architecture"] == SAVED_AS[kind]
-    saelens.check(trained(kind), transcodes=True)
+    saelens.check_saveable(trained(kind), transcodes=True)
     wide = trained(kind, d_out=5)
     for refused in (
-        lambda: saelens.save(wide, tmp_path / "wide", written),
-        lambda: saelens.check(wide, transcodes=True),
+        lambda: saelens.save_sae(wide, tmp_path / "wide", written),
+        lambda: saelens.check_saveable(wide, transcodes=True),
     ):
         with pytest.raises(UserError, match=r"that reads 6 dimensions and writes 5; .* ReLU and JumpReLU alone$"):
             refused()
@@ -81,14 +81,14 @@ def test_heads_side_by_side(tmp_path: Path) -> None:
     heads = METADATA | {"hook_name": "blocks.6.attn.hook_z"}
     same_codes(tmp_path / "sae", trained("relu"), heads)
     assert config_of(tmp_path / "sae")["reshape_activations"] == "hook_z"
-    saelens.save(trained("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
+    saelens.save_sae(trained("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
     assert config_of(tmp_path / "from")["reshape_activations"] == "none"
 
 
 def test_saving_twice_changes_nothing(folder: Path) -> None:
     first = load_file(folder / saelens.WEIGHTS)
-    sae, metadata = saelens.load(folder)
-    saelens.save(sae, folder, metadata)
+    sae, metadata = saelens.load_sae(folder)
+    saelens.save_sae(sae, folder, metadata)
     for name, value in load_file(folder / saelens.WEIGHTS).items():
         torch.testing.assert_close(value, first[name], rtol=1e-6, atol=1e-7)
 
@@ -126,7 +126,7 @@ def test_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(saelens, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        saelens.save(trained("topk"), folder, METADATA)
+        saelens.save_sae(trained("topk"), folder, METADATA)
     assert [path.name for path in folder.parent.iterdir()] == ["sae"]
     assert (folder / saelens.WEIGHTS).read_bytes() == before
 
@@ -146,7 +146,7 @@ def anothers(folder: Path, *names: str, **config: Any) -> dict[str, Tensor]:
 
 def assert_same_function(folder: Path, x: Tensor, codes: Tensor, W: dict[str, Tensor]) -> None:
     """Codes in units of the decoder's norm, and the reconstruction as it was."""
-    sae, metadata = saelens.load(folder)
+    sae, metadata = saelens.load_sae(folder)
     norm = W["W_dec"].norm(dim=-1)
     assert (norm - 1).abs().min() > 0.01
     assert 0.1 < (codes > 0).float().mean() < 0.9
@@ -188,7 +188,7 @@ class TestAnothers:
         pre = (u + W["b_enc"]) * W["W_dec"].norm(dim=-1)
         values, chosen = pre.topk(2)
         theirs = torch.zeros_like(pre).scatter(-1, chosen, values.relu())
-        sae, _ = saelens.load(tmp_path)
+        sae, _ = saelens.load_sae(tmp_path)
         torch.testing.assert_close(sae.encode(X).c, theirs)
         torch.testing.assert_close(sae(X), theirs / W["W_dec"].norm(dim=-1, keepdim=True).T @ W["W_dec"] + W["b_dec"])
 
@@ -197,7 +197,7 @@ def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
     """Of one norm for all latents it is a TopK of crux; of different ones it is not, and not read as one."""
     W = anothers(tmp_path, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=False)
     with pytest.raises(UserError, match="chooses its k latents before the decoder's norms count"):
-        saelens.load(tmp_path)
+        saelens.load_sae(tmp_path)
     W["W_dec"] = 3 * torch.nn.functional.normalize(W["W_dec"], dim=-1)
     save_file(W, tmp_path / saelens.WEIGHTS)
     values, chosen = ((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"]).topk(2)
@@ -223,7 +223,7 @@ def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
 def test_another_function_is_not_read(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     anothers(tmp_path, "b_enc", **config)
     with pytest.raises(UserError, match=message) as caught:
-        saelens.load(tmp_path)
+        saelens.load_sae(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -262,10 +262,10 @@ def drop_tensor(folder: Path) -> None:
 def test_mistakes(folder: Path, spoil: Any, message: str) -> None:
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
-        saelens.load(folder)
+        saelens.load_sae(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_metadata_must_say_where_the_sae_belongs(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="hook_name"):
-        saelens.save(trained("relu"), tmp_path / "sae", {"model_name": "tiny"})
+        saelens.save_sae(trained("relu"), tmp_path / "sae", {"model_name": "tiny"})

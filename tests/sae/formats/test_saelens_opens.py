@@ -70,7 +70,7 @@ def test_sae_lens_reads_the_same_codes(python: Path, tmp_path: Path) -> None:
     folders = [str(tmp_path / f"sae_{i}") for i in range(len(cases))]
     for folder, (sae, _, hook, output_hook) in zip(folders, cases, strict=True):
         written = {} if output_hook is None else {"hook_name_out": output_hook}
-        saelens.save(sae, folder, METADATA | {"hook_name": hook} | written)
+        saelens.save_sae(sae, folder, METADATA | {"hook_name": hook} | written)
     x = activations()
     save_file({"x": x}, tmp_path / "x.safetensors")
     arguments = [tmp_path / "x.safetensors", tmp_path / "out.safetensors", *folders]
@@ -80,7 +80,7 @@ def test_sae_lens_reads_the_same_codes(python: Path, tmp_path: Path) -> None:
     theirs = load_file(tmp_path / "out.safetensors")
     for i, (line, (sae, name, hook, output_hook)) in enumerate(zip(ran.stdout.splitlines(), cases, strict=True)):
         assert line.split() == [CLASSES[name], hook, str(output_hook), "tiny", "256"]
-        folded = sae.folded()
+        folded = sae.fold()
         codes = folded.encode(x)
         torch.testing.assert_close(theirs[f"{i}.codes"], codes.c.detach(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(theirs[f"{i}.x_hat"], folded.decode(codes).detach(), rtol=1e-5, atol=1e-5)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.losses.auxk import auxk
+from crux.sae.losses.auxk import auxk_loss
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -36,10 +36,10 @@ def test_by_hand() -> None:
     dictionary = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     residual = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     dead = torch.tensor([False, True, True])
-    found = auxk(pre, dictionary, residual, dead=dead, k=1, weight=None, together=alone)
+    found = auxk_loss(pre, dictionary, residual, dead=dead, k=1, weight=None, mean_over_ranks=alone)
     # ê = (0.5, 0) and −2 · (0, 1): e − ê = (0.5, 0), (−1, 2)
     assert found.item() == pytest.approx((0.25 + 5) / 2)
-    first = auxk(pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), together=alone)
+    first = auxk_loss(pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), mean_over_ranks=alone)
     assert first.item() == 0  # one token has no variance
 
 
@@ -49,7 +49,7 @@ def test_value_and_gradient_against_autograd_of_the_formula(k: int, weight: Tens
     pre, dictionary = normal(20, 8, seed=0).requires_grad_(), normal(8, 5, seed=1).requires_grad_()
     residual = normal(20, 5, seed=2).requires_grad_()
     values = [
-        auxk(pre, dictionary, residual, dead=DEAD, k=k, weight=weight, together=alone),
+        auxk_loss(pre, dictionary, residual, dead=DEAD, k=k, weight=weight, mean_over_ranks=alone),
         plain(pre, dictionary, residual, dead=DEAD, k=k, weight=weight),
     ]
     torch.testing.assert_close(*values)
@@ -64,7 +64,9 @@ def test_gradient_against_finite_differences() -> None:
     pre, dictionary = normal(6, 8, seed=0).double().requires_grad_(), normal(8, 3, seed=1).double().requires_grad_()
     residual = normal(6, 3, seed=2).double()
     assert torch.autograd.gradcheck(
-        lambda pre, dictionary: auxk(pre, dictionary, residual, dead=DEAD, k=2, weight=None, together=alone),
+        lambda pre, dictionary: auxk_loss(
+            pre, dictionary, residual, dead=DEAD, k=2, weight=None, mean_over_ranks=alone
+        ),
         (pre, dictionary),
     )
 
@@ -72,7 +74,8 @@ def test_gradient_against_finite_differences() -> None:
 def test_it_has_no_unit() -> None:
     pre, dictionary, residual = normal(20, 8, seed=0), normal(8, 5, seed=1), normal(20, 5, seed=2)
     small, large = (
-        auxk(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None, together=alone) for s in (1.0, 1000.0)
+        auxk_loss(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None, mean_over_ranks=alone)
+        for s in (1.0, 1000.0)
     )
     torch.testing.assert_close(small, large)
 
@@ -82,7 +85,7 @@ def test_zero_where_there_is_nothing_to_do(what: str, value: float) -> None:
     pre, dictionary = normal(20, 8, seed=0).requires_grad_(), normal(8, 5, seed=1).requires_grad_()
     residual = normal(20, 5, seed=2) if what == "no latent is dead" else torch.full((20, 5), value)
     dead = torch.zeros(8, dtype=torch.bool) if what == "no latent is dead" else DEAD
-    found = auxk(pre, dictionary, residual, dead=dead, k=3, weight=None, together=alone)
+    found = auxk_loss(pre, dictionary, residual, dead=dead, k=3, weight=None, mean_over_ranks=alone)
     assert found.item() == 0
     for gradient in torch.autograd.grad(found, (pre, dictionary)):
         assert not gradient.any()  # and not a NaN
@@ -105,7 +108,7 @@ def test_it_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
     codes = sae.encode(x)
     assert not codes.c[:, DEAD].any()
     x_hat = sae.decode(codes)
-    auxk(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None, together=alone).backward()
+    auxk_loss(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None, mean_over_ranks=alone).backward()
     for gradient in (sae.W_enc.grad, sae.W_dec.grad):
         assert gradient is not None
         by_latent = gradient.any(0 if gradient.shape[0] == 5 else 1)

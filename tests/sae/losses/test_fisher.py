@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tests.support.small_runs import gpt2
 from torch import Tensor
 
-from crux.sae.losses.fisher import fisher
+from crux.sae.losses.fisher import fisher_surrogate
 from crux.sae.losses.label import label_loss
 from crux.subjects.subject import Subject
 
@@ -26,12 +26,12 @@ WEIGHT = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     ],
 )
 def test_by_hand(block_diagonal: bool, weight: Tensor | None, value: float) -> None:
-    assert fisher(G, DELTA, block_diagonal=block_diagonal, weight=weight).item() == pytest.approx(value)
+    assert fisher_surrogate(G, DELTA, block_diagonal=block_diagonal, weight=weight).item() == pytest.approx(value)
 
 
 def test_sequences_are_averaged_each_over_its_own_tokens() -> None:
     weight = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-    assert fisher(G, DELTA, block_diagonal=False, weight=weight).item() == pytest.approx((9 / 2 + 1 / 6) / 2)
+    assert fisher_surrogate(G, DELTA, block_diagonal=False, weight=weight).item() == pytest.approx((9 / 2 + 1 / 6) / 2)
 
 
 @pytest.mark.parametrize("block_diagonal", [False, True])
@@ -39,7 +39,7 @@ def test_sequences_are_averaged_each_over_its_own_tokens() -> None:
 def test_gradient_by_hand_and_none_through_g(block_diagonal: bool, weight: Tensor | None) -> None:
     """∂/∂δ_t = w_t g_t · (Σ w g·δ)/T a sequence; block-diagonal w_t g_t (g_t·δ_t) a token."""
     g, delta = G.clone().requires_grad_(), DELTA.clone().requires_grad_()
-    fisher(g, delta, block_diagonal=block_diagonal, weight=weight).backward()
+    fisher_surrogate(g, delta, block_diagonal=block_diagonal, weight=weight).backward()
     w = torch.ones(2, 3) if weight is None else weight
     change = (G * DELTA).sum(-1) * w
     slope = change / w.sum() if block_diagonal else change.sum(1, keepdim=True) / w.sum(1, keepdim=True) / len(G)
@@ -49,7 +49,7 @@ def test_gradient_by_hand_and_none_through_g(block_diagonal: bool, weight: Tenso
 
 def test_low_precision_is_summed_in_float32() -> None:
     g, delta = torch.full((1, 4096, 2), 0.01, dtype=torch.bfloat16), torch.full((1, 4096, 2), 0.01)
-    found = fisher(g, delta, block_diagonal=False, weight=None)
+    found = fisher_surrogate(g, delta, block_diagonal=False, weight=None)
     assert found.dtype == torch.float32
     want = 0.5 * (4096 * 2 * float(g[0, 0, 0]) * 0.01) ** 2 / 4096
     assert found.item() == pytest.approx(want, rel=1e-5)
@@ -86,7 +86,10 @@ def test_surrogate_over_kl_goes_to_one_as_the_error_shrinks_and_block_diagonal_d
 
     for block_diagonal in (False, True):
         groups = [
-            [fisher(g, (s * delta).expand_as(g), block_diagonal=block_diagonal, weight=None) for s in SHRINKING]
+            [
+                fisher_surrogate(g, (s * delta).expand_as(g), block_diagonal=block_diagonal, weight=None)
+                for s in SHRINKING
+            ]
             for g in gradient.split(DRAWS)
         ]
         ratios = torch.tensor(groups) / torch.tensor(kl)  # groups × scales

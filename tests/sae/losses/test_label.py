@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from crux.sae.losses import label, readout
-from crux.sae.losses.label import Target, draw, label_loss
+from crux.sae.losses.label import LabelTarget, draw_labels, label_loss
 
 BATCH, T, D, V = 3, 5, 4, 11
-TARGETS: list[Target] = list(get_args(Target))
+TARGETS: list[LabelTarget] = list(get_args(LabelTarget))
 
 
 @pytest.fixture
@@ -36,7 +36,13 @@ def plain(h: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, lab
 
 
 def truth(
-    target: Target, h: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, tokens: Tensor, drawn: Tensor
+    target: LabelTarget,
+    h: Tensor,
+    W_U: Tensor,
+    b_U: Tensor | None,
+    softcap: float | None,
+    tokens: Tensor,
+    drawn: Tensor,
 ) -> Tensor:
     if target == "data":
         return plain(h[:, :-1], W_U, b_U, softcap, tokens[:, 1:])[0].sum()
@@ -53,7 +59,7 @@ def truth(
 def test_value_and_gradient(
     monkeypatch: pytest.MonkeyPatch,
     case: tuple[Tensor, Tensor, Tensor, Tensor],
-    target: Target,
+    target: LabelTarget,
     bias: bool,
     softcap: float | None,
     chunk_elements: int,
@@ -62,10 +68,10 @@ def test_value_and_gradient(
     labels: list[Tensor] = []
 
     def noted(q: Tensor, generator: torch.Generator | None) -> Tensor:
-        labels.append(draw(q, generator))
+        labels.append(draw_labels(q, generator))
         return labels[-1]
 
-    monkeypatch.setattr(label, "draw", noted)
+    monkeypatch.setattr(label, "draw_labels", noted)
     h, W_U, b_U, tokens = case
     b_U = b_U if bias else None
     found = label_loss(h, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target=target, generator=seeded())
@@ -96,7 +102,7 @@ def test_by_hand() -> None:
 def test_labels_have_the_softmax_frequencies() -> None:
     n = 200_000
     q = torch.tensor([0.5, 0.3, 0.15, 0.05, 1e-4, 0.0]).div(1.0001)
-    counts = draw(q.expand(n, -1), seeded()).bincount(minlength=6)
+    counts = draw_labels(q.expand(n, -1), seeded()).bincount(minlength=6)
     assert counts[5] == 0
     expected = n * q[:5].double()
     chi_squared = ((counts[:5] - expected).square() / expected).sum()
@@ -120,7 +126,7 @@ def test_labels_are_drawn_at_the_clean_logits(case: tuple[Tensor, Tensor, Tensor
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_it_depends_on(case: tuple[Tensor, Tensor, Tensor, Tensor], target: Target) -> None:
+def test_what_it_depends_on(case: tuple[Tensor, Tensor, Tensor, Tensor], target: LabelTarget) -> None:
     """`sampled` on the generator's state alone, not on the text; `data` on the text alone."""
     h, W_U, b_U, tokens = case
 
@@ -175,7 +181,7 @@ def test_bfloat16_states_keep_a_float32_loss(case: tuple[Tensor, Tensor, Tensor,
 
 
 @pytest.mark.parametrize(("target", "products"), [("data", 2), ("sampled", 2), ("top_logit", 1)])
-def test_its_cost(target: Target, products: int) -> None:
+def test_its_cost(target: LabelTarget, products: int) -> None:
     """Two d·V products a prediction, no tokens × vocab tensor, no host sync."""
     batch, pos, d, vocab = 2, 32, 8, 1000
     generator = seeded()
@@ -194,7 +200,7 @@ def test_its_cost(target: Target, products: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_value_without_a_gradient(case: tuple[Tensor, Tensor, Tensor, Tensor], target: Target) -> None:
+def test_the_value_without_a_gradient(case: tuple[Tensor, Tensor, Tensor, Tensor], target: LabelTarget) -> None:
     h, W_U, b_U, tokens = case
     with_gradient, without = (
         label_loss(x, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=seeded())

@@ -16,7 +16,7 @@ from crux.config.errors import UserError
 from crux.sae.build import build_loss
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local, LossOptions
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"local": Local, "e2e": E2E, "e2e_ds": E2EDownstream, "fisher": Fisher, "kl_finetune": KLFinetune}
@@ -50,7 +50,7 @@ def test_every_yaml_holds_the_keys_of_its_options_and_names_its_class(loss: str)
     assert formula.options is made
     assert next(iter(formula.row_labels())) == "train/loss"
     assert {"train/sparsity", "train/auxk"} | {
-        f"train/{term}" for term in formula.labels
+        f"train/{term}" for term in formula.term_labels
     } <= formula.row_labels().keys()
 
 
@@ -114,9 +114,9 @@ class OwnOptions(LossOptions):
 class OwnLoss(Loss[OwnOptions]):
     """weight · MSE + λ · penalty."""
 
-    labels: ClassVar = {"mse": "MSE"}
+    term_labels: ClassVar = {"mse": "MSE"}
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         return self.options.weight * step.mse() + step.sparsity()
 
 

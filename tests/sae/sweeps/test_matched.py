@@ -6,20 +6,20 @@ from itertools import product
 import numpy as np
 import pytest
 
-from crux.sae.sweeps.matched import at_l0, ratio
+from crux.sae.sweeps.matched import interpolate_at_l0, ratio_of_means
 
 
 def test_linear_between_neighbours_and_nothing_outside() -> None:
     points = [40, 10, 20], [0.1, 0.4, 0.2]
-    assert at_l0(*points, l0=15) == pytest.approx(0.3)
-    assert at_l0(*points, l0=40) == pytest.approx(0.1)
-    assert math.isnan(at_l0(*points, l0=9.9))
-    assert math.isnan(at_l0(*points, l0=41))
-    assert math.isnan(at_l0([], [], l0=10))
+    assert interpolate_at_l0(*points, l0=15) == pytest.approx(0.3)
+    assert interpolate_at_l0(*points, l0=40) == pytest.approx(0.1)
+    assert math.isnan(interpolate_at_l0(*points, l0=9.9))
+    assert math.isnan(interpolate_at_l0(*points, l0=41))
+    assert math.isnan(interpolate_at_l0([], [], l0=10))
 
 
 def test_a_ratio_is_of_means_and_its_range_of_seeds() -> None:
-    found = ratio([1.0, 3.0], [2.0, 3.0])
+    found = ratio_of_means([1.0, 3.0], [2.0, 3.0])
     assert found.of_means == pytest.approx(4 / 5)
     assert (found.lowest, found.highest) == (0.5, 1.0)
     assert found.interval is None
@@ -30,7 +30,7 @@ def test_the_interval_is_that_of_every_resample_of_the_seeds() -> None:
     above, below = np.array([1.0, 2.0, 3.0, 4.0, 10.0]), np.array([2.0, 3.0, 4.0, 4.0, 5.0])
     every = np.array([above[list(d)].mean() / below[list(d)].mean() for d in product(range(5), repeat=5)])
     low, high = np.percentile(every, [2.5, 97.5])
-    found = ratio(above.tolist(), below.tolist())
+    found = ratio_of_means(above.tolist(), below.tolist())
     assert found.interval == pytest.approx((low, high), abs=0.02)
-    assert found == ratio(above.tolist(), below.tolist()), "drawn by a stated seed"
-    assert ratio([2.0] * 5, [4.0] * 5).interval == (0.5, 0.5)
+    assert found == ratio_of_means(above.tolist(), below.tolist()), "drawn by a stated seed"
+    assert ratio_of_means([2.0] * 5, [4.0] * 5).interval == (0.5, 0.5)

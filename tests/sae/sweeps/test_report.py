@@ -8,10 +8,10 @@ from tests.support.figures import find_line, find_panel, find_panels, points
 from tests.support.made_up_runs import made_up_run
 
 from crux.runs.run_folder import RunFolder
-from crux.sae.sweeps.curves import curves
-from crux.sae.sweeps.pictures import pictures
+from crux.sae.sweeps.figures import plot_sweep
+from crux.sae.sweeps.finished_runs import read_finished_runs
+from crux.sae.sweeps.l0_curves import build_curves
 from crux.sae.sweeps.report import write_report
-from crux.sae.sweeps.runs import finished_runs
 
 AT = [20.0, 25.0]
 
@@ -69,7 +69,7 @@ def test_it_is_the_same_byte_for_byte_from_the_same_folders(which: str, tmp_path
 
 def test_the_figures_show_the_runs(tmp_path: Path) -> None:
     sweep_of(tmp_path, losses=("local", "e2e"), seeds=2, sparsities=3)
-    drawn = pictures(curves(finished_runs(tmp_path)), at=AT)
+    drawn = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
     axes = find_panel(drawn["pareto_l0"])
     assert len(axes.lines) == 2 * (2 + 1)  # the seeds and their mean, of each loss
     assert points(axes.lines[2]).tolist() == [[10, pytest.approx(0.3)], [20, 0.2], [30, 0.1]]
@@ -84,7 +84,7 @@ def test_the_figures_show_the_runs(tmp_path: Path) -> None:
 
 def test_each_place_has_its_own_panel(tmp_path: Path) -> None:
     sweep_of(tmp_path, losses=("local", "e2e"), seeds=1, sparsities=1, layers=(2, 4, 6))
-    drawn = pictures(curves(finished_runs(tmp_path)), at=AT)
+    drawn = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
     titles = [axes.get_title(loc="left") for axes in find_panels(drawn["pareto_l0"])]
     assert titles == [f"blocks.{layer}.hook_resid_pre" for layer in (2, 4, 6)]
     for place in titles:

@@ -9,16 +9,16 @@ from tests.support.made_up_runs import made_up_run
 
 from crux.config.errors import UserError
 from crux.runs.run_folder import RunFolder
-from crux.sae.sweeps.curves import curves
-from crux.sae.sweeps.runs import finished_runs, sweep_folder
+from crux.sae.sweeps.finished_runs import read_finished_runs, sweep_folder
+from crux.sae.sweeps.l0_curves import build_curves
 from crux.sae.sweeps.tables import (
+    format_ratio,
+    format_spread,
+    match_losses,
     matched_numbers,
     matched_table,
-    matches,
-    ratio_words,
     runs_numbers,
     runs_table,
-    spread,
     times_table,
 )
 
@@ -37,7 +37,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def matched(folder: Path, at: Sequence[float]) -> pd.DataFrame:
-    return matched_table(matches(curves(finished_runs(folder)), at=at))
+    return matched_table(match_losses(build_curves(read_finished_runs(folder)), at=at))
 
 
 def columns(table: pd.DataFrame, row: int) -> dict[str, str]:
@@ -50,7 +50,7 @@ def rows(table: pd.DataFrame) -> list[list[str]]:
 
 
 def test_a_line_a_loss_and_sparsity(sweep: Path) -> None:
-    table = runs_table(finished_runs(sweep))
+    table = runs_table(read_finished_runs(sweep))
     asked = [["local", "λ=1", "2"], ["local", "λ=2", "2"], ["e2e", "λ=1", "2"], ["e2e", "λ=2", "2"]]
     assert [r[:3] for r in rows(table)] == asked
     assert columns(table, 0)["CE loss increase"] == "0.3 (0.2 to 0.4)"
@@ -63,7 +63,7 @@ def test_matched_l0_is_interpolated_within_a_seed(sweep: Path) -> None:
     assert found["CE loss increase, e2e"] == "0.15 (0.15 to 0.15)"
     assert found["e2e / local"] == "0.375 (0.3 to 0.5)"  # of means 0.15/0.4; seeds 0.15/0.3 and 0.15/0.5
     assert rows(table)[1] == ["50", "–", "–", "–"]
-    exact = matched_numbers(matches(curves(finished_runs(sweep)), at=[20]))
+    exact = matched_numbers(match_losses(build_curves(read_finished_runs(sweep)), at=[20]))
     assert [row[:3] for row in rows(exact)] == [["20", "local", "2"], ["20", "e2e", "2"]]
     assert columns(exact, 1)["baseline"] == "local"
     assert columns(exact, 1)["ratio"] == pytest.approx(0.375)
@@ -81,7 +81,7 @@ def test_a_ratio_has_an_interval_from_five_seeds_on(tmp_path: Path) -> None:
 
 def test_one_loss_and_one_seed_have_no_ratio(tmp_path: Path) -> None:
     made_up_run(tmp_path, loss="e2e", sparsity=1, l0=30, ce=0.1)
-    assert matches(curves(finished_runs(tmp_path)), at=[30]) == [], "one run is no curve"
+    assert match_losses(build_curves(read_finished_runs(tmp_path)), at=[30]) == [], "one run is no curve"
     made_up_run(tmp_path, loss="e2e", sparsity=2, l0=10, ce=0.2)
     table = matched(tmp_path, [20])
     assert (list(table), rows(table)) == (["L0", "CE loss increase, e2e"], [["20", "0.15"]])
@@ -113,17 +113,17 @@ def test_losses_that_differ_in_a_coefficient_are_two(tmp_path: Path) -> None:
 
 def test_a_sweep_without_finished_runs_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished runs"):
-        finished_runs(tmp_path)
+        read_finished_runs(tmp_path)
     (tmp_path / "sweeps" / "pareto").mkdir(parents=True)
     with pytest.raises(UserError, match=r"sweep=paretto: no such sweep in .*; did you mean pareto\? there are pareto"):
         sweep_folder(tmp_path, "paretto")
 
 
 def test_spread() -> None:
-    assert spread([]) == "–"
-    assert spread([0.25]) == "0.25"
-    assert spread([1, 2, 3]) == "2 (1 to 3)"
-    assert ratio_words(None) == "–"
+    assert format_spread([]) == "–"
+    assert format_spread([0.25]) == "0.25"
+    assert format_spread([1, 2, 3]) == "2 (1 to 3)"
+    assert format_ratio(None) == "–"
 
 
 def test_runs_that_differ_in_anything_are_not_pooled_as_seeds(tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_runs_that_differ_in_anything_are_not_pooled_as_seeds(tmp_path: Path) ->
             {"final/l0": 10.0, "final/ce_increase": lr}
         )  # as of several SAEs: not every metric is there
         folder.finish()
-    table = runs_table(finished_runs(tmp_path))
+    table = runs_table(read_finished_runs(tmp_path))
     assert list(table)[:3] == ["loss", "optimizer.lr", "seeds"]
     assert [row[1:3] for row in rows(table)] == [["0.1", "1"], ["0.2", "1"]]
     assert list(table)[3:] == ["L0", "CE loss increase"]  # no column that no run has a value for
-    lines = runs_numbers(finished_runs(tmp_path)).to_csv(index=False).splitlines()
+    lines = runs_numbers(read_finished_runs(tmp_path)).to_csv(index=False).splitlines()
     assert lines == [
         "run,loss.name,optimizer.lr,seed,sparsity,final/ce_increase,final/l0",
         "deep/0,e2e,0.1,0,1,0.1,10.0",
@@ -150,7 +150,7 @@ def test_times_are_against_the_e2e_run_of_the_same_place(tmp_path: Path) -> None
     rates = {("e2e", 2): 100.0, ("e2e", 4): 50.0, ("local", 2): 200.0, ("local", 4): 200.0}
     for (loss, layer), rate in rates.items():
         made_up_run(tmp_path, loss=loss, layer=layer, l0=10, ce=0.1, metrics={"final/tokens_per_second": rate})
-    table = times_table(finished_runs(tmp_path))
+    table = times_table(read_finished_runs(tmp_path))
     assert [(row[0], row[1].split(".")[1], row[-2], row[-1]) for row in rows(table)] == [
         ("local", "2", "200", "0.5"), ("local", "4", "200", "0.25"), ("e2e", "2", "100", "1"), ("e2e", "4", "50", "1"),
     ]  # fmt: skip
@@ -165,7 +165,7 @@ def test_a_key_that_an_option_does_not_have_is_like_a_null_one(tmp_path: Path) -
         folder = RunFolder.create(tmp_path / name, config | {"seed": 0, "optimizer": {"lr": 0.1}})
         folder.write_metrics({"final/l0": 8.0, "final/ce_increase": 0.5})
         folder.finish()
-    runs = finished_runs(tmp_path)
+    runs = read_finished_runs(tmp_path)
     assert rows(runs_table(runs).drop(columns="task")) == [["local", "1", "8", "0.5"]] * 2
     assert runs.settings["asked for"].tolist() == ["k=8", "k=8"]
 
@@ -175,6 +175,6 @@ def test_experiments_without_a_loss_are_told_apart_by_their_name(tmp_path: Path)
         folder = RunFolder.create(tmp_path / name, {"seed": 0, "llc": {"experiment": name, "draws": 800}})
         folder.write_metrics({"final/checks": 4.0})
         folder.finish()
-    table = runs_table(finished_runs(tmp_path))
+    table = runs_table(read_finished_runs(tmp_path))
     assert list(table) == ["experiment", "seeds", "checks"]
     assert table["experiment"].tolist() == ["kgon", "linear"]

@@ -19,7 +19,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.losses.e2e import E2EDownstreamLoss, E2ELoss
 from crux.sae.losses.fisher import FisherLoss
 from crux.sae.losses.kl_finetune import KLFinetuneLoss
-from crux.sae.losses.label import Target, draw
+from crux.sae.losses.label import LabelTarget, draw_labels
 from crux.sae.losses.local import LocalLoss
 from crux.sae.losses.options import E2E, E2EDownstream, Fisher, KLFinetune, Local
 from crux.sae.losses.readout import token_chunks
@@ -219,7 +219,7 @@ def test_normalised_activations_are_the_plain_formula_on_scaled_ones_and_fold_aw
     c, x_hat, _ = plain_sae(sae, scale * x)
     everywhere = torch.ones(40, dtype=torch.bool)
     assert_same(module, Activations({BLOCK_1: x}, {}), (x_hat - scale * x).square().mean() + l1(c, everywhere))
-    folded = sae.folded()
+    folded = sae.fold()
     assert folded.input_scale == folded.output_scale == 1
     torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(20))
     torch.testing.assert_close(folded(x), sae(x))
@@ -256,7 +256,7 @@ class Plainly(NamedTuple):
 
 
 def plain_gradients(
-    subject: Subject, tokens: Tensor, *, target: Target, generator: torch.Generator | None = None
+    subject: Subject, tokens: Tensor, *, target: LabelTarget, generator: torch.Generator | None = None
 ) -> Plainly:
     """∂(Σ of the labels' cross-entropies)/∂x at both hook points, from full logits and autograd."""
     embed, blocks, final_norm = clean_parts(subject)
@@ -268,7 +268,7 @@ def plain_gradients(
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     else:
         q = logits.detach().flatten(0, 1).softmax(-1)
-        labels = [draw(q[part], generator) for part in token_chunks(len(q), q.shape[1], q.device)]
+        labels = [draw_labels(q[part], generator) for part in token_chunks(len(q), q.shape[1], q.device)]
         loss = F.cross_entropy(logits.flatten(0, 1), torch.cat(labels), reduction="sum")
     g = torch.autograd.grad(loss, (x, y))
     return Plainly(
@@ -337,7 +337,7 @@ def test_a_local_gradient_transcoder_is_shown_the_gradient_where_it_writes() -> 
 
 @pytest.mark.parametrize("target", ["data", "sampled"])
 @pytest.mark.parametrize("loss", ["e2e", "fisher"])
-def test_a_gradient_sae_is_shown_the_gradient_of_its_own_labels(loss: Loss, target: Target) -> None:
+def test_a_gradient_sae_is_shown_the_gradient_of_its_own_labels(loss: Loss, target: LabelTarget) -> None:
     """Under fisher drawn labels are drawn once, for both uses; the text's are another loss's gradient."""
     subject = gpt2()
     (tokens,) = token_batches(subject, n=1)

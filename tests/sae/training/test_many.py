@@ -201,8 +201,8 @@ def test_a_bad_one_ends_and_the_others_are_what_they_would_have_been(
         module = bad_module(loss, subject, bad=bad)
         outcomes[bad] = trained(loss, subject, module, tmp_path / str(bad), checkpoint_every=checkpoint_every)
     good, found = outcomes[1.0].module, outcomes[1e38].module
-    assert good.ended == {}
-    assert found.ended == {"sparsity=1e+38": 1}
+    assert good.failed == {}
+    assert found.failed == {"sparsity=1e+38": 1}
     for i in (0, 2):
         for a, b in zip(good.sites[i].sae.parameters(), found.sites[i].sae.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -236,8 +236,8 @@ def test_behind_the_last_step_a_bad_one_is_still_bad(tmp_path: Path) -> None:
         module = bad_module("local", subject, bad=1e38, steps=6)
         source = source_for("local", subject, token_batches(subject, n=6))
         run_fit(module, source, checkpoints=tmp_path, checkpoint_every=3, resume=resume)
-        module.settle()
-        assert module.ended == {"sparsity=1e+38": 1}
+        module.end_failed_runs()
+        assert module.failed == {"sparsity=1e+38": 1}
 
 
 @pytest.mark.parametrize("bad", [1.0, 1e38])

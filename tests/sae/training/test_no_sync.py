@@ -144,7 +144,7 @@ def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: 
     run_fit(module, source_for(loss, subject, token_batches(subject, n=6), group=2), checkpoints=tmp_path)
     assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen
     assert not watch.waits.found
-    assert module.ended == {"b": 1}
+    assert module.failed == {"b": 1}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

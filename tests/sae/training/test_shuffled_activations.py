@@ -11,7 +11,7 @@ from tests.support.small_runs import HOOK, gpt2, module_for, token_batches
 from torch import Tensor
 
 from crux.sae.label_gradients import LabelGradients, clean_with_label_gradients
-from crux.sae.losses.label import Target
+from crux.sae.losses.label import LabelTarget
 from crux.sae.training.activations import Activations, ShuffledActivations
 from crux.subjects.subject import Subject
 from crux.training.data import Joined
@@ -31,7 +31,7 @@ def shuffled(
     group: int = GROUP,
     skip_positions: tuple[int, ...] = (),
     hooks: Sequence[str] = (HOOK,),
-    target: Target | None = None,
+    target: LabelTarget | None = None,
     tokens: Sequence[Tensor] | None = None,
 ) -> ShuffledActivations:
     return ShuffledActivations(
@@ -83,7 +83,7 @@ def test_skipped_positions_are_left_out() -> None:
 
 
 @cache
-def alone(seed: int, target: Target | None, i: int) -> Activations:
+def alone(seed: int, target: LabelTarget | None, i: int) -> Activations:
     """Batch i, the first that a new source is asked for."""
     return shuffled(seed=seed, target=target, hooks=(HOOK, SECOND))[i]
 
@@ -94,7 +94,7 @@ def alone(seed: int, target: Target | None, i: int) -> Activations:
     st.integers(0, 1),
     st.sampled_from([None, "data", "sampled"]),
 )
-def test_batch_i_is_a_pure_function_of_seed_and_i(order: list[int], seed: int, target: Target | None) -> None:
+def test_batch_i_is_a_pure_function_of_seed_and_i(order: list[int], seed: int, target: LabelTarget | None) -> None:
     """Drawn labels included."""
     source = shuffled(seed=seed, target=target, hooks=(HOOK, SECOND))
     for i in order:
@@ -116,7 +116,7 @@ def test_seeds_and_groups_shuffle_differently() -> None:
 @pytest.mark.parametrize("skip_positions", [(), (0, 5)])
 @pytest.mark.parametrize("target", ["data", "top_logit"])
 def test_rows_of_all_hook_points_and_gradients_belong_to_one_token(
-    target: Target, skip_positions: tuple[int, ...]
+    target: LabelTarget, skip_positions: tuple[int, ...]
 ) -> None:
     hooks = (HOOK, SECOND)
     source = shuffled(hooks=hooks, target=target, skip_positions=skip_positions)

@@ -134,7 +134,7 @@ def joined(batches: Sequence[Any]) -> Any:
     "loss", [loss for loss in LOSSES if loss != "kl_finetune"]
 )  # its α = MSE/KL is the batch's own
 def test_two_micro_batches_are_one_batch(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label, "draw", lambda q, generator: q.argmin(-1))  # fisher's draws go by the batch
+    monkeypatch.setattr(label, "draw_labels", lambda q, generator: q.argmin(-1))  # fisher's draws go by the batch
     subject = gpt2()
     tokens = token_batches(subject, n=12)
     source = source_for(loss, subject, tokens)
@@ -260,11 +260,11 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     from tests.support.sae_jobs import composed
 
     from crux.sae.build import build_sae
-    from crux.sae.evaluation.mean import typical_activation
+    from crux.sae.evaluation.typical_activation import measure_typical_activation
 
     subject = gpt2()
     tokens = token_batches(subject, n=3)
-    typical = typical_activation(subject, hook=HOOK, batches=tokens)
+    typical = measure_typical_activation(subject, hook=HOOK, batches=tokens)
     x = subject.clean(torch.cat(tokens), capture=[HOOK]).activations[HOOK].flatten(0, 1)
     torch.testing.assert_close(typical.mean, x.mean(0))
     for normalize in (False, True):
@@ -273,7 +273,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
         torch.testing.assert_close(sae.b_dec / sae.input_scale, x.mean(0))
         scale = subject.d_model**0.5 / float(x.norm(dim=-1).mean()) if normalize else 1.0
         assert float(sae.input_scale) == pytest.approx(scale, rel=1e-5)
-        folded = sae.folded()
+        folded = sae.fold()
         torch.testing.assert_close(folded(x), sae(x))
         silent = sae.encode(x)._replace(c=torch.zeros(len(x), 8))
         torch.testing.assert_close(folded.decode(silent), x.mean(0).expand_as(x))

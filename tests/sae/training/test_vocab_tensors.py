@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.evaluate import evaluate
+from crux.sae.evaluation.evaluate_sae import evaluate_sae
 from crux.subjects.subject import Subject
 
 BATCH, T, V = 4, 32, 4096
@@ -72,7 +72,7 @@ def test_many_saes_at_once_hold_no_more_logits_than_one(subject: Subject, loss: 
 def test_the_judgement_never_holds_all_logits(subject: Subject, ablations: bool) -> None:
     batches = token_batches(subject, n=2, batch=BATCH, pos=T)
     with Largest() as largest:
-        evaluate(
+        evaluate_sae(
             subject,
             sae_for(subject),
             hook=HOOK,

@@ -70,7 +70,7 @@ def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> 
     """
     found: dict[str, Tensor] = {}
     for folder in folders:
-        sae, about = saelens.load(Path(folder))
+        sae, about = saelens.load_sae(Path(folder))
         hook = about.get("hook_name_out", about["hook_name"])
         if about.get("process_weights", subject.process_weights) != subject.process_weights:
             raise UserError(

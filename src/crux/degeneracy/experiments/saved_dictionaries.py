@@ -69,7 +69,7 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     """
     found = []
     for folder in folders:
-        sae, metadata = saelens.load(Path(folder))
+        sae, metadata = saelens.load_sae(Path(folder))
         missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
         if missing:
             raise UserError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")

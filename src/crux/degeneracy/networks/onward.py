@@ -12,8 +12,8 @@ from crux.sae.architectures.site import Site
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.mse import mse
 from crux.sae.losses.options import E2EDownstream
-from crux.sae.losses.step import Forward, Step
-from crux.sae.splicing import Passed
+from crux.sae.losses.step import ForwardResults, TrainingStep
+from crux.sae.splicing import SaePass
 from crux.sae.training.passes import counted_tokens
 
 
@@ -33,13 +33,13 @@ class OnwardPasses:
 
     def run(
         self, batch: Float[Tensor, "1 batch n_features"], sites: Sequence[Site], *, generator: torch.Generator
-    ) -> Forward:
+    ) -> ForwardResults:
         (site,), (chain, later) = sites, self.ahead
         clean = chain.clean(batch[0], capture=[site.read, *later, chain.output], final=False)
         x = clean.activations[site.read]
         codes = site.sae.encode(x)
         weight = counted_tokens(x, None, max_norm=self.max_norm)
-        return Forward([Passed(x, codes, site.sae.decode(codes))], [x], [weight], clean)
+        return ForwardResults([SaePass(x, codes, site.sae.decode(codes))], [x], [weight], clean)
 
 
 class OnwardLoss(Loss[E2EDownstream]):
@@ -48,14 +48,14 @@ class OnwardLoss(Loss[E2EDownstream]):
     The MSE of the outputs, which are real numbers, takes the KL's place. MSEs are means over samples and dimensions.
     """
 
-    labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output", "downstream": "downstream MSE"}
+    term_labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output", "downstream": "downstream MSE"}
 
     def __init__(self, options: E2EDownstream, *, ahead: Ahead) -> None:
         super().__init__(options)
         assert ahead.later or not options.downstream, "a downstream loss needs a hook point between"
         self.ahead = ahead
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         o = self.options
         loss = o.reconstruction * step.mse() if o.reconstruction else 0
         if o.kl or o.downstream:
@@ -66,7 +66,7 @@ class OnwardLoss(Loss[E2EDownstream]):
                 loss = loss + o.downstream * step.record("downstream", [downstream])
         return loss + step.sparsity()
 
-    def _errors(self, step: Step) -> dict[str, Tensor]:
+    def _errors(self, step: TrainingStep) -> dict[str, Tensor]:
         """The MSE at the later hook points and at the output."""
         (chain, later), clean = self.ahead, step.forward.clean
         assert clean is not None

@@ -19,7 +19,7 @@ from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import Run
 from crux.runs.result import Result
 from crux.sae.architectures.site import Site
-from crux.sae.build import build_loss, build_sae, sae_module
+from crux.sae.build import build_loss, build_sae, build_sae_module
 from crux.sae.losses.options import Local
 from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
@@ -96,7 +96,7 @@ def train(job: SaeTrainingJob, run: Run, subject: ToySubject, features: FeatureB
     """Train the SAE on batches of features, or continue an earlier start; the module holds the copies of its weights."""
     moments, checkpoint = typical(subject), run.folder.checkpoint
     sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
-    module = sae_module(
+    module = build_sae_module(
         job,
         [Site(HOOK, HOOK, sae)],
         passes=ActivationPasses(max_norm=None),

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.sae.architectures.jumprelu import JumpReluSAE
-from crux.sae.architectures.sae import SAE, Base, Codes, as_kind, running_mean
-from crux.sae.architectures.topk import checked_k
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes, convert_sae, update_running_mean
+from crux.sae.architectures.topk import check_k
 
 
 def kth_largest(values: Float[Tensor, "n"], k: int) -> Float[Tensor, ""]:
@@ -37,9 +37,9 @@ class BatchTopKSAE(SAE):
     threshold: Float[Tensor, ""]
     observed_n: Int[Tensor, ""]
 
-    def __init__(self, *, k: int, **base: Unpack[Base]) -> None:
+    def __init__(self, *, k: int, **base: Unpack[BaseArguments]) -> None:
         super().__init__(**base)
-        self.k = checked_k(k, n_latents=self.n_latents)
+        self.k = check_k(k, n_latents=self.n_latents)
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("observed_n", torch.zeros((), dtype=torch.long))
 
@@ -58,19 +58,19 @@ class BatchTopKSAE(SAE):
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:
         assert codes.observed is not None, "a threshold is learnt in training mode alone"
-        self.threshold.copy_(running_mean(self.threshold, codes.observed, n=self.observed_n, at_least=0.05))
+        self.threshold.copy_(update_running_mean(self.threshold, codes.observed, n=self.observed_n, at_least=0.05))
         self.observed_n += 1
 
     @torch.no_grad()
-    def folded(self) -> JumpReluSAE:
+    def fold(self) -> JumpReluSAE:
         """A JumpReLU with the running threshold for every latent."""
-        folded = super().folded()
+        folded = super().fold()
         assert isinstance(folded, BatchTopKSAE)
-        sae = as_kind(JumpReluSAE, folded, threshold=1.0, bandwidth=0.001)  # for training on: the paper's
+        sae = convert_sae(JumpReluSAE, folded, threshold=1.0, bandwidth=0.001)  # for training on: the paper's
         sae.log_threshold.copy_(folded.threshold.log().expand(self.n_latents))
         return sae
 
     @torch.no_grad()
-    def rescale(self, factor: Float[Tensor, ""]) -> None:
-        super().rescale(factor)
+    def rescale_codes(self, factor: Float[Tensor, ""]) -> None:
+        super().rescale_codes(factor)
         self.threshold.mul_(factor)

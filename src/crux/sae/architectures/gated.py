@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crux.sae.architectures.sae import SAE, Base, Codes, mean_over_tokens
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes, mean_over_tokens
 
 
 class GatedSAE(SAE):
@@ -18,7 +18,7 @@ class GatedSAE(SAE):
     `Codes.pre` is the gate. No gradient passes the indicator: penalty and auxiliary term train the gate.
     """
 
-    def __init__(self, **base: Unpack[Base]) -> None:
+    def __init__(self, **base: Unpack[BaseArguments]) -> None:
         super().__init__(**base)
         self.r_mag = nn.Parameter(torch.zeros(self.n_latents))
         self.b_gate = nn.Parameter(self.b_enc.detach().clone())  # gate and magnitude agree at first
@@ -41,11 +41,11 @@ class GatedSAE(SAE):
         return mean_over_tokens((reconstruction - target * self.output_scale).square().mean(-1), weight)
 
     @torch.no_grad()
-    def shift(self, by: Float[Tensor, "n_latents"]) -> None:
-        super().shift(by * self.r_mag.exp())
+    def shift_pre_activations(self, by: Float[Tensor, "n_latents"]) -> None:
+        super().shift_pre_activations(by * self.r_mag.exp())
         self.b_gate.add_(by)
 
     @torch.no_grad()
-    def rescale(self, factor: Float[Tensor, ""]) -> None:
-        super().rescale(factor)
+    def rescale_codes(self, factor: Float[Tensor, ""]) -> None:
+        super().rescale_codes(factor)
         self.b_gate.mul_(factor)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import Base, Codes, as_kind, running_mean
+from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, update_running_mean
 from crux.sae.architectures.topk import TopKSAE, keep_largest
 
 NO_EFFECT = 1e-30
@@ -33,7 +33,7 @@ class GradientTopKSAE(TopKSAE):
     effect: Float[Tensor, ""]
     observed_n: Int[Tensor, ""]
 
-    def __init__(self, *, k: int, beta: float, **base: Unpack[Base]) -> None:
+    def __init__(self, *, k: int, beta: float, **base: Unpack[BaseArguments]) -> None:
         super().__init__(k=k, **base)
         if not beta >= 0:
             raise UserError(f"beta must not be negative, as {beta} is")
@@ -56,9 +56,9 @@ class GradientTopKSAE(TopKSAE):
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:
         if codes.observed is not None:
-            self.effect.copy_(running_mean(self.effect, codes.observed, n=self.observed_n, at_least=0.01))
+            self.effect.copy_(update_running_mean(self.effect, codes.observed, n=self.observed_n, at_least=0.01))
             self.observed_n += 1
 
     @torch.no_grad()
-    def folded(self) -> TopKSAE:
-        return as_kind(TopKSAE, super().folded(), k=self.k)
+    def fold(self) -> TopKSAE:
+        return convert_sae(TopKSAE, super().fold(), k=self.k)

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import SAE, Base, Codes, ParameterGroup, mean_over_tokens
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes, ParameterGroup, mean_over_tokens
 
 
-def near(
+def inside_kernel(
     pre: Float[Tensor, "tokens n_latents"], threshold: Float[Tensor, "n_latents"], bandwidth: Float[Tensor, ""]
 ) -> Bool[Tensor, "tokens n_latents"]:
     """The rectangle kernel K((pre − θ)/ε): 1 for arguments between −½ and ½."""
@@ -29,11 +29,11 @@ class JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         pre, threshold, bandwidth = ctx.saved_tensors
-        to_threshold = torch.where(near(pre, threshold, bandwidth), grad, 0.0).sum(0)
+        to_threshold = torch.where(inside_kernel(pre, threshold, bandwidth), grad, 0.0).sum(0)
         return torch.where(pre > threshold, grad, 0.0), -threshold / bandwidth * to_threshold, None
 
 
-class Step(torch.autograd.Function):
+class Heaviside(torch.autograd.Function):
     """H(pre − θ), with the pseudo-derivative ∂/∂θ = −(1/ε) K((pre − θ)/ε) and none by pre (eq. 12)."""
 
     @staticmethod
@@ -44,7 +44,7 @@ class Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         pre, threshold, bandwidth = ctx.saved_tensors
-        return None, -torch.where(near(pre, threshold, bandwidth), grad, 0.0).sum(0) / bandwidth, None
+        return None, -torch.where(inside_kernel(pre, threshold, bandwidth), grad, 0.0).sum(0) / bandwidth, None
 
 
 class JumpReluSAE(SAE):
@@ -59,7 +59,7 @@ class JumpReluSAE(SAE):
     bandwidth: Float[Tensor, ""]
 
     def __init__(
-        self, *, threshold: float, bandwidth: float, threshold_rate: float = 1.0, **base: Unpack[Base]
+        self, *, threshold: float, bandwidth: float, threshold_rate: float = 1.0, **base: Unpack[BaseArguments]
     ) -> None:
         super().__init__(**base)
         for name, value in (("threshold", threshold), ("bandwidth", bandwidth)):
@@ -80,7 +80,7 @@ class JumpReluSAE(SAE):
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """mean over tokens of ‖c‖₀ (eq. 9), not divided by d_model; its gradient reaches the thresholds alone."""
-        fires = Step.apply(codes.pre, self.threshold, self.bandwidth)
+        fires = Heaviside.apply(codes.pre, self.threshold, self.bandwidth)
         return mean_over_tokens(fires.sum(-1), weight)  # pyright: ignore[reportOptionalMemberAccess]
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
@@ -90,7 +90,7 @@ class JumpReluSAE(SAE):
         return [{"params": rest}, faster]
 
     @torch.no_grad()
-    def rescale(self, factor: Float[Tensor, ""]) -> None:
-        super().rescale(factor)
+    def rescale_codes(self, factor: Float[Tensor, ""]) -> None:
+        super().rescale_codes(factor)
         self.log_threshold.add_(factor.log())
         self.bandwidth.mul_(factor)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.batch_topk import BatchTopKSAE
-from crux.sae.architectures.sae import Base, Codes, mean_over_tokens
+from crux.sae.architectures.sae import BaseArguments, Codes, mean_over_tokens
 
 
 class MatryoshkaSAE(BatchTopKSAE):
@@ -23,7 +23,9 @@ class MatryoshkaSAE(BatchTopKSAE):
         prefix_coefficient: what each prefix's MSE is multiplied with; the paper's sum has 1.
     """
 
-    def __init__(self, *, k: int, prefixes: Sequence[float], prefix_coefficient: float, **base: Unpack[Base]) -> None:
+    def __init__(
+        self, *, k: int, prefixes: Sequence[float], prefix_coefficient: float, **base: Unpack[BaseArguments]
+    ) -> None:
         super().__init__(k=k, **base)
         ends = [0, *(round(share * self.n_latents) for share in prefixes), self.n_latents]
         self.sizes = [end - start for start, end in pairwise(ends)]

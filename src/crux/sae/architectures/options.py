@@ -43,7 +43,7 @@ class Auxk:
 
 
 @dataclass
-class Sae:
+class SaeOptions:
     """What every architecture has. Subclasses add their own keys and hand them to their class as `arguments`."""
 
     _target_: str = MISSING
@@ -74,9 +74,9 @@ class Sae:
 
     fixed_k: ClassVar[bool] = False
     """Whether k fixes L0, so that there is no λ."""
-    batchwise: ClassVar[bool] = False
+    batch_wide: ClassVar[bool] = False
     """Whether latents are chosen over the whole batch, so that no token of it can be left out of the loss."""
-    many: ClassVar[str | None] = None
+    list_key: ClassVar[str | None] = None
     """The top-level key whose values make one SAE each in a single job; None if the architecture has none."""
 
     @property
@@ -85,11 +85,11 @@ class Sae:
         return {}
 
     @property
-    def labels(self) -> Literal["data", "sampled", "top_logit"] | None:
+    def gradient_labels(self) -> Literal["data", "sampled", "top_logit"] | None:
         """Whose loss the gradient is of that the choice of latents looks at; None: it looks at none."""
         return None
 
-    def size(self, d_model: int) -> int:
+    def count_latents(self, d_model: int) -> int:
         """Return the number of latents for activations of this width."""
         return self.n_latents if self.n_latents is not None else int((self.ratio or 0) * d_model)
 
@@ -99,14 +99,14 @@ class Sae:
 
 
 @dataclass
-class Relu(Sae):
+class Relu(SaeOptions):
     """ReLU with an L1 penalty (Braun et al. 2405.12241)."""
 
-    many: ClassVar[str | None] = "sparsities"
+    list_key: ClassVar[str | None] = "sparsities"
 
 
 @dataclass
-class PAnneal(Sae):
+class PAnneal(SaeOptions):
     """ReLU whose penalty goes from L1 towards L0 (Karvonen et al. 2408.00113)."""
 
     p_end: Annotated[float, Gt(0), Lt(1)] = MISSING
@@ -129,7 +129,7 @@ class PAnneal(Sae):
 
 
 @dataclass
-class JumpRelu(Sae):
+class JumpRelu(SaeOptions):
     """JumpReLU with straight-through estimators and an L0 penalty (Rajamanoharan et al. 2407.14435)."""
 
     threshold: Rate = MISSING
@@ -145,19 +145,19 @@ class JumpRelu(Sae):
 
 
 @dataclass
-class Gated(Sae):
+class Gated(SaeOptions):
     """One half of the encoder decides which latents fire, the other how much (Rajamanoharan et al. 2404.16014)."""
 
 
 @dataclass
-class TopK(Sae):
+class TopK(SaeOptions):
     """The k largest pre-activations of each token (Gao et al. 2406.04093)."""
 
     k: Count = MISSING
     """Latents per token (BatchTopK and Matryoshka: on average)."""
 
     fixed_k: ClassVar[bool] = True
-    many: ClassVar[str | None] = "ks"
+    list_key: ClassVar[str | None] = "ks"
 
     @property
     def arguments(self) -> dict[str, object]:
@@ -168,8 +168,8 @@ class TopK(Sae):
 class BatchTopK(TopK):
     """The k · tokens largest pre-activations of a batch (Bussmann et al. 2412.06410)."""
 
-    batchwise: ClassVar[bool] = True
-    many: ClassVar[str | None] = None
+    batch_wide: ClassVar[bool] = True
+    list_key: ClassVar[str | None] = None
 
 
 @dataclass
@@ -200,14 +200,14 @@ class GradientTopK(TopK):
     gradient_target: Labels = MISSING
     """Whose loss the gradient is of; only `data` needs the text's next token."""
 
-    many: ClassVar[str | None] = None
+    list_key: ClassVar[str | None] = None
 
     @property
     def arguments(self) -> dict[str, object]:
         return super().arguments | {"beta": self.beta}
 
     @property
-    def labels(self) -> Literal["data", "sampled", "top_logit"] | None:
+    def gradient_labels(self) -> Literal["data", "sampled", "top_logit"] | None:
         return self.gradient_target.value
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import Base, Codes, as_kind, mean_over_tokens, running_mean
+from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, mean_over_tokens, update_running_mean
 
 EPSILON = 1e-3
 """Codes far below it (in units of the scaled input) are penalised as by L1: the gradient stays under p · ε^(p−1)."""
 
 
-def lp(c: Float[Tensor, "tokens n_latents"], p: float) -> Float[Tensor, "tokens"]:
+def lp_penalty(c: Float[Tensor, "tokens n_latents"], p: float) -> Float[Tensor, "tokens"]:
     """Σ over latents of (c + ε)ᵖ − εᵖ: Σ c where p is 1, and zero for a latent that does not fire."""
     if p == 1:
         return c.sum(-1)
@@ -43,7 +43,9 @@ class PAnnealSAE(ReluSAE):
     sums: Float[Tensor, "2"]
     observed_n: Int[Tensor, ""]
 
-    def __init__(self, *, p_end: float, p_start: float, p_stop: float, p_updates: int, **base: Unpack[Base]) -> None:
+    def __init__(
+        self, *, p_end: float, p_start: float, p_stop: float, p_updates: int, **base: Unpack[BaseArguments]
+    ) -> None:
         super().__init__(**base)
         if not 0 < p_end < 1:
             raise UserError(f"p_end must lie between 0 and 1, not be {p_end}")
@@ -66,14 +68,14 @@ class PAnnealSAE(ReluSAE):
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """scale · mean over tokens of Σ cᵖ / d_model: the ReLU SAE's as long as p is 1."""
-        return self.scale * mean_over_tokens(lp(codes.c, self.p(self._stage)), weight) / self.d_model
+        return self.scale * mean_over_tokens(lp_penalty(codes.c, self.p(self._stage)), weight) / self.d_model
 
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:
         if self._stage == self.p_updates:
             return
-        sums = torch.stack([lp(codes.c, self.p(self._stage + step)).mean() for step in (0, 1)])
-        self.sums = running_mean(self.sums, sums, n=self.observed_n, at_least=0.1)
+        sums = torch.stack([lp_penalty(codes.c, self.p(self._stage + step)).mean() for step in (0, 1)])
+        self.sums = update_running_mean(self.sums, sums, n=self.observed_n, at_least=0.1)
         self.observed_n = self.observed_n + 1
 
     @torch.no_grad()
@@ -86,5 +88,5 @@ class PAnnealSAE(ReluSAE):
         self.stage = torch.full_like(self.stage, self._stage)
 
     @torch.no_grad()
-    def folded(self) -> ReluSAE:
-        return as_kind(ReluSAE, super().folded())
+    def fold(self) -> ReluSAE:
+        return convert_sae(ReluSAE, super().fold())

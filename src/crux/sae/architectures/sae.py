@@ -37,7 +37,7 @@ class ParameterGroup(TypedDict):
     weight_decay: NotRequired[float]
 
 
-class Base(TypedDict):
+class BaseArguments(TypedDict):
     """What every architecture is made with, as `SAE` tells."""
 
     d_model: int
@@ -190,7 +190,7 @@ class SAE(nn.Module, ABC):
                 f"{self.n_latents} of {self.d_model} → {self.d_out}"
             )
         saved = copy.deepcopy(saved)
-        saved.rescale(self.output_scale)
+        saved.rescale_codes(self.output_scale)
         saved.W_enc.mul_(self.output_scale / self.input_scale)
         self.load_state_dict(
             dict(saved.named_parameters()), strict=False
@@ -198,7 +198,7 @@ class SAE(nn.Module, ABC):
         self.subtract_b_dec = False  # it is folded into the biases
 
     @torch.no_grad()
-    def folded(self) -> "SAE":
+    def fold(self) -> "SAE":
         """What is judged, saved and shared: a function of one token's activation alone, with a stored decoder of unit norm,
         scales of 1 and nothing subtracted from the input.
 
@@ -206,22 +206,22 @@ class SAE(nn.Module, ABC):
         """
         sae = copy.deepcopy(self).eval()
         if self.subtract_b_dec:
-            sae.shift(-self.b_dec @ self.W_enc)
+            sae.shift_pre_activations(-self.b_dec @ self.W_enc)
             sae.subtract_b_dec = False
         sae.W_dec.copy_(self.dictionary())
         sae.W_enc.mul_(self.input_scale / self.output_scale)
-        sae.rescale(1 / self.output_scale)
+        sae.rescale_codes(1 / self.output_scale)
         sae.input_scale.fill_(1.0)
         sae.output_scale.fill_(1.0)
         return sae
 
     @torch.no_grad()
-    def shift(self, by: Float[Tensor, "n_latents"]) -> None:
+    def shift_pre_activations(self, by: Float[Tensor, "n_latents"]) -> None:
         """Adds to every product with W_enc: to the encoder's bias here, and to a subclass's other ones."""
         self.b_enc.add_(by)
 
     @torch.no_grad()
-    def rescale(self, factor: Float[Tensor, ""]) -> None:
+    def rescale_codes(self, factor: Float[Tensor, ""]) -> None:
         """Multiplies what has the unit of the codes: biases here, and a subclass's thresholds. Encoders are homogeneous."""
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
@@ -232,7 +232,7 @@ def mean_over_tokens(values: Float[Tensor, "tokens"], weight: Float[Tensor, "tok
     return values.mean() if weight is None else (values * weight).sum() / weight.sum()
 
 
-def running_mean(
+def update_running_mean(
     mean: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"], *, n: Tensor, at_least: float
 ) -> Float[Tensor, "*shape"]:
     """The mean of n values with one more taken in; none weighs less than `at_least`, so that old ones fade."""
@@ -243,7 +243,7 @@ Kind = TypeVar("Kind", bound=SAE)
 
 
 @torch.no_grad()
-def as_kind(kind: type[Kind], sae: SAE, **own: float) -> Kind:
+def convert_sae(kind: type[Kind], sae: SAE, **own: float) -> Kind:
     """An SAE of that architecture with another's weights, biases and scales; `own` are the arguments that the kind adds."""
     made = kind(
         d_model=sae.d_model,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import SAE, Base, Codes
+from crux.sae.architectures.sae import SAE, BaseArguments, Codes
 
 
 def keep_largest(
@@ -19,7 +19,7 @@ def keep_largest(
     return torch.zeros_like(pre).scatter_(-1, chosen, F.relu(pre.gather(-1, chosen)))
 
 
-def checked_k(k: int, *, n_latents: int) -> int:
+def check_k(k: int, *, n_latents: int) -> int:
     """k as given, or UserError where the dictionary cannot have it."""
     if not 1 <= k <= n_latents:
         raise UserError(f"k must lie between 1 and the {n_latents} latents of the dictionary, not be {k}")
@@ -33,9 +33,9 @@ class TopKSAE(SAE):
         k: latents a token.
     """
 
-    def __init__(self, *, k: int, **base: Unpack[Base]) -> None:
+    def __init__(self, *, k: int, **base: Unpack[BaseArguments]) -> None:
         super().__init__(**base)
-        self.k = checked_k(k, n_latents=self.n_latents)
+        self.k = check_k(k, n_latents=self.n_latents)
 
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
         pre = self.pre_activations(x)

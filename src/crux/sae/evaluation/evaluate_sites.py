@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.evaluate import SaeEvaluation, evaluate
-from crux.sae.evaluation.together import evaluate_together
-from crux.sae.losses.label import Target
+from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
+from crux.sae.evaluation.evaluate_together import evaluate_together
+from crux.sae.losses.label import LabelTarget
 from crux.subjects.subject import Subject
 
 WITH_GRADIENT = "with_gradient"
@@ -32,7 +32,7 @@ def evaluate_sites(
     *,
     batches: Sequence[Int[Tensor, "_batch _pos"]] | Iterable[Int[Tensor, "_batch _pos"]],
     means: Mapping[str, Float[Tensor, "_d"]],
-    gradient: Target | None,
+    gradient: LabelTarget | None,
     short: bool,
 ) -> SitesEvaluation:
     """Evaluate the folded SAEs: functions of one token's activation, as they would be used.
@@ -43,21 +43,21 @@ def evaluate_sites(
         short: leave the ablated passes out, and the second evaluation with gradients.
     """
     batches = list(batches)
-    folded = [Site(site.read, site.write, site.sae.folded()) for site in sites]
+    folded = [Site(site.read, site.write, site.sae.fold()) for site in sites]
     evaluations: list[SaeEvaluation] = []
     metrics: dict[str, float] = {}
     for site, raw in zip(folded, sites, strict=True):
         prefix = "" if len(sites) == 1 else f"{site.write}/"
         mean, output = means[site.write], site.write if site.write != site.read else None
         evaluations.append(
-            evaluate(
+            evaluate_sae(
                 subject, site.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
                 ablations=not short,
             )
         )  # fmt: skip
         metrics |= {prefix + name: value for name, value in evaluations[-1].metrics.items()}
         if gradient is not None and not short:
-            seen = evaluate(
+            seen = evaluate_sae(
                 subject, raw.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
                 gradient=gradient,
             )  # fmt: skip

@@ -78,7 +78,7 @@ class _Spread:
         return self.second - self.first.square().sum() / self.n
 
 
-class Reconstructions:
+class ReconstructionSums:
     """Mean squared error and explained variance of a stream of (x, x̂).
 
         mse = Σ‖x−x̂‖² / (n·d),    explained variance = 1 − Σ‖x−x̂‖² / Σ‖x−mean‖²

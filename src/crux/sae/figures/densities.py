@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from crux.plotting import GREY, PALETTE, dress, new_figure
 
 
-def density_histogram(densities: ArrayLike, *, n_tokens: int) -> Figure:
+def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
     """Histogram of log10(share of tokens a latent fires on) over the alive latents; the dead are counted in the title.
 
     Args:

@@ -12,7 +12,7 @@ from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
 SUBSETS = {"": "all positions", "/rest": "without position 0"}
 
 
-def downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, at: int) -> Figure:
+def plot_downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, at: int) -> Figure:
     """MSE (left) and explained variance (right) by the block that the residual enters (Braun et al., figs. 2 and 12).
 
     Args:
@@ -39,12 +39,12 @@ def downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, at: in
     dress(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=f"SAE at {hook}")
     dress(right, x="residual entering block", y="explained variance (1 is perfect)")
     for axes in (left, right):
-        mark(axes, at=at, n_layers=n_layers)
+        mark_sae(axes, at=at, n_layers=n_layers)
     left.legend(frameon=False, fontsize=8.5)
     return figure
 
 
-def mark(axes: Axes, *, at: int, n_layers: int) -> None:
+def mark_sae(axes: Axes, *, at: int, n_layers: int) -> None:
     """The SAE's own place, whole numbers, and `end` for the residual that enters no block."""
     axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
     axes.text(at, 0.99, " SAE", transform=axes.get_xaxis_transform(), color=GREY, fontsize=8, va="top")

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
-from crux.sae.figures.downstream import mark
+from crux.sae.figures.downstream import mark_sae
 
 
-class Later(NamedTuple):
+class DownstreamCurve(NamedTuple):
     """One loss at one place."""
 
     panel: str
@@ -28,7 +28,7 @@ class Later(NamedTuple):
     explained_variance: Float[np.ndarray, "_seeds _k"]
 
 
-def downstream_by_loss(lines: Sequence[Later], *, n_layers: int) -> Figure:
+def plot_downstream_by_loss(lines: Sequence[DownstreamCurve], *, n_layers: int) -> Figure:
     """MSE (left) and explained variance (right) by the block that the residual enters; a band is the range over seeds.
 
     Args:
@@ -53,6 +53,6 @@ def downstream_by_loss(lines: Sequence[Later], *, n_layers: int) -> Figure:
         dress(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=panel)
         dress(right, x="residual entering block", y="explained variance (1 is perfect)")
         for axes in (left, right):
-            mark(axes, at=here[0].at, n_layers=n_layers)
+            mark_sae(axes, at=here[0].at, n_layers=n_layers)
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8.5)
     return figure

@@ -20,7 +20,7 @@ _LEGEND = (
 _VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", "\v": "␋", "\f": "␌"})
 
 
-def latents_page(
+def render_latents_page(
     *,
     title: str,
     facts: Mapping[str, str],

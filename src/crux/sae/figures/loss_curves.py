@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 from crux.plotting import GREY, PALETTE, dress, new_figure
 
 
-def loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
+def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
     """Above the loss terms on a logarithmic axis, below the L0, against the optimiser step.
 
     Args:

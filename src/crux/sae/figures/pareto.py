@@ -26,7 +26,7 @@ class Front(NamedTuple):
     """Over seeds, by what the runs were asked for."""
 
 
-def pareto(fronts: Sequence[Front], *, x: str) -> Figure:
+def plot_pareto(fronts: Sequence[Front], *, x: str) -> Figure:
     """CE loss increase (nats a token) against x, whose label with its unit is given; down and to the left is better.
 
     Each seed is a thin line, the mean over seeds a thick one with markers.

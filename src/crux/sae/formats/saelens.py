@@ -16,7 +16,13 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.config.files import replacing_folder
 from crux.sae.architectures.sae import SAE
-from crux.sae.formats.saelens_architectures import ARCHITECTURES, Architecture, from_tensors, name_of, to_tensors
+from crux.sae.formats.saelens_architectures import (
+    ARCHITECTURES,
+    SaelensArchitecture,
+    find_architecture,
+    from_tensors,
+    to_tensors,
+)
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 FORMAT_VERSION = "6.54.12"
@@ -33,16 +39,16 @@ _READABLE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check(sae: SAE, *, transcodes: bool) -> None:
+def check_saveable(sae: SAE, *, transcodes: bool) -> None:
     """UserError where a trained SAE of this kind could not be saved."""
-    name_of(sae.folded(), transcodes=transcodes)
+    find_architecture(sae.fold(), transcodes=transcodes)
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
+def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
     """Writes the folder whole or not at all; a folder of that name is replaced.
 
     `metadata` (plain JSON values) holds at least `REQUIRED`, a transcoder's `hook_name_out` (where it writes), and may hold
-    more; it comes back from `load`, and as `sae.cfg.metadata` in SAELens. Added here: the version of the format, the scale
+    more; it comes back from `load_sae`, and as `sae.cfg.metadata` in SAELens. Added here: the version of the format, the scale
     that was folded away (`input_scale`) and how TransformerLens must process the network (`model_from_pretrained_kwargs`).
 
     Raises:
@@ -51,8 +57,8 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
     folder = Path(folder)
     missing = [key for key in REQUIRED if key not in metadata]
     assert not missing, f"metadata lacks {missing}"
-    folded, transcodes = sae.folded(), "hook_name_out" in metadata
-    name = name_of(folded, transcodes=transcodes)
+    folded, transcodes = sae.fold(), "hook_name_out" in metadata
+    name = find_architecture(folded, transcodes=transcodes)
     architecture = ARCHITECTURES[name]
     with_heads = metadata["hook_name"].endswith("hook_z") and not transcodes
     processing = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed"), metadata["process_weights"])
@@ -62,7 +68,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
         "d_sae": sae.n_latents,
         **({"d_out": sae.d_out} if architecture.transcodes else {}),
         **{key: getattr(folded, key) for key in architecture.keys},
-        **architecture.says,
+        **architecture.constant_keys,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
@@ -82,7 +88,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
         (written / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
+def load_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """The SAE of a folder and its metadata; other people's SAEs too, with whatever decoder norms and input bias.
 
     Raises:
@@ -90,7 +96,7 @@ def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    architecture: Architecture = ARCHITECTURES[config["architecture"]]
+    architecture: SaelensArchitecture = ARCHITECTURES[config["architecture"]]
     d_in, d_sae = config["d_in"], config["d_sae"]
     d_out = config["d_out"] if architecture.transcodes else d_in
     tensors = _read_weights(folder / WEIGHTS, architecture.shapes(d_in=d_in, d_sae=d_sae, d_out=d_out))
@@ -101,7 +107,7 @@ def load(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """cfg.json, checked for what `load` relies on."""
+    """cfg.json, checked for what `load_sae` relies on."""
     if not folder.is_dir():
         raise UserError(f"no SAE folder at {folder}")
     path = folder / CONFIG

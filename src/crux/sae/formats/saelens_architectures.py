@@ -22,7 +22,7 @@ from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.topk import TopKSAE
 
 
-class Architecture(NamedTuple):
+class SaelensArchitecture(NamedTuple):
     """One of SAELens's architectures."""
 
     sae: type[SAE]
@@ -31,7 +31,7 @@ class Architecture(NamedTuple):
     """SAELens's tensors of a number a latent, and crux's parameters; one called `log_…` holds the tensor's logarithm."""
     keys: tuple[str, ...]
     """Keys of cfg.json with a positive integer: arguments, and attributes, of `sae`."""
-    says: Mapping[str, bool]
+    constant_keys: Mapping[str, bool]
     """What else cfg.json says of what crux saves."""
     arguments: Mapping[str, float]
     """What else `sae` is made with: nothing that its codes depend on once the tensors are there."""
@@ -44,7 +44,7 @@ class Architecture(NamedTuple):
         return shared | dict.fromkeys(self.per_latent, (d_sae,))
 
 
-_STANDARD = Architecture(ReluSAE, {"b_enc": "b_enc"}, keys=(), says={}, arguments={}, transcodes=False)
+_STANDARD = SaelensArchitecture(ReluSAE, {"b_enc": "b_enc"}, keys=(), constant_keys={}, arguments={}, transcodes=False)
 _JUMPRELU = _STANDARD._replace(
     sae=JumpReluSAE,
     per_latent={"b_enc": "b_enc", "threshold": "log_threshold"},
@@ -52,7 +52,7 @@ _JUMPRELU = _STANDARD._replace(
 )
 ARCHITECTURES = {
     "standard": _STANDARD,
-    "topk": _STANDARD._replace(sae=TopKSAE, keys=("k",), says={"rescale_acts_by_decoder_norm": False}),
+    "topk": _STANDARD._replace(sae=TopKSAE, keys=("k",), constant_keys={"rescale_acts_by_decoder_norm": False}),
     "jumprelu": _JUMPRELU,
     "gated": _STANDARD._replace(sae=GatedSAE, per_latent={"b_gate": "b_gate", "b_mag": "b_enc", "r_mag": "r_mag"}),
     "transcoder": _STANDARD._replace(transcodes=True),
@@ -60,7 +60,7 @@ ARCHITECTURES = {
 }
 
 
-def name_of(sae: SAE, *, transcodes: bool) -> str:
+def find_architecture(sae: SAE, *, transcodes: bool) -> str:
     """SAELens's name for a folded SAE's architecture.
 
     A transcoder between activations of one width needs no architecture of its own: the function is an SAE's.
@@ -70,7 +70,7 @@ def name_of(sae: SAE, *, transcodes: bool) -> str:
     """
     transcodes = transcodes or sae.d_out != sae.d_model
     fitting = {name: known.transcodes for name, known in ARCHITECTURES.items() if known.sae is type(sae)}
-    assert fitting, f"SAELens has no {type(sae).__name__}: its folded() must give what SAELens has"
+    assert fitting, f"SAELens has no {type(sae).__name__}: its fold() must give what SAELens has"
     for name, for_transcoders in fitting.items():
         if for_transcoders == transcodes:
             return name
@@ -82,7 +82,7 @@ def name_of(sae: SAE, *, transcodes: bool) -> str:
     return next(iter(fitting))
 
 
-def to_tensors(sae: SAE, architecture: Architecture) -> dict[str, Tensor]:
+def to_tensors(sae: SAE, architecture: SaelensArchitecture) -> dict[str, Tensor]:
     """A folded SAE's tensors by SAELens's names; float32, on the CPU."""
     found = {name: getattr(sae, name) for name in ("W_enc", "W_dec", "b_dec")}
     for name, ours in architecture.per_latent.items():
@@ -92,7 +92,7 @@ def to_tensors(sae: SAE, architecture: Architecture) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def from_tensors(tensors: Mapping[str, Tensor], architecture: Architecture, config: Mapping[str, Any]) -> SAE:
+def from_tensors(tensors: Mapping[str, Tensor], architecture: SaelensArchitecture, config: Mapping[str, Any]) -> SAE:
     """The SAE of SAELens's tensors, with a unit-norm decoder and nothing subtracted from the input: the same function.
 
     A decoder direction's norm goes into its latent's encoder, and a decoder bias that is subtracted into the biases.
@@ -126,4 +126,4 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: Architecture, conf
         value = tensors[name] if name == "r_mag" else tensors[name] * norm  # all but r_mag have the codes' unit
         # below a negative threshold ReLU is zero anyway
         getattr(sae, ours).copy_(value.clamp_min(0).log() if ours.startswith("log_") else value)
-    return sae.folded()
+    return sae.fold()

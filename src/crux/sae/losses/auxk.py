@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def auxk(
+def auxk_loss(
     pre: Float[Tensor, "tokens n_latents"],
     dictionary: Float[Tensor, "n_latents d_out"],
     residual: Float[Tensor, "tokens d_out"],
@@ -16,7 +16,7 @@ def auxk(
     dead: Bool[Tensor, "n_latents"],
     k: int,
     weight: Float[Tensor, "tokens"] | None,
-    together: Callable[[Tensor], Tensor],
+    mean_over_ranks: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, ""]:
     """‖e − ê‖² / ‖e − mean e‖², both means over tokens: e the residual x − x̂, ê = z D, z the k largest `pre` of dead latents.
 
@@ -34,8 +34,8 @@ def auxk(
         chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum"
     )  # k rows of D a token, not all of them
     share = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
-    variance = together(share @ (e - together(share @ e)).square().sum(-1))
+    variance = mean_over_ranks(share @ (e - mean_over_ranks(share @ e)).square().sum(-1))
     error = share @ (e - e_hat).square().sum(-1)
     # of equal residuals rounding leaves some variance, by which nothing may be divided
-    usable = dead.any() & (variance > 1e-10 * together(share @ e.square().sum(-1)))
+    usable = dead.any() & (variance > 1e-10 * mean_over_ranks(share @ e.square().sum(-1)))
     return torch.where(usable, error / torch.where(usable, variance, 1.0), 0.0)

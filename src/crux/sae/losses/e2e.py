@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import E2E, E2EDownstream
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 
 
 class E2ELoss(Loss[E2E]):
@@ -19,10 +19,10 @@ class E2ELoss(Loss[E2E]):
     Of several runs each has a spliced pass with its own SAE alone, and a loss of its own; the clean pass and its logits serve all.
     """
 
-    labels: ClassVar = {"kl": "KL (nats/token)", "mse": "MSE"}
+    term_labels: ClassVar = {"kl": "KL (nats/token)", "mse": "MSE"}
     needs_spliced_pass = True
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         o = self.options
         return o.kl * step.kl() + (o.reconstruction * step.mse() if o.reconstruction else 0) + step.sparsity()
 
@@ -33,10 +33,10 @@ class E2EDownstreamLoss(Loss[E2EDownstream]):
     Passes and runs are those of `E2ELoss` (Braun et al., §2.3).
     """
 
-    labels: ClassVar = {"kl": "KL (nats/token)", "downstream": "downstream MSE", "mse": "MSE"}
+    term_labels: ClassVar = {"kl": "KL (nats/token)", "downstream": "downstream MSE", "mse": "MSE"}
     needs_spliced_pass = True
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         o = self.options
         return (
             o.kl * step.kl()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import Fisher
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 
 
 class FisherLoss(Loss[Fisher]):
@@ -23,25 +23,27 @@ class FisherLoss(Loss[Fisher]):
     at a gradient itself is shown the one of its own labels, which are the same draw if those are drawn too.
     """
 
-    labels: ClassVar = {"mse": "MSE", "fisher": "Fisher surrogate (nats/token)"}
+    term_labels: ClassVar = {"mse": "MSE", "fisher": "Fisher surrogate (nats/token)"}
     needs_drawn_gradients = True
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         o = self.options
         return step.sparsity() + o.reconstruction * step.mse() + o.fisher * self.surrogate(step)
 
-    def surrogate(self, step: Step) -> Float[Tensor, "runs"]:
+    def surrogate(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         """Return each run's surrogate of the KL, summed over its SAEs."""
         values: list[Tensor] = []
         for site, passed, target, weight in step.by_sae():
             gradient = step.forward.drawn[site.write].to(target.dtype)
             delta = (passed.reconstruction - target).view(gradient.shape)
             by_position = None if weight is None else weight.view(gradient.shape[:2])
-            values.append(fisher(gradient, delta, block_diagonal=self.options.block_diagonal, weight=by_position))
+            values.append(
+                fisher_surrogate(gradient, delta, block_diagonal=self.options.block_diagonal, weight=by_position)
+            )
         return step.record("fisher", values)
 
 
-def fisher(
+def fisher_surrogate(
     gradient: Float[Tensor, "batch pos d"],
     error: Float[Tensor, "batch pos d"],
     *,

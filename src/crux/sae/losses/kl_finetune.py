@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import KLFinetune
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 from crux.training import ranks
 
 
@@ -18,18 +18,18 @@ class KLFinetuneLoss(Loss[KLFinetune]):
     So the two terms weigh the same at every step, and the loss keeps its scale when the second part begins.
     """
 
-    labels: ClassVar = {"kl": "KL (nats/token)", "mse": "MSE"}
+    term_labels: ClassVar = {"kl": "KL (nats/token)", "mse": "MSE"}
     needs_spliced_pass = True
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         if step.forward.spliced is None:
             return self.options.reconstruction * step.mse() + step.sparsity()
         kl, mse = step.kl(), self.options.reconstruction * step.mse()
-        return 0.5 * (mse + ratio(mse, kl) * kl) + step.sparsity()
+        return 0.5 * (mse + kl_weight(mse, kl) * kl) + step.sparsity()
 
 
 @torch.no_grad()
-def ratio(mse: Float[Tensor, "runs"], kl: Float[Tensor, "runs"]) -> Float[Tensor, "runs"]:
+def kl_weight(mse: Float[Tensor, "runs"], kl: Float[Tensor, "runs"]) -> Float[Tensor, "runs"]:
     """Return α = MSE / KL of the whole batch, over all ranks."""
     mse, kl = ranks.mean(torch.stack([mse, kl]))
     return mse / kl.clamp_min(torch.finfo(kl.dtype).tiny)

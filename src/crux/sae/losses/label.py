@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crux.sae.losses.readout import hidden_gradient, logits, token_chunks, token_cross_entropy
 
-Target = Literal["data", "sampled", "top_logit"]
+LabelTarget = Literal["data", "sampled", "top_logit"]
 
 
 class _LabelLoss(torch.autograd.Function):
@@ -28,7 +28,7 @@ class _LabelLoss(torch.autograd.Function):
         W_U: Tensor,
         b_U: Tensor | None,
         softcap: float | None,
-        target: Target,
+        target: LabelTarget,
         next_tokens: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
@@ -45,7 +45,7 @@ class _LabelLoss(torch.autograd.Function):
                 continue
             log_q = z.log_softmax(-1)
             q = log_q.exp()
-            label = next_tokens[part] if target == "data" else draw(q, generator)
+            label = next_tokens[part] if target == "data" else draw_labels(q, generator)
             total += token_cross_entropy(log_q, label).sum()
             if gradient is not None:
                 slope = q.scatter_(-1, label[:, None], q.gather(-1, label[:, None]) - 1)
@@ -59,7 +59,7 @@ class _LabelLoss(torch.autograd.Function):
         return gradient * grad_output, None, None, None, None, None, None
 
 
-def draw(q: Float[Tensor, "chunk d_vocab"], generator: torch.Generator | None) -> Int[Tensor, "chunk"]:
+def draw_labels(q: Float[Tensor, "chunk d_vocab"], generator: torch.Generator | None) -> Int[Tensor, "chunk"]:
     """A label a token from its distribution: the first arrival of Poisson processes with rates q. No host sync."""
     return (q / torch.empty_like(q).exponential_(generator=generator)).argmax(-1)
 
@@ -71,7 +71,7 @@ def label_loss(
     b_U: Float[Tensor, "d_vocab"] | None,
     softcap: float | None,
     tokens: Int[Tensor, "batch pos"],
-    target: Target,
+    target: LabelTarget,
     generator: torch.Generator | None,
 ) -> Float[Tensor, ""]:
     """Summed loss of the labels that `target` names, given final hidden states; differentiable in `h` alone.

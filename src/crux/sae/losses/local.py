@@ -7,13 +7,13 @@ from torch import Tensor
 
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.options import Local
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 
 
 class LocalLoss(Loss[Local]):
     """reconstruction · MSE(x̂, x) + λ · penalty, on shuffled activations."""
 
-    labels: ClassVar = {"mse": "MSE"}
+    term_labels: ClassVar = {"mse": "MSE"}
 
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         return self.options.reconstruction * step.mse() + step.sparsity()

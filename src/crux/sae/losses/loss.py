@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.sae.losses.options import LossOptions
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 
 Options = TypeVar("Options", bound=LossOptions)
 
@@ -20,7 +20,7 @@ class Loss(ABC, Generic[Options]):
     Whether its batches are token sequences or shuffled activations, and which later hook points it compares, is in the options.
     """
 
-    labels: ClassVar[Mapping[str, str]]
+    term_labels: ClassVar[Mapping[str, str]]
     """The loss's own terms by their names in a step, with their units: how figures call them."""
     needs_spliced_pass: ClassVar[bool] = False
     """Whether token batches run through the network a second time, with the SAEs in place."""
@@ -31,10 +31,10 @@ class Loss(ABC, Generic[Options]):
         self.options = options
 
     @abstractmethod
-    def __call__(self, step: Step) -> Float[Tensor, "runs"]:
+    def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         """Return each run's loss."""
 
     def row_labels(self) -> dict[str, str]:
         """Return the labels of all terms by their keys in the training history."""
         shared = {"sparsity": "penalty", "auxiliary": "auxiliary", "auxk": "AuxK (share of variance)"}
-        return {f"train/{term}": label for term, label in {"loss": "loss", **self.labels, **shared}.items()}
+        return {f"train/{term}": label for term, label in {"loss": "loss", **self.term_labels, **shared}.items()}

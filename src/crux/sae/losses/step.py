@@ -9,10 +9,10 @@ from torch import Tensor
 
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
-from crux.sae.losses.auxk import auxk
+from crux.sae.losses.auxk import auxk_loss
 from crux.sae.losses.kl import mean_kl
 from crux.sae.losses.mse import downstream_mse, mse
-from crux.sae.splicing import Passed
+from crux.sae.splicing import SaePass
 from crux.subjects.subject import Clean, Spliced, Unembed
 from crux.training import ranks
 
@@ -20,10 +20,10 @@ Weight = Float[Tensor, "tokens"] | None
 """1 for a token that the loss counts, 0 for one that it leaves out; None: it counts all."""
 
 
-class Forward(NamedTuple):
+class ForwardResults(NamedTuple):
     """What the forward passes of one batch left. Sequences are by SAE, batch and positions flattened."""
 
-    passed: Sequence[Passed]
+    sae_passes: Sequence[SaePass]
     """What each SAE read, its codes and its reconstruction."""
     targets: Sequence[Float[Tensor, "tokens _d"]]
     """The clean activations that they reconstruct."""
@@ -38,7 +38,7 @@ class Forward(NamedTuple):
     """By write hook, the gradient of the drawn labels' loss; empty if the loss does not look at it."""
 
 
-class Step:
+class TrainingStep:
     """The terms of one step. Each is recorded in `terms`, and so in the history, when it is computed.
 
     A term is returned by run. Values that are one per SAE are added up over a run's SAEs; `terms` holds them one by one.
@@ -51,7 +51,7 @@ class Step:
 
     def __init__(
         self,
-        forward: Forward,
+        forward: ForwardResults,
         sites: Sequence[Site],
         *,
         separate: bool,
@@ -63,9 +63,9 @@ class Step:
         self._sparsity, self._auxk, self._dead = sparsity, auxk, dead
         self.terms: dict[str, list[Tensor]] = {}
 
-    def by_sae(self) -> Iterator[tuple[Site, Passed, Tensor, Weight]]:
+    def by_sae(self) -> Iterator[tuple[Site, SaePass, Tensor, Weight]]:
         """Iterate over the SAEs: site, what went through it, its target, the tokens' weights."""
-        return zip(self.sites, self.forward.passed, self.forward.targets, self.forward.weights, strict=True)
+        return zip(self.sites, self.forward.sae_passes, self.forward.targets, self.forward.weights, strict=True)
 
     def record(self, name: str, values: Sequence[Float[Tensor, ""]]) -> Float[Tensor, "runs"]:
         """Record a term under `name` and return it by run; `values` are one per SAE or one per run."""
@@ -96,7 +96,9 @@ class Step:
         W_U, b_U, softcap = unembed
         truth = clean.final.flatten(0, 1)
         finals = spliced.final.view(-1, *truth.shape)  # one per run
-        return self.record("kl", list(mean_kl(finals, truth, W_U, b_U=b_U, softcap=softcap, weight=self._everywhere())))
+        return self.record(
+            "kl", list(mean_kl(finals, truth, W_U, b_U=b_U, softcap=softcap, weight=self._shared_weight()))
+        )
 
     def downstream(self) -> Float[Tensor, "runs"]:
         """Return the MSE at the later hook points of the spliced pass, averaged over them; squared activation units."""
@@ -104,7 +106,7 @@ class Step:
         assert clean is not None
         assert clean.final is not None
         assert spliced is not None
-        everywhere, batch = self._everywhere(), clean.final.shape[:2]
+        everywhere, batch = self._shared_weight(), clean.final.shape[:2]
         by_position = None if everywhere is None else everywhere.view(batch)
         values: list[Tensor] = []
         for first in range(0, len(spliced.final), batch[0]):
@@ -112,16 +114,16 @@ class Step:
             values.append(downstream_mse(one, clean.activations, weight=by_position))
         return self.record("downstream", values)
 
-    def _everywhere(self) -> Weight:
+    def _shared_weight(self) -> Weight:
         """1 for tokens that every SAE counts."""
         weights = [weight for weight in self.forward.weights if weight is not None]
         return torch.stack(weights).prod(0) if weights else None
 
     def sparsity(self) -> Float[Tensor, "runs"]:
         """Return what does not depend on the loss: λ · penalty + the architecture's auxiliary term + AuxK."""
-        return self._by_run([self._own_terms(i, *about) for i, about in enumerate(self.by_sae())])
+        return self._by_run([self._sparsity_terms(i, *about) for i, about in enumerate(self.by_sae())])
 
-    def _own_terms(self, i: int, site: Site, passed: Passed, target: Tensor, weight: Weight) -> Float[Tensor, ""]:
+    def _sparsity_terms(self, i: int, site: Site, passed: SaePass, target: Tensor, weight: Weight) -> Float[Tensor, ""]:
         sae, codes = site.sae, passed.codes
         terms = {"sparsity": sae.penalty(codes, weight=weight)}
         loss = self._sparsity[i] * terms["sparsity"]
@@ -129,14 +131,14 @@ class Step:
             terms["auxiliary"] = auxiliary
             loss = loss + auxiliary
         if self._auxk.coefficient > 0:
-            terms["auxk"] = auxk(
+            terms["auxk"] = auxk_loss(
                 codes.pre,
                 sae.dictionary(),
                 (target - passed.reconstruction) * sae.output_scale,
                 dead=self._dead[i],
                 k=min(self._auxk.k or sae.d_model // 2, sae.n_latents),
                 weight=weight,
-                together=ranks.mean,
+                mean_over_ranks=ranks.mean,
             )
             loss = loss + self._auxk.coefficient * terms["auxk"]
         for name, value in terms.items():

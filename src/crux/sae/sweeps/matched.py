@@ -10,7 +10,7 @@ RESAMPLES, BOOTSTRAP_SEED, ENOUGH_SEEDS = 10_000, 0, 5
 """Of the bootstrap; with fewer seeds only the range is reported."""
 
 
-def at_l0(l0s: Sequence[float], values: Sequence[float], *, l0: float) -> float:
+def interpolate_at_l0(l0s: Sequence[float], values: Sequence[float], *, l0: float) -> float:
     """Return the measurement at an L0, linear between the two neighbouring points; NaN outside their range.
 
     The paper interpolates in the same way (its `plot_performance.py`; docs/reference/end_to_end_saes.md §6).
@@ -31,7 +31,7 @@ class Ratio(NamedTuple):
     """95 %, from `ENOUGH_SEEDS` seeds on."""
 
 
-def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     """Return the ratio of two losses' measurements; entry i of both is of the same seed, which gives the data's order to both.
 
     The interval is the bootstrap's: seeds are drawn with replacement, the same for both losses, `RESAMPLES` times by the

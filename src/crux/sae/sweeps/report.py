@@ -11,11 +11,19 @@ from crux.config.console import make_console
 from crux.config.files import write_text
 from crux.config.markdown import markdown_table
 from crux.sae.options import ReportJob
-from crux.sae.sweeps.curves import curves
+from crux.sae.sweeps.figures import plot_sweep
+from crux.sae.sweeps.finished_runs import read_finished_runs, sweep_folder
+from crux.sae.sweeps.l0_curves import build_curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
-from crux.sae.sweeps.pictures import pictures
-from crux.sae.sweeps.runs import finished_runs, sweep_folder
-from crux.sae.sweeps.tables import RATE, matched_numbers, matched_table, matches, runs_numbers, runs_table, times_table
+from crux.sae.sweeps.tables import (
+    RATE,
+    match_losses,
+    matched_numbers,
+    matched_table,
+    runs_numbers,
+    runs_table,
+    times_table,
+)
 
 NOTES = {
     "Runs": "On held-out text: nats per token, shares for explained variance, loss recovered and alive latents. "
@@ -66,9 +74,9 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
     Raises:
         UserError: where no run has finished.
     """
-    runs = finished_runs(folder)
-    lines = curves(runs)
-    tables, found = {"Runs": runs_table(runs)}, matches(lines, at=at)
+    runs = read_finished_runs(folder)
+    lines = build_curves(runs)
+    tables, found = {"Runs": runs_table(runs)}, match_losses(lines, at=at)
     write_text(folder / "runs.csv", _csv(runs_numbers(runs)))
     (folder / "matched.csv").unlink(missing_ok=True)
     if found:
@@ -76,7 +84,7 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         write_text(folder / "matched.csv", _csv(matched_numbers(found)))
     if RATE in runs.metrics:
         tables["Time"] = times_table(runs)
-    drawn = pictures(lines, at=at) if lines else {}
+    drawn = plot_sweep(lines, at=at) if lines else {}
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):
         old.unlink()

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from crux.sae.sweeps.curves import Curve
-from crux.sae.sweeps.matched import Ratio, ratio
-from crux.sae.sweeps.runs import ASKED, LOSS, STEPS, Runs, differences, grouped
+from crux.sae.sweeps.finished_runs import ASKED, LOSS, STEPS, FinishedRuns, differences, group_by_setting
+from crux.sae.sweeps.l0_curves import L0Curve
+from crux.sae.sweeps.matched import Ratio, ratio_of_means
 
 MEASURED = {
     "L0": "l0",
@@ -31,38 +31,38 @@ MEASURED = {
 RATE = "final/tokens_per_second"
 
 
-def runs_table(runs: Runs) -> pd.DataFrame:
+def runs_table(runs: FinishedRuns) -> pd.DataFrame:
     """Return one row per setting: the mean over seeds, with the range."""
-    told = differences(runs)
+    varied = differences(runs)
     names = {t: [m for m in runs.metrics if re.fullmatch(f"final/{pattern}", m)] for t, pattern in MEASURED.items()}
     columns = {title: found for title, found in names.items() if found}
     rows = [
-        [*setting, len(group), *(spread(group[found].stack().dropna().tolist()) for found in columns.values())]
-        for setting, group in grouped(runs.metrics, by=told)
+        [*setting, len(group), *(format_spread(group[found].stack().dropna().tolist()) for found in columns.values())]
+        for setting, group in group_by_setting(runs.metrics, by=varied)
     ]
-    return pd.DataFrame(rows, columns=[*told, "seeds", *columns])
+    return pd.DataFrame(rows, columns=[*varied, "seeds", *columns])
 
 
-OF_THE_LOSS = (LOSS, ASKED, STEPS)
+LOSS_SETTINGS = (LOSS, ASKED, STEPS)
 """Settings in which a run may differ from the e2e run that it is timed against."""
 
 
-def times_table(runs: Runs) -> pd.DataFrame:
+def times_table(runs: FinishedRuns) -> pd.DataFrame:
     """Return one row per setting: training tokens per second, and time per token as a ratio to loss=e2e, all else equal."""
-    told, rate = differences(runs), runs.metrics[RATE]
-    shared = [told[title] for title in told if title not in OF_THE_LOSS and not title.startswith("loss.")]
+    varied, rate = differences(runs), runs.metrics[RATE]
+    shared = [varied[title] for title in varied if title not in LOSS_SETTINGS and not title.startswith("loss.")]
     e2e = rate.where(runs.settings[LOSS] == "e2e").groupby([*shared, runs.key("seed")]).transform("first")
     rows = []
-    for setting, group in grouped(pd.DataFrame({"rate": rate, "time": e2e / rate}), by=told):
+    for setting, group in group_by_setting(pd.DataFrame({"rate": rate, "time": e2e / rate}), by=varied):
         rates, times = (group[name].dropna().tolist() for name in group)
-        rows.append([*setting, f"{sum(rates) / len(rates):,.0f}" if rates else "–", spread(times)])
-    return pd.DataFrame(rows, columns=[*told, "tokens/s", "time / e2e"])
+        rows.append([*setting, f"{sum(rates) / len(rates):,.0f}" if rates else "–", format_spread(times)])
+    return pd.DataFrame(rows, columns=[*varied, "tokens/s", "time / e2e"])
 
 
 class Match(NamedTuple):
     """A loss at an L0."""
 
-    curve: Curve
+    curve: L0Curve
     l0: float
     values: pd.Series
     """CE loss increase by seed."""
@@ -78,7 +78,7 @@ class Match(NamedTuple):
         return self.curve.place | ({"architecture": architecture} if architecture else {})
 
 
-def matches(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Match]:
+def match_losses(curves: Sequence[L0Curve], *, at: Sequence[float]) -> list[Match]:
     """Return the CE loss increase at each L0, for every loss; nothing if no loss was asked for two sparsities or more."""
     found: list[Match] = []
     for _, group in groupby(curves, key=lambda c: c.comparable):
@@ -86,11 +86,11 @@ def matches(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Match]:
         if not any(curve.runs["seed"].duplicated().any() for curve in compared):
             continue
         for l0 in at:
-            base = compared[0].at("ce_increase", l0=l0)
+            base = compared[0].interpolate("ce_increase", l0=l0)
             for curve in compared:
-                values = curve.at("ce_increase", l0=l0)
+                values = curve.interpolate("ce_increase", l0=l0)
                 seeds = sorted(values.index.intersection(base.index)) if curve is not compared[0] else []
-                to_base = ratio(values[seeds].tolist(), base[seeds].tolist()) if seeds else None
+                to_base = ratio_of_means(values[seeds].tolist(), base[seeds].tolist()) if seeds else None
                 found.append(Match(curve, l0, values, compared[0].loss, to_base))
     return found
 
@@ -101,11 +101,11 @@ def matched_table(found: Sequence[Match]) -> pd.DataFrame:
     increases, ratios = {}, {}
     for m in found:
         row = rows.setdefault((*m.place.values(), f"{m.l0:g}"), m.place | {"L0": f"{m.l0:g}"})
-        increases[f"CE loss increase, {m.curve.loss}"] = row[f"CE loss increase, {m.curve.loss}"] = spread(
+        increases[f"CE loss increase, {m.curve.loss}"] = row[f"CE loss increase, {m.curve.loss}"] = format_spread(
             m.values.tolist()
         )
         if m.curve.loss != m.baseline:
-            ratios[f"{m.curve.loss} / {m.baseline}"] = row[f"{m.curve.loss} / {m.baseline}"] = ratio_words(m.ratio)
+            ratios[f"{m.curve.loss} / {m.baseline}"] = row[f"{m.curve.loss} / {m.baseline}"] = format_ratio(m.ratio)
     return pd.DataFrame(list(rows.values()), columns=[*found[0].place, "L0", *increases, *ratios]).fillna("–")
 
 
@@ -126,14 +126,14 @@ def matched_numbers(found: Sequence[Match]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*found[0].place, "l0", "loss", "seeds", *measured, *ratios])
 
 
-def runs_numbers(runs: Runs) -> pd.DataFrame:
+def runs_numbers(runs: FinishedRuns) -> pd.DataFrame:
     """Return one row per run: its folder, every key that differs between runs, every metric."""
     always = ("loss.name", "sparsity", "seed")
     keys = runs.keys.loc[:, [key in always or runs.keys[key].nunique() > 1 for key in runs.keys]]
     return pd.concat([keys.replace("None", ""), runs.metrics], axis=1).reset_index()
 
 
-def spread(values: Sequence[float]) -> str:
+def format_spread(values: Sequence[float]) -> str:
     """Return `mean (lowest to highest)`; a dash if there is nothing."""
     if not values:
         return "–"
@@ -141,7 +141,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def ratio_words(found: Ratio | None) -> str:
+def format_ratio(found: Ratio | None) -> str:
     """Return `ratio (lowest to highest; 95 %: low to high)`; a dash if there is none."""
     if found is None:
         return "–"

@@ -21,7 +21,7 @@ class Activations(NamedTuple):
     gradients: dict[str, Float[Tensor, "tokens _d"]]
     """A label's gradient at them, by hook point; empty where no SAE looks at one."""
 
-    def rows(self, index: Any) -> "Activations":
+    def select_rows(self, index: Any) -> "Activations":
         """Some of the rows."""
         return Activations(
             {h: v[index] for h, v in self.values.items()}, {h: g[index] for h, g in self.gradients.items()}
@@ -67,7 +67,7 @@ class ShuffledActivations(Sequence[Activations]):
             self._fill(i // self.group)
         rows = len(self._buffer.values[self.hooks[0]]) // self._batches(self._index)
         place = i % self.group
-        return self._buffer.rows(slice(place * rows, (place + 1) * rows))
+        return self._buffer.select_rows(slice(place * rows, (place + 1) * rows))
 
     def _batches(self, index: int) -> int:
         return min(self.group, len(self.tokens) - index * self.group)
@@ -81,14 +81,14 @@ class ShuffledActivations(Sequence[Activations]):
             for i in range(index * self.group, index * self.group + self._batches(index))
         ]
         joined = Activations(
-            {h: whole([part.values[h] for part in parts]) for h in parts[0].values},
-            {h: whole([part.gradients[h] for part in parts]) for h in parts[0].gradients},
+            {h: gather_rows([part.values[h] for part in parts]) for h in parts[0].values},
+            {h: gather_rows([part.gradients[h] for part in parts]) for h in parts[0].gradients},
         )
         n_rows = len(joined.values[self.hooks[0]])
         order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(int(seeds[0])))
         batches = order.view(len(parts), -1)
         order = batches[:, ranks.share(batches.shape[1])].flatten()
-        self._index, self._buffer = index, joined.rows(order.to(self.subject.device))
+        self._index, self._buffer = index, joined.select_rows(order.to(self.subject.device))
 
     def _activations(self, tokens: Tensor, generator: torch.Generator) -> Activations:
         tokens = tokens[ranks.share(len(tokens))].to(self.subject.device, non_blocking=True)
@@ -106,6 +106,6 @@ class ShuffledActivations(Sequence[Activations]):
         )
 
 
-def whole(parts: Sequence[Float[Tensor, "share d"]]) -> Float[Tensor, "rows d"]:
+def gather_rows(parts: Sequence[Float[Tensor, "share d"]]) -> Float[Tensor, "rows d"]:
     """The rows of all ranks' shares of some batches, in the batches' order."""
     return ranks.from_all(torch.stack(list(parts))).transpose(0, 1).flatten(0, 2)

@@ -27,7 +27,7 @@ class NonFiniteWatch(nn.Module):
         super().__init__()
         self.register_buffer("first_bad_step", torch.full((n_runs,), -1, dtype=torch.long))
 
-    def see(self, values: Float[Tensor, "runs"], *, step: int) -> None:
+    def check(self, values: Float[Tensor, "runs"], *, step: int) -> None:
         """Take in one value of each run; `step` counts from 1, as the history does."""
         bad = ~torch.isfinite(values) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)

@@ -14,12 +14,12 @@ from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.losses.loss import Loss
-from crux.sae.losses.step import Step
+from crux.sae.losses.step import TrainingStep
 from crux.sae.training.drawn_labels import DrawnLabels
+from crux.sae.training.job_runs import JobRuns, zero_and_freeze
 from crux.sae.training.non_finite import NonFiniteWatch
 from crux.sae.training.passes import Passes
 from crux.sae.training.running_row import LogRows, RunningRow
-from crux.sae.training.runs import Runs, empty
 from crux.sae.training.sparsity import Sparsity
 from crux.sae.training.tally import Tally
 from crux.training import ranks
@@ -62,7 +62,7 @@ class SAEModule(L.LightningModule):
         self.saes = nn.ModuleList(site.sae for site in sites)
         self._tallies = [Tally(site.sae.n_latents) for site in sites]
         self.tallies = nn.ModuleList(self._tallies)
-        self.drawn_labels, self.runs = DrawnLabels(seed), Runs(runs)
+        self.drawn_labels, self.runs = DrawnLabels(seed), JobRuns(runs)
         self.watch = NonFiniteWatch(len(self.runs.names))
         self.row = RunningRow([site.write for site in sites], separate=self.runs.separate)
         self.grad_norm: Tensor
@@ -76,18 +76,18 @@ class SAEModule(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Float[Tensor, ""]:
         forward = self.passes.run(batch, self.sites, generator=self.drawn_labels.generator(self.device))
         dead = [tally.dead(after=self.auxk.dead_after) for tally in self._tallies if self.auxk.coefficient > 0]
-        step = Step(
+        step = TrainingStep(
             forward, self.sites, separate=self.runs.separate, sparsity=self.sparsity.weight, auxk=self.auxk, dead=dead
         )
         loss = self.loss(step)
-        self.record(step, loss)
+        self.record_step(step, loss)
         return loss.sum()
 
     @torch.no_grad()
-    def record(self, step: Step, loss: Float[Tensor, "runs"]) -> None:
+    def record_step(self, step: TrainingStep, loss: Float[Tensor, "runs"]) -> None:
         """Update counters, running means and the row of the history, on the device."""
         l0: list[Tensor] = []
-        for site, tally, passed in zip(self.sites, self._tallies, step.forward.passed, strict=True):
+        for site, tally, passed in zip(self.sites, self._tallies, step.forward.sae_passes, strict=True):
             fires = passed.codes.c != 0
             tally.count(fires)
             site.sae.observe(passed.codes)
@@ -95,7 +95,7 @@ class SAEModule(L.LightningModule):
             l0.append(fires.sum() / len(fires))
         row = dict(ranks.mean_row({"loss": list(loss), **step.terms, "l0": l0}))
         self._l0.append(torch.stack(list(row["l0"])))
-        self.watch.see(torch.stack(list(row["loss"])), step=self.global_step + 1)
+        self.watch.check(torch.stack(list(row["loss"])), step=self.global_step + 1)
         if self.sparsity.steering is not None:
             row["lambda"] = list(self.sparsity.weight)
         self.row.add(row)
@@ -113,7 +113,7 @@ class SAEModule(L.LightningModule):
         """Clip each SAE's gradient as if it were trained alone, and move λ: once per optimiser step, whose micro-batches λ sees as one."""
         norms = torch.stack([self._clip(site.sae) for site in self.sites])
         self.grad_norm = norms if self.runs.separate else norms.max()[None]
-        self.watch.see(self.grad_norm, step=self.global_step + 1)
+        self.watch.check(self.grad_norm, step=self.global_step + 1)
         self.sparsity.observe(torch.stack(self._l0).mean(0), step=self.global_step)
         self._l0 = []
 
@@ -141,11 +141,11 @@ class SAEModule(L.LightningModule):
         return self._tallies[i].alive(window)
 
     @property
-    def ended(self) -> dict[str, int]:
+    def failed(self) -> dict[str, int]:
         """The runs that have ended early, and their first bad step."""
-        return self.runs.ended
+        return self.runs.failed
 
-    def settle(self) -> None:
+    def end_failed_runs(self) -> None:
         """End the runs that have gone wrong by now. Waits for the device.
 
         Raises:
@@ -155,20 +155,20 @@ class SAEModule(L.LightningModule):
 
     def _end(self, first_bad: Sequence[int]) -> None:
         for i in self.runs.end(first_bad):
-            empty(self.sites[i].sae, self.trainer.optimizers[0])
+            zero_and_freeze(self.sites[i].sae, self.trainer.optimizers[0])
             self.row.forget_run(i)
 
     def on_train_start(self) -> None:
         """A checkpoint may hold runs that have ended."""
-        self.settle()
+        self.end_failed_runs()
 
     def on_train_end(self) -> None:
         """Steps since the last row may have gone wrong too."""
-        self.settle()
+        self.end_failed_runs()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint with a non-finite number in it is never written; what the next row sums up goes with it."""
-        self.settle()
+        self.end_failed_runs()
         checkpoint["row"] = self.row.state()
         checkpoint["generator"] = self.drawn_labels.state(self.device)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from crux.config.errors import UserError
-from crux.sae.architectures.options import Sae
+from crux.sae.architectures.options import SaeOptions
 from crux.sae.losses.options import LossOptions
 from crux.sae.options import SaeJob
 from crux.subjects.hooks import check_hook, check_layer, later_residuals, parse_hook
@@ -37,7 +37,7 @@ def check_sites(job: SaeJob, shape: Shape | None, *, hook_given: bool) -> None:
     _check_order(job.sites, n_layers)
     if shape is not None:
         width = min(shape.hook_width(parse_hook(read).kind) for read in job.hooks_read)
-        check_size(job.sae, width, target_l0=job.target_l0)
+        check_n_latents(job.sae, width, target_l0=job.target_l0)
     downstream_hooks(job.loss, job.sites, n_layers=n_layers)
 
 
@@ -77,9 +77,9 @@ def downstream_hooks(loss: LossOptions, sites: Sequence[Site], *, n_layers: int)
     return loss.later_hooks(later, written=written[0])
 
 
-def check_size(sae: Sae, width: int, *, target_l0: float | None) -> None:
+def check_n_latents(sae: SaeOptions, width: int, *, target_l0: float | None) -> None:
     """Check that a dictionary for activations of this width has latents, and as many as are asked to fire."""
-    n_latents = sae.size(width)
+    n_latents = sae.count_latents(width)
     if n_latents < 1:
         raise UserError(
             f"sae.ratio={sae.ratio:g}: gives no latents at {width} dimensions; must be {1 / width:g} or more"

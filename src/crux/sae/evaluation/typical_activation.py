@@ -12,7 +12,7 @@ from crux.config.progress import track
 from crux.subjects.subject import Subject
 
 
-class Typical(NamedTuple):
+class TypicalActivation(NamedTuple):
     """An activation's first moments over tokens."""
 
     mean: Float[Tensor, "d"]
@@ -22,7 +22,9 @@ class Typical(NamedTuple):
 
 
 @torch.no_grad()
-def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Tensor, "_batch _pos"]]) -> Typical:
+def measure_typical_activation(
+    subject: Subject, *, hook: str, batches: Iterable[Int[Tensor, "_batch _pos"]]
+) -> TypicalActivation:
     """Mean and mean norm at one hook point; only the subject's prefix runs.
 
     Raises:
@@ -37,4 +39,4 @@ def typical_activation(subject: Subject, *, hook: str, batches: Iterable[Int[Ten
         n_tokens += len(x)
     if total is None or norms is None:
         raise UserError("no training text to take the mean activation of")
-    return Typical((total / n_tokens).float(), float(norms / n_tokens))
+    return TypicalActivation((total / n_tokens).float(), float(norms / n_tokens))

@@ -14,13 +14,13 @@ from crux.config.console import make_console
 from crux.config.files import write_text
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.evaluate import SaeEvaluation
+from crux.sae.evaluation.evaluate_sae import SaeEvaluation
 from crux.sae.evaluation.evaluate_sites import WITH_GRADIENT, SitesEvaluation
 from crux.sae.evaluation.latents import choose_latents, logit_effects, strongest_contexts
-from crux.sae.figures.densities import density_histogram
-from crux.sae.figures.downstream import downstream
-from crux.sae.figures.latents_page import latents_page
-from crux.sae.figures.loss_curves import loss_curves
+from crux.sae.figures.densities import plot_densities
+from crux.sae.figures.downstream import plot_downstream
+from crux.sae.figures.latents_page import render_latents_page
+from crux.sae.figures.loss_curves import plot_loss_curves
 from crux.sae.formats import saelens
 from crux.sae.options import SaeJob, model_source, text_name
 from crux.subjects.hooks import parse_hook
@@ -28,7 +28,7 @@ from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
 
 
-def stem(name: str) -> str:
+def file_stem(name: str) -> str:
     """Return a run's name for the file system, such as `e2e_ds_L6_s1.5`."""
     return re.sub(r"[^\w.+-]+", "_", name.replace("λ=", "s"))
 
@@ -55,7 +55,7 @@ def write_saes(folder: RunFolder, config: SaeJob, sites: Sequence[Site], sparsit
     """`sae/`, or with several hook points `sae/<hook point>/`; with the λ that each was trained under at the end."""
     for site, sparsity in zip(sites, sparsities, strict=True):
         place = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
-        saelens.save(site.sae, place, sae_metadata(config, site, sparsity=sparsity))
+        saelens.save_sae(site.sae, place, sae_metadata(config, site, sparsity=sparsity))
 
 
 def write_figures(
@@ -66,10 +66,10 @@ def write_figures(
     for site, found in zip(sites, evaluation.evaluations, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
         drawn = {
-            "downstream": downstream(
+            "downstream": plot_downstream(
                 found.metrics, hook=site.write, n_layers=subject.n_layers, at=hook.layer + (hook.kind == "resid_post")
             ),
-            "densities": density_histogram(found.densities.numpy(), n_tokens=found.n_tokens),
+            "densities": plot_densities(found.densities.numpy(), n_tokens=found.n_tokens),
         }
         for name, figure in drawn.items():
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
@@ -77,7 +77,9 @@ def write_figures(
 
 def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
     """Draw the terms of the loss, by key and label, and L0 over the training."""
-    save_figure(loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png")
+    save_figure(
+        plot_loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png"
+    )
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:
@@ -89,7 +91,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write_pages(
+def write_latents_pages(
     folder: RunFolder,
     config: SaeJob,
     *,
@@ -120,7 +122,7 @@ def _page(
     found: SaeEvaluation,
     latents: Int[Tensor, "latents"],
 ) -> str:
-    sae, before = site.sae.folded(), 12
+    sae, before = site.sae.fold(), 12
     contexts = strongest_contexts(
         subject,
         sae,
@@ -134,7 +136,7 @@ def _page(
     directions = subject.in_residual(site.write, sae.dictionary()[latents.to(subject.device)])
     effects = logit_effects(directions, subject.unembed, n_top=6)
     tokenizer, _ = load_tokenizer(source)
-    return latents_page(
+    return render_latents_page(
         title=title,
         facts={
             "subject": str(source),
@@ -172,7 +174,7 @@ ROWS = {
 }
 
 
-def show(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
+def print_evaluation(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
     """Print the evaluation as one table, and each SAE's own if there are several; `hooks` are those that they read."""
     console = make_console(width=110)
     if len(hooks) == 1:

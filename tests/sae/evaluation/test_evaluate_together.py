@@ -10,8 +10,8 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.evaluate import evaluate
-from crux.sae.evaluation.together import evaluate_together
+from crux.sae.evaluation.evaluate_sae import evaluate_sae
+from crux.sae.evaluation.evaluate_together import evaluate_together
 
 PRE = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
 TOKENS = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
@@ -29,7 +29,7 @@ def test_one_alone_is_the_usual_judgement(read: str, write: str, ablations: bool
     together = evaluate_together(
         subject, [Site(read, write, sae(1))], batches=TOKENS.split(10), means=MEANS, ablations=ablations
     )
-    alone = evaluate(
+    alone = evaluate_sae(
         subject,
         sae(1),
         hook=read,

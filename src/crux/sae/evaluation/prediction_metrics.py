@@ -14,8 +14,8 @@ from crux.sae.evaluation.running_sums import SUBSETS, UNDEFINED, TokenMeans, sum
 from crux.subjects.subject import Clean, Spliced, Subject
 
 
-class Consequences:
-    """Cross-entropies, loss recovered, KL and agreement over a stream of batches, as `judge.evaluate` defines them.
+class PredictionMetrics:
+    """Cross-entropies, loss recovered, KL and agreement over a stream of batches, as `evaluate_sae` defines them.
 
     Args:
         ablate: what mean ablation puts at each hook point that is written; None: no ablated passes.
@@ -27,7 +27,7 @@ class Consequences:
         if ablate is not None:
             means = {hook: mean.to(subject.device) for hook, mean in ablate.items()}
             self._passes["zero"] = dict.fromkeys(means, torch.zeros_like)
-            self._passes["mean"] = {hook: put(mean) for hook, mean in means.items()}
+            self._passes["mean"] = {hook: replace_with(mean) for hook, mean in means.items()}
         self.means = TokenMeans()
         """Takes in further quantities of the same tokens."""
 
@@ -57,7 +57,7 @@ class Consequences:
         return found
 
 
-def put(value: Float[Tensor, "*tokens d"]) -> Callable[[Tensor], Tensor]:
+def replace_with(value: Float[Tensor, "*tokens d"]) -> Callable[[Tensor], Tensor]:
     """A splice that puts one vector a token, or one vector at every token, in place of the activation."""
 
     def splice(activation: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def put(value: Float[Tensor, "*tokens d"]) -> Callable[[Tensor], Tensor]:
     return splice
 
 
-def windows(
+def iterate_held_out(
     batches: Iterable[Int[Tensor, "_batch _pos"]], *, device: torch.device
 ) -> Iterator[Int[Tensor, "_batch _pos"]]:
     """The batches, on the device; UserError for windows without a prediction, and where there is not one batch."""
@@ -80,7 +80,7 @@ def windows(
         raise UserError("there is no held-out text to judge on: not one batch")
 
 
-def numbers(found: Mapping[str, Tensor], *, device: torch.device) -> dict[str, float]:
+def to_numbers(found: Mapping[str, Tensor], *, device: torch.device) -> dict[str, float]:
     """Metrics as plain numbers, read from the device at once; what has no value is left out."""
     values = torch.stack([value.to(sum_dtype(device)) for value in found.values()]).tolist()
     return {name: value for name, value in zip(found, values, strict=True) if value != UNDEFINED}

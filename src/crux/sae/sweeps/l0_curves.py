@@ -4,13 +4,21 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from crux.sae.sweeps.matched import at_l0
-from crux.sae.sweeps.runs import ARCHITECTURE, ASKED, LOSS, Runs, differences, grouped, rank
+from crux.sae.sweeps.finished_runs import (
+    ARCHITECTURE,
+    ASKED,
+    LOSS,
+    FinishedRuns,
+    differences,
+    group_by_setting,
+    loss_order,
+)
+from crux.sae.sweeps.matched import interpolate_at_l0
 
 SPARSITIES = (ASKED, "sparsity", "sae.k", "target_l0")
 
 
-class Curve(NamedTuple):
+class L0Curve(NamedTuple):
     """The runs of a loss at one place."""
 
     place: dict[str, str]
@@ -21,17 +29,19 @@ class Curve(NamedTuple):
     runs: pd.DataFrame
     """One row per run: `seed`, `asked for`, `hook` (where the SAE writes), and the metrics without `final/`."""
 
-    def at(self, metric: str, *, l0: float) -> pd.Series:
+    def interpolate(self, metric: str, *, l0: float) -> pd.Series:
         """Return the metric at an L0 by seed, for the seeds whose runs lie on both sides of it."""
         seeds = self.runs.dropna(subset=[metric]).groupby("seed", sort=False)
         found = {
-            seed: at_l0(runs["l0"].tolist(), runs[metric].tolist(), l0=l0) for seed, runs in seeds if len(runs) > 1
+            seed: interpolate_at_l0(runs["l0"].tolist(), runs[metric].tolist(), l0=l0)
+            for seed, runs in seeds
+            if len(runs) > 1
         }
         return pd.Series(found, dtype=float).dropna()
 
     def reaches(self, l0: float) -> bool:
         """Return whether each seed's runs lie on both sides of an L0."""
-        return len(self.at("ce_increase", l0=l0)) == self.runs["seed"].nunique()
+        return len(self.interpolate("ce_increase", l0=l0)) == self.runs["seed"].nunique()
 
     def means(self) -> pd.DataFrame:
         """Return the mean metrics over seeds by what was asked for, ordered by L0."""
@@ -45,26 +55,26 @@ class Curve(NamedTuple):
         return (*self.place.values(), self.architecture)
 
 
-def curves(runs: Runs) -> list[Curve]:
+def build_curves(runs: FinishedRuns) -> list[L0Curve]:
     """Return every curve of a sweep, without runs that have no L0 (language models, several SAEs in one run)."""
     runs = runs.with_metrics("final/l0", "final/ce_increase")
     if runs.metrics.empty:
         return []
-    told, losses = differences(runs), runs.settings[LOSS]
-    names, of_loss = losses, [key for key in told if key.startswith("loss.")]
+    columns, losses = differences(runs), runs.settings[LOSS]
+    names, of_loss = losses, [key for key in columns if key.startswith("loss.")]
     for key in of_loss:  # a coefficient that differs between runs of one loss is part of its name
-        names = names.where(told[key].groupby(losses).transform("nunique") == 1, names + f" {key}=" + told[key])
-    place = told.drop(columns=[LOSS, ARCHITECTURE, *SPARSITIES, *of_loss], errors="ignore")
+        names = names.where(columns[key].groupby(losses).transform("nunique") == 1, names + f" {key}=" + columns[key])
+    place = columns.drop(columns=[LOSS, ARCHITECTURE, *SPARSITIES, *of_loss], errors="ignore")
     hook, output = runs.key("hook_point"), runs.key("sae.output_hook")
     rows = runs.metrics.rename(columns=lambda name: name.removeprefix("final/")).assign(
         seed=runs.key("seed").astype(int), hook=hook.where(output == "None", output), **{ASKED: runs.settings[ASKED]}
     )
-    groups = place.assign(architecture=told.get(ARCHITECTURE, ""), loss=names)
+    groups = place.assign(architecture=columns.get(ARCHITECTURE, ""), loss=names)
     found = [
-        Curve(dict(zip(place, values, strict=False)), architecture, loss, group)
-        for (*values, architecture, loss), group in grouped(rows, by=groups)
+        L0Curve(dict(zip(place, values, strict=False)), architecture, loss, group)
+        for (*values, architecture, loss), group in group_by_setting(rows, by=groups)
     ]
-    return sorted(found, key=lambda c: ([_sortable(v) for v in c.place.values()], c.architecture, rank(c.loss)))
+    return sorted(found, key=lambda c: ([_sortable(v) for v in c.place.values()], c.architecture, loss_order(c.loss)))
 
 
 def _sortable(value: str) -> list[tuple[int, str]]:

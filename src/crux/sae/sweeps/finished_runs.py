@@ -21,7 +21,7 @@ Keys = Mapping[str, Any]
 """A configuration, flat: `sae.k` → 32. A key that an option does not have may be null or absent."""
 
 
-def _asked(keys: Keys) -> str:
+def _sparsity_setting(keys: Keys) -> str:
     """Return how sparse the run was to be."""
     for key, shown in (("sae.k", "k={}"), ("target_l0", "L0={:g}"), ("sparsity", "λ={:g}")):
         if keys.get(key) is not None:
@@ -40,13 +40,13 @@ SETTINGS: dict[str, Callable[[Keys], str]] = {
     ARCHITECTURE: lambda keys: keys.get("sae.name") or "relu",
     LOSS: lambda keys: keys.get("loss.name") or "",
     HOOK_POINT: lambda keys: ", ".join(keys.get("hook_points") or [keys.get("hook_point") or ""]),
-    ASKED: _asked,
+    ASKED: _sparsity_setting,
     STEPS: lambda keys: str(keys.get("trainer.max_steps", "")),
 }
 """What runs of a sweep may differ in, besides the seed; a column if they do."""
 
 
-class Runs(NamedTuple):
+class FinishedRuns(NamedTuple):
     """Finished runs of a sweep: one row per run in each frame, named after its folder within the sweep's."""
 
     settings: pd.DataFrame
@@ -60,10 +60,10 @@ class Runs(NamedTuple):
         """Return a column of `keys`, also if no run has it."""
         return pd.Series(self.keys.get(name, "None"), index=self.keys.index)
 
-    def with_metrics(self, *names: str) -> "Runs":
+    def with_metrics(self, *names: str) -> "FinishedRuns":
         """Return the runs that have these metrics."""
         there = self.metrics.reindex(columns=list(names)).dropna().index
-        return Runs(*(frame.loc[there] for frame in self))
+        return FinishedRuns(*(frame.loc[there] for frame in self))
 
 
 def sweep_folder(outputs: Path, name: str) -> Path:
@@ -82,7 +82,7 @@ def sweep_folder(outputs: Path, name: str) -> Path:
     return folder
 
 
-def finished_runs(folder: Path) -> Runs:
+def read_finished_runs(folder: Path) -> FinishedRuns:
     """Return the runs in a sweep's folder that have ended, ordered by their settings and seed.
 
     Raises:
@@ -95,7 +95,12 @@ def finished_runs(folder: Path) -> Runs:
             keys = {k: v for k, v in comparable(run.config()).items() if not k.endswith("_target_")}
             settings = {title: value(keys) for title, value in SETTINGS.items()}
             name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
-            order = (settings[ARCHITECTURE], rank(settings[LOSS]), keys.get("sparsity") or 0.0, *settings.values())
+            order = (
+                settings[ARCHITECTURE],
+                loss_order(settings[LOSS]),
+                keys.get("sparsity") or 0.0,
+                *settings.values(),
+            )
             found.append(((*order, keys.get("seed") or 0, name), settings, keys, metrics))
     if not found:
         raise UserError(f"no finished runs in {folder}")
@@ -104,18 +109,18 @@ def finished_runs(folder: Path) -> Runs:
     columns = sorted({key for row in keys for key in row})
     texts = [[str(row.get(key)) for key in columns] for row in keys]
     numbers = pd.DataFrame(list(metrics), index=names, dtype=float)
-    return Runs(
+    return FinishedRuns(
         pd.DataFrame(list(settings), index=names), pd.DataFrame(texts, names, columns), numbers.sort_index(axis=1)
     )
 
 
-def rank(loss: str) -> tuple[int, str]:
+def loss_order(loss: str) -> tuple[int, str]:
     """Return where a loss stands among the others, for sorting; further words may follow its name."""
     name = loss.partition(" ")[0]
     return (ORDER.index(name) if name in ORDER else len(ORDER), loss)
 
 
-def differences(runs: Runs) -> pd.DataFrame:
+def differences(runs: FinishedRuns) -> pd.DataFrame:
     """Return what the runs differ in besides the seed, a column each.
 
     These are columns of `SETTINGS`, and every other key that differs between runs which those cannot tell apart.
@@ -127,7 +132,7 @@ def differences(runs: Runs) -> pd.DataFrame:
     return pd.concat([settings[shown], keys.loc[:, differing]], axis=1)
 
 
-def grouped(rows: pd.DataFrame, *, by: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
+def group_by_setting(rows: pd.DataFrame, *, by: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
     """Yield each combination of settings, in the order in which they first appear, and the rows of the runs that have it."""
     for setting, group in rows.groupby([by[title] for title in by], sort=False):
         yield list(setting), group  # pyright: ignore[reportArgumentType]

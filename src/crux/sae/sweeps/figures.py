@@ -8,37 +8,37 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from crux.sae.figures.downstream_by_loss import Later, downstream_by_loss
-from crux.sae.figures.pareto import Front, pareto
-from crux.sae.sweeps.curves import Curve
-from crux.sae.sweeps.runs import ASKED
+from crux.sae.figures.downstream_by_loss import DownstreamCurve, plot_downstream_by_loss
+from crux.sae.figures.pareto import Front, plot_pareto
+from crux.sae.sweeps.finished_runs import ASKED
+from crux.sae.sweeps.l0_curves import L0Curve
 from crux.subjects.hooks import parse_hook
 
 
-def pictures(curves: Sequence[Curve], *, at: Sequence[float]) -> dict[str, Figure]:
+def plot_sweep(curves: Sequence[L0Curve], *, at: Sequence[float]) -> dict[str, Figure]:
     """Return the figures that the runs have the numbers for, by name.
 
     Args:
         at: L0 values at which losses may be compared.
     """
-    drawn = {"pareto_l0": pareto(_fronts(curves, "l0"), x="L0 (latents per token)")}
+    drawn = {"pareto_l0": plot_pareto(_fronts(curves, "l0"), x="L0 (latents per token)")}
     alive = {m for c in curves for m in c.runs.dropna(axis=1, how="all") if re.fullmatch(r"alive_heldout_\d+", m)}
     if len(alive) == 1:  # otherwise alive in how many tokens differs, and cannot share an axis
         (metric,) = alive
         label = f"alive latents (fire in {int(metric.rpartition('_')[2]):,} held-out tokens)"
-        drawn["pareto_alive"] = pareto(_fronts(curves, metric), x=label)
+        drawn["pareto_alive"] = plot_pareto(_fronts(curves, metric), x=label)
     lines = _later(curves, at=at)
     if lines:
         n_layers = max(int(line.blocks.max()) for line in lines)
-        drawn["downstream"] = downstream_by_loss(lines, n_layers=n_layers)
+        drawn["downstream"] = plot_downstream_by_loss(lines, n_layers=n_layers)
     return drawn
 
 
-def _panel(curve: Curve) -> str:
+def _panel(curve: L0Curve) -> str:
     return ", ".join(value if "hook" in title else f"{title} {value}" for title, value in curve.place.items())
 
 
-def _fronts(curves: Sequence[Curve], metric: str) -> list[Front]:
+def _fronts(curves: Sequence[L0Curve], metric: str) -> list[Front]:
     """Return each curve's CE loss increase against a metric, without the runs that do not have it."""
     found, pair = [], [metric, "ce_increase"]
     for curve in curves:
@@ -49,12 +49,12 @@ def _fronts(curves: Sequence[Curve], metric: str) -> list[Front]:
     return found
 
 
-def _later(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Later]:
+def _later(curves: Sequence[L0Curve], *, at: Sequence[float]) -> list[DownstreamCurve]:
     """Return every loss's downstream reconstruction, at the L0 that most of the compared curves reach (the first of those).
 
     If a curve does not reach it, the values are of its runs with the nearest mean L0. The label says which.
     """
-    found: list[Later] = []
+    found: list[DownstreamCurve] = []
     for _, group in groupby(curves, key=lambda c: c.comparable):
         compared = [(curve, later) for curve in group if (later := _residuals(curve)) is not None]
         if not compared:
@@ -66,18 +66,18 @@ def _later(curves: Sequence[Curve], *, at: Sequence[float]) -> list[Later]:
             mse = ["mse", *(f"downstream_mse/{k}" for k in ks)]
             ev = ["explained_variance", *(f"downstream_ev/{k}" for k in ks)]
             if curve.reaches(l0):
-                where, seeds = f"L0 {l0:g}", pd.DataFrame({m: curve.at(m, l0=l0) for m in (*mse, *ev)})
+                where, seeds = f"L0 {l0:g}", pd.DataFrame({m: curve.interpolate(m, l0=l0) for m in (*mse, *ev)})
             else:
                 means = curve.means()["l0"]
                 asked = (means - l0).abs().idxmin()
                 where, seeds = f"L0 {means[asked]:.3g} ({asked})", curve.runs[curve.runs[ASKED] == asked]
             panel = ", ".join(word for word in (curve.architecture, _panel(curve)) if word)
             blocks, values = np.array([own, *ks], float), (np.array(seeds[names]) for names in (mse, ev))
-            found.append(Later(panel, f"{curve.loss}, {where}", curve.loss, own, blocks, *values))
+            found.append(DownstreamCurve(panel, f"{curve.loss}, {where}", curve.loss, own, blocks, *values))
     return found
 
 
-def _residuals(curve: Curve) -> tuple[int, list[int]] | None:
+def _residuals(curve: L0Curve) -> tuple[int, list[int]] | None:
     """Return the k of the SAE's own place, and those behind it that every run has; None if a run lacks the numbers."""
     whole, hook = curve.runs.dropna(axis=1), curve.runs["hook"].iloc[0]
     if hook == "None" or "mse" not in whole:

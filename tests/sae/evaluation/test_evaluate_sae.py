@@ -15,8 +15,8 @@ from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
-from crux.sae.evaluation.evaluate import SaeEvaluation, evaluate
-from crux.sae.losses.label import Target
+from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
+from crux.sae.losses.label import LabelTarget
 from crux.sae.losses.mse import mse
 
 LN3, LN9 = math.log(3), math.log(9)
@@ -36,7 +36,7 @@ HALF_KL = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)  # logits halv
 def judge_by_hand(
     tokens: list[list[int]], *, scale: float = 0.5, mean: tuple[float, float] = (LN9, 0.0)
 ) -> SaeEvaluation:
-    return evaluate(
+    return evaluate_sae(
         two_token_subject(),
         scaling_sae(scale, d_model=2),
         hook="blocks.0.hook_resid_pre",
@@ -124,7 +124,7 @@ class TestPeersErrors:
     def test_explained_variance_divides_by_the_variance_of_the_truth(self) -> None:
         """x̂ = 0.5 x of centred data explains 0.75; with the arguments swapped it is 1 − 0.25/0.25 = 0."""
         subject = ToySubject(embed=torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), blocks=[lambda h: h], W_U=torch.eye(2))
-        judged = evaluate(
+        judged = evaluate_sae(
             subject,
             scaling_sae(0.5, d_model=2),
             hook="blocks.0.hook_resid_pre",
@@ -136,7 +136,7 @@ class TestPeersErrors:
 
     def test_explained_variance_has_the_mean_of_the_whole_set(self) -> None:
         """Two batches, constant each: about their own means they do not vary, about the set's by ±(½, −½) ln9."""
-        judged = evaluate(
+        judged = evaluate_sae(
             two_token_subject(),
             scaling_sae(0.5, d_model=2),
             hook="blocks.0.hook_resid_pre",
@@ -151,7 +151,7 @@ class TestPeersErrors:
         sae = relu_sae(torch.tensor([[1.0]]), torch.zeros(1), torch.ones(1, 1), torch.zeros(1))  # loses the negative
         subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.ones(4, 1))
         tokens = torch.tensor([[0, 1, 2, 3, 0]])  # mean 0.2; of the sum of squares about it, 203 − 5 · 0.04 = 202.8
-        judged = evaluate(
+        judged = evaluate_sae(
             subject, sae, hook="blocks.0.hook_resid_pre", batches=[tokens], mean_activation=torch.zeros(1)
         )
         assert judged.metrics["explained_variance"] == pytest.approx(1 - 101 / 202.8, abs=1e-6)
@@ -162,7 +162,7 @@ class TestPeersErrors:
         assert judge_by_hand(tokens, scale=1.0).metrics["top1_agreement"] == 1.0
         eye, zeros = torch.eye(2), torch.zeros(2)
         swap = relu_sae(eye, zeros, eye.flip(0), zeros)  # writes the other token's direction
-        judged = evaluate(
+        judged = evaluate_sae(
             two_token_subject(),
             swap,
             hook="blocks.0.hook_resid_pre",
@@ -220,7 +220,7 @@ def test_equals_the_plain_formulas_however_the_set_is_cut(cut: int) -> None:
     subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
     tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
     hook = "blocks.1.hook_resid_pre"
-    judged = evaluate(subject, sae, hook=hook, batches=tokens.split(cut), mean_activation=torch.zeros(6))
+    judged = evaluate_sae(subject, sae, hook=hook, batches=tokens.split(cut), mean_activation=torch.zeros(6))
     for name, value in plain(subject, sae, tokens, hook).items():
         assert judged.metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
     assert "downstream_mse/1" not in judged.metrics  # the hook point itself
@@ -232,10 +232,10 @@ def test_one_pass_of_each_kind_a_batch() -> None:
     subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
     batches = [torch.zeros(2, 3, dtype=torch.long)] * 2
     arguments = {"hook": "blocks.1.hook_resid_pre", "batches": batches, "mean_activation": torch.zeros(6)}
-    evaluate(subject, sae, **arguments)
+    evaluate_sae(subject, sae, **arguments)
     assert subject.passes == ["clean", "spliced", "spliced", "spliced"] * 2
     subject.passes.clear()
-    short = evaluate(subject, sae, ablations=False, **arguments)
+    short = evaluate_sae(subject, sae, ablations=False, **arguments)
     assert subject.passes == ["clean", "spliced"] * 2
     assert {"ce_increase", "kl", "downstream_mse/2"} <= short.metrics.keys()
     assert not any("zero" in name or "mean" in name for name in short.metrics)
@@ -253,7 +253,7 @@ def test_a_position_0_that_varies_by_rounding_alone_has_no_explained_variance() 
     embed = torch.tensor([[3000.0, 1.0], [3000.0 * (1 + 2**-22), 1.0], [1.0, -1.0]])
     subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(3, 2))
     tokens = torch.tensor([[0, 2, 0], [1, 2, 1]])
-    metrics = evaluate(
+    metrics = evaluate_sae(
         subject,
         scaling_sae(0.9, d_model=2),
         hook="blocks.0.hook_resid_pre",
@@ -273,7 +273,7 @@ def test_explained_variance_is_sound_far_from_the_origin() -> None:
     eye = torch.eye(4)
     sae = relu_sae(eye, torch.zeros(4), eye, torch.full((4,), 0.5))  # off by a half everywhere
     tokens = torch.randint(50, (40, 25), generator=generator)
-    metrics = evaluate(
+    metrics = evaluate_sae(
         subject, sae, hook="blocks.0.hook_resid_pre", batches=tokens.split(8), mean_activation=torch.zeros(4)
     ).metrics
     x = embed[tokens].double().flatten(0, 1)
@@ -299,7 +299,7 @@ def test_no_tensor_of_tokens_times_vocabulary() -> None:
     subject, sae = random_toy(seed=0, d_vocab=500), random_sae(d_model=6, n_latents=8, seed=1)
     tokens = torch.randint(500, (4, 32), generator=torch.Generator().manual_seed(2))
     with _Largest() as largest:
-        evaluate(subject, sae, hook="blocks.1.hook_resid_pre", batches=[tokens], mean_activation=torch.zeros(6))
+        evaluate_sae(subject, sae, hook="blocks.1.hook_resid_pre", batches=[tokens], mean_activation=torch.zeros(6))
     assert 0 < largest.elements <= tokens.numel() * 500 / 4
 
 
@@ -318,7 +318,7 @@ def test_no_number_is_read_from_the_device_inside_the_loop() -> None:
     counts = []
     for n_batches in (1, 5):
         with _Syncs() as syncs:
-            evaluate(
+            evaluate_sae(
                 subject,
                 sae,
                 hook="blocks.1.hook_resid_pre",
@@ -338,7 +338,7 @@ def test_no_number_is_read_from_the_device_inside_the_loop() -> None:
     ],
 )
 def test_downstream_is_every_later_residual(hook: str, ks: set[int]) -> None:
-    metrics = evaluate(
+    metrics = evaluate_sae(
         random_toy(seed=0),
         random_sae(d_model=6, n_latents=8, seed=1),
         hook=hook,
@@ -358,7 +358,7 @@ def test_downstream_is_every_later_residual(hook: str, ks: set[int]) -> None:
 )
 def test_mistakes(batches: list[Tensor], width: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(
+        evaluate_sae(
             two_token_subject(),
             scaling_sae(0.5, d_model=width),
             hook="blocks.0.hook_resid_pre",
@@ -378,7 +378,7 @@ class TestTranscoder:
     read, write = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"
 
     def judge(self, scale: float, *, mean: tuple[float, float] = (LN9, 0.0), **options: Any) -> dict[str, float]:
-        return evaluate(
+        return evaluate_sae(
             doubling_subject(),
             scaling_sae(scale, d_model=2),
             hook=self.read,
@@ -409,7 +409,7 @@ class TestTranscoder:
         tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
         names = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
         mean = torch.randn(6, generator=torch.Generator().manual_seed(3))
-        found = evaluate(
+        found = evaluate_sae(
             subject, sae, hook=names[0], output_hook=names[2], batches=tokens.split(10), mean_activation=mean
         ).metrics
         clean = subject.clean(tokens, capture=names)
@@ -440,7 +440,7 @@ class TestTranscoder:
             ("blocks.1.hook_resid_pre", "blocks.9.hook_resid_pre", "has 3 layers"),
         ):
             with pytest.raises(UserError, match=message):
-                evaluate(
+                evaluate_sae(
                     random_toy(seed=0),
                     random_sae(d_model=6, n_latents=8, seed=1),
                     hook=hook,
@@ -449,7 +449,7 @@ class TestTranscoder:
                     mean_activation=torch.zeros(6),
                 )
         with pytest.raises(UserError, match=r"the SAE writes 4 dimensions, blocks\.2\.hook_resid_pre has 6"):
-            evaluate(
+            evaluate_sae(
                 random_toy(seed=0),
                 random_sae(d_model=6, n_latents=8, seed=1, d_out=4),
                 hook="blocks.1.hook_resid_pre",
@@ -485,9 +485,9 @@ class TestGradient:
     tokens = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(2))
     hook, output = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"
 
-    def seen(self, target: Target) -> Tensor:
+    def seen(self, target: LabelTarget) -> Tensor:
         sae = Watching()
-        evaluate(
+        evaluate_sae(
             random_toy(seed=0),
             sae,
             hook=self.hook,
@@ -530,8 +530,8 @@ class TestGradient:
             generator=torch.Generator().manual_seed(1),
         )
 
-        def judge(judged: SAE, gradient: Target | None) -> dict[str, float]:
-            return evaluate(
+        def judge(judged: SAE, gradient: LabelTarget | None) -> dict[str, float]:
+            return evaluate_sae(
                 random_toy(seed=0),
                 judged,
                 hook=self.hook,
@@ -540,9 +540,7 @@ class TestGradient:
                 gradient=gradient,
             ).metrics
 
-        assert judge(sae, None) == pytest.approx(
-            judge(sae.folded(), "data"), rel=1e-5, abs=1e-6
-        )  # a TopK does not look
+        assert judge(sae, None) == pytest.approx(judge(sae.fold(), "data"), rel=1e-5, abs=1e-6)  # a TopK does not look
         x = random_toy(seed=0).clean(self.tokens, capture=[self.hook]).activations[self.hook].flatten(0, 1)
         gradient = self.gradient(self.hook)
         with_label = judge(sae, "data")

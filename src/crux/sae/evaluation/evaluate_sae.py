@@ -15,10 +15,10 @@ from torch import Tensor
 
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
-from crux.sae.evaluation.consequences import Consequences, numbers, put, windows
-from crux.sae.evaluation.running_sums import Reconstructions, sum_dtype
+from crux.sae.evaluation.prediction_metrics import PredictionMetrics, iterate_held_out, replace_with, to_numbers
+from crux.sae.evaluation.running_sums import ReconstructionSums, sum_dtype
 from crux.sae.label_gradients import clean_with_label_gradients
-from crux.sae.losses.label import Target
+from crux.sae.losses.label import LabelTarget
 from crux.sae.splicing import check_site
 from crux.subjects.hooks import later_residuals, parse_hook
 from crux.subjects.subject import Clean, Subject
@@ -38,7 +38,7 @@ class SaeEvaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_sae(
     subject: Subject,
     sae: SAE,
     *,
@@ -47,7 +47,7 @@ def evaluate(
     mean_activation: Float[Tensor, "d_out"],
     ablations: bool = True,
     output_hook: str | None = None,
-    gradient: Target | None = None,
+    gradient: LabelTarget | None = None,
 ) -> SaeEvaluation:
     """Judges `sae` at `hook` on held-out token windows. Every name but `alive_…` comes again with `/pos0` and `/rest`.
 
@@ -84,15 +84,15 @@ def evaluate(
     check_site(subject, site)
     later = {_entered_block(name): name for name in later_residuals(site.write, n_layers=subject.n_layers)}
     captured = [site.read, site.write, *later.values()]
-    consequences = Consequences(subject, ablate={site.write: mean_activation} if ablations else None)
-    means, local = consequences.means, Reconstructions()
-    downstream = {k: Reconstructions() for k in later}
+    predictions = PredictionMetrics(subject, ablate={site.write: mean_activation} if ablations else None)
+    means, local = predictions.means, ReconstructionSums()
+    downstream = {k: ReconstructionSums() for k in later}
     fired = torch.zeros(sae.n_latents, device=subject.device, dtype=torch.int64)
     maxima = torch.zeros(sae.n_latents, device=subject.device)
     generator = torch.Generator(subject.device).manual_seed(0)
     n_tokens = 0
 
-    for tokens in windows(batches, device=subject.device):
+    for tokens in iterate_held_out(batches, device=subject.device):
         n_tokens += tokens.numel()
         clean, side = _clean_pass(subject, tokens, site, captured, gradient=gradient, generator=generator)
         codes = sae.encode(clean.activations[site.read].flatten(0, 1).float(), side)
@@ -100,9 +100,9 @@ def evaluate(
         fired += fires.sum(0)
         maxima = torch.maximum(maxima, codes.c.amax(0))
         x_hat = sae.decode(codes)
-        spliced = subject.spliced(clean, {site.write: put(x_hat)}, capture=list(later.values()))
+        spliced = subject.spliced(clean, {site.write: replace_with(x_hat)}, capture=list(later.values()))
 
-        consequences.add(tokens, clean, spliced)
+        predictions.add(tokens, clean, spliced)
         target = clean.activations[site.write]
         x = target.flatten(0, 1).float()
         means.add("l0", fires.sum(-1).view_as(tokens))
@@ -112,12 +112,12 @@ def evaluate(
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
-    found = consequences.results() | _reconstruction_results(local, downstream)
+    found = predictions.results() | _reconstruction_results(local, downstream)
     dtype = sum_dtype(subject.device)
     alive = (fired > 0).sum().to(dtype)
     found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
     densities = (fired.to(dtype) / n_tokens).float().cpu()
-    return SaeEvaluation(numbers(found, device=subject.device), densities, n_tokens, maxima.cpu())
+    return SaeEvaluation(to_numbers(found, device=subject.device), densities, n_tokens, maxima.cpu())
 
 
 def _clean_pass(
@@ -126,7 +126,7 @@ def _clean_pass(
     site: Site,
     captured: Sequence[str],
     *,
-    gradient: Target | None,
+    gradient: LabelTarget | None,
     generator: torch.Generator,
 ) -> tuple[Clean, Float[Tensor, "tokens d_out"] | None]:
     """Run the clean pass; return the gradient that the encoder is shown, too, if it is shown one."""
@@ -138,7 +138,9 @@ def _clean_pass(
     return clean, gradients[site.write].flatten(0, 1).float()
 
 
-def _reconstruction_results(local: Reconstructions, downstream: Mapping[int, Reconstructions]) -> dict[str, Tensor]:
+def _reconstruction_results(
+    local: ReconstructionSums, downstream: Mapping[int, ReconstructionSums]
+) -> dict[str, Tensor]:
     """Return MSE and explained variance of the reconstruction, and of the residuals entering later blocks, by name."""
     found = {name + suffix: value for name, values in local.results().items() for suffix, value in values.items()}
     for k, stream in downstream.items():
