@@ -127,7 +127,7 @@ MORE = {
     "target_l0=0": ("target_l0=0", "more than 0"),
     "target_l0=30 sparsity=0": ("target_l0", "sparsity must be more than 0"),
     "sae=jumprelu sae.bandwidth=0": ("sae.bandwidth=0", "more than 0"),
-    "sae=matryoshka sae.prefixes=[0.5,0.2]": ("sae.prefixes=[0.5, 0.2]", "rising shares"),
+    "sae=matryoshka sae.prefixes=[0.5,0.2]": ("sae.prefixes=[0.5, 0.2]", "increasing shares"),
     "sae=p_anneal sae.p_end=2": ("sae.p_end=2", "between 0 and 1"),
     "sae=jumprelu sae.threshold_rate=0": ("sae.threshold_rate=0", "more than 0"),
     "sae.auxk.coefficient=-1": ("sae.auxk.coefficient=-1", "0 or more"),

@@ -116,7 +116,7 @@ def test_another_architectures_folder_is_refused(
 ) -> None:
     first = run("sae=topk", "loss=local")
     assert crux_here(*short, "sae=relu", f"sae.start_from={first / 'sae'}", f"output_dir={tmp_path / 'other'}") == 2
-    assert "holds a TopKSAE, which no ReluSAE can go on from" in capsys.readouterr().err
+    assert "holds a TopKSAE, which a ReluSAE cannot start from" in capsys.readouterr().err
 
 
 def test_a_named_sweep_goes_on_where_it_was_stopped_and_ends_with_its_table(

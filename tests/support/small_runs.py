@@ -118,7 +118,7 @@ def module_of(
     """SAEs under a loss, on activations alone if there is no subject."""
     passes = ActivationPasses(max_norm=loss.options.max_norm)
     if subject is not None:
-        passes = TokenPasses(subject, loss=loss, shown=shown, later=later, separate=len(runs) > 0)
+        passes = TokenPasses(subject, loss=loss, sae_gradients=shown, later=later, separate=len(runs) > 0)
     return SAEModule(
         sites,
         passes=passes,

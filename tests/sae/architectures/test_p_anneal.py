@@ -119,8 +119,8 @@ def test_it_is_shared_as_a_plain_relu() -> None:
     [
         ({"p_end": 0.0}, "p_end must lie between 0 and 1, not be 0.0"),
         ({"p_end": 1.0}, "p_end must lie between"),
-        ({"p_start": 1.0}, "one after the other, not 1.0 and 1.0"),
-        ({"p_start": -0.1}, "one after the other"),
+        ({"p_start": 1.0}, "p_start must be less than p_stop, both between 0 and 1, not 1.0 and 1.0"),
+        ({"p_start": -0.1}, "p_start must be less than p_stop"),
         ({"p_updates": 0}, "at least 1, not 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""BatchTopK: the k · tokens largest codes of a batch (Bussmann et al. 2412.06410)."""
+"""BatchTopK: keeps the k · tokens largest codes of a batch (Bussmann et al. 2412.06410)."""
 
 from typing import ClassVar, Unpack
 
@@ -13,22 +13,25 @@ from crux.sae.architectures.topk import check_k
 
 
 def kth_largest(values: Float[Tensor, "n"], k: int) -> Float[Tensor, ""]:
-    """The k-th largest value, by whichever of PyTorch's selections is fast on the device."""
-    if values.device.type == "cpu":  # 1024 tokens × 2048 latents, k = 32 a token, one core: 15 ms against topk's 35
+    """Return the k-th largest value, with the PyTorch selection that is faster on the device."""
+    if values.device.type == "cpu":  # 1024 tokens × 2048 latents, k = 32 per token, one core: 15 ms; topk takes 35
         return values.kthvalue(len(values) - k + 1).values
     return values.topk(k, sorted=False).values.min()
 
 
 class BatchTopKSAE(SAE):
-    """In training, ReLU(pre) where it is among the k · tokens largest of the batch; afterwards where it exceeds a threshold.
+    """An SAE that keeps the k · tokens largest values of ReLU(pre) in a training batch (Bussmann et al. 2412.06410, §3).
 
-    The threshold is the running mean of the smallest kept value (Bussmann et al. 2412.06410, §3.2): with it a token's codes are
-    a function of that token alone, JumpReLU. Values equal to the smallest kept one are all kept; where a batch has fewer than k · tokens
-    positive values all of these are kept, and what is observed is zero. Of several ranks each chooses among its own tokens, and the
-    threshold is the mean over them.
+        in training     c = ReLU(pre) for the k · tokens largest values of the batch, zero elsewhere
+        in evaluation   c = ReLU(pre) for values above a threshold, zero elsewhere
+
+    The threshold is the running mean of the smallest kept value (§3.2). With it, a token's codes depend only on that token,
+    as in a JumpReLU SAE. Values equal to the smallest kept one are all kept. If a batch has fewer than k · tokens positive
+    values, all of them are kept, and the smallest kept value is zero. In a distributed run each process selects among its own
+    tokens, and the threshold is the mean over processes.
 
     Args:
-        k: mean latents a token.
+        k: mean number of latents per token.
     """
 
     BATCH_WIDE: ClassVar[bool] = True
@@ -52,21 +55,23 @@ class BatchTopKSAE(SAE):
         return Codes(torch.where(z >= smallest, z, 0.0), pre, smallest)
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-        """Zero: k fixes the sparsity."""
+        """Return zero, since k fixes the sparsity."""
         return codes.c.new_zeros(())
 
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:
-        assert codes.observed is not None, "a threshold is learnt in training mode alone"
+        assert codes.observed is not None, "the threshold is only updated in training mode"
         self.threshold.copy_(update_running_mean(self.threshold, codes.observed, n=self.observed_n, at_least=0.05))
         self.observed_n += 1
 
     @torch.no_grad()
     def fold(self) -> JumpReluSAE:
-        """A JumpReLU with the running threshold for every latent."""
+        """Return a JumpReLU SAE that has the running threshold for every latent."""
         folded = super().fold()
         assert isinstance(folded, BatchTopKSAE)
-        sae = convert_sae(JumpReluSAE, folded, threshold=1.0, bandwidth=0.001)  # for training on: the paper's
+        sae = convert_sae(
+            JumpReluSAE, folded, threshold=1.0, bandwidth=0.001
+        )  # the paper's bandwidth, in case it is trained further
         sae.log_threshold.copy_(folded.threshold.log().expand(self.n_latents))
         return sae
 

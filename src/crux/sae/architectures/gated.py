@@ -1,4 +1,4 @@
-"""Gated: one affine map says which latents fire, another how strongly (Rajamanoharan et al. 2404.16014, §3.2)."""
+"""Gated: one affine map decides which latents fire, another one how strongly (Rajamanoharan et al. 2404.16014, §3.2)."""
 
 from typing import Unpack
 
@@ -11,11 +11,12 @@ from crux.sae.architectures.sae import SAE, BaseArguments, Codes, mean_over_toke
 
 
 class GatedSAE(SAE):
-    """c = 1[gate > 0] · ReLU(magnitude), both from one product u = s·x W_enc (less b_dec W_enc, where subtracted):
+    """An SAE with c = 1[gate > 0] · ReLU(magnitude) (Rajamanoharan et al. 2404.16014, §3.2).
 
-        gate = u + b_gate,    magnitude = exp(r_mag) · u + b_mag,    where b_mag is `b_enc`
+        gate = u + b_gate,    magnitude = exp(r_mag) · u + b_mag,    u = s·x W_enc  (or (s·x − b_dec) W_enc)
 
-    `Codes.pre` is the gate. No gradient passes the indicator: penalty and auxiliary term train the gate.
+    b_mag is stored as `b_enc`, and `Codes.pre` is the gate. No gradient flows through the indicator function: the penalty and
+    the auxiliary term train the gate.
     """
 
     def __init__(self, **base: Unpack[BaseArguments]) -> None:
@@ -30,13 +31,13 @@ class GatedSAE(SAE):
         return Codes(torch.where(gate > 0, magnitude, 0.0), gate)
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-        """mean over tokens of ‖ReLU(gate)‖₁ / d_model: λ has the unit that it has for ReLU."""
+        """Return the mean over tokens of ‖ReLU(gate)‖₁ / d_model, so that λ has the same unit as for ReLU SAEs."""
         return mean_over_tokens(F.relu(codes.pre).sum(-1), weight) / self.d_model
 
     def auxiliary(
         self, codes: Codes, target: Float[Tensor, "tokens d_out"], *, weight: Float[Tensor, "tokens"] | None
     ) -> Float[Tensor, ""]:
-        """mean over tokens and dimensions of (ReLU(gate) D + b_dec − s_out · target)², D and b_dec frozen (eq. 8)."""
+        """Return the mean over tokens and dimensions of (ReLU(gate) D + b_dec − s_out · target)², with D and b_dec frozen (eq. 8)."""
         reconstruction = F.relu(codes.pre) @ self.dictionary().detach() + self.b_dec.detach()
         return mean_over_tokens((reconstruction - target * self.output_scale).square().mean(-1), weight)
 

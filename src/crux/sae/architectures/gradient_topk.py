@@ -1,4 +1,4 @@
-"""g-SAE: a TopK whose choice also looks at the gradient of the network's loss (Olmo et al. 2411.10397)."""
+"""g-SAE: a TopK SAE whose selection also uses the gradient of the network's loss (Olmo et al. 2411.10397)."""
 
 from typing import ClassVar, Unpack
 
@@ -11,21 +11,23 @@ from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, update
 from crux.sae.architectures.topk import TopKSAE, keep_largest
 
 NO_EFFECT = 1e-30
-"""A mean effect below it is none: g is zero, and the choice TopK's. β divided by it is still a number."""
+"""A mean effect below this value counts as zero: then the selection is that of TopK. β divided by it is still finite."""
 
 
 class GradientTopKSAE(TopKSAE):
-    """c = ReLU(pre) at the k largest scores of a token, zero elsewhere, with
+    """A TopK SAE that selects latents by a gradient-weighted score (Olmo et al. 2411.10397).
 
-        score = pre · (1 + β · a / m),    a = |g D|,    g = ∂(loss)/∂(what the SAE writes)
+        c = ReLU(pre) at the k largest scores of a token, zero elsewhere
+        score = pre · (1 + β · a / m),    a = |g D|,    g = ∂(loss)/∂(activation that the SAE writes)
 
-    and m the running mean of a over tokens and latents (the first batch's own, on each rank, where there is none yet), so that β does not
-    depend on the loss's scale. a is the effect on the loss, to first order, of a latent's unit. No gradient passes a or the
-    choice. Without g it is a TopK, and so it is what `folded` gives: g needs the next token.
+    a is the first-order effect on the loss of one unit of a latent. m is the running mean of a over tokens and latents, so that
+    β does not depend on the scale of the loss; in the first batch it is the mean of that batch, in each process. No gradient
+    flows through a or the selection. Since g needs the next token, the folded SAE is a plain TopK SAE, as is `encode`
+    without a gradient.
 
     Args:
-        k: latents a token.
-        beta: weight of the effect in the score; 0 is TopK.
+        k: latents per token.
+        beta: weight of the effect in the score; 0 gives TopK.
     """
 
     RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("effect",)
@@ -49,7 +51,7 @@ class GradientTopKSAE(TopKSAE):
             a = (side.to(pre.dtype) @ self.dictionary().T).abs_()
             observed = a.mean()
             m = torch.where(self.observed_n > 0, self.effect, observed)
-            # a score below zero is of a pre-activation below zero, which is no code: ReLU may wait for the choice
+            # a negative score belongs to a negative pre-activation, whose code is zero: ReLU may follow the selection
             score = a.mul_(torch.where(m > NO_EFFECT, self.beta / m, 0.0)).add_(1).mul_(pre)
         return Codes(keep_largest(pre, self.k, score=score), pre, observed)
 

@@ -1,4 +1,4 @@
-"""JumpReLU: a learnt threshold a latent, trained on L0 itself (Rajamanoharan et al. 2407.14435)."""
+"""JumpReLU: one learnt threshold per latent, trained with an L0 penalty (Rajamanoharan et al. 2407.14435)."""
 
 import math
 from typing import Any, Unpack
@@ -14,12 +14,12 @@ from crux.sae.architectures.sae import SAE, BaseArguments, Codes, ParameterGroup
 def inside_kernel(
     pre: Float[Tensor, "tokens n_latents"], threshold: Float[Tensor, "n_latents"], bandwidth: Float[Tensor, ""]
 ) -> Bool[Tensor, "tokens n_latents"]:
-    """The rectangle kernel K((pre − θ)/ε): 1 for arguments between −½ and ½."""
+    """Return the rectangle kernel K((pre − θ)/ε), which is 1 (true) for arguments between −½ and ½."""
     return (pre - threshold).abs_() < bandwidth / 2
 
 
 class JumpReLU(torch.autograd.Function):
-    """pre · H(pre − θ), with ∂/∂pre = H(pre − θ) and the pseudo-derivative ∂/∂θ = −(θ/ε) K((pre − θ)/ε) (eq. 11)."""
+    """The function pre · H(pre − θ), with ∂/∂pre = H(pre − θ) and the pseudo-derivative ∂/∂θ = −(θ/ε) K((pre − θ)/ε) (eq. 11)."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -34,7 +34,7 @@ class JumpReLU(torch.autograd.Function):
 
 
 class Heaviside(torch.autograd.Function):
-    """H(pre − θ), with the pseudo-derivative ∂/∂θ = −(1/ε) K((pre − θ)/ε) and none by pre (eq. 12)."""
+    """The step function H(pre − θ), with the pseudo-derivative ∂/∂θ = −(1/ε) K((pre − θ)/ε) and ∂/∂pre = 0 (eq. 12)."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -48,12 +48,14 @@ class Heaviside(torch.autograd.Function):
 
 
 class JumpReluSAE(SAE):
-    """c = pre · H(pre − θ), with a positive threshold θ a latent, stored as its logarithm.
+    """An SAE with c = pre · H(pre − θ) and an L0 penalty (Rajamanoharan et al. 2407.14435, §3).
+
+    Each latent has a positive threshold θ, whose logarithm is stored.
 
     Args:
         threshold: initial θ, in units of the scaled input.
-        bandwidth: ε, the width of the kernel that estimates the thresholds' gradients, in the same units.
-        threshold_rate: log θ moves by that many times the optimiser's rate.
+        bandwidth: ε, the width of the kernel that estimates the gradients of the thresholds, in the same units.
+        threshold_rate: learning rate of log θ, as a multiple of the optimiser's learning rate.
     """
 
     bandwidth: Float[Tensor, ""]
@@ -71,7 +73,7 @@ class JumpReluSAE(SAE):
 
     @property
     def threshold(self) -> Float[Tensor, "n_latents"]:
-        """θ, in the codes' unit."""
+        """The thresholds θ, in the unit of the codes."""
         return self.log_threshold.exp()
 
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
@@ -79,15 +81,19 @@ class JumpReluSAE(SAE):
         return Codes(JumpReLU.apply(pre, self.threshold, self.bandwidth), pre)  # pyright: ignore[reportArgumentType]
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-        """mean over tokens of ‖c‖₀ (eq. 9), not divided by d_model; its gradient reaches the thresholds alone."""
+        """Return the mean over tokens of ‖c‖₀ (eq. 9), not divided by d_model. Only the thresholds receive its gradient."""
         fires = Heaviside.apply(codes.pre, self.threshold, self.bandwidth)
         return mean_over_tokens(fires.sum(-1), weight)  # pyright: ignore[reportOptionalMemberAccess]
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """log θ moves by a rate of its own, and does not decay: that would draw θ to 1."""
-        rest = [parameter for parameter in self.parameters() if parameter is not self.log_threshold]
-        faster: ParameterGroup = {"params": [self.log_threshold], "lr": lr * self.threshold_rate, "weight_decay": 0.0}
-        return [{"params": rest}, faster]
+        """Return log θ as a separate group with its own learning rate and no weight decay, which would pull θ towards 1."""
+        others = [parameter for parameter in self.parameters() if parameter is not self.log_threshold]
+        thresholds: ParameterGroup = {
+            "params": [self.log_threshold],
+            "lr": lr * self.threshold_rate,
+            "weight_decay": 0.0,
+        }
+        return [{"params": others}, thresholds]
 
     @torch.no_grad()
     def rescale_codes(self, factor: Float[Tensor, ""]) -> None:

@@ -1,4 +1,4 @@
-"""Matryoshka: BatchTopK whose first latents reconstruct by themselves (Bussmann et al. 2503.17547)."""
+"""Matryoshka: a BatchTopK SAE with nested dictionaries (Bussmann et al. 2503.17547)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,14 +13,14 @@ from crux.sae.architectures.sae import BaseArguments, Codes, mean_over_tokens
 
 
 class MatryoshkaSAE(BatchTopKSAE):
-    """BatchTopK with nested dictionaries: every prefix of the latents gives a reconstruction of its own.
+    """A BatchTopK SAE in which each prefix of the latents must also reconstruct by itself (Bussmann et al. 2503.17547, §3).
 
-    (Bussmann et al. 2503.17547, §3)
+        loss + prefix_coefficient · Σ over prefixes of MSE(reconstruction by the prefix, target)
 
     Args:
-        k: mean latents a token, over the whole dictionary.
-        prefixes: their shares of the dictionary, increasing, between 0 and 1; the whole is not listed.
-        prefix_coefficient: what each prefix's MSE is multiplied with; the paper's sum has 1.
+        k: mean number of latents per token, over the whole dictionary.
+        prefixes: sizes of the prefixes as shares of the dictionary, increasing, between 0 and 1; without the whole dictionary.
+        prefix_coefficient: coefficient of each prefix's MSE; 1 in the paper.
     """
 
     def __init__(
@@ -31,24 +31,24 @@ class MatryoshkaSAE(BatchTopKSAE):
         self.sizes = [end - start for start, end in pairwise(ends)]
         if not prefixes or min(self.sizes) < 1:
             raise UserError(
-                f"prefixes must be increasing shares of the {self.n_latents} latents, each at least a latent more than the one "
-                f"before and less than all, not {list(prefixes)}"
+                f"prefixes must be increasing shares of the {self.n_latents} latents, each at least one latent larger than the one "
+                f"before and smaller than the dictionary, not {list(prefixes)}"
             )
         if prefix_coefficient < 0:
-            raise UserError(f"prefix_coefficient must not be negative, as {prefix_coefficient} is")
+            raise UserError(f"prefix_coefficient must not be negative, but is {prefix_coefficient}")
         self.prefix_coefficient = prefix_coefficient
 
     def auxiliary(
         self, codes: Codes, target: Float[Tensor, "tokens d_out"], *, weight: Float[Tensor, "tokens"] | None
     ) -> Float[Tensor, ""]:
-        """prefix_coefficient · Σ over the prefixes of the mean over tokens and dimensions of (s_out · (x̂_prefix − target))².
+        """Return prefix_coefficient · Σ over prefixes of the mean over tokens and dimensions of (s_out · (x̂_prefix − target))².
 
-        Each group of latents is decoded once and added to the prefix before it.
+        Each group of latents between two prefixes is decoded once and added to the reconstruction by the smaller prefix.
         """
         error = self.b_dec - target * self.output_scale
         total = target.new_zeros(())
         groups = zip(codes.c.split(self.sizes, -1), self.dictionary().split(self.sizes), strict=True)
-        for c, directions in list(groups)[:-1]:  # the last one completes the dictionary: the loss itself has it
+        for c, directions in list(groups)[:-1]:  # the last group completes the dictionary, which the loss itself covers
             error = error + c @ directions
             total = total + mean_over_tokens(error.square().mean(-1), weight)
         return self.prefix_coefficient * total

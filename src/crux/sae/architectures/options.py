@@ -1,4 +1,4 @@
-"""The options of the SAE architectures, one dataclass each; the classes themselves are named by `_target_`. Torch-free."""
+"""The options of the SAE architectures, one dataclass per architecture; `_target_` names its class. Torch-free."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -12,18 +12,18 @@ from crux.config.errors import UserError
 from crux.config.schema import Count, Rate
 
 Share = Annotated[float, Ge(0), Le(1)]
-"""From 0 to 1."""
+"""A number from 0 to 1."""
 
 
 class Init(Enum):
-    """An SAE's initial weights."""
+    """The initialisations of an SAE's weights; see `SAE`."""
 
     paper = "paper"
     tied = "tied"
 
 
 class Labels(Enum):
-    """Whose loss a gradient is of: the text's next token, one drawn from the clean prediction, or the top logit."""
+    """The labels whose loss is differentiated: the next tokens of the text, tokens drawn from the clean predictions, or the top logits."""
 
     data = "data"
     sampled = "sampled"
@@ -32,61 +32,61 @@ class Labels(Enum):
 
 @dataclass
 class Auxk:
-    """AuxK: dead latents reconstruct what the others leave (Gao et al. 2406.04093)."""
+    """AuxK: an auxiliary loss by which dead latents learn to reconstruct the residual (Gao et al. 2406.04093, appendix A.2)."""
 
     coefficient: Annotated[float, Ge(0)] = MISSING
-    """Weight of the share of the residual's variance that they leave; 0: no such term."""
+    """Coefficient of the share of the residual's variance that the dead latents do not explain; 0: no AuxK."""
     k: Count | None = None
     """Dead latents per token; half of the activation's dimensions if not given."""
     dead_after: Annotated[int, Ge(0)] = MISSING
-    """Training tokens without firing that make a latent dead."""
+    """A latent is dead if it has not fired for this many training tokens."""
 
 
 @dataclass
 class SaeOptions:
-    """What every architecture has. Subclasses add their own keys and hand them to their class as `arguments`."""
+    """The options that every architecture has. A subclass adds its own keys and returns them as `arguments` for its class."""
 
     _target_: str = MISSING
-    """The architecture's class."""
+    """Class of the architecture."""
     name: str = MISSING
-    """Its name in tables and metadata."""
+    """Name of the architecture in tables and metadata."""
     ratio: Rate | None = MISSING
-    """Latents per dimension of the activation; or give n_latents."""
+    """Number of latents per dimension of the activation; or give n_latents."""
     n_latents: Count | None = None
-    """Latents; takes precedence over ratio."""
+    """Number of latents; takes precedence over ratio."""
     init: Init = MISSING
-    """Initial weights: the paper's, or the encoder as the decoder transposed."""
+    """Initial weights: those of Braun et al. (paper), or the encoder as the transposed decoder (tied)."""
     init_norm: Rate = MISSING
-    """Norm of the encoder's directions under init=tied."""
+    """Norm of the encoder directions with init=tied."""
     normalize_activations: bool = MISSING
     """Scale activations by one constant so that their mean norm is √d_model; folded into the weights on saving."""
     bias_at_mean: bool = MISSING
     """Start the decoder bias at the mean activation."""
     subtract_b_dec: bool = MISSING
-    """Encode x − b_dec; never in a transcoder."""
+    """Encode x − b_dec instead of x; ignored in a transcoder."""
     sparsity_scale: Annotated[float, Ge(0)] = MISSING
     """If `sparsity` is not given, λ is the loss's default times this; 0 with a fixed k."""
     auxk: Auxk = MISSING
     output_hook: str | None = None
-    """A later hook point, for a transcoder: read at the hook point, reconstruct this one."""
+    """For a transcoder: the later hook point whose activation is reconstructed from the one that is read."""
     start_from: str | None = None
     """Folder of a saved SAE of this architecture to start from."""
 
     fixed_k: ClassVar[bool] = False
-    """Whether k fixes L0, so that there is no λ."""
+    """Whether the architecture fixes L0 by k and therefore has no λ."""
     batch_wide: ClassVar[bool] = False
-    """Whether latents are chosen over the whole batch, so that no token of it can be left out of the loss."""
+    """Whether latents are selected over the whole batch. Then the loss cannot leave out any token of the batch."""
     list_key: ClassVar[str | None] = None
-    """The top-level key whose values make one SAE each in a single job; None if the architecture has none."""
+    """The top-level key (`sparsities` or `ks`) that lists values for many SAEs in a single job; None if there is none."""
 
     @property
     def arguments(self) -> dict[str, object]:
-        """The arguments of the class beyond those of every SAE."""
+        """The arguments of the architecture's class besides those that all SAEs have."""
         return {}
 
     @property
     def gradient_labels(self) -> Literal["data", "sampled", "top_logit"] | None:
-        """Whose loss the gradient is of that the choice of latents looks at; None: it looks at none."""
+        """The labels whose loss gradient the selection of latents uses; None if it uses no gradient."""
         return None
 
     def count_latents(self, d_model: int) -> int:
@@ -107,16 +107,16 @@ class Relu(SaeOptions):
 
 @dataclass
 class PAnneal(SaeOptions):
-    """ReLU whose penalty goes from L1 towards L0 (Karvonen et al. 2408.00113)."""
+    """ReLU with a penalty that changes from L1 towards L0 (Karvonen et al. 2408.00113)."""
 
     p_end: Annotated[float, Gt(0), Lt(1)] = MISSING
-    """The power of the penalty Σ c^p at the end; it begins at 1."""
+    """The exponent p of the penalty Σ c^p at the end; it begins at 1."""
     p_start: Share = MISSING
     """Share of the steps after which p begins to fall."""
     p_stop: Share = MISSING
-    """Share of the steps after which p stays."""
+    """Share of the steps after which p stays constant."""
     p_updates: Count = MISSING
-    """Equal steps in which it falls."""
+    """Number of equal steps in which p falls."""
 
     @property
     def arguments(self) -> dict[str, object]:
@@ -133,9 +133,9 @@ class JumpRelu(SaeOptions):
     """JumpReLU with straight-through estimators and an L0 penalty (Rajamanoharan et al. 2407.14435)."""
 
     threshold: Rate = MISSING
-    """First threshold, in units of the (normalised) activation."""
+    """Initial threshold, in units of the (normalised) activation."""
     bandwidth: Rate = MISSING
-    """Width of the straight-through estimators' kernel, in the same units."""
+    """Width of the kernel of the straight-through estimators, in the same units."""
     threshold_rate: Rate = MISSING
     """Learning rate of log θ, as a multiple of optimizer.lr."""
 
@@ -146,12 +146,12 @@ class JumpRelu(SaeOptions):
 
 @dataclass
 class Gated(SaeOptions):
-    """One half of the encoder decides which latents fire, the other how much (Rajamanoharan et al. 2404.16014)."""
+    """Gated: one half of the encoder decides which latents fire, the other half how strongly (Rajamanoharan et al. 2404.16014)."""
 
 
 @dataclass
 class TopK(SaeOptions):
-    """The k largest pre-activations of each token (Gao et al. 2406.04093)."""
+    """TopK: keeps the k largest pre-activations of each token (Gao et al. 2406.04093)."""
 
     k: Count = MISSING
     """Latents per token (BatchTopK and Matryoshka: on average)."""
@@ -166,7 +166,7 @@ class TopK(SaeOptions):
 
 @dataclass
 class BatchTopK(TopK):
-    """The k · tokens largest pre-activations of a batch (Bussmann et al. 2412.06410)."""
+    """BatchTopK: keeps the k · tokens largest pre-activations of a batch (Bussmann et al. 2412.06410)."""
 
     batch_wide: ClassVar[bool] = True
     list_key: ClassVar[str | None] = None
@@ -174,12 +174,12 @@ class BatchTopK(TopK):
 
 @dataclass
 class Matryoshka(BatchTopK):
-    """Nested prefixes of the dictionary each reconstruct (Bussmann et al. 2503.17547)."""
+    """Matryoshka: BatchTopK with nested prefixes of the dictionary that each reconstruct (Bussmann et al. 2503.17547)."""
 
     prefixes: list[float] = MISSING
-    """Shares of the dictionary that each reconstruct by themselves, besides the whole."""
+    """Sizes of the prefixes, as shares of the dictionary; the whole dictionary reconstructs too."""
     prefix_coefficient: Annotated[float, Ge(0)] = MISSING
-    """Weight of each prefix's MSE."""
+    """Coefficient of each prefix's MSE."""
 
     @property
     def arguments(self) -> dict[str, object]:
@@ -188,17 +188,19 @@ class Matryoshka(BatchTopK):
     def check_section(self, key: str) -> None:
         super().check_section(key)
         if not all(a < b for a, b in pairwise([0.0, *self.prefixes, 1.0])):
-            raise UserError(f"{key}.prefixes={self.prefixes}: must be rising shares of the dictionary, between 0 and 1")
+            raise UserError(
+                f"{key}.prefixes={self.prefixes}: must be increasing shares of the dictionary, between 0 and 1"
+            )
 
 
 @dataclass
 class GradientTopK(TopK):
-    """g-SAE: TopK whose choice of latents looks at gradients (Olmo et al. 2411.10397)."""
+    """g-SAE: TopK with a selection of latents that also uses a gradient (Olmo et al. 2411.10397)."""
 
     beta: Annotated[float, Ge(0)] = MISSING
-    """Weight of the gradient in the choice of latents, in units of its mean effect."""
+    """Weight of the gradient in the selection of latents, in units of its mean effect."""
     gradient_target: Labels = MISSING
-    """Whose loss the gradient is of; only `data` needs the text's next token."""
+    """The labels whose loss is differentiated; only `data` needs the next token of the text."""
 
     list_key: ClassVar[str | None] = None
 

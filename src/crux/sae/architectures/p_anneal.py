@@ -1,4 +1,4 @@
-"""p-annealing: an L1 penalty that becomes an Lp one, p < 1, in the course of the training (Karvonen et al. 2408.00113, §4)."""
+"""p-annealing: a penalty that changes from L1 to Lp with p < 1 during training (Karvonen et al. 2408.00113, §4)."""
 
 from typing import ClassVar, Unpack
 
@@ -11,29 +11,28 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, mean_over_tokens, update_running_mean
 
 EPSILON = 1e-3
-"""Codes far below it (in units of the scaled input) are penalised as by L1: the gradient stays under p · ε^(p−1)."""
+"""Codes far below ε (in units of the scaled input) are penalised as by L1: the gradient stays below p · ε^(p−1)."""
 
 
 def lp_penalty(c: Float[Tensor, "tokens n_latents"], p: float) -> Float[Tensor, "tokens"]:
-    """Σ over latents of (c + ε)ᵖ − εᵖ: Σ c where p is 1, and zero for a latent that does not fire."""
+    """Return Σ over latents of (c + ε)ᵖ − εᵖ, which is zero for a latent that does not fire, and Σ c if p is 1."""
     if p == 1:
         return c.sum(-1)
     return (c / EPSILON).add_(1).pow(p).sub_(1).sum(-1) * EPSILON**p
 
 
 class PAnnealSAE(ReluSAE):
-    """ReLU with the penalty scale · Σ cᵖ / d_model.
+    """A ReLU SAE with the penalty scale · Σ cᵖ / d_model, whose p falls during training (Karvonen et al. 2408.00113, §4).
 
-    p is 1 until `p_start` and then goes down to `p_end`, in steps held for equal shares of the training up to
-    `p_stop`; the last of them is held from there on.
-    At each step down, `scale` is multiplied with the ratio of Σ cᵖ under the old p to that under the new one, of the means
-    over about the last ten batches, so that the penalty goes on where it was.
+    p is 1 until `p_start`. Then it falls in `p_updates` equal steps, which last equally long, to `p_end` at `p_stop`, and
+    stays there. At each step, `scale` is multiplied by Σ cᵖ with the old p divided by Σ cᵖ with the new p (means over about
+    the last ten batches), so that the penalty does not jump.
 
     Args:
-        p_end: the last p, above 0, below 1.
-        p_start: share of the training after which p leaves 1.
-        p_stop: share of it after which p moves no more.
-        p_updates: how many values p takes below 1; not more than there are training steps for them.
+        p_end: the last p, between 0 and 1.
+        p_start: share of the training steps after which p begins to fall.
+        p_stop: share of the training steps after which p stays constant.
+        p_updates: number of values below 1 that p takes; at most one per training step.
     """
 
     RUNNING_MEANS: ClassVar[tuple[str, ...]] = ("sums",)
@@ -50,24 +49,22 @@ class PAnnealSAE(ReluSAE):
         if not 0 < p_end < 1:
             raise UserError(f"p_end must lie between 0 and 1, not be {p_end}")
         if not 0 <= p_start < p_stop <= 1:
-            raise UserError(
-                f"p_start and p_stop are shares of the training, one after the other, not {p_start} and {p_stop}"
-            )
+            raise UserError(f"p_start must be less than p_stop, both between 0 and 1, not {p_start} and {p_stop}")
         if p_updates < 1:
             raise UserError(f"p_updates must be at least 1, not {p_updates}")
         self.p_end, self.p_start, self.p_stop, self.p_updates = p_end, p_start, p_stop, p_updates
-        self._stage = 0  # the buffer's value where the host can read it; set before every step
+        self._stage = 0  # the value of the buffer, on the host; set before every step
         self.register_buffer("stage", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("sums", torch.zeros(2))
         self.register_buffer("observed_n", torch.zeros((), dtype=torch.long))
 
     def p(self, stage: int) -> float:
-        """1 at stage 0, `p_end` at stage `p_updates`."""
+        """Return p at a stage: 1 at stage 0, `p_end` at stage `p_updates`."""
         return 1 - (1 - self.p_end) * stage / self.p_updates
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-        """scale · mean over tokens of Σ cᵖ / d_model: the ReLU SAE's as long as p is 1."""
+        """Return scale · mean over tokens of Σ cᵖ / d_model, which is the penalty of ReLU SAEs as long as p is 1."""
         return self.scale * mean_over_tokens(lp_penalty(codes.c, self.p(self._stage)), weight) / self.d_model
 
     @torch.no_grad()

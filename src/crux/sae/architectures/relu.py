@@ -1,4 +1,4 @@
-"""The paper's SAE: untied, ReLU, L1 (Braun et al. 2405.12241, §2 and the authors' `sparsifiers.py`)."""
+"""ReLU: the SAE of Braun et al. 2405.12241 (§2 and the authors' `sparsifiers.py`), untied, with an L1 penalty."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from crux.sae.architectures.sae import SAE, Codes, mean_over_tokens
 
 
 class ReluSAE(SAE):
-    """c = ReLU(s·x W_enc + b_enc)."""
+    """An SAE with c = ReLU(s·x W_enc + b_enc) and an L1 penalty (Braun et al. 2405.12241, §2.1)."""
 
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Tensor | None = None) -> Codes:
         pre = self.pre_activations(x)

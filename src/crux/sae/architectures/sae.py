@@ -1,6 +1,6 @@
-"""What every sparse autoencoder is: codes, a unit-norm dictionary, a sparsity penalty.
+"""The base class of all sparse autoencoders, with its unit-norm dictionary.
 
-A new architecture is one file beside this one: a subclass that says how it encodes and what it is penalised for.
+A new architecture is one file next to this one: a subclass of `SAE` that defines `encode` and `penalty`.
 """
 
 import copy
@@ -19,18 +19,18 @@ Init = Literal["paper", "tied"]
 
 
 class Codes(NamedTuple):
-    """What an encoder returns."""
+    """The output of an encoder for a batch of tokens."""
 
     c: Float[Tensor, "tokens n_latents"]
-    """The sparse latents; zero where a latent does not fire."""
+    """The sparse latent activations; zero for a latent that does not fire."""
     pre: Float[Tensor, "tokens n_latents"]
-    """What decides whether a latent fires, before any threshold or choice; AuxK ranks dead latents by it."""
+    """The pre-activations, which decide whether a latent fires, before any threshold or selection. AuxK ranks dead latents by them."""
     observed: Float[Tensor, ""] | None = None
-    """What `SAE.observe` keeps a running mean of, where an architecture has such a number."""
+    """A number of this batch whose running mean `SAE.observe` updates; None if the architecture has no such number."""
 
 
 class ParameterGroup(TypedDict):
-    """Parameters that move alike, in torch's form."""
+    """A group of parameters with the same learning rate and weight decay, in the format of torch optimisers."""
 
     params: list[nn.Parameter]
     lr: NotRequired[float]
@@ -38,7 +38,7 @@ class ParameterGroup(TypedDict):
 
 
 class BaseArguments(TypedDict):
-    """What every architecture is made with, as `SAE` tells."""
+    """The arguments that every architecture has; `SAE` documents them."""
 
     d_model: int
     n_latents: int
@@ -50,21 +50,22 @@ class BaseArguments(TypedDict):
 
 
 class SAE(nn.Module, ABC):
-    """x ↦ x̂ = (c D + b_dec) / s_out with c = encode(s_in · x) and D the unit-norm dictionary.
+    """A sparse autoencoder: x̂ = (c D + b_dec) / s_out with c = encode(s_in · x) and D the unit-norm dictionary.
 
-    The decoder is normalised in the forward pass, so that gradients flow through the norm (Braun et al., the authors' code):
-    the stored `W_dec` need not have unit norm, `dictionary()` has. s_in and s_out (`input_scale`, `output_scale`) are 1
-    unless activations are normalised. A transcoder reads and writes different activations, of `d_model` and `d_out`
-    dimensions; every other SAE reconstructs what it reads.
+    The decoder is normalised in the forward pass, so that gradients flow through the norm (as in the code of Braun et al.
+    2405.12241). The stored `W_dec` need not have unit norm; the rows of `dictionary()` have. The scales s_in and s_out
+    (`input_scale`, `output_scale`) are 1 unless activations are normalised. A transcoder reads and writes different
+    activations, of `d_model` and `d_out` dimensions; every other SAE reconstructs the activation that it reads.
 
     Args:
         init: `paper`: encoder and its bias U(±1/√d_model), decoder orthogonal (a tight frame), decoder bias U(±1/√n_latents),
-            encoder and decoder independent; half of all latents fire at first (Braun et al.). `tied`: encoder = decoder
-            transposed, random directions of norm `init_norm`, biases zero (Conerly et al., "Update on how we train SAEs", 2024).
-        init_norm: norm of each encoder direction under `tied`.
-        subtract_b_dec: whether the encoder reads x − b_dec.
-        generator: source of the initial weights.
-        d_out: dimensions of what is written; None: those of what is read.
+            encoder and decoder independent, so that half of all latents fire at first (Braun et al.). `tied`: the encoder is
+            the transposed decoder, with random directions of norm `init_norm`, and the biases are zero (Conerly et al.,
+            "Update on how we train SAEs", 2024).
+        init_norm: norm of each encoder direction if `init` is `tied`.
+        subtract_b_dec: whether the encoder reads x − b_dec instead of x.
+        generator: random generator of the initial weights.
+        d_out: dimensions of the output; None: the same as those of the input.
     """
 
     W_enc: nn.Parameter
@@ -75,9 +76,10 @@ class SAE(nn.Module, ABC):
     output_scale: Tensor
 
     BATCH_WIDE: ClassVar[bool] = False
-    """Whether latents are chosen over the whole batch in training, so that no token of it can be left out of the loss."""
+    """Whether latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""
     RUNNING_MEANS: ClassVar[tuple[str, ...]] = ()
-    """Buffers that `observe` keeps running means in: linear in each step's mean over tokens, so that means of them are means too."""
+    """Names of the buffers in which `observe` keeps running means. They are linear in each step's mean over tokens, so that they
+    can be averaged over the processes of a distributed run."""
 
     def __init__(
         self,
@@ -95,7 +97,9 @@ class SAE(nn.Module, ABC):
             raise UserError(f"an SAE needs at least one latent, not {n_latents}")
         self.d_model, self.n_latents, self.d_out = d_model, n_latents, d_model if d_out is None else d_out
         self.subtract_b_dec = subtract_b_dec
-        assert not (subtract_b_dec and self.d_out != d_model), "a transcoder's b_dec is no activation that it reads"
+        assert not (subtract_b_dec and self.d_out != d_model), (
+            "a transcoder's b_dec is not in the space of the activations that it reads"
+        )
         self.W_enc = nn.Parameter(torch.empty(d_model, n_latents))
         self.b_enc = nn.Parameter(torch.empty(n_latents))
         self.W_dec = nn.Parameter(torch.empty(n_latents, self.d_out))
@@ -117,7 +121,7 @@ class SAE(nn.Module, ABC):
             case "tied":
                 directions = F.normalize(torch.randn(self.n_latents, self.d_out, generator=generator), dim=-1)
                 self.W_dec.copy_(init_norm * directions)
-                if self.d_out != self.d_model:  # nothing to tie it to
+                if self.d_out != self.d_model:  # a transcoder has no decoder of this width to tie its encoder to
                     directions = F.normalize(torch.randn(self.n_latents, self.d_model, generator=generator), dim=-1)
                 self.W_enc.copy_(init_norm * directions.T)
                 nn.init.zeros_(self.b_enc)
@@ -125,51 +129,58 @@ class SAE(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
-        """The codes of activations; `side` is the gradient of a loss at what the SAE writes, for those that look at it."""
+        """Return the codes of activations.
+
+        `side` is the gradient of a loss with respect to the activation that the SAE writes; only gradient SAEs use it.
+        """
 
     @abstractmethod
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-        """The sparsity term before its coefficient λ; `weight` (0 or 1 a token) leaves tokens out of the mean."""
+        """Return the sparsity term without its coefficient λ; tokens of `weight` 0 (not 1) are left out of the mean."""
 
     def auxiliary(
         self, codes: Codes, target: Float[Tensor, "tokens d_out"], *, weight: Float[Tensor, "tokens"] | None
     ) -> Float[Tensor, ""] | None:
-        """Return the architecture's own extra term, always a local one, whatever the loss; None: it has no such term."""
+        """Return the architecture's extra loss term, or None if it has none. It depends only on activations at the SAE, for every loss."""
         return None
 
     def observe(self, codes: Codes) -> None:
-        """Takes a training step's codes into the architecture's running means; there are none here."""
+        """Update the architecture's running means with the codes of a training step. The base class has none."""
 
     def advance(self, progress: float) -> None:
-        """Told before every training step: `progress` (0 to 1) of the steps are done. For schedules; there is none here."""
+        """Update the architecture's schedules before a training step. The base class has none.
+
+        Args:
+            progress: share of the training steps that are done, from 0 to 1.
+        """
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """Return the parameters as the optimiser's groups; one that says nothing else moves by `lr` and decays as the optimiser does."""
+        """Return the parameter groups for the optimiser. A group without its own `lr` or `weight_decay` has the optimiser's."""
         return [{"params": list(self.parameters())}]
 
     def pre_activations(self, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens n_latents"]:
-        """(s_in · x − b_dec) W_enc + b_enc, without b_dec unless `subtract_b_dec`.
+        """Return (s_in · x − b_dec) W_enc + b_enc; b_dec is only subtracted if `subtract_b_dec` is true.
 
-        b_dec goes through W_enc by itself: its gradient then costs no product over tokens.
+        The product b_dec W_enc is computed separately: then its gradient needs no product over tokens.
         """
         bias = self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
         return F.linear(x * self.input_scale, self.W_enc.T, bias)
 
     def dictionary(self) -> Float[Tensor, "n_latents d_out"]:
-        """The effective decoder: a unit-norm direction a latent."""
+        """Return the effective decoder: one unit-norm direction per latent."""
         return F.normalize(self.W_dec, dim=-1)
 
     def decode(self, codes: Codes) -> Float[Tensor, "tokens d_out"]:
-        """The reconstruction x̂, on the scale of the activations."""
+        """Return the reconstruction x̂, on the scale of the activations."""
         return (codes.c @ self.dictionary() + self.b_dec) / self.output_scale
 
     def forward(self, x: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_out"]:
-        """x̂ of activations in any arrangement, so that an SAE can stand in a splice as it is."""
+        """Return x̂ for activations with any leading dimensions, so that an SAE can be used directly as a splice function."""
         return self.decode(self.encode(x.reshape(-1, x.shape[-1]))).view(*x.shape[:-1], self.d_out)
 
     @torch.no_grad()
     def start_at(self, mean: Float[Tensor, "d_out"], *, input_scale: float, output_scale: float | None = None) -> "SAE":
-        """Sets the decoder bias to the mean activation, and what inputs and outputs are multiplied with."""
+        """Set the decoder bias to the mean activation, and set the input and output scales; return the SAE."""
         self.input_scale.fill_(input_scale)
         self.output_scale.fill_(input_scale if output_scale is None else output_scale)
         self.b_dec.copy_(mean * self.output_scale)
@@ -177,32 +188,32 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def start_from(self, saved: "SAE") -> None:
-        """Takes over the function of a folded SAE of this architecture, on this one's own scales.
+        """Copy the function of a saved (folded) SAE of the same architecture, keeping the scales of this SAE.
 
         Raises:
-            UserError: where it is of another architecture or shape.
+            UserError: if the saved SAE has another architecture or shape.
         """
         if not isinstance(self, type(saved)):
-            raise UserError(f"holds a {type(saved).__name__}, which no {type(self).__name__} can go on from")
+            raise UserError(f"holds a {type(saved).__name__}, which a {type(self).__name__} cannot start from")
         if (saved.d_model, saved.n_latents, saved.d_out) != (self.d_model, self.n_latents, self.d_out):
             raise UserError(
-                f"holds {saved.n_latents} latents of {saved.d_model} → {saved.d_out} dimensions; here are "
+                f"holds {saved.n_latents} latents of {saved.d_model} → {saved.d_out} dimensions; this run needs "
                 f"{self.n_latents} of {self.d_model} → {self.d_out}"
             )
         saved = copy.deepcopy(saved)
         saved.rescale_codes(self.output_scale)
         saved.W_enc.mul_(self.output_scale / self.input_scale)
-        self.load_state_dict(
-            dict(saved.named_parameters()), strict=False
-        )  # scales and running means stay this one's own
-        self.subtract_b_dec = False  # it is folded into the biases
+        # without the buffers: scales and running means stay those of this SAE
+        self.load_state_dict(dict(saved.named_parameters()), strict=False)
+        self.subtract_b_dec = False  # the saved SAE has it folded into its biases
 
     @torch.no_grad()
     def fold(self) -> "SAE":
-        """What is judged, saved and shared: a function of one token's activation alone, with a stored decoder of unit norm,
-        scales of 1 and nothing subtracted from the input.
+        """Return a folded copy, which is what is evaluated, saved and shared.
 
-        The same function, unless the architecture's training looks at more than one token's activation.
+        A folded SAE is a function of a single token's activation. Its stored decoder has unit norm, its scales are 1, and
+        nothing is subtracted from its input. It computes the same function as this SAE, unless the architecture uses more
+        than one token's activation in training (BatchTopK) or a gradient.
         """
         sae = copy.deepcopy(self).eval()
         if self.subtract_b_dec:
@@ -217,35 +228,45 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def shift_pre_activations(self, by: Float[Tensor, "n_latents"]) -> None:
-        """Adds to every product with W_enc: to the encoder's bias here, and to a subclass's other ones."""
+        """Add a vector to all pre-activations by adding it to the encoder bias; a subclass adds it to its further biases."""
         self.b_enc.add_(by)
 
     @torch.no_grad()
     def rescale_codes(self, factor: Float[Tensor, ""]) -> None:
-        """Multiplies what has the unit of the codes: biases here, and a subclass's thresholds. Encoders are homogeneous."""
+        """Multiply everything that has the unit of the codes: the biases, and the thresholds of a subclass.
+
+        With inputs scaled by the same factor, the codes are then scaled by it, since encoders are homogeneous.
+        """
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
 
 
 def mean_over_tokens(values: Float[Tensor, "tokens"], weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-    """Mean over the tokens whose weight is 1, or over all."""
+    """Return the mean over the tokens whose weight is 1, or over all tokens if there are no weights."""
     return values.mean() if weight is None else (values * weight).sum() / weight.sum()
 
 
 def update_running_mean(
     mean: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"], *, n: Tensor, at_least: float
 ) -> Float[Tensor, "*shape"]:
-    """The mean of n values with one more taken in; none weighs less than `at_least`, so that old ones fade."""
+    """Return the running mean of n values after one more value.
+
+    The new value has weight 1 / (n + 1), but never less than `at_least`, so that old values fade.
+    """
     return mean + (value - mean) * (1 / (n + 1)).clamp_min(at_least)
 
 
-Kind = TypeVar("Kind", bound=SAE)
+Architecture = TypeVar("Architecture", bound=SAE)
 
 
 @torch.no_grad()
-def convert_sae(kind: type[Kind], sae: SAE, **own: float) -> Kind:
-    """An SAE of that architecture with another's weights, biases and scales; `own` are the arguments that the kind adds."""
-    made = kind(
+def convert_sae(architecture: type[Architecture], sae: SAE, **arguments: float) -> Architecture:
+    """Return an SAE of another architecture with the weights, biases and scales of `sae`.
+
+    Args:
+        arguments: the arguments that the new architecture has besides `BaseArguments`.
+    """
+    converted = architecture(
         d_model=sae.d_model,
         n_latents=sae.n_latents,
         init="tied",
@@ -253,9 +274,9 @@ def convert_sae(kind: type[Kind], sae: SAE, **own: float) -> Kind:
         subtract_b_dec=sae.subtract_b_dec,
         generator=torch.Generator(),
         d_out=sae.d_out,
-        **own,
+        **arguments,
     )
-    made.to(sae.W_enc).train(sae.training)
+    converted.to(sae.W_enc).train(sae.training)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "input_scale", "output_scale"):
-        getattr(made, name).copy_(getattr(sae, name))
-    return made
+        getattr(converted, name).copy_(getattr(sae, name))
+    return converted

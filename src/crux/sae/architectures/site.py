@@ -1,4 +1,4 @@
-"""Where an SAE stands in the subject."""
+"""Sites: an SAE together with the hook points that it reads and writes."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ from crux.sae.architectures.sae import SAE
 
 
 class Site(NamedTuple):
-    """One SAE and its hook points, by TransformerLens's names."""
+    """An SAE with the hook points that it reads and writes, by their TransformerLens names."""
 
     read: str
-    """What it encodes."""
+    """Hook point whose activation the SAE encodes."""
     write: str
-    """What it reconstructs and, spliced, replaces: the same place, or a later one for a transcoder."""
+    """Hook point whose activation it reconstructs and, in a spliced pass, replaces: the same one, or a later one for a transcoder."""
     sae: SAE
