@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from crux.runs.mlflow import database
+from crux.runs.mlflow import default_uri
 
 GRID = ("loss=local,e2e_ds", "hook_point=blocks.7.hook_resid_post,blocks.6.hook_resid_pre", "evaluation.latents=0")
 """2×2; behind the last residual e2e_ds has nothing left to compare, so that one job of the four fails."""
@@ -31,7 +31,7 @@ def marks(sweep: Path) -> dict[str, str]:
 
 def family(outputs: Path) -> tuple[Run, dict[str, Run]]:
     """The sweep's run in MLflow, and its children by job."""
-    client = MlflowClient(database(outputs))
+    client = MlflowClient(default_uri(outputs))
     experiment = client.get_experiment_by_name("crux")
     assert experiment is not None
     parent = (sweep_of(outputs) / "mlflow_run_id").read_text().strip()
@@ -180,7 +180,7 @@ def test_a_finished_job_of_another_configuration_is_not_written_over(
     capfd.readouterr()
     assert crux_here(*line) == 2
     assert (
-        "holds a finished run of another configuration (there / here): trainer.max_steps: 5 / 4"
+        "holds a finished run with another configuration (there / here): trainer.max_steps: 5 / 4"
         in capfd.readouterr().err
     )
 
@@ -295,7 +295,7 @@ def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(
     line = (*short, "-m", "loss=local", "evaluation.latents=0", "seed=0,1", "sweep_name=s", f"output_dir={tmp_path}")
     assert crux_here(*line) == 0
     _, children = family(tmp_path)
-    client = MlflowClient(database(tmp_path))
+    client = MlflowClient(default_uri(tmp_path))
     for name, child in children.items():
         client.update_run(child.info.run_id, status="RUNNING")
         os.remove(tmp_path / "sweeps" / "s" / name / "DONE")

@@ -44,12 +44,12 @@ def test_an_interrupted_pretraining_ends_in_the_same_numbers(
         assert crux_here(*TINY, outputs) == 130
     run = only_run(tmp_path / "parts")
     assert not run.done
-    assert [row["step"] for row in run.history()] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in run.read_history()] == [1, 2, 3, 4, 5, 6]
     assert crux_here(*TINY, outputs, "resume=true") == 0
 
     whole, resumed = only_run(tmp_path / "whole"), only_run(tmp_path / "parts")
     assert resumed.done
-    assert resumed.history() == whole.history()
+    assert resumed.read_history() == whole.read_history()
     a, b = (load_file(run.path / "model" / "model.safetensors") for run in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
     metrics = [json.loads((run.path / "metrics.json").read_text()) for run in (whole, resumed)]

@@ -12,14 +12,14 @@ from mlflow import MlflowClient
 from crux.config.errors import UserError
 from crux.runs import mlflow as tracking
 from crux.runs.checks import check_tracking
-from crux.runs.mlflow import Tracker, database, prepare
+from crux.runs.mlflow import Tracker, default_uri, prepare_store
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 
 def start(outputs: Path, uri: str | None = None) -> Tracker:
     return Tracker.start(
-        uri or database(outputs),
+        uri or default_uri(outputs),
         experiment="crux",
         outputs=outputs,
         name="e2e L6 λ=1",
@@ -33,11 +33,11 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four processes have started a run here at once, with neither database nor experiment there before."""
     place = tmp_path_factory.mktemp("outputs")
     code = (
-        "import sys; from pathlib import Path; from crux.runs.mlflow import Tracker, database\n"
+        "import sys; from pathlib import Path; from crux.runs.mlflow import Tracker, default_uri\n"
         "outputs = Path(sys.argv[1])\n"
         "sys.stdin.readline()\n"  # all are loaded: now
-        "t = Tracker.start(database(outputs), experiment='crux', outputs=outputs, name=sys.argv[2], params={}, tags={})\n"
-        "t.metrics(1, {'train/loss': 1.0})\n"
+        "t = Tracker.start(default_uri(outputs), experiment='crux', outputs=outputs, name=sys.argv[2], params={}, tags={})\n"
+        "t.log_metrics(1, {'train/loss': 1.0})\n"
         "t.end('FINISHED')\n"
     )
     jobs = [
@@ -61,7 +61,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_four_cold_starts_at_once_give_four_runs_in_one_experiment(outputs: Path) -> None:
-    client = MlflowClient(database(outputs))
+    client = MlflowClient(default_uri(outputs))
     experiment = client.get_experiment_by_name("crux")
     assert experiment is not None
     assert experiment.artifact_location == (outputs / "artifacts").as_uri()
@@ -76,19 +76,19 @@ def test_the_database_writes_ahead(outputs: Path) -> None:
 
 
 def test_preparing_again_finds_the_experiment(outputs: Path) -> None:
-    uri = database(outputs)
-    assert prepare(uri, "crux", outputs) == prepare(uri, "crux", outputs)
-    assert prepare(uri, "another", outputs) != prepare(uri, "crux", outputs)
+    uri = default_uri(outputs)
+    assert prepare_store(uri, "crux", outputs) == prepare_store(uri, "crux", outputs)
+    assert prepare_store(uri, "another", outputs) != prepare_store(uri, "crux", outputs)
 
 
 def test_a_run_ends_goes_on_and_stays_one(outputs: Path) -> None:
     tracker = start(outputs)
-    tracker.metrics(1, {"train/loss": 2.0, "train/l0": 30.0})
+    tracker.log_metrics(1, {"train/loss": 2.0, "train/l0": 30.0})
     tracker.end("KILLED")
     assert tracker.client.get_run(tracker.run_id).info.status == "KILLED"
-    again = Tracker.go_on(database(outputs), tracker.run_id, tags={"job": "a"})
+    again = Tracker.resume(default_uri(outputs), tracker.run_id, tags={"job": "a"})
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
-    again.metrics(2, {"train/loss": 1.0})
+    again.log_metrics(2, {"train/loss": 1.0})
     again.end("FINISHED")
     run = again.client.get_run(tracker.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "e2e L6 λ=1")
@@ -111,14 +111,14 @@ def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     tracker = start(outputs)
-    tracker.files(tmp_path)
+    tracker.log_files(tmp_path)
     found = {a.path for place in ("", "figures", "sae") for a in tracker.client.list_artifacts(tracker.run_id, place)}
     assert found == {"config.yaml", "metrics.json", "figures", "figures/a.png", "sae", "sae/cfg.json"}
 
 
 def test_a_run_that_is_not_there_cannot_go_on(outputs: Path) -> None:
     with pytest.raises(UserError, match=r"MLflow cannot use sqlite:///.*tracking=none"):
-        Tracker.go_on(database(outputs), "0" * 32, tags={})
+        Tracker.resume(default_uri(outputs), "0" * 32, tags={})
 
 
 def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

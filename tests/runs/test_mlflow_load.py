@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from crux.runs.mlflow import database
+from crux.runs.mlflow import default_uri
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 JOBS, ROUNDS, STEPS, METRICS = 8, 5, 20, 20
@@ -19,14 +19,14 @@ JOBS, ROUNDS, STEPS, METRICS = 8, 5, 20, 20
 JOB = f"""
 import sys
 from pathlib import Path
-from crux.runs.mlflow import Tracker, database
+from crux.runs.mlflow import Tracker, default_uri
 name = sys.argv[1]
 print("loaded", flush=True)
 for line in sys.stdin:  # the next round's folder: now
     outputs = Path(line.strip())
-    t = Tracker.start(database(outputs), experiment="crux", outputs=outputs, name=name, params={{"job": name}}, tags={{}})
+    t = Tracker.start(default_uri(outputs), experiment="crux", outputs=outputs, name=name, params={{"job": name}}, tags={{}})
     for step in range({STEPS}):
-        t.metrics(step, {{f"train/{{i}}": float(step) for i in range({METRICS})}})
+        t.log_metrics(step, {{f"train/{{i}}": float(step) for i in range({METRICS})}})
     t.end("FINISHED")
     print("done", flush=True)
 """
@@ -52,7 +52,7 @@ def test_eight_cold_starts_at_once_lose_nothing_again_and_again(tmp_path: Path) 
             for job in jobs:
                 assert job.stdout is not None
                 assert job.stdout.readline() == "done\n"
-            client = MlflowClient(database(outputs))
+            client = MlflowClient(default_uri(outputs))
             experiment = client.get_experiment_by_name("crux")
             assert experiment is not None
             runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")

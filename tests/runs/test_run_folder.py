@@ -10,11 +10,11 @@ import yaml
 from crux.config.errors import UserError
 from crux.runs.run_folder import (
     RunFolder,
-    comparable,
-    differing,
+    comparable_keys,
     find_unfinished,
-    named_unfinished,
-    new_path,
+    list_differences,
+    new_run_path,
+    open_unfinished,
 )
 
 CONFIG: dict[str, Any] = {
@@ -25,12 +25,12 @@ CONFIG: dict[str, Any] = {
 
 def test_a_folder_from_start_to_end(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "runs" / "one", CONFIG)
-    assert folder.config() == CONFIG
+    assert folder.read_config() == CONFIG
     assert not folder.done
-    assert folder.history() == []
+    assert folder.read_history() == []
     folder.add_row(1, {"train/loss": 2.0})
     folder.add_row(2, {"train/loss": 1.5, "val/kl": 0.25})
-    assert folder.history() == [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.5, "val/kl": 0.25}]
+    assert folder.read_history() == [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.5, "val/kl": 0.25}]
     folder.write_metrics({"final/l0": 20.0})
     assert json.loads((folder.path / "metrics.json").read_text()) == {"final/l0": 20.0}
     folder.finish()
@@ -44,21 +44,21 @@ def test_rows_after_the_checkpoint_are_forgotten_and_a_cut_line_too(tmp_path: Pa
         folder.add_row(step, {"train/loss": float(step)})
     with (folder.path / "history.jsonl").open("a") as f:
         f.write('{"step": 5, "train/lo')  # a kill in the middle of a write
-    folder.forget_after(3)
-    assert [row["step"] for row in folder.history()] == [1, 2, 3]
+    folder.drop_rows_after(3)
+    assert [row["step"] for row in folder.read_history()] == [1, 2, 3]
     folder.add_row(4, {"train/loss": 9.0})
-    assert folder.history()[-1] == {"step": 4, "train/loss": 9.0}
-    folder.forget_after(0)
-    assert folder.history() == []
+    assert folder.read_history()[-1] == {"step": 4, "train/loss": 9.0}
+    folder.drop_rows_after(0)
+    assert folder.read_history() == []
 
 
 def test_a_folder_in_which_nothing_was_trained_can_be_taken_back(tmp_path: Path) -> None:
     fresh, trained = (RunFolder.create(tmp_path / name, CONFIG) for name in ("fresh", "trained"))
     for folder in (fresh, trained):
-        folder.forget_after(0)
+        folder.drop_rows_after(0)
     trained.add_row(1, {"train/loss": 1.0})
-    fresh.discard_unstarted()
-    trained.discard_unstarted()
+    fresh.remove_if_unstarted()
+    trained.remove_if_unstarted()
     assert not fresh.path.exists()
     assert trained.path.exists()
 
@@ -66,7 +66,7 @@ def test_a_folder_in_which_nothing_was_trained_can_be_taken_back(tmp_path: Path)
 def test_names_do_not_collide(tmp_path: Path) -> None:
     paths = []
     for _ in range(3):
-        path = new_path(tmp_path, "e2e_L6_s1")
+        path = new_run_path(tmp_path, "e2e_L6_s1")
         path.mkdir(parents=True)
         paths.append(path)
     assert len(set(paths)) == 3
@@ -74,11 +74,11 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
 
 
 def test_what_is_compared_is_flat_and_leaves_places_and_tracking_out() -> None:
-    assert comparable(CONFIG) == {"layer": 6, "loss.name": "e2e", "loss.kl": 1.0}
+    assert comparable_keys(CONFIG) == {"layer": 6, "loss.name": "e2e", "loss.kl": 1.0}
     moved = CONFIG | {"resume": True, "tracking": {"mlflow": False, "uri": "x"}, "output_dir": "/b", "cache": "/c"}
-    assert differing(CONFIG, moved) == []
+    assert list_differences(CONFIG, moved) == []
     other = CONFIG | {"layer": 2, "loss": {"name": "e2e", "kl": 0.5}, "extra": 1}
-    assert differing(CONFIG, other) == ["extra: None / 1", "layer: 6 / 2", "loss.kl: 1.0 / 0.5"]
+    assert list_differences(CONFIG, other) == ["extra: None / 1", "layer: 6 / 2", "loss.kl: 1.0 / 0.5"]
 
 
 def named(outputs: Path, name: str, config: dict[str, Any]) -> RunFolder:
@@ -112,15 +112,15 @@ def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
 
 def test_a_named_run_must_be_one_and_the_same(tmp_path: Path) -> None:
     folder = named(tmp_path, "a", CONFIG)
-    assert named_unfinished(folder.path, CONFIG).path == folder.path
-    with pytest.raises(UserError, match=r"no run folder \(it has no config.yaml\)"):
-        named_unfinished(tmp_path, CONFIG)
+    assert open_unfinished(folder.path, CONFIG).path == folder.path
+    with pytest.raises(UserError, match=r"not a run folder \(it has no config.yaml\)"):
+        open_unfinished(tmp_path, CONFIG)
     with pytest.raises(UserError, match=r"differs \(there / here\): layer: 6 / 2"):
-        named_unfinished(folder.path, CONFIG | {"layer": 2})
+        open_unfinished(folder.path, CONFIG | {"layer": 2})
     (folder.path / "config.yaml").write_text("{layer: [")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
-        named_unfinished(folder.path, CONFIG)
+        open_unfinished(folder.path, CONFIG)
     (folder.path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     folder.finish()
     with pytest.raises(UserError, match="is finished"):
-        named_unfinished(folder.path, CONFIG)
+        open_unfinished(folder.path, CONFIG)

@@ -65,7 +65,7 @@ def short_run(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int
         start_batch(batch, batch_idx)
 
     module.on_train_batch_start = note
-    folder.forget_after(checkpoint_step(folder.checkpoint) if resume else 0)
+    folder.drop_rows_after(checkpoint_step(folder.checkpoint) if resume else 0)
     with suppress(KilledError):
         run_fit(
             module,
@@ -91,7 +91,7 @@ def assert_going_on_equals_never_having_stopped(
     killed = short_run(job, broken, accumulate=accumulate, killed_after=killed_after, resume=False)
     assert len(killed) == killed_after * accumulate
     assert checkpoint_step(broken.checkpoint) == kept
-    assert broken.history()[-1]["step"] == killed_after, "it should have gone beyond its checkpoint"
+    assert broken.read_history()[-1]["step"] == killed_after, "it should have gone beyond its checkpoint"
     again = short_run(job, broken, accumulate=accumulate, killed_after=None, resume=True)
     for a, b in zip(batches[kept * accumulate :], again, strict=True):
         assert a.keys() == b.keys()
@@ -100,5 +100,5 @@ def assert_going_on_equals_never_having_stopped(
         )
     assert checkpoint_step(broken.checkpoint) == checkpoint_step(whole.checkpoint) >= steps - 2
     assert_identical(whole.checkpoint, broken.checkpoint)
-    assert broken.history() == whole.history()
+    assert broken.read_history() == whole.read_history()
     return whole

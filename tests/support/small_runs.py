@@ -28,7 +28,7 @@ from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity, Steering
 from crux.subjects.hooks import later_residuals
 from crux.subjects.subject import Subject
-from crux.training.data import Feed, Joined
+from crux.training.data import ConcatenatedBatches, Feed
 from crux.training.devices import CPU
 from crux.training.fit import fit
 
@@ -184,7 +184,7 @@ def source_for(
         seed=3,
         skip_positions=(),
     )
-    return shuffled if loss == "local" else Joined(shuffled, tokens)
+    return shuffled if loss == "local" else ConcatenatedBatches(shuffled, tokens)
 
 
 def run_fit(
@@ -204,6 +204,6 @@ def run_fit(
     )  # fmt: skip
     return fit(
         module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=CPU._replace(devices=devices), items_per_step=24,
-        unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, shown={}, callbacks=[],
-        abandoned=None,
+        unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, bar_labels={}, callbacks=[],
+        on_abandon=None,
     )  # fmt: skip

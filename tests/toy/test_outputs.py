@@ -85,8 +85,8 @@ def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float,
     feed = Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
     fit(
         module, feed, trainer=Trainer(False, Accelerator.cpu, steps, 50, 10**6), hardware=CPU, items_per_step=512,
-        unit="samples", checkpoints=folder, resume=None, sinks=[], evaluations=None, shown={}, callbacks=[],
-        abandoned=None,
+        unit="samples", checkpoints=folder, resume=None, sinks=[], evaluations=None, bar_labels={}, callbacks=[],
+        on_abandon=None,
     )  # fmt: skip
     return sae
 

@@ -54,7 +54,7 @@ def trained(
     fit(
         module, Feed(data, accumulate=1), trainer=trainer, hardware=CPU, items_per_step=batch, unit="samples",
         checkpoints=folder / "checkpoints", resume=None, sinks=[lambda step, row: rows.append((step, row))],
-        evaluations=None, shown={}, callbacks=[], abandoned=None,
+        evaluations=None, bar_labels={}, callbacks=[], on_abandon=None,
     )  # fmt: skip
     assert [step for step, _ in rows] == list(range(5, steps + 1, 5))
     return module.model.weights

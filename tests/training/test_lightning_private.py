@@ -5,7 +5,7 @@ from pathlib import Path
 
 import lightning as L
 
-from crux.training.lightning_private import spare_sigterm_broadcast
+from crux.training.lightning_private import skip_sigterm_broadcast
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 GUARDED = {"crux/training/lightning_private.py", "crux/subjects/shallow.py"}
@@ -31,7 +31,7 @@ def test_private_parts_of_libraries_are_used_in_the_guarded_files_alone() -> Non
 
 
 def test_lightning_still_asks_about_sigterm_where_crux_stops_it() -> None:
-    """`Trainer.fit` calls the function that `spare_sigterm_broadcast` replaces, if a run has several processes."""
+    """`Trainer.fit` calls the function that `skip_sigterm_broadcast` replaces, if a run has several processes."""
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     loop = trainer.fit_loop.epoch_loop
     what_now = (
@@ -41,6 +41,6 @@ def test_lightning_still_asks_about_sigterm_where_crux_stops_it() -> None:
     )
     assert "_broadcast_sigterm_tensor" in type(loop).advance.__code__.co_names, what_now
     before = loop._broadcast_sigterm_tensor
-    spare_sigterm_broadcast(trainer)
+    skip_sigterm_broadcast(trainer)
     assert loop._broadcast_sigterm_tensor is not before
     assert loop._broadcast_sigterm_tensor() is None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from crux.training.processes import OwnSignals
+from crux.training.processes import KeepSigtermHandler
 
 
 def test_memory_mapped_text_is_handed_over_as_its_place_in_its_file(tmp_path: Path) -> None:
@@ -44,12 +44,12 @@ class OneStep(L.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*", "ignore:.*does not have many workers.*")
 def test_training_keeps_the_handler_of_sigterm() -> None:
-    """Lightning replaces it when `fit` begins; OwnSignals has the last word."""
+    """Lightning replaces it when `fit` begins; KeepSigtermHandler has the last word."""
     before = signal.getsignal(signal.SIGTERM)
     module = OneStep()
     trainer = L.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[OwnSignals()],
+        enable_model_summary=False, callbacks=[KeepSigtermHandler()],
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(torch.ones(1, 1))))
     assert module.handler is before

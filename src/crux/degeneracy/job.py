@@ -4,13 +4,16 @@ from pathlib import Path
 
 from crux.degeneracy.options import ExperimentJob
 from crux.runs.experiment import run_experiment
+from crux.runs.run_folder import RunFolder
 
 
-def run(config: ExperimentJob, *, folder: Path | None) -> None:
+def run(config: ExperimentJob, *, folder: Path | None) -> RunFolder:
     """Run the experiment whose section the configuration has.
 
     Args:
-        folder: the run folder that a sweep gives it; None: a new one.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
     """
     section = config.section
-    run_experiment(config, section=section, module=f"crux.degeneracy.experiments.{section.module}", folder=folder)
+    return run_experiment(
+        config, section=section, module=f"crux.degeneracy.experiments.{section.module}", folder=folder
+    )

@@ -26,8 +26,8 @@ from crux.config.schema import Job as JobConfig
 from crux.config.schema import to_plain
 from crux.launch.lock import locked
 from crux.runs.checks import check_tracking
-from crux.runs.run_folder import RunFolder, same_run
-from crux.runs.sweep import SweepRun, sweep_run
+from crux.runs.run_folder import RunFolder, find_same_run
+from crux.runs.sweep import SweepRun, track_sweep
 from crux.sae.options import ReportJob, Strategy
 
 
@@ -88,15 +88,15 @@ def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Cal
         ready(folder)
         for job in jobs:
             if job.folder.failed and first.retry_failed:
-                job.folder.forget_failure()
+                job.folder.clear_failure()
         todo = [job for job in jobs if not job.folder.done and not job.folder.failed]
         print(f"sweep {folder.name}: {_count(jobs, todo)}; {folder}", flush=True)
-        with sweep_run(first, folder, jobs=[job.name for job in jobs]) as tracked:
+        with track_sweep(first, folder, jobs=[job.name for job in jobs]) as tracked:
             lost = _start(todo, start=start, at_once=at_once) if todo else {}
             failures: dict[str, str] = {}
             for job in jobs:
                 if job.folder.failed:
-                    failures[job.name] = job.folder.failure()
+                    failures[job.name] = job.folder.failure_reason()
                 elif not job.folder.done:
                     failures[job.name] = lost.get(job.name, "ended without a word: killed?")
             _summarise(folder, first, tracked)
@@ -111,7 +111,7 @@ def _check(jobs: Sequence[Job]) -> None:
     if OmegaConf.get_type(first) is ReportJob:
         raise UserError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
     if first.tracking.mlflow:
-        check_tracking(SweepRun.uri_of(first))
+        check_tracking(SweepRun.requested_uri(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
         raise UserError(
             "trainer=ddp in a sweep: give each job one device (hydra/launcher=gpus), or start the runs one by one"
@@ -127,7 +127,7 @@ def _check(jobs: Sequence[Job]) -> None:
             except OmegaConfBaseException:
                 continue  # its values cannot be those of the finished run: the job itself will say what is wrong
             assert isinstance(config, JobConfig)
-            same_run(job.folder.path, to_plain(config))
+            find_same_run(job.folder.path, to_plain(config))
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -185,7 +185,7 @@ def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> No
         return
     shown.show()
     if tracked is not None:
-        tracked.files(folder)
+        tracked.log_files(folder)
 
 
 def _tell(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:

@@ -101,7 +101,7 @@ class Work:
         """What became of it, in one line; `error` is what its process ended with, if that was not the job's own doing."""
         folder = RunFolder(self.folder)
         if folder.failed:
-            return f"failed: {folder.failure()}"
+            return f"failed: {folder.failure_reason()}"
         if error is not None:
             return f"its process ended: {' '.join(str(error).split())[:300]}"
         return "done" if folder.done else "ended without a word"

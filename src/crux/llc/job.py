@@ -4,13 +4,14 @@ from pathlib import Path
 
 from crux.llc.options import LlcJob
 from crux.runs.experiment import run_experiment
+from crux.runs.run_folder import RunFolder
 
 
-def run(config: LlcJob, *, folder: Path | None) -> None:
+def run(config: LlcJob, *, folder: Path | None) -> RunFolder:
     """Run the experiment that the configuration names.
 
     Args:
-        folder: the run folder that a sweep gives it; None: a new one.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
     """
     module = f"crux.llc.experiments.{config.llc.experiment}"
-    run_experiment(config, section=config.llc, module=module, folder=folder)
+    return run_experiment(config, section=config.llc, module=module, folder=folder)

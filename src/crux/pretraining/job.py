@@ -13,7 +13,8 @@ from crux.config.progress import track
 from crux.pretraining.bits_per_byte import bits_per_byte, total_nats
 from crux.pretraining.module import LanguageModel, build_gpt2
 from crux.pretraining.options import PretrainJob
-from crux.runs.life_cycle import Outcome, Run, Work, run_job
+from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
+from crux.runs.run_folder import RunFolder
 from crux.subjects.load import load_subject, load_tokenizer
 from crux.text.batches import Batches
 from crux.text.packaged import SOURCES, documents, held_out_ids
@@ -27,13 +28,13 @@ from crux.training.devices import choose_hardware
 from crux.training.fit import checkpoint_step, fit
 
 
-def run(config: PretrainJob, *, folder: Path | None) -> None:
+def run(config: PretrainJob, *, folder: Path | None) -> RunFolder:
     """Train the language model; the run folder's `model/` is a Hugging Face folder for model.path=…
 
     Args:
-        folder: the run folder that a sweep gives it; None: a new one.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
     """
-    run_job(config, folder=folder, prepare=lambda: Pretraining(config).work())
+    return run_job(config, folder=folder, prepare=lambda: Pretraining(config).prepared_job())
 
 
 class Pretraining:
@@ -67,17 +68,17 @@ class Pretraining:
         )
         self.model = build_gpt2(config.pretrain, context=context)
 
-    def work(self) -> Work:
+    def prepared_job(self) -> PreparedJob:
         """Return what the job does."""
-        return Work(
+        return PreparedJob(
             name="pretrain",
-            carry_out=self.carry_out,
+            execute=self.execute,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={},
-            parts={},
+            run_configs={},
         )
 
-    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+    def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
         """Train, export the model and evaluate it as it is on disk."""
         trainer, context = self.config.trainer, self.config.model.context
         rate = self.fit(run)
@@ -92,9 +93,9 @@ class Pretraining:
             print("\n".join(f"{name}  {value:,.4f}" for name, value in metrics.items()))
             print(f"use it: model.path={place}")
 
-        return {"": Outcome(metrics, show)}
+        return {"": RunOutcome(metrics, show)}
 
-    def fit(self, run: Run) -> float | None:
+    def fit(self, run: ActiveRun) -> float | None:
         """Train; return training tokens per second, None if no step was left to do."""
         config, trainer = self.config, self.config.trainer
         start = checkpoint_step(run.folder.checkpoint)
@@ -109,9 +110,9 @@ class Pretraining:
             resume=run.folder.checkpoint if start else None,
             sinks=[run.add_row],
             evaluations=None,
-            shown={"train/ce": "CE"},
+            bar_labels={"train/ce": "CE"},
             callbacks=make_callbacks(config.callbacks),
-            abandoned=None,
+            on_abandon=None,
         )
 
 

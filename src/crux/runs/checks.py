@@ -1,4 +1,4 @@
-"""Checks of what every job has: writable folders, a tracking server that answers, a run to resume. Torch-free."""
+"""Checks that apply to every job, without torch: writable folders, a tracking server that answers, a run to resume."""
 
 import os
 import socket
@@ -7,17 +7,17 @@ from urllib.parse import urlparse
 
 from crux.config.errors import UserError
 from crux.config.schema import Job, to_plain
-from crux.runs.run_folder import find_unfinished, named_unfinished
+from crux.runs.run_folder import find_unfinished, open_unfinished
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-"""What MLflow keeps runs in."""
+"""URI schemes of the stores in which MLflow keeps runs."""
 
 
 def check_run(config: Job) -> None:
     """Check the outputs folder, the tracking server, and the run to resume.
 
     Raises:
-        UserError: for the first thing that cannot work, in one line.
+        UserError: for the first problem, in one line.
     """
     check_writable("output_dir", config.output_dir)
     if config.tracking.mlflow:
@@ -25,13 +25,13 @@ def check_run(config: Job) -> None:
     if config.resume and config.resume_from is not None:
         raise UserError("resume and resume_from both given: give one of them")
     if config.resume_from is not None:
-        named_unfinished(Path(config.resume_from), to_plain(config))
+        open_unfinished(Path(config.resume_from), to_plain(config))
     elif config.resume:
         find_unfinished(Path(config.output_dir), to_plain(config))
 
 
 def check_writable(key: str, place: str) -> None:
-    """Check that a folder exists or can be made, and can be written to; `key` is the option that names it."""
+    """Check that a folder exists or can be created, and is writable; `key` is the option that names it."""
     folder = Path(place)
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""An experiment, from its options to its report: what every subject matter's experiments share."""
+"""Run an experiment of any subject matter, from its options to its report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,44 +15,45 @@ from crux.config.console import make_console
 from crux.config.files import write_tensors, write_text
 from crux.config.markdown import markdown_table
 from crux.config.schema import Job
-from crux.runs.life_cycle import Outcome, Run, Work, run_job
+from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
 from crux.runs.result import Check, Result
 from crux.runs.run_folder import RunFolder
 
 Options = TypeVar("Options")
 
 
-def start_over(folder: RunFolder) -> int:
-    """Keep no row of an earlier start's history: what was computed is added again."""
+def drop_all_rows(folder: RunFolder) -> int:
+    """Return -1: no row of an earlier start is kept, as the experiment adds all of them again."""
     return -1
 
 
-def keep_rows(folder: RunFolder) -> int:
-    """Keep every row of an earlier start's history: those that are computed again are not added again."""
-    return max((int(row["step"]) for row in folder.history()), default=-1)
+def keep_all_rows(folder: RunFolder) -> int:
+    """Return the step of the last row of an earlier start: all its rows are kept, and only later ones are added."""
+    return max((int(row["step"]) for row in folder.read_history()), default=-1)
 
 
 @dataclass(frozen=True)
 class Experiment(Generic[Options]):
-    """What a file in a folder experiments/ offers as `EXPERIMENT`."""
+    """The `EXPERIMENT` that each file in a folder experiments/ defines."""
 
     options: type[Options]
-    """What it reads: the dataclass of its own section, or the job's if it needs several sections."""
-    result: Callable[[Options, Run], Result]
-    """Computes the result; adds rows to the run's history, and takes pieces of an earlier start from its folder."""
-    last_row: Callable[[RunFolder], int] = start_over
-    """The last row of an earlier start's history that stays."""
+    """The dataclass that it reads: its section of the configuration, or the whole job if it needs several sections."""
+    result: Callable[[Options, ActiveRun], Result]
+    """Computes the result. It may add rows to the run's history and read intermediate results of an earlier start."""
+    last_row: Callable[[RunFolder], int] = drop_all_rows
+    """Returns the step of the last history row to keep when an earlier run is continued."""
 
 
-def run_experiment(config: Job, *, section: object, module: str, folder: Path | None) -> None:
-    """Run the experiment in a module, whose options are the configuration or its section.
+def run_experiment(config: Job, *, section: object, module: str, folder: Path | None) -> RunFolder:
+    """Run the experiment that a module defines; return the run folder.
 
     Args:
-        section: the experiment's own section of the configuration.
-        module: dotted name of the module with EXPERIMENT.
+        section: the section of the configuration for this kind of experiment.
+        module: dotted name of the module that defines EXPERIMENT.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
     """
 
-    def prepare() -> Work:
+    def prepare() -> PreparedJob:
         torch.manual_seed(config.seed)
         experiment = import_module(module).EXPERIMENT
         assert isinstance(experiment, Experiment)
@@ -60,58 +61,61 @@ def run_experiment(config: Job, *, section: object, module: str, folder: Path | 
         assert isinstance(options, experiment.options), (
             f"{module} reads {experiment.options}, its YAML composes {options}"
         )
-        return work_of(config, find=partial(experiment.result, options), last_row=experiment.last_row, params={})
+        return prepare_experiment(
+            config, compute=partial(experiment.result, options), last_row=experiment.last_row, params={}
+        )
 
-    run_job(config, folder=folder, prepare=prepare)
+    return run_job(config, folder=folder, prepare=prepare)
 
 
-def work_of(
+def prepare_experiment(
     config: Job,
     *,
-    find: Callable[[Run], Result],
+    compute: Callable[[ActiveRun], Result],
     last_row: Callable[[RunFolder], int],
     params: Mapping[str, object],
-) -> Work:
-    """Return the work of an experiment: its result computed, written to the run folder, and shown."""
+) -> PreparedJob:
+    """Return the job that computes the result of an experiment, writes it to the run folder and shows it."""
 
-    def carry_out(run: Run) -> Mapping[str, Outcome]:
-        result = find(run)
-        metrics = write(run.folder, result)
-        return {"": Outcome(metrics, lambda: show(config.run_name(), result))}
+    def execute(run: ActiveRun) -> Mapping[str, RunOutcome]:
+        result = compute(run)
+        metrics = write_result(run.folder, result)
+        return {"": RunOutcome(metrics, lambda: show_result(config.run_name(), result))}
 
-    return Work(
-        config.run_name().replace(" ", "_").replace("/", "_"), carry_out, last_row=last_row, params=params, parts={}
+    return PreparedJob(
+        config.run_name().replace(" ", "_").replace("/", "_"), execute, last_row=last_row, params=params, run_configs={}
     )
 
 
-def write(job: RunFolder, found: Result) -> dict[str, float]:
-    """Write figures, arrays and report into the run folder; return the metrics, checks included."""
-    for name, figure in found.figures.items():
-        figure.savefig(job.path / "figures" / f"{name}.png", dpi=150)
-    write_tensors(job.path / "arrays.safetensors", found.arrays)
+def write_result(folder: RunFolder, result: Result) -> dict[str, float]:
+    """Write figures, arrays and report to the run folder; return the metrics, with the number of checks and of failed checks."""
+    for name, figure in result.figures.items():
+        figure.savefig(folder.path / "figures" / f"{name}.png", dpi=150)
+    write_tensors(folder.path / "arrays.safetensors", result.arrays)
     write_text(
-        job.path / "report.md", "\n\n".join(text for text in (found.report, markdown(found.checks)) if text) + "\n"
+        folder.path / "report.md",
+        "\n\n".join(text for text in (result.report, checks_table(result.checks)) if text) + "\n",
     )
-    failed = sum(not check.passed for check in found.checks)
-    metrics = {f"final/{name}": value for name, value in found.metrics.items()}
-    return metrics | {"final/checks": float(len(found.checks)), "final/checks_failed": float(failed)}
+    failed = sum(not check.passed for check in result.checks)
+    metrics = {f"final/{name}": value for name, value in result.metrics.items()}
+    return metrics | {"final/checks": float(len(result.checks)), "final/checks_failed": float(failed)}
 
 
-def markdown(checks: Sequence[Check]) -> str:
-    """The checks as a table."""
+def checks_table(checks: Sequence[Check]) -> str:
+    """Return the checks as a Markdown table."""
     rows = [[c.what, f"{c.value:.5g}", f"{c.low:.5g} … {c.high:.5g}", "yes" if c.passed else "NO"] for c in checks]
-    return markdown_table(["what", "found", "should be", "is it"], rows)
+    return markdown_table(["check", "value", "expected range", "passed"], rows)
 
 
-def show(name: str, found: Result) -> None:
+def show_result(name: str, result: Result) -> None:
     """Print the report and the checks."""
     console = make_console(width=None)
-    if found.report:
-        console.print(found.report)
+    if result.report:
+        console.print(result.report)
     table = Table(title=name, title_justify="left")
-    for column in ("what", "found", "should be", ""):
-        table.add_column(column, justify="right" if column == "found" else "left")
-    for check in found.checks:
-        band = f"{check.low:.4g} … {check.high:.4g}"
-        table.add_row(check.what, f"{check.value:.4g}", band, "ok" if check.passed else Text("outside", "red"))
+    for column in ("check", "value", "expected range", ""):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for check in result.checks:
+        expected = f"{check.low:.4g} … {check.high:.4g}"
+        table.add_row(check.what, f"{check.value:.4g}", expected, "ok" if check.passed else Text("outside", "red"))
     console.print(table)

@@ -1,4 +1,4 @@
-"""One run in MLflow: parameters, metrics, artifacts, tags and its true end state."""
+"""Write one MLflow run: parameters, metrics, artifacts, tags and the state in which it ended."""
 
 import logging
 import os
@@ -19,21 +19,22 @@ from crux.config.errors import UserError
 State = Literal["FINISHED", "FAILED", "KILLED"]
 
 LOCK_SECONDS = 20.0
-"""How long another process may hold the database at a run's start."""
+"""Seconds to wait at the start of a run for another process to release the database."""
 
 
-def database(outputs: Path) -> str:
-    """The tracking URI where none is given: sqlite in the outputs folder."""
+def default_uri(outputs: Path) -> str:
+    """Return the tracking URI to use if none is given: sqlite in the outputs folder."""
     return f"sqlite:///{outputs.resolve()}/mlflow.db"
 
 
-def prepare(uri: str, experiment: str, outputs: Path) -> str:
-    """Creates database and experiment where they are missing, one process at a time; returns the experiment's id.
+def prepare_store(uri: str, experiment: str, outputs: Path) -> str:
+    """Create the database and the experiment if they do not exist; return the id of the experiment.
 
-    Eight cold starts at once corrupt MLflow's migration; WAL lets jobs write at the same time (docs/reference/libraries.md §3).
+    One process at a time does this, because MLflow's migration is corrupted if several processes start it at once. In WAL mode several
+    jobs can write at the same time (docs/reference/libraries.md §3).
 
     Raises:
-        MlflowException, sqlite3.Error, OSError: where the database cannot be made, read or written.
+        MlflowException, sqlite3.Error, OSError: if the database cannot be created, read or written.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -50,7 +51,7 @@ def prepare(uri: str, experiment: str, outputs: Path) -> str:
 
 
 def _take_write_lock(path: Path) -> None:
-    """Sets WAL and takes the database's write lock for a moment: MLflow's own client would retry for minutes."""
+    """Switch the database to WAL mode and check that it can be locked for writing. MLflow's client would retry for minutes."""
     with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("BEGIN IMMEDIATE")
@@ -58,21 +59,17 @@ def _take_write_lock(path: Path) -> None:
 
 
 @contextmanager
-def told(uri: str) -> Iterator[None]:
-    """Turns what MLflow and its database raise into one line.
-
-    Raises:
-        UserError: with the reason, and what to do.
-    """
+def explain_errors(uri: str) -> Iterator[None]:
+    """Turn exceptions of MLflow and its database into a UserError of one line, which says what to do."""
     try:
         yield
     except (MlflowException, sqlite3.Error) as error:
         reason = " ".join(str(error).split()).removeprefix("(sqlite3.OperationalError) ")[:200]
-        raise UserError(f"MLflow cannot use {uri} ({reason}); mend or move it, or say tracking=none") from error
+        raise UserError(f"MLflow cannot use {uri} ({reason}); repair or move it, or use tracking=none") from error
 
 
 class Tracker:
-    """Writes one MLflow run; every method raises UserError where the database or the server does not take it."""
+    """A writer of one MLflow run. Every method raises UserError if the database or the server fails."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.client, self.run_id = uri, MlflowClient(uri), run_id
@@ -88,18 +85,18 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, str],
     ) -> "Tracker":
-        """A new run, its parameters and tags set."""
-        with told(uri):
-            experiment_id = prepare(uri, experiment, outputs)
+        """Create a run with its parameters and tags."""
+        with explain_errors(uri):
+            experiment_id = prepare_store(uri, experiment, outputs)
             run = MlflowClient(uri).create_run(experiment_id, run_name=name, tags=dict(tags))
             tracker = cls(uri, run.info.run_id)
             tracker.client.log_batch(tracker.run_id, params=[Param(k, str(v)) for k, v in params.items()])
         return tracker
 
     @classmethod
-    def go_on(cls, uri: str, run_id: str, *, tags: Mapping[str, str]) -> "Tracker":
-        """An earlier run, running again, with these tags."""
-        with told(uri):
+    def resume(cls, uri: str, run_id: str, *, tags: Mapping[str, str]) -> "Tracker":
+        """Set an earlier run to RUNNING again, and set its tags."""
+        with explain_errors(uri):
             tracker = cls(uri, run_id)
             tracker.client.update_run(run_id, status="RUNNING")
             for key, value in tags.items():
@@ -108,20 +105,20 @@ class Tracker:
 
     @classmethod
     def find(cls, uri: str, run_id: str) -> "Tracker | None":
-        """An earlier run, running again; None where the database has none of this id, or it was deleted."""
-        with told(uri):
+        """Set an earlier run to RUNNING again; return None if the database has no such run, or it was deleted."""
+        with explain_errors(uri):
             try:
                 found = MlflowClient(uri).get_run(run_id)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return None
-        return cls.go_on(uri, run_id, tags={}) if found.info.lifecycle_stage == "active" else None
+        return cls.resume(uri, run_id, tags={}) if found.info.lifecycle_stage == "active" else None
 
     def running_children(self) -> dict[str, str]:
-        """Run id → name of the job, for each child run that says RUNNING."""
+        """Return the name of the job by run id, for each child run whose state is RUNNING."""
         found: dict[str, str] = {}
-        with told(self.uri):
+        with explain_errors(self.uri):
             experiment = self.client.get_run(self.run_id).info.experiment_id
             filters, token = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'", None
             while True:
@@ -130,18 +127,20 @@ class Tracker:
                 if not (token := page.token):
                     return found
 
-    def metrics(self, step: int, row: Mapping[str, float]) -> None:
+    def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Log the values of a row at a step."""
         now = int(time.time() * 1000)
-        with told(self.uri):
+        with explain_errors(self.uri):
             self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in row.items()])
 
-    def tag(self, key: str, value: str) -> None:
-        with told(self.uri):
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag of the run."""
+        with explain_errors(self.uri):
             self.client.set_tag(self.run_id, key, value)
 
-    def files(self, run_folder: Path) -> None:
-        """What the run left, as artifacts: the files at the top, the figures and the SAE."""
-        with told(self.uri):
+    def log_files(self, run_folder: Path) -> None:
+        """Log the files of a run folder as artifacts: those at the top, the figures and the SAE."""
+        with explain_errors(self.uri):
             for path in sorted(run_folder.iterdir()):
                 if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".html"):
                     self.client.log_artifact(self.run_id, str(path))
@@ -149,5 +148,6 @@ class Tracker:
                 self.client.log_artifacts(self.run_id, str(run_folder / name), name)
 
     def end(self, state: State) -> None:
-        with told(self.uri):
+        """End the run in this state."""
+        with explain_errors(self.uri):
             self.client.set_terminated(self.run_id, status=state)

@@ -1,4 +1,4 @@
-"""What an experiment hands back: numbers, figures, and what should have come out beside what did."""
+"""The result of an experiment: metrics, figures, and checks of values against the range in which they should be."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,27 +8,29 @@ from torch import Tensor
 
 
 class Check(NamedTuple):
-    """A number and the band that it should lie in."""
+    """A value and the range in which it should be."""
 
     what: str
+    """Description of the value."""
     value: float
     low: float
     high: float
 
     @property
     def passed(self) -> bool:
+        """True if the value is in the range, ends included."""
         return self.low <= self.value <= self.high
 
 
 class Result(NamedTuple):
-    """What was found."""
+    """The result of an experiment."""
 
     metrics: dict[str, float]
-    """By name, without `final/`."""
+    """Values by name; `final/` is put in front of the name in metrics.json."""
     checks: Sequence[Check]
     figures: Mapping[str, Figure]
-    """By the name of their files."""
+    """Figures by the name of their file, without the extension."""
     arrays: Mapping[str, Tensor]
-    """What the figures were drawn from."""
+    """The data from which the figures are drawn."""
     report: str
-    """For people, a few lines or a table in Markdown; empty where the checks say it all."""
+    """A few lines or a table in Markdown, for people; empty if the checks suffice."""

@@ -1,4 +1,4 @@
-"""The run folder: everything that a run leaves, in plain files, each written whole or not at all."""
+"""The run folder: the configuration, history, metrics and files of one run, each file written completely or not at all."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ from crux.config.errors import UserError
 from crux.config.files import write_text
 
 NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
-"""Keys that may differ between a run and its going on; so may `trainer.progress`."""
+"""Keys that may differ when a run is resumed; `trainer.progress` may differ too."""
 
 
 class RunFolder:
-    """`config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end.
+    """A folder with `config.yaml`, `history.jsonl`, `metrics.json`, `sae/`, `figures/`, `checkpoints/last.ckpt`, and `DONE` at the end.
 
-    A sweep's job, or a run beside others, that failed leaves `FAILED` instead: the reason in its first line, and for an error
-    of ours the traceback.
+    A failed job of a sweep, or a failed run of a job with several runs, has `FAILED` instead of `DONE`: the first line is the reason,
+    and for a bug in crux the traceback follows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,12 +28,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """A folder with the resolved configuration in it; what an earlier run left there is not continued."""
+        """Create a folder with the resolved configuration; remove what an earlier run in it could be resumed from."""
         path.mkdir(parents=True, exist_ok=True)
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
-        for earlier in (folder.programs, folder.pieces):
+        for earlier in (folder.programs, folder.intermediate):
             shutil.rmtree(earlier, ignore_errors=True)
         (path / "figures").mkdir(exist_ok=True)
         write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -45,90 +45,98 @@ class RunFolder:
 
     @property
     def programs(self) -> Path:
-        """Where a toy experiment keeps what it has trained, or is training."""
+        """The folder in which a toy experiment keeps its trained models and checkpoints."""
         return self.path / "programs"
 
     @property
-    def pieces(self) -> Path:
-        """Where an experiment keeps the pieces of its work that are computed, until it is done."""
+    def intermediate(self) -> Path:
+        """The folder in which an experiment keeps intermediate results until it is done."""
         return self.path / "pieces"
 
     @property
-    def begun(self) -> bool:
-        """Whether there is something to continue."""
-        return self.checkpoint.exists() or self.programs.exists() or self.pieces.exists()
+    def resumable(self) -> bool:
+        """True if a checkpoint or intermediate results exist from which the run can be continued."""
+        return self.checkpoint.exists() or self.programs.exists() or self.intermediate.exists()
 
     @property
     def done(self) -> bool:
+        """True if the run has finished."""
         return (self.path / "DONE").exists()
 
     @property
     def failed(self) -> bool:
+        """True if the run has failed and has not been started again."""
         return (self.path / "FAILED").exists()
 
-    def failure(self) -> str:
-        """Why it failed, in one line."""
+    def failure_reason(self) -> str:
+        """Return the reason of the failure, in one line."""
         return (self.path / "FAILED").read_text("utf-8").partition("\n")[0]
 
     def fail(self, reason: str, *, details: str) -> None:
-        """Marks a sweep's job as failed, until it is asked for again."""
+        """Mark the run as failed."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "FAILED", f"{reason}\n{details}")
 
-    def forget_failure(self) -> None:
+    def clear_failure(self) -> None:
+        """Remove the mark of a failed run, so that it is started again."""
         (self.path / "FAILED").unlink(missing_ok=True)
 
-    def part(self, name: str, config: Mapping[str, Any], *, anew: bool) -> "RunFolder":
-        """The folder of one of a job's runs: to be continued, or created if it is not there or is to be `anew`."""
+    def open_subfolder(self, name: str, config: Mapping[str, Any], *, resumed: bool) -> "RunFolder":
+        """Return the folder of one of the job's runs; it is created unless it exists and the job is resumed."""
         folder = RunFolder(self.path / name)
-        if anew or not (folder.path / "config.yaml").exists():
+        if not resumed or not (folder.path / "config.yaml").exists():
             return RunFolder.create(folder.path, config)
-        folder.forget_failure()  # it is tried again
+        folder.clear_failure()  # the run is tried again
         return folder
 
-    def config(self) -> dict[str, Any]:
-        """The configuration that the run was started with; UserError where the file is broken."""
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration with which the run was started.
+
+        Raises:
+            UserError: if the file cannot be read.
+        """
         path = self.path / "config.yaml"
         try:
-            found = yaml.safe_load(path.read_text("utf-8"))
+            config = yaml.safe_load(path.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-        if not isinstance(found, dict):
-            raise UserError(f"{path} cannot be read (it holds no keys)")
-        return found
+        if not isinstance(config, dict):
+            raise UserError(f"{path} cannot be read (it has no keys)")
+        return config
 
     def add_row(self, step: int, row: dict[str, float]) -> None:
-        """A line of the history."""
+        """Append a row to the history."""
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, **row}) + "\n")
 
-    def history(self) -> list[dict[str, float]]:
+    def read_history(self) -> list[dict[str, float]]:
         """Return the rows of the history."""
         path = self.path / "history.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
 
-    def forget_after(self, step: int) -> None:
-        """Drops the rows that a killed run wrote after its last checkpoint: they come again."""
-        rows = [row for row in self.history() if row["step"] <= step]
+    def drop_rows_after(self, step: int) -> None:
+        """Remove the rows that a killed run wrote after this step, its last checkpoint; the resumed run writes them again."""
+        rows = [row for row in self.read_history() if row["step"] <= step]
         write_text(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Write metrics.json."""
         write_text(self.path / "metrics.json", json.dumps(dict(metrics), indent=1) + "\n")
 
-    def discard_unstarted(self) -> None:
-        """Removes the folder where nothing was trained yet: a mistake leaves no half-made run behind."""
-        if not self.checkpoint.exists() and not self.history():
+    def remove_if_unstarted(self) -> None:
+        """Remove the folder if nothing has been trained, so that a failed start leaves no incomplete run."""
+        if not self.checkpoint.exists() and not self.read_history():
             shutil.rmtree(self.path)
 
     def finish(self) -> None:
         """Mark the run as done."""
         write_text(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
-        shutil.rmtree(self.pieces, ignore_errors=True)
+        shutil.rmtree(self.intermediate, ignore_errors=True)
 
 
-def new_path(outputs: Path, name: str) -> Path:
-    """`<outputs>/runs/<time>_<name>`, numbered where two runs start within a second."""
+def new_run_path(outputs: Path, name: str) -> Path:
+    """Return `<outputs>/runs/<time>_<name>`, with a number if two runs start within the same second."""
     stem = outputs / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     path, n = stem, 1
     while path.exists():
@@ -137,77 +145,79 @@ def new_path(outputs: Path, name: str) -> Path:
     return path
 
 
-def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that must be the same for a run to go on, flat."""
+def comparable_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys of a configuration, with their values, that must be equal for a run to be resumed."""
 
-    def flat(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in node.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        return found
+    def flatten(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        keys: dict[str, Any] = {}
+        for key, value in section.items():
+            keys |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        return keys
 
-    found = flat({k: v for k, v in config.items() if k not in NOT_COMPARED}, "")
-    found.pop("trainer.progress", None)
-    return found
+    keys = flatten({key: value for key, value in config.items() if key not in NOT_COMPARED}, "")
+    keys.pop("trainer.progress", None)
+    return keys
 
 
-def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """`key: a's value / b's value` for each key in which two configurations differ."""
-    left, right = comparable(a), comparable(b)
+def list_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return `key: value in a / value in b` for each key in which two configurations differ."""
+    left, right = comparable_keys(a), comparable_keys(b)
     keys = sorted(left.keys() | right.keys())
     return [f"{k}: {left.get(k)} / {right.get(k)}" for k in keys if left.get(k) != right.get(k)]
 
 
 def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
-    """The newest run without DONE whose configuration is this one.
+    """Return the newest run without DONE that has this configuration.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     starts = [(p.parent.name[:19], p.stat().st_mtime_ns, p.parent) for p in (outputs / "runs").glob("*/config.yaml")]
-    for *_, path in sorted(starts, reverse=True):  # by the time in the name, and within one second by the file's
+    for *_, path in sorted(starts, reverse=True):  # by the time in the name, then by that of the file
         folder = RunFolder(path)
         if folder.done:
             continue
         try:
-            same = not differing(folder.config(), config)
+            same = not list_differences(folder.read_config(), config)
         except UserError:
-            continue  # not a configuration that crux wrote whole
+            continue  # the file is incomplete
         if same:
             return folder
     raise UserError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
 
 
-def same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
-    """What a sweep's earlier start left of this very job in its folder, finished or not; None where it left nothing to go on with.
+def find_same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """Return the run in a sweep's job folder if it has this configuration and is finished or can be resumed; else None.
 
     Raises:
-        UserError: where the folder holds a finished run of another configuration, which would be overwritten.
+        UserError: if the folder holds a finished run with another configuration, which would be overwritten.
     """
     folder = RunFolder(path)
     try:
-        differences = differing(folder.config(), config) if (path / "config.yaml").exists() else ["no config.yaml"]
+        differences = (
+            list_differences(folder.read_config(), config) if (path / "config.yaml").exists() else ["no config.yaml"]
+        )
     except UserError:
         return None
     if folder.done and differences:
         raise UserError(
-            f"{path} holds a finished run of another configuration (there / here): {'; '.join(differences)}; "
+            f"{path} holds a finished run with another configuration (there / here): {'; '.join(differences)}; "
             "give this sweep another sweep_name, or remove that folder"
         )
-    return folder if not differences and (folder.done or folder.begun) else None
+    return folder if not differences and (folder.done or folder.resumable) else None
 
 
-def named_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
-    """The run in `path`, to be continued.
+def open_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
+    """Return the run in `path`, to be resumed.
 
     Raises:
-        UserError: where it is none, is finished, or was started with another configuration.
+        UserError: if it is no run folder, is finished, or was started with another configuration.
     """
     folder = RunFolder(path)
     if not (path / "config.yaml").exists():
-        raise UserError(f"resume_from={path}: no run folder (it has no config.yaml)")
+        raise UserError(f"resume_from={path}: not a run folder (it has no config.yaml)")
     if folder.done:
         raise UserError(f"resume_from={path}: that run is finished")
-    if differences := differing(folder.config(), config):
+    if differences := list_differences(folder.read_config(), config):
         raise UserError(f"resume_from={path}: its configuration differs (there / here): {'; '.join(differences)}")
     return folder

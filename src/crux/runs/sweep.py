@@ -1,4 +1,4 @@
-"""A sweep's run in MLflow: the parent of its jobs' runs, from before the first of them to the sweep's true end."""
+"""The MLflow run of a sweep: the parent of its jobs' runs, which starts before them and ends with the sweep."""
 
 import os
 import sys
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 LONGEST_DESCRIPTION = 5000
-"""Characters; MLflow refuses tags of more, from some version on."""
+"""Characters; newer versions of MLflow reject longer tags."""
 
 
 class SweepRun:
-    """The parent run. Its id is in `<sweep folder>/mlflow_run_id`, where jobs read it, in whatever process they run."""
+    """The parent run. Its id is in `<sweep folder>/mlflow_run_id`, from which the jobs read it in their processes."""
 
     def __init__(self, tracker: "Tracker") -> None:
         self.tracker = tracker
 
     @staticmethod
-    def uri_of(config: DictConfig) -> str | None:
-        """The server or database that was asked for; None: the default one in the outputs folder."""
+    def requested_uri(config: DictConfig) -> str | None:
+        """Return the server or database that the user has asked for; None: the default one in the outputs folder."""
         return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
     @classmethod
-    def begin(cls, config: DictConfig, folder: Path) -> "SweepRun":
-        """Creates database, experiment and run where they are missing; a sweep that goes on goes on with its run."""
-        from crux.runs.mlflow import Tracker, database
+    def start(cls, config: DictConfig, folder: Path) -> "SweepRun":
+        """Create the database, the experiment and the run if they do not exist; a resumed sweep continues its run."""
+        from crux.runs.mlflow import Tracker, default_uri
 
         outputs = Path(config.output_dir)
-        uri = cls.uri_of(config) or database(outputs)
+        uri = cls.requested_uri(config) or default_uri(outputs)
         known = folder / "mlflow_run_id"
         if known.exists() and (found := Tracker.find(uri, known.read_text("utf-8").strip())) is not None:
             return cls(found)
@@ -55,16 +55,16 @@ class SweepRun:
         return cls(tracker)
 
     def end_children(self, jobs: Collection[str]) -> None:
-        """Those of these jobs' runs that say RUNNING, but do not: their process was killed."""
+        """Set the runs of these jobs to KILLED if MLflow says RUNNING although their process has ended."""
         for run_id, job in self.tracker.running_children().items():
             if job in jobs:
                 self.tracker.client.set_terminated(run_id, status="KILLED")
 
-    def files(self, folder: Path) -> None:
-        """The sweep's summary, as artifacts; its report also as the run's description."""
-        from crux.runs.mlflow import told
+    def log_files(self, folder: Path) -> None:
+        """Log the sweep's summary as artifacts, and its report also as the description of the run."""
+        from crux.runs.mlflow import explain_errors
 
-        with told(self.tracker.uri):
+        with explain_errors(self.tracker.uri):
             for path in sorted(folder.iterdir()):
                 if path.suffix in (".md", ".csv"):
                     self.tracker.client.log_artifact(self.tracker.run_id, str(path))
@@ -75,16 +75,16 @@ class SweepRun:
 
 
 @contextmanager
-def sweep_run(config: DictConfig, folder: Path, *, jobs: Collection[str]) -> Iterator[SweepRun | None]:
-    """The sweep's MLflow run, RUNNING inside and at the end FINISHED, FAILED or KILLED; None with tracking=none.
+def track_sweep(config: DictConfig, folder: Path, *, jobs: Collection[str]) -> Iterator[SweepRun | None]:
+    """Yield the sweep's MLflow run, which ends as FINISHED, FAILED or KILLED; None with tracking=none.
 
     Args:
-        jobs: of this launch. What an earlier one left RUNNING of them was killed.
+        jobs: names of the jobs. Those that MLflow still shows as RUNNING from an earlier launch are set to KILLED.
     """
     if not config.tracking.mlflow:
         yield None
         return
-    run = SweepRun.begin(config, folder)
+    run = SweepRun.start(config, folder)
     run.end_children(jobs)
     try:
         yield run
@@ -94,6 +94,6 @@ def sweep_run(config: DictConfig, folder: Path, *, jobs: Collection[str]) -> Ite
             run.end_children(jobs)
             run.tracker.end("KILLED" if killed else "FAILED")
         except UserError as error:  # what stopped the sweep matters more
-            print(f"crux: the sweep's end could not be told: {error}", file=sys.stderr)
+            print(f"crux: the end of the sweep could not be reported: {error}", file=sys.stderr)
         raise
     run.tracker.end("FINISHED")

@@ -1,4 +1,4 @@
-"""A job's place in MLflow, from its start to its true end."""
+"""Tracking of a job in MLflow, from its start to its end."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from crux.config.errors import UserError
 from crux.config.files import write_text
 from crux.config.schema import Job, to_plain
-from crux.runs.run_folder import RunFolder, find_unfinished, named_unfinished, same_run
+from crux.runs.run_folder import RunFolder, find_same_run, find_unfinished, open_unfinished
 
 if TYPE_CHECKING:
     from crux.runs.mlflow import Tracker
@@ -21,10 +21,10 @@ PARENT = "mlflow.parentRunId"
 """MLflow's tag that makes a run another's child."""
 
 
-def family(folder: Path) -> dict[str, str]:
-    """Tags of a run whose folder lies in that of a sweep, or of a job of many runs: its parent, and the name that it has there.
+def parent_tags(folder: Path) -> dict[str, str]:
+    """Return tags that name the parent of a run: the sweep, or the job with several runs, in whose folder the run's folder is.
 
-    In a sweep the runs of such a job are the sweep's children. Empty where there is no parent.
+    In a sweep, the runs of a job with several runs are children of the sweep. Without a parent there are no tags.
     """
     for job in (folder, folder.parent):
         if (known := job.parent / "mlflow_run_id").exists():
@@ -33,21 +33,21 @@ def family(folder: Path) -> dict[str, str]:
 
 
 def find_earlier_run(config: Job, folder: Path | None) -> RunFolder | None:
-    """Return the unfinished run to continue, if one is asked for; in a sweep, what its folder holds of this very job, finished or not.
+    """Return the run to continue, if the user has asked for one; in a sweep, the run of this job in its folder, finished or not.
 
     Raises:
-        UserError: if the one that is asked for is not there, or is another job's.
+        UserError: if the run does not exist or has another configuration.
     """
     plain = to_plain(config)
     if config.resume_from is not None:
-        return named_unfinished(Path(config.resume_from), plain)
+        return open_unfinished(Path(config.resume_from), plain)
     if folder is not None:
-        return same_run(folder, plain)
+        return find_same_run(folder, plain)
     return find_unfinished(Path(config.output_dir), plain) if config.resume else None
 
 
 def git_sha() -> str | None:
-    """The commit of the checkout that this code runs from, with `-dirty` where it was changed; None outside git."""
+    """Return the commit of the checkout of this code, with `-dirty` if files were changed; None outside of git."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
@@ -57,35 +57,37 @@ def git_sha() -> str | None:
 
 
 def tracking_uri(config: Job) -> str | None:
-    """The server or database that was asked for; None: the default one in the outputs folder."""
+    """Return the server or database that the user has asked for; None: the default one in the outputs folder."""
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
-def how_to_compare(config: Job) -> str:
-    """What to open, or the command to type, to see the run in MLflow."""
-    from crux.runs.mlflow import database
+def comparison_command(config: Job) -> str:
+    """Return the address to open, or the command to type, to compare the run with others in MLflow."""
+    from crux.runs.mlflow import default_uri
 
-    uri = tracking_uri(config) or database(Path(config.output_dir))
+    uri = tracking_uri(config) or default_uri(Path(config.output_dir))
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 @contextmanager
-def tracked(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -> "Iterator[Tracker | None]":
-    """The job's MLflow run, ended as FINISHED, FAILED or KILLED; None with tracking=none.
+def track_run(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -> "Iterator[Tracker | None]":
+    """Yield the MLflow run of a job, which ends as FINISHED, FAILED or KILLED; None with tracking=none.
 
-    A run folder that already has one goes on with it, so that a resumed run is one run. `params` are those that the configuration
-    does not hold.
+    If the run folder already has an MLflow run, that one is continued, so that a resumed run is one run.
+
+    Args:
+        params: parameters in addition to those of the configuration.
     """
     if not config.tracking.mlflow:
         yield None
         return
-    from crux.runs.mlflow import Tracker, database
+    from crux.runs.mlflow import Tracker, default_uri
 
     outputs = Path(config.output_dir)
-    uri = tracking_uri(config) or database(outputs)
-    known, above = folder.path / "mlflow_run_id", family(folder.path)
-    if known.exists():
-        tracker = Tracker.go_on(uri, known.read_text("utf-8").strip(), tags=above)
+    uri = tracking_uri(config) or default_uri(outputs)
+    id_file, parent = folder.path / "mlflow_run_id", parent_tags(folder.path)
+    if id_file.exists():
+        tracker = Tracker.resume(uri, id_file.read_text("utf-8").strip(), tags=parent)
     else:
         try:
             tracker = Tracker.start(
@@ -94,12 +96,12 @@ def tracked(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -> 
                 outputs=outputs,
                 name=config.run_name(),
                 params={**config.mlflow_params(), **params},
-                tags=tags_of(config) | above,
+                tags=run_tags(config) | parent,
             )
         except UserError:
-            folder.discard_unstarted()
+            folder.remove_if_unstarted()
             raise
-        write_text(known, tracker.run_id + "\n")
+        write_text(id_file, tracker.run_id + "\n")
     try:
         yield tracker
     except BaseException as stop:
@@ -116,7 +118,7 @@ def tracked(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -> 
         print(f"crux: the run is done, but its end could not be reported: {error}", file=sys.stderr)
 
 
-def tags_of(config: Job) -> dict[str, str]:
-    """Return the tags by which people filter runs."""
-    found = {**config.mlflow_tags(), "sweep": config.sweep_name, "git_sha": git_sha()}
-    return {key: value for key, value in found.items() if value is not None}
+def run_tags(config: Job) -> dict[str, str]:
+    """Return the tags by which people filter runs in MLflow."""
+    tags = {**config.mlflow_tags(), "sweep": config.sweep_name, "git_sha": git_sha()}
+    return {key: value for key, value in tags.items() if value is not None}

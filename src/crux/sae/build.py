@@ -25,7 +25,7 @@ from crux.sae.training.sparsity import Sparsity, Steering
 from crux.subjects.subject import Subject
 from crux.text.batches import Batches
 from crux.text.tokens import Tokens
-from crux.training.data import Joined
+from crux.training.data import ConcatenatedBatches
 
 
 def build_sites(
@@ -155,4 +155,4 @@ def training_data(config: SaeJob, *, subject: Subject, tokens: Tokens) -> Sequen
         seed=config.seed,
         skip_positions=config.loss.skip_positions,
     )
-    return Joined(shuffled, token_batches) if n_shuffled < len(token_batches) else shuffled
+    return ConcatenatedBatches(shuffled, token_batches) if n_shuffled < len(token_batches) else shuffled

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crux.runs.life_cycle import Outcome, Run, Work, run_job
-from crux.runs.part import Part
+from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
+from crux.runs.run_folder import RunFolder
+from crux.runs.tracked_run import TrackedRun
 from crux.sae import results
 from crux.sae.build import build_module, build_sites, training_data
 from crux.sae.devices import count_devices
@@ -24,19 +25,19 @@ from crux.text.held_out import spread_batches
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
 from crux.training.devices import choose_device, choose_dtype, choose_hardware
-from crux.training.fit import Evaluations, checkpoint_step, fit
+from crux.training.fit import ShortEvaluations, checkpoint_step, fit
 
 
-def run(config: SaeJob, *, folder: Path | None) -> None:
+def run(config: SaeJob, *, folder: Path | None) -> RunFolder:
     """Train the SAEs of a job and evaluate them.
 
     Args:
-        folder: the run folder that a sweep gives it; None: a new one.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
 
     Raises:
         NonFiniteLossError: if the loss of a run stopped being a number; the job's other runs are finished all the same.
     """
-    run_job(config, folder=folder, prepare=lambda: SaeTraining(config).work())
+    return run_job(config, folder=folder, prepare=lambda: SaeTraining(config).prepared_job())
 
 
 class SaeTraining:
@@ -73,36 +74,36 @@ class SaeTraining:
         model, batch = self.config.model, self.config.trainer.batch
         return list(spread_batches(stream, context=model.context, batch=batch, n_tokens=n_tokens))
 
-    def work(self) -> Work:
+    def prepared_job(self) -> PreparedJob:
         """Return what the job does."""
-        return Work(
+        return PreparedJob(
             name=results.file_stem(self.config.run_name()),
-            carry_out=self.carry_out,
+            execute=self.execute,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.sites[0].sae.n_latents},
-            parts={} if "" in self.runs else self.runs,
+            run_configs={} if "" in self.runs else self.runs,
             failure=self.failure,
         )
 
-    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+    def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
         """Train, then evaluate the runs whose loss has stayed a number."""
         rate = self.fit(run)
-        return {part.name: self.finish(part, rate) for part in run.parts if part.name not in self.module.failed}
+        return {part.name: self.finish(part, rate) for part in run.tracked_runs if part.name not in self.module.failed}
 
     def failure(self) -> NonFiniteLossError:
         """Return the error that names the runs whose loss stopped being a number, and the steps."""
         at = ", ".join(f"step {step} ({name})" for name, step in self.module.failed.items())
         return NonFiniteLossError(at=at, kept="the other runs are finished")
 
-    def saes_of(self, part: Part) -> range:
+    def saes_of(self, part: TrackedRun) -> range:
         """Return which of the job's SAEs are those of one run."""
         each, i = len(self.sites) // len(self.runs), list(self.runs).index(part.name)
         return range(i * each, (i + 1) * each)
 
-    def fit(self, run: Run) -> float | None:
+    def fit(self, run: ActiveRun) -> float | None:
         """Train; return training tokens per second, None if no step was left to do."""
-        many = bool(run.parts[0].name)
-        shown = {f"{part.prefix}train/l0": f"L0({part.name})" for part in run.parts} if many else {}
+        many = bool(run.tracked_runs[0].name)
+        shown = {f"{part.prefix}train/l0": f"L0({part.name})" for part in run.tracked_runs} if many else {}
 
         def add_row(step: int, row: dict[str, float]) -> None:
             run.add_row(step, row)
@@ -121,17 +122,17 @@ class SaeTraining:
             checkpoints=run.folder.checkpoint.parent,
             resume=run.folder.checkpoint if start else None,
             sinks=[add_row],
-            evaluations=Evaluations(lambda: self.short_evaluations(run), self.config.trainer.val_every),
-            shown=shown or {"train/loss": "loss", "train/l0": "L0"},
+            evaluations=ShortEvaluations(lambda: self.short_evaluations(run), self.config.trainer.val_every),
+            bar_labels=shown or {"train/loss": "loss", "train/l0": "L0"},
             callbacks=make_callbacks(self.config.callbacks),
-            abandoned=run.abandon,
+            on_abandon=run.abandon,
         )
         self.module.to(self.subject.device)
         self.module.end_failed_runs()  # a job that continues after its last step calls no hook
         mark_failed_runs(run, self.module)
         return rate
 
-    def evaluate(self, part: Part, n_tokens: int, *, short: bool) -> SitesEvaluation:
+    def evaluate(self, part: TrackedRun, n_tokens: int, *, short: bool) -> SitesEvaluation:
         """Evaluate the SAEs of one run on held-out text."""
         return evaluate_sites(
             self.evaluated,
@@ -142,18 +143,18 @@ class SaeTraining:
             short=short,
         )
 
-    def short_evaluations(self, run: Run) -> dict[str, float]:
+    def short_evaluations(self, run: ActiveRun) -> dict[str, float]:
         """Evaluate every run on little text, without ablations."""
         self.module.end_failed_runs()
         row: dict[str, float] = {}
-        for part in run.parts:
+        for part in run.tracked_runs:
             if part.name not in self.module.failed:
                 metrics = self.evaluate(part, self.config.evaluation.val_tokens, short=True).metrics
                 whole = {k: v for k, v in metrics.items() if not k.endswith(("/pos0", "/rest"))}
                 row |= {f"{part.prefix}val/{k}": v for k, v in whole.items()}
         return row
 
-    def finish(self, part: Part, rate: float | None) -> Outcome:
+    def finish(self, part: TrackedRun, rate: float | None) -> RunOutcome:
         """Evaluate one run, and write its SAEs, figures and pages."""
         config, saes = self.runs[part.name], self.saes_of(part)
         sites = [self.sites[i] for i in saes]
@@ -174,7 +175,7 @@ class SaeTraining:
             evaluation=evaluation,
             batches=self.windows(self.tokens.held_out, config.evaluation.tokens),
         )
-        return Outcome(metrics, lambda: results.print_evaluation(config.run_name(), config.hooks_read, metrics))
+        return RunOutcome(metrics, lambda: results.print_evaluation(config.run_name(), config.hooks_read, metrics))
 
     def training_metrics(self, config: SaeJob, saes: range) -> dict[str, float]:
         """Return, per SAE, the number and share of latents that fired in the last N training tokens, and the final λ."""
@@ -192,9 +193,9 @@ class SaeTraining:
         return found
 
 
-def mark_failed_runs(run: Run, module: SAEModule) -> None:
+def mark_failed_runs(run: ActiveRun, module: SAEModule) -> None:
     """End the runs whose loss has stopped being a number."""
-    for part in run.parts:
+    for part in run.tracked_runs:
         if (step := module.failed.get(part.name)) is not None:
             part.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs go on"))
 

@@ -78,7 +78,7 @@ def write_figures(
 def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
     """Draw the terms of the loss, by key and label, and L0 over the training."""
     save_figure(
-        plot_loss_curves(folder.history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png"
+        plot_loss_curves(folder.read_history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png"
     )
 
 

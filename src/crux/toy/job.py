@@ -10,43 +10,44 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from crux.config.schema import Adam, BatchTrainer
-from crux.runs.experiment import work_of
-from crux.runs.life_cycle import Run, Work, run_job
+from crux.runs.experiment import prepare_experiment
+from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
 from crux.runs.result import Result
+from crux.runs.run_folder import RunFolder
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.options import Toy, ToyJob
 from crux.toy.program import Program, Trained
 from crux.toy.training import last_row, train_program
 
 
-def run(config: ToyJob, *, folder: Path | None) -> None:
+def run(config: ToyJob, *, folder: Path | None) -> RunFolder:
     """Run the experiment that the configuration names; one that was interrupted continues with the program it was at.
 
     Args:
-        folder: the run folder that a sweep gives it; None: a new one.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
     """
 
-    def prepare() -> Work:
+    def prepare() -> PreparedJob:
         torch.manual_seed(config.seed)
         experiment = import_module(f"crux.toy.experiments.{config.toy.experiment}").EXPERIMENT
         assert isinstance(experiment, ToyExperiment)
         options = config if isinstance(config, experiment.options) else config.toy
         programs = experiment.programs(options, seed=config.seed)
 
-        def find(run: Run) -> Result:
+        def compute(run: ActiveRun) -> Result:
             trained = [train(config, program, run, n_before=i) for i, program in enumerate(programs)]
             return experiment.result(options, trained, run)
 
         names = [program.name for program in programs]
-        work = work_of(
+        work = prepare_experiment(
             config,
-            find=find,
+            compute=compute,
             last_row=partial(last_row, names=names, max_steps=config.trainer.max_steps),
             params={"instances": sum(p.importance.shape[:2].numel() for p in programs)},
         )
         return replace(work, name=f"toy_{config.toy.experiment}")
 
-    run_job(config, folder=folder, prepare=prepare)
+    return run_job(config, folder=folder, prepare=prepare)
 
 
 @runtime_checkable
@@ -65,7 +66,7 @@ class TrainsToyModels(Protocol):
     callbacks: dict[str, Any]
 
 
-def train(config: TrainsToyModels, program: Program, run: Run, *, n_before: int) -> Trained:
+def train(config: TrainsToyModels, program: Program, run: ActiveRun, *, n_before: int) -> Trained:
     """Train a program of a job; its rows follow those of the `n_before` programs before it."""
 
     def add_row(step: int, row: Mapping[str, float]) -> None:

@@ -7,7 +7,7 @@ import torch
 from rich.table import Table
 
 from crux.config.console import make_console
-from crux.runs.life_cycle import Outcome, Run, Work, run_job
+from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
 from crux.runs.run_folder import RunFolder
 from crux.sae import results
 from crux.sae.architectures.site import Site
@@ -33,16 +33,16 @@ from crux.training.devices import CPU
 from crux.training.fit import checkpoint_step, fit
 
 
-def run(config: ToySaeJob, *, folder: Path | None) -> None:
+def run(config: ToySaeJob, *, folder: Path | None) -> RunFolder:
     """Train an SAE on a toy model and evaluate it.
 
     Args:
-        folder: the run folder that a sweep gives it; None: a new one.
+        folder: the run folder, if a sweep has assigned one; None: a new one.
 
     Raises:
         NonFiniteLossError: if the loss stopped being a number.
     """
-    run_job(config, folder=folder, prepare=lambda: ToySaeTraining(config).work())
+    return run_job(config, folder=folder, prepare=lambda: ToySaeTraining(config).prepared_job())
 
 
 class ToySaeTraining:
@@ -71,26 +71,26 @@ class ToySaeTraining:
         sparsity = Sparsity(config.sparsity, n_saes=1, steering=steering)
         return build_sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
 
-    def work(self) -> Work:
+    def prepared_job(self) -> PreparedJob:
         """Return what the job does."""
-        return Work(
+        return PreparedJob(
             name=results.file_stem(self.config.run_name()),
-            carry_out=self.carry_out,
+            execute=self.execute,
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.site.sae.n_latents},
-            parts={},
+            run_configs={},
         )
 
-    def carry_out(self, run: Run) -> Mapping[str, Outcome]:
+    def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
         """Train, evaluate, and write the SAE and its figures."""
         self.fit(run)
         found = evaluate_on_toy(self.subject, self.site.sae.fold(), n_samples=self.config.evaluation.tokens)
         self.write_sae(run.folder)
         self.write_figures(run.folder, found)
         metrics = {f"final/{name}": value for name, value in found.metrics.items()}
-        return {"": Outcome(metrics, lambda: show(f"{self.config.run_name()} on {self.config.model.path}", found))}
+        return {"": RunOutcome(metrics, lambda: show(f"{self.config.run_name()} on {self.config.model.path}", found))}
 
-    def fit(self, run: Run) -> None:
+    def fit(self, run: ActiveRun) -> None:
         """Train the SAE."""
         trainer = self.config.trainer
         start = checkpoint_step(run.folder.checkpoint)
@@ -105,9 +105,9 @@ class ToySaeTraining:
             resume=run.folder.checkpoint if start else None,
             sinks=[run.add_row],
             evaluations=None,
-            shown={"train/loss": "loss", "train/l0": "L0"},
+            bar_labels={"train/loss": "loss", "train/l0": "L0"},
             callbacks=make_callbacks(self.config.callbacks),
-            abandoned=None,
+            on_abandon=None,
         )
 
     def write_sae(self, folder: RunFolder) -> None:

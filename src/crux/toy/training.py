@@ -70,9 +70,9 @@ def train_program(
         resume=checkpoint if start else None,
         sinks=[add_row],
         evaluations=None,
-        shown={"train/loss": program.name},
+        bar_labels={"train/loss": program.name},
         callbacks=make_callbacks(callbacks),
-        abandoned=None,
+        on_abandon=None,
     )
     weights = module.cpu().model.weights
     loss = held_out_loss(program, weights, samples=toy.held_out, batch=min(toy.held_out, 1024))

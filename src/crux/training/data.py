@@ -1,4 +1,4 @@
-"""Hands batches to the trainer; a resumed run continues with the first batch that its checkpoint had not seen."""
+"""Pass batches to the trainer. A resumed run continues with the first batch that its checkpoint has not seen."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from crux.training import ranks
 
 
-def own(batch: Any) -> Any:
-    """This rank's sequences of a token batch; activations come shared already."""
-    return batch[ranks.share(len(batch))] if isinstance(batch, Tensor) else batch
+def select_share(batch: Any) -> Any:
+    """Return this rank's sequences of a token batch. Batches of activations are divided among the ranks already."""
+    return batch[ranks.rank_slice(len(batch))] if isinstance(batch, Tensor) else batch
 
 
-class Joined(Sequence[Any]):
-    """The batches of `first`, then those of `second` from where `first` ends."""
+class ConcatenatedBatches(Sequence[Any]):
+    """The batches of `first`, followed by those of `second` from index `len(first)` on."""
 
     def __init__(self, first: Sequence[Any], second: Sequence[Any]) -> None:
         self.first, self.second = first, second
@@ -28,20 +28,20 @@ class Joined(Sequence[Any]):
         return self.first[i] if i < len(self.first) else self.second[i]
 
 
-class _From(IterableDataset[Any]):
-    """The batches from one on."""
+class _BatchesFrom(IterableDataset[Any]):
+    """The batches from index `start` on."""
 
     def __init__(self, batches: Sequence[Any], start: int) -> None:
         self.batches, self.start = batches, start
 
     def __iter__(self) -> Iterator[Any]:
-        return (own(self.batches[i]) for i in range(self.start, len(self.batches)))
+        return (select_share(self.batches[i]) for i in range(self.start, len(self.batches)))
 
 
 class Feed(L.LightningDataModule):
-    """Hands batches to the trainer, from the first one that the checkpoint had not yet seen.
+    """A data module that yields the batches from the first one that the checkpoint has not seen.
 
-    Lightning itself would replay an epoch's first batches after a resume.
+    Lightning itself would repeat the first batches of the epoch after resuming.
     """
 
     def __init__(self, batches: Sequence[Any], *, accumulate: int) -> None:
@@ -49,7 +49,7 @@ class Feed(L.LightningDataModule):
         self.batches, self.accumulate, self.start = batches, accumulate, 0
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(_From(self.batches, self.start), batch_size=None)
+        return DataLoader(_BatchesFrom(self.batches, self.start), batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
         assert self.trainer is not None

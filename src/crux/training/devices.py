@@ -1,4 +1,4 @@
-"""The device that a job computes on, and in which precision it trains."""
+"""Choose the device on which a job computes, and the precision in which it trains."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from crux.config.schema import Accelerator, Precision
 
 
 class Hardware(NamedTuple):
-    """What a training run is given, in Lightning's words."""
+    """The hardware of a training run, in Lightning's terms."""
 
     accelerator: str
     """`cpu` or `cuda`."""
@@ -23,19 +23,19 @@ CPU = Hardware("cpu", 1, "32-true")
 
 
 def choose_device(accelerator: Accelerator) -> torch.device:
-    """Return the device of `auto`, `cpu` or `cuda`.
+    """Return the torch device for `auto`, `cpu` or `cuda`.
 
     Raises:
         UserError: if CUDA is asked for and torch sees no GPU.
     """
     available = torch.cuda.is_available()
     if accelerator is Accelerator.cuda and not available:
-        raise UserError("trainer.accelerator=cuda: torch sees no CUDA device here; say trainer.accelerator=cpu")
+        raise UserError("trainer.accelerator=cuda: torch sees no CUDA device here; use trainer.accelerator=cpu")
     return torch.device("cuda" if available and accelerator is not Accelerator.cpu else "cpu")
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type in which a subject runs during training: float32 on the CPU and bfloat16 on CUDA unless said otherwise."""
+    """Return the dtype of the subject during training; `auto` is float32 on the CPU and bfloat16 on CUDA."""
     match precision:
         case Precision.auto:
             return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -46,7 +46,7 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def choose_hardware(accelerator: Accelerator, *, precision: Precision, devices: int) -> Hardware:
-    """Return what a training run is given."""
+    """Return the hardware for a training run on this number of devices."""
     device = choose_device(accelerator)
     mixed = choose_dtype(precision, device) is torch.bfloat16
     return Hardware(device.type, devices, "bf16-mixed" if mixed else "32-true")

@@ -1,4 +1,4 @@
-"""Runs Lightning's trainer over one module, with checkpoints, short evaluations and the progress bar."""
+"""Train a Lightning module, with checkpoints, short evaluations and a progress bar."""
 
 import logging
 import pickle
@@ -18,25 +18,25 @@ from crux.config.errors import UserError
 from crux.config.schema import Trainer
 from crux.training.data import Feed
 from crux.training.devices import Hardware
-from crux.training.lightning_private import spare_sigterm_broadcast
-from crux.training.processes import OwnSignals, shared_by
+from crux.training.lightning_private import skip_sigterm_broadcast
+from crux.training.processes import KeepSigtermHandler, start_processes
 from crux.training.progress import RowLogger, StepBar
 
 Sink = Callable[[int, dict[str, float]], None]
 
 
-class Evaluations(NamedTuple):
-    """Short evaluations during training."""
+class ShortEvaluations(NamedTuple):
+    """Settings of the short evaluations during training."""
 
     evaluate: Callable[[], dict[str, float]]
     every: int
-    """Optimiser steps from one to the next; 0: none."""
+    """Optimiser steps between evaluations; 0: no evaluations."""
 
 
-class ShortEvaluation(L.Callback):
-    """Evaluates every so many optimiser steps and logs the row."""
+class EvaluateRegularly(L.Callback):
+    """A callback that evaluates after every `evaluations.every` optimiser steps and logs the row."""
 
-    def __init__(self, evaluations: Evaluations) -> None:
+    def __init__(self, evaluations: ShortEvaluations) -> None:
         self.evaluations = evaluations
 
     def on_train_batch_end(
@@ -59,26 +59,28 @@ def fit(
     checkpoints: Path,
     resume: Path | None,
     sinks: Sequence[Sink],
-    evaluations: Evaluations | None,
-    shown: Mapping[str, str],
+    evaluations: ShortEvaluations | None,
+    bar_labels: Mapping[str, str],
     callbacks: Sequence[L.Callback],
-    abandoned: Callable[[], None] | None,
+    on_abandon: Callable[[], None] | None,
 ) -> float | None:
     """Train for `trainer.max_steps` optimiser steps; return training items per second, None if no step was left to do.
 
     Args:
-        items_per_step: tokens, or whatever `unit` says, that an optimiser step sees.
-        sinks: are given each row of the history, with its step.
-        shown: keys of the newest row that the progress bar shows, with the label of each.
-        callbacks: the user's own.
-        abandoned: called if a run over several devices has to be ended while a process hangs.
+        items_per_step: number of items per optimiser step; `unit` says what an item is, such as tokens.
+        checkpoints: folder of the checkpoints.
+        resume: checkpoint from which to continue; None: start at step 0.
+        sinks: functions that are called with the step and each row of the history.
+        bar_labels: keys of the newest row that the progress bar shows, with their labels.
+        callbacks: callbacks of the user.
+        on_abandon: called before a run over several devices is ended because a process hangs.
 
     Raises:
         NonFiniteLossError: if the loss stopped being a number.
         LostProcessError: if the process of another device failed.
-        KeyboardInterrupt: on Ctrl-C; the last checkpoint stays.
+        KeyboardInterrupt: on Ctrl-C; the last checkpoint is kept.
     """
-    bar = StepBar(tokens_per_step=items_per_step, unit=unit, shown=dict(shown), enabled=trainer.progress)
+    bar = StepBar(tokens_per_step=items_per_step, unit=unit, labels=dict(bar_labels), enabled=trainer.progress)
     last = ModelCheckpoint(
         dirpath=checkpoints,
         filename="last",
@@ -86,17 +88,17 @@ def fit(
         save_top_k=1,
         enable_version_counter=False,
     )
-    own: list[L.Callback] = [bar, last]
+    standard: list[L.Callback] = [bar, last]
     if evaluations is not None and evaluations.every:
-        own.insert(0, ShortEvaluation(evaluations))
+        standard.insert(0, EvaluateRegularly(evaluations))
     if hardware.devices > 1:
-        own.append(OwnSignals())
-    elsewhere = partial(
+        standard.append(KeepSigtermHandler())
+    in_other_processes = partial(
         fit, module, feed, trainer=replace(trainer, progress=False), hardware=hardware, items_per_step=items_per_step, unit=unit,
-        checkpoints=checkpoints, resume=resume, sinks=[], evaluations=None, shown={}, callbacks=[], abandoned=None,
+        checkpoints=checkpoints, resume=resume, sinks=[], evaluations=None, bar_labels={}, callbacks=[], on_abandon=None,
     )  # fmt: skip
-    together = shared_by(hardware.devices, training=elsewhere, abandon=abandoned or (lambda: None))
-    with _without_hints(), together as strategy:
+    processes = start_processes(hardware.devices, training=in_other_processes, on_abandon=on_abandon or (lambda: None))
+    with _silence_hints(), processes as strategy:
         loop = L.Trainer(
             max_steps=trainer.max_steps,
             max_epochs=-1,
@@ -106,12 +108,12 @@ def fit(
             strategy=strategy,
             precision=hardware.precision,  # pyright: ignore[reportArgumentType]
             logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
-            callbacks=[*own, *callbacks],
+            callbacks=[*standard, *callbacks],
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=checkpoints.parent,
         )
-        spare_sigterm_broadcast(loop)
+        skip_sigterm_broadcast(loop)
         try:
             loop.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
         except SystemExit as stop:  # Lightning turns Ctrl-C into one; SIGTERM's stays one
@@ -122,11 +124,11 @@ def fit(
 
 
 @contextmanager
-def _without_hints() -> Iterator[None]:
-    """Silence Lightning's hints that do not apply.
+def _silence_hints() -> Iterator[None]:
+    """Silence Lightning's hints that do not apply to crux.
 
-    Batches come from memory or the device, none are skipped, a resumed run has a checkpoint already, with manual optimisation
-    checkpoints are right after the step, and a cluster's machine may be used without its scheduler.
+    Batches come from memory or the device, so workers would not help. The checkpoint folder of a resumed run is not empty. With manual
+    optimisation, checkpoints are written right after the step. A cluster's machine may be used without its scheduler.
     """
     hints = (
         ".*does not have many workers.*",
@@ -135,8 +137,8 @@ def _without_hints() -> Iterator[None]:
         "Checkpoint directory .* exists and is not empty",
         "The `srun` command is available on your system but is not used",
     )
-    for room in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(room).setLevel(logging.WARNING)  # its list of devices, its advertisement
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # no list of devices, no advertisement
     with warnings.catch_warnings():
         for hint in hints:
             warnings.filterwarnings("ignore", message=hint)
@@ -144,10 +146,10 @@ def _without_hints() -> Iterator[None]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """Return the optimiser step after which a checkpoint was written; 0 if there is none yet.
+    """Return the optimiser step after which a checkpoint was written; 0 if there is no checkpoint.
 
     Raises:
-        UserError: if the file is no whole checkpoint.
+        UserError: if the file is not a complete checkpoint.
     """
     if not path.exists():
         return 0
@@ -155,4 +157,6 @@ def checkpoint_step(path: Path) -> int:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is no whole checkpoint ({reason}); start the run anew without resume") from error
+        raise UserError(
+            f"{path} is not a complete checkpoint ({reason}); start the run again without resume"
+        ) from error

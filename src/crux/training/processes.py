@@ -1,7 +1,7 @@
-"""Several devices on one machine: a process each. The first one starts the others, watches them, and leaves none behind.
+"""Train on several devices of one machine, with one process per device. The first process starts, watches and ends the others.
 
-The training goes to them as one pickled call, so that they load and print nothing of their own. Who they are stands in torchrun's
-environment variables, which Lightning's TorchElasticEnvironment reads: under torchrun itself, nothing is started here.
+The others receive the training as one pickled call, so that they load and print nothing themselves. Each process finds its rank in
+torchrun's environment variables, which Lightning's TorchElasticEnvironment reads. Under torchrun itself, crux starts no processes.
 """
 
 import copyreg
@@ -32,26 +32,26 @@ from torch.nn.parallel import DistributedDataParallel
 from crux.config.errors import UserError
 
 POLL = 0.1
-"""Seconds between looks at the other processes."""
+"""Seconds between checks of the other processes."""
 GRACE = 20.0
-"""Seconds that the first process has to notice by itself that another one is lost; waiting for a GPU, it never would."""
+"""Seconds in which the first process may notice by itself that another one is lost; while it waits for a GPU, it never would."""
 LEAVE = 60.0
-"""Seconds that the other processes have to end once the training is done."""
+"""Seconds in which the other processes must end once the training is done."""
 
 
 class LostProcessError(UserError):
-    """Another process of the run has failed; what it printed stands above."""
+    """Another process of the run has failed; its own output precedes this message."""
 
 
 @contextmanager
-def shared_by(
-    devices: int, *, training: Callable[[], object], abandon: Callable[[], None]
+def start_processes(
+    devices: int, *, training: Callable[[], object], on_abandon: Callable[[], None]
 ) -> Iterator[DDPStrategy | str]:
-    """Yields Lightning's strategy for a training that so many devices share, with the other processes running.
+    """Start the processes of the further devices, and yield Lightning's strategy for the training in all of them.
 
     Args:
-        training: what the other processes call; pickled, with the module and data that it is to train.
-        abandon: called before the first process is ended because it hangs, waiting for one that is lost.
+        training: the call that the other processes make; it is pickled, with the module and the data.
+        on_abandon: called before the first process ends itself because it hangs, waiting for a process that is lost.
 
     Raises:
         LostProcessError: if another process fails.
@@ -59,13 +59,13 @@ def shared_by(
     if devices == 1:
         yield "auto"
         return
-    # DDP would send the first process's buffers to the others before each step: crux.training.ranks keeps them equal
+    # DDP would send the first process's buffers to the others before each step; crux.training.ranks keeps them equal
     known = inspect.signature(DistributedDataParallel).parameters
     sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since torch 2.13
     options: dict[str, Any] = {sending: False, "gradient_as_bucket_view": True}
     threads = torch.get_num_threads()
     try:
-        with nullcontext() if "RANK" in os.environ else _other_processes(devices, training, abandon):
+        with nullcontext() if "RANK" in os.environ else _other_processes(devices, training, on_abandon):
             yield DDPStrategy(cluster_environment=TorchElasticEnvironment(), **options)
             dist.destroy_process_group()  # the first process evaluates by itself
     finally:
@@ -73,20 +73,22 @@ def shared_by(
 
 
 @contextmanager
-def _other_processes(devices: int, training: Callable[[], object], abandon: Callable[[], None]) -> Iterator[None]:
-    """Starts the other processes, and ends them if they do not end by themselves."""
+def _other_processes(devices: int, training: Callable[[], object], on_abandon: Callable[[], None]) -> Iterator[None]:
+    """Start the other processes, and end them if they do not end by themselves."""
     context = multiprocessing.get_context("spawn")
     places = torchrun_variables(devices)
     ready, is_ready = context.Pipe(duplex=False)
-    others = Others()
+    others = OtherProcesses()
     over = threading.Event()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            handed = Path(folder, "training.pt")
-            torch.save(training, handed)
-            with _ignored(signal.SIGINT, signal.SIGTERM):  # inherited: these signals are for the first process alone
+            pickled = Path(folder, "training.pt")
+            torch.save(training, pickled)
+            with _ignore_signals(
+                signal.SIGINT, signal.SIGTERM
+            ):  # inherited: only the first process reacts to these signals
                 for place in places[1:]:
-                    arguments = (place, handed, is_ready)
+                    arguments = (place, pickled, is_ready)
                     process = context.Process(target=_run_training, args=arguments, daemon=True)
                     process.start()
                     others.processes.append(process)
@@ -94,13 +96,13 @@ def _other_processes(devices: int, training: Callable[[], object], abandon: Call
                 while not ready.poll(POLL):
                     others.check(None)
                 ready.recv()
-        threading.Thread(target=_watch, args=(others, over, abandon), daemon=True).start()
-        with _environment(places[0]):
+        threading.Thread(target=_watch, args=(others, over, on_abandon), daemon=True).start()
+        with _set_environment(places[0]):
             yield
         over.set()
         for process in others.processes:
             process.join(LEAVE)
-    except RuntimeError as error:  # perhaps of a connection whose other end is lost
+    except RuntimeError as error:  # possibly a connection to a process that is lost
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             others.check(error)
@@ -117,51 +119,53 @@ def torchrun_variables(devices: int) -> list[dict[str, str]]:
     return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(devices)]
 
 
-class Others:
+class OtherProcesses:
     """The processes of the further devices, and the message about the first one that failed."""
 
     def __init__(self) -> None:
         self.processes: list[BaseProcess] = []
         self.message = ""
 
-    def lost(self) -> bool:
-        """Return whether one has failed; the message stays, also after the others have been killed."""
+    def any_failed(self) -> bool:
+        """Return True if a process has failed; the message about the first one is kept when the others are killed."""
         for rank, process in enumerate(self.processes, start=1):
             if not self.message and (code := process.exitcode):
                 how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
                 self.message = (
-                    f"process {rank} of processes 0 to {len(self.processes)} ended with {how}, and with it the run; what it "
-                    "printed stands above, the last checkpoint is kept"
+                    f"process {rank} of processes 0 to {len(self.processes)} ended with {how}, and with it the run; its "
+                    "output is printed above, the last checkpoint is kept"
                 )
         return bool(self.message)
 
     def check(self, cause: Exception | None) -> None:
-        if self.lost():
+        """Raise LostProcessError if a process has failed."""
+        if self.any_failed():
             raise LostProcessError(self.message) from cause
 
     def kill(self) -> None:
+        """Kill all processes and wait for their end."""
         for process in self.processes:
             process.kill()
             process.join()
 
 
-def _watch(others: Others, over: threading.Event, abandon: Callable[[], None]) -> None:
-    """Ends the run if another process is lost and the first one only waits for it."""
+def _watch(others: OtherProcesses, over: threading.Event, on_abandon: Callable[[], None]) -> None:
+    """End the run if another process has failed and the first one only waits for it."""
     while not over.wait(POLL):
-        if others.lost():
+        if others.any_failed():
             others.kill()
             if not over.wait(GRACE):
                 print(f"crux: {others.message}", file=sys.stderr, flush=True)
-                abandon()
+                on_abandon()
                 os._exit(2)
             return
 
 
-def _run_training(environment: dict[str, str], handed: Path, is_ready: Connection) -> None:
-    """Runs the training in another process, which ends with the first one, however that ends."""
+def _run_training(environment: dict[str, str], pickled: Path, is_ready: Connection) -> None:
+    """Run the training in another process, which ends when the first one ends, for whatever reason."""
     threading.Thread(target=_end_with_first_process, daemon=True).start()
     os.environ |= environment
-    training = torch.load(handed, map_location={"cuda:0": f"cuda:{environment['RANK']}"}, weights_only=False)
+    training = torch.load(pickled, map_location={"cuda:0": f"cuda:{environment['RANK']}"}, weights_only=False)
     is_ready.send(None)
     try:
         training()
@@ -175,8 +179,8 @@ def _end_with_first_process() -> None:
         os._exit(1)
 
 
-class OwnSignals(L.Callback):
-    """Keeps this process's handler of SIGTERM: Lightning's would first wait for the other processes, which may be lost."""
+class KeepSigtermHandler(L.Callback):
+    """A callback that keeps this process's handler of SIGTERM. Lightning's would first wait for processes that may be lost."""
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
@@ -187,7 +191,7 @@ class OwnSignals(L.Callback):
 
 
 @contextmanager
-def _ignored(*numbers: signal.Signals) -> Iterator[None]:
+def _ignore_signals(*numbers: signal.Signals) -> Iterator[None]:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
@@ -197,7 +201,7 @@ def _ignored(*numbers: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(more: dict[str, str]) -> Iterator[None]:
+def _set_environment(more: dict[str, str]) -> Iterator[None]:
     os.environ |= more
     try:
         yield
@@ -206,8 +210,8 @@ def _environment(more: dict[str, str]) -> Iterator[None]:
             del os.environ[key]
 
 
-def _reopened(array: np.memmap) -> tuple[Any, ...]:  # pyright: ignore[reportMissingTypeArgument]
-    """Pickles a memory-mapped array, or a slice of one, as its place in its file: the processes share the text in memory."""
+def _reduce_memmap(array: np.memmap) -> tuple[Any, ...]:  # pyright: ignore[reportMissingTypeArgument]
+    """Pickle a memory-mapped array, or a slice of one, as a position in its file, so that the processes share the text in memory."""
     whole = array
     while isinstance(whole.base, np.memmap):
         whole = whole.base
@@ -215,4 +219,4 @@ def _reopened(array: np.memmap) -> tuple[Any, ...]:  # pyright: ignore[reportMis
     return np.memmap, (array.filename, array.dtype, "r", offset, array.shape)
 
 
-copyreg.pickle(np.memmap, _reopened)
+copyreg.pickle(np.memmap, _reduce_memmap)

@@ -1,4 +1,4 @@
-"""The progress bar: step, loss, L0 and tokens a second."""
+"""The progress bar of a training run: step, loss, L0 and tokens per second."""
 
 import sys
 import time
@@ -13,17 +13,17 @@ from crux.config.progress import LIVE
 
 
 class StepBar(ProgressBar):
-    """A bar over optimiser steps that shows the newest row of the history: it costs the device nothing of its own.
+    """A bar over optimiser steps that shows the newest row of the history, without further work for the device.
 
     Args:
-        tokens_per_step: tokens an optimiser step, or what `unit` says.
-        shown: keys of the row to show, with the label of each.
-        enabled: whether anything is drawn; the rate is measured all the same.
+        tokens_per_step: tokens, or other items that `unit` names, per optimiser step.
+        labels: keys of the row to show, with their labels.
+        enabled: draw the bar; the rate is measured even without it.
     """
 
-    def __init__(self, *, tokens_per_step: int, unit: str, shown: dict[str, str], enabled: bool) -> None:
+    def __init__(self, *, tokens_per_step: int, unit: str, labels: dict[str, str], enabled: bool) -> None:
         super().__init__()
-        self.tokens_per_step, self.unit, self.shown, self.enabled = tokens_per_step, unit, shown, enabled
+        self.tokens_per_step, self.unit, self.labels, self.enabled = tokens_per_step, unit, labels, enabled
         self.seconds = 0.0
         self.first_step = 0
         self.row: dict[str, float] = {}
@@ -37,6 +37,7 @@ class StepBar(ProgressBar):
         self.bar = Progress(*columns, console=LIVE, redirect_stdout=sys.stdout.isatty(), disable=not enabled)
 
     def disable(self) -> None:
+        """Draw nothing from here on."""
         self.enabled = False
         self.bar.disable = True
 
@@ -50,7 +51,7 @@ class StepBar(ProgressBar):
     ) -> None:
         if not self.enabled:
             return
-        words = [f"{label} {self.row[key]:.3g}" for key, label in self.shown.items() if key in self.row]
+        words = [f"{label} {self.row[key]:.3g}" for key, label in self.labels.items() if key in self.row]
         steps = trainer.global_step - self.first_step
         rate = steps * self.tokens_per_step / max(1e-9, time.perf_counter() - self.started)
         self.bar.update(self.task, completed=trainer.global_step, row=" ".join([*words, f"{rate:,.0f} {self.unit}/s"]))
@@ -63,13 +64,13 @@ class StepBar(ProgressBar):
         self.bar.stop()
 
     def tokens_per_second(self, trainer: L.Trainer) -> float | None:
-        """Over this process's training, short judgements and checkpoints included; None where no step was left to do."""
+        """Return the rate of the training in this process, with short evaluations and checkpoints; None if no step was left to do."""
         steps = trainer.global_step - self.first_step
         return steps * self.tokens_per_step / self.seconds if self.seconds else None
 
 
 class RowLogger(Logger):
-    """Lightning's end of the history: hands each row of numbers to the given sinks."""
+    """A Lightning logger that passes each row of the history to the given functions."""
 
     def __init__(self, *sinks: Any) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class RowLogger(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Configuration is tracking's."""
+        """Do nothing: crux.runs records the configuration."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None

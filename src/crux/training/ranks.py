@@ -1,7 +1,7 @@
-"""What the processes of a run over several devices tell each other, so that all of them hold the same state.
+"""Exchange values between the processes (ranks) of a run over several devices, so that all of them have the same state.
 
-Each process, a rank, sees its share of every batch: equally many tokens, so that the mean over ranks of a mean over tokens is the
-mean over the batch. In one process every function here hands on what it is given. Nothing waits for the device.
+Each rank sees an equal share of the tokens of every batch. So the mean over ranks of a mean over tokens is the mean over the batch.
+With a single process, every function here returns its argument. No function waits for the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 
 def n_ranks() -> int:
-    """How many processes train together; 1 outside of training."""
+    """Return the number of processes that train together; 1 outside of training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank() -> int:
-    """Which of them this is, from 0."""
+def current_rank() -> int:
+    """Return the index of this process, from 0."""
     return dist.get_rank() if n_ranks() > 1 else 0
 
 
-def share(n: int) -> slice:
-    """This rank's part of n things, in order; n is a multiple of the number of ranks."""
+def rank_slice(n: int) -> slice:
+    """Return this rank's part of n items, in order; n must be a multiple of the number of ranks."""
     assert n % n_ranks() == 0, f"{n} cannot be shared by {n_ranks()} ranks"
-    each = n // n_ranks()
-    return slice(rank() * each, (rank() + 1) * each)
+    size = n // n_ranks()
+    return slice(current_rank() * size, (current_rank() + 1) * size)
 
 
-def mean(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The mean over ranks; no gradient passes it."""
+def mean_over_ranks(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the mean over ranks, through which no gradient flows."""
     if n_ranks() == 1:
         return value
     total = value.detach() / n_ranks()
@@ -39,34 +39,34 @@ def mean(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def mean_row(row: Mapping[str, Sequence[Float[Tensor, ""]]]) -> Mapping[str, Sequence[Float[Tensor, ""]]]:
-    """Of every number of a row the mean over ranks, in one exchange."""
+    """Return the mean over ranks of every value of a row, in a single exchange."""
     if n_ranks() == 1:
         return row
-    means = iter(mean(torch.stack([v.detach().float() for values in row.values() for v in values])).unbind())
+    means = iter(mean_over_ranks(torch.stack([v.detach().float() for values in row.values() for v in values])).unbind())
     return {name: [next(means) for _ in values] for name, values in row.items()}
 
 
 @torch.no_grad()
 def mean_buffers(module: nn.Module, names: Sequence[str]) -> None:
-    """Replaces buffers by their means over ranks."""
+    """Replace buffers by their means over ranks."""
     for name in names if n_ranks() > 1 else ():
         buffer = module.get_buffer(name)
-        buffer.copy_(mean(buffer))
+        buffer.copy_(mean_over_ranks(buffer))
 
 
-def anywhere(flags: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """True where it is true on any rank."""
+def any_rank(flags: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Return for each flag whether it is true on any rank."""
     if n_ranks() == 1:
         return flags
-    found = flags.to(torch.uint8)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return found.bool()
+    highest = flags.to(torch.uint8)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return highest.bool()
 
 
-def from_all(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "ranks *shape"]:
-    """Every rank's value, by rank."""
+def gather(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "ranks *shape"]:
+    """Return the values of all ranks, in the order of the ranks."""
     if n_ranks() == 1:
         return value[None]
-    found = value.new_empty((n_ranks(), *value.shape))
-    dist.all_gather(list(found.unbind()), value.contiguous())
-    return found
+    values = value.new_empty((n_ranks(), *value.shape))
+    dist.all_gather(list(values.unbind()), value.contiguous())
+    return values

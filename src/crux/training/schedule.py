@@ -1,10 +1,10 @@
-"""The learning rate: a linear warm-up that does not waste step 0, then a cosine."""
+"""The schedule of the learning rate: a linear warm-up, in which step 0 already moves, then a cosine."""
 
 import math
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_lr_factor: float) -> float:
-    """Share of the peak rate at optimiser step `step` (from 0).
+    """Return the learning rate at an optimiser step (from 0), as a share of the peak rate.
 
     (step + 1) / warmup_steps during the warm-up, then from 1 down to `min_lr_factor` on half a cosine that ends at `max_steps`.
     The rate of step 0 is not zero, unlike that of Braun et al. (docs/reference/end_to_end_saes.md §4).

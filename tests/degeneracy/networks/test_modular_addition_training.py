@@ -55,7 +55,7 @@ def run(
         Feed(EveryPair(tokens.train, n_batches=steps), accumulate=1),
         trainer=trainer, hardware=CPU, items_per_step=len(tokens.train), unit="pairs",
         checkpoints=folder, resume=folder / "last.ckpt" if resume else None,
-        sinks=[add_row], evaluations=None, shown={}, callbacks=[], abandoned=None,
+        sinks=[add_row], evaluations=None, bar_labels={}, callbacks=[], on_abandon=None,
     )  # fmt: skip
     return network, rows
 

@@ -249,5 +249,5 @@ def test_going_on_equals_never_having_stopped(loss: Loss, bad: float, tmp_path: 
         return module, source_for(loss, subject, token_batches(subject, n=6))
 
     whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4)
-    last = whole.history()[-1]
+    last = whole.read_history()[-1]
     assert {key.partition("/")[0] for key in last} == {"step", *BAD} - ({BAD[1]} if bad > 1 else set())

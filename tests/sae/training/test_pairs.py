@@ -53,7 +53,7 @@ def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: 
         return module, source_for(loss, subject, tokens, sites=sites, target="sampled")
 
     whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=STEPS, killed_after=5)
-    rows = whole.history()
+    rows = whole.read_history()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     term = [row[f"train/{TERM[loss]}"] for row in rows]

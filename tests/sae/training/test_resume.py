@@ -26,7 +26,7 @@ def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_e
         return module, source_for(loss, subject, token_batches(subject, n=6 * accumulate))
 
     whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
-    assert [row["step"] for row in whole.history()] == list(range(log_every, 7, log_every))
+    assert [row["step"] for row in whole.read_history()] == list(range(log_every, 7, log_every))
     drawn = torch.load(whole.checkpoint, weights_only=True)["generator"]
     fresh = torch.Generator().manual_seed(0).get_state()
     assert torch.equal(drawn, fresh) == (loss != "fisher"), "the labels' generator goes on too"
@@ -39,7 +39,7 @@ def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> Non
         return module, source_for("kl_finetune", subject, token_batches(subject, n=10))
 
     whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=10, killed_after=8)
-    assert ["train/kl" in row for row in whole.history()] == 5 * [False] + 5 * [True]
+    assert ["train/kl" in row for row in whole.read_history()] == 5 * [False] + 5 * [True]
 
 
 def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_broken_checkpoint_is_one_clear_line(content: bytes, tmp_path: Path) -
         run_fit(module_for("e2e", subject), token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
         content = path.read_bytes()[:-5000]
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no whole checkpoint") as caught:
+    with pytest.raises(UserError, match="is not a complete checkpoint") as caught:
         checkpoint_step(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)

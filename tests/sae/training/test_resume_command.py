@@ -189,7 +189,7 @@ def test_a_corrupt_checkpoint_is_one_line(outcomes: dict[str, Outcome]) -> None:
     (folder / "DONE").unlink()
     last.write_bytes(whole[: len(whole) // 2])
     try:
-        with pytest.raises(UserError, match="is no whole checkpoint") as caught:  # the command line's exit code 2
+        with pytest.raises(UserError, match="is not a complete checkpoint") as caught:  # the command line's exit code 2
             run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
         assert last.stat().st_size == len(whole) // 2
         assert (folder / "history.jsonl").read_bytes() == history

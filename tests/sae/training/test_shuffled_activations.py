@@ -14,7 +14,7 @@ from crux.sae.label_gradients import LabelGradients, clean_with_label_gradients
 from crux.sae.losses.label import LabelTarget
 from crux.sae.training.activations import Activations, ShuffledActivations
 from crux.subjects.subject import Subject
-from crux.training.data import Joined
+from crux.training.data import ConcatenatedBatches
 
 N_BATCHES, GROUP = 7, 3  # the last group is a short one
 SECOND = "blocks.1.hook_mlp_out"
@@ -145,7 +145,7 @@ def test_rows_of_all_hook_points_and_gradients_belong_to_one_token(
 
 
 def test_joined_batches_are_the_first_ones_then_the_second_ones_from_there() -> None:
-    batches = Joined("ab", "vwxyz")
+    batches = ConcatenatedBatches("ab", "vwxyz")
     assert len(batches) == 5
     assert [batches[i] for i in (4, 0, 1, 2, 3)] == ["z", "a", "b", "x", "y"]
 

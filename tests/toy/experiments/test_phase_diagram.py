@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
 from crux.runs.run_folder import RunFolder
 from crux.toy.exact.phase_theory import Boundaries
 from crux.toy.experiments.phase_diagram import deviation, extra_class

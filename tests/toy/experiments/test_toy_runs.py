@@ -27,7 +27,7 @@ def test_a_run_leaves_everything_and_is_in_mlflow(crux_here: Callable[..., int],
     assert crux_here(*SHORT, f"output_dir={tmp_path}") == 0
     run = only_run(tmp_path)
     assert run.done
-    assert [row["step"] for row in run.history()] == [10, 20, 30]
+    assert [row["step"] for row in run.read_history()] == [10, 20, 30]
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert {"final/checks", "final/checks_failed"} <= metrics.keys()
     assert (run.path / "report.md").exists()
@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
     assert crux_here(*longer, f"output_dir={tmp_path / 'killed'}", "resume=true") == 0
     whole, gone_on = only_run(tmp_path / "whole"), only_run(tmp_path / "killed")
     assert gone_on.done
-    assert gone_on.history() == whole.history()
+    assert gone_on.read_history() == whole.read_history()
     a, b = (load_file(run.programs / "model" / "model.safetensors") for run in (whole, gone_on))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -14,8 +14,8 @@ from crux.degeneracy.experiments import comparison_report
 from crux.degeneracy.experiments.graphs import graphs
 from crux.degeneracy.grams import Moments, moments
 from crux.degeneracy.networks.network import Network
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 
 
@@ -34,7 +34,7 @@ def compare_bases(
     found_on: Sequence[Tensor],
     loss: AblationLoss,
     language: LanguageParts | None,
-    run: Run,
+    run: ActiveRun,
     first_row: int,
 ) -> tuple[Compared, Result]:
     """Return every basis on one network, and what a comparison of them leaves for people.

@@ -21,9 +21,9 @@ from crux.degeneracy.experiments.planted_dictionaries import (
 from crux.degeneracy.experiments.saved_dictionaries import judge_saved, read_saes
 from crux.degeneracy.figures.dictionary_outside import dictionary_outside
 from crux.degeneracy.networks.chain import Chain
-from crux.runs.experiment import Experiment, keep_rows
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.sae.architectures.sae import SAE
 
@@ -44,14 +44,14 @@ MEASURES = ("mean", "weighted", "explained_inside", "explained_outside")
 HEADER = ("SAE", "living", "read", "outside", "weighted", "mostly outside", "EV inside", "EV outside")
 
 
-def result(options: Dictionaries, run: Run) -> Result:
+def result(options: Dictionaries, run: ActiveRun) -> Result:
     """Compare saved SAEs, if some are given; else those that are trained here on a network with unread directions."""
     if options.saes:
         return of_saved(options.saes, options.dictionaries, run)
     return of_planted(options.dictionaries, run)
 
 
-def of_planted(options: Reading, run: Run) -> Result:
+def of_planted(options: Reading, run: ActiveRun) -> Result:
     """Check that local keeps the unread directions and end to end drops them: in every seed, for every loss."""
     checks, rows = [], []
     columns: dict[str, list[Outside]] = {loss: [] for loss in LOSSES}
@@ -81,7 +81,7 @@ def of_planted(options: Reading, run: Run) -> Result:
     return Result(metrics, checks, {"outside": figure}, shares, markdown_table(HEADER, rows))
 
 
-def kept_sae(chain: Chain, loss: str, *, seed: int, run: Run) -> SAE:
+def kept_sae(chain: Chain, loss: str, *, seed: int, run: ActiveRun) -> SAE:
     """Return the SAE that is trained on one loss from one seed; a piece of work."""
     sae = fresh_sae(seed)
 
@@ -107,7 +107,7 @@ def planted_checks(name: str, loss: str, out: Outside, *, local: Outside) -> lis
     return checks
 
 
-def of_saved(folders: list[str], options: Reading, run: Run) -> Result:
+def of_saved(folders: list[str], options: Reading, run: ActiveRun) -> Result:
     """Return one row per SAE; nobody knows what should come out, so nothing is checked."""
     found = judge_saved(read_saes(folders), options, run)
     metrics, rows = {}, []
@@ -135,4 +135,4 @@ def cells(name: str, read: int, out: Outside) -> list[object]:
     return [name, int(out.living.sum()), read, *shares, out.mostly, *(f"{ev:.2f}" for ev in explained)]
 
 
-EXPERIMENT = Experiment(Dictionaries, result, keep_rows)
+EXPERIMENT = Experiment(Dictionaries, result, keep_all_rows)

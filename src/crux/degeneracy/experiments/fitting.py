@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from crux.config.progress import track
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 
 LOG_EVERY = 500
 """Steps between rows of the history."""
 
 
-def fit_by_adam(loss: Callable[[], Tensor], parameters: Iterable[Tensor], *, lr: float, steps: int, run: Run) -> None:
+def fit_by_adam(
+    loss: Callable[[], Tensor], parameters: Iterable[Tensor], *, lr: float, steps: int, run: ActiveRun
+) -> None:
     """Minimise a loss by Adam, with a cosine to zero; `loss` draws the samples of each step."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

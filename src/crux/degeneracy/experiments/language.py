@@ -12,8 +12,8 @@ from crux.config.errors import UserError
 from crux.degeneracy.compared import AblationLoss
 from crux.degeneracy.experiments.compare_bases import LanguageParts, compare_bases
 from crux.degeneracy.options import LanguageBasesJob
-from crux.runs.experiment import Experiment, keep_rows
-from crux.runs.life_cycle import Run
+from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.sae.formats import saelens
 from crux.sae.loading import load_model, load_tokens
@@ -24,7 +24,7 @@ from crux.text.held_out import spread_batches
 from crux.training.devices import choose_device
 
 
-def result(job: LanguageBasesJob, run: Run) -> Result:
+def result(job: LanguageBasesJob, run: ActiveRun) -> Result:
     """Find every basis at the job's hook points on training text, and ablate it on held-out text."""
     options = job.interaction_basis.compare
     subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
@@ -88,4 +88,4 @@ def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> 
     return found
 
 
-EXPERIMENT = Experiment(LanguageBasesJob, result, keep_rows)
+EXPERIMENT = Experiment(LanguageBasesJob, result, keep_all_rows)

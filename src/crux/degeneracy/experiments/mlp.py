@@ -15,9 +15,9 @@ from crux.degeneracy.experiments.compare_bases import compare_bases
 from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
-from crux.runs.experiment import Experiment, keep_rows
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 N_INPUTS, N_READ, N_OUTPUTS = 12, 6, 4
@@ -60,7 +60,7 @@ def perceptron(widths: list[int], *, activation: type[nn.Module], generator: tor
     return Chain(stages)
 
 
-def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, run: Run) -> Chain:
+def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, run: ActiveRun) -> Chain:
     """Train a perceptron on fresh samples every step, by Adam with a cosine to zero; leave the generator where training leaves it."""
     chain = perceptron([N_INPUTS, *options.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
 
@@ -78,7 +78,7 @@ def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, r
     return chain.requires_grad_(False)
 
 
-def result(options: MlpBases, run: Run) -> Result:
+def result(options: MlpBases, run: ActiveRun) -> Result:
     """Find every basis on the trained perceptron, whose unread inputs must be found; and check two networks that are known exactly."""
     of = options.compare
     generator = torch.Generator().manual_seed(run.seed)
@@ -148,4 +148,4 @@ def known_networks(seed: int) -> list[Check]:
     ]
 
 
-EXPERIMENT = Experiment(MlpBases, result, keep_rows)
+EXPERIMENT = Experiment(MlpBases, result, keep_all_rows)

@@ -9,7 +9,7 @@ from crux.degeneracy.experiments.trained_addition import last_row, load_trained,
 from crux.degeneracy.networks.modular_addition import Pairs
 from crux.degeneracy.options import AdditionBasesJob
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 PUBLISHED = {
@@ -23,7 +23,7 @@ PUBLISHED = {
 (docs/reference/interaction_basis.md §3, from rib's files)."""
 
 
-def result(job: AdditionBasesJob, run: Run) -> Result:
+def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
     """Find bases and edges on the training pairs; a held-out pair counts as 1 if it is wrong."""
     options = job.interaction_basis
     network, tokens = (
@@ -51,7 +51,7 @@ def result(job: AdditionBasesJob, run: Run) -> Result:
         loss=AblationLoss("share of held-out pairs that are wrong", wrong, chain.output, judged),
         language=None,
         run=run,
-        first_row=max((int(row["step"]) for row in run.folder.history() if "val/accuracy" in row), default=0),
+        first_row=max((int(row["step"]) for row in run.folder.read_history() if "val/accuracy" in row), default=0),
     )
     checks = [*kept.checks, Check("share of held-out pairs that are wrong", found.clean, 0, 0.001)]
     ours = {name: found.edges_needed(name) for name in ("pca", "local") if name in found.edge_curves}

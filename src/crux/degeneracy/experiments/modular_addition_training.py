@@ -8,11 +8,11 @@ from crux.degeneracy.networks.addition_folder import INSIDE
 from crux.degeneracy.networks.modular_addition_module import judged
 from crux.degeneracy.options import AdditionTrainingJob
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 
-def result(job: AdditionTrainingJob, run: Run) -> Result:
+def result(job: AdditionTrainingJob, run: ActiveRun) -> Result:
     """Train until the network is right on every pair that it never saw; report losses and accuracy over the steps."""
     network, tokens = train_in_run(
         job.interaction_basis.addition,
@@ -22,7 +22,7 @@ def result(job: AdditionTrainingJob, run: Run) -> Result:
         run=run,
     )
     train, test = judged(network, tokens.train), judged(network, tokens.test)
-    rows = [row for row in run.folder.history() if "val/accuracy" in row]
+    rows = [row for row in run.folder.read_history() if "val/accuracy" in row]
     course = {name: [row[name] for row in rows] for name in ("step", "train/loss", "val/loss", "val/accuracy")}
     steps = course["step"][-1] if rows else 0.0
     metrics = {"steps": steps, "accuracy": test.accuracy, "train_accuracy": train.accuracy}

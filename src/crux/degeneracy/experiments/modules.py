@@ -30,9 +30,9 @@ from crux.degeneracy.modularity import ALONE, Modules, find_modules, smallest_ke
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.packing import pack, unpack
 from crux.degeneracy.removal import Losses, directions, losses_without
-from crux.runs.experiment import Experiment, keep_rows
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 FOUND_ON, JUDGED_ON = 40, 60
@@ -49,7 +49,7 @@ class Graph(NamedTuple):
     modules: Modules
 
 
-def result(options: PlantedModules, run: Run) -> Result:
+def result(options: PlantedModules, run: ActiveRun) -> Result:
     """Find the planted modules without knowledge of them; without the shortcut's the network is right where it misled."""
     generator = torch.Generator().manual_seed(run.seed)
     network = train(generator, run)
@@ -112,7 +112,9 @@ def neuron_basis(hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d
     return Basis(hook, "neuron", mean, C, C.T, variance[varies], 0.0, 0.0)
 
 
-def graph(chain: Chain, x: Float[Tensor, "n d"], kind: str, options: PlantedModules, *, run: Run, piece: str) -> Graph:
+def graph(
+    chain: Chain, x: Float[Tensor, "n d"], kind: str, options: PlantedModules, *, run: ActiveRun, piece: str
+) -> Graph:
     """Return the graph: bases, their edges, how many of these are needed, and the modules."""
     of = options.compare
 
@@ -224,4 +226,4 @@ def report(network: Shortcut, graphs: dict[str, Graph], losses: Losses, shortcut
     return f"{of_graphs}\n\n{markdown_table(header, rows)}"
 
 
-EXPERIMENT = Experiment(PlantedModules, result, keep_rows)
+EXPERIMENT = Experiment(PlantedModules, result, keep_all_rows)

@@ -14,8 +14,8 @@ from crux.degeneracy.experiments.trained_addition import load_trained
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.modular_addition import MID, Pairs
 from crux.degeneracy.options import Degeneracy
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 
 HELD_OUT = 360
 """Digits, of 1797."""
@@ -49,7 +49,7 @@ class Perceptron(NamedTuple):
     test: Samples
 
 
-def perceptron(options: Degeneracy, *, path: str | None, run: Run) -> Perceptron:
+def perceptron(options: Degeneracy, *, path: str | None, run: ActiveRun) -> Perceptron:
     """Return the MLP of the modular-addition network in a folder, or else one that is trained here."""
     if path is not None:
         return of_addition(path)
@@ -71,7 +71,7 @@ def of_addition(path: str) -> Perceptron:
     )
 
 
-def on_digits(hidden: list[int], *, steps: int, run: Run) -> Perceptron:
+def on_digits(hidden: list[int], *, steps: int, run: ActiveRun) -> Perceptron:
     """Train on 8 × 8 pixels (0 to 1) of handwritten digits (scikit-learn's), by AdamW on all of them at once: seconds."""
     pixels, labels = (torch.from_numpy(np.asarray(array)) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(run.seed))

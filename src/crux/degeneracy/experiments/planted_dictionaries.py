@@ -93,8 +93,8 @@ def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> No
     with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to resume
         fit(
             module, Feed(source, accumulate=1), trainer=trainer, hardware=CPU, items_per_step=BATCH, unit="samples",
-            checkpoints=Path(folder), resume=None, sinks=[], evaluations=None, shown={"train/l0": "L0"}, callbacks=[],
-            abandoned=None,
+            checkpoints=Path(folder), resume=None, sinks=[], evaluations=None, bar_labels={"train/l0": "L0"}, callbacks=[],
+            on_abandon=None,
         )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from crux.degeneracy.dictionary import Outside, outside, reading
 from crux.degeneracy.grams import moments
 from crux.degeneracy.interaction_basis import basis_name, interaction_bases
 from crux.degeneracy.packing import pack, unpack
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats import saelens
 from crux.sae.loading import load_model, load_tokens
@@ -84,7 +84,7 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     ]
 
 
-def judge_saved(saes: Sequence[Saved], options: Reading, run: Run) -> dict[str, Found]:
+def judge_saved(saes: Sequence[Saved], options: Reading, run: ActiveRun) -> dict[str, Found]:
     """Compare each SAE with the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
     found: dict[str, Found] = {}
     for i, (name, processed) in enumerate(dict.fromkeys(saved.subject for saved in saes)):
@@ -109,7 +109,7 @@ def judge_saved(saes: Sequence[Saved], options: Reading, run: Run) -> dict[str, 
     return {saved.name: found[saved.name] for saved in saes}
 
 
-def kept_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: Run) -> Basis:
+def kept_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: ActiveRun) -> Basis:
     """Return the global interaction basis at a hook point; a piece of work."""
 
     def compute() -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.networks.chain import Chain
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 
 PART = 4
 """Inputs of a module."""
@@ -79,7 +79,7 @@ def blocks(n_out: int, n_in: int) -> Float[Tensor, "out in"]:
     return torch.block_diag(*[torch.ones(n_out, n_in, dtype=torch.float64)] * 2)
 
 
-def train(generator: torch.Generator, run: Run) -> Shortcut:
+def train(generator: torch.Generator, run: ActiveRun) -> Shortcut:
     """Train the two modules on fresh samples in every step, by Adam with a cosine to zero; then hide them."""
     widths = [PART, NEURONS, NEURONS, SCORES]
     masks = [blocks(b, a) for a, b in itertools.pairwise(widths)]

@@ -23,9 +23,9 @@ from crux.degeneracy.networks.network import Network as Hooked
 from crux.degeneracy.options import Network, Spectra, SpectraJob
 from crux.degeneracy.ranks import Rank, eigenvalues, rank_report
 from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
-from crux.runs.experiment import Experiment, keep_rows
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.sae.loading import load_model, load_tokens
 from crux.subjects.subject import FINAL, Subject
@@ -52,7 +52,7 @@ class Grams(dict[str, tuple[Tensor, Tensor]]):
     """By hook point: G, and K to the network's output; float64."""
 
 
-def result(job: SpectraJob, run: Run) -> Result:
+def result(job: SpectraJob, run: ActiveRun) -> Result:
     """Find G and K at every hook point; between each and the next, the free directions of a linear map."""
     options = job.degeneracy
     if measures_language_model(options, job.model):
@@ -67,7 +67,7 @@ def result(job: SpectraJob, run: Run) -> Result:
 
 
 def of_language_model(
-    subject: Subject, batches: list[Tensor], *, hook_points: list[str] | None, options: Spectra, run: Run
+    subject: Subject, batches: list[Tensor], *, hook_points: list[str] | None, options: Spectra, run: ActiveRun
 ) -> Result:
     """Find G and K on training text, K to the residual stream after the final norm."""
     last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
@@ -91,7 +91,7 @@ def of_language_model(
     return Result(metrics_of(ranks), checks, figures, arrays_of(grams), "\n".join(lines))
 
 
-def of_perceptron(of: Perceptron, options: Spectra, run: Run) -> Result:
+def of_perceptron(of: Perceptron, options: Spectra, run: ActiveRun) -> Result:
     """Find G and K on the training samples, K to the outputs, with nothing drawn at random."""
     width = of.network(of.train.inputs[:1]).shape[1]
     hooks = [hook for hook in of.network.hooks if hook != of.network.output]
@@ -126,7 +126,14 @@ def of_perceptron(of: Perceptron, options: Spectra, run: Run) -> Result:
 
 
 def grams_at(
-    network: Hooked, batches: list[Tensor], hooks: list[str], *, width: int, output: str, probes: int | None, run: Run
+    network: Hooked,
+    batches: list[Tensor],
+    hooks: list[str],
+    *,
+    width: int,
+    output: str,
+    probes: int | None,
+    run: ActiveRun,
 ) -> Grams:
     """Return G and K at each hook point."""
     found = moments(network, batches, hooks=hooks)
@@ -254,4 +261,4 @@ def figure(grams: Grams, thresholds: Sequence[float]) -> Figure:
     return gram_spectra(g, k, thresholds=thresholds)
 
 
-EXPERIMENT = Experiment(SpectraJob, result, keep_rows)
+EXPERIMENT = Experiment(SpectraJob, result, keep_all_rows)

@@ -13,9 +13,9 @@ from crux.degeneracy.figures.synchronised import synchronised_neurons
 from crux.degeneracy.options import SynchronisedJob
 from crux.degeneracy.packing import pack, unpack
 from crux.degeneracy.synchronised import Block, Synchrony, blocks, lenders, relu_layers, synchrony, with_gates_of
-from crux.runs.experiment import Experiment, keep_rows
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 DRAWS = 5
@@ -40,7 +40,7 @@ class Merged(NamedTuple):
     """The held-out loss with blocks of the same sizes at random, the mean over draws."""
 
 
-def result(job: SynchronisedJob, run: Run) -> Result:
+def result(job: SynchronisedJob, run: ActiveRun) -> Result:
     """Compare gates on the training samples; report losses on them and on held-out ones."""
     of = perceptron(job.degeneracy, path=job.model.path, run=run)
     behind = relu_layers(of.network)
@@ -151,4 +151,4 @@ def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metr
     return "\n".join([*lines, markdown_table(header, cells)])
 
 
-EXPERIMENT = Experiment(SynchronisedJob, result, keep_rows)
+EXPERIMENT = Experiment(SynchronisedJob, result, keep_all_rows)

@@ -11,8 +11,8 @@ from crux.degeneracy.basis_options import Addition
 from crux.degeneracy.networks.addition_folder import INSIDE, addition_folder
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, load, pairs, save
 from crux.degeneracy.networks.modular_addition_module import AdditionModule, EveryPair
-from crux.runs.experiment import keep_rows
-from crux.runs.life_cycle import Run
+from crux.runs.experiment import keep_all_rows
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.run_folder import RunFolder
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
@@ -31,7 +31,7 @@ def last_row(folder: RunFolder) -> int:
     """Return the row of a run's history that training continues from; its last one if the network is trained."""
     network = folder.path / INSIDE
     if (network / "model.safetensors").exists():
-        return keep_rows(folder)
+        return keep_all_rows(folder)
     return checkpoint_step(network / "checkpoints" / "last.ckpt")
 
 
@@ -47,7 +47,7 @@ def load_trained(path: str) -> Trained:
 
 
 def train_in_run(
-    options: Addition, *, optimizer: Adam, trainer: Trainer, callbacks: Mapping[str, Any], run: Run
+    options: Addition, *, optimizer: Adam, trainer: Trainer, callbacks: Mapping[str, Any], run: ActiveRun
 ) -> Trained:
     """Return the run's own network, trained until it is right on all pairs that it never saw.
 
@@ -81,9 +81,9 @@ def train_in_run(
             resume=checkpoint if checkpoint_step(checkpoint) else None,
             sinks=[run.add_row],
             evaluations=None,
-            shown={"train/loss": "loss", "val/loss": "held out", "val/accuracy": "right"},
+            bar_labels={"train/loss": "loss", "val/loss": "held out", "val/accuracy": "right"},
             callbacks=make_callbacks(callbacks),
-            abandoned=None,
+            on_abandon=None,
         )
         save(folder, module.cpu().network, train_share=options.train_share, seed=run.seed)
         checkpoint.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 COLUMNS = 3
 KINDS = ("neuron", "random", "pca", "local", "next", "global", "sae")
@@ -34,7 +34,7 @@ def spectra(along: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axes.set_xscale("log")
         floor = max(1e-12, min(min(v for v in values if v > 0) / max(values) for values in of.values()))
         axes.set_ylim(floor / 2, 2)
-        dress(axes, x="rank", y="strength / largest" if axes in panels[::COLUMNS] else "", title=hook)
+        style_axes(axes, x="rank", y="strength / largest" if axes in panels[::COLUMNS] else "", title=hook)
     _legend(figure, panels)
     return figure
 
@@ -66,7 +66,7 @@ def ablation_curves(
         axes.axhline(clean + within, color=GREY, linestyle=":", linewidth=0.8)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0)
-        dress(axes, x=kept, y=loss if axes in panels[::COLUMNS] else "", title=place.replace(" → ", " →\n"))
+        style_axes(axes, x=kept, y=loss if axes in panels[::COLUMNS] else "", title=place.replace(" → ", " →\n"))
     _legend(figure, panels)
     return figure
 

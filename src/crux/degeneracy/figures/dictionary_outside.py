@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, PALETTE, dress, new_figure
+from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
 SPREAD = 0.32
 """Half the width of a column of latents."""
@@ -36,5 +36,5 @@ def dictionary_outside(
     axes.set_xticks(range(len(shares)), list(shares), fontsize=8, rotation=0 if len(shares) < 7 else 30)
     axes.set_xlim(-0.6, len(shares) - 0.2)
     axes.set_ylim(-0.03, 1.05)
-    dress(axes, x="", y="share of each direction", title=f"outside of {where}")
+    style_axes(axes, x="", y="share of each direction", title=f"outside of {where}")
     return figure

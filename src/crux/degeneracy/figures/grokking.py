@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREEN, VERMILION, dress, new_figure
+from crux.plotting import BLUE, GREEN, VERMILION, new_figure, style_axes
 
 
 def grokking(
@@ -17,8 +17,8 @@ def grokking(
     above.plot(steps, test_loss, color=VERMILION, linestyle="--", label="held-out pairs")
     above.set_yscale("log")
     above.legend(frameon=False)
-    dress(above, x="", y="cross-entropy (nats)")
+    style_axes(above, x="", y="cross-entropy (nats)")
     below.plot(steps, test_accuracy, color=GREEN)
     below.set_ylim(-0.03, 1.05)
-    dress(below, x="optimiser step", y="held-out pairs right")
+    style_axes(below, x="optimiser step", y="held-out pairs right")
     return figure

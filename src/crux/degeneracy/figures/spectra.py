@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, dress, new_figure
+from crux.plotting import GREY, new_figure, style_axes
 
 
 def gram_spectra(
@@ -30,8 +30,8 @@ def gram_spectra(
             axes.axhline(threshold, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yscale("log")
         axes.set_ylim(floor, 2)
-    dress(left, x="direction", y="eigenvalue, share of the largest", title="activation Gram G")
-    dress(right, x="direction", y="", title="Jacobian Gram K, to the output")
+    style_axes(left, x="direction", y="eigenvalue, share of the largest", title="activation Gram G")
+    style_axes(right, x="direction", y="", title="Jacobian Gram K, to the output")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return figure
 

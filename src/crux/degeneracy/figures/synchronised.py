@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from crux.plotting import BLUE, GREY, PALETTE, VERMILION, dress, new_figure
+from crux.plotting import BLUE, GREY, PALETTE, VERMILION, new_figure, style_axes
 
 
 def synchronised_neurons(
@@ -33,7 +33,7 @@ def synchronised_neurons(
     left.set_xlim(0, max(1.0, *(values.max() for values in nearest.values() if len(values))))
     left.set_ylim(0, 1.02)
     left.legend(frameon=False, fontsize=8)
-    dress(left, x="distance to the nearest neuron, max(D, Dᵀ)", y="share of living neurons")
+    style_axes(left, x="distance to the nearest neuron, max(D, Dᵀ)", y="share of living neurons")
     right.plot(gates, loss, color=BLUE, marker="o", markersize=4, label="blocks by distance")
     right.plot(gates, chance, color=VERMILION, marker="s", markersize=4, linestyle="--", label="blocks at random")
     right.axhline(own, color=GREY, linewidth=1, linestyle=":", label="every neuron its own gate")
@@ -52,5 +52,5 @@ def synchronised_neurons(
         right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     right.legend(frameon=False, fontsize=8)
-    dress(right, x="gates left, share of living neurons", y="loss (nats)")
+    style_axes(right, x="gates left, share of living neurons", y="loss (nats)")
     return figure

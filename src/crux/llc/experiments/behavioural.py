@@ -28,7 +28,7 @@ from crux.llc.figures.effective_parameters import effective_parameters_figure
 from crux.llc.losses import Batch, Fixed, over_chains
 from crux.llc.options import Behavioural
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 INPUTS, CLASSES = 4, 3
@@ -69,7 +69,7 @@ def trained(hidden: Sequence[int], *, samples: int) -> tuple[nn.Sequential, Floa
     return student, x, float(loss.detach())
 
 
-def result(options: Behavioural, run: Run) -> Result:
+def result(options: Behavioural, run: ActiveRun) -> Result:
     """Check that the two curves meet at the smallest ε; the curves themselves are the finding."""
     model, x, loss = trained(options.hidden, samples=options.samples)
     params, nbeta = stacked([model]), nbeta_tensor(options).sort().values

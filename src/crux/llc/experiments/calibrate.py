@@ -11,7 +11,7 @@ from crux.llc.experiments.sampling import checkpoint
 from crux.llc.figures.llc_calibration import llc_errors, llc_trend
 from crux.llc.options import Calibrate, Calibration
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
@@ -23,7 +23,7 @@ GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
 }
 
 
-def result(options: Calibrate, run: Run) -> Result:
+def result(options: Calibrate, run: ActiveRun) -> Result:
     """Check every case: within three standard errors of its prediction, and within 3 % of λ if the prediction is within 1 % of it."""
     kept: list[Row] = []
     checks: list[Check] = []

@@ -19,11 +19,11 @@ from crux.llc.figures.llc_traces import llc_traces
 from crux.llc.losses import NO_DATA
 from crux.llc.options import Kgons
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 
-def result(options: Kgons, run: Run) -> Result:
+def result(options: Kgons, run: ActiveRun) -> Result:
     """Check that every estimate is within three standard errors of its prediction, in the basin of its k-gon."""
     kgons = [Kgon(k, options.plus, options.features or k + options.plus) for k in options.corners]
     n = len(options.nbetas)

@@ -16,7 +16,7 @@ from crux.llc.language_models import moving, next_token_loss
 from crux.llc.losses import Fixed, Minibatches, over_chains
 from crux.llc.options import LanguageModelJob, LanguageModelLlc, Split
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.sae.loading import load_model, load_tokens
 from crux.text.held_out import spread_batches
@@ -31,7 +31,7 @@ def windows(tokens: Tokens, split: Split, *, context: int, n: int | None) -> Int
     return torch.cat(list(spread_batches(stream, context=context, batch=1024, n_tokens=wanted)))
 
 
-def result(job: LanguageModelJob, run: Run) -> Result:
+def result(job: LanguageModelJob, run: ActiveRun) -> Result:
     """Estimate at each nβ. There is no known answer to check against: what is checked is that the chains mixed."""
     llc, context = job.llc, job.model.context
     subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)

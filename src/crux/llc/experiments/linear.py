@@ -29,8 +29,8 @@ from crux.llc.linear_network import gibbs, linear_loss_of, redundant_zero
 from crux.llc.losses import NO_DATA
 from crux.llc.options import LinearNetworks
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 SWEEPS = 2000
@@ -39,7 +39,7 @@ SWEEPS = 2000
 CHAINS = 32
 
 
-def result(options: LinearNetworks, run: Run) -> Result:
+def result(options: LinearNetworks, run: ActiveRun) -> Result:
     """Check that every estimate is within three joint standard errors of the exact sampler's, and that one rises with nβ towards λ."""
     nbeta = nbeta_tensor(options)
     rows, explanations, checks, metrics, kept, curves = [], [], [], {}, {}, {}
@@ -67,7 +67,13 @@ def result(options: LinearNetworks, run: Run) -> Result:
 
 
 def sample_network(
-    options: LinearNetworks, run: Run, widths: Sequence[int], rank: int, *, nbeta: Float[Tensor, "case"], name: str
+    options: LinearNetworks,
+    run: ActiveRun,
+    widths: Sequence[int],
+    rank: int,
+    *,
+    nbeta: Float[Tensor, "case"],
+    name: str,
 ) -> tuple[LLC, ChainStatistics]:
     """Return the estimates of one network at every nβ, and those of the Gibbs sampler."""
     gamma = torch.full_like(nbeta, options.gamma)

@@ -16,7 +16,7 @@ from crux.llc.experiments.training_curves import Course, along_training
 from crux.llc.losses import Fixed
 from crux.llc.options import SaeTrainingJob, ToyInstance
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.sae.architectures.site import Site
 from crux.sae.build import build_loss, build_sae, build_sae_module
@@ -92,7 +92,7 @@ def choose_subject(model: ToyInstance) -> ToySubject:
     return pentagon() if model.path is None else load_toy(find_toy_model(model.path), model.instance)
 
 
-def train(job: SaeTrainingJob, run: Run, subject: ToySubject, features: FeatureBatches) -> Watched:
+def train(job: SaeTrainingJob, run: ActiveRun, subject: ToySubject, features: FeatureBatches) -> Watched:
     """Train the SAE on batches of features, or continue an earlier start; the module holds the copies of its weights."""
     moments, checkpoint = typical(subject), run.folder.checkpoint
     sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
@@ -118,14 +118,14 @@ def train(job: SaeTrainingJob, run: Run, subject: ToySubject, features: FeatureB
         resume=checkpoint if checkpoint_step(checkpoint) else None,
         sinks=[run.add_row],
         evaluations=None,
-        shown={"train/loss": "loss", "train/l0": "L0"},
+        bar_labels={"train/loss": "loss", "train/l0": "L0"},
         callbacks=make_callbacks(job.callbacks),
-        abandoned=None,
+        on_abandon=None,
     )
     return module
 
 
-def result(job: SaeTrainingJob, run: Run) -> Result:
+def result(job: SaeTrainingJob, run: ActiveRun) -> Result:
     """Estimate at checkpoints of the training: see `along_training`."""
     subject, steps, samples = choose_subject(job.model), job.trainer.max_steps, job.llc.samples
     program = subject.program._replace(points=samples, seeds=torch.tensor([run.seed]))

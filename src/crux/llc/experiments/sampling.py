@@ -17,7 +17,7 @@ from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPROP
 from crux.llc.samplers.sgld import SGLD
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 
 SECONDS = 20.0
 """Between two checkpoints of chains."""
@@ -50,14 +50,14 @@ def chain_settings(options: Sampling, *, default_step_size: Float[Tensor, "case"
     )
 
 
-def checkpoint(run: Run, name: str) -> Checkpoint:
+def checkpoint(run: ActiveRun, name: str) -> Checkpoint:
     """Return where the chains of an estimate are saved while its run is unfinished; `name` is unique within the run."""
-    return Checkpoint(run.folder.pieces / f"{name}.safetensors", SECONDS)
+    return Checkpoint(run.folder.intermediate / f"{name}.safetensors", SECONDS)
 
 
 def sample_cases(
     options: Sampling,
-    run: Run,
+    run: ActiveRun,
     loss: Loss,
     params: Mapping[str, Float[Tensor, "case ..."]],
     *,

@@ -18,7 +18,7 @@ from crux.llc.options import Speed
 from crux.llc.samplers.interface import Posterior
 from crux.llc.samplers.sgld import SGLD
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 CHAINS = (8, 32, 128)
@@ -33,7 +33,7 @@ def toy_error(p: dict[str, Tensor], x: Batch) -> Tensor:
     return (x - (x @ p["W"].mT @ p["W"] + p["b"]).relu()).square().sum(1)
 
 
-def result(options: Speed, run: Run) -> Result:
+def result(options: Speed, run: ActiveRun) -> Result:
     """Measure the median over rounds of the gain, for several numbers of chains."""
     rng = torch.Generator().manual_seed(run.seed)
     x = torch.rand(SAMPLES, 6, generator=rng) * (torch.rand(SAMPLES, 6, generator=rng) < 0.1)

@@ -9,7 +9,7 @@ from crux.llc.experiments.training_curves import Course, along_training
 from crux.llc.losses import Fixed
 from crux.llc.options import ToyTrainingJob
 from crux.runs.experiment import Experiment
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.toy.exact.best import losses
@@ -22,10 +22,10 @@ from crux.toy.training import last_row as last_row_of_programs
 
 def last_row(folder: RunFolder) -> int:
     """Return the last row of a training that is done, or of the part that its checkpoint holds."""
-    return last_row_of_programs(folder, ["model"], max_steps=int(folder.config()["trainer"]["max_steps"]))
+    return last_row_of_programs(folder, ["model"], max_steps=int(folder.read_config()["trainer"]["max_steps"]))
 
 
-def toy_model(job: ToyTrainingJob, run: Run) -> tuple[Trained, int]:
+def toy_model(job: ToyTrainingJob, run: ActiveRun) -> tuple[Trained, int]:
     """Return the model of model.path, or one that is trained here; and the number of the instance, the best one unless given."""
     if job.model.path is not None:
         model = load(find_toy_model(job.model.path))
@@ -35,7 +35,7 @@ def toy_model(job: ToyTrainingJob, run: Run) -> tuple[Trained, int]:
     return model, int(losses(model).flatten().argmin()) if job.model.instance is None else job.model.instance
 
 
-def result(job: ToyTrainingJob, run: Run) -> Result:
+def result(job: ToyTrainingJob, run: ActiveRun) -> Result:
     """Estimate at checkpoints of the training: see `along_training`."""
     llc = job.llc
     model, index = toy_model(job, run)

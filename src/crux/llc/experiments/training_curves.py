@@ -22,7 +22,7 @@ from crux.llc.experiments.sampling import (
 from crux.llc.figures.llc_training import Estimates, llc_training
 from crux.llc.losses import Fixed, Loss
 from crux.llc.options import AlongTraining, Divergence
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 NONE = 1e-12
@@ -47,7 +47,7 @@ class Course(NamedTuple):
     """Steps of the whole training."""
 
 
-def along_training(options: AlongTraining, run: Run, course: Course) -> Result:
+def along_training(options: AlongTraining, run: ActiveRun, course: Course) -> Result:
     """Estimate at every checkpoint, all of them and all nβ as one program for each of the two losses.
 
     Checked: the last estimates are within three standard errors of their predictions, if the last checkpoint is a minimum.
@@ -82,7 +82,9 @@ def along_training(options: AlongTraining, run: Run, course: Course) -> Result:
     return Result(metrics, checks, {"training": figure}, kept, text)
 
 
-def estimates(options: AlongTraining, run: Run, course: Course, *, nbeta: Float[Tensor, "case"]) -> tuple[LLC, LLC]:
+def estimates(
+    options: AlongTraining, run: ActiveRun, course: Course, *, nbeta: Float[Tensor, "case"]
+) -> tuple[LLC, LLC]:
     """Return the estimates for the network's own loss and for its behaviour, at every checkpoint and nβ."""
     params = stacked_weights(course.checkpoints, repeat=len(options.nbetas))
     gamma = torch.full_like(nbeta, options.gamma)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 
 def effective_parameters_figure(
@@ -36,5 +36,7 @@ def effective_parameters_figure(
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=7.5, frameon=False, loc="lower right")
-    dress(axes, x="cutoff ε = 1/nβ of the behavioural loss (smaller to the right)", y="effective parameters 2 λ_B(ε)")
+    style_axes(
+        axes, x="cutoff ε = 1/nβ of the behavioural loss (smaller to the right)", y="effective parameters 2 λ_B(ε)"
+    )
     return figure

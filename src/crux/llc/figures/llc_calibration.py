@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, dress, new_figure
+from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, new_figure, style_axes
 
 
 def llc_errors(
@@ -26,7 +26,7 @@ def llc_errors(
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    dress(axes, x="(estimate − prediction) / λ, bars: 3 standard errors", y="")
+    style_axes(axes, x="(estimate − prediction) / λ, bars: 3 standard errors", y="")
     return figure
 
 
@@ -52,5 +52,5 @@ def llc_trend(
         axes.axhline(llc, color=colour, linestyle=":", linewidth=0.8)
     axes.set_xscale("log")
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    dress(axes, x="nβ", y="λ̂ (line: exact, dotted: λ)")
+    style_axes(axes, x="nβ", y="λ̂ (line: exact, dotted: λ)")
     return figure

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREY, SKY, VERMILION, dress, new_figure
+from crux.plotting import BLUE, GREY, SKY, VERMILION, new_figure, style_axes
 
 MOST = 12
 """Panels."""
@@ -49,7 +49,7 @@ def llc_traces(
         low, high = (min(low, value), max(high, value)) if value is not None else (low, high)
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
-        dress(
+        style_axes(
             axes,
             x="share of the draws" if i >= n - columns else "",
             y="mean of nβ (L − L*) so far" if i % columns == 0 else "",

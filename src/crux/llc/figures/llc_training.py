@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import BLUE, GREY, MARKERS, PALETTE, new_figure, style_axes
 
 Estimates = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[bool]]
 """Steps, estimates, standard errors, and whether each is to be trusted."""
@@ -28,7 +28,7 @@ def llc_training(
     above.plot(*loss, color=BLUE, linewidth=1.4)
     if min(loss[1]) > 0 and max(loss[1]) > 3 * min(loss[1]):
         above.set_yscale("log")
-    dress(above, x="", y=loss_label)
+    style_axes(above, x="", y=loss_label)
     tops = [
         m + 3 * e for _, mean, error, good in estimates.values() for m, e, g in zip(mean, error, good, strict=True) if g
     ]
@@ -50,5 +50,5 @@ def llc_training(
     below.set_xscale("symlog", linthresh=max(1.0, min((s for s in loss[0] if s > 0), default=1.0)))
     below.set_xlim(left=0)
     below.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    dress(below, x="optimiser step", y="λ̂, bars 3 standard errors")
+    style_axes(below, x="optimiser step", y="λ̂, bars 3 standard errors")
     return figure

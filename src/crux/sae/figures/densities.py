@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from crux.plotting import GREY, PALETTE, dress, new_figure
+from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
 
 def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
@@ -35,7 +35,7 @@ def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
         )
     dead = shares.size - alive.size
     percent = f"{100 * dead / shares.size:.1f} %"
-    dress(
+    style_axes(
         axes,
         x="log10 firing density (share of tokens)",
         y="latents",

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 SUBSETS = {"": "all positions", "/rest": "without position 0"}
 
@@ -36,8 +36,8 @@ def plot_downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, a
     left.set_ylim(bottom=0)
     right.axhline(0, color=GREY, linewidth=0.8)  # beside which the mean would do better
     right.set_ylim(bottom=min(right.get_ylim()[0], -0.05), top=1.02)
-    dress(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=f"SAE at {hook}")
-    dress(right, x="residual entering block", y="explained variance (1 is perfect)")
+    style_axes(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=f"SAE at {hook}")
+    style_axes(right, x="residual entering block", y="explained variance (1 is perfect)")
     for axes in (left, right):
         mark_sae(axes, at=at, n_layers=n_layers)
     left.legend(frameon=False, fontsize=8.5)

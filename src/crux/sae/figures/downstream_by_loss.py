@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 from crux.sae.figures.downstream import mark_sae
 
 
@@ -50,8 +50,8 @@ def plot_downstream_by_loss(lines: Sequence[DownstreamCurve], *, n_layers: int) 
         left.set_ylim(bottom=0)
         right.axhline(0, color=GREY, linewidth=0.8)  # beside which the mean would do better
         right.set_ylim(bottom=min(right.get_ylim()[0], -0.05), top=1.02)
-        dress(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=panel)
-        dress(right, x="residual entering block", y="explained variance (1 is perfect)")
+        style_axes(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=panel)
+        style_axes(right, x="residual entering block", y="explained variance (1 is perfect)")
         for axes in (left, right):
             mark_sae(axes, at=here[0].at, n_layers=n_layers)
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8.5)

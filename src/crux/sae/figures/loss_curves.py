@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from crux.plotting import GREY, PALETTE, dress, new_figure
+from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
 
 def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
@@ -31,7 +31,7 @@ def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Map
         above.plot(steps, positive, color=color, linestyle=dash, linewidth=1.4, marker=marker, label=label)
     above.set_yscale("log")
     above.yaxis.set_minor_formatter(NullFormatter())
-    dress(above, x="", y="loss term")
+    style_axes(above, x="", y="loss term")
     if drawn:
         above.legend(frameon=False, fontsize=8.5, ncols=2 if len(drawn) > 3 else 1)
     steps, values = _series(history, l0)
@@ -46,7 +46,7 @@ def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Map
             ha="right",
             color=GREY,
         )
-    dress(below, x="optimiser step", y="L0 (latents per token)")
+    style_axes(below, x="optimiser step", y="L0 (latents per token)")
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 
 class Front(NamedTuple):
@@ -43,7 +43,7 @@ def plot_pareto(fronts: Sequence[Front], *, x: str) -> Figure:
             _draw(axes, front, color=PALETTE[losses.index(front.loss) % len(PALETTE)], marker=marker)
         axes.set_xlim(0, 1.05 * axes.dataLim.x1)
         axes.set_ylim(0, 1.05 * axes.dataLim.y1)
-        dress(axes, x=x, y="CE loss increase (nats per token)", title=panel)
+        style_axes(axes, x=x, y="CE loss increase (nats per token)", title=panel)
     for axes in grid[len(panels) :]:
         axes.remove()
     figure.legend(

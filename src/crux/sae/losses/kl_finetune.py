@@ -31,5 +31,5 @@ class KLFinetuneLoss(Loss[KLFinetune]):
 @torch.no_grad()
 def kl_weight(mse: Float[Tensor, "runs"], kl: Float[Tensor, "runs"]) -> Float[Tensor, "runs"]:
     """Return α = MSE / KL of the whole batch, over all ranks."""
-    mse, kl = ranks.mean(torch.stack([mse, kl]))
+    mse, kl = ranks.mean_over_ranks(torch.stack([mse, kl]))
     return mse / kl.clamp_min(torch.finfo(kl.dtype).tiny)

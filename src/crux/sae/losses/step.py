@@ -138,7 +138,7 @@ class TrainingStep:
                 dead=self._dead[i],
                 k=min(self._auxk.k or sae.d_model // 2, sae.n_latents),
                 weight=weight,
-                mean_over_ranks=ranks.mean,
+                mean_over_ranks=ranks.mean_over_ranks,
             )
             loss = loss + self._auxk.coefficient * terms["auxk"]
         for name, value in terms.items():

@@ -9,7 +9,7 @@ import pandas as pd
 
 from crux.config.errors import UserError
 from crux.config.messages import nearest
-from crux.runs.run_folder import RunFolder, comparable
+from crux.runs.run_folder import RunFolder, comparable_keys
 
 ORDER = ("local", "e2e", "e2e_ds")
 """Losses in tables and figures; others follow by name. Ratios are to the first one that is there."""
@@ -92,7 +92,7 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
         if run.done:
-            keys = {k: v for k, v in comparable(run.config()).items() if not k.endswith("_target_")}
+            keys = {k: v for k, v in comparable_keys(run.read_config()).items() if not k.endswith("_target_")}
             settings = {title: value(keys) for title, value in SETTINGS.items()}
             name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
             order = (

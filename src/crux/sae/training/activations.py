@@ -74,7 +74,7 @@ class ShuffledActivations(Sequence[Activations]):
 
     def _fill(self, index: int) -> None:
         self._buffer = Activations({}, {})  # let go of the old rows before the new ones are made
-        seeds = np.random.SeedSequence([self.seed, index]).generate_state(2 + ranks.rank())
+        seeds = np.random.SeedSequence([self.seed, index]).generate_state(2 + ranks.current_rank())
         generator = torch.Generator(self.subject.device).manual_seed(int(seeds[-1]))
         parts = [
             self._activations(self.tokens[i], generator)
@@ -87,11 +87,11 @@ class ShuffledActivations(Sequence[Activations]):
         n_rows = len(joined.values[self.hooks[0]])
         order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(int(seeds[0])))
         batches = order.view(len(parts), -1)
-        order = batches[:, ranks.share(batches.shape[1])].flatten()
+        order = batches[:, ranks.rank_slice(batches.shape[1])].flatten()
         self._index, self._buffer = index, joined.select_rows(order.to(self.subject.device))
 
     def _activations(self, tokens: Tensor, generator: torch.Generator) -> Activations:
-        tokens = tokens[ranks.share(len(tokens))].to(self.subject.device, non_blocking=True)
+        tokens = tokens[ranks.rank_slice(len(tokens))].to(self.subject.device, non_blocking=True)
         if self.gradients is None:
             clean, gradients = self.subject.clean(tokens, capture=self.hooks, final=False), {}
         else:
@@ -108,4 +108,4 @@ class ShuffledActivations(Sequence[Activations]):
 
 def gather_rows(parts: Sequence[Float[Tensor, "share d"]]) -> Float[Tensor, "rows d"]:
     """The rows of all ranks' shares of some batches, in the batches' order."""
-    return ranks.from_all(torch.stack(list(parts))).transpose(0, 1).flatten(0, 2)
+    return ranks.gather(torch.stack(list(parts))).transpose(0, 1).flatten(0, 2)

@@ -21,7 +21,7 @@ class DrawnLabels:
     def generator(self, device: torch.device) -> torch.Generator:
         """Return the generator, made at the first call: a checkpoint is loaded before the module is on its device."""
         if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(self.seed + RANKS_APART * ranks.rank())
+            self._generator = torch.Generator(device).manual_seed(self.seed + RANKS_APART * ranks.current_rank())
             if self._loaded is not None:
                 self._generator.set_state(self._loaded)
         return self._generator
@@ -29,7 +29,7 @@ class DrawnLabels:
     def state(self, device: torch.device) -> Tensor:
         """Return what a checkpoint holds: the generator's state, by rank if there are several."""
         state = self.generator(device).get_state()
-        return ranks.from_all(state.to(device)).cpu() if ranks.n_ranks() > 1 else state
+        return ranks.gather(state.to(device)).cpu() if ranks.n_ranks() > 1 else state
 
     def load(self, state: Tensor) -> None:
         """Continue from a checkpoint's state.
@@ -43,4 +43,4 @@ class DrawnLabels:
                 f"the checkpoint is of a run over {len(states)} devices, here are {ranks.n_ranks()}; give trainer.devices={len(states)}"
             )
         self._generator = None
-        self._loaded = states[ranks.rank()].clone()  # set_state reads from where the storage begins
+        self._loaded = states[ranks.current_rank()].clone()  # set_state reads from where the storage begins

@@ -21,7 +21,7 @@ class Tally(nn.Module):
     def count(self, fires: Bool[Tensor, "tokens n_latents"]) -> None:
         """Takes in one batch, all of whose tokens count as its last one; of several ranks, each its share of it."""
         self.tokens_seen += len(fires) * ranks.n_ranks()
-        self.last_fired = torch.where(ranks.anywhere(fires.any(0)), self.tokens_seen, self.last_fired)
+        self.last_fired = torch.where(ranks.any_rank(fires.any(0)), self.tokens_seen, self.last_fired)
 
     def dead(self, *, after: int) -> Bool[Tensor, "n_latents"]:
         """Latents that have not fired for more than `after` tokens; one that never fired is counted from the start."""

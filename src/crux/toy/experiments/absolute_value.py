@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.compare import shared_losses
 from crux.toy.exact.best import best_of_seeds, instance
@@ -43,7 +43,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
     return [enough, build_model_program(toy, seed=seed)]
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Describe the best instances: which neurons have how many features, and where one inhibits what another got wrong."""
     enough, sweep = trained
     loss_enough = shared_losses(enough, n_seeds=toy.seeds, samples=toy.held_out)

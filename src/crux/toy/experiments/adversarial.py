@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import build_model_program, split_into_tiles
@@ -79,7 +79,7 @@ def correlation(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
 
 
-def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: Tiled, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Compare vulnerability and 1/D* of every instance, and how they go together."""
     whole = build_model_program(toy, seed=run.seed)
     W, b = (torch.cat([getattr(part.weights, key) for part in trained]) for key in ("W", "b"))

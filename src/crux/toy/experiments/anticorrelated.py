@@ -6,7 +6,7 @@ Elhage et al. 2209.10652, "Correlated and anticorrelated features": antipodal fe
 from collections.abc import Sequence
 
 from crux.config.errors import UserError
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.in_sets import find_best
@@ -27,7 +27,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
     return [build_model_program(toy, seed=seed)]
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure the angles within and between the sets of the best instances."""
     (found,) = trained
     best = find_best(found, run, n_seeds=toy.seeds)

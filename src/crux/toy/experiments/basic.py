@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds
 from crux.toy.exact.loss import independent_moments, linear_loss
@@ -83,7 +83,7 @@ def best(trained: Trained, loss: Float[Tensor, "stream setting"], *, seeds: int)
     return Weights(trained.weights.W[chosen, 0], trained.weights.b[chosen, 0], None)
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure norms, superposition and biases of the best instance of each density, and check whether they are the paper's."""
     flat, bent = trained
     n, m, densities = toy.n_features, toy.n_hidden, torch.tensor(toy.densities)

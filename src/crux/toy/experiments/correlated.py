@@ -8,7 +8,7 @@ other: interference that is positive costs less than a negative one that the ReL
 from collections.abc import Sequence
 
 from crux.config.errors import UserError
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.in_sets import find_best
@@ -27,7 +27,7 @@ def programs(toy: SeveralSizes, *, seed: int) -> list[Program]:
     return [build_program_of_size(toy, size, seed=seed, name=size.name) for size in toy.model_sizes]
 
 
-def result(toy: SeveralSizes, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: SeveralSizes, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure the angles within and between the sets of the best instances."""
     checks, metrics, arrays, drawn = [], {}, {}, []
     for size, found in zip(toy.model_sizes, trained, strict=True):

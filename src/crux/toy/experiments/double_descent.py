@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from crux.config.errors import UserError
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.compare import shared_losses
 from crux.toy.experiments.experiment import ToyExperiment
@@ -41,7 +41,7 @@ def programs(toy: DoubleDescent, *, seed: int) -> list[Program]:
     ]
 
 
-def result(toy: DoubleDescent, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: DoubleDescent, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure losses, dimensionality and planes by the size of the training set."""
     sizes = [measure_size(one, n_seeds=toy.seeds, held_out=toy.held_out) for one in trained]
     metrics = {}

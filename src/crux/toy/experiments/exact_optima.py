@@ -6,7 +6,7 @@ import torch
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.exact.optima import exact_optima
@@ -31,7 +31,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
     return [build_model_program(toy, seed=seed)]
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure the excess of each restart's exact loss over the best exact optimum, and the shapes that they end in."""
     (found,) = trained
     loss = losses(found)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.toy.program import Program, Trained
 
@@ -30,5 +30,5 @@ class ToyExperiment(Generic[Options]):
     options: type[Options]
     """What it reads: the dataclass of the section `toy`, or the job's if it needs several sections."""
     programs: BuildPrograms[Options]
-    result: Callable[[Options, Sequence[Trained], Run], Result]
+    result: Callable[[Options, Sequence[Trained], ActiveRun], Result]
     """Computes the result from the trained programs; takes pieces of an earlier start from the run's folder."""

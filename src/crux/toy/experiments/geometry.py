@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import build_model_program, split_into_tiles
@@ -81,7 +81,7 @@ def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> f
     return longest
 
 
-def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: Tiled, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure D* and every D_i, check their law, and whether they stick to the fractions."""
     W = torch.cat([part.weights.W[:, 0] for part in trained])
     loss = torch.cat([part.loss[:, 0] for part in trained])

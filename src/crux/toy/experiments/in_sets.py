@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.toy.exact.best import best_of_seeds, losses
 from crux.toy.exact.polish import polish
 from crux.toy.exact.population import has_population_loss
@@ -25,7 +25,7 @@ class Best(NamedTuple):
     loss: Float[Tensor, "density"]
 
 
-def find_best(trained: Trained, run: Run, *, n_seeds: int) -> Best:
+def find_best(trained: Trained, run: ActiveRun, *, n_seeds: int) -> Best:
     """Return the best instance of each density: by the exact loss after polishing if there is one, else by that on held-out samples."""
     loss, W = losses(trained), trained.weights.W
     if has_population_loss(trained.program):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from crux.config.errors import UserError
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import best_of_seeds, instance, losses
 from crux.toy.experiments.experiment import ToyExperiment
@@ -29,7 +29,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
     return [build_model_program(toy, seed=seed)]
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Describe the best instance of each density: how many features live, in which shapes."""
     (found,) = trained
     loss = losses(found)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import instance, losses
 from crux.toy.exact.population import has_population_loss, population_loss
@@ -82,7 +82,7 @@ def choose_seed(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
     return max(good, key=lambda i: (n_drops[i], -float(loss[i])))
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Describe one seed's dimensionalities and loss over the training, where it ended, and how abruptly."""
     (found,) = trained
     steps = list(found.snapshots)

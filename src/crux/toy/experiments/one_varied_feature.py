@@ -15,8 +15,8 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import losses
 from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
@@ -130,7 +130,7 @@ def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> 
     return [optima(loss, W) for loss, W in zip(*by_ratio, strict=True)]
 
 
-def result(toy: OneVariedFeature, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneVariedFeature, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Compare all local optima against the ratio, and where pentagon and digons cross."""
     (it,) = trained
     ratios = toy.ratios

@@ -11,7 +11,7 @@ import torch
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.in_sets import find_best
@@ -53,7 +53,7 @@ def programs(toy: OneSize, *, seed: int) -> list[Program]:
     return [build_model_program(toy, seed=seed)]
 
 
-def result(toy: OneSize, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: OneSize, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Count how many pairs of the best instances have collapsed."""
     (found,) = trained
     best = find_best(found, run, n_seeds=toy.seeds)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.compare import join_tiles
 from crux.toy.exact.best import best_of_seeds, losses
@@ -97,7 +97,7 @@ def extra_class(W: Float[Tensor, "*batch n_hidden n_features"]) -> Int[Tensor, "
     return torch.where(represented, torch.where(shared, 1, 2), 0)
 
 
-def polish_diagram(whole: Trained, run: Run, *, name: str, n_seeds: int) -> Found:
+def polish_diagram(whole: Trained, run: ActiveRun, *, name: str, n_seeds: int) -> Found:
     """Polish all instances of one size and take the best of each pixel."""
     result = polish(
         whole.program,
@@ -148,7 +148,7 @@ def deviation(
     return torch.maximum(low - logs, logs - high).clamp(min=0) / step
 
 
-def result(toy: PhaseDiagram, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: PhaseDiagram, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Compare the diagrams with theory."""
     ratios, densities = torch.tensor(toy.ratios), torch.tensor(toy.densities, dtype=torch.float64)
     diagrams, shares, checks, arrays, metrics, lines = [], [], [], {}, {}, []

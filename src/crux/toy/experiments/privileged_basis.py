@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.runs.life_cycle import Run
-from crux.runs.pieces import compute_once
+from crux.runs.intermediate import compute_once
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.compare import join_tiles, polish_on_samples, select_streams, shared_losses
 from crux.toy.experiments.experiment import ToyExperiment
@@ -47,7 +47,7 @@ def programs(toy: Tiled, *, seed: int) -> list[Program]:
     return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
-def result(toy: Tiled, trained: Sequence[Trained], run: Run) -> Result:
+def result(toy: Tiled, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Describe the best instance of each density: its circuits, and how monosemantic its neurons are."""
     found = join_tiles(trained)
     loss = shared_losses(found, n_seeds=toy.seeds, samples=toy.held_out)

@@ -10,7 +10,7 @@ import torch
 
 from crux.config.markdown import markdown_table
 from crux.config.schema import Adam
-from crux.runs.life_cycle import Run
+from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import build_program_of_size
@@ -34,7 +34,7 @@ def programs(config: ToyJob, *, seed: int) -> list[Program]:
     return []
 
 
-def result(config: ToyJob, trained: Sequence[Trained], run: Run) -> Result:
+def result(config: ToyJob, trained: Sequence[Trained], run: ActiveRun) -> Result:
     """Measure the median over rounds of (one program's step) / (the sum of the instances' steps alone), for several batch sizes."""
     whole = build_program_of_size(config.toy, config.toy.model_sizes[0], seed=run.seed, name="all")
     n = len(whole.seeds)

@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, dress, new_figure
+from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, new_figure, style_axes
 
 
 def toy_crossing(
@@ -42,7 +42,7 @@ def toy_crossing(
         text = f" {1 / crossing:.2f} times sparser"
         axes.annotate(text, (crossing, 0.02), xycoords=("data", "axes fraction"), color=GREY, fontsize=9)
     what = f"density of the varied feature / density of the others ({density:g})"
-    dress(axes, x=what, y="exact loss, summed over features")
+    style_axes(axes, x=what, y="exact loss, summed over features")
     axes.set(xscale="log", yscale="log")
     _plain(axes.xaxis)
     _plain(axes.yaxis)
@@ -60,7 +60,7 @@ def _plane(axes: Axes, W: np.ndarray, title: str) -> None:
         colour = VERMILION if i == last else BLUE
         axes.plot([0, x], [0, y], color=colour, linewidth=1.6)
         axes.plot(x, y, color=colour, marker="s" if i == last else "o", markersize=5)
-    dress(axes, x="hidden unit 1", y="", title=title)
+    style_axes(axes, x="hidden unit 1", y="", title=title)
     axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from crux.plotting import PALETTE, dress, new_figure
+from crux.plotting import PALETTE, new_figure, style_axes
 from crux.toy.figures.fractions import mark_fractions
 
 
@@ -47,7 +47,7 @@ def toy_dimensionality(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(-0.03, 1.08)
-    dress(axes, x="1 / (1 − S) = 1 / density", y="dimensions per feature")
+    style_axes(axes, x="1 / (1 − S) = 1 / density", y="dimensions per feature")
     axes.grid(visible=False, axis="y")
     axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.92), fontsize=8.5)
     return figure

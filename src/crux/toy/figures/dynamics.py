@@ -7,7 +7,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from crux.plotting import PALETTE, dress, new_figure
+from crux.plotting import PALETTE, new_figure, style_axes
 from crux.toy.figures.fractions import mark_fractions
 
 
@@ -30,7 +30,7 @@ def toy_dynamics(
     for values, color in zip(dimensionality.T, shades.to_rgba(np.arange(n)), strict=True):
         above.plot(steps, values, color=color, linewidth=1.1 if n <= 20 else 0.7, alpha=0.85)
     above.set_ylim(-0.03, 1.08)
-    dress(above, x="", y="feature dimensionality $D_i$")
+    style_axes(above, x="", y="feature dimensionality $D_i$")
     above.grid(visible=False, axis="y")
     below.plot(loss_steps, np.where(loss > 0, loss, np.nan), color=PALETTE[1], linewidth=1.4)
     below.set_yscale("log")
@@ -39,7 +39,7 @@ def toy_dynamics(
         below.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         below.yaxis.set_minor_locator(NullLocator())
     below.yaxis.set_minor_formatter(NullFormatter())
-    dress(below, x="optimiser step", y="loss")
+    style_axes(below, x="optimiser step", y="loss")
     bar = figure.colorbar(shades, ax=[above, below], label="feature i", aspect=40)
     bar.locator = MaxNLocator(6, integer=True)
     return figure

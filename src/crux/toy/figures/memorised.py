@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from crux.plotting import BLUE, GREY, ORANGE, VERMILION, dress, new_figure
+from crux.plotting import BLUE, GREY, ORANGE, VERMILION, new_figure, style_axes
 
 
 class Size(NamedTuple):
@@ -45,7 +45,7 @@ def toy_losses(sizes: Sequence[Size]) -> Figure:
         for at, loss in zip(x, losses, strict=True):
             top.plot(np.full(len(loss), at), loss, "o", color=colour, markersize=3.5, alpha=0.5, markeredgewidth=0)
     top.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="an output of 0")
-    dress(top, x="", y="loss, share of |x|²", title="Loss; lines: the seed that fits its training points best")
+    style_axes(top, x="", y="loss, share of |x|²", title="Loss; lines: the seed that fits its training points best")
     top.set(xscale="log", ylim=(0, None))
     top.legend(frameon=False, fontsize=8, loc="best")
     generator = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def toy_losses(sizes: Sequence[Size]) -> Figure:
     bottom.plot(
         line, 2 / line, color=GREY, linewidth=0.9, linestyle="--", label="2 / points: a regular polygon of all points"
     )
-    dress(
+    style_axes(
         bottom,
         x="training points",
         y="dimensionality D",
@@ -91,7 +91,7 @@ def toy_planes(sizes: Sequence[Size]) -> Figure:
 def _rays(axes: Axes, vectors: Float[np.ndarray, "2 n"], colour: str) -> None:
     reach = 1.1 * float(np.abs(vectors).max())
     faint = 1.0 if vectors.shape[1] <= 10 else 0.35
-    dress(axes, x="", y="")
+    style_axes(axes, x="", y="")
     axes.add_collection(
         LineCollection([np.array([[0, 0], tip]) for tip in vectors.T], colors=colour, alpha=faint, linewidths=0.8)
     )

@@ -12,7 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, dress, new_figure
+from crux.plotting import GREY, new_figure, style_axes
 
 WIDTH = 0.8
 """Of a bar, whose neighbours are 1 away."""
@@ -47,7 +47,7 @@ def toy_neurons(panels: Sequence[Panel], *, columns: int, width: float, height: 
     for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         low, high = _draw(axes, panel, shades)
         reach = [min(reach[0], low), max(reach[1], high)]
-        dress(axes, x="", y=panel.y if i % columns == 0 else "")
+        style_axes(axes, x="", y=panel.y if i % columns == 0 else "")
         axes.set_title(panel.title, loc="left", fontsize=9)
         axes.set_xlim(-0.7, len(panel.weights) - 0.3)
         axes.grid(visible=False, axis="x")

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREY, dress, new_figure
+from crux.plotting import BLUE, GREY, new_figure, style_axes
 
 
 def toy_optima(
@@ -30,5 +30,5 @@ def toy_optima(
     axes.set_ylim(-20 * close, max(2.5 * 100 * float(excess.max()), 1000 * close))
     axes.set_xticks(range(len(densities)), [f"{density:g}" for density in densities])
     axes.legend(frameon=False, fontsize=8, loc="upper right")
-    dress(axes, x="density p", y="loss above the exact optimum (%)\na point a restart")
+    style_axes(axes, x="density p", y="loss above the exact optimum (%)\na point a restart")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from crux.plotting import BLUE, ORANGE, dress, new_figure
+from crux.plotting import BLUE, ORANGE, new_figure, style_axes
 
 CLASSES = ("not represented", "in superposition", "a dimension of its own")
 COLOURS = ("#e6e6e6", ORANGE, BLUE)
@@ -77,7 +77,7 @@ def toy_shares(
     norm, shared = np.meshgrid(np.linspace(0, 1, 64), np.linspace(0, 1, 64))
     key = row[-1]
     key.imshow(_blend(norm, shared), origin="lower", extent=(0, 1, 0, 1), aspect="equal")
-    dress(key, x=r"norm $\|W_i\|$", y=r"superposition $\sum_{j \neq i} (\hat W_i \cdot W_j)^2$", title="colours")
+    style_axes(key, x=r"norm $\|W_i\|$", y=r"superposition $\sum_{j \neq i} (\hat W_i \cdot W_j)^2$", title="colours")
     key.grid(visible=False)
     return figure
 
@@ -106,5 +106,5 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 
 def _axes(axes: Axes, title: str, *, first: bool, last: bool) -> None:
-    dress(axes, x=X if last else "", y=Y if first else "", title=title)
+    style_axes(axes, x=X if last else "", y=Y if first else "", title=title)
     axes.grid(visible=False)

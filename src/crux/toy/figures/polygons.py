@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from crux.plotting import GREY, dress, new_figure
+from crux.plotting import GREY, new_figure, style_axes
 
 COLUMNS = 5
 IMPORTANCE = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))
@@ -33,7 +33,7 @@ def toy_polygons(
     shades = Normalize(low - (high == low), high)
     for n, (axes, W, title) in enumerate(zip(grid.flat, weights, titles, strict=False)):
         _draw(axes, W, importances, shades)
-        dress(axes, x="", y="")
+        style_axes(axes, x="", y="")
         axes.set_title(title, loc="left", fontsize=9)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         if n + columns >= len(weights):

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREY, dress, new_figure
+from crux.plotting import BLUE, GREY, new_figure, style_axes
 
 
 def toy_recovery(
@@ -19,5 +19,5 @@ def toy_recovery(
                   va="bottom", fontsize=8, color=GREY)  # fmt: skip
     axes.set_ylim(min(0.0, float(cosine.min())), 1.08)
     dropped = "" if living.all() else " (grey: not represented by the toy model)"
-    dress(axes, x=f"feature{dropped}", y="cosine with the nearest latent")
+    style_axes(axes, x=f"feature{dropped}", y="cosine with the nearest latent")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 COSINES = "RdBu_r"
 
@@ -71,7 +71,7 @@ def _plane(axes: Axes, W: np.ndarray, n_sets: int) -> None:
         for x, y in tips.T:
             axes.plot([0, x], [0, y], color=colour, linewidth=1.8)
         axes.plot(*tips, color=colour, linestyle=":", linewidth=1.2, marker=marker, markersize=6)
-    dress(axes, x="hidden unit 1", y="")
+    style_axes(axes, x="hidden unit 1", y="")
     reach = 1.2 * max(1.0, float(np.abs(W).max()))
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
 
@@ -84,5 +84,5 @@ def _pairs(axes: Axes, W: np.ndarray, n_sets: int) -> None:
     for edge in range(n // n_sets, n, n // n_sets):
         axes.axhline(edge, color=GREY, linewidth=0.8)
         axes.axvline(edge, color=GREY, linewidth=0.8)
-    dress(axes, x="feature i, by set", y="")
+    style_axes(axes, x="feature i, by set", y="")
     axes.grid(visible=False)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from crux.plotting import BLUE, GREY, dress, new_figure
+from crux.plotting import BLUE, GREY, new_figure, style_axes
 
 
 def toy_speed(batches: Sequence[int], shares: Sequence[float], *, n_instances: int) -> Figure:
@@ -17,5 +17,5 @@ def toy_speed(batches: Sequence[int], shares: Sequence[float], *, n_instances: i
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [f"{batch:,}" for batch in batches])
     axes.set_ylim(0, 1.1 * max(*shares, 1 / 3))
-    dress(axes, x="batch (samples a step)", y=f"time of {n_instances} instances,\none program / one by one")
+    style_axes(axes, x="batch (samples a step)", y=f"time of {n_instances} instances,\none program / one by one")
     return figure

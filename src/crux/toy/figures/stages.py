@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from crux.plotting import GREY, MARKERS, PALETTE, dress, new_figure
+from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 
 def toy_stages(
@@ -58,5 +58,5 @@ def toy_stages(
         below.annotate(chr(65 + k), (step, at), xytext=(4, 5), textcoords="offset points", fontsize=9)
     below.set_yscale("log")
     below.yaxis.set_minor_formatter(NullFormatter())
-    dress(below, x="optimiser step", y="loss (sum over features)")
+    style_axes(below, x="optimiser step", y="loss (sum over features)")
     return figure

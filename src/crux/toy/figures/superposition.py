@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from crux.plotting import dress, new_figure
+from crux.plotting import new_figure, style_axes
 
 PRODUCTS, SHARED = "RdBu_r", "viridis"
 
@@ -38,7 +38,7 @@ def toy_superposition(
         above.set_title(title, loc="left", fontsize=10)
         below.barh(np.arange(n), norms[k], height=0.85, color=ScalarMappable(shades, SHARED).to_rgba(superposition[k]))
         below.set(xlim=(0, longest), ylim=(n - 0.5, -0.5), box_aspect=1)
-        dress(below, x=r"norm $\|W_i\|$", y="feature i" if k == 0 else "")
+        style_axes(below, x=r"norm $\|W_i\|$", y="feature i" if k == 0 else "")
         below.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         below.grid(visible=False, axis="y")
         if k == 0:
