@@ -1,4 +1,4 @@
-"""The life cycle of a job: look for an earlier run, create the folder, start tracking, execute, write the results, finish, show them."""
+"""The life cycle of a job: look for an earlier run, create the folder, start tracking, execute, write the results, show them."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
