@@ -10,9 +10,9 @@ from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.degeneracy.ablation import EdgeAblation, NodeAblation, clean_loss, counts, least
-from crux.degeneracy.basis import neurons, random_rotation
-from crux.degeneracy.edges import edges
+from crux.degeneracy.ablation import EdgeAblation, NodeAblation, clean_loss, curve_counts, smallest_sufficient
+from crux.degeneracy.basis import neuron_basis, random_basis
+from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.grams import moments
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
@@ -33,7 +33,7 @@ def test_a_deep_linear_network_loses_the_strength_of_what_is_removed() -> None:
     L = bases[-1].strength
     loss = behaviour(chain)
     assert clean_loss(chain, batches, end="output", loss=loss) == 0
-    found = edges(chain, batches, bases=bases, points=None, probes=None, side=None, seed=0)
+    found = interaction_edges(chain, batches, bases=bases, points=None, probes=None, mode=None, seed=0)
     for k in range(3):
         nodes = NodeAblation(chain, batches, basis=bases[k], end="output", loss=loss)
         between = EdgeAblation(
@@ -44,8 +44,8 @@ def test_a_deep_linear_network_loses_the_strength_of_what_is_removed() -> None:
             assert nodes.loss(n) == pytest.approx(float(L[n:].sum()), abs=1e-9)
             assert between.loss(n) == pytest.approx(float(L[n:].sum()), abs=1e-9)
         assert between.loss(16) < 1e-9
-        assert least(nodes.loss, size=4, limit=1.01 * float(L[2:].sum())) == 2
-        assert least(between.loss, size=16, limit=0.99 * float(L[2:].sum())) == 3
+        assert smallest_sufficient(nodes.loss, size=4, limit=1.01 * float(L[2:].sum())) == 2
+        assert smallest_sufficient(between.loss, size=16, limit=0.99 * float(L[2:].sum())) == 3
 
 
 def test_edges_are_cut_one_target_direction_at_a_time() -> None:
@@ -53,7 +53,7 @@ def test_edges_are_cut_one_target_direction_at_a_time() -> None:
     chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
     batches = inputs((20, 5), seed=1)
     at = moments(chain, batches, hooks=["input", "post0"])
-    a, b = neurons("input", at["input"]), random_rotation("post0", at["post0"], seed=0)
+    a, b = neuron_basis("input", at["input"]), random_basis("post0", at["post0"], seed=0)
     strength = torch.rand(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ablation = EdgeAblation(chain, batches, bases=(a, b), strength=strength, end="output", loss=lambda x, y: y.sum(-1))
     x = torch.cat(batches)
@@ -103,11 +103,11 @@ def test_dead_directions_are_not_needed() -> None:
     needed = {}
     for basis in (
         bases_of(chain, batches, ahead=1, hooks=("input", "output"))[0],
-        neurons("input", at),
-        random_rotation("input", at, seed=1),
+        neuron_basis("input", at),
+        random_basis("input", at, seed=1),
     ):
         nodes = NodeAblation(chain, batches, basis=basis, end="output", loss=loss)
-        needed[basis.name] = least(nodes.loss, size=nodes.size, limit=1e-12)
+        needed[basis.name] = smallest_sufficient(nodes.loss, size=nodes.size, limit=1e-12)
     assert needed["local"] == 2
     assert needed["neuron"] == 5
     assert needed["random"] in (5, None)  # rounding decides whether all five are within 1e-12
@@ -121,16 +121,16 @@ def test_least_finds_the_first_that_is_enough(enough: int, size: int) -> None:
         calls.append(n)
         return float(n < enough)
 
-    found = least(loss, size=size, limit=0.5)
+    found = smallest_sufficient(loss, size=size, limit=0.5)
     assert found == (enough if enough <= size else None)
     assert len(calls) <= 20
     assert max(calls) <= size
 
 
 def test_counts_begin_and_end_where_the_curve_does() -> None:
-    assert counts(100) == [0, 1, 2, 4, 8, 16, 32, 64, 100]
-    assert counts(64) == [0, 1, 2, 4, 8, 16, 32, 64]
-    assert counts(1) == [0, 1]
+    assert curve_counts(100) == [0, 1, 2, 4, 8, 16, 32, 64, 100]
+    assert curve_counts(64) == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert curve_counts(1) == [0, 1]
 
 
 def test_nonsense_is_refused() -> None:
@@ -139,7 +139,7 @@ def test_nonsense_is_refused() -> None:
     for batches in ([], [torch.zeros(0, 5).double()]):
         with pytest.raises(UserError, match="no data"):
             NodeAblation(chain, batches, basis=bases[0], end="output", loss=behaviour(chain))
-    with pytest.raises(UserError, match="must lie behind"):
+    with pytest.raises(UserError, match="must come after"):
         EdgeAblation(
             chain, inputs((20, 5), seed=1), bases=(bases[1], bases[0]), strength=torch.ones(5, 8).double(),
             end="output", loss=behaviour(chain),

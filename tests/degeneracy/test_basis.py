@@ -9,12 +9,12 @@ from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.degeneracy.basis import Basis, dictionary, neurons, principal_components, random_rotation
+from crux.degeneracy.basis import Basis, dictionary_basis, neuron_basis, pca_basis, random_basis
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.network import Network
-from crux.degeneracy.rewritten import rewritten
+from crux.degeneracy.rewrite import rewrite_in_bases
 from crux.subjects.subject import FINAL
 
 HOOKS = ("input", "post0", "post1", "output")
@@ -100,7 +100,7 @@ def test_the_new_coordinates_jacobians_have_unit_columns(
 ) -> None:
     """Of the network that is rewritten in the basis, by torch.func."""
     bases = bases_of(chain, batches, ahead=ahead)
-    other = rewritten(chain, bases)
+    other = rewrite_in_bases(chain, bases)
     for place, basis in enumerate(bases[:-1]):
         to = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)].hook
         data = torch.cat(batches)
@@ -153,7 +153,7 @@ def test_a_rewritten_network_is_the_same_function(
     ahead: int | None, hooks: tuple[str, ...], chain: Chain, batches: list[Tensor]
 ) -> None:
     bases = bases_of(chain, batches, ahead=ahead, hooks=hooks)
-    other = rewritten(chain, bases)
+    other = rewrite_in_bases(chain, bases)
     clean = chain.clean(batches[0], capture=hooks, final=True)
     found = other.clean(batches[0], capture=hooks, final=True)
     for basis in bases:
@@ -168,13 +168,13 @@ def test_plain_bases_lose_nothing_either(chain: Chain, batches: list[Tensor]) ->
     at = moments(chain, batches, hooks=HOOKS)
     torch.manual_seed(0)
     for make in (
-        lambda hook: neurons(hook, at[hook]),
-        lambda hook: principal_components(hook, at[hook], threshold=1e-12),
-        lambda hook: random_rotation(hook, at[hook], seed=0),
-        lambda hook: dictionary(hook, at[hook], directions=torch.randn(20, len(at[hook].mean))),
+        lambda hook: neuron_basis(hook, at[hook]),
+        lambda hook: pca_basis(hook, at[hook], threshold=1e-12),
+        lambda hook: random_basis(hook, at[hook], seed=0),
+        lambda hook: dictionary_basis(hook, at[hook], directions=torch.randn(20, len(at[hook].mean))),
     ):
         bases = [make(hook) for hook in HOOKS]
-        other = rewritten(chain, bases)
+        other = rewrite_in_bases(chain, bases)
         assert torch.allclose(bases[-1].activations(other(batches[0])), chain(batches[0]), atol=1e-8)
         f = chain.clean(torch.cat(batches), capture=HOOKS, final=False).activations
         for basis in bases:
@@ -189,9 +189,9 @@ def test_keeping_all_directions_changes_nothing_that_comes_behind() -> None:
     for basis in bases_of(network, batches, ahead=1, hooks=hooks)[:-1]:
         clean = network.clean(batches[0], capture=[basis.hook], final=True)
         f = clean.activations[basis.hook]
-        found = network.onward(clean, basis.hook, basis.kept(f, basis.size), ends=[FINAL])[FINAL]
+        found = network.onward(clean, basis.hook, basis.keep_strongest(f, basis.size), ends=[FINAL])[FINAL]
         assert torch.allclose(found, clean.final, atol=1e-8)
-        assert torch.equal(basis.kept(f, 0), basis.mean.expand_as(f))
+        assert torch.equal(basis.keep_strongest(f, 0), basis.mean.expand_as(f))
 
 
 def test_what_does_not_matter_is_left_out_and_reported() -> None:
@@ -229,9 +229,9 @@ def test_random_signs_find_the_same_basis(chain: Chain) -> None:
 
 
 def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
-    with pytest.raises(UserError, match="output, input: the second must lie behind the first"):
+    with pytest.raises(UserError, match="output, input: the second must come after the first"):
         bases_of(chain, batches, ahead=1, hooks=("output", "input"))
-    with pytest.raises(UserError, match="post0, post0: the second must lie behind"):
+    with pytest.raises(UserError, match="post0, post0: the second must come after"):
         bases_of(chain, batches, ahead=1, hooks=("post0", "post0"))
     with pytest.raises(UserError, match="no data"):
         bases_of(chain, [], ahead=1)
@@ -239,16 +239,16 @@ def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
         bases_of(chain, batches, ahead=0)
     with pytest.raises(UserError, match="needs two or more"):
         bases_of(chain, batches, ahead=1, hooks=("input",))
-    with pytest.raises(UserError, match="empty basis, the activations are the same everywhere"):
+    with pytest.raises(UserError, match="the basis is empty, because the activations do not vary"):
         bases_of(chain, [torch.ones(10, 5).double()], ahead=1)
     dead = Chain({"input": nn.Identity(), "dead": nn.Threshold(1e9, 0.0), "output": nn.Linear(5, 5)}).double()
-    last = neurons("output", moments(chain, batches, hooks=["input"])["input"])
-    with pytest.raises(UserError, match=r"input: an empty basis, nothing at the later hook point depends"):
+    last = neuron_basis("output", moments(chain, batches, hooks=["input"])["input"])
+    with pytest.raises(UserError, match=r"input: the basis is empty, because nothing at the later hook point depends"):
         interaction_bases(
             dead, batches, hooks=("input", "output"), ahead=1, last=last, probes=None, threshold=1e-12, seed=0
         )
-    with pytest.raises(UserError, match="the dictionary has no direction"):
-        dictionary("input", moments(chain, batches, hooks=["input"])["input"], directions=torch.zeros(3, 5))
+    with pytest.raises(UserError, match="the dictionary has no non-zero direction"):
+        dictionary_basis("input", moments(chain, batches, hooks=["input"])["input"], directions=torch.zeros(3, 5))
     bases = bases_of(chain, batches, ahead=1)
     with pytest.raises(UserError, match="two bases"):
-        rewritten(chain, [bases[0], bases[0]])
+        rewrite_in_bases(chain, [bases[0], bases[0]])

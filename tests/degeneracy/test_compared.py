@@ -8,17 +8,17 @@ from tests.support.small_networks import inputs, perceptron, random_subject
 from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
-from crux.degeneracy.basis import principal_components
-from crux.degeneracy.basis_options import Compare, LastBasis
-from crux.degeneracy.compared import (
+from crux.degeneracy.basis import pca_basis
+from crux.degeneracy.basis_options import CompareOptions, LastBasis
+from crux.degeneracy.comparison import (
+    AblationCurve,
     AblationLoss,
-    Curve,
-    compare,
-    curve,
-    every_basis,
+    ablate_bases,
+    count_edges_for_share,
+    find_bases,
     first_samples,
     logits_basis,
-    share_of_edges,
+    measure_curve,
 )
 from crux.degeneracy.grams import moments
 from crux.subjects.subject import FINAL
@@ -47,18 +47,18 @@ def computed(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[
 def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> None:
     chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
     batches = inputs((40, 5), seed=1)
-    options = Compare(
+    options = CompareOptions(
         threshold=1e-12, points=2, within=0.1, bases=["neuron", "random", "pca", "local", "next", "global"],
         hooks=["input", "post0", "output"], last=LastBasis.pca, ahead=2, probes=None, samples=80, judged=80, batch=40,
         directions=3, edge_samples=50, edge_ablation=["pca", "next"],
     )  # fmt: skip
     at = moments(chain, batches, hooks=options.hooks)
-    last = principal_components("output", at["output"], threshold=1e-12)
-    bases = every_basis(chain, batches, at=at, options=options, last=last, seed=0, once=computed)
+    last = pca_basis("output", at["output"], threshold=1e-12)
+    bases = find_bases(chain, batches, at=at, options=options, last=last, seed=0, once=computed)
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1
     done: list[int] = []
-    found = compare(
+    found = ablate_bases(
         chain,
         bases,
         options=options,
@@ -78,7 +78,7 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
         assert here.losses[here.size] < 1e-12
         assert there.needed is not None
         assert there.losses[there.needed] <= 0.1
-    needed = found.edges_needed("pca")
+    needed = found.total_edges_needed("pca")
     each = [curve.needed for curve in found.edge_curves["pca"]]
     assert needed == (None if None in each else sum(n for n in each if n is not None))
 
@@ -90,19 +90,22 @@ def test_a_curve_measures_every_number_once() -> None:
         calls.append(n)
         return 10.0 - n
 
-    found = curve(loss, 10, limit=3.0, whole=True)
+    found = measure_curve(loss, 10, limit=3.0, all_powers=True)
     assert found.needed == 7
     assert list(found.losses) == [0, 1, 2, 4, 6, 7, 8, 10]
     assert len(calls) == len(set(calls))
-    assert list(curve(loss, 10, limit=9.0, whole=False).losses) == [0, 1, 10]
-    assert curve(loss, 10, limit=-1.0, whole=False).needed is None
-    for found in (curve(loss, 10, limit=3.0, whole=True), curve(loss, 10, limit=-1.0, whole=False)):
-        assert Curve.from_tensors(found.tensors) == found
+    assert list(measure_curve(loss, 10, limit=9.0, all_powers=False).losses) == [0, 1, 10]
+    assert measure_curve(loss, 10, limit=-1.0, all_powers=False).needed is None
+    for found in (
+        measure_curve(loss, 10, limit=3.0, all_powers=True),
+        measure_curve(loss, 10, limit=-1.0, all_powers=False),
+    ):
+        assert AblationCurve.from_tensors(found.tensors) == found
 
 
 def test_shares_and_samples() -> None:
-    assert share_of_edges(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.8) == 1
-    assert share_of_edges(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.99) == 3
+    assert count_edges_for_share(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.8) == 1
+    assert count_edges_for_share(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.99) == 3
     batches = [torch.zeros(4, 2), torch.ones(4, 2)]
     assert [len(batch) for batch in first_samples(batches, 6)] == [4, 2]
     assert [len(batch) for batch in first_samples(batches, 4)] == [4]

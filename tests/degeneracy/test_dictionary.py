@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.dictionary import outside, reading
+from crux.degeneracy.dictionary import measure_outside, strongest_subspace
 from crux.sae.architectures.relu import ReluSAE
 
 
@@ -35,10 +35,10 @@ def sae(directions: list[list[float]]) -> ReluSAE:
 def test_shares_by_hand() -> None:
     """Read are the first two of three axes, by skew coordinates. Latents on axis 1, between 2 and 3, and on 3; the last never fires."""
     C = torch.tensor([[3.0, 1.0], [0.0, 0.1], [0.0, 0.0]], dtype=torch.float64)
-    Q = reading(basis(C, [2.0, 1.0]), left_out=0.0)
+    Q = strongest_subspace(basis(C, [2.0, 1.0]), left_out=0.0)
     torch.testing.assert_close(Q @ Q.T, torch.diag(torch.tensor([1.0, 1.0, 0.0]).double()))
     activations = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [3.0, 0.0, -1.0]])
-    found = outside(sae([[5.0, 0, 0], [0, 2.0, 2.0], [0, 0, 1.0]]), activations, activations, Q)
+    found = measure_outside(sae([[5.0, 0, 0], [0, 2.0, 2.0], [0, 0, 1.0]]), activations, activations, Q)
     torch.testing.assert_close(found.share, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), atol=1e-7, rtol=0)
     assert found.living.tolist() == [True, True, False]
     assert found.mean == pytest.approx(0.25)
@@ -55,26 +55,33 @@ def test_shares_by_hand() -> None:
 def test_as_few_directions_as_leave_out_the_share() -> None:
     C = torch.eye(4, dtype=torch.float64)
     of = basis(C, [8.0, 1.0, 0.9, 0.1])
-    assert [reading(of, left_out=share).shape[1] for share in (0.5, 0.2, 0.15, 0.1, 0.02, 0.0)] == [1, 1, 2, 2, 3, 4]
-    with pytest.raises(UserError, match="left_out=1: must be from 0 up to but not 1"):
-        reading(of, left_out=1)
+    assert [strongest_subspace(of, left_out=share).shape[1] for share in (0.5, 0.2, 0.15, 0.1, 0.02, 0.0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        4,
+    ]
+    with pytest.raises(UserError, match="left_out=1: must be at least 0 and below 1"):
+        strongest_subspace(of, left_out=1)
 
 
 def test_scales_of_the_decoder_and_of_the_basis_change_nothing() -> None:
     rng = torch.Generator().manual_seed(1)
     C = torch.randn(5, 3, generator=rng, dtype=torch.float64)
     directions, x = torch.randn(4, 5, generator=rng), torch.randn(50, 5, generator=rng)
-    one = outside(sae(directions.tolist()), x, x, reading(basis(C, [1, 1, 1]), left_out=0.0))
+    one = measure_outside(sae(directions.tolist()), x, x, strongest_subspace(basis(C, [1, 1, 1]), left_out=0.0))
     scaled = C @ torch.randn(3, 3, generator=rng, dtype=torch.float64)
-    other = outside(
+    other = measure_outside(
         sae((directions * torch.tensor([[1.0], [3], [0.1], [7]])).tolist()),
         x,
         x,
-        reading(basis(scaled, [3, 2, 1]), left_out=0.0),
+        strongest_subspace(basis(scaled, [3, 2, 1]), left_out=0.0),
     )
     torch.testing.assert_close(one.share, other.share, rtol=1e-5, atol=1e-6)
     assert one.weighted == pytest.approx(other.weighted, rel=1e-5)
-    nothing_left = outside(sae(directions.tolist()), x, x, torch.eye(5, dtype=torch.float64))
+    nothing_left = measure_outside(sae(directions.tolist()), x, x, torch.eye(5, dtype=torch.float64))
     assert nothing_left.weighted == pytest.approx(0, abs=1e-6)
     assert math.isnan(nothing_left.explained_outside)
 
@@ -82,6 +89,6 @@ def test_scales_of_the_decoder_and_of_the_basis_change_nothing() -> None:
 def test_nonsense_is_refused() -> None:
     x = torch.ones(3, 2)
     with pytest.raises(UserError, match="directions of 2 dimensions, the basis of 4"):
-        outside(sae([[1.0, 0.0]]), x, x, torch.eye(4, dtype=torch.float64))
+        measure_outside(sae([[1.0, 0.0]]), x, x, torch.eye(4, dtype=torch.float64))
     with pytest.raises(UserError, match="no latent fires"):
-        outside(sae([[1.0, 0.0]]), -x, -x, torch.eye(2, dtype=torch.float64))
+        measure_outside(sae([[1.0, 0.0]]), -x, -x, torch.eye(2, dtype=torch.float64))

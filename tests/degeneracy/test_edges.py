@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crux.config.errors import UserError
-from crux.degeneracy.basis import Basis, neurons
-from crux.degeneracy.edges import edges
+from crux.degeneracy.basis import Basis, neuron_basis
+from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.grams import moments
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.network import Network
@@ -43,9 +43,9 @@ def brute_force(
 GAUSS_LEGENDRE_2 = [(0.5 - 0.75**0.5 / 3, 0.5), (0.5 + 0.75**0.5 / 3, 0.5)]
 
 
-@pytest.mark.parametrize("side", ["jvp", "vjp", None])
+@pytest.mark.parametrize("mode", ["jvp", "vjp", None])
 @pytest.mark.parametrize(("points", "alphas"), [(None, [(1.0, 1.0)]), (2, GAUSS_LEGENDRE_2)])
-def test_perceptrons_and_positions(side: str | None, points: int | None, alphas: list[tuple[float, float]]) -> None:
+def test_perceptrons_and_positions(mode: str | None, points: int | None, alphas: list[tuple[float, float]]) -> None:
     torch.manual_seed(0)
     with_positions = Chain({"input": nn.Identity(), "a": Both(4, 6), "b": Both(6, 3)}).double()
     for network, hooks, batches in (
@@ -53,7 +53,7 @@ def test_perceptrons_and_positions(side: str | None, points: int | None, alphas:
         (with_positions, ("input", "a", "b"), inputs((6, 3, 4), seed=1)),
     ):
         bases = bases_of(network, batches, ahead=1, hooks=hooks)
-        found = edges(network, batches, bases=bases, points=points, probes=None, side=side, seed=0)
+        found = interaction_edges(network, batches, bases=bases, points=points, probes=None, mode=mode, seed=0)
         assert [(e.source, e.target) for e in found] == list(itertools.pairwise(hooks))
         for k, each in enumerate(found):
             want = brute_force(network, batches, bases[k], bases[k + 1], alphas)
@@ -69,11 +69,11 @@ def test_language_models(kind: str, tolerance: float) -> None:
     batches = [TOKENS[:, :4]]
     hooks = ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", FINAL)
     at = moments(subject, batches, hooks=hooks)
-    bases = [neurons(hook, at[hook]).first(3) for hook in hooks]
+    bases = [neuron_basis(hook, at[hook]).strongest(3) for hook in hooks]
     with sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be mapped over
         want = [brute_force(subject, batches, a, b, [(1.0, 1.0)]) for a, b in itertools.pairwise(bases)]
-    for side in ("jvp", "vjp"):
-        found = edges(subject, batches, bases=bases, points=None, probes=None, side=side, seed=0)
+    for mode in ("jvp", "vjp"):
+        found = interaction_edges(subject, batches, bases=bases, points=None, probes=None, mode=mode, seed=0)
         for each, exact in zip(found, want, strict=True):
             assert torch.allclose(each.strength, exact, rtol=tolerance, atol=1e-12)
             assert exact.max() > 0
@@ -86,7 +86,9 @@ def test_random_signs_are_unbiased() -> None:
     bases = bases_of(network, batches, ahead=1, hooks=("input", "a", "b"))
 
     def drawn(probes: int | None, seed: int) -> Tensor:
-        return edges(network, batches, bases=bases, points=None, probes=probes, side="vjp", seed=seed)[0].strength
+        return interaction_edges(network, batches, bases=bases, points=None, probes=probes, mode="vjp", seed=seed)[
+            0
+        ].strength
 
     exact = drawn(None, 0)
     many = torch.stack([drawn(2, seed) for seed in range(200)])
@@ -101,7 +103,7 @@ def test_deep_linear_networks_have_diagonal_edges(points: int | None) -> None:
     chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
     batches = inputs((50, 6), seed=2)
     bases = bases_of(chain, batches, ahead=1)
-    for each in edges(chain, batches, bases=bases, points=points, probes=None, side=None, seed=0):
+    for each in interaction_edges(chain, batches, bases=bases, points=points, probes=None, mode=None, seed=0):
         want = bases[-1].strength
         assert torch.allclose(each.strength, want.diag(), rtol=0, atol=1e-8 * float(want[0]))
         assert torch.allclose(each.constant, torch.zeros(4).double(), atol=1e-8 * float(want[0]))
@@ -126,7 +128,9 @@ def test_blocks_that_do_not_touch_have_no_edges_between_them() -> None:
             share = basis.C_pinv[:, :4].square().sum(1) / basis.C_pinv.square().sum(1)
             assert ((share < 1e-8) | (share > 1 - 1e-8)).all()
             block.append(share > 0.5)
-        for k, each in enumerate(edges(chain, batches, bases=bases, points=8, probes=None, side=None, seed=0)):
+        for k, each in enumerate(
+            interaction_edges(chain, batches, bases=bases, points=8, probes=None, mode=None, seed=0)
+        ):
             across = block[k + 1][:, None] != block[k][None]
             assert across.any()
             assert each.strength[across].max() < 1e-12 * each.strength.max()
@@ -137,12 +141,12 @@ def test_the_constant_node_is_what_the_mean_gives() -> None:
     chain = Chain({"input": nn.Identity(), "output": nn.ReLU()})
     batches = [torch.tensor([[3.0, 1.0], [-1.0, -3.0]], dtype=torch.float64)]
     at = moments(chain, batches, hooks=["input", "output"])
-    bases = [neurons(hook, at[hook]) for hook in ("input", "output")]
-    (found,) = edges(chain, batches, bases=bases, points=None, probes=None, side=None, seed=0)
+    bases = [neuron_basis(hook, at[hook]) for hook in ("input", "output")]
+    (found,) = interaction_edges(chain, batches, bases=bases, points=None, probes=None, mode=None, seed=0)
     constant = dict(zip(bases[1].C_pinv.argmax(1).tolist(), found.constant.tolist(), strict=True))
     assert constant == pytest.approx({0: 0.25, 1: 0.25})
     assert found.strength.diagonal().sum() == pytest.approx(4 / 2 + 4 / 2)
-    with pytest.raises(UserError, match="must lie behind"):
-        edges(chain, batches, bases=bases[::-1], points=None, probes=None, side=None, seed=0)
+    with pytest.raises(UserError, match="must come after"):
+        interaction_edges(chain, batches, bases=bases[::-1], points=None, probes=None, mode=None, seed=0)
     with pytest.raises(UserError, match="no data"):
-        edges(chain, [], bases=bases, points=None, probes=None, side=None, seed=0)
+        interaction_edges(chain, [], bases=bases, points=None, probes=None, mode=None, seed=0)

@@ -9,9 +9,9 @@ from tests.support.groupings import same_grouping
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.degeneracy.basis_options import Modularity
+from crux.degeneracy.basis_options import ModularityOptions
 from crux.degeneracy.modularity import (
-    ALONE,
+    NO_MODULE,
     Modules,
     edge_weights,
     find_modules,
@@ -41,7 +41,7 @@ def found(
     starts: int = 5,
     seed: int = 0,
 ) -> Modules:
-    options = Modularity(resolution, iterations=10, starts=starts)
+    options = ModularityOptions(resolution, iterations=10, starts=starts)
     return find_modules(edges, cutoffs=[cutoff] * len(edges), constant=constant, options=options, seed=seed)
 
 
@@ -62,11 +62,11 @@ def test_the_score_is_networkxs(resolution: float) -> None:
         for to, come in between.nonzero().tolist():
             graph.add_edge((layer, come), (layer + 1, to), weight=float(between[to, come]))
     groups: dict[int, set] = {}
-    for layer, of in enumerate(modules.of):
+    for layer, of in enumerate(modules.labels):
         for node, module in enumerate(of.tolist()):
             groups.setdefault(module, set()).add((layer, node))
     want = networkx.community.modularity(graph, groups.values(), resolution=resolution)
-    assert modularity(modules.weights, modules.of, resolution=resolution) == pytest.approx(want)
+    assert modularity(modules.weights, modules.labels, resolution=resolution) == pytest.approx(want)
     assert modules.score == pytest.approx(networkx.community.modularity(graph, groups.values()))
 
 
@@ -74,7 +74,7 @@ def test_the_score_is_networkxs(resolution: float) -> None:
 def test_planted_modules_are_found_whole(sizes: list[list[int]]) -> None:
     edges, true = blocks(sizes, low=0.01, seed=0)
     modules = found(edges)
-    assert same_grouping(modules.of, true)
+    assert same_grouping(modules.labels, true)
     assert modules.n == len(sizes[0])
     largest = torch.tensor(sizes).sum(0).sort(descending=True).values
     assert torch.equal(modules.clusters.sum(1), largest)
@@ -85,14 +85,14 @@ def test_planted_modules_are_found_whole(sizes: list[list[int]]) -> None:
 def test_a_long_chain_is_cut_across_unless_the_resolution_is_low() -> None:
     edges, true = blocks([[4, 4]] * 6, low=0.001, seed=0)
     assert found(edges).n == 4
-    assert same_grouping(found(edges, resolution=0.5).of, true)
+    assert same_grouping(found(edges, resolution=0.5).labels, true)
 
 
 def test_the_same_seed_finds_the_same_and_more_starts_no_worse() -> None:
     rng = torch.Generator().manual_seed(0)
     edges = [10 ** (3 * torch.rand(40, 40, generator=rng, dtype=torch.float64) - 2) for _ in range(2)]
     one, again = (found(edges, starts=1, seed=3) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one.of, again.of, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.labels, again.labels, strict=True))
     assert found(edges, starts=20, seed=3).score >= one.score > 0
 
 
@@ -108,10 +108,10 @@ def test_constant_nodes_and_nodes_without_edges_are_in_no_module() -> None:
     with_constant = [torch.nn.functional.pad(of, (1, 0, 1, 0), value=50.0) for of in edges]  # interacts with all
     constant = [torch.arange(7) == 0] * 3
     modules = found(with_constant, constant=constant)
-    assert [int(of[0]) for of in modules.of] == [ALONE] * 3
-    assert same_grouping([of[1:] for of in modules.of], true)
+    assert [int(of[0]) for of in modules.labels] == [NO_MODULE] * 3
+    assert same_grouping([of[1:] for of in modules.labels], true)
     edges[0][:, 1] = 0
-    assert int(found(edges).of[0][1]) == ALONE
+    assert int(found(edges).labels[0][1]) == NO_MODULE
     assert found(edges).clusters.sum() == 17
 
 
@@ -138,6 +138,8 @@ def test_nonsense_is_refused(edges: list[Tensor], given: dict, says: str) -> Non
 
 def test_more_cutoffs_than_layers_or_more_edges_than_there_are() -> None:
     with pytest.raises(UserError, match="2 for 1 pairs"):
-        find_modules([torch.ones(2, 2)], cutoffs=[0.1, 0.1], constant=None, options=Modularity(1.0, 1, 1), seed=0)
+        find_modules(
+            [torch.ones(2, 2)], cutoffs=[0.1, 0.1], constant=None, options=ModularityOptions(1.0, 1, 1), seed=0
+        )
     with pytest.raises(UserError, match="kept=5: of 4 edges"):
         smallest_kept(torch.ones(2, 2), 5)

@@ -8,11 +8,11 @@ import torch
 from tests.support.groupings import same_grouping
 from torch import Tensor, nn
 
-from crux.degeneracy.ablation import EdgeAblation, least
-from crux.degeneracy.basis_options import Modularity
-from crux.degeneracy.edges import edges
+from crux.degeneracy.ablation import EdgeAblation, smallest_sufficient
+from crux.degeneracy.basis_options import ModularityOptions
+from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.interaction_basis import interaction_bases
-from crux.degeneracy.modularity import ALONE, find_modules, smallest_kept
+from crux.degeneracy.modularity import NO_MODULE, find_modules, smallest_kept
 from crux.degeneracy.networks.chain import Chain
 
 
@@ -81,7 +81,9 @@ def test_two_hidden_modules_are_recovered_exactly(
     bases = interaction_bases(
         chain, [x], hooks=chain.hooks, ahead=ahead, last=None, probes=None, threshold=1e-9, seed=0
     )
-    strengths = [e.strength for e in edges(chain, [x], bases=bases, points=4, probes=None, side=None, seed=0)]
+    strengths = [
+        e.strength for e in interaction_edges(chain, [x], bases=bases, points=4, probes=None, mode=None, seed=0)
+    ]
     share = [
         (basis.C_pinv @ side[1]).square().sum(1) / basis.C_pinv.square().sum(1)
         for basis, side in zip(bases, network.sides, strict=True)
@@ -90,15 +92,15 @@ def test_two_hidden_modules_are_recovered_exactly(
     true = [(s > 0.5).long() for s in share]
 
     resolution = 0.1 if "l" in kinds else 1.0
-    options = Modularity(resolution, iterations=10, starts=10)
+    options = ModularityOptions(resolution, iterations=10, starts=10)
     rounding = [1e-12 * float(s.max()) for s in strengths]
     found = find_modules(strengths, cutoffs=rounding, constant=None, options=options, seed=0)
     if "r" in kinds:
         assert found.n == 2
-        assert same_grouping(found.of, true)
+        assert same_grouping(found.labels, true)
     else:
         assert found.n == sum(sizes[-1])  # as many as the smallest layer has
-        chains = [torch.stack([of, t], 1) for of, t in zip(found.of, true, strict=True)]
+        chains = [torch.stack([of, t], 1) for of, t in zip(found.labels, true, strict=True)]
         sides = {(int(m), int(t)) for c in chains for m, t in c}
         assert len(sides) == found.n  # none is in both blocks
 
@@ -111,13 +113,13 @@ def test_two_hidden_modules_are_recovered_exactly(
             chain, [x], bases=pair, strength=strength, end="output",
             loss=lambda _, y: (y - clean).square().sum(1) / clean.var(0).sum(),
         )  # fmt: skip
-        cutoffs.append(smallest_kept(strength, least(ablation.loss, size=ablation.size, limit=1e-3) or 1))
+        cutoffs.append(smallest_kept(strength, smallest_sufficient(ablation.loss, size=ablation.size, limit=1e-3) or 1))
     needed = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options, seed=0)
-    linked = [of != ALONE for of in needed.of]
+    linked = [of != NO_MODULE for of in needed.labels]
     assert sum(int(k.sum()) for k in linked) > 0.6 * sum(len(k) for k in linked)
     pairs = {
         (int(m), int(t))
-        for of, t, k in zip(needed.of, true, linked, strict=True)
+        for of, t, k in zip(needed.labels, true, linked, strict=True)
         for m, t in zip(of[k], t[k], strict=True)
     }
     assert len(pairs) == needed.n == 2

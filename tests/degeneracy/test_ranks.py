@@ -6,10 +6,10 @@ from tests.support.small_networks import inputs, perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.degeneracy.budget import Free
+from crux.degeneracy.budget import FreeDirections
+from crux.degeneracy.gram_ranks import gram_eigenvalues, gram_range, gram_rank, ranks_at_thresholds
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.ranks import eigenvalues, range_of, rank, rank_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
 
@@ -31,8 +31,8 @@ def behavioural_hessian(network: Chain, x: Tensor, names: list[str]) -> Tensor:
 
 
 def free_directions(gram: Tensor, jacobian_gram: Tensor) -> int:
-    ranks = rank(gram, threshold=EXACT), rank(jacobian_gram, threshold=EXACT)
-    return Free("map", len(gram), len(jacobian_gram), *ranks).directions
+    ranks = gram_rank(gram, threshold=EXACT), gram_rank(jacobian_gram, threshold=EXACT)
+    return FreeDirections("map", len(gram), len(jacobian_gram), *ranks).directions
 
 
 def of_rank(rows: int, columns: int, r: int) -> Tensor:
@@ -56,11 +56,11 @@ def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: in
     to_output = [Target("output", torch.eye(5, dtype=torch.float64))]
     for probes in (None, 1):
         k = jacobian_gram(network, data, start="middle", targets=to_output, probes=probes, seed=0)
-        assert (rank(gram, threshold=EXACT), rank(k, threshold=EXACT)) == (r_in, r_out)
+        assert (gram_rank(gram, threshold=EXACT), gram_rank(k, threshold=EXACT)) == (r_in, r_out)
         assert free_directions(gram, k) == 30 - hessian
     H = behavioural_hessian(network, torch.cat(data), ["stages.middle.weight"])
-    assert rank(H, threshold=EXACT) == hessian
-    assert eigenvalues(H)[hessian - 1] > 10 * EXACT * eigenvalues(H)[0]
+    assert gram_rank(H, threshold=EXACT) == hessian
+    assert gram_eigenvalues(H)[hessian - 1] > 10 * EXACT * gram_eigenvalues(H)[0]
 
 
 def test_a_bias_counts_with_the_constant_activation() -> None:
@@ -71,11 +71,11 @@ def test_a_bias_counts_with_the_constant_activation() -> None:
     found = moments(network, [x], hooks=["input"])["input"]
     target = Target("output", torch.eye(2, dtype=torch.float64))
     k = jacobian_gram(network, [x], start="pre0", targets=[target], probes=None, seed=0)
-    assert rank(found.gram, threshold=EXACT) == 4
-    assert rank(found.augmented, threshold=EXACT) == 4  # of 5
+    assert gram_rank(found.gram, threshold=EXACT) == 4
+    assert gram_rank(found.augmented, threshold=EXACT) == 4  # of 5
     assert free_directions(found.augmented, k) == 15 - 4 * 2
     H = behavioural_hessian(network, x, ["stages.pre0.weight", "stages.pre0.bias"])
-    assert rank(H, threshold=EXACT) == 4 * 2
+    assert gram_rank(H, threshold=EXACT) == 4 * 2
 
 
 def test_at_least_so_many_directions_are_free_where_nothing_factorises() -> None:
@@ -87,32 +87,32 @@ def test_at_least_so_many_directions_are_free_where_nothing_factorises() -> None
         target = Target("output", torch.eye(3, dtype=torch.float64))
         k = jacobian_gram(network, data, start="pre1", targets=[target], probes=None, seed=0)
         H = behavioural_hessian(network, torch.cat(data), ["stages.pre1.weight", "stages.pre1.bias"])
-        assert rank(H, threshold=EXACT) <= 28 - free_directions(gram, k)
+        assert gram_rank(H, threshold=EXACT) <= 28 - free_directions(gram, k)
 
 
 def test_thresholds_are_relative_and_say_what_they_leave() -> None:
     values = torch.tensor([8.0, 1.0, 0.9, 0.1, 0.0])
     for scale in (1.0, 1e-20, 1e20):
-        loose, tight = rank_report(scale * values, thresholds=(0.1, 1e-6))
+        loose, tight = ranks_at_thresholds(scale * values, thresholds=(0.1, 1e-6))
         assert (loose.rank, tight.rank) == (3, 4)
-        assert loose.energy_left == pytest.approx(0.01)
-        assert tight.energy_left == 0
-    assert rank_report(torch.zeros(3), thresholds=(0.5,))[0][1:] == (0, 0.0)
-    assert rank(torch.zeros(3, 3), threshold=0.5) == 0
-    assert range_of(torch.zeros(3, 3), threshold=0.5).shape == (3, 0)
+        assert loose.trace_left_out == pytest.approx(0.01)
+        assert tight.trace_left_out == 0
+    assert ranks_at_thresholds(torch.zeros(3), thresholds=(0.5,))[0][1:] == (0, 0.0)
+    assert gram_rank(torch.zeros(3, 3), threshold=0.5) == 0
+    assert gram_range(torch.zeros(3, 3), threshold=0.5).shape == (3, 0)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
-    with pytest.raises(UserError, match="must be above 0 and below 1"):
-        rank(torch.eye(2), threshold=threshold)
+    with pytest.raises(UserError, match="must be a share of the largest value, above 0 and below 1"):
+        gram_rank(torch.eye(2), threshold=threshold)
 
 
 def test_hooks_in_the_wrong_order_or_unknown_are_refused() -> None:
     network = perceptron([3, 4, 2], activation=nn.ReLU, seed=0)
     data = inputs((5, 3), seed=0)
     target = [Target("input", torch.eye(3, dtype=torch.float64))]
-    with pytest.raises(UserError, match="must lie behind the first"):
+    with pytest.raises(UserError, match="must come after the first"):
         jacobian_gram(network, data, start="pre0", targets=target, probes=1, seed=0)
     with pytest.raises(UserError, match="pre9: no such hook point"):
         jacobian_gram(network, data, start="pre9", targets=target, probes=1, seed=0)

@@ -86,7 +86,7 @@ def test_in_a_language_model_at_places_that_everything_passes() -> None:
     )  # fmt: skip
     torch.testing.assert_close(out, spliced.activations["blocks.2.hook_resid_pre"])
     beside = Directions(torch.eye(d), torch.eye(d), torch.zeros(d))
-    with pytest.raises(UserError, match=r"blocks\.1\.hook_mlp_out: the network has a way past it"):
+    with pytest.raises(UserError, match=r"blocks\.1\.hook_mlp_out: the network has a path around it"):
         output_without(
             subject, tokens, removed={hooks[0]: beside, "blocks.1.hook_mlp_out": beside}, end="blocks.2.hook_resid_pre"
         )

@@ -7,11 +7,17 @@ from tests.support.small_networks import perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.degeneracy.budget import Budget, Layer, budget
+from crux.degeneracy.budget import Budget, Layer, degeneracy_budget
+from crux.degeneracy.gram_ranks import gram_rank
 from crux.degeneracy.grams import Target, jacobian_gram
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.ranks import rank
-from crux.degeneracy.synchronised import blocks, lenders, relu_layers, synchrony, with_gates_of
+from crux.degeneracy.synchronised import (
+    gate_sources,
+    measure_synchrony,
+    relu_layers,
+    run_with_shared_gates,
+    synchronised_blocks,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
 
@@ -45,10 +51,10 @@ def pre_activations(n: int, h: int) -> Tensor:
 
 def test_streaming_gives_what_pairs_give() -> None:
     p = pre_activations(200, 7)
-    found = synchrony(p.split(33))
+    found = measure_synchrony(p.split(33))
     torch.testing.assert_close(found.error, naive(p))
     torch.testing.assert_close(found.error, one_matmul(p).fill_diagonal_(0.0))
-    torch.testing.assert_close(found.alive, (p > 0).double().mean(0))
+    torch.testing.assert_close(found.on_share, (p > 0).double().mean(0))
     assert torch.equal(found.distance, found.distance.T)
     assert bool((found.distance >= found.error).all())
     assert not torch.equal(found.error, found.error.T)
@@ -57,14 +63,14 @@ def test_streaming_gives_what_pairs_give() -> None:
 def test_dead_neurons_belong_nowhere_and_divide_nothing() -> None:
     p = pre_activations(100, 6)
     p[:, [1, 4]] = -p[:, [1, 4]].abs() - 0.1
-    found = synchrony([p])
+    found = measure_synchrony([p])
     torch.testing.assert_close(found.error, naive(p))
     assert not bool(found.error.isnan().any())
     assert found.dead.tolist() == [1, 4]
-    for block in blocks(found.distance, threshold=0.999):
+    for block in synchronised_blocks(found.distance, threshold=0.999):
         assert not set(block.members) & {1, 4}
-    assert blocks(synchrony([-p.abs()]).distance, threshold=0.9) == []
-    assert blocks(synchrony([p[:, :1].abs()]).distance, threshold=0.9) == []
+    assert synchronised_blocks(measure_synchrony([-p.abs()]).distance, threshold=0.9) == []
+    assert synchronised_blocks(measure_synchrony([p[:, :1].abs()]).distance, threshold=0.9) == []
 
 
 def test_neurons_that_agree_are_at_a_distance_of_exactly_nothing() -> None:
@@ -72,7 +78,7 @@ def test_neurons_that_agree_are_at_a_distance_of_exactly_nothing() -> None:
     for dtype in (torch.float32, torch.float64):
         base = pre_activations(5000, 1).to(dtype)
         p = base * torch.rand(5000, 8, dtype=dtype).add(0.01)
-        assert torch.equal(synchrony(p.split(700)).error, torch.zeros(8, 8).double())
+        assert torch.equal(measure_synchrony(p.split(700)).error, torch.zeros(8, 8).double())
 
 
 def planted(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
@@ -97,14 +103,14 @@ def planted(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
 def test_a_synchronised_block_frees_k_squared_minus_k_directions(k: int, extra: int) -> None:
     network, x = planted(k, others=3, seed=0)
     p = network.clean(x, capture=["pre"], final=False).activations["pre"]
-    (block,) = blocks(synchrony([p]).distance, threshold=TIGHT)
+    (block,) = synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT)
     assert block.members == tuple(range(k))
     H = behavioural_hessian(network, x, ["stages.pre.weight", "stages.output.weight"])
-    free = len(H) - rank(H, threshold=EXACT)
+    free = len(H) - gram_rank(H, threshold=EXACT)
     assert free == (k + 3) + extra
     counted = count(network, x, [[block.members]])
     assert (counted.by_ranks, counted.by_rescaling, counted.by_blocks) == (0, k + 3, extra)
-    assert counted.bound == rank(H, threshold=EXACT)
+    assert counted.bound == gram_rank(H, threshold=EXACT)
 
 
 def count(network: Chain, x: Tensor, found: list) -> Budget:
@@ -134,7 +140,7 @@ def count(network: Chain, x: Tensor, found: list) -> Budget:
         f = torch.cat([ones, before], 1) if biased else before
         w = torch.cat([stage.bias.detach()[:, None], weight], 1) if biased else weight
         layers.append(Layer(hook, w, f.T @ f / len(f), k, int(biased), on))
-    return budget(layers, blocks=found, threshold=EXACT)
+    return degeneracy_budget(layers, blocks=found, threshold=EXACT)
 
 
 def test_the_budget_bounds_the_hessians_rank_and_meets_it_where_all_is_planted() -> None:
@@ -150,7 +156,8 @@ def test_the_budget_bounds_the_hessians_rank_and_meets_it_where_all_is_planted()
             stage.bias[seed % 6] = -1e3
         hidden = network.clean(x, capture=["pre0", "pre1"], final=False).activations
         found = [
-            [b.members for b in blocks(synchrony([hidden[h]]).distance, threshold=TIGHT)] for h in ("pre0", "pre1")
+            [b.members for b in synchronised_blocks(measure_synchrony([hidden[h]]).distance, threshold=TIGHT)]
+            for h in ("pre0", "pre1")
         ]
         counted = count(network, x, found)
         H = behavioural_hessian(network, x, [name for name, _ in network.named_parameters()])
@@ -158,13 +165,13 @@ def test_the_budget_bounds_the_hessians_rank_and_meets_it_where_all_is_planted()
         assert (
             counted.by_ranks >= 6 + 5 + 5
         )  # the dependent input, into each neuron; the rest of the dead neuron, in and out
-        assert rank(H, threshold=EXACT) <= counted.bound < counted.parameters
+        assert gram_rank(H, threshold=EXACT) <= counted.bound < counted.parameters
         on = [(hidden[h] > 0).double() for h in ("pre0", "pre1")]
         pairs = (on[0].T @ on[1])[on[0].any(0)][:, on[1].any(0)]
         if (
             pairs.min() > 0
         ):  # else the weight between two neurons that are never on together is free, which no rank sees
-            assert rank(H, threshold=EXACT) == counted.bound
+            assert gram_rank(H, threshold=EXACT) == counted.bound
             met += 1
     assert met >= 4
 
@@ -174,19 +181,22 @@ def test_planted_blocks_are_recovered() -> None:
     base = torch.randn(500, 4, dtype=torch.float64)
     whose = torch.tensor([0, 1, 0, 2, 1, 3, 0])
     p = base[:, whose] * (0.1 + torch.rand(500, 7, dtype=torch.float64))
-    found = blocks(synchrony([p]).distance, threshold=TIGHT)
+    found = synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT)
     assert [b.members for b in found] == [(0, 2, 6), (1, 4)]
-    assert [b.members for b in blocks(synchrony([p]).distance, threshold=0.05)] == [(0, 2, 6), (1, 4)]
-    whole = lenders(found, 7)
+    assert [b.members for b in synchronised_blocks(measure_synchrony([p]).distance, threshold=0.05)] == [
+        (0, 2, 6),
+        (1, 4),
+    ]
+    whole = gate_sources(found, 7)
     assert torch.equal(whole[[3, 5]], torch.tensor([3, 5]))
     assert set(whole[[0, 2, 6]].tolist()) == {found[0].medoid}
 
 
 def test_the_medoid_is_the_neuron_nearest_to_the_others() -> None:
     distance = torch.tensor([[0, 0.1, 0.3, 5], [0.1, 0, 0.1, 5], [0.3, 0.1, 0, 5], [5, 5, 5, 0]]).double()
-    (block,) = blocks(distance, threshold=0.5)
+    (block,) = synchronised_blocks(distance, threshold=0.5)
     assert (block.members, block.medoid) == ((0, 1, 2), 1)
-    (pair,) = blocks(distance, threshold=0.2)  # complete linkage: 0 and 2 are too far apart
+    (pair,) = synchronised_blocks(distance, threshold=0.2)  # complete linkage: 0 and 2 are too far apart
     assert len(pair.members) == 2
 
 
@@ -194,15 +204,15 @@ def test_a_shared_gate_changes_nothing_in_a_synchronised_block_and_something_els
     network, x = planted(3, others=3, seed=2)
     assert relu_layers(network) == {"post": "pre"}
     own = torch.arange(6)
-    assert torch.equal(with_gates_of(network, x, {"post": own}), network(x))
+    assert torch.equal(run_with_shared_gates(network, x, {"post": own}), network(x))
     p = network.clean(x, capture=["pre"], final=False).activations["pre"]
-    merged = lenders(blocks(synchrony([p]).distance, threshold=TIGHT), 6)
+    merged = gate_sources(synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT), 6)
     assert not torch.equal(merged, own)
-    assert torch.equal(with_gates_of(network, x, {"post": merged}), network(x))
+    assert torch.equal(run_with_shared_gates(network, x, {"post": merged}), network(x))
     merged[3] = 4
     by_hand = torch.relu(p)
     by_hand[:, 3] = torch.where(p[:, 4] > 0, p[:, 3], 0.0)
-    torch.testing.assert_close(with_gates_of(network, x, {"post": merged}), network.stages["output"](by_hand))
+    torch.testing.assert_close(run_with_shared_gates(network, x, {"post": merged}), network.stages["output"](by_hand))
 
 
 def test_a_network_without_relu_neurons_is_refused() -> None:
@@ -212,5 +222,5 @@ def test_a_network_without_relu_neurons_is_refused() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])
 def test_a_threshold_outside_its_range_is_refused(threshold: float) -> None:
-    with pytest.raises(UserError, match="must be above 0 and below 1"):
-        blocks(torch.zeros(3, 3), threshold=threshold)
+    with pytest.raises(UserError, match="must be a share of the largest value, above 0 and below 1"):
+        synchronised_blocks(torch.zeros(3, 3), threshold=threshold)

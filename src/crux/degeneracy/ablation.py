@@ -1,7 +1,7 @@
-"""What a network loses when few directions of a basis, or few edges between two bases, are kept.
+"""Ablations: the loss of a network when only the strongest directions of a basis, or edges between two bases, are kept.
 
-Everything else is at its mean, f̂ = 0. `loss(n)` is the loss with the n strongest kept, for n from 0 to `size`; `least` finds how many
-are needed. A loss is (inputs, activation at the end) → one number a sample, lower is better: for an accuracy, 1 where it is wrong.
+All other coordinates are set to their mean, f̂ = 0. `loss(n)` of an ablation is the mean loss with the n strongest kept, 0 ≤ n ≤ `size`.
+`smallest_sufficient` finds how many are needed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,52 +12,59 @@ from torch import Tensor
 
 from crux.config.progress import track
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.grams import check_data, check_order
+from crux.degeneracy.grams import check_data, check_hook_order
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""(inputs, activation at the end) → one number per sample; lower is better. For an accuracy: 1 if the sample is wrong, else 0."""
 
 
-def clean_loss(network: Network, batches: Sequence[Tensor], *, end: str, loss: Loss) -> float:
-    """Mean loss of the network as it is."""
+def clean_loss(network: Network, batches: Sequence[Tensor], *, end: str, loss: SampleLoss) -> float:
+    """Return the mean loss of the unmodified network."""
     check_data(batches)
     return _mean(loss(x, network.clean(x, capture=[end], final=False).activations[end]) for x in batches)
 
 
 class NodeAblation:
-    """Keeps the strongest directions of a basis.
+    """Measures the loss of a network when only the strongest directions of a basis are kept.
 
     Args:
-        end: hook point whose activation the loss reads.
+        end: the hook point whose activation the loss reads.
     """
 
-    def __init__(self, network: Network, batches: Sequence[Tensor], *, basis: Basis, end: str, loss: Loss) -> None:
+    def __init__(
+        self, network: Network, batches: Sequence[Tensor], *, basis: Basis, end: str, loss: SampleLoss
+    ) -> None:
         check_data(batches)
         self._network, self._basis, self._end, self._loss = network, basis, end, loss
         self._batches = [(x, network.clean(x, capture=[basis.hook], final=False)) for x in batches]
         self.size = basis.size
 
     def loss(self, n: int) -> float:
+        """Return the mean loss with the n strongest directions kept."""
         batches = track(self._batches, f"ablating directions at {self._basis.hook}")
-        return _mean(self._loss(x, self._reached(clean, n)) for x, clean in batches)
+        return _mean(self._loss(x, self._run(clean, n)) for x, clean in batches)
 
     @torch.no_grad()
-    def _reached(self, clean: Clean, n: int) -> Tensor:
+    def _run(self, clean: Clean, n: int) -> Tensor:
         hook = self._basis.hook
-        value = self._basis.kept(clean.activations[hook], n)
+        value = self._basis.keep_strongest(clean.activations[hook], n)
         return self._network.onward(clean, hook, value, ends=[self._end])[self._end]
 
 
 class EdgeAblation:
-    """Keeps the strongest edges between two bases: each direction of the second is computed from those of the first that it still has
-    an edge from. Directions with the same edges share a forward pass.
+    """Measures the loss of a network when only the strongest edges between two bases are kept.
 
-    Both should hold all that later layers read (the residual stream): what goes past the second hook point stays clean.
+    Each direction of the second basis is computed from those directions of the first to which it still has an edge. Directions with the
+    same edges share a forward pass.
+
+    Both hook points should carry everything that later layers read, such as the residual stream: whatever bypasses the second hook point
+    keeps its clean value.
 
     Args:
         strength: the edges, [to, from].
-        end: hook point whose activation the loss reads, at the second basis or behind.
+        end: the hook point whose activation the loss reads, at the second basis or after it.
     """
 
     def __init__(
@@ -68,11 +75,11 @@ class EdgeAblation:
         bases: tuple[Basis, Basis],
         strength: Float[Tensor, "n_to n_from"],
         end: str,
-        loss: Loss,
+        loss: SampleLoss,
     ) -> None:
         check_data(batches)
         self._a, self._b = bases
-        check_order(network, [self._a.hook, self._b.hook])
+        check_hook_order(network, [self._a.hook, self._b.hook])
         assert strength.shape == (self._b.size, self._a.size)
         self._network, self._end, self._loss = network, end, loss
         hooks = [self._a.hook, self._b.hook]
@@ -81,40 +88,41 @@ class EdgeAblation:
         self.size = len(self._order)
 
     def mask(self, n: int) -> Bool[Tensor, "n_to n_from"]:
-        """The n strongest edges."""
+        """Return a mask of the n strongest edges."""
         kept = torch.zeros(self.size, dtype=torch.bool, device=self._order.device)
         kept[self._order[:n]] = True
         return kept.view(self._b.size, self._a.size)
 
     def loss(self, n: int) -> float:
-        masks, which = self.mask(n).unique(dim=0, return_inverse=True)
+        """Return the mean loss with the n strongest edges kept."""
+        masks, mask_of_row = self.mask(n).unique(dim=0, return_inverse=True)
         batches = track(self._batches, f"ablating edges from {self._a.hook} to {self._b.hook}")
-        return _mean(self._loss(x, self._reached(clean, masks, which)) for x, clean in batches)
+        return _mean(self._loss(x, self._run(clean, masks, mask_of_row)) for x, clean in batches)
 
     @torch.no_grad()
-    def _reached(self, clean: Clean, masks: Bool[Tensor, "mask n_from"], which: Int[Tensor, "n_to"]) -> Tensor:
+    def _run(self, clean: Clean, masks: Bool[Tensor, "mask n_from"], mask_of_row: Int[Tensor, "n_to"]) -> Tensor:
         a, b, onward = self._a, self._b, self._network.onward
         f = clean.activations[a.hook]
         coordinates = a.coordinates(f)
         target = clean.activations[b.hook]
-        found = torch.zeros(*target.shape[:-1], b.size, dtype=torch.float64, device=target.device)
+        ablated = torch.zeros(*target.shape[:-1], b.size, dtype=torch.float64, device=target.device)
         for k, mask in enumerate(track(masks, "directions with the same edges")):
-            rows = which == k
+            rows = mask_of_row == k
             value = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
             reached = onward(clean, a.hook, value, ends=[b.hook])[b.hook]
-            found[..., rows] = (reached.double() - b.mean) @ b.C[:, rows]
-        value = b.activations(found).to(target.dtype)
+            ablated[..., rows] = (reached.double() - b.mean) @ b.C[:, rows]
+        value = b.activations(ablated).to(target.dtype)
         return onward(clean, b.hook, value, ends=[self._end])[self._end]
 
 
-def least(loss: Callable[[int], float], *, size: int, limit: float) -> int | None:
-    """How many must be kept for a loss of at most `limit`: by doubling, then bisection; None where all of them are too few.
+def smallest_sufficient(loss: Callable[[int], float], *, size: int, limit: float) -> int | None:
+    """Return the number n ≤ size that must be kept for loss(n) ≤ limit, by doubling and then bisection; None if even `size` is too few.
 
-    Where the loss rises again on the way there may be a smaller number too; with one less than this the loss is above the limit.
+    The loss of n − 1 is above the limit. If the loss is not monotonic, a smaller number may be sufficient too.
     """
     if loss(0) <= limit:
         return 0
-    low, high = 0, 1  # low is too few
+    low, high = 0, 1  # `low` is too few
     while high < size and loss(high) > limit:
         low, high = high, 2 * high
     high = min(high, size)
@@ -126,8 +134,8 @@ def least(loss: Callable[[int], float], *, size: int, limit: float) -> int | Non
     return high
 
 
-def counts(size: int) -> list[int]:
-    """0, the powers of two, and `size`: what `least` looks at first, and enough for a curve."""
+def curve_counts(size: int) -> list[int]:
+    """Return 0, the powers of two below `size`, and `size`: the points of an ablation curve."""
     return [0, *(2**k for k in range(size.bit_length()) if 2**k < size), size]
 
 

@@ -36,7 +36,7 @@ class GraphOptions:
 
 
 @dataclass
-class Compare(GraphOptions):
+class CompareOptions(GraphOptions):
     """A comparison of bases: neurons, a random rotation, principal components, local, next-k and global interaction basis."""
 
     bases: list[str] = MISSING
@@ -88,7 +88,7 @@ class Compare(GraphOptions):
 
 
 @dataclass
-class LanguageCompare(Compare):
+class LanguageCompareOptions(CompareOptions):
     """A comparison of bases on a language model."""
 
     length: Annotated[int, Ge(2)] = MISSING
@@ -100,7 +100,7 @@ class LanguageCompare(Compare):
 
 
 @dataclass
-class Modularity:
+class ModularityOptions:
     """How modules are looked for in an interaction graph: Leiden (src/crux/degeneracy/modularity.py)."""
 
     resolution: Rate = MISSING
@@ -160,7 +160,7 @@ class SmallPerceptron:
 
 
 @dataclass
-class Reading:
+class DictionaryOptions:
     """How a dictionary is compared with what the network reads."""
 
     left_out: Annotated[float, Ge(0), Lt(1)] = MISSING
@@ -181,15 +181,15 @@ class InteractionBasis:
 
 
 @dataclass
-class ComparedBases(InteractionBasis):
+class ComparisonExperiment(InteractionBasis):
     """Several bases on one network, and the modules of their interaction graphs."""
 
-    compare: Compare = MISSING
-    modularity: Modularity = MISSING
+    compare: CompareOptions = MISSING
+    modularity: ModularityOptions = MISSING
 
 
 @dataclass
-class MlpBases(ComparedBases):
+class MlpBases(ComparisonExperiment):
     """Bases on a small perceptron."""
 
     perceptron: SmallPerceptron = MISSING
@@ -198,10 +198,10 @@ class MlpBases(ComparedBases):
 
 
 @dataclass
-class LanguageBases(ComparedBases):
+class LanguageBases(ComparisonExperiment):
     """Bases on a language model's residual stream."""
 
-    compare: LanguageCompare = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+    compare: LanguageCompareOptions = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
     module: ClassVar[str] = "language"
 
@@ -216,7 +216,7 @@ class ModularAdditionTraining(InteractionBasis):
 
 
 @dataclass
-class ModularAdditionBases(ComparedBases):
+class ModularAdditionBases(ComparisonExperiment):
     """Bases on a modular-addition transformer."""
 
     addition: Addition = MISSING
@@ -230,7 +230,7 @@ class PlantedModules(InteractionBasis):
     """A network of two modules that nothing shows."""
 
     compare: GraphOptions = MISSING
-    modularity: Modularity = MISSING
+    modularity: ModularityOptions = MISSING
 
     module: ClassVar[str] = "modules"
 
@@ -241,6 +241,6 @@ class Dictionaries(InteractionBasis):
 
     saes: list[str] | None = None
     """Folders of saved SAEs; null: SAEs are trained on a network with directions that it does not read."""
-    dictionaries: Reading = MISSING
+    dictionaries: DictionaryOptions = MISSING
 
     module: ClassVar[str] = "dictionaries"

@@ -1,4 +1,4 @@
-"""The Hessian of the behavioural loss, in full: for networks of a few thousand parameters."""
+"""The full Hessian of the behavioural loss, for networks of a few thousand parameters."""
 
 import torch
 from jaxtyping import Float
@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from crux.config.progress import track
 
 CHUNK = 64
-"""Samples whose Jacobians are there at once."""
+"""Number of samples whose Jacobians are in memory at the same time."""
 
 
 def behavioural_hessian(network: nn.Module, inputs: Float[Tensor, "sample *shape"]) -> Float[Tensor, "n n"]:
-    """H = 2 E[JᵀJ] of mean_x ‖f_θ(x) − f_θ*(x)‖² at θ*, J the Jacobian of the outputs by all parameters in their order.
+    """Return the Hessian H = 2 E[JᵀJ] of the behavioural loss mean_x ‖f_θ(x) − f_θ*(x)‖² at θ* (Bushnaq et al. 2405.10927, §2.2).
 
-    Exact, not an approximation: the residuals are 0 at θ*, so that nothing of the outputs' second derivatives is left.
+    J is the Jacobian of the outputs with respect to all parameters, in the order of `named_parameters`. The formula is exact: the
+    residuals are 0 at θ*, so the terms with second derivatives of the outputs vanish.
     """
     params = {name: value.detach() for name, value in network.named_parameters()}
 
@@ -24,7 +25,7 @@ def behavioural_hessian(network: nn.Module, inputs: Float[Tensor, "sample *shape
     n = sum(value.numel() for value in params.values())
     H = inputs.new_zeros(n, n)
     for part in track(inputs.split(CHUNK), "Hessian of the behavioural loss"):
-        found = jacobian(params, part)
-        J = torch.cat([found[name].flatten(2) for name in params], 2).flatten(0, 1)
+        by_name = jacobian(params, part)
+        J = torch.cat([by_name[name].flatten(2) for name in params], 2).flatten(0, 1)
         H.addmm_(J.T, J, alpha=2 / len(inputs))
     return H

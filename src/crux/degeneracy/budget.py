@@ -1,16 +1,20 @@
-"""The degeneracy budget of a ReLU perceptron: an upper bound of 2λ_B from ranks and synchronised neurons, on the samples at hand.
+"""The degeneracy budget of a ReLU perceptron: an upper bound on 2λ_B from ranks and synchronised neurons, for given samples.
 
-Layer l maps (1, f_l) to y_l by W_l [d_out, d_in]; G_l is the Gram of (1, f_l), K_l the Jacobian Gram from y_l to the output. On finitely
-many samples, none of which has a pre-activation of exactly 0, small changes leave every gate as it is. These leave the outputs too:
+λ_B is the learning coefficient of the behavioural loss (Bushnaq et al. 2405.10927). Layer l maps (1, f_l) to y_l by W_l [d_out, d_in].
+G_l is the Gram of (1, f_l), and K_l the Jacobian Gram from y_l to the output. If no sample has a pre-activation of exactly 0, small
+changes of the weights leave every gate unchanged. The following small changes Δ leave the outputs unchanged too:
 
-- Δ G_l = 0 in any of the layers, and any Δ in the row of a neuron that is never on: no f changes. K_l Δ = 0 in any of them, and any Δ in
-  the column of such a neuron: f changes where nothing looks at it. In one layer both, K_l Δ G_l = 0. Together those of the first kind
-  are free before a layer c, and those of the second behind it: a moved f behind a change of the second kind would undo the first.
-- W_l → A W_l, W_{l+1} → W_{l+1} A⁻¹ for A diagonal (the ReLU's rescaling) or mixing the neurons of a synchronised block; and the bias of a
-  neuron that is always on, against the biases behind it.
+1. Changes that alter no activation: Δ G_l = 0, or any Δ in the row of a neuron that is never on.
+2. Changes that alter activations only in directions that the output does not depend on: K_l Δ = 0, or any Δ in the column of a
+   neuron that is never on.
+   Within one layer both kinds combine to K_l Δ G_l = 0. Across layers, kind 1 can be used in all layers before some layer c (the cut) and
+   kind 2 in all layers after it; the reverse order does not work, since kind 2 alters the activations that kind 1 depends on.
+3. Changes of two layers that cancel, W_l → A W_l, W_{l+1} → W_{l+1} A⁻¹, where A is diagonal (rescaling of ReLU neurons) or mixes the
+   neurons of a synchronised block. Likewise the bias of a neuron that is always on, compensated by the biases of the next layer.
 
-So the behavioural loss on these samples is 0 on a manifold through w* (or through points as near as one likes) of as many dimensions as
-the tangents span, and 2λ_B ≤ N − that number. From below, 2λ_B ≥ rank of its Hessian.
+The behavioural loss on these samples is therefore 0 on a manifold through w* (or through points arbitrarily close to it), whose
+dimension is the rank of these tangent vectors. Hence 2λ_B ≤ (number of parameters) − (this dimension). The rank of the Hessian
+is a lower bound on 2λ_B.
 """
 
 from collections.abc import Sequence
@@ -20,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.degeneracy.ranks import range_of
+from crux.degeneracy.gram_ranks import gram_range
 
 
 class Layer(NamedTuple):
@@ -28,22 +32,23 @@ class Layer(NamedTuple):
 
     name: str
     weight: Float[Tensor, "d_out d_in"]
-    """With a bias, that is its first column."""
+    """The first column is the bias, if there is one."""
     gram: Float[Tensor, "d_in d_in"]
-    """Of (1, f); without a bias, of f."""
+    """Gram of (1, f), or of f if there is no bias."""
     jacobian_gram: Float[Tensor, "d_out d_out"]
+    """Jacobian Gram from the map's output to the network's output."""
     bias: int
-    """Columns of the weight that belong to it: 1, or 0."""
-    on: Float[Tensor, "d_out"]
-    """Share of the samples for which each neuron behind it is on; of the last layer, which has none, nothing of this is read but > 0."""
+    """Number of bias columns in the weight: 1 or 0."""
+    on_share: Float[Tensor, "d_out"]
+    """Share of the samples for which each output neuron is on. The last layer has no ReLU: give any positive numbers."""
 
 
-class Free(NamedTuple):
-    """Free directions of one layer by itself."""
+class FreeDirections(NamedTuple):
+    """Number of free directions of one layer when only this layer changes."""
 
     name: str
     d_in: int
-    """The constant coordinate of a bias included."""
+    """Includes the constant coordinate of a bias."""
     d_out: int
     rank_gram: int
     rank_jacobian: int
@@ -55,102 +60,113 @@ class Free(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What is free."""
+    """Number of free directions of all layers together, by their cause."""
 
-    layers: tuple[Free, ...]
+    layers: tuple[FreeDirections, ...]
     by_ranks: int
-    """Free directions of all layers together, by the ranks of G and K; at most the sum over layers."""
+    """Free directions of all layers together that follow from the ranks of G and K; at most the sum over layers."""
     cut: int
-    """The layer before which the first kind counts, behind which the second does."""
+    """Index of the layer c: changes of kind 1 are counted before it, those of kind 2 after it, both in it (see above)."""
     by_rescaling: int
-    """How many more the ReLU's rescaling frees: at most one a neuron."""
+    """Additional free directions from rescaling ReLU neurons: at most one per neuron."""
     by_blocks: int
-    """How many more the synchronised blocks free: at most k² − k for a block of k, and one for each neuron that is always on."""
+    """Additional free directions from synchronised blocks (at most k² − k for k neurons) and from neurons that are always on (one each)."""
 
     @property
     def parameters(self) -> int:
+        """Total number of parameters."""
         return sum(layer.d_in * layer.d_out for layer in self.layers)
 
     @property
     def bound(self) -> int:
-        """Of 2λ_B from above."""
+        """The upper bound on 2λ_B."""
         return self.parameters - self.by_ranks - self.by_rescaling - self.by_blocks
 
 
 Ranges = tuple[Tensor, Tensor]
-"""Orthonormal columns (g, k): of a layer's changes Δ, those with kᵀ Δ g = 0 are free."""
+"""Orthonormal columns (g, k) of a layer: its changes Δ with kᵀ Δ g = 0 are free."""
 
 
-def budget(layers: Sequence[Layer], *, blocks: Sequence[Sequence[Sequence[int]]], threshold: float) -> Budget:
-    """Counts what is free.
+def degeneracy_budget(
+    layers: Sequence[Layer], *, blocks: Sequence[Sequence[Sequence[int]]], threshold: float
+) -> Budget:
+    """Count the free directions.
 
     Args:
-        blocks: of the hidden layer behind each layer but the last, neurons whose gates agree on every sample.
-        threshold: of the ranks, as a share of the largest eigenvalue.
+        blocks: per layer except the last, the groups of its output neurons whose gates agree on every sample.
+        threshold: relative threshold of all ranks.
     """
     assert len(blocks) == len(layers) - 1
-    alone = [(range_of(x.gram, threshold=threshold), range_of(x.jacobian_gram, threshold=threshold)) for x in layers]
-    frees = tuple(
-        Free(layer.name, len(g), len(k), g.shape[1], k.shape[1]) for layer, (g, k) in zip(layers, alone, strict=True)
+    ranges = _layer_ranges(layers, threshold)
+    per_layer = tuple(
+        FreeDirections(layer.name, len(g), len(k), g.shape[1], k.shape[1])
+        for layer, (g, k) in zip(layers, ranges, strict=True)
     )
-    cuts = [_together(layers, alone, cut) for cut in range(len(layers))]
-    free = [sum(len(g) * len(k) - g.shape[1] * k.shape[1] for g, k in ranges) for ranges in cuts]
+    cuts = [_joint_ranges(layers, ranges, cut) for cut in range(len(layers))]
+    free = [sum(len(g) * len(k) - g.shape[1] * k.shape[1] for g, k in joint) for joint in cuts]
     cut = max(range(len(layers)), key=lambda c: free[c])
     rescaling: list[Tangents] = []
     mixing: list[Tangents] = []
-    for place, found in enumerate(blocks):
-        here, behind = layers[place], layers[place + 1]
-        each = [(j, j) for j in range(len(here.weight))]
-        pairs: list[tuple[int, int | None]] = [(i, j) for block in found for i in block for j in block if i != j]
-        if here.bias and behind.bias:
-            pairs += [(i, None) for i in (here.on == 1).nonzero()[:, 0].tolist()]
-        rescaling.append(_tangents(here, behind, cuts[cut][place], cuts[cut][place + 1], each))
-        mixing.append(_tangents(here, behind, cuts[cut][place], cuts[cut][place + 1], [*each, *pairs]))
-    scaled = _dimensions(rescaling, threshold)
-    return Budget(frees, free[cut], cut, scaled, _dimensions(mixing, threshold) - scaled)
+    for i, layer_blocks in enumerate(blocks):
+        layer, after = layers[i], layers[i + 1]
+        diagonal = [(j, j) for j in range(len(layer.weight))]
+        pairs: list[tuple[int, int | None]] = [(a, b) for block in layer_blocks for a in block for b in block if a != b]
+        if layer.bias and after.bias:
+            pairs += [(j, None) for j in (layer.on_share == 1).nonzero()[:, 0].tolist()]
+        rescaling.append(_tangents(layer, after, cuts[cut][i], cuts[cut][i + 1], diagonal))
+        mixing.append(_tangents(layer, after, cuts[cut][i], cuts[cut][i + 1], [*diagonal, *pairs]))
+    by_rescaling = _span_dimension(rescaling, threshold)
+    return Budget(per_layer, free[cut], cut, by_rescaling, _span_dimension(mixing, threshold) - by_rescaling)
 
 
-def free_change(
+def random_free_change(
     layers: Sequence[Layer], *, cut: int, threshold: float, generator: torch.Generator
 ) -> list[Float[Tensor, "_d_out _d_in"]]:
-    """A random change of the weights, of norm 1 in all, within what the ranks call free together."""
-    alone = [(range_of(x.gram, threshold=threshold), range_of(x.jacobian_gram, threshold=threshold)) for x in layers]
+    """Return a random change of all weights, of total norm 1, in the directions that are jointly free by the ranks."""
     changes = []
-    for layer, (g, k) in zip(layers, _together(layers, alone, cut), strict=True):
-        drawn = torch.randn(layer.weight.shape, generator=generator, dtype=layer.weight.dtype)
-        changes.append(drawn - k @ (k.T @ drawn @ g) @ g.T)
+    for layer, (g, k) in zip(layers, _joint_ranges(layers, _layer_ranges(layers, threshold), cut), strict=True):
+        change = torch.randn(layer.weight.shape, generator=generator, dtype=layer.weight.dtype)
+        changes.append(change - k @ (k.T @ change @ g) @ g.T)
     length = sum(float(change.square().sum()) for change in changes) ** 0.5
     return [change / length for change in changes]
 
 
-def _together(layers: Sequence[Layer], alone: Sequence[Ranges], cut: int) -> list[Ranges]:
-    """What is free in each layer beside the others: changes of the first kind before the cut, of the second behind it."""
-    found = []
-    for at, (layer, (g, k)) in enumerate(zip(layers, alone, strict=True)):
+def _layer_ranges(layers: Sequence[Layer], threshold: float) -> list[Ranges]:
+    """Return the ranges of each layer when only this layer changes."""
+    return [(gram_range(x.gram, threshold=threshold), gram_range(x.jacobian_gram, threshold=threshold)) for x in layers]
+
+
+def _joint_ranges(layers: Sequence[Layer], ranges: Sequence[Ranges], cut: int) -> list[Ranges]:
+    """Return the ranges of each layer when all layers change: kind 1 of changes before the cut, kind 2 after it."""
+    joint = []
+    for i, (layer, (g, k)) in enumerate(zip(layers, ranges, strict=True)):
         d_out, d_in = layer.weight.shape
-        if at > cut:
+        if i > cut:
             constant = torch.ones(layer.bias, dtype=torch.bool)
-            g = torch.eye(d_in).to(g)[:, torch.cat([constant, layers[at - 1].on > 0])]
-        if at < cut:
-            k = torch.eye(d_out).to(k)[:, layer.on > 0]
-        found.append((g, k))
-    return found
+            g = torch.eye(d_in).to(g)[:, torch.cat([constant, layers[i - 1].on_share > 0])]
+        if i < cut:
+            k = torch.eye(d_out).to(k)[:, layer.on_share > 0]
+        joint.append((g, k))
+    return joint
 
 
 class Tangents(NamedTuple):
-    """Of W_l → (1 + ε E_ij) W_l, W_{l+1} → W_{l+1} (1 − ε E_ij) for some (i, j), as unit vectors, what the ranks have not freed already.
+    """Unit tangent vectors of W_l → (1 + ε E_ij) W_l, W_{l+1} → W_{l+1} (1 − ε E_ij), one per pair (i, j).
 
-    Both changes are outer products: left ⊗ right in layer l, its `here`, and in layer l + 1, its `behind`.
+    They are projected onto the directions that are not already free by the ranks. In both layers the change is an outer
+    product left ⊗ right.
     """
 
-    here: tuple[Float[Tensor, "n k"], Float[Tensor, "n g"]]
-    behind: tuple[Float[Tensor, "n k1"], Float[Tensor, "n g1"]]
+    layer: tuple[Float[Tensor, "n k"], Float[Tensor, "n g"]]
+    """(left, right) in layer l."""
+    after: tuple[Float[Tensor, "n k1"], Float[Tensor, "n g1"]]
+    """(left, right) in layer l + 1."""
 
 
 def _tangents(
     layer: Layer, after: Layer, ranges: Ranges, after_ranges: Ranges, pairs: Sequence[tuple[int, int | None]]
 ) -> Tangents:
-    """j = None stands for the constant coordinate."""
+    """Return the tangents of the pairs (i, j); j = None stands for the constant coordinate."""
     (g, k), (g_after, k_after) = ranges, after_ranges
     i = torch.tensor([i for i, _ in pairs])
     into = torch.tensor([0 if j is None else after.bias + j for _, j in pairs])
@@ -162,21 +178,24 @@ def _tangents(
     return Tangents((k[i] / length, source @ g), (out @ k_after / length, g_after[into]))
 
 
-def _dimensions(tangents: Sequence[Tangents], threshold: float) -> int:
-    """Of the space that they span, layer by layer: by their Gram matrix, which outer products give without the vectors."""
-    sizes = [len(of.here[0]) for of in tangents]
+def _span_dimension(tangents: Sequence[Tangents], threshold: float) -> int:
+    """Return the dimension of the span of all tangents.
+
+    It is the rank of their Gram matrix, which is computed from the factors of the outer products.
+    """
+    sizes = [len(tangent.layer[0]) for tangent in tangents]
     gram = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64)
-    starts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
-    for place, of in enumerate(tangents):
-        own = slice(starts[place], starts[place + 1])
-        gram[own, own] = _products(of.here, of.here) + _products(of.behind, of.behind)
-        if place + 1 < len(tangents):
-            later = slice(starts[place + 1], starts[place + 2])
-            gram[own, later] = _products(of.behind, tangents[place + 1].here)
-            gram[later, own] = gram[own, later].T
+    starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    for i, tangent in enumerate(tangents):
+        rows = slice(starts[i], starts[i + 1])
+        gram[rows, rows] = _inner_products(tangent.layer, tangent.layer) + _inner_products(tangent.after, tangent.after)
+        if i + 1 < len(tangents):
+            next_rows = slice(starts[i + 1], starts[i + 2])
+            gram[rows, next_rows] = _inner_products(tangent.after, tangents[i + 1].layer)
+            gram[next_rows, rows] = gram[rows, next_rows].T
     return int((torch.linalg.eigvalsh(gram) > threshold).sum())
 
 
-def _products(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Float[Tensor, "n m"]:
-    """Of every left ⊗ right of a with every one of b."""
+def _inner_products(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Float[Tensor, "n m"]:
+    """Return the inner products of all outer products left ⊗ right of a with all those of b."""
     return (a[0] @ b[0].T) * (a[1] @ b[1].T)

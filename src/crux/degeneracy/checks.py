@@ -6,14 +6,14 @@ from pathlib import Path
 
 from crux.config.errors import UserError
 from crux.config.schema import Data, LanguageModel, Model
-from crux.degeneracy.basis_options import Dictionaries, LanguageCompare, LastBasis
-from crux.degeneracy.networks.addition_folder import addition_folder
+from crux.degeneracy.basis_options import Dictionaries, LanguageCompareOptions, LastBasis
+from crux.degeneracy.networks.addition_folder import find_addition_folder
 from crux.degeneracy.options import (
     AdditionBasesJob,
     BasesJob,
     ExperimentJob,
     LanguageBasesJob,
-    Network,
+    MeasuredNetwork,
     Spectra,
     SpectraJob,
     SynchronisedJob,
@@ -26,14 +26,14 @@ from crux.subjects.shape import Shape, read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 
-NO_NETWORK = "experiment=interaction_basis/modular_addition_training"
+TRAINING_EXPERIMENT = "experiment=interaction_basis/modular_addition_training"
 """What makes the run folders that `model.path` may name."""
 
 
 def measures_language_model(options: Spectra, model: LanguageModel) -> bool:
     """Return whether spectra are those of a language model, not of a perceptron."""
-    addition = model.path is not None and addition_folder(Path(model.path)) is not None
-    return options.network is Network.model and not addition
+    addition = model.path is not None and find_addition_folder(Path(model.path)) is not None
+    return options.network is MeasuredNetwork.model and not addition
 
 
 def check_job(job: ExperimentJob, given: Collection[str]) -> None:
@@ -71,10 +71,10 @@ def check_subject(job: ExperimentJob) -> None:
 
 
 def check_perceptron(
-    network: Network, *, path: str | None, hook_points: Sequence[str] | None, given: Collection[str]
+    network: MeasuredNetwork, *, path: str | None, hook_points: Sequence[str] | None, given: Collection[str]
 ) -> None:
     """Check that nothing is given that only a language model has, for spectra of a perceptron."""
-    if network is Network.mlp:
+    if network is MeasuredNetwork.mlp:
         if own := sorted(key for key in given if key.startswith(("model", "hook", "data"))):
             raise UserError(
                 f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains"
@@ -87,9 +87,9 @@ def check_perceptron(
 
 def check_relu_network(path: str) -> None:
     """Check that the network in a folder has ReLU neurons."""
-    if addition_folder(Path(path)) is None:
+    if find_addition_folder(Path(path)) is None:
         raise UserError(
-            f"model.path={path}: only ReLU neurons can be synchronised; allowed is the run folder of {NO_NETWORK}, "
+            f"model.path={path}: only ReLU neurons can be synchronised; allowed is the run folder of {TRAINING_EXPERIMENT}, "
             "or no model.path: a perceptron is trained"
         )
     check_addition_folder(path)
@@ -97,9 +97,9 @@ def check_relu_network(path: str) -> None:
 
 def check_addition_folder(path: str) -> None:
     """Check that a trained modular-addition network with whole weights is in a folder."""
-    if (folder := addition_folder(Path(path))) is None:
+    if (folder := find_addition_folder(Path(path))) is None:
         raise UserError(
-            f"model.path={path}: no trained modular-addition network there; give the run folder of {NO_NETWORK}"
+            f"model.path={path}: no trained modular-addition network there; give the run folder of {TRAINING_EXPERIMENT}"
         )
     check_weights(folder)
 
@@ -113,7 +113,7 @@ def check_dictionaries(options: Dictionaries, given: Collection[str]) -> None:
         raise UserError("interaction_basis.dictionaries.tokens: is for saved SAEs, which interaction_basis.saes names")
 
 
-def check_last_basis(compare: LanguageCompare) -> None:
+def check_last_basis(compare: LanguageCompareOptions) -> None:
     """Check that the basis of the logits is at the hook point that they are read from."""
     if compare.last is LastBasis.logits and compare.hooks[-1] != FINAL:
         raise UserError(
@@ -128,9 +128,9 @@ def check_language_data(data: Data, *, model: LanguageModel, cache: str | None) 
         check_writable("cache", cache)
 
 
-def check_bases_fit(compare: LanguageCompare, model: LanguageModel) -> None:
+def check_bases_fit(compare: LanguageCompareOptions, model: LanguageModel) -> None:
     """Check that a language model is within reach and whole, and has the hook points and the context of a comparison."""
-    shape = _shape_of(model)
+    shape = _read_model_shape(model)
     names = [*hook_names(shape.n_layers, resid_mid=shape.resid_mid), FINAL]
     for hook in compare.hooks:
         if hook != FINAL:
@@ -152,7 +152,7 @@ def check_hook_points(model: LanguageModel, hook_points: Sequence[str] | None) -
     Raises:
         UserError: in one line, otherwise.
     """
-    shape = _shape_of(model)
+    shape = _read_model_shape(model)
     if model.context > shape.n_ctx:
         raise UserError(f"model.context={model.context}: the model's context has {shape.n_ctx} tokens")
     if hook_points is None:
@@ -165,7 +165,7 @@ def check_hook_points(model: LanguageModel, hook_points: Sequence[str] | None) -
             raise UserError(f"hook_points: {b.name} does not lie behind {a.name} in the network")
 
 
-def _shape_of(model: LanguageModel) -> Shape:
+def _read_model_shape(model: LanguageModel) -> Shape:
     """Return a language model's shape; a hub model is fetched for that."""
     folder = find_folder(model_source(model))
     shape = read_shape(folder)

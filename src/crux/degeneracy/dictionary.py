@@ -1,8 +1,8 @@
-"""Which directions of a dictionary lie where the network does not look: outside of the span that an interaction basis reads.
+"""How much of an SAE's dictionary lies outside the subspace that the rest of the network depends on.
 
-What a basis reads of an activation is f C. With Q an orthonormal basis of the span of C's columns, a change of f orthogonal to Q changes no
-coordinate. Of a decoder direction d of unit norm the share 1 − ‖d Q‖² lies out there (Bushnaq et al. 2405.10928; the question that
-Braun et al. 2405.12241 answer by training end to end).
+The interaction basis reads an activation f through its coordinates f C. Let Q be an orthonormal basis of the span of C's columns: a change
+of f orthogonal to Q changes no coordinate. The share of a unit-norm decoder direction d outside this subspace is 1 − ‖d Q‖². The
+basis is that of Bushnaq et al. (2405.10928); end-to-end training (Braun et al. 2405.12241) is meant to avoid such directions.
 """
 
 from typing import NamedTuple
@@ -16,51 +16,51 @@ from crux.degeneracy.basis import Basis
 from crux.sae.architectures.sae import SAE
 
 
-class Outside(NamedTuple):
-    """How much of a dictionary the network does not look at."""
+class DictionaryOutside(NamedTuple):
+    """The parts of a dictionary and of its reconstructions outside the subspace that the network reads."""
 
     share: Float[Tensor, "n_latents"]
-    """1 − ‖d Q‖² of each direction; 0: wholly read, 1: not at all."""
+    """1 − ‖d Q‖² of each direction; 0: entirely inside the subspace, 1: entirely outside."""
     living: Bool[Tensor, "n_latents"]
-    """Fires on some of the activations."""
+    """The latents that fire on at least one of the activations."""
     mean: float
-    """Mean share of the living latents, each the same."""
+    """Unweighted mean share of the living latents."""
     weighted: float
-    """Mean share with weights E[c²]: as much as each latent writes."""
+    """Mean share weighted by E[c²], the strength with which each latent writes."""
     mostly: int
-    """Living latents of which more than half lies outside."""
+    """Number of living latents whose share is more than one half."""
     explained_inside: float
-    """Explained variance of the part of the activations that is read, f Q Qᵀ."""
+    """Explained variance of the activations inside the subspace, f Q Qᵀ."""
     explained_outside: float
-    """Explained variance of the rest; nan where there is none."""
+    """Explained variance of the activations outside the subspace; nan if the subspace is the whole space."""
 
 
-def reading(basis: Basis, *, left_out: float) -> Float[Tensor, "d k"]:
-    """Q: of the strongest directions, as few as leave out no more than this share of Σ Λ.
+def strongest_subspace(basis: Basis, *, left_out: float) -> Float[Tensor, "d k"]:
+    """Return Q, the span of the fewest strongest directions that leave out at most this share of Σ Λ.
 
     Raises:
-        UserError: for a share that is not from 0 up to but not 1.
+        UserError: if the share is not in [0, 1).
     """
     if not 0 <= left_out < 1:
-        raise UserError(f"left_out={left_out}: must be from 0 up to but not 1")
+        raise UserError(f"left_out={left_out}: must be at least 0 and below 1")
     shares = basis.strength.cumsum(0) / basis.strength.sum()
     n = min(int((shares < 1 - left_out).sum()) + 1, basis.size)
     return torch.linalg.qr(basis.C[:, :n]).Q
 
 
 @torch.no_grad()
-def outside(
+def measure_outside(
     sae: SAE, reads: Float[Tensor, "tokens d_in"], writes: Float[Tensor, "tokens d"], Q: Float[Tensor, "_d k"]
-) -> Outside:
-    """Of an SAE's dictionary, and of what it makes of some activations.
+) -> DictionaryOutside:
+    """Measure the shares of an SAE's dictionary outside a subspace, and the explained variance inside and outside.
 
     Args:
-        reads: the activations that it encodes.
-        writes: those that its decoder is to give: the same ones, but for a transcoder.
-        Q: see `reading`, at the hook point where it writes.
+        reads: the activations that the SAE encodes.
+        writes: the activations that it reconstructs: the same as `reads`, except for a transcoder.
+        Q: orthonormal columns at the SAE's write hook point; see `strongest_subspace`.
 
     Raises:
-        UserError: where the dictionary does not live in Q's space, and for an SAE none of whose latents fires.
+        UserError: if the dictionary and Q differ in dimension, or if no latent fires.
     """
     D = sae.fold().dictionary().double()
     if D.shape[1] != len(Q):
@@ -71,20 +71,20 @@ def outside(
     if not bool(living.any()):
         raise UserError("no latent fires on these activations")
     share = (1 - (D @ Q).square().sum(1)).clamp(min=0)
-    guess, truth = sae.decode(codes).double(), writes.double()
-    inside = (guess @ Q, truth @ Q)
-    rest = (guess - inside[0] @ Q.T, truth - inside[1] @ Q.T)
-    return Outside(
+    reconstruction, target = sae.decode(codes).double(), writes.double()
+    inside = (reconstruction @ Q, target @ Q)
+    rest = (reconstruction - inside[0] @ Q.T, target - inside[1] @ Q.T)
+    return DictionaryOutside(
         share=share,
         living=living,
         mean=float(share[living].mean()),
         weighted=float((weight * share).sum() / weight.sum()),
         mostly=int((share[living] > 0.5).sum()),
-        explained_inside=_explained(*inside),
-        explained_outside=_explained(*rest) if Q.shape[1] < len(Q) else float("nan"),
+        explained_inside=_explained_variance(*inside),
+        explained_outside=_explained_variance(*rest) if Q.shape[1] < len(Q) else float("nan"),
     )
 
 
-def _explained(guess: Float[Tensor, "tokens d"], truth: Float[Tensor, "tokens d"]) -> float:
-    """1 − Σ‖x − x̂‖² / Σ‖x − mean‖²."""
-    return 1 - float((truth - guess).square().sum() / (truth - truth.mean(0)).square().sum())
+def _explained_variance(reconstruction: Float[Tensor, "tokens d"], target: Float[Tensor, "tokens d"]) -> float:
+    """Return 1 − Σ‖x − x̂‖² / Σ‖x − mean‖²."""
+    return 1 - float((target - reconstruction).square().sum() / (target - target.mean(0)).square().sum())

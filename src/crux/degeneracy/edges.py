@@ -1,13 +1,15 @@
-"""How strongly each direction of a basis acts on each direction of the next: the edges of the interaction graph.
+"""Edges of the interaction graph: how strongly each direction of a basis acts on each direction of the next basis.
 
     Ê_ij = 1/(N T) Σ_x Σ_t [ Σ_s ∫₀¹ dα ∂f̂'_{t,i}/∂f̂_{s,j} (α f̂) · f̂_{s,j} ]²
 
-from coordinate j at a hook point to coordinate i at the next (2405.10928; there the graph shows √Ê). The path starts at the mean
-activation, f̂ = 0, where what was left out of a basis stays; the integral is Gauss–Legendre's, or the gradient at α = 1 alone. The
-constant node's edge to i is what the mean activation gives by itself, 1/(N T) Σ f̂'_{t,i}(0)².
+is the edge from coordinate j at one hook point to coordinate i at the next, for N samples x with T positions t at the second hook point
+and positions s at the first (Bushnaq et al. 2405.10928; the paper's graphs show √Ê). The integration path starts at the mean activation,
+f̂ = 0. Directions that a basis leaves out stay at their mean along the path. The integral is computed by Gauss–Legendre
+quadrature, or replaced by the gradient at α = 1. The edge from the constant node to i is 1/(N T) Σ f̂'_{t,i}(0)², the effect of the mean
+activation.
 
-Forwards, one Jacobian-vector product for each j gives Σ_s of all (t, i), exactly. Backwards, one vector-Jacobian product for each (t, i)
-gives all j; or for each i with random signs φ_t, since the mean of (Σ_t φ_t J_t)² over the signs is Σ_t J_t².
+In forward mode, one Jacobian-vector product per j gives Σ_s for all (t, i) exactly. In reverse mode, one vector-Jacobian product per (t, i)
+gives all j. With random signs φ_t, one product per i and probe is enough, since the mean of (Σ_t φ_t J_t)² over the signs is Σ_t J_t².
 """
 
 import itertools
@@ -24,92 +26,96 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crux.config.progress import track
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.grams import check_data, check_order, positions
+from crux.degeneracy.grams import check_data, check_hook_order, count_positions
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
 
 class Edges(NamedTuple):
-    """Between two hook points."""
+    """The edges from one basis to the next."""
 
     source: str
+    """The first hook point."""
     target: str
+    """The second hook point."""
     strength: Float[Tensor, "n_to n_from"]
-    """Ê, not negative."""
+    """Ê ≥ 0."""
     constant: Float[Tensor, "n_to"]
-    """From the constant node."""
+    """Edges from the constant node."""
 
 
-Side = Literal["jvp", "vjp"]
+Mode = Literal["jvp", "vjp"]
+"""Forward mode (Jacobian-vector products) or reverse mode (vector-Jacobian products)."""
 
 
-def edges(
+def interaction_edges(
     network: Network,
     batches: Sequence[Tensor],
     *,
     bases: Sequence[Basis],
     points: int | None,
     probes: int | None,
-    side: Side | None,
+    mode: Mode | None,
     seed: int,
 ) -> list[Edges]:
-    """The edges from each basis to the next.
+    """Return the edges from each basis to the next.
 
     Args:
-        bases: at hook points in the network's order.
-        points: of the quadrature; None: the gradient at α = 1.
-        probes: random signs over positions a target direction, where the products run backwards; None: every position by itself.
-        side: forwards (jvp) or backwards (vjp); None: whichever takes fewer products.
+        bases: one per hook point, in the network's order.
+        points: number of quadrature points; None: use the gradient at α = 1.
+        probes: number of random sign vectors over positions per target direction, in reverse mode; None: one product per position.
+        mode: forward (jvp) or reverse (vjp) mode; None: the one that takes fewer products.
 
     Raises:
-        UserError: no data, or bases out of order.
+        UserError: if there is no data, or the bases are out of order.
     """
     check_data(batches)
-    check_order(network, [basis.hook for basis in bases])
+    check_hook_order(network, [basis.hook for basis in bases])
     assert points is None or points > 0
     assert probes is None or probes > 0
     generator = torch.Generator().manual_seed(seed)
     return [
-        _between(network, batches, a, b, _path(points), probes, side, generator) for a, b in itertools.pairwise(bases)
+        _edges_between(network, batches, a, b, _quadrature(points), probes, mode, generator)
+        for a, b in itertools.pairwise(bases)
     ]
 
 
-def _path(points: int | None) -> list[tuple[float, float]]:
-    """α and weight of the quadrature on [0, 1]."""
+def _quadrature(points: int | None) -> list[tuple[float, float]]:
+    """Return α and weight of each quadrature point on [0, 1]."""
     if points is None:
         return [(1.0, 1.0)]
-    at, weight = np.polynomial.legendre.leggauss(points)
-    return [((1 + float(a)) / 2, float(w) / 2) for a, w in zip(at, weight, strict=True)]
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    return [((1 + float(x)) / 2, float(w) / 2) for x, w in zip(nodes, weights, strict=True)]
 
 
 class _Section(NamedTuple):
-    """A batch's way from a basis to the next."""
+    """The part of a network between two bases, for one batch."""
 
     network: Network
     clean: Clean
     a: Basis
     b: Basis
     coordinates: Tensor
-    """f̂ at the first."""
+    """f̂ in the first basis."""
     dtype: torch.dtype
 
     def value(self, alpha: float) -> Tensor:
-        """The activation at α f̂."""
+        """Return the activation with coordinates α f̂ at the first hook point."""
         return self.a.activations(alpha * self.coordinates).to(self.dtype)
 
     def end(self, value: Tensor) -> Tensor:
-        """The activation at the second, when `value` stands at the first."""
+        """Return the activation at the second hook point if the activation at the first is `value`."""
         return self.network.onward(self.clean, self.a.hook, value, ends=[self.b.hook])[self.b.hook]
 
 
-def _between(
+def _edges_between(
     network: Network,
     batches: Sequence[Tensor],
     a: Basis,
     b: Basis,
-    path: list[tuple[float, float]],
+    quadrature: list[tuple[float, float]],
     probes: int | None,
-    side: Side | None,
+    mode: Mode | None,
     generator: torch.Generator,
 ) -> Edges:
     strength, constant, n = a.C.new_zeros(b.size, a.size), a.C.new_zeros(b.size), 0
@@ -122,69 +128,73 @@ def _between(
         with torch.no_grad():
             at_mean = section.end(section.value(0.0))
         constant += b.coordinates(at_mean).square().flatten(0, -2).sum(0)
-        n_positions = positions(at_mean)
+        n_positions = count_positions(at_mean)
         n += len(inputs) * n_positions
-        backward = b.size * (n_positions if probes is None else probes)
-        if (side or ("jvp" if a.size <= backward else "vjp")) == "jvp":
-            _forwards(strength, section, path)
+        reverse_products = b.size * (n_positions if probes is None else probes)
+        if (mode or ("jvp" if a.size <= reverse_products else "vjp")) == "jvp":
+            _add_by_jvp(strength, section, quadrature)
         else:
-            _backwards(strength, section, path, probes, generator)
+            _add_by_vjp(strength, section, quadrature, probes, generator)
     return Edges(a.hook, b.hook, strength / n, constant / n)
 
 
 def _load_forward_mode() -> None:
-    """torch's first dual tensor compiles rules with a compiler that torch itself calls deprecated."""
+    """Initialise torch's forward mode without its warning: the first dual tensor uses a compiler that torch has deprecated."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 @torch.no_grad()
-def _forwards(strength: Tensor, section: _Section, path: list[tuple[float, float]]) -> None:
+def _add_by_jvp(strength: Tensor, section: _Section, quadrature: list[tuple[float, float]]) -> None:
     _load_forward_mode()
     a, b = section.a, section.b
-    values = [(section.value(alpha), weight) for alpha, weight in path]
+    values = [(section.value(alpha), weight) for alpha, weight in quadrature]
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # fused attention has no forward derivative
         for j in track(range(a.size), "forward derivatives"):
-            along = (section.coordinates[..., j, None] * a.C_pinv[j]).to(section.dtype)
-            moved: Tensor | None = None
+            direction = (section.coordinates[..., j, None] * a.C_pinv[j]).to(section.dtype)
+            integral: Tensor | None = None
             for value, weight in values:
-                tangent = forward_ad.unpack_dual(section.end(forward_ad.make_dual(value, along))).tangent
+                tangent = forward_ad.unpack_dual(section.end(forward_ad.make_dual(value, direction))).tangent
                 if tangent is not None:  # None: the end does not depend on the value
-                    moved = weight * tangent.double() if moved is None else moved + weight * tangent.double()
-            if moved is not None:
-                strength[:, j] += (moved @ b.C).square().flatten(0, -2).sum(0)
+                    integral = weight * tangent.double() if integral is None else integral + weight * tangent.double()
+            if integral is not None:
+                strength[:, j] += (integral @ b.C).square().flatten(0, -2).sum(0)
 
 
-def _backwards(
-    strength: Tensor, section: _Section, path: list[tuple[float, float]], probes: int | None, generator: torch.Generator
+def _add_by_vjp(
+    strength: Tensor,
+    section: _Section,
+    quadrature: list[tuple[float, float]],
+    probes: int | None,
+    generator: torch.Generator,
 ) -> None:
     a, b = section.a, section.b
-    ways: list[tuple[Tensor, Tensor, float]] = []
-    for alpha, weight in path:
+    graphs: list[tuple[Tensor, Tensor, float]] = []
+    for alpha, weight in quadrature:
         value = section.value(alpha).requires_grad_()
         with torch.enable_grad():
-            ways.append((value, section.end(value), weight))
-    end = ways[0][1]
+            graphs.append((value, section.end(value), weight))
+    end = graphs[0][1]
     if not end.requires_grad:
         return
-    at = end.shape[:-1]
+    shape = end.shape[:-1]
     for i in track(range(b.size), "backward passes"):
-        for once in range(positions(end) if probes is None else probes):
+        for product in range(count_positions(end) if probes is None else probes):
             if probes is None:
-                there = torch.zeros(len(end), positions(end), device=end.device)
-                there[:, once] = 1
-                signs = there.reshape(at)
+                one_position = torch.zeros(len(end), count_positions(end), device=end.device)
+                one_position[:, product] = 1
+                signs = one_position.reshape(shape)
             else:
-                signs = (2.0 * torch.randint(2, at, generator=generator) - 1).to(end.device)
+                signs = (2.0 * torch.randint(2, shape, generator=generator) - 1).to(end.device)
             cotangent = (signs[..., None] * b.C[:, i]).to(end.dtype)
-            moved = torch.zeros_like(section.coordinates)
-            for value, reached, weight in ways:
+            integral = torch.zeros_like(section.coordinates)
+            for value, output, weight in graphs:
                 (gradient,) = torch.autograd.grad(
-                    reached, value, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+                    output, value, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-                moved += weight * gradient.double() @ a.C_pinv.T
-            each = (
-                (moved * section.coordinates).flatten(1, -2).sum(1) if moved.dim() > 2 else moved * section.coordinates
-            )
-            strength[i] += each.square().sum(0) / (1 if probes is None else probes)
+                integral += weight * gradient.double() @ a.C_pinv.T
+            effect = integral * section.coordinates
+            if effect.dim() > 2:
+                effect = effect.flatten(1, -2).sum(1)
+            strength[i] += effect.square().sum(0) / (1 if probes is None else probes)

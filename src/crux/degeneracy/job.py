@@ -1,4 +1,4 @@
-"""Runs the jobs on degeneracy and interaction bases."""
+"""Runs the jobs of the degeneracy and interaction-basis experiments."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from crux.runs.run_folder import RunFolder
 
 
 def run(config: ExperimentJob, *, folder: Path | None) -> RunFolder:
-    """Run the experiment whose section the configuration has.
+    """Run the experiment of a job.
 
     Args:
-        folder: the run folder, if a sweep has assigned one; None: a new one.
+        folder: the run folder given by a sweep; None: create a new one.
     """
     section = config.section
     return run_experiment(

@@ -1,14 +1,16 @@
-"""Modules of an interaction graph: groups of basis directions, over all layers, that interact among themselves (Leiden, Newman's Q).
+"""Modules of an interaction graph: groups of basis directions, over all layers, that interact mainly with each other.
 
-The nodes of all layers and, between consecutive layers, undirected edges with weight log10(E / ε_layer), 0 below ε_layer: the
-weights of Bushnaq et al. 2405.10927 (§5) and of Apollo's rib. Leiden (graspologic-native) looks for the grouping with the highest
+The graph has one node per direction and layer, and undirected edges between consecutive layers with weight log10(E / ε_layer), or 0 below
+ε_layer, as in Bushnaq et al. (2405.10927, §5) and Apollo's rib. The Leiden algorithm (graspologic-native) searches the partition of the
+nodes with the highest modularity (Newman)
 
     Q = Σ_modules [ in / m − γ (degree / 2m)² ],
 
-`in` the weight inside a module, `degree` the summed weights at its nodes, m that of the whole graph, γ the resolution.
+where `in` is the total weight inside a module, `degree` the sum of the weights at its nodes, m the total weight of the graph and γ the
+resolution.
 
-A long chain of layers is cut across before it is split along: two blocks of equal width over five or more pairs of layers have their
-maximum at γ = 1 in four pieces. Fewer layers at a time, or a smaller γ, keep a block together.
+In a graph of many layers the best partition may cut a module between two layers: for two equally wide blocks over five or more pairs of
+layers and γ = 1 it has four modules. Use fewer layers or a smaller γ to keep a block in one module.
 """
 
 import itertools
@@ -21,42 +23,42 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.degeneracy.basis_options import Modularity
+from crux.degeneracy.basis_options import ModularityOptions
 
-ALONE = -1
+NO_MODULE = -1
 """Module of a node without edges."""
 
 
 class Modules(NamedTuple):
-    """What was found."""
+    """The modules of an interaction graph."""
 
-    of: list[Int[Tensor, "node"]]
-    """Module of each node, by layer; 0 has most nodes; `ALONE` without edges."""
+    labels: list[Int[Tensor, "node"]]
+    """Module of each node, per layer. Module 0 has the most nodes; nodes without edges have `NO_MODULE`."""
     score: float
-    """Q at resolution 1, whatever γ it was found with, so that scores compare."""
+    """Q at γ = 1, whichever γ was used to find the modules, so that scores are comparable."""
     clusters: Int[Tensor, "module layer"]
-    """How many nodes each module has in each layer."""
+    """Number of nodes of each module in each layer."""
     weights: list[Float[Tensor, "to from"]]
     """log10(E / ε_layer), clipped at 0."""
 
     @property
     def n(self) -> int:
-        """How many modules there are."""
+        """Number of modules."""
         return len(self.clusters)
 
 
 def smallest_kept(edges: Float[Tensor, "to from"], kept: int) -> float:
-    """ε of a layer from an ablation: the size of the last edge, in falling order, that is needed."""
+    """Return the cutoff ε of a layer: the size of the weakest of the `kept` strongest edges, as found by an ablation."""
     if not 1 <= kept <= edges.numel():
         raise UserError(f"kept={kept}: of {edges.numel()} edges, 1 to all of them can be kept")
     return float(edges.flatten().sort(descending=True).values[kept - 1])
 
 
 def edge_weights(edges: Float[Tensor, "to from"], cutoff: float) -> Float[Tensor, "to from"]:
-    """log10(E / ε), 0 below ε: an edge of just ε has no weight left.
+    """Return the weights log10(E / ε), or 0 for edges up to ε.
 
     Raises:
-        UserError: for a cutoff that is not above 0, and edges that are no non-negative numbers.
+        UserError: if the cutoff is not above 0, or an edge is negative or not finite.
     """
     if not cutoff > 0:
         raise UserError(f"cutoff={cutoff}: the smallest edge that counts must be above 0")
@@ -70,53 +72,53 @@ def find_modules(
     *,
     cutoffs: Sequence[float],
     constant: Sequence[Bool[Tensor, "_node"]] | None,
-    options: Modularity,
+    options: ModularityOptions,
     seed: int,
 ) -> Modules:
-    """Return the best of several runs of Leiden on the graph of all layers.
+    """Return the best partition of the graph of all layers from several runs of Leiden.
 
     Args:
         edges: E between each layer and the next, [n_to, n_from].
-        cutoffs: ε of each pair of layers.
-        constant: by layer, the nodes that stand for a constant and are left out; None: there are none.
+        cutoffs: ε for each pair of consecutive layers.
+        constant: per layer, a mask of the nodes that stand for a constant and are left out; None: there are none.
 
     Raises:
-        UserError: layers that do not fit together, and a graph without edges above the cutoffs.
+        UserError: if the layers' sizes do not match, or no edge is above its cutoff.
     """
     sizes = _sizes(edges, cutoffs)
-    weights = [edge_weights(of, cutoff) for of, cutoff in zip(edges, cutoffs, strict=True)]
+    weights = [edge_weights(between, cutoff) for between, cutoff in zip(edges, cutoffs, strict=True)]
     if constant is not None:
-        if [len(out) for out in constant] != sizes:
-            raise UserError(f"constant: {[len(out) for out in constant]} nodes by layer; the edges have {sizes}")
-        for i, of in enumerate(weights):
-            of[constant[i + 1]] = 0
-            of[:, constant[i]] = 0
-    listed = _listed(weights, sizes)
-    if not listed:
+        if [len(mask) for mask in constant] != sizes:
+            raise UserError(f"constant: {[len(mask) for mask in constant]} nodes by layer; the edges have {sizes}")
+        for i, between in enumerate(weights):
+            between[constant[i + 1]] = 0
+            between[:, constant[i]] = 0
+    edge_list = _edge_list(weights, sizes)
+    if not edge_list:
         raise UserError("no edge is above its layer's cutoff: there is no graph to look for modules in")
-    _, found = leiden(
-        listed, resolution=options.resolution, iterations=options.iterations, seed=seed, trials=options.starts
+    _, module_of_node = leiden(
+        edge_list, resolution=options.resolution, iterations=options.iterations, seed=seed, trials=options.starts
     )
-    flat = torch.full((sum(sizes),), ALONE)
-    for node, module in found.items():
+    flat = torch.full((sum(sizes),), NO_MODULE)
+    for node, module in module_of_node.items():
         flat[int(node)] = module
-    of = list(_by_size(flat).split(sizes))
-    n = max(int(module.max()) for module in of) + 1
-    clusters = torch.stack([(layer[None] == torch.arange(n)[:, None]).sum(1) for layer in of], 1)
-    return Modules(of, modularity(weights, of, resolution=1.0), clusters, weights)
+    modules = list(_number_by_size(flat).split(sizes))
+    n = max(int(layer.max()) for layer in modules) + 1
+    clusters = torch.stack([(layer[None] == torch.arange(n)[:, None]).sum(1) for layer in modules], 1)
+    return Modules(modules, modularity(weights, modules, resolution=1.0), clusters, weights)
 
 
 def modularity(
-    weights: Sequence[Float[Tensor, "_to _from"]], of: Sequence[Int[Tensor, "_node"]], *, resolution: float
+    weights: Sequence[Float[Tensor, "_to _from"]], modules: Sequence[Int[Tensor, "_node"]], *, resolution: float
 ) -> float:
-    """Q of a grouping of the nodes."""
+    """Return the modularity Q of a partition, given the module of each node per layer."""
     m = sum(float(between.sum()) for between in weights)
-    inside, degree = 0.0, torch.zeros(max(int(module.max()) for module in of) + 2, dtype=torch.float64)
+    inside, degree = 0.0, torch.zeros(max(int(layer.max()) for layer in modules) + 2, dtype=torch.float64)
     for i, between in enumerate(weights):
-        before, behind = of[i], of[i + 1]
-        inside += float(between[behind[:, None] == before[None]].sum())
-        degree.index_add_(0, before + 1, between.sum(0).double())
-        degree.index_add_(0, behind + 1, between.sum(1).double())
+        source, target = modules[i], modules[i + 1]
+        inside += float(between[target[:, None] == source[None]].sum())
+        degree.index_add_(0, source + 1, between.sum(0).double())
+        degree.index_add_(0, target + 1, between.sum(1).double())
     return inside / m - resolution * float((degree / (2 * m)).square().sum())
 
 
@@ -128,25 +130,25 @@ def _sizes(edges: Sequence[Tensor], cutoffs: Sequence[float]) -> list[int]:
     for i, (a, b) in enumerate(itertools.pairwise(edges)):
         if a.shape[0] != b.shape[1]:
             raise UserError(f"edges: pair {i} ends with {a.shape[0]} nodes, pair {i + 1} begins with {b.shape[1]}")
-    return [edges[0].shape[1], *(of.shape[0] for of in edges)]
+    return [edges[0].shape[1], *(between.shape[0] for between in edges)]
 
 
-def _listed(weights: Sequence[Tensor], sizes: Sequence[int]) -> list[tuple[str, str, float]]:
-    """(node, node, weight) of every edge that has weight."""
-    listed, first = [], 0
+def _edge_list(weights: Sequence[Tensor], sizes: Sequence[int]) -> list[tuple[str, str, float]]:
+    """Return (node, node, weight) of every edge with non-zero weight; nodes are numbered over all layers."""
+    edge_list, first = [], 0
     for i, between in enumerate(weights):
-        behind = first + sizes[i]
-        for to, come in between.nonzero().tolist():
-            listed.append((str(first + come), str(behind + to), float(between[to, come])))
-        first = behind
-    return listed
+        first_of_next = first + sizes[i]
+        for target, source in between.nonzero().tolist():
+            edge_list.append((str(first + source), str(first_of_next + target), float(between[target, source])))
+        first = first_of_next
+    return edge_list
 
 
-def _by_size(modules: Int[Tensor, "node"]) -> Int[Tensor, "node"]:
-    """Numbered anew: the largest is 0, of equal ones the one that begins first."""
-    found = [m for m in modules.unique().tolist() if m != ALONE]
-    order = sorted(found, key=lambda m: (-int((modules == m).sum()), int((modules == m).nonzero()[0])))
-    renamed = torch.full_like(modules, ALONE)
+def _number_by_size(modules: Int[Tensor, "node"]) -> Int[Tensor, "node"]:
+    """Renumber the modules by descending size; those of equal size by their first node."""
+    numbers = [m for m in modules.unique().tolist() if m != NO_MODULE]
+    order = sorted(numbers, key=lambda m: (-int((modules == m).sum()), int((modules == m).nonzero()[0])))
+    renamed = torch.full_like(modules, NO_MODULE)
     for new, old in enumerate(order):
         renamed[modules == old] = new
     return renamed

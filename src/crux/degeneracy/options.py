@@ -20,7 +20,7 @@ from crux.degeneracy.basis_options import (
 )
 
 
-class Network(Enum):
+class MeasuredNetwork(Enum):
     """What degeneracy is measured in: the subject (model, model.path), or a ReLU perceptron that the experiment trains on digits."""
 
     model = "model"
@@ -48,7 +48,7 @@ class Degeneracy:
 class Spectra(Degeneracy):
     """Dependent activations and dependent Jacobians."""
 
-    network: Network = MISSING
+    network: MeasuredNetwork = MISSING
     """The subject, or the perceptron."""
     sequences: Count = MISSING
     """Sequences of text that a language model is looked at on."""

@@ -1,4 +1,4 @@
-"""Results of a piece of work as the tensors that a run folder keeps, and back, bit for bit and in the same memory layout."""
+"""Conversion of results to tensors for the run folder and back, bit for bit and with the same memory layout."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -8,15 +8,15 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-Once = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
-"""Takes the name of a piece of work and what computes it; returns its tensors, which an earlier start of the run may have computed."""
+ComputeOnce = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
+"""(name, compute) → tensors: calls `compute`, unless an earlier start of the run already saved the tensors under this name."""
 
 TRANSPOSED = ".T"
-"""Ends the name of a matrix that is kept transposed: how it lies in memory decides how products with it are rounded."""
+"""Suffix of a matrix that is stored transposed, because the memory layout affects how products with it are rounded."""
 
 
 def pack(values: Mapping[str, object], *, prefix: str) -> dict[str, Tensor]:
-    """Return tensors and numbers as tensors whose names begin with the prefix; text is left out."""
+    """Return the tensors and numbers as tensors named prefix + name. Strings are left out."""
     packed: dict[str, Tensor] = {}
     for name, value in values.items():
         match value:
@@ -27,17 +27,17 @@ def pack(values: Mapping[str, object], *, prefix: str) -> dict[str, Tensor]:
             case int() | float():
                 packed[prefix + name] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
             case _:
-                assert isinstance(value, str), f"{name} cannot be kept"
+                assert isinstance(value, str), f"{name} cannot be stored"
     return packed
 
 
 def unpack(
     make: Callable[..., T], tensors: Mapping[str, Tensor], *, prefix: str, device: torch.device, **more: object
 ) -> T:
-    """Make what `pack` was given, from those tensors whose names begin with the prefix.
+    """Return `make(...)` with the values that `pack` stored under the prefix.
 
     Args:
-        more: the arguments that are no tensors or numbers.
+        more: further keyword arguments, such as the strings that `pack` left out.
     """
     values: dict[str, object] = {}
     for key, tensor in tensors.items():

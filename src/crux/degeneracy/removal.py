@@ -1,8 +1,9 @@
-"""What a network loses and keeps without some of its directions: a module taken out at all of its layers, each task's loss on its own.
+"""Removal of a module: each task's loss without the module's directions, at all of its layers.
 
-A direction is removed by putting its mean in its place: f ↦ f − (f − μ) C_S C⁺_S, with the columns S of C and the rows S of C⁺.
-All else stays, also what of the activation a truncated basis does not hold. Removing a module that computes something unwanted is
-the use of modularity that Bushnaq et al. 2405.10927 begin with: the network forgets that and keeps the rest.
+Directions S are removed by setting their coordinates to the mean: f ↦ f − (f − μ) C_S C⁺_S, with the columns S of C and the rows
+S of C⁺.
+Everything else stays, including the part of the activation that a truncated basis does not represent. Bushnaq et al. (2405.10927)
+motivate modularity by this use: if a module computes something unwanted, removing it leaves the rest of the network intact.
 """
 
 import itertools
@@ -19,46 +20,48 @@ from crux.degeneracy.basis import Basis
 from crux.degeneracy.networks.network import Network
 
 TaskLoss = Callable[[Tensor, Any], Float[Tensor, "sample"]]
-"""The loss of each sample on one task, of the network's output and the batch's targets."""
+"""(output, targets) → the loss of each sample on one task."""
 
 
 class Directions(NamedTuple):
-    """Directions of a basis at a hook point: (f − mean) @ to are the coordinates, and coordinates @ back what they add to the mean."""
+    """Some of the directions of a basis at a hook point."""
 
-    to: Float[Tensor, "d k"]
-    back: Float[Tensor, "k d"]
+    C: Float[Tensor, "d k"]
+    """Maps centred activations to coordinates: (f − mean) @ C."""
+    C_pinv: Float[Tensor, "k d"]
+    """Maps the coordinates to their contribution to f."""
     mean: Float[Tensor, "d"]
 
-    def removed(self, f: Float[Tensor, "*samples d"]) -> Float[Tensor, "*samples d"]:
-        """The activation with the mean in these directions."""
-        of = self.to.to(f)
-        return f - ((f - self.mean.to(f)) @ of) @ self.back.to(f)
+    def remove_from(self, f: Float[Tensor, "*samples d"]) -> Float[Tensor, "*samples d"]:
+        """Return the activation with these coordinates set to their mean."""
+        return f - ((f - self.mean.to(f)) @ self.C.to(f)) @ self.C_pinv.to(f)
 
 
-def directions(basis: Basis, chosen: Bool[Tensor, "k"]) -> Directions:
-    """Some of a basis's directions."""
+def select_directions(basis: Basis, chosen: Bool[Tensor, "k"]) -> Directions:
+    """Return the chosen directions of a basis."""
     return Directions(basis.C[:, chosen], basis.C_pinv[chosen], basis.mean)
 
 
-class Losses(NamedTuple):
-    """Mean losses by task."""
+class RemovalLosses(NamedTuple):
+    """Mean losses per task, of the intact network and after each removal."""
 
     intact: dict[str, float]
+    """Mean loss per task."""
     without: dict[str, dict[str, float]]
-    """By what was removed."""
+    """Mean loss per task, for each removed module."""
 
     def rise(self, removed: str, task: str) -> float:
-        """By how much a task's loss is higher without it."""
+        """Return by how much a task's loss rises when the module is removed."""
         return self.without[removed][task] - self.intact[task]
 
 
 @torch.no_grad()
 def output_without(network: Network, inputs: Tensor, *, removed: Mapping[str, Directions], end: str) -> Tensor:
-    """The activation at `end` with directions removed at one or more hook points.
+    """Return the activation at `end` with directions removed at one or more hook points.
 
     Raises:
-        UserError: hook points that do not exist or lie behind the end, and one that the network has a way past, so that what was
-            removed earlier would come back there (a head's output, say: use the residual stream).
+        UserError: if hook points do not exist or come after `end`; or if the network has a path around one of them, on which directions
+            that were removed earlier would return (for example a head's output: use the residual stream instead).
     """
     if not removed:
         raise UserError("removed: no hook point given to remove directions at")
@@ -66,16 +69,16 @@ def output_without(network: Network, inputs: Tensor, *, removed: Mapping[str, Di
         raise UserError(f"{unknown[0]}: no such hook point; there are {', '.join(network.hooks)}")
     order = sorted(removed, key=network.hooks.index)
     clean = network.clean(inputs, capture=order, final=False)
-    value = removed[order[0]].removed(clean.activations[order[0]])
+    value = removed[order[0]].remove_from(clean.activations[order[0]])
     for here, following in itertools.pairwise(order):
         ahead = network.onward(clean, here, value, ends=[following, end])
         through = network.onward(clean, following, ahead[following], ends=[end])
         if not torch.allclose(through[end], ahead[end], rtol=1e-3, atol=1e-3 * float(ahead[end].abs().max())):
             raise UserError(
-                f"{following}: the network has a way past it, on which what was removed at {here} comes back; "
-                "remove directions at hook points that everything passes through"
+                f"{following}: the network has a path around it, on which the directions removed at {here} return; "
+                "remove directions at hook points that every path passes through"
             )
-        value = removed[following].removed(ahead[following])
+        value = removed[following].remove_from(ahead[following])
     return network.onward(clean, order[-1], value, ends=[end])[end]
 
 
@@ -87,12 +90,12 @@ def losses_without(
     removed: Mapping[str, Mapping[str, Directions]],
     end: str,
     tasks: Mapping[str, TaskLoss],
-) -> Losses:
-    """Every task's loss, of the network as it is and without each of the modules.
+) -> RemovalLosses:
+    """Return every task's mean loss, for the intact network and without each module.
 
     Args:
-        batches: inputs, and the targets that the losses read.
-        removed: by name, what is taken out at each hook point.
+        batches: pairs of inputs and targets; the losses read the targets.
+        removed: the directions to remove at each hook point, for each module by name.
         end: the hook point whose activation the losses read.
     """
     if not batches:
@@ -109,5 +112,5 @@ def losses_without(
                 output = network.clean(inputs, capture=[end], final=False).activations[end]
             for task, loss in tasks.items():
                 sums[name][task] += float(loss(output, targets).double().sum())
-    means = {name: {task: total / samples for task, total in of.items()} for name, of in sums.items()}
-    return Losses(means.pop(""), means)
+    means = {name: {task: total / samples for task, total in by_task.items()} for name, by_task in sums.items()}
+    return RemovalLosses(means.pop(""), means)

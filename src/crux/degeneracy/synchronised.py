@@ -1,9 +1,9 @@
-"""Synchronised ReLU neurons: those that are on and off for the same inputs act as one linear map of many.
+"""Synchronised ReLU neurons: neurons that are on for the same inputs, so that together they act as a linear map.
 
-With p_j the pre-activation and o_j = [p_j > 0] the gate, D_ij = E[(o_i − o_j)² p_j²] / E[o_j p_j²] is the relative error of neuron j under
-neuron i's gate. For gates of 0 and 1 the numerator is E[o_i (1 − o_j) p_j² + (1 − o_i) o_j p_j²]: two products of [sample, h] matrices,
-sums of positive numbers, so that neurons which agree have D = 0 and not a rounding error. A neuron that is never on has no gate to lend
-and none to be given: it is `dead`, and belongs to no block.
+Let p_j be the pre-activation of neuron j and o_j = [p_j > 0] its gate. If neuron j used the gate of neuron i, its relative squared
+error would be D_ij = E[(o_i − o_j)² p_j²] / E[o_j p_j²]. Since gates are 0 or 1, the numerator equals
+E[o_i (1 − o_j) p_j² + (1 − o_i) o_j p_j²]. It is computed by two products of [sample, h] matrices as a sum of non-negative numbers, so
+that D is exactly 0 for neurons that agree on every sample. A neuron that is never on is `dead` and belongs to no block.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,36 +17,36 @@ from torch import Tensor, nn
 
 from crux.config.errors import UserError
 from crux.config.progress import track
+from crux.degeneracy.gram_ranks import check_threshold
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.ranks import check_threshold
 
 
 class Synchrony(NamedTuple):
-    """Of the neurons of one layer, over all samples; float64."""
+    """Pairwise gate errors of the neurons of one layer, over all samples; float64."""
 
     error: Float[Tensor, "h h"]
-    """D_ij of the neurons that are ever on; infinite where i or j is dead, 0 for i = j."""
-    alive: Float[Tensor, "h"]
-    """Share of the samples that each is on for."""
+    """D_ij; infinite if i or j is dead, and 0 for i = j."""
+    on_share: Float[Tensor, "h"]
+    """Share of the samples for which each neuron is on."""
 
     @property
     def distance(self) -> Float[Tensor, "h h"]:
-        """max(D, Dᵀ)."""
+        """The symmetric distance max(D, Dᵀ)."""
         return torch.maximum(self.error, self.error.T)
 
     @property
     def dead(self) -> Int[Tensor, "n"]:
-        """The neurons that are on for no sample."""
-        return (self.alive == 0).nonzero()[:, 0]
+        """Indices of the neurons that are on for no sample."""
+        return (self.on_share == 0).nonzero()[:, 0]
 
 
-def synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> Synchrony:
-    """Adds up batches of pre-activations, in h² numbers.
+def measure_synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> Synchrony:
+    """Measure the gate errors of one layer's neurons from batches of pre-activations; memory is O(h²).
 
     Raises:
-        UserError: no data.
+        UserError: if there is no data.
     """
-    wrong: Tensor | None = None
+    disagreement: Tensor | None = None
     on = energy = torch.zeros(())
     n = 0
     for p in track(pre_activations, "comparing gates"):
@@ -54,30 +54,30 @@ def synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> Synchron
         gate = (p > 0).double()
         square = p.square()
         batch = gate.T @ (square * (1 - gate)) + (1 - gate).T @ (square * gate)
-        wrong = batch if wrong is None else wrong + batch
+        disagreement = batch if disagreement is None else disagreement + batch
         on, energy, n = on + gate.sum(0), energy + (square * gate).sum(0), n + len(p)
-    if wrong is None or n == 0:
+    if disagreement is None or n == 0:
         raise UserError("no data: at least one batch with one sample is needed")
     dead = on == 0
-    error = wrong / energy.where(~dead, 1.0)
+    error = disagreement / energy.where(~dead, 1.0)
     error = error.masked_fill(dead[:, None] | dead, torch.inf).fill_diagonal_(0.0)
     return Synchrony(error, on / n)
 
 
-class Block(NamedTuple):
-    """Neurons that can share a gate."""
+class SynchronisedBlock(NamedTuple):
+    """A group of neurons that can share a gate."""
 
     members: tuple[int, ...]
-    """Two or more, in order."""
+    """Indices of two or more neurons, ascending."""
     medoid: int
-    """The one whose distances to the others have the smallest sum; its gate is the block's."""
+    """The member with the smallest sum of distances to the others; its gate represents the block."""
 
 
-def blocks(distance: Float[Tensor, "h h"], *, threshold: float) -> list[Block]:
-    """Complete linkage, cut where the largest distance within a block would pass the threshold; the largest blocks first.
+def synchronised_blocks(distance: Float[Tensor, "h h"], *, threshold: float) -> list[SynchronisedBlock]:
+    """Return the blocks of neurons whose pairwise distances are at most `threshold`, by complete linkage; largest blocks first.
 
     Raises:
-        UserError: for a threshold that is not between 0 and 1.
+        UserError: if the threshold is not between 0 and 1.
     """
     check_threshold(threshold, name="threshold")
     living = (distance.isfinite().sum(1) > 1).nonzero()[:, 0]
@@ -85,43 +85,43 @@ def blocks(distance: Float[Tensor, "h h"], *, threshold: float) -> list[Block]:
         return []
     among = distance[living][:, living].cpu()
     labels = fcluster(linkage(squareform(among.numpy()), method="complete"), t=threshold, criterion="distance")
-    found = []
+    blocks = []
     for label in sorted(set(labels.tolist())):
         members = living[torch.from_numpy(labels) == label]
         if len(members) > 1:
             sums = distance[members][:, members].sum(1)
-            found.append(Block(tuple(members.tolist()), int(members[sums.argmin()])))
-    return sorted(found, key=lambda block: (-len(block.members), block.members))
+            blocks.append(SynchronisedBlock(tuple(members.tolist()), int(members[sums.argmin()])))
+    return sorted(blocks, key=lambda block: (-len(block.members), block.members))
 
 
-def lenders(found: Sequence[Block], n: int) -> Int[Tensor, "h"]:
-    """Whose gate each of n neurons gets: its own where it is in no block."""
-    whose = torch.arange(n)
-    for block in found:
-        whose[list(block.members)] = block.medoid
-    return whose
+def gate_sources(blocks: Sequence[SynchronisedBlock], n: int) -> Int[Tensor, "h"]:
+    """Return the neuron whose gate each of n neurons uses: the medoid of its block, or itself if it is in no block."""
+    sources = torch.arange(n)
+    for block in blocks:
+        sources[list(block.members)] = block.medoid
+    return sources
 
 
 def relu_layers(network: Chain) -> dict[str, str]:
-    """The hook point before each ReLU, by the one behind it.
+    """Return the hook point of each ReLU's input, keyed by the hook point of its output.
 
     Raises:
-        UserError: where the network has none.
+        UserError: if the network has no ReLU.
     """
     stages = dict(zip(network.hooks, network.stages.values(), strict=True))
-    behind = [hook for hook in network.hooks[1:] if isinstance(stages[hook], nn.ReLU)]
-    if not behind:
+    outputs = [hook for hook in network.hooks[1:] if isinstance(stages[hook], nn.ReLU)]
+    if not outputs:
         raise UserError(f"no ReLU neurons in this network; its hook points are {', '.join(network.hooks)}")
-    return {hook: network.hooks[network.hooks.index(hook) - 1] for hook in behind}
+    return {hook: network.hooks[network.hooks.index(hook) - 1] for hook in outputs}
 
 
 @torch.no_grad()
-def with_gates_of(
-    network: Chain, inputs: Float[Tensor, "sample d_in"], lent: dict[str, Int[Tensor, "h"]]
+def run_with_shared_gates(
+    network: Chain, inputs: Float[Tensor, "sample d_in"], sources: dict[str, Int[Tensor, "h"]]
 ) -> Float[Tensor, "sample d_out"]:
-    """The output where neuron j of the ReLU stage at a hook lets its pre-activation through when neuron lent[hook][j] is on."""
-    assert set(lent) <= set(relu_layers(network))
+    """Return the output of the network in which neuron j of each ReLU at a hook uses the gate of neuron sources[hook][j]."""
+    assert set(sources) <= set(relu_layers(network))
     value = inputs
     for hook, stage in zip(network.hooks, network.stages.values(), strict=True):
-        value = value * (value[..., lent[hook]] > 0) if hook in lent else stage(value)
+        value = value * (value[..., sources[hook]] > 0) if hook in sources else stage(value)
     return value

@@ -12,7 +12,6 @@ from tests.support.architectures import base
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from crux.config.paths import PACKAGE
-from crux.degeneracy import compared
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
 
@@ -75,10 +74,10 @@ def test_an_interrupted_comparison_is_resumed_piece_by_piece(
         "samples=200", "judged=50", "batch=100", "edge_ablation=[pca,local]",
     )  # fmt: skip
     whole = run(crux_here, tmp_path / "whole", "mlp", *given)
-    calls: dict[str, int] = {"edges": 0, "interaction_bases": 0}
+    calls: dict[str, int] = {"interaction_edges": 0, "interaction_bases": 0}
 
     def counted(name: str, *, dies_at: int) -> Callable[..., object]:
-        original = getattr(compared, name)
+        original = getattr(comparison, name)
 
         def call(*args: object, **more: object) -> object:
             calls[name] += 1
@@ -89,14 +88,14 @@ def test_an_interrupted_comparison_is_resumed_piece_by_piece(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(compared, "edges", counted("edges", dies_at=4))
+        patch.setattr(comparison, "interaction_edges", counted("interaction_edges", dies_at=4))
         with pytest.raises(RuntimeError, match="killed"):
             run(crux_here, tmp_path / "cut", "mlp", *given)
-    calls["edges"] = 0
+    calls["interaction_edges"] = 0
     for name in calls:
-        monkeypatch.setattr(compared, name, counted(name, dies_at=-1))
+        monkeypatch.setattr(comparison, name, counted(name, dies_at=-1))
     resumed = run(crux_here, tmp_path / "cut", "mlp", *given, "resume=true")
-    assert calls == {"edges": 3, "interaction_bases": 0}
+    assert calls == {"interaction_edges": 3, "interaction_bases": 0}
     for name in ("metrics.json", "history.jsonl", "report.md"):
         assert (resumed / name).read_text() == (whole / name).read_text()
     a, b = (load_file(folder / "arrays.safetensors") for folder in (whole, resumed))
@@ -196,7 +195,7 @@ def test_modular_addition_counts_edges(crux_here: Callable[..., int], tmp_path: 
         ("gpt2", "probes=1", "HF_HUB_OFFLINE"),
         ("mlp", "length=5", "this experiment has no such key"),
         ("mlp", "last=logits", "allowed are pca, neuron"),
-        ("mlp", "hooks=[output,input]", "the second must lie behind the first"),
+        ("mlp", "hooks=[output,input]", "the second must come after the first"),
         ("mlp", "hooks=[input,outptu]", "no such hook point; there are input, post0, post1, output"),
         ("mlp", "interaction_basis.perceptron.hidden=[]", "must be a list of at least one"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.degeneracy.networks.addition_folder import INSIDE
+from crux.degeneracy.networks.addition_folder import RUN_SUBFOLDER
 
 SMALL = ("interaction_basis.addition.p=7", "interaction_basis.addition.d_mlp=32", "trainer.progress=false")
 SPECTRA, SYNCHRONISED = "experiment=degeneracy/spectra", "experiment=degeneracy/synchronised"
@@ -85,7 +85,7 @@ def test_synchronised_neurons_of_a_perceptron(crux_here: Command, tmp_path: Path
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_both_read_a_modular_addition_network(crux_here: Command, addition: Path, tmp_path: Path, inside: bool) -> None:
-    path = addition / INSIDE if inside else addition
+    path = addition / RUN_SUBFOLDER if inside else addition
     if inside:
         _, found = run(crux_here, tmp_path, "experiment=degeneracy/synchronised", f"model.path={path}")
         assert found["final/neurons"] == 32
@@ -103,22 +103,22 @@ def test_training_that_was_killed_goes_on(crux_here: Command, tmp_path: Path, mo
     from crux.degeneracy.networks import modular_addition_module as modular_addition
 
     calls = iter(range(100))
-    judged = modular_addition.judged
+    original = modular_addition.evaluate_addition
 
     def dies(*args: Any) -> Any:
         if next(calls) == 4:
             raise RuntimeError("killed")
-        return judged(*args)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(modular_addition, "judged", dies)
+        patch.setattr(modular_addition, "evaluate_addition", dies)
         with pytest.raises(RuntimeError, match="killed"):
             run(crux_here, tmp_path / "cut", *given)
     resumed, _ = run(crux_here, tmp_path / "cut", *given, "resume=true")
     assert (resumed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
-    a, b = (load_file(folder / INSIDE / "model.safetensors") for folder in (whole, resumed))
+    a, b = (load_file(folder / RUN_SUBFOLDER / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not (resumed / INSIDE / "checkpoints" / "last.ckpt").exists()
+    assert not (resumed / RUN_SUBFOLDER / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_nonsense_is_refused(refusal: Callable[..., str], given: tuple[str, ...]
 def test_a_network_with_broken_weights_is_refused(refusal: Callable[..., str], addition: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
-    (folder / "config.json").write_text((addition / INSIDE / "config.json").read_text())
+    (folder / "config.json").write_text((addition / RUN_SUBFOLDER / "config.json").read_text())
     (folder / "model.safetensors").write_bytes(b"short")
     for experiment in (SPECTRA, SYNCHRONISED):
         assert "not a safetensors file, or a broken one" in refusal(experiment, f"model.path={folder}")

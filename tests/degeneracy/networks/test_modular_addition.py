@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from crux.config.errors import UserError
 from crux.degeneracy.basis_options import AdditionSizes
-from crux.degeneracy.networks.addition_folder import INSIDE, addition_folder
+from crux.degeneracy.networks.addition_folder import RUN_SUBFOLDER, find_addition_folder
 from crux.degeneracy.networks.modular_addition import (
     MID,
     OUTPUT,
@@ -18,9 +18,9 @@ from crux.degeneracy.networks.modular_addition import (
     PRE,
     ModularAddition,
     Pairs,
-    load,
-    pairs,
-    save,
+    load_addition,
+    save_addition,
+    split_pairs,
 )
 
 SIZES = AdditionSizes(p=11, d_model=12, n_heads=3, d_mlp=20)
@@ -36,7 +36,7 @@ def network() -> ModularAddition:
 
 
 def test_logits_are_the_chains_output_in_value_and_gradient() -> None:
-    made, tokens = network(), pairs(SIZES.p, train_share=0.5, seed=0).train
+    made, tokens = network(), split_pairs(SIZES.p, train_share=0.5, seed=0).train
     weights = torch.randn(len(tokens), SIZES.p, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slow, fast = made(tokens), made.logits(tokens)
     torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
@@ -67,12 +67,12 @@ def test_hook_points_have_every_position_and_attention_looks_back_only() -> None
 
 
 def test_the_same_network_at_the_last_position_and_its_mlp_alone() -> None:
-    made, tokens = network(), pairs(SIZES.p, train_share=0.5, seed=0).test
+    made, tokens = network(), split_pairs(SIZES.p, train_share=0.5, seed=0).test
     whole = made.clean(tokens, capture=made.hooks, final=True).activations
-    last = made.at_last_position()
+    last = made.last_position_chain()
     for hook, value in last.clean(tokens, capture=last.hooks, final=True).activations.items():
         torch.testing.assert_close(value, whole[hook][:, -1:] if hook in (MID, POST) else whole[hook])
-    mid, mlp = whole[MID][:, -1], made.mlp_alone()
+    mid, mlp = whole[MID][:, -1], made.mlp_chain()
     found = mlp.clean(mid, capture=mlp.hooks, final=True).activations
     torch.testing.assert_close(found["blocks.0.mlp.hook_pre"], made.pre_activations(mid))
     torch.testing.assert_close(found[OUTPUT] + mid @ made.parts[3].W_U, whole[OUTPUT])
@@ -80,13 +80,13 @@ def test_the_same_network_at_the_last_position_and_its_mlp_alone() -> None:
 
 
 def test_every_pair_is_there_once_and_the_seed_says_where() -> None:
-    found = pairs(113, train_share=0.3, seed=0)
+    found = split_pairs(113, train_share=0.3, seed=0)
     assert (len(found.train), len(found.test)) == (3830, 8939)
     every = torch.cat(found)
     assert len({tuple(row) for row in every.tolist()}) == 113**2
     assert bool((every[:, 2] == 113).all())
-    assert torch.equal(pairs(113, train_share=0.3, seed=0).train, found.train)
-    assert not torch.equal(pairs(113, train_share=0.3, seed=1).train, found.train)
+    assert torch.equal(split_pairs(113, train_share=0.3, seed=0).train, found.train)
+    assert not torch.equal(split_pairs(113, train_share=0.3, seed=1).train, found.train)
     assert Pairs.sums(torch.tensor([[112, 1, 113], [50, 3, 113], [112, 112, 113]])).tolist() == [0, 53, 111]
 
 
@@ -102,32 +102,32 @@ def test_weights_are_drawn_at_their_scales() -> None:
 
 def test_the_folder_comes_back(tmp_path: Path) -> None:
     made = network().float()
-    save(tmp_path / INSIDE, made, train_share=0.4, seed=7)
-    folder = addition_folder(tmp_path)
-    assert folder == tmp_path / INSIDE == addition_folder(folder)
-    back, tokens = load(folder)
+    save_addition(tmp_path / RUN_SUBFOLDER, made, train_share=0.4, seed=7)
+    folder = find_addition_folder(tmp_path)
+    assert folder == tmp_path / RUN_SUBFOLDER == find_addition_folder(folder)
+    back, tokens = load_addition(folder)
     assert back.sizes == SIZES
     for name, value in made.state_dict().items():
         assert torch.equal(back.state_dict()[name], value)
-    assert torch.equal(tokens.train, pairs(11, train_share=0.4, seed=7).train)
+    assert torch.equal(tokens.train, split_pairs(11, train_share=0.4, seed=7).train)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_what_is_no_such_folder_is_not_taken_for_one(tmp_path: Path) -> None:
-    assert addition_folder(tmp_path / "nowhere") is None
-    assert addition_folder(tmp_path) is None
+    assert find_addition_folder(tmp_path / "nowhere") is None
+    assert find_addition_folder(tmp_path) is None
     (tmp_path / "config.json").write_text("[]")
-    assert addition_folder(tmp_path) is None
+    assert find_addition_folder(tmp_path) is None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "modular_addition"}))
     (tmp_path / "model.bin").write_bytes(b"pickled")
-    assert addition_folder(tmp_path) is None
+    assert find_addition_folder(tmp_path) is None
 
 
 def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
-    save(tmp_path, network(), train_share=0.4, seed=7)
+    save_addition(tmp_path, network(), train_share=0.4, seed=7)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
     weights.popitem()
     save_file(weights, path)
     with pytest.raises(UserError, match=r"the weights do not fit config\.json"):
-        load(tmp_path)
+        load_addition(tmp_path)

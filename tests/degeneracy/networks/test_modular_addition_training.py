@@ -9,12 +9,12 @@ import torch
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator, Adam, Trainer
 from crux.degeneracy.basis_options import AdditionSizes
-from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, pairs
+from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, split_pairs
 from crux.degeneracy.networks.modular_addition_module import (
     AdditionModule,
-    EveryPair,
-    cross_entropy,
-    judged,
+    RepeatedBatch,
+    addition_loss,
+    evaluate_addition,
 )
 from crux.training.data import Feed
 from crux.training.devices import CPU
@@ -38,7 +38,7 @@ def run(
     resume: bool = False,
     kill_at: int = -1,
 ) -> tuple[ModularAddition, Rows]:
-    tokens = pairs(P, train_share=share, seed=0)
+    tokens = split_pairs(P, train_share=share, seed=0)
     network = ModularAddition(AdditionSizes(P, 16, 2, 32))
     network.draw(torch.Generator().manual_seed(0))
     optimizer = Adam(lr, [0.9, 0.98], 1e-8, 0.1, warmup_steps=10, min_lr_factor=1.0)
@@ -52,7 +52,7 @@ def run(
 
     fit(
         AdditionModule(network, test=tokens.test, optimizer=optimizer, trainer=trainer, stop_when_right=stop),
-        Feed(EveryPair(tokens.train, n_batches=steps), accumulate=1),
+        Feed(RepeatedBatch(tokens.train, n_batches=steps), accumulate=1),
         trainer=trainer, hardware=CPU, items_per_step=len(tokens.train), unit="pairs",
         checkpoints=folder, resume=folder / "last.ckpt" if resume else None,
         sinks=[add_row], evaluations=None, bar_labels={}, callbacks=[], on_abandon=None,
@@ -65,8 +65,8 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
     assert [step for step, _ in rows] == list(range(5, 201, 5))
     assert rows[0][1]["train/loss"] > 0.5 * math.log(P)
     assert rows[-1][1]["train/loss"] < 0.01
-    tokens = pairs(P, train_share=0.9, seed=0)
-    found = judged(network, tokens.test)
+    tokens = split_pairs(P, train_share=0.9, seed=0)
+    found = evaluate_addition(network, tokens.test)
     assert rows[-1][1]["val/accuracy"] == found.accuracy
     assert rows[-1][1]["val/loss"] == pytest.approx(found.loss)
     logits = network(tokens.test)
@@ -104,5 +104,5 @@ def test_the_cross_entropy_is_float64s() -> None:
     """A loss of 1e-9, which float32 rounds to 0."""
     tokens = torch.tensor([[1, 2, P]])
     logits = torch.zeros(1, P).index_fill(1, Pairs.sums(tokens), 22.5)
-    assert float(cross_entropy(logits, tokens)) == pytest.approx((P - 1) * math.exp(-22.5), rel=1e-6)
+    assert float(addition_loss(logits, tokens)) == pytest.approx((P - 1) * math.exp(-22.5), rel=1e-6)
     assert float(torch.nn.functional.cross_entropy(logits, Pairs.sums(tokens))) == 0

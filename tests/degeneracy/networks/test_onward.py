@@ -6,7 +6,7 @@ from torch import nn
 
 from crux.config.schema import Optimizer, OptimizerName
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.networks.onward import Ahead, OnwardLoss, OnwardPasses
+from crux.degeneracy.networks.chain_saes import ChainLoss, ChainPasses, FrozenChain
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.site import Site
@@ -32,10 +32,10 @@ def module(of: Chain, *, reconstruction: float, output: float, downstream: float
         d_model=4, d_out=None, n_latents=6, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
-    ahead = Ahead(of, ("middle",))
-    loss = OnwardLoss(E2EDownstream(reconstruction=reconstruction, kl=output, downstream=downstream), ahead=ahead)
+    ahead = FrozenChain(of, ("middle",))
+    loss = ChainLoss(E2EDownstream(reconstruction=reconstruction, kl=output, downstream=downstream), ahead=ahead)
     return SAEModule(
-        [Site("hidden", "hidden", sae)], passes=OnwardPasses(ahead, max_norm=None), loss=loss,
+        [Site("hidden", "hidden", sae)], passes=ChainPasses(ahead, max_norm=None), loss=loss,
         sparsity=Sparsity(0.0, n_saes=1, steering=None),
         optimizer=Optimizer(1e-3, [0.9, 0.999], 1e-8, 0.0, 5, 0.1, name=OptimizerName.adam, clip=10.0),
         auxk=Auxk(coefficient=0.0, k=None, dead_after=0), max_steps=10, log_every=5, seed=0, runs=(),

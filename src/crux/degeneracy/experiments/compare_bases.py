@@ -7,9 +7,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.degeneracy.basis import Basis, dictionary, neurons, principal_components
-from crux.degeneracy.basis_options import Compare, ComparedBases, LastBasis
-from crux.degeneracy.compared import AblationLoss, Compared, compare, every_basis, logits_basis
+from crux.degeneracy.basis import Basis, dictionary_basis, neuron_basis, pca_basis
+from crux.degeneracy.basis_options import CompareOptions, ComparisonExperiment, LastBasis
+from crux.degeneracy.comparison import AblationLoss, BasisComparison, ablate_bases, find_bases, logits_basis
 from crux.degeneracy.experiments import comparison_report
 from crux.degeneracy.experiments.graphs import graphs
 from crux.degeneracy.grams import Moments, moments
@@ -30,13 +30,13 @@ class LanguageParts(NamedTuple):
 def compare_bases(
     network: Network,
     *,
-    options: ComparedBases,
+    options: ComparisonExperiment,
     found_on: Sequence[Tensor],
     loss: AblationLoss,
     language: LanguageParts | None,
     run: ActiveRun,
     first_row: int,
-) -> tuple[Compared, Result]:
+) -> tuple[BasisComparison, Result]:
     """Return every basis on one network, and what a comparison of them leaves for people.
 
     Args:
@@ -46,19 +46,19 @@ def compare_bases(
     of, once = options.compare, partial(compute_once, run.folder)
     at = moments(network, found_on, hooks=of.hooks)
     last = last_basis(of, at, language)
-    bases = every_basis(network, found_on, at=at, options=of, last=last, seed=run.seed, once=once)
+    bases = find_bases(network, found_on, at=at, options=of, last=last, seed=run.seed, once=once)
     if language is not None and language.dictionaries:
         bases["sae"] = [
-            dictionary(hook, at[hook], directions=language.dictionaries[hook])
+            dictionary_basis(hook, at[hook], directions=language.dictionaries[hook])
             if hook in language.dictionaries
-            else principal_components(hook, at[hook], threshold=of.threshold)
+            else pca_basis(hook, at[hook], threshold=of.threshold)
             for hook in of.hooks[:-1]
         ] + [last]
 
     def report_done(done: int) -> None:
         run.add_row(first_row + done, {"bases_done": float(done)})
 
-    found = compare(
+    found = ablate_bases(
         network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
     )
     covariances = {hook: at[hook].covariance for hook in of.hooks}
@@ -73,14 +73,14 @@ def compare_bases(
     )
 
 
-def last_basis(options: Compare, at: Mapping[str, Moments], language: LanguageParts | None) -> Basis:
+def last_basis(options: CompareOptions, at: Mapping[str, Moments], language: LanguageParts | None) -> Basis:
     """Return the basis at the last hook point, which all share."""
     hook = options.hooks[-1]
     match options.last:
         case LastBasis.pca:
-            return principal_components(hook, at[hook], threshold=options.threshold)
+            return pca_basis(hook, at[hook], threshold=options.threshold)
         case LastBasis.neuron:
-            return neurons(hook, at[hook])
+            return neuron_basis(hook, at[hook])
         case LastBasis.logits:
             assert language is not None
             return logits_basis(hook, at[hook], W_U=language.W_U, threshold=options.threshold)

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.degeneracy.basis_options import Compare
-from crux.degeneracy.compared import Compared, Curve, kind_of, share_of_edges
+from crux.degeneracy.basis_options import CompareOptions
+from crux.degeneracy.comparison import AblationCurve, BasisComparison, basis_kind, count_edges_for_share
 from crux.degeneracy.figures.bases import ablation_curves, spectra
 from crux.runs.result import Check
 
@@ -17,23 +17,23 @@ MOST = 0.99
 """Share of all edges' sum whose number of edges is counted."""
 
 
-def layers(options: Compare) -> list[str]:
+def layers(options: CompareOptions) -> list[str]:
     """Names of the places between the hook points."""
     return [f"{a} → {b}" for a, b in zip(options.hooks, options.hooks[1:], strict=False)]
 
 
-def metrics(found: Compared, options: Compare) -> dict[str, float]:
+def metrics(found: BasisComparison, options: CompareOptions) -> dict[str, float]:
     """Loss of the network as it is; directions and edges needed, where enough of them are enough; sizes; concentration of the edges."""
     numbers: dict[str, float] = {"clean_loss": found.clean}
     for name, along in found.bases.items():
         for k, hook in enumerate(options.hooks[:-1]):
             numbers[f"size/{name}/{hook}"] = along[k].size
             numbers |= _known(f"nodes_needed/{name}/{hook}", found.nodes[name][k].needed)
-            numbers[f"edges_for_99/{name}/{hook}"] = share_of_edges(found.edges[name][k].strength, share=MOST)
+            numbers[f"edges_for_99/{name}/{hook}"] = count_edges_for_share(found.edges[name][k].strength, share=MOST)
             if name in found.edge_curves:
                 numbers |= _known(f"edges_needed/{name}/{hook}", found.edge_curves[name][k].needed)
         if name in found.edge_curves:
-            numbers |= _known(f"edges_needed/{name}/all", found.edges_needed(name))
+            numbers |= _known(f"edges_needed/{name}/all", found.total_edges_needed(name))
     return numbers
 
 
@@ -41,7 +41,7 @@ def _known(name: str, value: int | None) -> dict[str, float]:
     return {} if value is None else {name: float(value)}
 
 
-def arrays(found: Compared, options: Compare) -> dict[str, Tensor]:
+def arrays(found: BasisComparison, options: CompareOptions) -> dict[str, Tensor]:
     """Bases, edges and curves, by `<what>/<basis>/<hook point>`; `mean/<hook point>`."""
     kept: dict[str, Tensor] = {}
     for name, along in found.bases.items():
@@ -58,10 +58,10 @@ def arrays(found: Compared, options: Compare) -> dict[str, Tensor]:
     return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in kept.items()}
 
 
-def figures(found: Compared, options: Compare, *, loss: str) -> dict[str, Figure]:
+def figures(found: BasisComparison, options: CompareOptions, *, loss: str) -> dict[str, Figure]:
     """Spectra, and the loss over the directions and edges that are kept."""
 
-    def along(curves: dict[str, list[Curve]], places: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+    def along(curves: dict[str, list[AblationCurve]], places: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
         return {place: {name: of[k].losses for name, of in curves.items()} for k, place in enumerate(places)}
 
     drawn = {
@@ -90,10 +90,10 @@ def figures(found: Compared, options: Compare, *, loss: str) -> dict[str, Figure
     return drawn
 
 
-def report(found: Compared, options: Compare, *, loss: str) -> str:
+def report(found: BasisComparison, options: CompareOptions, *, loss: str) -> str:
     """Tables of what is needed; how well the interaction basis's directions are told apart, and what it leaves out."""
     names = list(found.bases)
-    ours = [name for name in names if kind_of(name) in INTERACTION]
+    ours = [name for name in names if basis_kind(name) in INTERACTION]
     parts = [
         f"{loss}: {found.clean:.5g} as it is; allowed {options.within:g} more.",
         markdown_table(
@@ -105,7 +105,7 @@ def report(found: Compared, options: Compare, *, loss: str) -> str:
         rows = [
             [layer, *(_needed(found.edge_curves[name][k]) for name in cut)] for k, layer in enumerate(layers(options))
         ]
-        rows.append(["all", *(_number(found.edges_needed(name)) for name in cut)])
+        rows.append(["all", *(_number(found.total_edges_needed(name)) for name in cut)])
         parts.append(markdown_table(["edges needed", *cut], rows))
     rows = [
         [layer, *(_most(found.edges[name][k].strength) for name in names)] for k, layer in enumerate(layers(options))
@@ -130,10 +130,10 @@ def report(found: Compared, options: Compare, *, loss: str) -> str:
 
 
 def _most(strength: Tensor) -> str:
-    return f"{share_of_edges(strength, share=MOST)} of {strength.numel()}"
+    return f"{count_edges_for_share(strength, share=MOST)} of {strength.numel()}"
 
 
-def _needed(curve: Curve) -> str:
+def _needed(curve: AblationCurve) -> str:
     return f"> {curve.size}" if curve.needed is None else str(curve.needed)
 
 
@@ -141,11 +141,11 @@ def _number(value: int | None) -> str:
     return "–" if value is None else str(value)
 
 
-def orthogonality(found: Compared, covariances: dict[str, Tensor]) -> list[Check]:
+def orthogonality(found: BasisComparison, covariances: dict[str, Tensor]) -> list[Check]:
     """E[f̂ᵀ f̂] = Λ in every interaction basis, on the samples it was found on, relative to the largest Λ."""
     checks = []
     for name, along in found.bases.items():
-        if kind_of(name) in INTERACTION:
+        if basis_kind(name) in INTERACTION:
             worst = max(
                 float(
                     (basis.C.T @ covariances[basis.hook] @ basis.C - basis.strength.diag()).abs().max()

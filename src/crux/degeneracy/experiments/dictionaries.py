@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.degeneracy.basis_options import Dictionaries, Reading
-from crux.degeneracy.dictionary import Outside
+from crux.degeneracy.basis_options import Dictionaries, DictionaryOptions
+from crux.degeneracy.dictionary import DictionaryOutside
 from crux.degeneracy.experiments.planted_dictionaries import (
     LOSSES,
     READ,
@@ -51,10 +51,10 @@ def result(options: Dictionaries, run: ActiveRun) -> Result:
     return of_planted(options.dictionaries, run)
 
 
-def of_planted(options: Reading, run: ActiveRun) -> Result:
+def of_planted(options: DictionaryOptions, run: ActiveRun) -> Result:
     """Check that local keeps the unread directions and end to end drops them: in every seed, for every loss."""
     checks, rows = [], []
-    columns: dict[str, list[Outside]] = {loss: [] for loss in LOSSES}
+    columns: dict[str, list[DictionaryOutside]] = {loss: [] for loss in LOSSES}
     for seed in range(run.seed, run.seed + SEEDS):
         chain = planted(seed)
         saes = {loss: kept_sae(chain, loss, seed=seed, run=run) for loss in LOSSES}
@@ -93,7 +93,7 @@ def kept_sae(chain: Chain, loss: str, *, seed: int, run: ActiveRun) -> SAE:
     return sae
 
 
-def planted_checks(name: str, loss: str, out: Outside, *, local: Outside) -> list[Check]:
+def planted_checks(name: str, loss: str, out: DictionaryOutside, *, local: DictionaryOutside) -> list[Check]:
     """Return what should be found of one SAE."""
     end_to_end = loss != "local"
     explained = (-math.inf, LEAVES) if end_to_end else (EXPLAINS, 1.0)
@@ -107,7 +107,7 @@ def planted_checks(name: str, loss: str, out: Outside, *, local: Outside) -> lis
     return checks
 
 
-def of_saved(folders: list[str], options: Reading, run: ActiveRun) -> Result:
+def of_saved(folders: list[str], options: DictionaryOptions, run: ActiveRun) -> Result:
     """Return one row per SAE; nobody knows what should come out, so nothing is checked."""
     found = judge_saved(read_saes(folders), options, run)
     metrics, rows = {}, []
@@ -129,7 +129,7 @@ def of_saved(folders: list[str], options: Reading, run: ActiveRun) -> Result:
     return Result(metrics, [], {"outside": figure}, arrays, f"{markdown_table(HEADER, rows)}\n\n{about}")
 
 
-def cells(name: str, read: int, out: Outside) -> list[object]:
+def cells(name: str, read: int, out: DictionaryOutside) -> list[object]:
     """Return a row of the table."""
     shares, explained = (f"{out.mean:.3f}", f"{out.weighted:.3f}"), (out.explained_inside, out.explained_outside)
     return [name, int(out.living.sum()), read, *shares, out.mostly, *(f"{ev:.2f}" for ev in explained)]

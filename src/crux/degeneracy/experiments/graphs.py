@@ -5,8 +5,8 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from crux.config.markdown import markdown_table
-from crux.degeneracy.basis_options import ComparedBases
-from crux.degeneracy.compared import Compared
+from crux.degeneracy.basis_options import ComparisonExperiment
+from crux.degeneracy.comparison import BasisComparison
 from crux.degeneracy.figures.interaction_graph import interaction_graph
 from crux.degeneracy.modularity import Modules, find_modules, smallest_kept
 
@@ -35,7 +35,7 @@ class Graphs(NamedTuple):
         return markdown_table(header, rows)
 
 
-def graphs(found: Compared, options: ComparedBases, *, seed: int) -> Graphs:
+def graphs(found: BasisComparison, options: ComparisonExperiment, *, seed: int) -> Graphs:
     """Return the graphs of the bases in which some edges are enough between every two layers.
 
     An edge counts if it is at least as strong as the weakest one that is needed.
@@ -50,7 +50,7 @@ def graphs(found: Compared, options: ComparedBases, *, seed: int) -> Graphs:
         modules[name] = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options.modularity, seed=seed)
         figures[f"graph_{name}"] = interaction_graph(
             [w.numpy() for w in modules[name].weights],
-            [of.numpy() for of in modules[name].of],
+            [of.numpy() for of in modules[name].labels],
             layers=[hook.removeprefix("blocks.") for hook in options.compare.hooks],
             title=f"{name}, Q = {modules[name].score:.2f}",
         )

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.degeneracy.compared import AblationLoss
+from crux.degeneracy.comparison import AblationLoss
 from crux.degeneracy.experiments.compare_bases import LanguageParts, compare_bases
 from crux.degeneracy.options import LanguageBasesJob
 from crux.runs.experiment import Experiment, keep_all_rows

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from crux.degeneracy.basis import Basis
 from crux.degeneracy.basis_options import MlpBases, SmallPerceptron
-from crux.degeneracy.compared import AblationLoss
-from crux.degeneracy.edges import edges
+from crux.degeneracy.comparison import AblationLoss
+from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.experiments.compare_bases import compare_bases
 from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.interaction_basis import interaction_bases
@@ -121,7 +121,7 @@ def known_networks(seed: int) -> list[Check]:
         )
         return bases, [
             each.strength
-            for each in edges(chain, batches, bases=bases, points=points, probes=None, side=None, seed=seed)
+            for each in interaction_edges(chain, batches, bases=bases, points=points, probes=None, mode=None, seed=seed)
         ]
 
     linear = perceptron([6, 5, 7, 4], activation=nn.Identity, generator=generator)

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from crux.config.markdown import markdown_table
-from crux.degeneracy.compared import AblationLoss
+from crux.degeneracy.comparison import AblationLoss
 from crux.degeneracy.experiments.compare_bases import compare_bases
-from crux.degeneracy.experiments.trained_addition import last_row, load_trained, train_in_run
+from crux.degeneracy.experiments.trained_addition import last_addition_row, load_addition_network, train_in_run
 from crux.degeneracy.networks.modular_addition import Pairs
 from crux.degeneracy.options import AdditionBasesJob
 from crux.runs.experiment import Experiment
@@ -27,7 +27,7 @@ def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
     """Find bases and edges on the training pairs; a held-out pair counts as 1 if it is wrong."""
     options = job.interaction_basis
     network, tokens = (
-        load_trained(job.model.path)
+        load_addition_network(job.model.path)
         if job.model.path is not None
         else train_in_run(
             options.addition,
@@ -37,7 +37,7 @@ def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
             run=run,
         )
     )
-    chain = network.at_last_position().double().requires_grad_(False)
+    chain = network.last_position_chain().double().requires_grad_(False)
     of = options.compare
 
     def wrong(pairs: Tensor, logits: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
         first_row=max((int(row["step"]) for row in run.folder.read_history() if "val/accuracy" in row), default=0),
     )
     checks = [*kept.checks, Check("share of held-out pairs that are wrong", found.clean, 0, 0.001)]
-    ours = {name: found.edges_needed(name) for name in ("pca", "local") if name in found.edge_curves}
+    ours = {name: found.total_edges_needed(name) for name in ("pca", "local") if name in found.edge_curves}
     if None not in ours.values() and len(ours) == 2:
         ratio = (ours["local"] or 0) / (ours["pca"] or 1)
         checks.append(
@@ -73,4 +73,4 @@ def published() -> str:
     return markdown_table(["published, edges by layer", "principal components", "local interaction basis"], rows)
 
 
-EXPERIMENT = Experiment(AdditionBasesJob, result, last_row)
+EXPERIMENT = Experiment(AdditionBasesJob, result, last_addition_row)

@@ -2,10 +2,9 @@
 
 import torch
 
-from crux.degeneracy.experiments.trained_addition import last_row, train_in_run
+from crux.degeneracy.experiments.trained_addition import last_addition_row, train_in_run
 from crux.degeneracy.figures.grokking import grokking
-from crux.degeneracy.networks.addition_folder import INSIDE
-from crux.degeneracy.networks.modular_addition_module import judged
+from crux.degeneracy.networks.modular_addition_module import evaluate_addition
 from crux.degeneracy.options import AdditionTrainingJob
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
@@ -21,7 +20,7 @@ def result(job: AdditionTrainingJob, run: ActiveRun) -> Result:
         callbacks=job.callbacks,
         run=run,
     )
-    train, test = judged(network, tokens.train), judged(network, tokens.test)
+    train, test = evaluate_addition(network, tokens.train), evaluate_addition(network, tokens.test)
     rows = [row for row in run.folder.read_history() if "val/accuracy" in row]
     course = {name: [row[name] for row in rows] for name in ("step", "train/loss", "val/loss", "val/accuracy")}
     steps = course["step"][-1] if rows else 0.0
@@ -29,7 +28,7 @@ def result(job: AdditionTrainingJob, run: ActiveRun) -> Result:
     metrics |= {"loss": test.loss, "train_loss": train.loss}
     report = (
         f"{steps:.0f} steps; held-out pairs right: {test.accuracy:.4f}, their loss {test.loss:.3g}, that of the training pairs "
-        f"{train.loss:.3g} nats.\nThe network: model.path={run.folder.path / INSIDE}"
+        f"{train.loss:.3g} nats.\nThe network: model.path={run.folder.path / RUN_SUBFOLDER}"
     )
     return Result(
         metrics,
@@ -40,4 +39,4 @@ def result(job: AdditionTrainingJob, run: ActiveRun) -> Result:
     )
 
 
-EXPERIMENT = Experiment(AdditionTrainingJob, result, last_row)
+EXPERIMENT = Experiment(AdditionTrainingJob, result, last_addition_row)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from crux.config.markdown import markdown_table
 from crux.config.progress import track
-from crux.degeneracy.ablation import EdgeAblation, least
-from crux.degeneracy.basis import Basis, principal_components
+from crux.degeneracy.ablation import EdgeAblation, smallest_sufficient
+from crux.degeneracy.basis import Basis, pca_basis
 from crux.degeneracy.basis_options import PlantedModules
-from crux.degeneracy.edges import edges
+from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.experiments.shortcut import (
     HOOKS,
     LOGIT,
@@ -26,10 +26,10 @@ from crux.degeneracy.experiments.shortcut import (
 from crux.degeneracy.figures.interaction_graph import interaction_graph
 from crux.degeneracy.grams import moments
 from crux.degeneracy.interaction_basis import interaction_bases
-from crux.degeneracy.modularity import ALONE, Modules, find_modules, smallest_kept
+from crux.degeneracy.modularity import NO_MODULE, Modules, find_modules, smallest_kept
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.packing import pack, unpack
-from crux.degeneracy.removal import Losses, directions, losses_without
+from crux.degeneracy.removal import RemovalLosses, losses_without, select_directions
 from crux.runs.experiment import Experiment, keep_all_rows
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
@@ -83,13 +83,13 @@ def result(options: PlantedModules, run: ActiveRun) -> Result:
     metrics |= {f"intact/{task}": value for task, value in losses.intact.items()}
     figures = {
         name.replace(", ", "_").replace(" ", "_"): interaction_graph(
-            [w.numpy() for w in of.modules.weights], [m.numpy() for m in of.modules.of], layers=HOOKS,
+            [w.numpy() for w in of.modules.weights], [m.numpy() for m in of.modules.labels], layers=HOOKS,
             title=f"{name}, Q = {of.modules.score:.2f}",
         )
         for name, of in graphs.items()
     }  # fmt: skip
     arrays = {f"edges/{i}": strength for i, strength in enumerate(best.strengths)}
-    arrays |= {f"module/{hook}": of for hook, of in zip(HOOKS, best.modules.of, strict=True)}
+    arrays |= {f"module/{hook}": of for hook, of in zip(HOOKS, best.modules.labels, strict=True)}
     return Result(metrics, checks, figures, arrays, report(network, graphs, losses, shortcut))
 
 
@@ -101,11 +101,15 @@ def bases_of(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, threshold: flo
         )
     at = moments(chain, [x], hooks=HOOKS)
     if kind == "pca":
-        return [principal_components(hook, at[hook], threshold=threshold) for hook in HOOKS]
-    return [neuron_basis(hook, at[hook].mean, at[hook].covariance.diagonal(), threshold=threshold) for hook in HOOKS]
+        return [pca_basis(hook, at[hook], threshold=threshold) for hook in HOOKS]
+    return [
+        varying_neuron_basis(hook, at[hook].mean, at[hook].covariance.diagonal(), threshold=threshold) for hook in HOOKS
+    ]
 
 
-def neuron_basis(hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d"], *, threshold: float) -> Basis:
+def varying_neuron_basis(
+    hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d"], *, threshold: float
+) -> Basis:
     """Return the coordinates that vary, in the network's order."""
     varies = variance > threshold * variance.max()
     C = torch.eye(len(mean), dtype=torch.float64)[:, varies]
@@ -120,7 +124,7 @@ def graph(
 
     def compute() -> dict[str, Tensor]:
         bases = bases_of(chain, x, kind, threshold=of.threshold, seed=run.seed)
-        found = edges(chain, [x], bases=bases, points=of.points, probes=None, side=None, seed=run.seed)
+        found = interaction_edges(chain, [x], bases=bases, points=of.points, probes=None, mode=None, seed=run.seed)
         clean = chain(x)
         packed: dict[str, Tensor] = {}
         for basis in bases:
@@ -130,7 +134,7 @@ def graph(
                 chain, [x], bases=pair, strength=each.strength, end=LOGIT,
                 loss=lambda x, y: (y - clean).square()[:, 0] / clean.var(),
             )  # fmt: skip
-            needed = least(ablation.loss, size=ablation.size, limit=of.within) or ablation.size
+            needed = smallest_sufficient(ablation.loss, size=ablation.size, limit=of.within) or ablation.size
             packed |= {f"strength{i}": each.strength, f"needed{i}": torch.tensor(needed)}
         return packed
 
@@ -156,10 +160,10 @@ def planted(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "no
 def misplaced(network: Shortcut, of: Graph) -> int:
     """Nodes with edges that are not where they were planted, by the modules' better match; mixed directions count as misplaced."""
     truth = torch.cat(planted(network, of.bases))
-    found = torch.cat(of.modules.of)
+    found = torch.cat(of.modules.labels)
     true = torch.where(truth < 1e-6, 0, torch.where(truth > 1 - 1e-6, 1, 2))
     matches = [((found == a) & (true == 0)).sum() + ((found == 1 - a) & (true == 1)).sum() for a in (0, 1)]
-    return int((found != ALONE).sum() - max(matches))
+    return int((found != NO_MODULE).sum() - max(matches))
 
 
 def across(network: Shortcut, of: Graph) -> float:
@@ -171,7 +175,7 @@ def across(network: Shortcut, of: Graph) -> float:
     )
 
 
-def without_each(chain: Chain, of: Graph, samples: Samples) -> Losses:
+def without_each(chain: Chain, of: Graph, samples: Samples) -> RemovalLosses:
     """What the network does as it is and without each module, at every layer: shares of the samples."""
     conflict = samples.concept != samples.shortcut
 
@@ -185,8 +189,8 @@ def without_each(chain: Chain, of: Graph, samples: Samples) -> Losses:
     }
     removed = {
         f"module {m}": {
-            basis.hook: directions(basis, where == m)
-            for basis, where in zip(of.bases, of.modules.of, strict=True)
+            basis.hook: select_directions(basis, where == m)
+            for basis, where in zip(of.bases, of.modules.labels, strict=True)
             if bool((where == m).any())
         }
         for m in range(of.modules.n)
@@ -195,7 +199,7 @@ def without_each(chain: Chain, of: Graph, samples: Samples) -> Losses:
     return losses_without(chain, [(samples.x, targets)], removed=removed, end=LOGIT, tasks=tasks)
 
 
-def removal_checks(losses: Losses, *, shortcut: str, concept: str) -> list[Check]:
+def removal_checks(losses: RemovalLosses, *, shortcut: str, concept: str) -> list[Check]:
     """What the network loses and keeps."""
     cut, kept = losses.without[shortcut], losses.without[concept]
     return [
@@ -208,12 +212,12 @@ def removal_checks(losses: Losses, *, shortcut: str, concept: str) -> list[Check
     ]
 
 
-def report(network: Shortcut, graphs: dict[str, Graph], losses: Losses, shortcut: str) -> str:
+def report(network: Shortcut, graphs: dict[str, Graph], losses: RemovalLosses, shortcut: str) -> str:
     """Two tables: the graphs, and what each module does."""
     rows = []
     for name, of in graphs.items():
         sizes = "/".join(str(basis.size) for basis in of.bases)
-        alone = int(sum((m == ALONE).sum() for m in of.modules.of))
+        alone = int(sum((m == NO_MODULE).sum() for m in of.modules.labels))
         kept, q = "/".join(map(str, of.kept)), f"{of.modules.score:.3f}"
         rows.append([name, sizes, kept, of.modules.n, q, misplaced(network, of), alone])
     of_graphs = markdown_table(["basis", "nodes", "edges needed", "modules", "Q", "misplaced", "no edge"], rows)

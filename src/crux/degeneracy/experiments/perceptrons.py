@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from crux.degeneracy.experiments.trained_addition import load_trained
+from crux.degeneracy.experiments.trained_addition import load_addition_network
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.modular_addition import MID, Pairs
 from crux.degeneracy.options import Degeneracy
@@ -58,7 +58,7 @@ def perceptron(options: Degeneracy, *, path: str | None, run: ActiveRun) -> Perc
 
 def of_addition(path: str) -> Perceptron:
     """Return the MLP at "=" of a trained modular-addition network, on all pairs."""
-    whole, pairs = load_trained(path)
+    whole, pairs = load_addition_network(path)
     whole = whole.double()
 
     def samples(tokens: Tensor) -> Samples:
@@ -67,7 +67,7 @@ def of_addition(path: str) -> Perceptron:
 
     maps = "blocks.0.mlp.hook_pre", "blocks.0.hook_mlp_out"
     return Perceptron(
-        "modular addition", whole.mlp_alone().requires_grad_(False), maps, samples(pairs.train), samples(pairs.test)
+        "modular addition", whole.mlp_chain().requires_grad_(False), maps, samples(pairs.train), samples(pairs.test)
     )
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from crux.config.schema import Accelerator, Optimizer, OptimizerName, Trainer
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.dictionary import Outside, outside, reading
+from crux.degeneracy.dictionary import DictionaryOutside, measure_outside, strongest_subspace
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
-from crux.degeneracy.networks.onward import Ahead, OnwardLoss, OnwardPasses
+from crux.degeneracy.networks.chain_saes import ChainLoss, ChainPasses, FrozenChain
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE
@@ -82,9 +82,9 @@ def fresh_sae(seed: int) -> SAE:
 
 def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> None:
     """Train an SAE at the hidden activation."""
-    ahead, options = Ahead(chain, (MIDDLE,)), LOSSES[loss]
+    ahead, options = FrozenChain(chain, (MIDDLE,)), LOSSES[loss]
     module = SAEModule(
-        [Site(HIDDEN, HIDDEN, sae)], passes=OnwardPasses(ahead, max_norm=None), loss=OnwardLoss(options, ahead=ahead),
+        [Site(HIDDEN, HIDDEN, sae)], passes=ChainPasses(ahead, max_norm=None), loss=ChainLoss(options, ahead=ahead),
         sparsity=Sparsity(options.default_sparsity, n_saes=1, steering=None), optimizer=OPTIMIZER, auxk=NO_AUXK,
         max_steps=STEPS, log_every=LOG_EVERY, seed=seed, runs=(),
     )  # fmt: skip
@@ -98,12 +98,14 @@ def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> No
         )  # fmt: skip
 
 
-def judged(chain: Chain, saes: dict[str, SAE], *, seed: int, left_out: float) -> tuple[Basis, dict[str, Outside]]:
+def judged(
+    chain: Chain, saes: dict[str, SAE], *, seed: int, left_out: float
+) -> tuple[Basis, dict[str, DictionaryOutside]]:
     """The basis at the hidden activation that the output sees, and what of each dictionary lies outside of it."""
     (x,) = features(seed=seed, batch=HELD_OUT, n_batches=1, purpose=Purpose.held_out)[0]
     h = chain.clean(x, capture=[HIDDEN], final=False).activations[HIDDEN]
     basis = interaction_bases(
         chain, [x], hooks=[HIDDEN, OUTPUT], ahead=None, last=None, probes=None, threshold=1e-9, seed=seed
     )[0]
-    Q = reading(basis, left_out=left_out)
-    return basis, {name: outside(sae, h, h, Q) for name, sae in saes.items()}
+    Q = strongest_subspace(basis, left_out=left_out)
+    return basis, {name: measure_outside(sae, h, h, Q) for name, sae in saes.items()}

@@ -13,9 +13,9 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.config.schema import Files, LanguageModel
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.basis_options import Reading
-from crux.degeneracy.compared import logits_basis
-from crux.degeneracy.dictionary import Outside, outside, reading
+from crux.degeneracy.basis_options import DictionaryOptions
+from crux.degeneracy.comparison import logits_basis
+from crux.degeneracy.dictionary import DictionaryOutside, measure_outside, strongest_subspace
 from crux.degeneracy.grams import moments
 from crux.degeneracy.interaction_basis import basis_name, interaction_bases
 from crux.degeneracy.packing import pack, unpack
@@ -58,7 +58,7 @@ class Found(NamedTuple):
     basis: Basis
     dimensions: int
     """Of what is read."""
-    outside: Outside
+    outside: DictionaryOutside
 
 
 def read_saes(folders: Sequence[str]) -> list[Saved]:
@@ -84,7 +84,7 @@ def read_saes(folders: Sequence[str]) -> list[Saved]:
     ]
 
 
-def judge_saved(saes: Sequence[Saved], options: Reading, run: ActiveRun) -> dict[str, Found]:
+def judge_saved(saes: Sequence[Saved], options: DictionaryOptions, run: ActiveRun) -> dict[str, Found]:
     """Compare each SAE with the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
     found: dict[str, Found] = {}
     for i, (name, processed) in enumerate(dict.fromkeys(saved.subject for saved in saes)):
@@ -100,11 +100,11 @@ def judge_saved(saes: Sequence[Saved], options: Reading, run: ActiveRun) -> dict
         }
         for saved in of_subject:
             basis = bases[saved.write]
-            Q = reading(basis, left_out=options.left_out)
+            Q = strongest_subspace(basis, left_out=options.left_out)
             kept = compute_once(
                 run.folder, f"outside_{saes.index(saved)}", partial(outside_tensors, saved, subject, batches, Q)
             )
-            of = unpack(Outside, kept, prefix="", device=subject.device)
+            of = unpack(DictionaryOutside, kept, prefix="", device=subject.device)
             found[saved.name] = Found(basis, Q.shape[1], of)
     return {saved.name: found[saved.name] for saved in saes}
 
@@ -129,7 +129,7 @@ def outside_tensors(
 ) -> dict[str, Tensor]:
     """Return what of an SAE's dictionary lies outside of what is read, as the tensors of a piece of work."""
     reads, writes = activations(subject, batches, (saved.read, saved.write))
-    return pack(outside(saved.sae, reads, writes, Q)._asdict(), prefix="")
+    return pack(measure_outside(saved.sae, reads, writes, Q)._asdict(), prefix="")
 
 
 @torch.no_grad()

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from crux.config.markdown import markdown_table
 from crux.config.progress import track
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
-from crux.degeneracy.budget import Budget, Layer, budget, free_change
+from crux.degeneracy.budget import Budget, Layer, degeneracy_budget, random_free_change
 from crux.degeneracy.checks import measures_language_model
 from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.spectra import gram_spectra
+from crux.degeneracy.gram_ranks import GramRank, gram_eigenvalues, ranks_at_thresholds
 from crux.degeneracy.grams import Target, jacobian_gram, moments
-from crux.degeneracy.networks.network import Network as Hooked
-from crux.degeneracy.options import Network, Spectra, SpectraJob
-from crux.degeneracy.ranks import Rank, eigenvalues, rank_report
-from crux.degeneracy.synchronised import blocks, relu_layers, synchrony
+from crux.degeneracy.networks.network import Network
+from crux.degeneracy.options import MeasuredNetwork, Spectra, SpectraJob
+from crux.degeneracy.synchronised import measure_synchrony, relu_layers, synchronised_blocks
 from crux.runs.experiment import Experiment, keep_all_rows
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
@@ -62,7 +62,7 @@ def result(job: SpectraJob, run: ActiveRun) -> Result:
         batches = spread_batches(text, context=context, batch=BATCH, n_tokens=context * options.sequences)
         on_device = [tokens.to(subject.device) for tokens in batches]
         return of_language_model(subject, on_device, hook_points=job.hook_points, options=options, run=run)
-    path = None if options.network is Network.mlp else job.model.path
+    path = None if options.network is MeasuredNetwork.mlp else job.model.path
     return of_perceptron(perceptron(options, path=path, run=run), options, run)
 
 
@@ -99,7 +99,7 @@ def of_perceptron(of: Perceptron, options: Spectra, run: ActiveRun) -> Result:
     pairs = [(of.network.hooks[of.network.hooks.index(hook) - 1], hook) for hook in of.maps if hook in grams]
     ranks, lines = ranked(grams, pairs, options.thresholds)
     layers, shared = linear_maps(of, grams, width=width)
-    found = budget(layers, blocks=shared, threshold=EXACT)
+    found = degeneracy_budget(layers, blocks=shared, threshold=EXACT)
     metrics = metrics_of(ranks) | {"parameters": float(found.parameters), "free_by_ranks": float(found.by_ranks)}
     metrics |= {"free_by_rescaling": float(found.by_rescaling), "free_by_blocks": float(found.by_blocks)}
     metrics |= {"bound": float(found.bound), "loss": of.test.loss(of.network(of.test.inputs))}
@@ -111,9 +111,9 @@ def of_perceptron(of: Perceptron, options: Spectra, run: ActiveRun) -> Result:
         spectrum = compute_once(
             run.folder,
             "hessian",
-            lambda: {"eigenvalues": eigenvalues(behavioural_hessian(of.network, of.train.inputs))},
+            lambda: {"eigenvalues": gram_eigenvalues(behavioural_hessian(of.network, of.train.inputs))},
         )["eigenvalues"]
-        reached = rank_report(spectrum, thresholds=[EXACT, *options.thresholds])
+        reached = ranks_at_thresholds(spectrum, thresholds=[EXACT, *options.thresholds])
         metrics |= {"hessian_rank": float(reached[0].rank)}
         arrays["hessian"] = spectrum
         checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, found.bound))
@@ -126,7 +126,7 @@ def of_perceptron(of: Perceptron, options: Spectra, run: ActiveRun) -> Result:
 
 
 def grams_at(
-    network: Hooked,
+    network: Network,
     batches: list[Tensor],
     hooks: list[str],
     *,
@@ -152,15 +152,15 @@ def grams_at(
 
 def ranked(
     grams: Grams, pairs: list[tuple[str, str]], thresholds: list[float]
-) -> tuple[dict[str, list[Rank]], list[str]]:
+) -> tuple[dict[str, list[GramRank]], list[str]]:
     """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report; free directions between the pairs."""
-    ranks: dict[str, list[Rank]] = {}
+    ranks: dict[str, list[GramRank]] = {}
     of_hooks, of_pairs = [], []
     for hook, (g, k) in grams.items():
         ranks[f"G/{hook}"], ranks[f"K/{hook}"] = (
-            rank_report(eigenvalues(gram), thresholds=thresholds) for gram in (g, k)
+            ranks_at_thresholds(gram_eigenvalues(gram), thresholds=thresholds) for gram in (g, k)
         )
-        cells = [f"{r.rank} ({r.energy_left:.0e})" for r in (*ranks[f"G/{hook}"], *ranks[f"K/{hook}"])]
+        cells = [f"{r.rank} ({r.trace_left_out:.0e})" for r in (*ranks[f"G/{hook}"], *ranks[f"K/{hook}"])]
         of_hooks.append([hook, len(g), *cells])
     for a, b in pairs:
         size = len(grams[a][0]) * len(grams[b][1])
@@ -193,9 +193,9 @@ def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer
         k = torch.eye(width).double() if hook == network.output else grams[hook][1]
         on = torch.ones(len(stage.weight)).double()
         if hook in gates.values():
-            found = synchrony([values[hook]])
-            on = found.alive
-            shared.append([block.members for block in blocks(found.distance, threshold=1e-15)])
+            found = measure_synchrony([values[hook]])
+            on = found.on_share
+            shared.append([block.members for block in synchronised_blocks(found.distance, threshold=1e-15)])
         weight = torch.cat([stage.bias[:, None], stage.weight], 1).detach()
         layers.append(Layer(hook, weight, f.T @ f / len(f), k, 1, on))
     return layers, shared
@@ -205,7 +205,7 @@ def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer
 def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int) -> float:
     """Change of the outputs along free directions, over that along a random one of the same length."""
     generator = torch.Generator().manual_seed(seed)
-    free = free_change(layers, cut=found.cut, threshold=EXACT, generator=generator)
+    free = random_free_change(layers, cut=found.cut, threshold=EXACT, generator=generator)
     drawn = [torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) for layer in layers]
     length = sum(float(change.square().sum()) for change in drawn) ** 0.5
     stages = dict(zip(of.network.hooks, of.network.stages.values(), strict=True))
@@ -240,7 +240,7 @@ def budget_lines(found: Budget) -> list[str]:
     ]
 
 
-def metrics_of(ranks: dict[str, list[Rank]]) -> dict[str, float]:
+def metrics_of(ranks: dict[str, list[GramRank]]) -> dict[str, float]:
     """`rank/G/<hook>` at the first threshold."""
     return {f"rank/{name}": float(found[0].rank) for name, found in ranks.items()}
 
@@ -248,7 +248,7 @@ def metrics_of(ranks: dict[str, list[Rank]]) -> dict[str, float]:
 def arrays_of(grams: Grams) -> dict[str, Tensor]:
     """The eigenvalues of all Gram matrices."""
     return {
-        f"{name}/{hook}": eigenvalues(gram)
+        f"{name}/{hook}": gram_eigenvalues(gram)
         for hook, pair in grams.items()
         for name, gram in zip("GK", pair, strict=True)
     }

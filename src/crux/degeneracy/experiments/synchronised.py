@@ -12,7 +12,15 @@ from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
 from crux.degeneracy.figures.synchronised import synchronised_neurons
 from crux.degeneracy.options import SynchronisedJob
 from crux.degeneracy.packing import pack, unpack
-from crux.degeneracy.synchronised import Block, Synchrony, blocks, lenders, relu_layers, synchrony, with_gates_of
+from crux.degeneracy.synchronised import (
+    SynchronisedBlock,
+    Synchrony,
+    gate_sources,
+    measure_synchrony,
+    relu_layers,
+    run_with_shared_gates,
+    synchronised_blocks,
+)
 from crux.runs.experiment import Experiment, keep_all_rows
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
@@ -45,7 +53,7 @@ def result(job: SynchronisedJob, run: ActiveRun) -> Result:
     of = perceptron(job.degeneracy, path=job.model.path, run=run)
     behind = relu_layers(of.network)
     hidden = of.network.clean(of.train.inputs, capture=list(behind.values()), final=False).activations
-    found = {hook: synchrony([hidden[before]]) for hook, before in behind.items()}
+    found = {hook: measure_synchrony([hidden[before]]) for hook, before in behind.items()}
     rows, thresholds = [], sorted(job.degeneracy.thresholds)
     for step, threshold in enumerate(track(thresholds, "thresholds"), 1):
         kept = compute_once(
@@ -57,14 +65,17 @@ def result(job: SynchronisedJob, run: ActiveRun) -> Result:
         rows.append(row)
         run.add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
     train, test = of.network(of.train.inputs), of.network(of.test.inputs)
-    living = sum(len(s.alive) - len(s.dead) for s in found.values())
-    exact = [block for s in found.values() for block in blocks(s.distance, threshold=1e-15)]
+    living = sum(len(s.on_share) - len(s.dead) for s in found.values())
+    exact = [block for s in found.values() for block in synchronised_blocks(s.distance, threshold=1e-15)]
     metrics = {"loss": of.test.loss(test), "right": of.test.right(test), "train_loss": of.train.loss(train)}
-    metrics |= {"neurons": float(sum(len(s.alive) for s in found.values())), "living": float(living)}
+    metrics |= {"neurons": float(sum(len(s.on_share) for s in found.values())), "living": float(living)}
     metrics |= {"exact_blocks": float(len(exact))}
     metrics |= {f"loss/{row.threshold:g}": row.loss for row in rows} | {f"gates/{r.threshold:g}": r.gates for r in rows}
-    lent = {hook: lenders(blocks(s.distance, threshold=1e-15), len(s.alive)) for hook, s in found.items()}
-    change = float((with_gates_of(of.network, of.train.inputs, lent) - train).abs().max())
+    lent = {
+        hook: gate_sources(synchronised_blocks(s.distance, threshold=1e-15), len(s.on_share))
+        for hook, s in found.items()
+    }
+    change = float((run_with_shared_gates(of.network, of.train.inputs, lent) - train).abs().max())
     nearest = {hook: closest(s).numpy() for hook, s in found.items()}
     figure = synchronised_neurons(
         nearest,
@@ -74,27 +85,29 @@ def result(job: SynchronisedJob, run: ActiveRun) -> Result:
         chance=[row.chance_loss for row in rows],
         own=metrics["loss"],
     )
-    arrays = {f"error/{hook}": s.error for hook, s in found.items()} | {f"on/{h}": s.alive for h, s in found.items()}
+    arrays = {f"error/{hook}": s.error for hook, s in found.items()} | {f"on/{h}": s.on_share for h, s in found.items()}
     checks = [Check("outputs where neurons that always agree share a gate: largest change", change, 0, 0)]
     return Result(metrics, checks, {"synchronised": figure}, arrays, report(of, found, rows, metrics))
 
 
 def merged(of: Perceptron, found: dict[str, Synchrony], *, threshold: float, seed: int) -> Merged:
     """The network with a gate a block."""
-    chosen = {hook: blocks(s.distance, threshold=threshold) for hook, s in found.items()}
-    lent = {hook: lenders(of_layer, len(found[hook].alive)) for hook, of_layer in chosen.items()}
+    chosen = {hook: synchronised_blocks(s.distance, threshold=threshold) for hook, s in found.items()}
+    lent = {hook: gate_sources(of_layer, len(found[hook].on_share)) for hook, of_layer in chosen.items()}
     generator = torch.Generator().manual_seed(seed)
     by_chance = [
         of.test.loss(
-            with_gates_of(of.network, of.test.inputs, {h: at_random(b, found[h], generator) for h, b in chosen.items()})
+            run_with_shared_gates(
+                of.network, of.test.inputs, {h: at_random(b, found[h], generator) for h, b in chosen.items()}
+            )
         )
         for _ in range(DRAWS)
     ]
     every = [block for of_layer in chosen.values() for block in of_layer]
     neurons = sum(len(block.members) for block in every)
-    living = sum(len(s.alive) - len(s.dead) for s in found.values())
-    train = with_gates_of(of.network, of.train.inputs, lent)
-    test = with_gates_of(of.network, of.test.inputs, lent)
+    living = sum(len(s.on_share) - len(s.dead) for s in found.values())
+    train = run_with_shared_gates(of.network, of.train.inputs, lent)
+    test = run_with_shared_gates(of.network, of.test.inputs, lent)
     return Merged(
         threshold,
         len(every),
@@ -108,20 +121,20 @@ def merged(of: Perceptron, found: dict[str, Synchrony], *, threshold: float, see
     )
 
 
-def at_random(found: list[Block], of: Synchrony, generator: torch.Generator) -> Int[Tensor, "h"]:
+def at_random(found: list[SynchronisedBlock], of: Synchrony, generator: torch.Generator) -> Int[Tensor, "h"]:
     """Gates lent in blocks of the same sizes, of living neurons that are drawn at random."""
-    living = (of.alive > 0).nonzero()[:, 0]
+    living = (of.on_share > 0).nonzero()[:, 0]
     drawn = living[torch.randperm(len(living), generator=generator)].tolist()
     made = []
     for block in found:
         members, drawn = drawn[: len(block.members)], drawn[len(block.members) :]
-        made.append(Block(tuple(members), members[0]))
-    return lenders(made, len(of.alive))
+        made.append(SynchronisedBlock(tuple(members), members[0]))
+    return gate_sources(made, len(of.on_share))
 
 
 def closest(of: Synchrony) -> Tensor:
     """Distance of each living neuron to the nearest other one."""
-    living = (of.alive > 0).nonzero()[:, 0]
+    living = (of.on_share > 0).nonzero()[:, 0]
     if len(living) < 2:
         return torch.zeros(0, dtype=torch.float64)
     among = of.distance[living][:, living].fill_diagonal_(torch.inf)
@@ -131,7 +144,7 @@ def closest(of: Synchrony) -> Tensor:
 def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metrics: dict[str, float]) -> str:
     """Neurons by layer, then one row per threshold."""
     lines = [
-        f"{hook}: {len(s.alive)} neurons, {len(s.dead)} never on, {int((s.alive == 1).sum())} always on"
+        f"{hook}: {len(s.on_share)} neurons, {len(s.dead)} never on, {int((s.on_share == 1).sum())} always on"
         for hook, s in found.items()
     ]
     lines += [

@@ -8,9 +8,9 @@ import torch
 
 from crux.config.schema import Adam, Precision, Trainer
 from crux.degeneracy.basis_options import Addition
-from crux.degeneracy.networks.addition_folder import INSIDE, addition_folder
-from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, load, pairs, save
-from crux.degeneracy.networks.modular_addition_module import AdditionModule, EveryPair
+from crux.degeneracy.networks.addition_folder import RUN_SUBFOLDER, find_addition_folder
+from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, load_addition, save_addition, split_pairs
+from crux.degeneracy.networks.modular_addition_module import AdditionModule, RepeatedBatch
 from crux.runs.experiment import keep_all_rows
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.run_folder import RunFolder
@@ -20,35 +20,35 @@ from crux.training.devices import choose_hardware
 from crux.training.fit import checkpoint_step, fit
 
 
-class Trained(NamedTuple):
+class TrainedAddition(NamedTuple):
     """A trained network, and the pairs that it was trained on and not."""
 
     network: ModularAddition
     tokens: Pairs
 
 
-def last_row(folder: RunFolder) -> int:
+def last_addition_row(folder: RunFolder) -> int:
     """Return the row of a run's history that training continues from; its last one if the network is trained."""
-    network = folder.path / INSIDE
+    network = folder.path / RUN_SUBFOLDER
     if (network / "model.safetensors").exists():
         return keep_all_rows(folder)
     return checkpoint_step(network / "checkpoints" / "last.ckpt")
 
 
-def load_trained(path: str) -> Trained:
+def load_addition_network(path: str) -> TrainedAddition:
     """Return the network in a folder, which has been checked.
 
     Raises:
         UserError: if its weights are broken.
     """
-    folder = addition_folder(Path(path))
+    folder = find_addition_folder(Path(path))
     assert folder is not None
-    return Trained(*load(folder))
+    return TrainedAddition(*load_addition(folder))
 
 
 def train_in_run(
     options: Addition, *, optimizer: Adam, trainer: Trainer, callbacks: Mapping[str, Any], run: ActiveRun
-) -> Trained:
+) -> TrainedAddition:
     """Return the run's own network, trained until it is right on all pairs that it never saw.
 
     Args:
@@ -57,9 +57,9 @@ def train_in_run(
     Raises:
         UserError: if the loss stopped being a number.
     """
-    folder = run.folder.path / INSIDE
+    folder = run.folder.path / RUN_SUBFOLDER
     if not (folder / "model.safetensors").exists():
-        tokens = pairs(options.p, train_share=options.train_share, seed=run.seed)
+        tokens = split_pairs(options.p, train_share=options.train_share, seed=run.seed)
         network = ModularAddition(options)
         network.draw(torch.Generator().manual_seed(run.seed))
         module = AdditionModule(
@@ -72,7 +72,7 @@ def train_in_run(
         checkpoint = folder / "checkpoints" / "last.ckpt"
         fit(
             module,
-            Feed(EveryPair(tokens.train, n_batches=trainer.max_steps), accumulate=1),
+            Feed(RepeatedBatch(tokens.train, n_batches=trainer.max_steps), accumulate=1),
             trainer=trainer,
             hardware=choose_hardware(trainer.accelerator, precision=Precision.float32, devices=1),
             items_per_step=len(tokens.train),
@@ -85,6 +85,6 @@ def train_in_run(
             callbacks=make_callbacks(callbacks),
             on_abandon=None,
         )
-        save(folder, module.cpu().network, train_share=options.train_share, seed=run.seed)
+        save_addition(folder, module.cpu().network, train_share=options.train_share, seed=run.seed)
         checkpoint.unlink(missing_ok=True)
-    return Trained(*load(folder))
+    return TrainedAddition(*load_addition(folder))

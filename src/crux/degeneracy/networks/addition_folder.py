@@ -6,13 +6,13 @@ from pathlib import Path
 MODEL_TYPE = "modular_addition"
 """In its config.json."""
 
-INSIDE = Path("programs") / MODEL_TYPE
+RUN_SUBFOLDER = Path("programs") / MODEL_TYPE
 """Where it lies in the run folder of the experiment that trained it."""
 
 
-def addition_folder(path: Path) -> Path | None:
+def find_addition_folder(path: Path) -> Path | None:
     """The folder of the network that `path` is, or that the run folder `path` holds; None where it is no such thing."""
-    for folder in (path, path / INSIDE):
+    for folder in (path, path / RUN_SUBFOLDER):
         try:
             about = json.loads((folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):

@@ -55,7 +55,7 @@ class Attention(nn.Module):
         z = scores.masked_fill(later, -torch.inf).softmax(-1) @ v
         return resid + torch.einsum("bhpd,hdm->bpm", z, self.W_O)
 
-    def of_last(
+    def attend_last(
         self,
         first: Float[Tensor, "p d_model"],
         second: Float[Tensor, "p d_model"],
@@ -97,7 +97,7 @@ class MLP(nn.Module):
         return resid @ self.W_in + self.b_in
 
 
-class Unembed(nn.Module):
+class UnembedLast(nn.Module):
     """Logits of the sum, from the last position."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
@@ -123,12 +123,12 @@ class ModularAddition(Chain):
     """The network, with weights that wait to be drawn (`draw`) or loaded (`load`)."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
-        super().__init__({PRE: Embed(sizes), MID: Attention(sizes), POST: MLP(sizes), OUTPUT: Unembed(sizes)})
+        super().__init__({PRE: Embed(sizes), MID: Attention(sizes), POST: MLP(sizes), OUTPUT: UnembedLast(sizes)})
         self.sizes = sizes
 
     @property
-    def parts(self) -> tuple[Embed, Attention, MLP, Unembed]:
-        return cast(tuple[Embed, Attention, MLP, Unembed], tuple(self.stages.values()))
+    def parts(self) -> tuple[Embed, Attention, MLP, UnembedLast]:
+        return cast(tuple[Embed, Attention, MLP, UnembedLast], tuple(self.stages.values()))
 
     def draw(self, generator: torch.Generator) -> None:
         """Normal weights, their std 1/√d_model, the unembedding's 1/√p; biases 0."""
@@ -145,7 +145,7 @@ class ModularAddition(Chain):
         embed, attention, mlp, unembed = self.parts
         p, position = self.sizes.p, embed.W_pos
         numbers, equals = embed.W_E[:p], embed.W_E[p]
-        mid = attention.of_last(
+        mid = attention.attend_last(
             numbers + position[0], numbers + position[1], equals + position[2], tokens[:, 0], tokens[:, 1]
         )
         hidden = torch.addmm(mlp.b_in, mid, mlp.W_in).relu_()
@@ -155,12 +155,12 @@ class ModularAddition(Chain):
         """The MLP's pre-activations, from the residual stream that it reads."""
         return self.parts[2].before(resid_mid)
 
-    def at_last_position(self) -> Chain:
+    def last_position_chain(self) -> Chain:
         """The same weights, with `hook_resid_mid` and `hook_resid_post` at "=" alone: [batch, 1, d_model]."""
         embed, attention, mlp, unembed = self.parts
         return Chain({PRE: embed, MID: LastPosition(attention), POST: mlp, OUTPUT: unembed})
 
-    def mlp_alone(self) -> Chain:
+    def mlp_chain(self) -> Chain:
         """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all that depends on the MLP's parameters. Copied weights.
 
         Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
@@ -193,7 +193,7 @@ class Pairs(NamedTuple):
         return (tokens[:, 0] + tokens[:, 1]) % tokens[:, 2]  # "=" is token p
 
 
-def pairs(p: int, *, train_share: float, seed: int) -> Pairs:
+def split_pairs(p: int, *, train_share: float, seed: int) -> Pairs:
     """All p² pairs in the seed's order, the first share of them for training."""
     order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
     tokens = torch.stack([order // p, order % p, torch.full_like(order, p)], dim=1)
@@ -201,7 +201,7 @@ def pairs(p: int, *, train_share: float, seed: int) -> Pairs:
     return Pairs(tokens[:n], tokens[n:])
 
 
-def save(folder: Path, network: ModularAddition, *, train_share: float, seed: int) -> None:
+def save_addition(folder: Path, network: ModularAddition, *, train_share: float, seed: int) -> None:
     """Write `config.json`, which names the pairs too, then `model.safetensors`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {field.name: getattr(network.sizes, field.name) for field in fields(AdditionSizes)}
@@ -211,7 +211,7 @@ def save(folder: Path, network: ModularAddition, *, train_share: float, seed: in
     write_tensors(folder / "model.safetensors", weights)
 
 
-def load(folder: Path) -> tuple[ModularAddition, Pairs]:
+def load_addition(folder: Path) -> tuple[ModularAddition, Pairs]:
     """What `save` wrote.
 
     Raises:
@@ -225,4 +225,4 @@ def load(folder: Path) -> tuple[ModularAddition, Pairs]:
         raise UserError(
             f"model folder {folder}: the weights do not fit config.json: {' '.join(str(error).split())}"
         ) from error
-    return network, pairs(about["p"], train_share=about["train_share"], seed=about["seed"])
+    return network, split_pairs(about["p"], train_share=about["train_share"], seed=about["seed"])

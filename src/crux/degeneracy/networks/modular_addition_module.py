@@ -16,7 +16,7 @@ from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs
 from crux.training.optimizer import build_optimizer
 
 
-class EveryPair(Sequence[Tensor]):
+class RepeatedBatch(Sequence[Tensor]):
     """The same batch in every step."""
 
     def __init__(self, tokens: Int[Tensor, "batch 3"], *, n_batches: int) -> None:
@@ -29,7 +29,7 @@ class EveryPair(Sequence[Tensor]):
         return self.tokens
 
 
-def cross_entropy(logits: Float[Tensor, "batch p"], tokens: Int[Tensor, "batch 3"]) -> Float[Tensor, ""]:
+def addition_loss(logits: Float[Tensor, "batch p"], tokens: Int[Tensor, "batch 3"]) -> Float[Tensor, ""]:
     """Mean over pairs, nats, in float64: at losses below 1e-7, float32 gives gradients of rounding errors alone."""
     return F.cross_entropy(logits.double(), Pairs.sums(tokens))
 
@@ -77,7 +77,7 @@ class AdditionModule(L.LightningModule):
         return build_optimizer(groups, options=self.optimizer_options, decoupled=True, max_steps=steps)
 
     def training_step(self, batch: Int[Tensor, "batch 3"], batch_idx: int) -> Float[Tensor, ""]:
-        loss = cross_entropy(self.network.logits(batch), batch)
+        loss = addition_loss(self.network.logits(batch), batch)
         self._loss = loss.detach()
         return loss
 
@@ -86,7 +86,7 @@ class AdditionModule(L.LightningModule):
 
     def row(self) -> dict[str, float]:
         """Return the losses, and the share of the held-out pairs that are right."""
-        found = judged(self.network, self.test)
+        found = evaluate_addition(self.network, self.test)
         return {"train/loss": self.read_loss(), "val/loss": found.loss, "val/accuracy": found.accuracy}
 
     def read_loss(self) -> float:
@@ -106,7 +106,7 @@ class AdditionModule(L.LightningModule):
         self.read_loss()
 
 
-class Judged(NamedTuple):
+class AdditionMetrics(NamedTuple):
     """How well a network adds."""
 
     loss: float
@@ -114,8 +114,8 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def judged(network: ModularAddition, tokens: Int[Tensor, "batch 3"]) -> Judged:
+def evaluate_addition(network: ModularAddition, tokens: Int[Tensor, "batch 3"]) -> AdditionMetrics:
     """Mean cross-entropy, and the share of pairs whose largest logit is the sum's."""
     logits = network.logits(tokens)
     right = logits.argmax(-1) == Pairs.sums(tokens)
-    return Judged(float(cross_entropy(logits, tokens)), float(right.double().mean()))
+    return AdditionMetrics(float(addition_loss(logits, tokens)), float(right.double().mean()))

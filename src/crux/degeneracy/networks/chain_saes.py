@@ -17,7 +17,7 @@ from crux.sae.splicing import SaePass
 from crux.sae.training.passes import counted_tokens
 
 
-class Ahead(NamedTuple):
+class FrozenChain(NamedTuple):
     """The frozen chain and its places. Not an nn.Module: it never enters a checkpoint."""
 
     chain: Chain
@@ -25,10 +25,10 @@ class Ahead(NamedTuple):
     """Hook points between the SAE and the output."""
 
 
-class OnwardPasses:
+class ChainPasses:
     """Runs batches of features through the chain, and one SAE on what it reads."""
 
-    def __init__(self, ahead: Ahead, *, max_norm: float | None) -> None:
+    def __init__(self, ahead: FrozenChain, *, max_norm: float | None) -> None:
         self.ahead, self.max_norm = ahead, max_norm
 
     def run(
@@ -42,7 +42,7 @@ class OnwardPasses:
         return ForwardResults([SaePass(x, codes, site.sae.decode(codes))], [x], [weight], clean)
 
 
-class OnwardLoss(Loss[E2EDownstream]):
+class ChainLoss(Loss[E2EDownstream]):
     """reconstruction · MSE(x̂, x) + kl · MSE(y(x̂), y(x)) + downstream · mean MSE at later hook points + λ · penalty.
 
     The MSE of the outputs, which are real numbers, takes the KL's place. MSEs are means over samples and dimensions.
@@ -50,7 +50,7 @@ class OnwardLoss(Loss[E2EDownstream]):
 
     term_labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output", "downstream": "downstream MSE"}
 
-    def __init__(self, options: E2EDownstream, *, ahead: Ahead) -> None:
+    def __init__(self, options: E2EDownstream, *, ahead: FrozenChain) -> None:
         super().__init__(options)
         assert ahead.later or not options.downstream, "a downstream loss needs a hook point between"
         self.ahead = ahead
