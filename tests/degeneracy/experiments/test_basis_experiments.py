@@ -12,6 +12,7 @@ from tests.support.architectures import base
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from crux.config.paths import PACKAGE
+from crux.degeneracy import comparison
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
 

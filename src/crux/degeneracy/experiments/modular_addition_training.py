@@ -4,6 +4,7 @@ import torch
 
 from crux.degeneracy.experiments.trained_addition import last_addition_row, train_in_run
 from crux.degeneracy.figures.grokking import grokking
+from crux.degeneracy.networks.addition_folder import RUN_SUBFOLDER
 from crux.degeneracy.networks.modular_addition_module import evaluate_addition
 from crux.degeneracy.options import AdditionTrainingJob
 from crux.runs.experiment import Experiment
