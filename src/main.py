@@ -1,4 +1,4 @@
-"""`python src/main.py loss=e2e_ds layer=6`: trains and judges a sparse autoencoder. What can be set: `--help`."""
+"""`python src/main.py loss=e2e_ds layer=6`: trains and evaluates a sparse autoencoder. What can be set: `--help`."""
 
 from crux.cli import main
 

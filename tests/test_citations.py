@@ -1,5 +1,6 @@
 """Every citation and link resolves: to a section of a page in docs/, to a paper, or to a file and heading."""
 
+import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,26 @@ def test_links_resolve() -> None:
 def test_sections_belong_to_a_named_source() -> None:
     """A § without a paper or a page in the same paragraph tells the reader nothing."""
     assert not failures(SOURCES, lambda path: unnamed_sections(path.read_text()))
+
+
+def test_files_named_in_the_documentation_exist() -> None:
+    """Except those of the made-up plug-in, whose option is called `absolute`."""
+    missing = []
+    for page in PAGES:
+        named = re.findall(r"(?<![\w/])(?:src|tests|conf|sweeps|docs)/[\w./]*[\w/]", page.read_text())
+        missing += [name for name in named if not (ROOT / name).exists() and "absolute" not in name]
+    assert not missing
+
+
+def test_python_names_in_the_documentation_exist() -> None:
+    missing = []
+    for page in PAGES:
+        for name in set(re.findall(r"`(crux(?:\.\w+)+)", page.read_text())) if page.name != "CHANGELOG.md" else ():
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                missing.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not missing
 
 
 def test_what_is_wrong_is_found(tmp_path: Path) -> None:
