@@ -40,7 +40,7 @@ class Precision(Enum):
 
 
 class OptimizerName(Enum):
-    """Adam is the paper's; AdamW decouples the weight decay."""
+    """Adam is what Braun et al. 2405.12241 use; AdamW decouples the weight decay."""
 
     adam = "adam"
     adamw = "adamw"

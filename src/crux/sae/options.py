@@ -61,7 +61,7 @@ class Evaluation:
     val_tokens: Count = MISSING
     """Held-out tokens of the short evaluations during training."""
     alive_window: Count = MISSING
-    """alive_train_<N>: a latent is alive if it fired in the last N training tokens (the paper's 500,000)."""
+    """alive_train_<N>: a latent is alive if it fired in the last N training tokens (500,000 in Braun et al. 2405.12241)."""
     latents: Annotated[int, Ge(0)] = MISSING
     """Latents on the HTML page; 0: no page."""
 

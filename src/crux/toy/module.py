@@ -66,7 +66,7 @@ class Watch(L.Callback):
 class SuperpositionModule(L.LightningModule):
     """Trains the instances of a toy model side by side: none feels the others.
 
-    The loss is the notebook's: I-weighted squared error, mean over batch and features, summed over instances, so that an
+    The loss is that of Elhage et al.'s notebook: I-weighted squared error, mean over batch and features, summed over instances, so that an
     instance's gradient does not depend on how many there are. Rows of the history hold `train/loss`, the mean over instances of
     the error summed over features (what `error` returns) in the row's last step.
 

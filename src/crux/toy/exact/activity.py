@@ -1,6 +1,6 @@
 """Which features are active together: every activity pattern of a feature distribution, and its probability.
 
-Small n only: the independent features have 2^n patterns. Density p is P(x_i ≠ 0) = 1 − S of the paper's sparsity S.
+Small n only: the independent features have 2^n patterns. Density p is P(x_i ≠ 0) = 1 − S, with the sparsity S of Elhage et al. 2209.10652.
 """
 
 from itertools import product

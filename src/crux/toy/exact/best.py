@@ -1,4 +1,4 @@
-"""Selects the instance with the lowest loss among seeds: training ends in local optima (the paper took the best of up to 1000)."""
+"""Selects the instance with the lowest loss among seeds: training ends in local optima (Elhage et al. took the best of up to 1000)."""
 
 import torch
 from jaxtyping import Float, Int

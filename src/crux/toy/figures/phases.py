@@ -1,4 +1,4 @@
-"""Phase diagrams of one extra feature: classes as found and in theory, and the paper's picture of its norm and superposition."""
+"""Phase diagrams of one extra feature: classes as found and in theory, and the picture of Elhage et al. of its norm and superposition."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

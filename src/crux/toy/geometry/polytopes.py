@@ -50,7 +50,7 @@ def square_antiprism(cos2: float) -> Float[Tensor, "3 8"]:
     """Two squares, one above the other and turned by 45°; cos2 is cos²θ of the angle θ between axis and vertices.
 
     D = 1 / (4 (1−cos2)² + 8 cos2²): 3/8 for TIGHT_COS2, where the frame is tight, and .37438 for THOMSON_COS2, the
-    arrangement of eight charges on a sphere (N = 8 of the Thomson problem), which the paper draws.
+    arrangement of eight charges on a sphere (N = 8 of the Thomson problem), which Elhage et al. draw.
     """
     angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     side, height = math.sqrt(1 - cos2), math.sqrt(cos2)
