@@ -1,4 +1,4 @@
-"""Options of the experiments with interaction bases: the section `interaction_basis`. Torch-free."""
+"""Options of the interaction-basis experiments: the section `interaction_basis`. Torch-free."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,12 +11,12 @@ from crux.config.errors import UserError
 from crux.config.schema import Count, Rate
 
 BASES = ("neuron", "random", "pca", "local", "next", "global")
-"""Coordinates that are found from a network and data alone."""
+"""Kinds of bases that need no more than a network and data."""
 
 
 class LastBasis(Enum):
-    """Coordinates at the last hook point: its principal components, its neurons, or, behind a language model's final norm, its logits'
-    principal components."""
+    """The basis at the last hook point: its principal components, its neurons, or the logits' principal components (after a language
+    model's final norm)."""
 
     pca = "pca"
     neuron = "neuron"
@@ -25,45 +25,45 @@ class LastBasis(Enum):
 
 @dataclass
 class GraphOptions:
-    """What an interaction graph depends on: its bases, their edges, and how many of these are needed."""
+    """Options of an interaction graph: its bases, their edges, and the number of edges needed."""
 
     threshold: Annotated[float, Gt(0), Lt(1)] = MISSING
     """Directions with less than this share of the largest eigenvalue are left out."""
     points: Count | None = MISSING
-    """Gauss–Legendre points of the edges' integral; null: the gradient at the activation itself."""
+    """Gauss–Legendre points of the edges' integral; null: use the gradient at the activation instead."""
     within: Rate = MISSING
-    """What the loss may rise by if few directions or edges are kept, in the loss's unit."""
+    """Allowed rise of the loss when few directions or edges are kept, in units of the loss."""
 
 
 @dataclass
 class CompareOptions(GraphOptions):
-    """A comparison of bases: neurons, a random rotation, principal components, local, next-k and global interaction basis."""
+    """Options of a comparison of bases: neurons, a random rotation, principal components, and interaction bases."""
 
     bases: list[str] = MISSING
-    """Of neuron, random, pca, local, next (by `ahead`), global."""
+    """Kinds of bases: neuron, random, pca, local, next (see `ahead`), global."""
     hooks: list[str] = MISSING
-    """Hook points, in the network's order; all bases share that of the last one."""
+    """Hook points, in the network's order. All bases are the same at the last one."""
     last: LastBasis = MISSING
     """The basis at the last hook point."""
     ahead: Count | None = None
-    """How many of the hook points the next-k basis looks ahead; null if it is not compared."""
+    """Number k of hook points ahead that the Jacobian of the next-k basis reaches; null if it is not compared."""
     probes: Count | None = MISSING
-    """Random signs per sample for the Jacobian Gram; null: exact, a backward pass for every position and direction."""
+    """Random probes per sample for the Jacobian Gram; null: exact, with one backward pass per position and direction."""
     samples: Count = MISSING
-    """Samples (language models: sequences) that bases and edges are found on."""
+    """Samples (language models: sequences) on which bases and edges are found."""
     judged: Count = MISSING
-    """Other samples, for the ablation; all of them if there are fewer (held-out pairs)."""
+    """Held-out samples on which the ablations are evaluated; all of them if there are fewer."""
     batch: Count = MISSING
-    """Samples per pass."""
+    """Samples per forward pass."""
     directions: Count | None = None
-    """Edges are between this many of the strongest directions of each basis; null: all."""
+    """Number of strongest directions of each basis between which edges are found; null: all."""
     edge_samples: Count | None = None
-    """Edges are found on this many of the samples, the first ones; null: all."""
+    """Number of samples, counted from the first, on which edges are found; null: all."""
     edge_ablation: list[str] = MISSING
-    """Bases whose edges are also ablated, to count those that are needed: a pass for every direction and count."""
+    """Bases whose edges are also ablated to count how many are needed, with up to one pass per direction and count."""
 
     last_bases: ClassVar[tuple[LastBasis, ...]] = (LastBasis.pca, LastBasis.neuron)
-    """What `last` may be."""
+    """Allowed values of `last`."""
 
     def check_section(self, key: str) -> None:
         if len(self.hooks) < 2:
@@ -82,41 +82,41 @@ class CompareOptions(GraphOptions):
             raise UserError(f"{key}.ahead=null: the next-k basis needs to know how many hook points it looks ahead")
         if self.last not in self.last_bases:
             raise UserError(
-                f"{key}.last={self.last.value}: has no meaning but for language models; "
+                f"{key}.last={self.last.value}: is only for language models; "
                 f"allowed are {', '.join(basis.value for basis in self.last_bases)}"
             )
 
 
 @dataclass
 class LanguageCompareOptions(CompareOptions):
-    """A comparison of bases on a language model."""
+    """Options of a comparison of bases on a language model."""
 
     length: Annotated[int, Ge(2)] = MISSING
     """Tokens per sequence."""
     saes: list[str] | None = None
-    """Folders of saved SAEs, whose decoders are compared too, each at its hook point."""
+    """Folders of saved SAEs whose decoders are compared too, each at its hook point."""
 
     last_bases: ClassVar[tuple[LastBasis, ...]] = tuple(LastBasis)
 
 
 @dataclass
 class ModularityOptions:
-    """How modules are looked for in an interaction graph: Leiden (src/crux/degeneracy/modularity.py)."""
+    """Options of the search for modules of an interaction graph by Leiden (src/crux/degeneracy/modularity.py)."""
 
     resolution: Rate = MISSING
-    """γ; more makes more and smaller modules."""
+    """Resolution γ; a larger γ gives more and smaller modules."""
     iterations: Count = MISSING
-    """Cycles of a run, each of which begins where the last one ended."""
+    """Leiden iterations per run; each starts from the partition of the previous one."""
     starts: Count = MISSING
-    """Runs from scratch, of which the best is kept."""
+    """Independent runs, of which the best is returned."""
 
 
 @dataclass
 class AdditionSizes:
-    """How large a modular-addition transformer is."""
+    """Sizes of a modular-addition transformer."""
 
     p: Count = MISSING
-    """It adds numbers mod p."""
+    """Modulus of the addition."""
     d_model: Count = MISSING
     """Width of the residual stream."""
     n_heads: Count = MISSING
@@ -126,17 +126,18 @@ class AdditionSizes:
 
     @property
     def d_head(self) -> int:
+        """Width of an attention head."""
         return self.d_model // self.n_heads
 
 
 @dataclass
 class Addition(AdditionSizes):
-    """The transformer that adds two numbers mod p, and what it is trained on."""
+    """Options of a transformer that adds two numbers mod p, and of its training data."""
 
     train_share: Annotated[float, Gt(0), Lt(1)] = MISSING
-    """Share of the p² pairs that are trained on; the others are held out."""
+    """Share of the p² pairs used for training; the others are held out."""
     stop_when_right: bool = MISSING
-    """End when every held-out pair is right, not at trainer.max_steps."""
+    """Stop as soon as every held-out pair is right, at the latest at trainer.max_steps."""
 
     def check_section(self, key: str) -> None:
         if self.d_model % self.n_heads:
@@ -149,40 +150,40 @@ class Addition(AdditionSizes):
 
 @dataclass
 class SmallPerceptron:
-    """The perceptron that interaction_basis/mlp trains."""
+    """Options of the perceptron that interaction_basis/mlp trains."""
 
     hidden: Annotated[list[Count], MinLen(1)] = MISSING
-    """Widths of its hidden layers."""
+    """Widths of the hidden layers."""
     steps: Count = MISSING
-    """Steps of Adam."""
+    """Adam steps."""
     lr: Rate = MISSING
-    """Learning rate, at first."""
+    """Initial learning rate."""
 
 
 @dataclass
 class DictionaryOptions:
-    """How a dictionary is compared with what the network reads."""
+    """Options of the comparison of a dictionary with the directions that the network reads."""
 
     left_out: Annotated[float, Ge(0), Lt(1)] = MISSING
-    """Share of Σ Λ that the directions that count as read may leave out."""
+    """Directions count as read until they leave out at most this share of Σ Λ."""
     tokens: Annotated[int, Ge(1024)] = MISSING
-    """Held-out tokens on which saved SAEs and their basis are looked at."""
+    """Held-out tokens on which saved SAEs are evaluated and their basis is found."""
 
 
 @dataclass
 class InteractionBasis:
-    """The basis in which a network's layers interact sparsely (Bushnaq et al. 2405.10928)."""
+    """Options of the interaction-basis experiments (Bushnaq et al. 2405.10928)."""
 
     experiment: str = MISSING
     """The experiment's name in run folders and in MLflow."""
 
     module: ClassVar[str]
-    """Its file in src/crux/degeneracy/experiments."""
+    """Name of the experiment's module in src/crux/degeneracy/experiments."""
 
 
 @dataclass
 class ComparisonExperiment(InteractionBasis):
-    """Several bases on one network, and the modules of their interaction graphs."""
+    """Options of a comparison of bases on one network, with the modules of their interaction graphs."""
 
     compare: CompareOptions = MISSING
     modularity: ModularityOptions = MISSING
@@ -190,7 +191,7 @@ class ComparisonExperiment(InteractionBasis):
 
 @dataclass
 class MlpBases(ComparisonExperiment):
-    """Bases on a small perceptron."""
+    """Options of the comparison of bases on a small perceptron."""
 
     perceptron: SmallPerceptron = MISSING
 
@@ -199,7 +200,7 @@ class MlpBases(ComparisonExperiment):
 
 @dataclass
 class LanguageBases(ComparisonExperiment):
-    """Bases on a language model's residual stream."""
+    """Options of the comparison of bases on a language model's residual stream."""
 
     compare: LanguageCompareOptions = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -208,7 +209,7 @@ class LanguageBases(ComparisonExperiment):
 
 @dataclass
 class ModularAdditionTraining(InteractionBasis):
-    """The training of a modular-addition transformer."""
+    """Options of the training of a modular-addition transformer."""
 
     addition: Addition = MISSING
 
@@ -217,17 +218,17 @@ class ModularAdditionTraining(InteractionBasis):
 
 @dataclass
 class ModularAdditionBases(ComparisonExperiment):
-    """Bases on a modular-addition transformer."""
+    """Options of the comparison of bases on a modular-addition transformer."""
 
     addition: Addition = MISSING
-    """The network that is trained if model.path does not name one."""
+    """The network to train if model.path is not given."""
 
     module: ClassVar[str] = "modular_addition"
 
 
 @dataclass
 class PlantedModules(InteractionBasis):
-    """A network of two modules that nothing shows."""
+    """Options of the experiment that finds two planted modules, which the network's neurons and inputs do not reveal."""
 
     compare: GraphOptions = MISSING
     modularity: ModularityOptions = MISSING
@@ -237,10 +238,10 @@ class PlantedModules(InteractionBasis):
 
 @dataclass
 class Dictionaries(InteractionBasis):
-    """Dictionaries of SAEs, compared with what the network reads."""
+    """Options of the comparison of SAE dictionaries with the directions that the network reads."""
 
     saes: list[str] | None = None
-    """Folders of saved SAEs; null: SAEs are trained on a network with directions that it does not read."""
+    """Folders of saved SAEs; null: train SAEs on a network with directions that it does not read."""
     dictionaries: DictionaryOptions = MISSING
 
     module: ClassVar[str] = "dictionaries"

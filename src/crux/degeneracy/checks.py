@@ -27,23 +27,23 @@ from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 
 TRAINING_EXPERIMENT = "experiment=interaction_basis/modular_addition_training"
-"""What makes the run folders that `model.path` may name."""
+"""The command that creates the run folders that `model.path` accepts."""
 
 
 def measures_language_model(options: Spectra, model: LanguageModel) -> bool:
-    """Return whether spectra are those of a language model, not of a perceptron."""
+    """Return True if spectra are measured in a language model, and False for a perceptron."""
     addition = model.path is not None and find_addition_folder(Path(model.path)) is not None
     return options.network is MeasuredNetwork.model and not addition
 
 
 def check_job(job: ExperimentJob, given: Collection[str]) -> None:
-    """Check what can be checked before the subject is at hand.
+    """Check everything that can be checked before the subject is loaded.
 
     Args:
-        given: the keys on the command line.
+        given: the keys given on the command line.
 
     Raises:
-        UserError: for the first thing that cannot work, in one line.
+        UserError: for the first problem, in one line.
     """
     match job:
         case SpectraJob() if measures_language_model(job.degeneracy, job.model):
@@ -62,7 +62,7 @@ def check_job(job: ExperimentJob, given: Collection[str]) -> None:
 
 
 def check_subject(job: ExperimentJob) -> None:
-    """Check that a language model can be reached and that the configuration fits it; a hub model is fetched for that."""
+    """Check that a language model is available and that the configuration fits it. A hub model is downloaded for this."""
     match job:
         case SpectraJob() if measures_language_model(job.degeneracy, job.model):
             check_hook_points(job.model, job.hook_points)
@@ -73,16 +73,18 @@ def check_subject(job: ExperimentJob) -> None:
 def check_perceptron(
     network: MeasuredNetwork, *, path: str | None, hook_points: Sequence[str] | None, given: Collection[str]
 ) -> None:
-    """Check that nothing is given that only a language model has, for spectra of a perceptron."""
+    """Check that no options of a language model are given for the spectra of a perceptron."""
     if network is MeasuredNetwork.mlp:
-        if own := sorted(key for key in given if key.startswith(("model", "hook", "data"))):
+        if foreign := sorted(key for key in given if key.startswith(("model", "hook", "data"))):
             raise UserError(
-                f"{own[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains"
+                f"{foreign[0]} has no meaning for degeneracy.network=mlp, a perceptron that the experiment trains"
             )
         return
     check_addition_folder(str(path))
     if hook_points is not None:
-        raise UserError("hook_points: of a modular-addition network, the MLP's own hook points are looked at")
+        raise UserError(
+            "hook_points: not for a modular-addition network, whose spectra are measured at the MLP's hook points"
+        )
 
 
 def check_relu_network(path: str) -> None:
@@ -90,13 +92,13 @@ def check_relu_network(path: str) -> None:
     if find_addition_folder(Path(path)) is None:
         raise UserError(
             f"model.path={path}: only ReLU neurons can be synchronised; allowed is the run folder of {TRAINING_EXPERIMENT}, "
-            "or no model.path: a perceptron is trained"
+            "or no model.path, to train a perceptron"
         )
     check_addition_folder(path)
 
 
 def check_addition_folder(path: str) -> None:
-    """Check that a trained modular-addition network with whole weights is in a folder."""
+    """Check that a folder contains a trained modular-addition network with intact weights."""
     if (folder := find_addition_folder(Path(path))) is None:
         raise UserError(
             f"model.path={path}: no trained modular-addition network there; give the run folder of {TRAINING_EXPERIMENT}"
@@ -105,31 +107,33 @@ def check_addition_folder(path: str) -> None:
 
 
 def check_dictionaries(options: Dictionaries, given: Collection[str]) -> None:
-    """Check that the folders of saved SAEs are some."""
+    """Check that the folders of saved SAEs are SAE folders."""
     for folder in options.saes or []:
         if not (Path(folder) / "cfg.json").is_file():
             raise UserError(f"interaction_basis.saes: {folder} is not an SAE folder, there is no cfg.json in it")
     if "interaction_basis.dictionaries.tokens" in given and not options.saes:
-        raise UserError("interaction_basis.dictionaries.tokens: is for saved SAEs, which interaction_basis.saes names")
+        raise UserError(
+            "interaction_basis.dictionaries.tokens: is only for saved SAEs, which are given by interaction_basis.saes"
+        )
 
 
 def check_last_basis(compare: LanguageCompareOptions) -> None:
-    """Check that the basis of the logits is at the hook point that they are read from."""
+    """Check that the basis of the logits is at the hook point from which the logits are computed."""
     if compare.last is LastBasis.logits and compare.hooks[-1] != FINAL:
         raise UserError(
-            f"interaction_basis.compare.last=logits: the last hook point must be {FINAL}, which the logits are read from"
+            f"interaction_basis.compare.last=logits: the last hook point must be {FINAL}, from which the logits are computed"
         )
 
 
 def check_language_data(data: Data, *, model: LanguageModel, cache: str | None) -> None:
-    """Check the text for a language model, and the folder that it is kept in."""
+    """Check the text for a language model, and the folder of the tokenised text."""
     check_text(data, context=model.context)
     if cache is not None:
         check_writable("cache", cache)
 
 
 def check_bases_fit(compare: LanguageCompareOptions, model: LanguageModel) -> None:
-    """Check that a language model is within reach and whole, and has the hook points and the context of a comparison."""
+    """Check that a language model is available and intact, and has the hook points and context length of a comparison."""
     shape = _read_model_shape(model)
     names = [*hook_names(shape.n_layers, resid_mid=shape.resid_mid), FINAL]
     for hook in compare.hooks:
@@ -147,26 +151,22 @@ def check_bases_fit(compare: LanguageCompareOptions, model: LanguageModel) -> No
 
 
 def check_hook_points(model: LanguageModel, hook_points: Sequence[str] | None) -> None:
-    """Check that a language model is within reach and whole, and has the hook points: two or more, in its order.
-
-    Raises:
-        UserError: in one line, otherwise.
-    """
+    """Check that a language model is available and intact, and that the hook points are two or more of its own, in order."""
     shape = _read_model_shape(model)
     if model.context > shape.n_ctx:
         raise UserError(f"model.context={model.context}: the model's context has {shape.n_ctx} tokens")
     if hook_points is None:
         return
-    found = [check_hook(name, n_layers=shape.n_layers, resid_mid=shape.resid_mid) for name in hook_points]
-    if len(found) < 2:
-        raise UserError(f"hook_points={hook_points}: two or more are needed, activations go from one to the next")
-    for a, b in pairwise(found):
+    hooks = [check_hook(name, n_layers=shape.n_layers, resid_mid=shape.resid_mid) for name in hook_points]
+    if len(hooks) < 2:
+        raise UserError(f"hook_points={hook_points}: two or more are needed")
+    for a, b in pairwise(hooks):
         if a.order >= b.order:
-            raise UserError(f"hook_points: {b.name} does not lie behind {a.name} in the network")
+            raise UserError(f"hook_points: {b.name} does not come after {a.name} in the network")
 
 
 def _read_model_shape(model: LanguageModel) -> Shape:
-    """Return a language model's shape; a hub model is fetched for that."""
+    """Return a language model's shape. A hub model is downloaded for this."""
     folder = find_folder(model_source(model))
     shape = read_shape(folder)
     check_weights(folder)

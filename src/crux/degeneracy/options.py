@@ -1,4 +1,4 @@
-"""The jobs on degeneracy and interaction bases, and the options of the measures of degeneracy. Torch-free."""
+"""Jobs of the degeneracy and interaction-basis experiments, and options of the degeneracy measures. Torch-free."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from crux.degeneracy.basis_options import (
 
 
 class MeasuredNetwork(Enum):
-    """What degeneracy is measured in: the subject (model, model.path), or a ReLU perceptron that the experiment trains on digits."""
+    """The network whose degeneracy is measured: the subject (model, model.path), or a ReLU perceptron trained on digits."""
 
     model = "model"
     mlp = "mlp"
@@ -29,51 +29,52 @@ class MeasuredNetwork(Enum):
 
 @dataclass
 class Degeneracy:
-    """What of a network does nothing. A perceptron is trained on digits if no other network is named."""
+    """Options of the measures of degeneracy. A perceptron is trained on digits if no other network is given."""
 
     experiment: str = MISSING
     """The experiment's name in run folders and in MLflow."""
     thresholds: Annotated[list[Annotated[float, Gt(0), Lt(1)]], MinLen(1)] = MISSING
-    """Spectra: shares of the largest eigenvalue from which on a direction counts. Synchronised: distances at which blocks are cut."""
+    """Spectra: shares of the largest eigenvalue above which a direction counts. Synchronised: largest distances within a block."""
     hidden: Annotated[list[Count], MinLen(1)] = MISSING
     """Widths of the perceptron's hidden layers."""
     steps: Count = MISSING
-    """Full-batch steps of AdamW that the perceptron is trained with."""
+    """Full-batch AdamW steps of the perceptron's training."""
 
     module: ClassVar[str]
-    """Its file in src/crux/degeneracy/experiments."""
+    """Name of the experiment's module in src/crux/degeneracy/experiments."""
 
 
 @dataclass
 class Spectra(Degeneracy):
-    """Dependent activations and dependent Jacobians."""
+    """Options of the experiment on spectra: linearly dependent activations and Jacobians."""
 
     network: MeasuredNetwork = MISSING
     """The subject, or the perceptron."""
     sequences: Count = MISSING
-    """Sequences of text that a language model is looked at on."""
+    """Number of text sequences, for a language model."""
 
     module: ClassVar[str] = "spectra"
 
 
 @dataclass
 class Synchronised(Degeneracy):
-    """ReLU neurons that are on for the same inputs."""
+    """Options of the experiment on synchronised neurons: ReLU neurons that are on for the same inputs."""
 
     module: ClassVar[str] = "synchronised"
 
 
 @dataclass
 class ExperimentJob(Job):
-    """What the jobs of this subject matter share; each has the section of its experiment."""
+    """Base of the jobs of this subject matter. Each job has the options section of its experiment."""
 
     runner: ClassVar[str] = "crux.degeneracy.job.run"
     checks: ClassVar[str | None] = "crux.degeneracy.checks"
     group: ClassVar[str]
-    """Name of that section."""
+    """Name of the section."""
 
     @property
     def section(self) -> Degeneracy | InteractionBasis:
+        """Options of the experiment."""
         return getattr(self, self.group)
 
     def run_name(self) -> str:
@@ -89,15 +90,15 @@ class ExperimentJob(Job):
 
 @dataclass
 class SpectraJob(ExperimentJob):
-    """Measures spectra and ranks along a language model or a perceptron."""
+    """A job that measures spectra and ranks along a language model or a perceptron."""
 
     degeneracy: Spectra = MISSING
     model: LanguageModel = MISSING
     data: Data = MISSING
     hook_points: Annotated[list[str], MinLen(1)] | None = None
-    """Hook points of the language model, in its order; the residual stream before and behind every block if not given."""
+    """Hook points of the language model, in its order; default: the residual stream before every block and after the last."""
     cache: str | None = None
-    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    """Folder of tokenised text; default: $CRUX_CACHE or ~/.cache/crux."""
     trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
     group: ClassVar[str] = "degeneracy"
@@ -105,7 +106,7 @@ class SpectraJob(ExperimentJob):
 
 @dataclass
 class SynchronisedJob(ExperimentJob):
-    """Counts the ReLU neurons of a perceptron that can share a gate."""
+    """A job that counts the ReLU neurons of a perceptron that can share a gate."""
 
     degeneracy: Synchronised = MISSING
     model: Model = field(default_factory=Model)
@@ -115,7 +116,7 @@ class SynchronisedJob(ExperimentJob):
 
 @dataclass
 class BasesJob(ExperimentJob):
-    """Finds interaction bases in networks that the experiment makes."""
+    """A job that finds interaction bases of networks that the experiment creates."""
 
     interaction_basis: InteractionBasis = MISSING
 
@@ -124,19 +125,19 @@ class BasesJob(ExperimentJob):
 
 @dataclass
 class LanguageBasesJob(BasesJob):
-    """Compares bases of a language model's activations."""
+    """A job that compares bases of a language model's activations."""
 
     interaction_basis: LanguageBases = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     model: LanguageModel = MISSING
     data: Data = MISSING
     cache: str | None = None
-    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    """Folder of tokenised text; default: $CRUX_CACHE or ~/.cache/crux."""
     trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass
 class AdditionTrainingJob(BasesJob):
-    """Trains a modular-addition transformer."""
+    """A job that trains a modular-addition transformer."""
 
     interaction_basis: ModularAdditionTraining = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     optimizer: Adam = MISSING
@@ -145,7 +146,7 @@ class AdditionTrainingJob(BasesJob):
 
 @dataclass
 class AdditionBasesJob(BasesJob):
-    """Compares bases of a modular-addition transformer, which it trains unless model.path names one."""
+    """A job that compares bases of a modular-addition transformer, which it trains unless model.path is given."""
 
     interaction_basis: ModularAdditionBases = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     model: Model = field(default_factory=Model)

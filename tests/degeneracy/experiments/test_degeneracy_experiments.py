@@ -170,7 +170,7 @@ TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
         ((SPECTRA, "degeneracy.thresholds=[0.1,1.0]"), "degeneracy.thresholds=[0.1, 1.0]: must be numbers that are between 0 and 1"),
         ((SYNCHRONISED, "degeneracy.thresholds=[0.0]"), "degeneracy.thresholds=[0.0]: must be numbers that are between 0 and 1"),
         ((SPECTRA, "degeneracy.thresholds=[]"), "degeneracy.thresholds=[]: must be"),
-        ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.2.hook_resid_pre]"), "2.hook_resid_pre does not lie behind blocks.3"),
+        ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.2.hook_resid_pre]"), "2.hook_resid_pre does not come after blocks.3"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre]"), "two or more are needed"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.9.hook_resid_pre]"), "the model has 8 layers"),
         ((SPECTRA, "hook_points=[blocks.3.hook_resid_pre,blocks.4.hook_resid_per]"), "no such hook point; nearest are"),

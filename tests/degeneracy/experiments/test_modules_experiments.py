@@ -122,7 +122,7 @@ def test_saved_saes_of_a_language_model(
         ("modules", "layer=3", "layer: this experiment has no such key"),
         ("dictionaries", "interaction_basis.saes=[/nowhere]", "/nowhere is not an SAE folder, there is no cfg.json in it"),
         ("dictionaries", "interaction_basis.dictionaries.left_out=1", "left_out=1: must be from 0 up to but not 1"),
-        ("dictionaries", "interaction_basis.dictionaries.tokens=9999", "is for saved SAEs, which interaction_basis.saes"),
+        ("dictionaries", "interaction_basis.dictionaries.tokens=9999", "is only for saved SAEs, which are given by interaction_basis.saes"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(

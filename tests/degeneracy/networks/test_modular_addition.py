@@ -28,7 +28,7 @@ SIZES = AdditionSizes(p=11, d_model=12, n_heads=3, d_mlp=20)
 
 def network() -> ModularAddition:
     made = ModularAddition(SIZES).double()
-    made.draw(torch.Generator().manual_seed(0))
+    made.init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in made.parameters():  # biases too
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -92,7 +92,7 @@ def test_every_pair_is_there_once_and_the_seed_says_where() -> None:
 
 def test_weights_are_drawn_at_their_scales() -> None:
     made = ModularAddition(AdditionSizes(113, 128, 4, 512))
-    made.draw(torch.Generator().manual_seed(3))
+    made.init_weights(torch.Generator().manual_seed(3))
     stds = {name.rpartition(".")[2]: float(p.detach().std()) for name, p in made.named_parameters()}
     assert stds.pop("b_in") == stds.pop("b_out") == 0
     assert stds.pop("W_U") == pytest.approx(113**-0.5, rel=0.03)

@@ -40,7 +40,7 @@ def run(
 ) -> tuple[ModularAddition, Rows]:
     tokens = split_pairs(P, train_share=share, seed=0)
     network = ModularAddition(AdditionSizes(P, 16, 2, 32))
-    network.draw(torch.Generator().manual_seed(0))
+    network.init_weights(torch.Generator().manual_seed(0))
     optimizer = Adam(lr, [0.9, 0.98], 1e-8, 0.1, warmup_steps=10, min_lr_factor=1.0)
     trainer = Trainer(False, Accelerator.cpu, max_steps=steps, log_every=5, checkpoint_every=10)
     rows: Rows = []

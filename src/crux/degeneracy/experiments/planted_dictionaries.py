@@ -82,9 +82,9 @@ def fresh_sae(seed: int) -> SAE:
 
 def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> None:
     """Train an SAE at the hidden activation."""
-    ahead, options = FrozenChain(chain, (MIDDLE,)), LOSSES[loss]
+    frozen, options = FrozenChain(chain, (MIDDLE,)), LOSSES[loss]
     module = SAEModule(
-        [Site(HIDDEN, HIDDEN, sae)], passes=ChainPasses(ahead, max_norm=None), loss=ChainLoss(options, ahead=ahead),
+        [Site(HIDDEN, HIDDEN, sae)], passes=ChainPasses(frozen, max_norm=None), loss=ChainLoss(options, frozen=frozen),
         sparsity=Sparsity(options.default_sparsity, n_saes=1, steering=None), optimizer=OPTIMIZER, auxk=NO_AUXK,
         max_steps=STEPS, log_every=LOG_EVERY, seed=seed, runs=(),
     )  # fmt: skip

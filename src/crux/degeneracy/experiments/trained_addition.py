@@ -61,7 +61,7 @@ def train_in_run(
     if not (folder / "model.safetensors").exists():
         tokens = split_pairs(options.p, train_share=options.train_share, seed=run.seed)
         network = ModularAddition(options)
-        network.draw(torch.Generator().manual_seed(run.seed))
+        network.init_weights(torch.Generator().manual_seed(run.seed))
         module = AdditionModule(
             network,
             test=tokens.test,

@@ -1,17 +1,20 @@
-"""Finds a trained modular-addition network in a folder. Standard library only: mistakes are reported before torch loads."""
+"""Find a trained modular-addition network in a folder.
+
+This module uses only the standard library, so that errors are reported before torch is imported.
+"""
 
 import json
 from pathlib import Path
 
 MODEL_TYPE = "modular_addition"
-"""In its config.json."""
+"""The value of `model_type` in the network's config.json."""
 
 RUN_SUBFOLDER = Path("programs") / MODEL_TYPE
-"""Where it lies in the run folder of the experiment that trained it."""
+"""The network's subfolder in the run folder of the experiment that trained it."""
 
 
 def find_addition_folder(path: Path) -> Path | None:
-    """The folder of the network that `path` is, or that the run folder `path` holds; None where it is no such thing."""
+    """Return the folder of a network, given that folder or the run folder that contains it; None if there is no network."""
     for folder in (path, path / RUN_SUBFOLDER):
         try:
             about = json.loads((folder / "config.json").read_text("utf-8"))

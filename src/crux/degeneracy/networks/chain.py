@@ -1,4 +1,4 @@
-"""A network that is a chain of maps with a hook point behind each: perceptrons, small transformers at their residual stream."""
+"""Networks that are a chain of maps with a hook point after each: perceptrons, and small transformers at their residual stream."""
 
 from collections.abc import Collection, Mapping
 
@@ -11,12 +11,13 @@ from crux.subjects.subject import Clean, Replay
 
 
 class Chain(nn.Module):
-    """Maps one after the other. The result of each stands at a hook point, by the name of its stage.
+    """A network of consecutive stages; the output of each stage is the activation at a hook point.
 
-    Its parameters stay trainable; a clean pass builds no graph. `forward` is the whole network, for training and `torch.func`.
+    The parameters stay trainable, but a clean pass builds no autograd graph. `forward` runs the whole network, for training and
+    `torch.func`.
 
     Args:
-        stages: by the hook point behind each. Dots of a name become underscores in the parameters' names.
+        stages: the stages, keyed by the name of the hook point after each. Dots become underscores in parameter names.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module]) -> None:
@@ -27,12 +28,12 @@ class Chain(nn.Module):
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """The hook points, in order; the last is the output."""
+        """Names of the hook points, in order; the last is the output."""
         return tuple(self._names)
 
     @property
     def output(self) -> str:
-        """The last hook point."""
+        """Name of the last hook point."""
         return self.hooks[-1]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -42,30 +43,30 @@ class Chain(nn.Module):
 
     @torch.no_grad()
     def clean(self, inputs: Tensor, *, capture: Collection[str], final: bool) -> Clean:
-        """See `Network.clean`; `final` of what comes back is the output."""
+        """Run the network; see `Network.clean`. `final` of the result is the output."""
         if not final and not capture:
             raise UserError("clean(final=False): nothing to do, capture is empty")
         if unknown := sorted(set(capture) - set(self.hooks)):
             raise UserError(f"{unknown[0]}: no such hook point; there are {', '.join(self.hooks)}")
-        kept: dict[str, Tensor] = {}
-        value, left = inputs, set(capture)
+        captured: dict[str, Tensor] = {}
+        value, remaining = inputs, set(capture)
         for name in self.hooks:
             value = self.stages[self._names[name]](value)
-            if name in left:
-                kept[name] = value
-                left.remove(name)
-            if not left and not final:
+            if name in remaining:
+                captured[name] = value
+                remaining.remove(name)
+            if not remaining and not final:
                 break
-        return Clean(kept, value if final else None, Replay([], {}))
+        return Clean(captured, value if final else None, Replay([], {}))
 
     def onward(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
-        """See `Network.onward`; all that lies ahead follows from the value, `clean` is not read."""
+        """Run the network from a hook point on; see `Network.onward`. `clean` is not used: later activations depend only on `value`."""
         check_onward(self.hooks, start, ends)
-        found = {start: value} if start in ends else {}
+        activations = {start: value} if start in ends else {}
         for name in self.hooks[self.hooks.index(start) + 1 :]:
-            if len(found) == len(set(ends)):
+            if len(activations) == len(set(ends)):
                 break
             value = self.stages[self._names[name]](value)
             if name in ends:
-                found[name] = value
-        return found
+                activations[name] = value
+        return activations

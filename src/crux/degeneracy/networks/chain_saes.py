@@ -1,4 +1,4 @@
-"""SAEs on a chain of maps, whose outputs are real numbers: local, end to end, and end to end with downstream, by the same formula."""
+"""The losses local, e2e and e2e_ds for SAEs on a chain of maps, whose outputs are real numbers instead of logits."""
 
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -18,7 +18,7 @@ from crux.sae.training.passes import counted_tokens
 
 
 class FrozenChain(NamedTuple):
-    """The frozen chain and its places. Not an nn.Module: it never enters a checkpoint."""
+    """A frozen chain and the hook points of the downstream loss. It is not an nn.Module, so that it does not enter checkpoints."""
 
     chain: Chain
     later: tuple[str, ...]
@@ -26,15 +26,15 @@ class FrozenChain(NamedTuple):
 
 
 class ChainPasses:
-    """Runs batches of features through the chain, and one SAE on what it reads."""
+    """The forward pass of training: a clean pass of the chain, and one SAE applied to the activation that it reads."""
 
-    def __init__(self, ahead: FrozenChain, *, max_norm: float | None) -> None:
-        self.ahead, self.max_norm = ahead, max_norm
+    def __init__(self, frozen: FrozenChain, *, max_norm: float | None) -> None:
+        self.frozen, self.max_norm = frozen, max_norm
 
     def run(
         self, batch: Float[Tensor, "1 batch n_features"], sites: Sequence[Site], *, generator: torch.Generator
     ) -> ForwardResults:
-        (site,), (chain, later) = sites, self.ahead
+        (site,), (chain, later) = sites, self.frozen
         clean = chain.clean(batch[0], capture=[site.read, *later, chain.output], final=False)
         x = clean.activations[site.read]
         codes = site.sae.encode(x)
@@ -43,33 +43,35 @@ class ChainPasses:
 
 
 class ChainLoss(Loss[E2EDownstream]):
-    """reconstruction · MSE(x̂, x) + kl · MSE(y(x̂), y(x)) + downstream · mean MSE at later hook points + λ · penalty.
+    """The loss reconstruction · MSE(x̂, x) + kl · MSE(y(x̂), y(x)) + downstream · mean MSE at later hook points + λ · penalty.
 
-    The MSE of the outputs, which are real numbers, takes the KL's place. MSEs are means over samples and dimensions.
+    Since the outputs are real numbers, their MSE replaces the KL divergence. MSEs are means over samples and dimensions.
     """
 
     term_labels: ClassVar = {"mse": "MSE", "output_mse": "MSE of the output", "downstream": "downstream MSE"}
 
-    def __init__(self, options: E2EDownstream, *, ahead: FrozenChain) -> None:
+    def __init__(self, options: E2EDownstream, *, frozen: FrozenChain) -> None:
         super().__init__(options)
-        assert ahead.later or not options.downstream, "a downstream loss needs a hook point between"
-        self.ahead = ahead
+        assert frozen.later or not options.downstream, (
+            "a downstream loss needs a hook point between the SAE and the output"
+        )
+        self.frozen = frozen
 
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         o = self.options
         loss = o.reconstruction * step.mse() if o.reconstruction else 0
         if o.kl or o.downstream:
             errors = self._errors(step)
-            loss = loss + o.kl * step.record("output_mse", [errors.pop(self.ahead.chain.output)])
+            loss = loss + o.kl * step.record("output_mse", [errors.pop(self.frozen.chain.output)])
             if o.downstream:
                 downstream = torch.stack(list(errors.values())).mean()
                 loss = loss + o.downstream * step.record("downstream", [downstream])
         return loss + step.sparsity()
 
     def _errors(self, step: TrainingStep) -> dict[str, Tensor]:
-        """The MSE at the later hook points and at the output."""
-        (chain, later), clean = self.ahead, step.forward.clean
+        """Return the MSE at each later hook point and at the output."""
+        (chain, later), clean = self.frozen, step.forward.clean
         assert clean is not None
         ((site, passed, _, weight),) = step.by_sae()
-        found = chain.onward(clean, site.read, passed.reconstruction, ends=[*later, chain.output])
-        return {end: mse(value, clean.activations[end], weight=weight) for end, value in found.items()}
+        activations = chain.onward(clean, site.read, passed.reconstruction, ends=[*later, chain.output])
+        return {end: mse(value, clean.activations[end], weight=weight) for end, value in activations.items()}

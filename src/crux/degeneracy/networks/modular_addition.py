@@ -2,9 +2,9 @@
 
     a, b, "=" → resid_pre = W_E + W_pos → resid_mid = resid_pre + attention → resid_post = resid_mid + MLP → (resid_post at "=") · W_U
 
-Causal attention without biases, MLP with biases, p logits. The hooks are TransformerLens's, with all three positions at each of them;
-`at_last_position` is the same network with "=" alone behind the attention, which is all that the output reads. `logits` gives what
-`forward` gives, in about a quarter of its arithmetic: training runs on it.
+Causal attention without biases, MLP with biases, p logits. The hook points have TransformerLens's names, with all three positions at each.
+`last_position_chain` is the same network with only the position of "=" after the attention, which is all that the output depends on.
+`logits` returns the same values as `forward` with about a quarter of its arithmetic, and is used for training.
 """
 
 import json
@@ -28,7 +28,7 @@ PRE, MID, POST, OUTPUT = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "
 
 
 class Embed(nn.Module):
-    """Tokens (p is "=") and positions to the residual stream."""
+    """The embedding of tokens (p is "=") and positions in the residual stream."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """The residual stream with causal attention added to it."""
+    """Causal attention, added to the residual stream."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
@@ -63,10 +63,18 @@ class Attention(nn.Module):
         a: Int[Tensor, "batch"],
         b: Int[Tensor, "batch"],
     ) -> Float[Tensor, "batch d_model"]:
-        """The same at the last position: what can stand at each position is a table, keys and values are taken of the tables."""
+        """Return the output at the last position, computed from tables.
+
+        Args:
+            first: the residual stream at the first position for each number; keys and values are computed once per row.
+            second: the same for the second position.
+            last: the residual stream at the position of "=".
+            a: first number of each pair.
+            b: second number of each pair.
+        """
         n_heads, d_model, d_head = self.W_Q.shape
         q = torch.einsum("m,hmd->hd", last, self.W_Q) / d_head**0.5
-        read = torch.einsum("hd,hmd->mh", q, self.W_K)  # what of a residual makes a score
+        read = torch.einsum("hd,hmd->mh", q, self.W_K)  # maps a residual to its score per head
         values = self.W_V.transpose(0, 1).reshape(d_model, n_heads * d_head)
         scores = [F.embedding(a, first @ read), F.embedding(b, second @ read), (last @ read).expand(len(a), -1)]
         pattern = torch.stack(scores, -1).softmax(-1)[..., None, :]
@@ -80,7 +88,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The residual stream with a ReLU layer's output added to it."""
+    """A ReLU layer, added to the residual stream."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
@@ -90,15 +98,15 @@ class MLP(nn.Module):
         self.b_out = nn.Parameter(torch.zeros(sizes.d_model))
 
     def forward(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        return resid + F.relu(self.before(resid)) @ self.W_out + self.b_out
+        return resid + F.relu(self.pre_activations(resid)) @ self.W_out + self.b_out
 
-    def before(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
-        """The neurons' pre-activations."""
+    def pre_activations(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """Return the neurons' pre-activations."""
         return resid @ self.W_in + self.b_in
 
 
 class UnembedLast(nn.Module):
-    """Logits of the sum, from the last position."""
+    """The unembedding: logits of the sum, from the last position."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
@@ -109,7 +117,7 @@ class UnembedLast(nn.Module):
 
 
 class LastPosition(nn.Module):
-    """A stage, and of its result the last position."""
+    """A stage of which only the last position is returned."""
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
@@ -120,7 +128,7 @@ class LastPosition(nn.Module):
 
 
 class ModularAddition(Chain):
-    """The network, with weights that wait to be drawn (`draw`) or loaded (`load`)."""
+    """The network. Its weights are uninitialised until `init_weights` or `load_addition` sets them."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__({PRE: Embed(sizes), MID: Attention(sizes), POST: MLP(sizes), OUTPUT: UnembedLast(sizes)})
@@ -130,8 +138,8 @@ class ModularAddition(Chain):
     def parts(self) -> tuple[Embed, Attention, MLP, UnembedLast]:
         return cast(tuple[Embed, Attention, MLP, UnembedLast], tuple(self.stages.values()))
 
-    def draw(self, generator: torch.Generator) -> None:
-        """Normal weights, their std 1/√d_model, the unembedding's 1/√p; biases 0."""
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw normal weights with standard deviation 1/√d_model (unembedding: 1/√p), and set biases to 0."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.rpartition(".")[2].startswith("b_"):
@@ -141,7 +149,7 @@ class ModularAddition(Chain):
                     parameter.normal_(0, width**-0.5, generator=generator)
 
     def logits(self, tokens: Int[Tensor, "batch 3"]) -> Float[Tensor, "batch p"]:
-        """What `forward` gives for tokens (a, b, "="), with gradients."""
+        """Return the same logits as `forward` for tokens (a, b, "="), with gradients."""
         embed, attention, mlp, unembed = self.parts
         p, position = self.sizes.p, embed.W_pos
         numbers, equals = embed.W_E[:p], embed.W_E[p]
@@ -152,16 +160,16 @@ class ModularAddition(Chain):
         return (mid + torch.addmm(mlp.b_out, hidden, mlp.W_out)) @ unembed.W_U
 
     def pre_activations(self, resid_mid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
-        """The MLP's pre-activations, from the residual stream that it reads."""
-        return self.parts[2].before(resid_mid)
+        """Return the MLP's pre-activations, given the residual stream at its input."""
+        return self.parts[2].pre_activations(resid_mid)
 
     def last_position_chain(self) -> Chain:
-        """The same weights, with `hook_resid_mid` and `hook_resid_post` at "=" alone: [batch, 1, d_model]."""
+        """Return a chain with the same weights whose activations after the attention are only those at "=": [batch, 1, d_model]."""
         embed, attention, mlp, unembed = self.parts
         return Chain({PRE: embed, MID: LastPosition(attention), POST: mlp, OUTPUT: unembed})
 
     def mlp_chain(self) -> Chain:
-        """From `hook_resid_mid` at "=" to what the MLP adds to the logits: all that depends on the MLP's parameters. Copied weights.
+        """Return the MLP as a chain with copied weights, from `hook_resid_mid` at "=" to the MLP's contribution to the logits.
 
         Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
         """
@@ -173,6 +181,7 @@ class ModularAddition(Chain):
 
 
 def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None) -> nn.Linear:
+    """Return the map x → x @ weight + bias."""
     stage = nn.Linear(*weight.shape, bias=bias is not None).to(weight)
     with torch.no_grad():
         stage.weight.copy_(weight.T)
@@ -182,19 +191,19 @@ def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | 
 
 
 class Pairs(NamedTuple):
-    """Every pair once: trained on, or held out."""
+    """All p² pairs, split into training pairs and held-out pairs."""
 
     train: Int[Tensor, "train 3"]
     test: Int[Tensor, "test 3"]
 
     @staticmethod
     def sums(tokens: Int[Tensor, "batch 3"]) -> Int[Tensor, "batch"]:
-        """(a + b) mod p."""
+        """Return (a + b) mod p."""
         return (tokens[:, 0] + tokens[:, 1]) % tokens[:, 2]  # "=" is token p
 
 
 def split_pairs(p: int, *, train_share: float, seed: int) -> Pairs:
-    """All p² pairs in the seed's order, the first share of them for training."""
+    """Shuffle all p² pairs and return the first share of them for training, and the rest as held out."""
     order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
     tokens = torch.stack([order // p, order % p, torch.full_like(order, p)], dim=1)
     n = int(train_share * p * p)
@@ -202,7 +211,7 @@ def split_pairs(p: int, *, train_share: float, seed: int) -> Pairs:
 
 
 def save_addition(folder: Path, network: ModularAddition, *, train_share: float, seed: int) -> None:
-    """Write `config.json`, which names the pairs too, then `model.safetensors`, each whole or not at all."""
+    """Write `config.json`, which also determines the pairs, and then `model.safetensors`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {field.name: getattr(network.sizes, field.name) for field in fields(AdditionSizes)}
     about = {"model_type": MODEL_TYPE, **sizes, "train_share": train_share, "seed": seed}
@@ -212,10 +221,10 @@ def save_addition(folder: Path, network: ModularAddition, *, train_share: float,
 
 
 def load_addition(folder: Path) -> tuple[ModularAddition, Pairs]:
-    """What `save` wrote.
+    """Load the network and pairs that `save_addition` wrote.
 
     Raises:
-        UserError: where the weights do not fit config.json.
+        UserError: if the weights do not match config.json.
     """
     about = json.loads((folder / "config.json").read_text("utf-8"))
     network = ModularAddition(AdditionSizes(**{field.name: about[field.name] for field in fields(AdditionSizes)}))

@@ -1,4 +1,4 @@
-"""Training of the modular-addition network: AdamW on all training pairs in every step, until it is right on all the others."""
+"""Training of the modular-addition network by full-batch AdamW, optionally until all held-out pairs are right."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from crux.training.optimizer import build_optimizer
 
 
 class RepeatedBatch(Sequence[Tensor]):
-    """The same batch in every step."""
+    """A data set that returns the same full batch in every step."""
 
     def __init__(self, tokens: Int[Tensor, "batch 3"], *, n_batches: int) -> None:
         self.tokens, self.n_batches = tokens, n_batches
@@ -30,14 +30,17 @@ class RepeatedBatch(Sequence[Tensor]):
 
 
 def addition_loss(logits: Float[Tensor, "batch p"], tokens: Int[Tensor, "batch 3"]) -> Float[Tensor, ""]:
-    """Mean over pairs, nats, in float64: at losses below 1e-7, float32 gives gradients of rounding errors alone."""
+    """Return the mean cross-entropy over pairs in nats.
+
+    It is computed in float64: at losses below 1e-7, float32 gradients would consist of rounding errors.
+    """
     return F.cross_entropy(logits.double(), Pairs.sums(tokens))
 
 
-class _Watch(L.Callback):
-    """Logs rows of the history, and ends training if every held-out pair is right.
+class _LogAndStop(L.Callback):
+    """A callback that logs rows of the history, and ends training once every held-out pair is right.
 
-    A callback, because Lightning writes checkpoints before a module's own hook.
+    It is a callback because Lightning writes checkpoints before it calls the module's `on_train_batch_end`.
     """
 
     def on_train_batch_end(
@@ -46,14 +49,17 @@ class _Watch(L.Callback):
         assert isinstance(pl_module, AdditionModule)
         step = trainer.global_step
         if step % pl_module.trainer_options.log_every == 0 or step == pl_module.trainer_options.max_steps:
-            row = pl_module.row()
+            row = pl_module.metrics_row()
             for logger in trainer.loggers:
                 logger.log_metrics(row, step)
             trainer.should_stop = pl_module.stop_when_right and row["val/accuracy"] == 1
 
 
 class AdditionModule(L.LightningModule):
-    """Trains the network. Rows hold `train/loss` (of the row's last step, before it moved the weights), `val/loss` and `val/accuracy`."""
+    """The Lightning module that trains the network.
+
+    Rows of the history contain `train/loss` (of the last step, before its update of the weights), `val/loss` and `val/accuracy`.
+    """
 
     def __init__(
         self,
@@ -82,18 +88,18 @@ class AdditionModule(L.LightningModule):
         return loss
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [_Watch()]
+        return [_LogAndStop()]
 
-    def row(self) -> dict[str, float]:
+    def metrics_row(self) -> dict[str, float]:
         """Return the losses, and the share of the held-out pairs that are right."""
-        found = evaluate_addition(self.network, self.test)
-        return {"train/loss": self.read_loss(), "val/loss": found.loss, "val/accuracy": found.accuracy}
+        held_out = evaluate_addition(self.network, self.test)
+        return {"train/loss": self.read_loss(), "val/loss": held_out.loss, "val/accuracy": held_out.accuracy}
 
     def read_loss(self) -> float:
         """Return the last step's loss.
 
         Raises:
-            UserError: if it is no finite number.
+            UserError: if it is not finite.
         """
         if not bool(self._loss.isfinite()):
             raise UserError(
@@ -102,20 +108,22 @@ class AdditionModule(L.LightningModule):
         return float(self._loss)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write a checkpoint with a non-finite number in it."""
+        """Refuse to write a checkpoint if the loss is not finite."""
         self.read_loss()
 
 
 class AdditionMetrics(NamedTuple):
-    """How well a network adds."""
+    """Loss and accuracy of a network on some pairs."""
 
     loss: float
+    """Mean cross-entropy, nats."""
     accuracy: float
+    """Share of the pairs whose largest logit is that of the sum."""
 
 
 @torch.no_grad()
 def evaluate_addition(network: ModularAddition, tokens: Int[Tensor, "batch 3"]) -> AdditionMetrics:
-    """Mean cross-entropy, and the share of pairs whose largest logit is the sum's."""
+    """Return the mean cross-entropy and the accuracy of a network on some pairs."""
     logits = network.logits(tokens)
     right = logits.argmax(-1) == Pairs.sums(tokens)
     return AdditionMetrics(float(addition_loss(logits, tokens)), float(right.double().mean()))

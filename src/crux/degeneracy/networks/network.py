@@ -1,4 +1,4 @@
-"""What a network must offer for its layers to be looked at together: a pass that is kept, and what follows from another activation."""
+"""The interface of networks with hook points: a clean pass, and a pass onward from a changed activation."""
 
 from collections.abc import Collection
 from typing import Protocol, runtime_checkable
@@ -18,15 +18,18 @@ class Network(Protocol):
         ...
 
     def clean(self, inputs: Tensor, /, *, capture: Collection[str], final: bool) -> Clean:
-        """Runs the network untouched and keeps the activations at the hooks in `capture`; with `final=False` no further than it must."""
+        """Run the unmodified network and return the activations at the hooks in `capture`.
+
+        With `final=False` the pass stops after the last captured hook.
+        """
         ...
 
     def onward(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
-        """The activations at `ends` with `value` in place of the one at `start`, which `clean` captured; gradients flow to `value`.
+        """Return the activations at `ends` with `value` in place of the activation at `start`, which `clean` captured.
 
-        Nothing behind the last end is run.
+        Gradients flow to `value`. The pass stops at the last end.
 
         Raises:
-            UserError: for a hook that does not exist, that lies before `start`, or that `clean` has not captured.
+            UserError: if a hook does not exist, an end comes before `start`, or `clean` has not captured `start`.
         """
         ...

@@ -32,10 +32,10 @@ def module(of: Chain, *, reconstruction: float, output: float, downstream: float
         d_model=4, d_out=None, n_latents=6, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
-    ahead = FrozenChain(of, ("middle",))
-    loss = ChainLoss(E2EDownstream(reconstruction=reconstruction, kl=output, downstream=downstream), ahead=ahead)
+    frozen = FrozenChain(of, ("middle",))
+    loss = ChainLoss(E2EDownstream(reconstruction=reconstruction, kl=output, downstream=downstream), frozen=frozen)
     return SAEModule(
-        [Site("hidden", "hidden", sae)], passes=ChainPasses(ahead, max_norm=None), loss=loss,
+        [Site("hidden", "hidden", sae)], passes=ChainPasses(frozen, max_norm=None), loss=loss,
         sparsity=Sparsity(0.0, n_saes=1, steering=None),
         optimizer=Optimizer(1e-3, [0.9, 0.999], 1e-8, 0.0, 5, 0.1, name=OptimizerName.adam, clip=10.0),
         auxk=Auxk(coefficient=0.0, k=None, dead_after=0), max_steps=10, log_every=5, seed=0, runs=(),
