@@ -17,7 +17,7 @@ from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
 from crux.text.held_out import spread_batches
 from crux.text.packaged import SOURCES
-from crux.text.sources import Files, Packaged, Source
+from crux.text.sources import PackagedText, Source, TextFiles
 from crux.text.token_file import default_cache
 from crux.text.tokens import Tokens, prepare_tokens
 
@@ -57,7 +57,7 @@ def held_out_batches(
     subject: Subject, *, path: str | Path | None = None, n_tokens: int = 131_072, batch: int = 16, context: int = 256
 ) -> Text:
     """Batches of the packaged text, or of the text in `path`. Raises UserError."""
-    source: Source = Packaged(SOURCES) if path is None else Files(Path(path), None)
+    source: Source = PackagedText(SOURCES) if path is None else TextFiles(Path(path), None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
         source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,

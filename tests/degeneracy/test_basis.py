@@ -107,7 +107,7 @@ def test_the_new_coordinates_jacobians_have_unit_columns(
         clean = other.clean(data, capture=[basis.hook], final=False)
 
         def way(value: Tensor, clean=clean, start=basis.hook, to=to) -> Tensor:
-            return other.onward(clean, start, value, ends=[to])[to]
+            return other.continue_from(clean, start, value, ends=[to])[to]
 
         J = torch.func.vmap(torch.func.jacrev(way))(clean.activations[basis.hook])
         assert torch.allclose(J.square().sum(1).mean(0), torch.ones(basis.size).double(), rtol=0, atol=1e-8)
@@ -189,7 +189,7 @@ def test_keeping_all_directions_changes_nothing_that_comes_behind() -> None:
     for basis in bases_of(network, batches, ahead=1, hooks=hooks)[:-1]:
         clean = network.clean(batches[0], capture=[basis.hook], final=True)
         f = clean.activations[basis.hook]
-        found = network.onward(clean, basis.hook, basis.keep_strongest(f, basis.size), ends=[FINAL])[FINAL]
+        found = network.continue_from(clean, basis.hook, basis.keep_strongest(f, basis.size), ends=[FINAL])[FINAL]
         assert torch.allclose(found, clean.final, atol=1e-8)
         assert torch.equal(basis.keep_strongest(f, 0), basis.mean.expand_as(f))
 

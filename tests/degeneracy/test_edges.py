@@ -31,7 +31,9 @@ def brute_force(
             f_hat = a.coordinates(clean.activations[a.hook])
 
             def way(coordinates: Tensor, clean=clean) -> Tensor:
-                return b.coordinates(network.onward(clean, a.hook, a.activations(coordinates), ends=[b.hook])[b.hook])
+                return b.coordinates(
+                    network.continue_from(clean, a.hook, a.activations(coordinates), ends=[b.hook])[b.hook]
+                )
 
             integral = sum(w * torch.func.jacrev(way)(alpha * f_hat) for alpha, w in alphas)
             J = integral.reshape(-1, b.size, f_hat[0, ..., 0].numel(), a.size)  # t, i, s, j

@@ -56,7 +56,9 @@ def test_the_exact_jacobian_gram_is_the_jacobians() -> None:
     for sample in x:
         value = sample[None]
         for hook, matrix in targets:
-            J = torch.func.jacrev(lambda v, h=hook, m=matrix: chain.onward(clean, "input", v, ends=[h])[h] @ m)(value)
+            J = torch.func.jacrev(lambda v, h=hook, m=matrix: chain.continue_from(clean, "input", v, ends=[h])[h] @ m)(
+                value
+            )
             J = J.reshape(-1, 3, 4)  # (t, i), s, d
             want += torch.einsum("ksa,ksb->ab", J, J) / (3 * len(x))
     assert torch.allclose(found, want, atol=1e-12)

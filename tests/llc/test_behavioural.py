@@ -1,4 +1,4 @@
-"""The behavioural loss: its Hessian, the effective parameters of a known curve, and counts of ranks."""
+"""The behavioural loss: its Hessian, known effective parameters, and the rank of its spectrum."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import torch
 from tests.support.quadratic_losses import values
 from torch import Tensor
 
-from crux.llc.behavioural import behavioural_loss, distance, gauss_newton_product
+from crux.llc.behavioural import behavioural_loss, gauss_newton_product, output_distance
 from crux.llc.chains import ChainSettings
 from crux.llc.coordinates import Coordinates
-from crux.llc.effective import effective_parameters, gauss_newton_spectrum, quadratic_n_eff, rank
+from crux.llc.effective import effective_parameters, gauss_newton_spectrum, quadratic_n_eff, spectrum_rank
 from crux.llc.estimate import NotAMinimumWarning, estimate_llc
-from crux.llc.losses import Batch, Fixed, Minibatches, over_chains, value
+from crux.llc.losses import Batch, FixedData, Minibatches, compute_loss, map_over_chains
 from crux.llc.options import Divergence
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.sgld import SGLD
@@ -20,7 +20,7 @@ WIDTHS = (3, 4, 3)
 
 
 def perceptron(p: dict[str, Tensor], x: Batch) -> Tensor:
-    """Of one network."""
+    """Return the outputs of one network."""
     hidden = (x @ p["A"].mT + p["a"]).relu()
     return hidden @ p["B"].mT + p["b"]
 
@@ -33,32 +33,32 @@ def network(n_cases: int, *, samples: int = 40) -> tuple[dict[str, Tensor], Tens
     return made, torch.randn(samples, n_in, generator=rng, dtype=torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, of forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # raised by torch's forward mode
 @pytest.mark.parametrize("divergence", Divergence)
-def test_the_hessian_is_gauss_newtons(divergence: Divergence) -> None:
-    """Against torch.func: twice JᵀJ for the MSE, the Fisher matrix for the KL; of two networks at once."""
+def test_hessian_is_the_gauss_newton_matrix(divergence: Divergence) -> None:
+    """It equals torch.func's Hessian and Jᵀ B J by hand, for two networks at once."""
     params, x = network(2)
     at = Coordinates(params, free=None)
     w = at.start(1)
-    loss = behavioural_loss(over_chains(perceptron), params, divergence)
-    batch = Fixed(x).at(0, [])
-    product = gauss_newton_product(over_chains(perceptron), at, w, batch, divergence)
+    loss = behavioural_loss(map_over_chains(perceptron), params, divergence)
+    batch = FixedData(x).get_batch(0, [])
+    product = gauss_newton_product(map_over_chains(perceptron), at, w, batch, divergence)
     columns = torch.stack([product(torch.eye(at.n).double()[i].expand_as(w)) for i in range(at.n)], 2)
     for case in range(2):
 
         def one(flat: Tensor, case: int = case) -> Tensor:
             both = w.clone()
-            return value(loss, at, torch.cat([both[:case], flat[None], both[case + 1 :]]), batch)[case]
+            return compute_loss(loss, at, torch.cat([both[:case], flat[None], both[case + 1 :]]), batch)[case]
 
         exact = torch.func.hessian(one)(w[case])
         torch.testing.assert_close(columns[case], exact, atol=1e-8, rtol=0)
         assert float(exact.abs().max()) > 0.1
-        found = {name: v[case] for name, v in params.items()}
+        one_case = {name: v[case] for name, v in params.items()}
 
         def f(flat: Tensor, case: int = case) -> Tensor:
-            return perceptron({k: v[0] for k, v in at.named(flat[None].expand_as(w)).items()}, x)
+            return perceptron({k: v[0] for k, v in at.to_parameters(flat[None].expand_as(w)).items()}, x)
 
-        J, out = torch.func.jacrev(f)(w[case]), perceptron(found, x)
+        J, out = torch.func.jacrev(f)(w[case]), perceptron(one_case, x)
         p = out.softmax(-1)
         B = 2 * torch.eye(3).double().expand(40, 3, 3)
         if divergence is Divergence.kl:
@@ -67,45 +67,50 @@ def test_the_hessian_is_gauss_newtons(divergence: Divergence) -> None:
         torch.testing.assert_close(exact, by_hand, atol=1e-8, rtol=0)
 
 
-def test_values_by_hand() -> None:
+def test_distances_by_hand() -> None:
     now, before = values(0.0, 1.0, 3.0), values(0.0, 0.0, 1.0)
-    assert float(distance(now, before, Divergence.mse)) == 5
+    assert float(output_distance(now, before, Divergence.mse)) == 5
     p, q = before.softmax(-1), now.softmax(-1)
-    assert float(distance(now, before, Divergence.kl)) == pytest.approx(float((p * (p / q).log()).sum()))
-    assert float(distance(before, before, Divergence.kl)) == 0
-    assert float(distance(now + 7, before, Divergence.kl)) == pytest.approx(float(distance(now, before, Divergence.kl)))
+    assert float(output_distance(now, before, Divergence.kl)) == pytest.approx(float((p * (p / q).log()).sum()))
+    assert float(output_distance(before, before, Divergence.kl)) == 0
+    assert float(output_distance(now + 7, before, Divergence.kl)) == pytest.approx(
+        float(output_distance(now, before, Divergence.kl))
+    )
 
 
-def test_any_checkpoint_is_a_minimum_and_minibatches_are_paired() -> None:
+def test_any_parameters_are_a_minimum_even_on_minibatches() -> None:
     params, x = network(3)
-    loss = behavioural_loss(over_chains(perceptron), params, Divergence.mse)
+    loss = behavioural_loss(map_over_chains(perceptron), params, Divergence.mse)
     given = {
-        "evaluation_data": Fixed(x), "nbeta": values(100, 100, 100), "gamma": values(10, 10, 10),
+        "evaluation_data": FixedData(x), "nbeta": values(100, 100, 100), "gamma": values(10, 10, 10),
         "chains": ChainSettings(SGLD(), 3, burn_in=20, draws=10, every=1, step_size=None), "seeds": [0, 1, 2],
     }  # fmt: skip
-    for data in (Fixed(x), Minibatches(x, size=5)):
-        found = estimate_llc(loss, params, gradient_data=data, **given)
-        assert found.loss_at_start.tolist() == [0, 0, 0]
-        assert found.gradient_norm.tolist() == [0, 0, 0]
-        assert bool((found.trace > 0).all())
+    for data in (FixedData(x), Minibatches(x, size=5)):
+        llc = estimate_llc(loss, params, gradient_data=data, **given)
+        assert llc.loss_at_start.tolist() == [0, 0, 0]
+        assert llc.gradient_norm.tolist() == [0, 0, 0]
+        assert bool((llc.trace > 0).all())
     y = torch.ones(40, 3).double()
     with pytest.warns(NotAMinimumWarning, match="use a behavioural loss"):
         estimate_llc(
-            over_chains(lambda p, b: (perceptron(p, b) - y).square().sum(-1)), params, gradient_data=Fixed(x), **given
+            map_over_chains(lambda p, b: (perceptron(p, b) - y).square().sum(-1)),
+            params,
+            gradient_data=FixedData(x),
+            **given,
         )
 
 
 A, C = 1e-3, 1.0
 
 
-def well(p: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Outputs √a w and √c w²: the behavioural loss around 0 is a w² + c w⁴."""
+def quartic_outputs(p: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Return outputs √a w and √c w², whose behavioural loss around 0 is a w² + c w⁴."""
     w = p["w"]
     return torch.stack([A**0.5 * w, C**0.5 * w.square()], -1).expand(-1, 1, -1)
 
 
 def n_eff_by_quadrature(epsilon: float) -> float:
-    """2 E[L] / ε under exp(−L/ε), a flat prior."""
+    """Return 2 E[L] / ε under exp(−L/ε) with a flat prior."""
     edge = min((60 * epsilon / A) ** 0.5, (60 * epsilon / C) ** 0.25)
     w = np.linspace(-edge, edge, 200_001)
     L = A * w**2 + C * w**4
@@ -113,8 +118,8 @@ def n_eff_by_quadrature(epsilon: float) -> float:
     return float(2 * (mass * L).sum() / mass.sum() / epsilon)
 
 
-def test_a_curve_that_is_known_against_quadrature_and_sampler() -> None:
-    """L = a w² + c w⁴ has one parameter below ε = a²/c and a half above; by the spectrum alone it has one everywhere.
+def test_known_curve_agrees_with_quadrature_and_sampler() -> None:
+    """For L = a w² + c w⁴, N_eff is 1 for ε ≪ a²/c and 1/2 for ε ≫ a²/c, whereas the spectrum gives 1 everywhere.
 
     (docs/reference/learning_coefficients.md §5)
     """
@@ -123,39 +128,37 @@ def test_a_curve_that_is_known_against_quadrature_and_sampler() -> None:
     assert exact == pytest.approx([1.00, 0.73, 0.51], abs=6e-3)
     nbeta = values(*[1 / e for e in epsilon])
     step_size = values(*[0.5 * e / (2 * A + 12 * (C * e) ** 0.5) for e in epsilon])
-    found = effective_parameters(
-        well, {"w": torch.zeros(1, 1, dtype=torch.float64)}, data=Fixed(torch.zeros(1)), divergence=Divergence.mse,
+    effective = effective_parameters(
+        quartic_outputs, {"w": torch.zeros(1, 1, dtype=torch.float64)}, data=FixedData(torch.zeros(1)), divergence=Divergence.mse,
         nbeta=nbeta, gamma=1e-9, chains=ChainSettings(HMC(leapfrogs=3), 32, 50, 300, 1, step_size), seed=0,
     )  # fmt: skip
-    assert found.quadratic.tolist() == pytest.approx([1, 1, 1], abs=1e-6)
-    assert found.epsilon.tolist() == pytest.approx(epsilon)
-    for sampled, error, truth in zip(found.n_eff.tolist(), found.standard_error.tolist(), exact, strict=True):
+    assert effective.quadratic.tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+    assert effective.epsilon.tolist() == pytest.approx(epsilon)
+    for sampled, error, truth in zip(effective.n_eff.tolist(), effective.standard_error.tolist(), exact, strict=True):
         assert abs(sampled - truth) < 3 * error < 0.06
 
 
-def test_ranks_are_counted() -> None:
-    """A ReLU perceptron has a free direction for each hidden neuron (its scale), and more where neurons do the same."""
+def test_rank_excludes_free_directions() -> None:
+    """A ReLU perceptron has one free direction per hidden neuron (its scale), and more for the KL or with dead neurons."""
     params, x = network(1, samples=400)
     n = sum(v[0].numel() for v in params.values())
 
     def count(params: dict[str, Tensor], divergence: Divergence = Divergence.mse) -> float:
-        found = gauss_newton_spectrum(over_chains(perceptron), params, Fixed(x), divergence)
-        assert found.vectors is not None
-        return float(rank(found, relative=1e-10))
+        spectrum = gauss_newton_spectrum(map_over_chains(perceptron), params, FixedData(x), divergence)
+        assert spectrum.vectors is not None
+        return float(spectrum_rank(spectrum, relative=1e-10))
 
     dead = {**params, "a": torch.cat([values(-50.0), params["a"][0, 1:]])[None]}
     assert count(params) == n - WIDTHS[1]
     assert (
         count(params, Divergence.kl) == n - WIDTHS[1] - 1 - WIDTHS[1]
-    )  # a constant added to all logits changes nothing
-    assert count(dead) == n - (WIDTHS[1] - 1) - (
-        WIDTHS[0] + 1 + WIDTHS[2]
-    )  # a neuron that is never on is free in all it has
+    )  # the KL ignores a constant added to all logits
+    assert count(dead) == n - (WIDTHS[1] - 1) - (WIDTHS[0] + 1 + WIDTHS[2])  # all parameters of a dead neuron are free
 
 
-def test_quadratic_curve_of_a_spectrum_and_of_its_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quadratic_curve_from_full_spectrum_and_from_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
     params, x = network(1)
-    given = (over_chains(perceptron), params, Fixed(x), Divergence.mse)
+    given = (map_over_chains(perceptron), params, FixedData(x), Divergence.mse)
     whole = gauss_newton_spectrum(*given)
     nbeta = values(1e-2, 1, 1e2, 1e4)
     a = whole.values[0].clamp(min=0)
@@ -163,7 +166,7 @@ def test_quadratic_curve_of_a_spectrum_and_of_its_quadrature(monkeypatch: pytest
     exact = quadratic_n_eff(whole, nbeta=nbeta, gamma=values(2.0))
     assert exact[0].tolist() == pytest.approx(by_hand)
     assert exact[0].tolist() == sorted(exact[0].tolist())
-    monkeypatch.setattr("crux.llc.hessian.FULL", 0)
+    monkeypatch.setattr("crux.llc.hessian.MAX_DENSE", 0)
     quadrature = gauss_newton_spectrum(*given)
     assert quadrature.vectors is None
     torch.testing.assert_close(quadratic_n_eff(quadrature, nbeta=nbeta, gamma=values(2.0)), exact, rtol=0.25, atol=0.0)

@@ -1,4 +1,4 @@
-"""Chains that are interrupted and continued: bit for bit those of an estimate that was not."""
+"""Interrupted and resumed chains equal uninterrupted ones bit for bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.llc.chains import Checkpoint
 from crux.llc.estimate import LLC
-from crux.llc.losses import Fixed, Minibatches, over_chains
+from crux.llc.losses import FixedData, Minibatches, map_over_chains
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPROP
@@ -21,11 +21,11 @@ Loss = Callable[[dict[str, Tensor], object], Tensor]
 
 
 class Interrupted(Exception):
-    """Stands for a kill."""
+    """An exception that stands for a killed process."""
 
 
-class Counted:
-    """A loss that counts its calls, and is interrupted at one of them."""
+class CountingLoss:
+    """A loss that counts its calls and raises `Interrupted` at call number `stop`."""
 
     def __init__(self, loss: Loss, *, stop: int | None = None) -> None:
         self.loss, self.stop, self.calls = loss, stop, 0
@@ -37,7 +37,7 @@ class Counted:
         return self.loss(p, batch)
 
 
-def same(a: LLC, b: LLC) -> None:
+def assert_equal(a: LLC, b: LLC) -> None:
     for name in LLC._fields:
         x, y = getattr(a, name), getattr(b, name)
         assert torch.equal(x, y) if isinstance(x, Tensor) else x == y, name
@@ -46,7 +46,7 @@ def same(a: LLC, b: LLC) -> None:
 @pytest.mark.parametrize(
     "sampler", [SGLD(), RMSPROP, HMC(leapfrogs=3), HMC(leapfrogs=2, whitened=True)], ids=lambda s: s.name
 )
-def test_an_interrupted_estimate_continues_bit_for_bit(sampler: Sampler, tmp_path: Path) -> None:
+def test_interrupted_estimate_resumes_exactly(sampler: Sampler, tmp_path: Path) -> None:
     given = {
         "nbeta": values(1e3, 1e4),
         "gamma": values(30, 30),
@@ -55,39 +55,39 @@ def test_an_interrupted_estimate_continues_bit_for_bit(sampler: Sampler, tmp_pat
         "burn_in": 20,
         "every": 2,
     }
-    whole = Counted(quadratic)
+    whole = CountingLoss(quadratic)
     expected = estimate(whole, **given)
     checkpoint = Checkpoint(tmp_path / "new" / "chains.safetensors", seconds=0)
     for share in (0.3, 0.5):  # during burn-in, and among the draws
         with pytest.raises(Interrupted):
-            estimate(Counted(quadratic, stop=round(share * whole.calls)), **given, checkpoint=checkpoint)
+            estimate(CountingLoss(quadratic, stop=round(share * whole.calls)), **given, checkpoint=checkpoint)
         assert [path.name for path in checkpoint.path.parent.iterdir()] == ["chains.safetensors"]
-    rest = Counted(quadratic)
-    same(estimate(rest, **given, checkpoint=checkpoint), expected)
+    rest = CountingLoss(quadratic)
+    assert_equal(estimate(rest, **given, checkpoint=checkpoint), expected)
     assert rest.calls < 0.6 * whole.calls
-    finished = Counted(quadratic)
-    same(estimate(finished, **given, checkpoint=checkpoint), expected)
-    assert finished.calls < 20  # the curvature's and L(w*)'s
+    finished = CountingLoss(quadratic)
+    assert_equal(estimate(finished, **given, checkpoint=checkpoint), expected)
+    assert finished.calls < 20  # only the calls for the curvature and L(w*)
 
 
-def test_minibatches_and_separate_evaluation_data_continue_bit_for_bit(tmp_path: Path) -> None:
+def test_minibatches_and_separate_evaluation_data_resume_exactly(tmp_path: Path) -> None:
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def half_square(p: dict[str, Tensor], x: object) -> Tensor:
         assert isinstance(x, Tensor)
         return (x @ p["w"]).square() / 2
 
-    mapped = over_chains(half_square)
-    given = {"gradient_data": Minibatches(x, size=4), "evaluation_data": Fixed(x), "draws": 30}
-    whole = Counted(mapped)
+    mapped = map_over_chains(half_square)
+    given = {"gradient_data": Minibatches(x, size=4), "evaluation_data": FixedData(x), "draws": 30}
+    whole = CountingLoss(mapped)
     expected = estimate(whole, **given)
     checkpoint = Checkpoint(tmp_path / "chains.safetensors", seconds=0)
     with pytest.raises(Interrupted):
-        estimate(Counted(mapped, stop=whole.calls - 20), **given, checkpoint=checkpoint)
-    same(estimate(mapped, **given, checkpoint=checkpoint), expected)
+        estimate(CountingLoss(mapped, stop=whole.calls - 20), **given, checkpoint=checkpoint)
+    assert_equal(estimate(mapped, **given, checkpoint=checkpoint), expected)
 
 
-def test_a_checkpoint_of_another_estimate_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_estimate_or_damaged_is_rejected(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "chains.safetensors", seconds=0)
     estimate(checkpoint=checkpoint)
     for other in ({"seeds": [1]}, {"draws": 60}, {"nbeta": values(2e3)}, {"sampler": HMC(leapfrogs=3)}):

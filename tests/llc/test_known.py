@@ -1,10 +1,10 @@
-"""Known learning coefficients: the published vectors, and exact values at finite nβ."""
+"""Known learning coefficients: published values, and exact estimates at finite nβ."""
 
 import numpy as np
 import pytest
 
 from crux.config.errors import UserError
-from crux.llc.known import Known, deep_linear, monomial, monomial_at, shallow_linear_at
+from crux.llc.known import KnownLLC, deep_linear_llc, monomial_estimate, monomial_llc, shallow_linear_estimate
 
 
 @pytest.mark.parametrize(
@@ -26,37 +26,39 @@ from crux.llc.known import Known, deep_linear, monomial, monomial_at, shallow_li
         ((1, 1, 1, 1), 0, 0.5, 3),
     ],
 )
-def test_deep_linear_networks_are_aoyagis(widths: tuple[int, ...], rank: int, llc: float, multiplicity: int) -> None:
-    assert deep_linear(widths, rank) == Known(llc, multiplicity)
+def test_deep_linear_networks_have_aoyagis_coefficients(
+    widths: tuple[int, ...], rank: int, llc: float, multiplicity: int
+) -> None:
+    assert deep_linear_llc(widths, rank) == KnownLLC(llc, multiplicity)
 
 
-def test_every_shallow_linear_network_agrees_with_the_four_cases_of_reduced_rank_regression() -> None:
-    """Aoyagi & Watanabe 2005: inputs M, hidden H, outputs N, rank r."""
+def test_shallow_linear_networks_agree_with_reduced_rank_regression() -> None:
+    """They agree with all four cases of Aoyagi & Watanabe 2005, for M inputs, H hidden units, N outputs and rank r."""
     for M in range(1, 6):
         for H in range(1, 6):
             for N in range(1, 6):
                 for r in range(min(M, H, N) + 1):
-                    known = deep_linear((M, H, N), r)
+                    known = deep_linear_llc((M, H, N), r)
                     if N + r <= M + H and M + r <= N + H and H + r <= M + N:
                         odd = (M + H + N + r) % 2
                         llc = (-((H + r) ** 2) - M**2 - N**2 + 2 * (H + r) * (M + N) + 2 * M * N + odd) / 8
-                        expected = Known(llc, 1 + odd)
+                        expected = KnownLLC(llc, 1 + odd)
                     elif N + r > M + H:
-                        expected = Known((H * M - H * r + N * r) / 2, 1)
+                        expected = KnownLLC((H * M - H * r + N * r) / 2, 1)
                     elif M + r > N + H:
-                        expected = Known((H * N - H * r + M * r) / 2, 1)
+                        expected = KnownLLC((H * N - H * r + M * r) / 2, 1)
                     else:
-                        expected = Known(M * N / 2, 1)
+                        expected = KnownLLC(M * N / 2, 1)
                     assert known == expected, (M, H, N, r)
 
 
-def test_a_rank_that_no_such_network_has_is_refused() -> None:
+def test_impossible_rank_is_rejected() -> None:
     with pytest.raises(UserError, match="widths \\(5, 3, 5\\) has rank 0 to 3"):
-        deep_linear((5, 3, 5), 4)
+        deep_linear_llc((5, 3, 5), 4)
 
 
 @pytest.mark.parametrize(
-    ("exponents", "llc", "multiplicity", "at"),
+    ("exponents", "llc", "multiplicity", "estimates"),
     [
         ((2,), 0.5, 1, (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)),
         ((2, 2), 0.5, 2, (0.348, 0.356, 0.387, 0.411, 0.437, 0.451)),
@@ -66,26 +68,30 @@ def test_a_rank_that_no_such_network_has_is_refused() -> None:
     ],
 )
 def test_monomials_at_finite_nbeta(
-    exponents: tuple[int, ...], llc: float, multiplicity: int, at: tuple[float, ...]
+    exponents: tuple[int, ...], llc: float, multiplicity: int, estimates: tuple[float, ...]
 ) -> None:
-    assert monomial(exponents) == Known(llc, multiplicity)
-    for nbeta, expected in zip((1e2, 145, 1e3, 1e4, 1e6, 1e8), at, strict=True):
-        assert monomial_at(exponents, nbeta) == pytest.approx(expected, abs=6e-4)
+    assert monomial_llc(exponents) == KnownLLC(llc, multiplicity)
+    for nbeta, expected in zip((1e2, 145, 1e3, 1e4, 1e6, 1e8), estimates, strict=True):
+        assert monomial_estimate(exponents, nbeta) == pytest.approx(expected, abs=6e-4)
 
 
-def test_a_third_factor_changes_nothing_where_it_is_steep_in_the_prior() -> None:
-    assert monomial_at((2, 2, 2), 1e3) < monomial_at((2, 2), 1e3) < monomial_at((2,), 1e3)
-    assert monomial_at((2, 2, 2), 1e60) == pytest.approx(0.5, abs=0.02)  # m = 3: 1/log nβ
+def test_multiplicity_lowers_the_estimate_but_not_the_limit() -> None:
+    assert monomial_estimate((2, 2, 2), 1e3) < monomial_estimate((2, 2), 1e3) < monomial_estimate((2,), 1e3)
+    assert monomial_estimate((2, 2, 2), 1e60) == pytest.approx(0.5, abs=0.02)  # m = 3: 1/log nβ
 
 
 def test_shallow_linear_networks_at_finite_nbeta() -> None:
-    """One hidden unit of one input and output is the monomial under a Gaussian prior; all approach Aoyagi's λ."""
+    """One unit per layer gives the monomial a² b² under a Gaussian prior; all networks approach Aoyagi's λ."""
     a = np.linspace(-12, 12, 200_001)
     weights, t = np.exp(-(a**2) / 2), 10.0
     # with b integrated out: nβ E[L] = ½ E[t a² (1 + t a²)^{−3/2}] / E[(1 + t a²)^{−1/2}]
     direct = (weights * t * a**2 * (1 + t * a**2) ** -1.5).sum() / (weights * (1 + t * a**2) ** -0.5).sum() / 2
-    assert shallow_linear_at(1, 1, 1, t=t, points=400) == pytest.approx(direct, rel=1e-4)
-    assert shallow_linear_at(3, 3, 4, t=1e8, points=120) == pytest.approx(deep_linear((3, 3, 4), 0).llc, rel=3e-3)
-    gaps = [deep_linear((5, 3, 5), 0).llc - shallow_linear_at(5, 3, 5, t=t, points=120) for t in (1e2, 1e4, 1e8)]
+    assert shallow_linear_estimate(1, 1, 1, t=t, points=400) == pytest.approx(direct, rel=1e-4)
+    assert shallow_linear_estimate(3, 3, 4, t=1e8, points=120) == pytest.approx(
+        deep_linear_llc((3, 3, 4), 0).llc, rel=3e-3
+    )
+    gaps = [
+        deep_linear_llc((5, 3, 5), 0).llc - shallow_linear_estimate(5, 3, 5, t=t, points=120) for t in (1e2, 1e4, 1e8)
+    ]
     assert gaps == sorted(gaps, reverse=True)
     assert 0 < gaps[-1] < 0.1

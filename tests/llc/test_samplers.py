@@ -1,4 +1,4 @@
-"""Samplers: their moves against the formulas, their distributions against the predicted and the exact ones."""
+"""Samplers: their moves equal the formulas, and their estimates agree with predictions."""
 
 import math
 
@@ -25,13 +25,13 @@ def posterior(w: Tensor) -> Posterior:
     return Posterior(torch.zeros_like(w), values(100.0, 1000.0), values(1.0, 30.0), loss)
 
 
-def there() -> tuple[Tensor, Posterior, Tensor, Noise]:
+def random_setup() -> tuple[Tensor, Posterior, Tensor, Noise]:
     w = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
     return w, posterior(w), values(1e-3, 2e-4), Noise([3, 4], n_chains=1, n=5, like=w)
 
 
-def test_a_step_of_sgld() -> None:
-    w, where, eps, noise = there()
+def test_one_step_of_sgld() -> None:
+    w, where, eps, noise = random_setup()
     moved = SGLD().step(SGLD().start(w, where), 7, posterior=where, size=eps, noise=noise)
     for row in range(2):
         drift = where.nbeta[row] * values(*A) * w[row] + where.gamma[row] * w[row]
@@ -40,7 +40,7 @@ def test_a_step_of_sgld() -> None:
 
 
 def test_two_steps_of_rmsprop_sgld() -> None:
-    w, where, eps, noise = there()
+    w, where, eps, noise = random_setup()
     sampler, state = RMSPropSGLD(decay=0.9, floor=0.1), None
     state = sampler.start(w, where)
     V = torch.ones_like(w)
@@ -54,27 +54,27 @@ def test_two_steps_of_rmsprop_sgld() -> None:
         torch.testing.assert_close(state.w, w)
 
 
-def test_one_leapfrog_step_is_mala_by_its_own_formula() -> None:
-    """min(1, p(w') q(w | w') / p(w) q(w' | w)) with q = N(w − ε/2 ∇U, ε)."""
-    w, where, eps, noise = there()
-    eps = eps * 30  # refusals
-    _, gradient = where.loss(w, 0)
-    mean = w - eps[:, None] / 2 * where.pull(w, gradient)
+def test_hmc_with_one_leapfrog_step_is_mala() -> None:
+    """The acceptance probability is min(1, p(w') q(w | w') / p(w) q(w' | w)) with q(· | w) = N(w − ε/2 ∇U, ε)."""
+    w, where, eps, noise = random_setup()
+    eps = eps * 30  # so that some moves are rejected
+    _, gradient = where.loss_and_gradient(w, 0)
+    mean = w - eps[:, None] / 2 * where.energy_gradient(w, gradient)
     proposed = mean + eps.sqrt()[:, None] * noise.normal(1)
-    loss, gradient = where.loss(proposed, 0)
-    back = proposed - eps[:, None] / 2 * where.pull(proposed, gradient)
+    loss, gradient = where.loss_and_gradient(proposed, 0)
+    back = proposed - eps[:, None] / 2 * where.energy_gradient(proposed, gradient)
     log_q = ((proposed - mean).square().sum(1) - (w - back).square().sum(1)) / (2 * eps)
-    log_p = where.energy(w, where.loss(w, 0)[0]) - where.energy(proposed, loss)
-    chance = (log_p + log_q).exp().clamp(max=1)
-    assert bool((chance < 0.99).any())
+    log_p = where.energy(w, where.loss_and_gradient(w, 0)[0]) - where.energy(proposed, loss)
+    probability = (log_p + log_q).exp().clamp(max=1)
+    assert bool((probability < 0.99).any())
     moved = MALA.step(MALA.start(w, where), 1, posterior=where, size=eps, noise=noise)
-    torch.testing.assert_close(moved.acceptance, chance)
-    taken = noise.uniform(1) < chance
-    torch.testing.assert_close(moved.w, torch.where(taken[:, None], proposed, w))
+    torch.testing.assert_close(moved.acceptance, probability)
+    accepted = noise.uniform(1) < probability
+    torch.testing.assert_close(moved.w, torch.where(accepted[:, None], proposed, w))
 
 
-def test_a_refused_move_changes_nothing() -> None:
-    w, where, _, noise = there()
+def test_rejected_move_changes_nothing() -> None:
+    w, where, _, noise = random_setup()
     start = MALA.start(w, where)
     stayed = MALA.step(start, 1, posterior=where, size=values(1e6, 1e6), noise=noise)
     assert torch.equal(stayed.w, w)
@@ -84,24 +84,24 @@ def test_a_refused_move_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=lambda s: s.name)
-def test_every_sampler_finds_d_over_2(sampler: Sampler) -> None:
-    """At the default step size, within three standard errors of what is predicted for it."""
+def test_every_sampler_estimates_d_over_2(sampler: Sampler) -> None:
+    """At the default step size, estimates are within three standard errors of their predictions."""
     gamma = values(30.0, 300.0, 300.0)
-    found = estimate(
+    llc = estimate(
         nbeta=values(1e3, 1e4, 1e3), gamma=gamma, sampler=sampler, n_chains=32, burn_in=1000, draws=500, every=4
     )
-    assert bool((found.r_hat < 1.05).all())
-    off = (found.mean - found.predicted).abs() / found.standard_error
-    assert float(off.max()) < 3, (found.mean, found.predicted, found.standard_error)
-    assert bool((found.standard_error < 0.1).all())
-    assert not bool(found.escaped.any())
-    assert bool((found.acceptance > 0.8).all())
-    assert (float(found.acceptance.max()) < 1) == sampler.corrected
+    assert bool((llc.r_hat < 1.05).all())
+    off = (llc.mean - llc.predicted).abs() / llc.standard_error
+    assert float(off.max()) < 3, (llc.mean, llc.predicted, llc.standard_error)
+    assert bool((llc.standard_error < 0.1).all())
+    assert not bool(llc.escaped.any())
+    assert bool((llc.acceptance > 0.8).all())
+    assert (float(llc.acceptance.max()) < 1) == sampler.corrected
 
 
-def test_trajectories_that_would_come_back_to_their_start_mix() -> None:
-    """ε h = 2: four unshortened leapfrog steps are a full turn, and the stiff directions would keep their energy for ever."""
-    found = estimate(
+def test_periodic_trajectories_mix() -> None:
+    """At ε h = 2, four unshortened leapfrog steps are a full period, and a chain would keep its energy for ever."""
+    llc = estimate(
         loss=lambda p, batch: p["w"].square().sum(1) / 2,
         params={"w": torch.zeros(1, 2, dtype=torch.float64)},
         gamma=values(1e-9),
@@ -110,19 +110,19 @@ def test_trajectories_that_would_come_back_to_their_start_mix() -> None:
         n_chains=16,
         draws=500,
     )
-    assert float((found.mean - 1).abs()) < 3 * float(found.standard_error) < 0.1
-    assert float(found.r_hat) < 1.02
+    assert float((llc.mean - 1).abs()) < 3 * float(llc.standard_error) < 0.1
+    assert float(llc.r_hat) < 1.02
 
 
 @pytest.mark.parametrize("sampler", ALL, ids=lambda s: s.name)
-def test_a_chain_is_the_same_alone_and_in_a_batch(sampler: Sampler) -> None:
+def test_chain_does_not_depend_on_the_batch(sampler: Sampler) -> None:
     both = estimate(nbeta=values(1e3, 1e4), seeds=[5, 6], n_chains=3, sampler=sampler, draws=20)
     for case, (nbeta, seed) in enumerate([(1e3, 5), (1e4, 6)]):
-        alone = estimate(nbeta=values(nbeta), seeds=[seed], n_chains=1, sampler=sampler, draws=20)
-        torch.testing.assert_close(alone.trace[0, 0], both.trace[case, 0], rtol=1e-12, atol=0)
+        single = estimate(nbeta=values(nbeta), seeds=[seed], n_chains=1, sampler=sampler, draws=20)
+        torch.testing.assert_close(single.trace[0, 0], both.trace[case, 0], rtol=1e-12, atol=0)
 
 
-def test_noise_is_normal_and_its_own_in_every_chain_and_step() -> None:
+def test_noise_is_normal_and_independent_between_chains_and_steps() -> None:
     noise = Noise([0, 1], n_chains=2, n=50_000, like=torch.zeros(1))
     first, second = noise.normal(1), noise.normal(2)
     assert noise.normal(1).dtype is torch.float32

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 @pytest.fixture(scope="session")
 def subject_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of the random network of that name in `CONFIGS`; every norm weight and every bias is perturbed."""
+    """A function that returns the folder of a random network in `CONFIGS`; all its weights are perturbed, biases and norms too."""
 
     @cache
     def make(kind: str) -> Path:
@@ -38,12 +38,12 @@ def subject_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 @pytest.fixture(scope="session")
 def bridge(subject_folder: Callable[[str], Path]) -> Callable[..., torch.nn.Module]:
-    """TransformerLens's model of that name, in float32, its weights processed or raw."""
+    """A function that returns TransformerLens's bridge on a network in `CONFIGS`, in float32, with processed or raw weights."""
 
     @cache
     def make(kind: str, *, processed: bool = False) -> torch.nn.Module:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the library's own making
+            warnings.simplefilter("ignore")  # caused by the library itself
             from transformer_lens.model_bridge import TransformerBridge
 
             made = TransformerBridge.boot_transformers(str(subject_folder(kind)), device="cpu", dtype=torch.float32)

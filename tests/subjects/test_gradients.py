@@ -1,4 +1,4 @@
-"""The clean pass with gradients: against finite differences and the spliced pass, and what it may cost."""
+"""The clean pass with gradients: compared with finite differences and the spliced pass, and its cost."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crux.config.errors import UserError
-from crux.subjects.hooks import hook_names, in_order
+from crux.subjects.hooks import hook_names, sort_hooks
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 
@@ -27,7 +27,7 @@ def gpt2(subject_folder: Callable[[str], Path]) -> Subject:
 
 
 def cross_entropy(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """The summed next-token cross-entropy of TOKENS, its logits all at once."""
+    """Return a loss: the next-token cross-entropy summed over TOKENS."""
 
     def loss(final: Tensor) -> Tensor:
         z = logits(subject.unembed, final[:, :-1])
@@ -36,16 +36,16 @@ def cross_entropy(subject: Subject) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def hooks_of(subject: Subject) -> list[str]:
+def all_hooks(subject: Subject) -> list[str]:
     return hook_names(N_LAYERS, resid_mid=not subject.parts.parallel)
 
 
 def test_finite_differences_at_every_hook(subject: Subject) -> None:
-    loss, hooks = cross_entropy(subject), hooks_of(subject)
+    loss, hooks = cross_entropy(subject), all_hooks(subject)
     clean, gradients = subject.clean_with_gradients(TOKENS, of=hooks, loss=loss)
     assert list(gradients) == list(clean.activations) == hooks
     generator = torch.Generator().manual_seed(2)
-    # Hugging Face's RMSNorm rounds to float32, whatever it is given
+    # Hugging Face's RMSNorm computes in float32 for any input
     eps, tolerance = (1e-5, 1e-6) if isinstance(subject.parts.final_norm, nn.LayerNorm) else (1e-3, 3e-3)
     for name, gradient in gradients.items():
         x = clean.activations[name]
@@ -62,23 +62,23 @@ def test_finite_differences_at_every_hook(subject: Subject) -> None:
         assert error < tolerance, f"{name}: off by {error:.1e} of the gradient"
 
 
-def test_one_hook_at_a_time_and_the_spliced_pass_give_the_same(subject: Subject) -> None:
-    loss, hooks = cross_entropy(subject), hooks_of(subject)
+def test_one_hook_at_a_time_all_hooks_and_the_spliced_pass_agree(subject: Subject) -> None:
+    loss, hooks = cross_entropy(subject), all_hooks(subject)
     together = subject.clean_with_gradients(TOKENS, of=hooks, loss=loss)[1]
     for name in hooks:
-        clean, alone = subject.clean_with_gradients(TOKENS, of=[name], loss=loss)
+        clean, single = subject.clean_with_gradients(TOKENS, of=[name], loss=loss)
         x = clean.activations[name].clone().requires_grad_()
         (truth,) = torch.autograd.grad(loss(subject.spliced(clean, {name: lambda _, x=x: x}).final), x)
         assert truth.abs().max() > 1e-3
-        torch.testing.assert_close(alone, {name: truth}, rtol=0, atol=0)
+        torch.testing.assert_close(single, {name: truth}, rtol=0, atol=0)
         torch.testing.assert_close(together[name], truth, rtol=1e-10, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["z", "mlp_out"])
-def test_the_clean_pass_is_the_clean_pass(subject: Subject, kind: str) -> None:
-    """Bit for bit, in float32 as it is used, and a spliced pass starts from any hook of it."""
+def test_clean_pass_is_the_same_as_without_gradients(subject: Subject, kind: str) -> None:
+    """They agree bit for bit in float32, and a spliced pass can start from any captured hook point."""
     subject.to(dtype=torch.float32)
-    hooks = hooks_of(subject)
+    hooks = all_hooks(subject)
     of = ["blocks.1.attn.hook_z" if kind == "z" else f"blocks.1.hook_{kind}"]
     clean, gradients = subject.clean_with_gradients(TOKENS, of=of, loss=cross_entropy(subject), capture=hooks)
     want = subject.clean(TOKENS, capture=hooks)
@@ -94,30 +94,30 @@ def test_the_clean_pass_is_the_clean_pass(subject: Subject, kind: str) -> None:
         )
 
 
-def test_of_is_captured_beside_capture(gpt2: Subject) -> None:
+def test_hooks_in_of_are_captured_too(gpt2: Subject) -> None:
     of, also = ["blocks.2.hook_mlp_out", "blocks.1.hook_resid_pre"], "blocks.0.attn.hook_z"
     clean, gradients = gpt2.clean_with_gradients(TOKENS, of=of, loss=Tensor.sum, capture=[also])
-    assert list(clean.activations) == in_order([*of, also])
-    assert list(gradients) == in_order(of)
+    assert list(clean.activations) == sort_hooks([*of, also])
+    assert list(gradients) == sort_hooks(of)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_under_any_gradient_mode_of_the_caller(gpt2: Subject, mode: Callable[[], Any]) -> None:
+def test_works_under_any_gradient_mode(gpt2: Subject, mode: Callable[[], Any]) -> None:
     of = ["blocks.1.hook_resid_pre"]
     want = gpt2.clean_with_gradients(TOKENS, of=of, loss=cross_entropy(gpt2))[1]
-    gpt2._arguments.clear()  # a first pass may come under any mode
+    gpt2._arguments.clear()  # so that a first pass runs under this mode
     with mode():
         before = torch.is_grad_enabled()
         tokens = TOKENS.clone()
-        clean, found = gpt2.clean_with_gradients(tokens, of=of, loss=cross_entropy(gpt2))
+        clean, gradients = gpt2.clean_with_gradients(tokens, of=of, loss=cross_entropy(gpt2))
         assert torch.is_grad_enabled() == before
-    torch.testing.assert_close(found, want, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, want, rtol=0, atol=0)
     scale = torch.ones(D_MODEL, requires_grad=True)
     gpt2.spliced(clean, {of[0]: lambda x: x * scale}).final.sum().backward()
     assert scale.grad is not None
 
 
-def test_within_a_step_of_training_only_its_own_graph_is_used(gpt2: Subject) -> None:
+def test_a_surrounding_graph_is_left_alone(gpt2: Subject) -> None:
     weight = torch.ones(D_MODEL, requires_grad=True)
     before = (weight * 2).sum()
     of = "blocks.1.hook_resid_pre"
@@ -132,43 +132,47 @@ def test_a_loss_in_bfloat16(gpt2: Subject) -> None:
     want = gpt2.clean_with_gradients(TOKENS, of=[of], loss=cross_entropy(gpt2))[1][of]
     gpt2.to(dtype=torch.bfloat16)
     loss = cross_entropy(gpt2)
-    found = gpt2.clean_with_gradients(TOKENS, of=[of], loss=lambda final: loss(final).float())[1][of]
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - want).norm() < 0.1 * want.norm()
+    gradient = gpt2.clean_with_gradients(TOKENS, of=[of], loss=lambda final: loss(final).float())[1][of]
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient.float() - want).norm() < 0.1 * want.norm()
 
 
-def test_mistakes(gpt2: Subject) -> None:
-    with pytest.raises(UserError, match=r"no hook point given to take the gradient at$"):
+def test_error_messages(gpt2: Subject) -> None:
+    with pytest.raises(UserError, match=r"no hook point given at which to take the gradient$"):
         gpt2.clean_with_gradients(TOKENS, of=[], loss=Tensor.sum)
     with pytest.raises(UserError, match=r"nearest are blocks\.1\.attn\.hook_z"):
         gpt2.clean_with_gradients(TOKENS, of=["blocks.1.hook_z"], loss=Tensor.sum)
 
 
-def _product(q: torch.Size, k: torch.Size) -> int:
+def _product_flops(q: torch.Size, k: torch.Size) -> int:
     batch, heads, n_query, d_head = q
     return 2 * batch * heads * n_query * k[2] * d_head
 
 
-_ATTENTION = {  # two products forward and five backward; torch itself counts none on the CPU
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 2 * _product(q, k),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: 5 * _product(q, k),
+_ATTENTION = {  # two matrix products forward and five backward; torch counts none on the CPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 2 * _product_flops(q, k),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: (
+        5 * _product_flops(q, k)
+    ),
 }
 
 
-def _flops(run: Callable[[], object]) -> int:
+def _count_flops(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         run()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("also", [[], ["blocks.2.hook_resid_pre", "blocks.2.attn.hook_z", "blocks.2.hook_resid_post"]])
-def test_the_gradient_costs_one_backward_of_the_suffix_towards_activations(gpt2: Subject, also: list[str]) -> None:
-    """Linear maps cost backward what they cost forward: no gradient is formed for their weights."""
+def test_gradient_costs_one_backward_pass_of_the_suffix_without_weight_gradients(
+    gpt2: Subject, also: list[str]
+) -> None:
+    """A linear map costs as much backward as forward, because no gradient of its weights is computed."""
     batch, pos = TOKENS.shape
     n = batch * pos
     out, mlp, attention = 2 * n * D_MODEL**2, 2 * n * 8 * D_MODEL**2, 2 * n * pos * D_MODEL
     qkv = 3 * out
-    whole = qkv + 5 * attention + out + mlp  # a block's backward
+    whole = qkv + 5 * attention + out + mlp  # the backward pass of one block
     for of, suffix in [
         ("blocks.0.hook_resid_pre", 3 * whole),
         ("blocks.1.hook_resid_pre", 2 * whole),
@@ -178,7 +182,7 @@ def test_the_gradient_costs_one_backward_of_the_suffix_towards_activations(gpt2:
         ("blocks.1.hook_mlp_out", whole),
         ("blocks.1.hook_resid_post", whole),
     ]:
-        clean = _flops(lambda: gpt2.clean(TOKENS, capture=[]))
+        clean = _count_flops(lambda: gpt2.clean(TOKENS, capture=[]))
         assert clean == 3 * (qkv + 2 * attention + out + mlp)
-        found = _flops(lambda of=of: gpt2.clean_with_gradients(TOKENS, of=[of, *also], loss=Tensor.sum))
-        assert found - clean == suffix, of
+        with_gradient = _count_flops(lambda of=of: gpt2.clean_with_gradients(TOKENS, of=[of, *also], loss=Tensor.sum))
+        assert with_gradient - clean == suffix, of

@@ -1,4 +1,4 @@
-"""The table of hook points."""
+"""Names and order of the hook points."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from crux.config.errors import UserError
-from crux.subjects.hooks import check_hook, check_layer, hook_names, in_order, later_residuals, parse_hook
+from crux.subjects.hooks import check_hook, check_layer, hook_names, later_residuals, parse_hook, sort_hooks
 
 
 def test_names_of_two_blocks() -> None:
@@ -30,14 +30,14 @@ def test_parse_and_name_are_inverse() -> None:
 @pytest.mark.parametrize(
     "name", ["blocks.1.hook_z", "blocks.1.attn_hook_z", "blocks.1.attn.hook_attn_out", "blocks.1.z"]
 )
-def test_a_hook_has_one_spelling(name: str) -> None:
+def test_other_spellings_are_rejected(name: str) -> None:
     with pytest.raises(UserError, match=r"one of hook_resid_pre, attn\.hook_z, hook_attn_out, hook_resid_mid, hook_m"):
         parse_hook(name)
 
 
-def test_order_is_by_layer_not_by_spelling() -> None:
+def test_hooks_are_sorted_by_layer_number_not_alphabetically() -> None:
     names = hook_names(12)
-    assert in_order(reversed(names)) == names
+    assert sort_hooks(reversed(names)) == names
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_order_is_by_layer_not_by_spelling() -> None:
         ("blocks.6.attn.hook_zz", "blocks.6.attn.hook_z"),
     ],
 )
-def test_a_wrong_name_gives_the_nearest(name: str, nearest: str) -> None:
+def test_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(UserError, match=rf"^hook_point={name}: no such hook point; nearest are {nearest}"):
         check_hook(name, n_layers=8)
 
 
-def test_a_layer_out_of_range() -> None:
+def test_layer_out_of_range_is_rejected() -> None:
     with pytest.raises(UserError, match=r"^layer=12: the model has 8 layers, allowed are 0 to 7$"):
         check_layer(12, n_layers=8)
     with pytest.raises(UserError, match=r"^layer=-1: "):
@@ -70,7 +70,7 @@ def test_a_layer_out_of_range() -> None:
     check_layer(7, n_layers=8)
 
 
-def test_zero_padded_layers_are_no_names() -> None:
+def test_zero_padded_layers_are_rejected() -> None:
     with pytest.raises(UserError, match="nearest"):
         check_hook("blocks.06.hook_resid_pre", n_layers=8)
 
@@ -98,7 +98,7 @@ def test_later_residuals(name: str, later: list[str]) -> None:
     assert later_residuals(name, n_layers=4) == later
 
 
-def test_hooks_and_shape_load_no_torch() -> None:
+def test_hooks_shape_and_source_do_not_import_torch() -> None:
     code = (
         "import sys, crux.subjects.hooks, crux.subjects.shape, crux.subjects.source; assert 'torch' not in sys.modules"
     )

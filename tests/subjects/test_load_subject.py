@@ -1,4 +1,4 @@
-"""Loading: what must be refused, and what may differ on disk."""
+"""Loading a subject: accepted layouts on disk, and folders that must be rejected."""
 
 import json
 import shutil
@@ -16,23 +16,23 @@ from crux.subjects.load import load_subject
 
 @pytest.fixture
 def folder(subject_folder: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of the tiny GPT-2, to be spoilt."""
+    """A copy of the tiny GPT-2 that a test may damage."""
     return Path(shutil.copytree(subject_folder("gpt2"), tmp_path / "model"))
 
 
-def _edit(folder: Path, **changes: object) -> None:
+def _edit_config(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-def _final(folder: Path, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _final_residual(folder: Path, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     subject = load_subject(folder, process_weights=False, dtype=dtype)
     final = subject.clean(torch.arange(10)[None], capture=[]).final
     assert final is not None
     return final
 
 
-def test_what_it_states(folder: Path) -> None:
+def test_properties_of_a_loaded_subject(folder: Path) -> None:
     subject = load_subject(str(folder), process_weights=False)
     assert (subject.n_layers, subject.d_model, subject.d_vocab, subject.n_ctx) == (N_LAYERS, 32, 64, 48)
     assert subject.name == str(folder)
@@ -41,7 +41,7 @@ def test_what_it_states(folder: Path) -> None:
     assert subject.dtype == torch.float32
 
 
-def test_float16_weights_load_to_the_asked_type(folder: Path) -> None:
+def test_float16_weights_are_cast_to_the_requested_dtype(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     save_file({name: w.half() for name, w in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     subject = load_subject(folder, process_weights=False)
@@ -52,31 +52,31 @@ def test_float16_weights_load_to_the_asked_type(folder: Path) -> None:
     assert load_subject(folder, process_weights=True, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_the_layout_of_the_hub_s_gpt2(folder: Path) -> None:
-    """Keys without a prefix, and the causal masks among the weights."""
-    want = _final(folder)
+def test_layout_of_gpt2_on_the_hub(folder: Path) -> None:
+    """Its keys have no `transformer.` prefix, and causal masks are stored with the weights."""
+    want = _final_residual(folder)
     weights = load_file(folder / "model.safetensors")
     old = {name.removeprefix("transformer."): w for name, w in weights.items()}
     old |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 48, 48) for layer in range(N_LAYERS)}
     save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
-    torch.testing.assert_close(_final(folder), want, rtol=0, atol=0)
+    torch.testing.assert_close(_final_residual(folder), want, rtol=0, atol=0)
 
 
 def test_sharded_weights(folder: Path) -> None:
-    want = _final(folder)
+    want = _final_residual(folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     files = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(weights)}
     for part in set(files.values()):
         save_file({n: w for n, w in weights.items() if files[n] == part}, folder / part, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    torch.testing.assert_close(_final(folder), want, rtol=0, atol=0)
+    torch.testing.assert_close(_final_residual(folder), want, rtol=0, atol=0)
     (folder / "part-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"no part-1\.safetensors in it"):
         load_subject(folder, process_weights=False)
 
 
-def _refused(folder: Path, message: str) -> None:
+def _assert_rejected(folder: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_subject(folder, process_weights=False)
     assert "\n" not in str(caught.value)
@@ -84,48 +84,48 @@ def _refused(folder: Path, message: str) -> None:
 
 def test_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    _refused(folder, r"no model\.safetensors in it \(pickled weights are never read\)$")
+    _assert_rejected(folder, r"no model\.safetensors in it \(pickled weights are never read\)$")
 
 
 def test_truncated_weights(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-100])
-    _refused(folder, r"model\.safetensors: not a safetensors file, or a broken one")
+    _assert_rejected(folder, r"model\.safetensors: not a safetensors file, or a broken one")
 
 
-def test_missing_weights_are_not_made_up(folder: Path) -> None:
+def test_missing_weights_are_not_initialised_at_random(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _refused(folder, r"do not fit config\.json: transformer\.h\.1\.mlp\.c_fc\.weight is missing$")
+    _assert_rejected(folder, r"do not fit config\.json: transformer\.h\.1\.mlp\.c_fc\.weight is missing$")
 
 
 def test_too_few_layers_in_the_config(folder: Path) -> None:
-    _edit(folder, n_layer=2)
-    _refused(folder, r"do not fit config\.json: transformer\.h\.2\..* is unknown and \d+ more$")
+    _edit_config(folder, n_layer=2)
+    _assert_rejected(folder, r"do not fit config\.json: transformer\.h\.2\..* is unknown and \d+ more$")
 
 
-def test_another_width_in_the_config(folder: Path) -> None:
-    _edit(folder, n_embd=16)
-    _refused(folder, r"do not fit config\.json: .* is \(.*\), not \(.*\) and \d+ more$")
+def test_wrong_width_in_the_config(folder: Path) -> None:
+    _edit_config(folder, n_embd=16)
+    _assert_rejected(folder, r"do not fit config\.json: .* is \(.*\), not \(.*\) and \d+ more$")
 
 
-def test_a_config_that_describes_no_model(folder: Path) -> None:
-    _edit(folder, n_head=5)
-    _refused(folder, r"config\.json does not describe a model")
+def test_inconsistent_config(folder: Path) -> None:
+    _edit_config(folder, n_head=5)
+    _assert_rejected(folder, r"config\.json does not describe a model")
 
 
 def test_quantised_weights(folder: Path) -> None:
-    _edit(folder, quantization_config={"quant_method": "bitsandbytes"})
-    _refused(folder, "quantised weights are not supported")
+    _edit_config(folder, quantization_config={"quant_method": "bitsandbytes"})
+    _assert_rejected(folder, "quantised weights are not supported")
 
 
-def test_foreign_code_is_not_run(folder: Path) -> None:
+def test_code_in_the_folder_is_not_run(folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('foreign code ran')")
-    _edit(folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
-    _final(folder)
+    _edit_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
+    _final_residual(folder)
 
 
-def test_weight_processing_of_gemma_is_refused(subject_folder: Callable[[str], Path]) -> None:
+def test_weight_processing_of_gemma_is_rejected(subject_folder: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match=r"not supported for gemma2; allowed are gpt2, gpt_neox, llama"):
         load_subject(subject_folder("gemma2"), process_weights=True)

@@ -17,7 +17,7 @@ def _folder(tmp_path: Path, config: object) -> Path:
     return tmp_path
 
 
-def test_gpt2_by_its_own_key_names(tmp_path: Path) -> None:
+def test_gpt2_key_names(tmp_path: Path) -> None:
     config = {**_GPT2, "architectures": ["GPT2LMHeadModel"]}
     assert read_shape(_folder(tmp_path, config)) == Shape(12, 768, 50257, 1024, "gpt2", resid_mid=True, d_z=768)
 
@@ -30,13 +30,13 @@ def test_gpt2_by_its_own_key_names(tmp_path: Path) -> None:
         ("gemma3", "gemma3_text", True, 48),
     ],
 )  # fmt: skip
-def test_as_the_library_writes_it(
+def test_configs_written_by_transformers(
     subject_folder: Callable[[str], Path], kind: str, architecture: str, resid_mid: bool, d_z: int
 ) -> None:
     assert read_shape(subject_folder(kind)) == Shape(3, 32, 64, 48, architecture, resid_mid, d_z)
 
 
-def test_the_width_of_a_hook_point(tmp_path: Path) -> None:
+def test_hook_width(tmp_path: Path) -> None:
     llama = {
         "model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 10,
         "max_position_embeddings": 8,
@@ -50,7 +50,7 @@ def test_the_width_of_a_hook_point(tmp_path: Path) -> None:
         read_shape(_folder(tmp_path, {**llama, "head_dim": "24"}))
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_error_messages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder$"):
         read_shape(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no config\.json in it"):

@@ -1,4 +1,4 @@
-"""Where a subject comes from."""
+"""Finding the folder of a subject."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from crux.subjects import source
 from crux.subjects.source import find_folder
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_existing_folder_is_returned(tmp_path: Path) -> None:
     assert find_folder(tmp_path) == tmp_path
     assert find_folder(str(tmp_path)) == tmp_path
 
@@ -21,7 +21,7 @@ def test_a_missing_folder(name: str) -> None:
         find_folder(name)
 
 
-def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="model folder model: not a folder"):
@@ -34,7 +34,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_hub_out_of_reach_says_what_to_do_instead() -> None:
+def test_unreachable_hub_suggests_alternatives() -> None:
     with pytest.raises(
         UserError, match=r"^model gpt2: .* \(HF_HUB_OFFLINE is set\); use model=tiny .* or model\.path="
     ):
@@ -42,9 +42,9 @@ def test_hub_out_of_reach_says_what_to_do_instead() -> None:
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_hub_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "hub_unreachable", lambda seconds: "no answer")
-    with pytest.raises(UserError, match="not a name of the hub"):
+    with pytest.raises(UserError, match="not a valid name on the hub"):
         find_folder("gpt 2")
 
 
@@ -57,6 +57,6 @@ def test_a_cached_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(source, "hub_unreachable", lambda seconds: "no answer")
     (snapshot / "config.json").touch()
     with pytest.raises(UserError, match="not in the local cache"):
-        find_folder("gpt2")  # a half download is none
+        find_folder("gpt2")  # an incomplete download does not count
     (snapshot / "model.safetensors").touch()
     assert find_folder("gpt2") == snapshot

@@ -1,4 +1,4 @@
-"""Clean and spliced pass against TransformerLens, and what they may cost."""
+"""Clean and spliced passes: compared with TransformerLens, and their cost."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +11,12 @@ from tests.support.tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, lo
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.subjects.hooks import hook_names, in_order, parse_hook
+from crux.subjects.hooks import hook_names, parse_hook, sort_hooks
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 
 CASES = [(kind, False) for kind in CONFIGS] + [(kind, True) for kind in PROCESSED]
-# run_with_cache's default arguments warn within the library itself
+# run_with_cache warns about its own default arguments
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning:transformer_lens", "ignore::DeprecationWarning:transformer_lens"
 )
@@ -28,7 +28,7 @@ def assert_near(mine: Tensor, theirs: Tensor, name: str) -> None:
 
 
 def shift(x: Tensor) -> Tensor:
-    """A function that no clean pass could hide behind."""
+    """Change the activation so much that an accidental clean pass would be noticed."""
     return 0.7 * x + 0.5 * x.roll(1, -1).relu() + 0.1
 
 
@@ -47,12 +47,12 @@ def _hooks(subject: Subject) -> list[str]:
     return hook_names(N_LAYERS, resid_mid=not subject.parts.parallel)
 
 
-def _merged(x: Tensor) -> Tensor:
-    """The bridge's activation, its heads side by side."""
+def _merge_heads(x: Tensor) -> Tensor:
+    """Concatenate the heads of an activation of the bridge."""
     return x.flatten(2)
 
 
-def test_every_activation_and_the_logits_of_the_clean_pass(pair: tuple[Subject, nn.Module]) -> None:
+def test_clean_pass_equals_transformer_lens(pair: tuple[Subject, nn.Module]) -> None:
     subject, model = pair
     hooks = _hooks(subject)
     with torch.no_grad():
@@ -60,20 +60,20 @@ def test_every_activation_and_the_logits_of_the_clean_pass(pair: tuple[Subject, 
     clean = subject.clean(TOKENS, capture=hooks)
     assert list(clean.activations) == hooks
     for name in hooks:
-        assert_near(clean.activations[name], _merged(cache[name]), name)
+        assert_near(clean.activations[name], _merge_heads(cache[name]), name)
         assert clean.activations[name].shape[-1] == subject.hook_width(parse_hook(name).kind)
     assert clean.final is not None
     assert_near(logits(subject.unembed, clean.final), want, "logits")
 
 
-def _splice_in_the_bridge(name: str) -> list[tuple[str, Callable[[Tensor, nn.Module], Tensor | None]]]:
-    """The bridge's hooks that put shift(x) at a hook point.
+def _bridge_splice(name: str) -> list[tuple[str, Callable[[Tensor, nn.Module], Tensor | None]]]:
+    """Return forward hooks of the bridge that replace x by shift(x) at a hook point.
 
-    Its `hook_resid_mid` is the second norm's input: a function there leaves the skip connection as it was, unlike in
-    HookedTransformer. What stands in the residual's place altogether is put there by way of the attention's output.
+    The bridge's `hook_resid_mid` is only the second norm's input: unlike in HookedTransformer, a function there leaves the
+    skip connection unchanged. The residual is therefore replaced by adding the difference to the attention's output.
     """
     if not name.endswith("resid_mid"):
-        return [(name, lambda x, hook: shift(_merged(x)).view_as(x))]
+        return [(name, lambda x, hook: shift(_merge_heads(x)).view_as(x))]
     block = name.removesuffix("hook_resid_mid")
     resid: list[Tensor] = []
     return [
@@ -82,7 +82,7 @@ def _splice_in_the_bridge(name: str) -> list[tuple[str, Callable[[Tensor, nn.Mod
     ]
 
 
-def test_the_spliced_pass_at_every_hook(pair: tuple[Subject, nn.Module]) -> None:
+def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject, nn.Module]) -> None:
     subject, model = pair
     hooks = _hooks(subject)
     for name in hooks:
@@ -90,16 +90,16 @@ def test_the_spliced_pass_at_every_hook(pair: tuple[Subject, nn.Module]) -> None
         theirs: dict[str, Tensor] = {}
 
         def keep(x: Tensor, hook: nn.Module, at: str, into: dict[str, Tensor] = theirs) -> None:
-            into[at] = _merged(x).clone()
+            into[at] = _merge_heads(x).clone()
 
-        fwd = _splice_in_the_bridge(name) + [(at, partial(keep, at=at)) for at in later]
+        fwd = _bridge_splice(name) + [(at, partial(keep, at=at)) for at in later]
         with torch.no_grad():
             want = model.run_with_hooks(TOKENS, fwd_hooks=fwd)
             mine = subject.spliced(subject.clean(TOKENS, capture=[name], final=False), {name: shift}, capture=later)
         assert list(mine.activations) == later
         for at in later:
-            assert_near(mine.activations[at], theirs[at], f"{at} behind {name}")
-        assert_near(logits(subject.unembed, mine.final), want, f"logits behind {name}")
+            assert_near(mine.activations[at], theirs[at], f"{at} after splicing {name}")
+        assert_near(logits(subject.unembed, mine.final), want, f"logits after splicing {name}")
 
 
 def test_several_splices_at_once(pair: tuple[Subject, nn.Module]) -> None:
@@ -107,7 +107,7 @@ def test_several_splices_at_once(pair: tuple[Subject, nn.Module]) -> None:
     names = ["blocks.2.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]
     names += ["blocks.1.attn.hook_z", "blocks.2.attn.hook_z"]
     with torch.no_grad():
-        want = model.run_with_hooks(TOKENS, fwd_hooks=[hook for name in names for hook in _splice_in_the_bridge(name)])
+        want = model.run_with_hooks(TOKENS, fwd_hooks=[hook for name in names for hook in _bridge_splice(name)])
         clean = subject.clean(TOKENS, capture=names)
         mine = subject.spliced(clean, dict.fromkeys(names, shift))
     assert_near(logits(subject.unembed, mine.final), want, "logits")
@@ -128,7 +128,7 @@ def test_a_transcoder_reads_at_one_hook_and_writes_at_another(gpt2: Subject, bri
     assert_near(logits(gpt2.unembed, mine.final), want, "logits")
 
 
-def test_identity_splice_is_the_clean_pass_in_every_shape(gpt2: Subject) -> None:
+def test_identity_splice_equals_the_clean_pass_for_every_shape(gpt2: Subject) -> None:
     for batch, pos in [(2, 17), (3, 17), (1, 48), (4, 5), (2, 1), (1, 6), (2, 7), (2, 17)]:
         tokens = torch.arange(batch * pos).view(batch, pos) % 64
         for name in ("blocks.1.hook_attn_out", "blocks.1.attn.hook_z"):
@@ -139,7 +139,7 @@ def test_identity_splice_is_the_clean_pass_in_every_shape(gpt2: Subject) -> None
             torch.testing.assert_close(spliced.final, clean.final, rtol=0, atol=0)
 
 
-def test_gradient_reaches_the_function_and_nothing_in_the_subject(gpt2: Subject) -> None:
+def test_gradient_reaches_the_function_but_not_the_subject(gpt2: Subject) -> None:
     scale = nn.Parameter(torch.ones(32))
     name = "blocks.1.hook_resid_pre"
     clean = gpt2.clean(TOKENS, capture=[name, "blocks.2.hook_resid_pre"])
@@ -152,7 +152,7 @@ def test_gradient_reaches_the_function_and_nothing_in_the_subject(gpt2: Subject)
     assert not gpt2.model.training
 
 
-def test_the_gradient_is_right(gpt2: Subject) -> None:
+def test_gradient_equals_finite_differences(gpt2: Subject) -> None:
     gpt2.to(dtype=torch.float64)
     name = "blocks.1.hook_attn_out"
     clean = gpt2.clean(TOKENS[:1, :4], capture=[name])
@@ -162,16 +162,16 @@ def test_the_gradient_is_right(gpt2: Subject) -> None:
 
 @pytest.fixture
 def calls(gpt2: Subject) -> list[str]:
-    """Notes each attention and MLP of the subject as it runs."""
-    noted: list[str] = []
+    """The names of the attention, projection and MLP modules that have run, in order."""
+    recorded: list[str] = []
     for layer, block in enumerate(gpt2.parts.blocks):
-        block.attn.register_forward_hook(lambda *_, at=f"attn{layer}": noted.append(at))
-        block.out.register_forward_hook(lambda *_, at=f"out{layer}": noted.append(at))
-        block.mlp.register_forward_hook(lambda *_, at=f"mlp{layer}": noted.append(at))
-    return noted
+        block.attn.register_forward_hook(lambda *_, at=f"attn{layer}": recorded.append(at))
+        block.out.register_forward_hook(lambda *_, at=f"out{layer}": recorded.append(at))
+        block.mlp.register_forward_hook(lambda *_, at=f"mlp{layer}": recorded.append(at))
+    return recorded
 
 
-def test_nothing_runs_that_need_not(gpt2: Subject, calls: list[str]) -> None:
+def test_only_the_needed_modules_run(gpt2: Subject, calls: list[str]) -> None:
     gpt2.clean(TOKENS, capture=[])
     first, second, third = ([f"{part}{layer}" for part in ("attn", "out", "mlp")] for layer in range(N_LAYERS))
     assert calls == first + second + third
@@ -194,14 +194,14 @@ def test_nothing_runs_that_need_not(gpt2: Subject, calls: list[str]) -> None:
 
 
 def test_final_false_with_nothing_to_capture(gpt2: Subject) -> None:
-    with pytest.raises(UserError, match="nothing to do"):
+    with pytest.raises(UserError, match="nothing to compute"):
         gpt2.clean(TOKENS, capture=[], final=False)
 
 
 def test_no_host_sync_and_no_logits(gpt2: Subject) -> None:
     tokens = TOKENS.repeat(4, 2)
     name = "blocks.1.hook_resid_pre"
-    gpt2.clean(tokens, capture=[name])  # the first pass of a length may look at the device
+    gpt2.clean(tokens, capture=[name])  # the first pass of each length may synchronise
     with OperatorRecorder() as watch:
         gpt2.spliced(gpt2.clean(tokens, capture=[name]), {name: shift})
     assert not [op for op in watch.operators if "local_scalar" in op or "item" in op or "nonzero" in op]
@@ -209,11 +209,13 @@ def test_no_host_sync_and_no_logits(gpt2: Subject) -> None:
     assert any("scaled_dot_product" in op for op in watch.operators)
     with OperatorRecorder() as watch:
         gpt2.clean(tokens[:, :11], capture=[])
-    assert any("local_scalar" in op or "is_nonzero" in op for op in watch.operators), "the watch sees nothing"
+    assert any("local_scalar" in op or "is_nonzero" in op for op in watch.operators), (
+        "the watch would miss a synchronisation"
+    )
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama", "gemma"])
-def test_no_mask_is_built_where_the_kernel_is_causal(kind: str, subject_folder: Callable[[str], Path]) -> None:
+def test_no_mask_is_built_if_the_kernel_is_causal(kind: str, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder(kind), process_weights=False)
     replay = subject.clean(TOKENS, capture=["blocks.0.hook_resid_pre"]).replay
     assert [arguments["attention_mask"] for arguments in replay.arguments] == [None] * N_LAYERS
@@ -244,7 +246,7 @@ def test_rotary_frequencies_stay_float32(subject_folder: Callable[[str], Path]) 
     assert subject.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_a_first_pass_in_inference_mode_leaves_nothing_behind(gpt2: Subject) -> None:
+def test_first_pass_in_inference_mode_allows_later_gradients(gpt2: Subject) -> None:
     with torch.inference_mode():
         gpt2.clean(TOKENS, capture=[])
     name = "blocks.1.hook_resid_pre"
@@ -254,8 +256,8 @@ def test_a_first_pass_in_inference_mode_leaves_nothing_behind(gpt2: Subject) -> 
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_model_itself_stays_whole(kind: str, subject_folder: Callable[[str], Path]) -> None:
-    """Its own forward still projects the heads' outputs, and shares its weights with the passes by hand."""
+def test_model_s_own_forward_still_works(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    """It still includes the attention's output projection and gives the same logits."""
     subject = load_subject(subject_folder(kind), process_weights=False).to(dtype=torch.float64)
     final = subject.clean(TOKENS, capture=[]).final
     assert final is not None
@@ -263,12 +265,12 @@ def test_the_model_itself_stays_whole(kind: str, subject_folder: Callable[[str],
         torch.testing.assert_close(logits(subject.unembed, final), subject.model(TOKENS).logits)
 
 
-def test_mistakes(gpt2: Subject, subject_folder: Callable[[str], Path]) -> None:
+def test_error_messages(gpt2: Subject, subject_folder: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match=r"nearest are blocks\.1\.hook_resid_pre"):
         gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_per"])
     with pytest.raises(UserError, match="the model has 3 layers"):
         gpt2.clean(TOKENS, capture=["blocks.3.hook_resid_pre"])
-    with pytest.raises(UserError, match="reads at most 48"):
+    with pytest.raises(UserError, match="accepts at most 48"):
         gpt2.clean(torch.zeros(1, 49, dtype=torch.long), capture=[])
     clean = gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_pre"])
     with pytest.raises(UserError, match="no hook point given"):
@@ -282,6 +284,6 @@ def test_mistakes(gpt2: Subject, subject_folder: Callable[[str], Path]) -> None:
         parallel.clean(TOKENS, capture=["blocks.1.hook_resid_mid"])
 
 
-def test_activations_come_in_the_network_s_order(gpt2: Subject) -> None:
+def test_activations_are_in_the_network_s_order(gpt2: Subject) -> None:
     wanted = ["blocks.2.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"]
-    assert list(gpt2.clean(TOKENS, capture=wanted).activations) == in_order(wanted)
+    assert list(gpt2.clean(TOKENS, capture=wanted).activations) == sort_hooks(wanted)

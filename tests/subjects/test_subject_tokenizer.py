@@ -1,4 +1,4 @@
-"""A subject's tokenizer."""
+"""Loading a subject's tokenizer."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_end_of_text_from_config_json(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).end_of_text == 3
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_error_messages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json in it"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Weight processing: the same function, in TransformerLens's basis. The bridge itself is compared in test_subject."""
+"""Weight processing keeps the function and centres the weights; test_subject.py compares it with TransformerLens's bridge."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from crux.subjects.load import load_subject
 
 
 @pytest.mark.parametrize("kind", PROCESSED)
-def test_the_function_stays_the_same(kind: str, subject_folder: Callable[[str], Path]) -> None:
+def test_processing_keeps_the_function(kind: str, subject_folder: Callable[[str], Path]) -> None:
     raw, processed = (load_subject(subject_folder(kind), process_weights=on) for on in (False, True))
     assert (raw.process_weights, processed.process_weights) == (False, True)
     capture = ["blocks.1.hook_resid_pre"]
@@ -20,11 +20,11 @@ def test_the_function_stays_the_same(kind: str, subject_folder: Callable[[str], 
     assert two.final is not None
     want = logits(raw.unembed, one.final).log_softmax(-1)
     torch.testing.assert_close(logits(processed.unembed, two.final).log_softmax(-1), want, rtol=0, atol=2e-5)
-    if not kind.startswith("llama"):  # RMSNorm sees the mean, so residuals are not centred
+    if not kind.startswith("llama"):  # RMSNorm depends on the mean, so residuals are not centred
         assert (one.activations[capture[0]] - two.activations[capture[0]]).abs().max() > 0.1
 
 
-def test_what_is_centred(subject_folder: Callable[[str], Path]) -> None:
+def test_activations_and_unembedding_are_centred(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=True)
     hooks = [
         f"blocks.{layer}.hook_{kind}" for layer in range(N_LAYERS) for kind in ("resid_pre", "attn_out", "mlp_out")

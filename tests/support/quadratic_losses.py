@@ -1,4 +1,4 @@
-"""Quadratic losses ½ Σ a_i w_i², whose estimates are known exactly, and the arguments that most tests share."""
+"""Quadratic losses ½ Σ a_i w_i², whose estimates are known exactly, and default arguments for estimates."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ A = (1.0, 1.0, 0.5, 0.1, 0.02)
 
 
 def quadratic(p: dict[str, Tensor], batch: Batch) -> Tensor:
-    """½ Σ a_i w_i² of every row."""
+    """Return ½ Σ a_i w_i² of every row."""
     a = torch.tensor(A, dtype=p["w"].dtype)
     return (a[: p["w"].shape[1]] * p["w"].square()).sum(1) / 2
 
 
-def values(*of: float) -> Float[Tensor, "case"]:
-    return torch.tensor(of, dtype=torch.float64)
+def values(*numbers: float) -> Float[Tensor, "case"]:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def estimate(loss: Any = quadratic, **given: Any) -> LLC:
-    """Estimate from short chains around zero, of five coordinates, unless other settings are given."""
+    """Estimate from short chains around w* = 0 in five coordinates; `given` replaces any argument or chain setting."""
     n = len(given.get("nbeta", [0]))
     chains = ChainSettings(SGLD(), n_chains=4, burn_in=50, draws=50, every=1, step_size=None)
     chains = chains._replace(**{key: given.pop(key) for key in ChainSettings._fields if key in given})

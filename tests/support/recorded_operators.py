@@ -1,11 +1,11 @@
-"""What a computation does, operator by operator."""
+"""A recorder of the operators that a computation executes."""
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OperatorRecorder(TorchDispatchMode):
-    """Notes every operator, and the largest tensor that is made."""
+    """Records the names of all operators, and the number of elements of the largest tensor produced."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tiny random networks of every supported shape, and what several test files share."""
+"""Configurations of tiny random networks, one per supported architecture, and helpers of the tests."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _SIZES = {
     "intermediate_size": 64, "max_position_embeddings": N_CTX, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
 _GPT2 = {"vocab_size": D_VOCAB, "n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": 4, "n_positions": N_CTX}
-_GEMMA = {**_SIZES, "head_dim": 12}  # the heads side by side are wider than the residual stream
+_GEMMA = {**_SIZES, "head_dim": 12}  # the concatenated heads are wider than the residual stream
 _WINDOWS = {"num_key_value_heads": 2, "sliding_window": 6, "query_pre_attn_scalar": 8}
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -54,14 +54,14 @@ TOKENS = torch.randint(0, D_VOCAB, (2, 17), generator=torch.Generator().manual_s
 
 
 def logits(unembed: Unembed, hidden: Tensor) -> Tensor:
-    """All logits at once; only a test may."""
+    """Compute all logits at once, which only tests do."""
     z = hidden @ unembed.W_U.T
     z = z if unembed.b_U is None else z + unembed.b_U
     return z if unembed.softcap is None else unembed.softcap * torch.tanh(z / unembed.softcap)
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of D_VOCAB words, `t0` the end-of-text token; the bridge wants one."""
+    """Write a tokenizer with D_VOCAB words and end-of-text token `t0`; TransformerLens's bridge needs one."""
     words = WordLevel({f"t{i}": i for i in range(D_VOCAB)}, unk_token="t0")
     Tokenizer(words).save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "t0", "bos_token": "t0"}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from crux.subjects.hooks import Hook, check_hook, in_order
+from crux.subjects.hooks import Hook, check_hook, sort_hooks
 from crux.subjects.subject import Clean, Replay, Spliced, Subject, Unembed
 
 Block = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ class ToySubject(Subject):
     def hook_width(self, kind: str) -> int:
         return self.d_model
 
-    def check(self, name: str) -> Hook:
+    def check_hook(self, name: str) -> Hook:
         return check_hook(name, n_layers=self.n_layers)
 
     def _from(self, h: Tensor, hook: str, capture: Collection[str], splice: Splice) -> tuple[dict[str, Tensor], Tensor]:
@@ -75,7 +75,7 @@ class ToySubject(Subject):
 
     def spliced(self, clean: Clean, splice: Splice, *, capture: Collection[str] = ()) -> Spliced:
         self.passes.append("spliced")
-        first = in_order(splice)[0]
+        first = sort_hooks(splice)[0]
         return Spliced(*self._from(clean.activations[first], first, capture, splice))
 
 

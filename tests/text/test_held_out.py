@@ -1,4 +1,4 @@
-"""The held-out windows: the same ones for every SAE, none twice, from all over the stream."""
+"""The held-out windows: evenly spaced over the stream, without overlap."""
 
 import itertools
 
@@ -25,9 +25,9 @@ def test_spread_over_the_whole_stream():
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 400), st.integers(0, 300))
-def test_windows_do_not_overlap_and_are_as_many_as_asked_for_or_there(context, batch, n_tokens, more):
+def test_windows_do_not_overlap_and_number_as_requested_or_available(context, batch, n_tokens, more):
     n = context + more
-    found = starts(n, context=context, batch=batch, n_tokens=n_tokens)
-    assert len(found) == max(1, min(n_tokens // context, n // context))
-    assert all(b - a >= context for a, b in itertools.pairwise(found))
-    assert found[-1] + context <= n
+    window_starts = starts(n, context=context, batch=batch, n_tokens=n_tokens)
+    assert len(window_starts) == max(1, min(n_tokens // context, n // context))
+    assert all(b - a >= context for a, b in itertools.pairwise(window_starts))
+    assert window_starts[-1] + context <= n

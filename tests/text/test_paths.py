@@ -1,4 +1,4 @@
-"""Which files a path means, and the mistakes that are told before anything heavy is imported."""
+"""Finding and checking data files without importing anything heavy."""
 
 import gzip
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from crux.config.errors import UserError
-from crux.text.paths import check_path, data_files, format_of
+from crux.text.paths import check_path, detect_format, find_data_files
 
 
 def make(folder, **files):
@@ -22,17 +22,17 @@ def check(path, *, min_tokens=4):
     check_path(path, column=None, min_tokens=min_tokens)
 
 
-def test_a_folder_is_read_recursively_and_sorted(tmp_path):
+def test_folder_is_searched_recursively_and_sorted(tmp_path):
     make(tmp_path, b_txt="b", a__c_jsonl="{}", a__b_txt_gz=b"", README_md="no", a__x_bin="no")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "a.txt").write_text("no")
-    names = [str(f.relative_to(tmp_path)) for f in data_files(tmp_path)]
+    names = [str(f.relative_to(tmp_path)) for f in find_data_files(tmp_path)]
     assert names == ["a/b.txt.gz", "a/c.jsonl", "b.txt"]
 
 
-def test_a_folder_of_other_texts(tmp_path):
+def test_folder_with_only_other_suffixes(tmp_path):
     make(tmp_path, a_md="a", b_tex="b", c_png="c")
-    assert [f.name for f in data_files(tmp_path)] == ["a.md", "b.tex"]
+    assert [f.name for f in find_data_files(tmp_path)] == ["a.md", "b.tex"]
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def test_a_folder_of_other_texts(tmp_path):
      ("a.json", "jsonl"), ("a.parquet", "parquet")],
 )  # fmt: skip
 def test_formats(tmp_path, name, expected):
-    assert format_of(tmp_path / name) == expected
+    assert detect_format(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.arrow", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
-def test_endings_that_are_not_read(tmp_path, name):
+def test_unsupported_suffixes(tmp_path, name):
     (tmp_path / name).write_text("something long enough")
-    with pytest.raises(UserError, match="files are not read; give text"):
+    with pytest.raises(UserError, match="files are not supported; give text"):
         check(tmp_path / name)
 
 
-def test_missing_names_the_near_ones(tmp_path):
+def test_missing_path_suggests_similar_names(tmp_path):
     make(tmp_path, speeches_txt="a")
     with pytest.raises(UserError, match=r"no such file or folder: /.*/speech\.txt; did you mean speeches\.txt\?"):
         check(tmp_path / "speech.txt")
@@ -65,10 +65,10 @@ def test_empty(tmp_path):
     for path in (tmp_path / "a.txt", tmp_path / "b"):
         with pytest.raises(UserError, match=r"is empty$"):
             check(path)
-    with pytest.raises(UserError, match=r"no text, JSONL or Parquet files in .* \(it holds nothing\)"):
+    with pytest.raises(UserError, match=r"no text, JSONL or Parquet files in .* \(it contains nothing\)"):
         check(tmp_path / "none")
     (tmp_path / "a.txt").write_text(" \n\n   \n" * 3)
-    with pytest.raises(UserError, match="is empty but for blank space"):
+    with pytest.raises(UserError, match="contains only white space"):
         check(tmp_path / "a.txt")
 
 
@@ -76,7 +76,7 @@ def test_not_utf8_and_broken_content(tmp_path):
     make(tmp_path, a_txt=b"some caf\xe9 and more", b_jsonl="[1, 2]", c_parquet="no parquet at all", d_txt_gz="no gzip")
     for name, message in {
         "a.txt": "not UTF-8: byte 0xe9 at offset 8", "b.jsonl": "b.jsonl:1: a JSON list",
-        "c.parquet": "not a whole Parquet file", "d.txt.gz": "not a whole .gz file",
+        "c.parquet": "not a complete Parquet file", "d.txt.gz": "not a complete .gz file",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
             check(tmp_path / name)
@@ -91,10 +91,10 @@ def test_too_short(tmp_path):
         check(tmp_path / "a.txt", min_tokens=26)
 
 
-def test_what_is_right_passes(tmp_path):
+def test_valid_files_pass(tmp_path):
     make(tmp_path, a_txt="ä" * (3 << 20), b_jsonl='{"text": "words"}\n', c_txt_gz=gzip.compress(b"words"), d_txt="")
     check(tmp_path)
-    check(tmp_path / "b.jsonl", min_tokens=10_000)  # how long it is shows only when it is read
+    check(tmp_path / "b.jsonl", min_tokens=10_000)  # the length of JSON lines is not checked before tokenising
 
 
 def test_nothing_heavy_is_imported():

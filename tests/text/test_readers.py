@@ -1,4 +1,4 @@
-"""Bytes, text and JSON lines of one file; passages; Parquet rows."""
+"""Readers of text, JSON lines and Parquet, and the division of texts into passages."""
 
 import gzip
 import lzma
@@ -15,7 +15,7 @@ import crux.text.readers
 from crux.config.errors import UserError
 from crux.text.parquet import parquet_documents
 from crux.text.passages import passage_length, text_documents
-from crux.text.readers import decoded, json_lines
+from crux.text.readers import decode_file, json_lines
 from crux.text.tokenizer import END_OF_TEXT
 
 once = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,16 +28,16 @@ def small_blocks(monkeypatch):
 
 @once
 @given(st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"])))
-def test_text_comes_through_in_blocks_of_any_size(tmp_path, small_blocks, text):
+def test_text_is_unchanged_for_any_block_boundary(tmp_path, small_blocks, text):
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
-    assert "".join(decoded(path)) == text
+    assert "".join(decode_file(path)) == text
 
 
-def test_byte_order_mark_goes(tmp_path):
+def test_byte_order_mark_is_removed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfword")
-    assert "".join(decoded(path)) == "word"
+    assert "".join(decode_file(path)) == "word"
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,27 @@ def test_byte_order_mark_goes(tmp_path):
         ("words".encode("utf-16"), "byte 0xff at offset 0"),
     ],
 )
-def test_not_utf8_names_the_byte(tmp_path, small_blocks, content, message):
+def test_invalid_utf8_is_reported_with_byte_and_offset(tmp_path, small_blocks, content, message):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        list(decoded(path))
+        list(decode_file(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("pack", [gzip, lzma])
-def test_packed_text_and_a_truncated_one(tmp_path, pack):
+def test_compressed_text_complete_and_truncated(tmp_path, pack):
     path = tmp_path / ("a.txt.gz" if pack is gzip else "a.txt.xz")
     whole = pack.compress(b"one\n\ntwo " * 200)
     path.write_bytes(whole)
-    assert "".join(decoded(path)) == "one\n\ntwo " * 200
+    assert "".join(decode_file(path)) == "one\n\ntwo " * 200
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"is not a whole \.[gx]z file"):
-        list(decoded(path))
+    with pytest.raises(UserError, match=r"is not a complete \.[gx]z file"):
+        list(decode_file(path))
     path.write_bytes(b"no such thing")
-    with pytest.raises(UserError, match=r"is not a whole \.[gx]z file"):
-        list(decoded(path))
+    with pytest.raises(UserError, match=r"is not a complete \.[gx]z file"):
+        list(decode_file(path))
 
 
 def write_lines(path, *lines):
@@ -91,40 +91,40 @@ def test_json_lines(tmp_path, small_blocks):
     ("line", "message"),
     [
         ("{text: 1}", ":2: not JSON"),
-        ('["a"]', ":2: a JSON list; one JSON object a line"),
+        ('["a"]', ":2: a JSON list; one JSON object per line"),
         ('{"body": "a", "title": "b"}', ":2: no key 'text'; there are: body, title"),
         ('{"text": 3}', ":2: 'text' is neither a text nor"),
         ('{"text": [1, "a"]}', ":2: 'text' is neither"),
-        ('{"text": "\\ud800"}', ":2: 'text' holds half of a surrogate pair"),
+        ('{"text": "\\ud800"}', ":2: 'text' contains half of a surrogate pair"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, message):
+def test_invalid_line_is_reported_with_its_number(tmp_path, line, message):
     path = write_lines(tmp_path / "a.jsonl", '{"text": "fine"}', line)
     with pytest.raises(UserError, match=message) as error:
         list(json_lines(path, column=None))
     assert "\n" not in str(error.value)
 
 
-def test_a_line_that_is_not_utf8(tmp_path, small_blocks):
+def test_line_that_is_not_utf8(tmp_path, small_blocks):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(UserError, match="byte 0xe9 at offset 30"):
         list(json_lines(path, column=None))
 
 
-def test_documents_between_marks(tmp_path, small_blocks):
+def test_documents_are_split_at_end_of_text_marks(tmp_path, small_blocks):
     path = tmp_path / "a.txt"
     path.write_text(f"one\n\nstill one\n{END_OF_TEXT}\n  two{END_OF_TEXT}{END_OF_TEXT}\n\nthree{END_OF_TEXT}\n")
     assert list(text_documents(path, length=4)) == ["one\n\nstill one", "  two", "three"]
 
 
-def test_a_mark_at_the_end_separates_nothing(tmp_path, small_blocks):
+def test_mark_at_the_end_is_not_a_separator(tmp_path, small_blocks):
     path = tmp_path / "a.txt"
     path.write_text(f"one two\n\nthree four\n\nfive{END_OF_TEXT}\n")
     assert list(text_documents(path, length=6)) == ["one two", "three four", "five"]
 
 
-def test_passages_are_cut_at_paragraphs_lines_spaces_or_where_they_must(tmp_path):
+def test_passages_are_cut_at_paragraphs_else_lines_else_spaces_else_anywhere(tmp_path):
     def cut(text):
         (tmp_path / "a.txt").write_bytes(text.encode())
         return list(text_documents(tmp_path / "a.txt", length=10))
@@ -137,7 +137,7 @@ def test_passages_are_cut_at_paragraphs_lines_spaces_or_where_they_must(tmp_path
 
 @once
 @given(st.text("ab \n", max_size=300), st.integers(1, 20))
-def test_passages_lose_nothing_but_blank_space(tmp_path, small_blocks, text, length):
+def test_passages_lose_only_white_space(tmp_path, small_blocks, text, length):
     path = tmp_path / "a.txt"
     path.write_text(text)
     documents = list(text_documents(path, length=length))
@@ -148,7 +148,7 @@ def test_passages_lose_nothing_but_blank_space(tmp_path, small_blocks, text, len
 
 @once
 @given(st.text("ab \n", max_size=300), st.integers(1, 20), st.integers(1, 50))
-def test_passages_do_not_depend_on_the_blocks(tmp_path, text, length, block):
+def test_passages_do_not_depend_on_the_block_size(tmp_path, text, length, block):
     path = tmp_path / "a.txt"
     path.write_text(text)
     whole = list(text_documents(path, length=length))
@@ -179,7 +179,7 @@ def test_broken_parquet(tmp_path):
     pq.write_table(pa.table({"text": ["one"] * 100}), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match="not a whole Parquet file"):
+    with pytest.raises(UserError, match="not a complete Parquet file"):
         list(parquet_documents(path, column=None))
     path.write_bytes(whole[:4] + bytes(len(whole) - 8 - 20) + whole[-24:])
     with pytest.raises(UserError, match="cannot be read as Parquet") as error:

@@ -20,6 +20,6 @@ def test_common_words_are_one_token():
 
 @settings(deadline=None, max_examples=100)
 @given(st.text())
-def test_any_text_comes_back(text):
+def test_decoding_inverts_encoding(text):
     if END_OF_TEXT not in text:
         assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text

@@ -1,4 +1,4 @@
-"""Text to tokens: the split, the round trip, the cache, interruptions, and each mistake's message."""
+"""Tokenising a source: the split, the round trip, the cache, interruptions and error messages."""
 
 import errno
 import json
@@ -24,20 +24,20 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import crux.config.progress
-import crux.text.filling
 import crux.text.hub
 import crux.text.sources
 import crux.text.token_file
+import crux.text.tokenise
 from crux.config.errors import UserError
 from crux.config.progress import shown
-from crux.text.filling import is_held_out
-from crux.text.packaged import documents, held_out_ids
-from crux.text.sources import Files, Hub, Packaged, Piece
-from crux.text.token_file import default_cache, dtype_for, new_token_file, open_token_file
+from crux.text.packaged import held_out_ids, packaged_documents
+from crux.text.sources import HubDataset, PackagedText, SourceDocument, TextFiles
+from crux.text.token_file import default_cache, open_token_file, token_dtype, write_token_file
+from crux.text.tokenise import is_held_out
 from crux.text.tokenizer import END_OF_TEXT, train_bpe
 from crux.text.tokens import Tokens, prepare_tokens
 
-TOKENIZER = train_bpe((d.text[:2000] for d in list(documents("moby-dick"))[:20]), vocab_size=400)
+TOKENIZER = train_bpe((d.text[:2000] for d in list(packaged_documents("moby-dick"))[:20]), vocab_size=400)
 EOT = 0
 WORDS = ["whale", "ship", "sea", "captain", "white", "of", "the", "and"]
 
@@ -52,21 +52,21 @@ def texts(n: int) -> list[str]:
     return [f"{i} " + " ".join(rng.choice(WORDS, size=rng.integers(3, 30))) for i in range(n)]
 
 
-def lines(path: Path, rows: list) -> Files:
+def lines(path: Path, rows: list) -> TextFiles:
     key = "text" if rows and isinstance(rows[0], str) else "input_ids"
     path.write_text("".join(json.dumps({key: r}) + "\n" for r in rows))
-    return Files(path, None)
+    return TextFiles(path, None)
 
 
 def split(stream: np.ndarray) -> list[str]:
-    """The texts of a stream, one an end-of-text token."""
+    """Split a stream into texts, one per end-of-text token."""
     assert len(stream) == 0 or stream[-1] == EOT
     ends = np.flatnonzero(stream == EOT)
     starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else []
     return [TOKENIZER.decode(list(stream[a:b])) for a, b in zip(starts, ends, strict=True)]
 
 
-def left_over(cache: Path) -> list[str]:
+def temporary_files(cache: Path) -> list[str]:
     return [p.name for p in cache.rglob("*.tmp")] + [p.name for p in cache.rglob("tmp*")]
 
 
@@ -75,7 +75,7 @@ def left_over(cache: Path) -> list[str]:
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), min_size=1, max_size=60))
-def test_the_sides_are_disjoint_cover_all_and_keep_order(tmp_path, rows):
+def test_train_and_held_out_are_disjoint_complete_and_in_order(tmp_path, rows):
     tokens = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=0)
     train, held_out = split(tokens.train), split(tokens.held_out)
     assert not set(train) & set(held_out)
@@ -94,8 +94,8 @@ def test_one_document_in_twenty_is_held_out(tmp_path):
 
 
 def test_the_packaged_text_is_split_by_its_list(tmp_path):
-    tokens = prepare(Packaged(("moby-dick",)), tmp_path)
-    there = {d.text: d.id in held_out_ids() for d in documents("moby-dick")}
+    tokens = prepare(PackagedText(("moby-dick",)), tmp_path)
+    there = {d.text: d.id in held_out_ids() for d in packaged_documents("moby-dick")}
     train, held_out = split(tokens.train), split(tokens.held_out)
     assert dict.fromkeys(train, False) | dict.fromkeys(held_out, True) == there
     assert (len(train), len(held_out)) == (125, 13)
@@ -103,16 +103,16 @@ def test_the_packaged_text_is_split_by_its_list(tmp_path):
     assert tokens.train_bytes == sum(len(t.encode()) for t in train)
 
 
-def test_a_part_of_the_packaged_text_has_all_sources_in_it(tmp_path):
-    tokens = prepare(Packaged(("sotu", "moby-dick", "kjv")), tmp_path, max_tokens=300_000, held_out_tokens=60_000)
+def test_part_of_the_packaged_text_contains_all_sources(tmp_path):
+    tokens = prepare(PackagedText(("sotu", "moby-dick", "kjv")), tmp_path, max_tokens=300_000, held_out_tokens=60_000)
     assert (len(tokens.train), len(tokens.held_out)) == (300_000, 60_000)
-    sources = {d.text: s for s in ("sotu", "moby-dick", "kjv") for d in documents(s)}
+    sources = {d.text: s for s in ("sotu", "moby-dick", "kjv") for d in packaged_documents(s)}
     train = split(tokens.train[: np.flatnonzero(tokens.train == EOT)[-1] + 1])
     assert len({sources[t] for t in train}) == 3
 
 
-def test_a_small_text_is_split_more_finely(tmp_path):
-    rows = [t for t in texts(14) if not is_held_out(Piece(t, None), every=20)][:10]
+def test_small_text_holds_out_a_larger_share(tmp_path):
+    rows = [t for t in texts(14) if not is_held_out(SourceDocument(t, None), every=20)][:10]
     tokens = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=10)
     assert tokens.every in (10, 5, 2)
     assert len(tokens.held_out) >= 10
@@ -130,13 +130,13 @@ def test_limits_cut_the_last_document_and_count_its_bytes(tmp_path):
     assert tokens.train_documents == 1 + int((tokens.train[:-1] == EOT).sum())
 
 
-def test_pretokenised_rows_are_taken_as_they_are(tmp_path):
+def test_pretokenised_rows_are_unchanged(tmp_path):
     rng = np.random.default_rng(0)
     rows = [[int(v) for v in rng.integers(0, 400, 8)] for _ in range(300)]
     as_lines = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache")
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))}), path)
-    as_parquet = prepare(Files(path, None), tmp_path / "cache")
+    as_parquet = prepare(TextFiles(path, None), tmp_path / "cache")
     assert as_lines.path != as_parquet.path
     for tokens in (as_lines, as_parquet):
         assert (tokens.train_bytes, tokens.held_out_bytes) == (None, None)
@@ -147,7 +147,7 @@ def test_pretokenised_rows_are_taken_as_they_are(tmp_path):
     assert np.array_equal(as_lines.train, as_parquet.train)
 
 
-def test_a_mark_within_a_document_makes_no_boundary(tmp_path):
+def test_mark_within_a_document_is_plain_text(tmp_path):
     rows = [*texts(100), f"one {END_OF_TEXT} two"]
     tokens = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache")
     assert sum(int((s == EOT).sum()) for s in (tokens.train, tokens.held_out)) == 101
@@ -158,22 +158,22 @@ def test_a_folder_of_texts(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text(END_OF_TEXT.join(texts(40)))
     lines(tmp_path / "in" / "b.jsonl", [f"second {t}" for t in texts(40)])
-    tokens = prepare(Files(tmp_path / "in", None), tmp_path / "cache")
+    tokens = prepare(TextFiles(tmp_path / "in", None), tmp_path / "cache")
     assert sorted(split(tokens.train) + split(tokens.held_out)) == sorted(
         [*texts(40), *(f"second {t}" for t in texts(40))]
     )
 
 
-def test_the_tokenizers_truncation_and_padding_are_not_applied_and_stay(tmp_path):
-    own = Tokenizer.from_str(TOKENIZER.to_str())
-    own.enable_truncation(3)
-    own.enable_padding(length=64)
+def test_truncation_and_padding_are_ignored_and_left_unchanged(tmp_path):
+    padded = Tokenizer.from_str(TOKENIZER.to_str())
+    padded.enable_truncation(3)
+    padded.enable_padding(length=64)
     source = lines(tmp_path / "a.jsonl", texts(60))
-    tokens = prepare(source, tmp_path / "cache", tokenizer=own)
+    tokens = prepare(source, tmp_path / "cache", tokenizer=padded)
     assert tokens.path == prepare(source, tmp_path / "cache").path
     assert len(tokens.train) > 500
-    assert own.truncation is not None
-    assert own.padding is not None
+    assert padded.truncation is not None
+    assert padded.padding is not None
 
 
 # The file
@@ -187,29 +187,29 @@ def test_the_file_is_safetensors_of_the_smallest_type(tmp_path):
     assert not tokens.train.flags.writeable
     assert np.array_equal(again["train"], tokens.train)
     assert np.array_equal(again["held_out"], tokens.held_out)
-    assert [dtype_for(n) for n in (65_536, 65_537)] == [np.uint16, np.uint32]
+    assert [token_dtype(n) for n in (65_536, 65_537)] == [np.uint16, np.uint32]
 
 
-def test_large_ids_come_back(tmp_path):
-    with new_token_file(tmp_path / "a.safetensors", dtype=dtype_for(100_000)) as writer:
+def test_large_ids_round_trip(tmp_path):
+    with write_token_file(tmp_path / "a.safetensors", dtype=token_dtype(100_000)) as writer:
         writer.write("held_out", np.array([99_999, 1]))
         writer.write("train", np.array([70_000]))
         writer.finish({"a": "b"})
-    found = open_token_file(tmp_path / "a.safetensors")
-    assert found is not None
-    assert (found[0].tolist(), found[1].tolist(), found[2]) == ([70_000], [99_999, 1], {"a": "b"})
+    opened = open_token_file(tmp_path / "a.safetensors")
+    assert opened is not None
+    assert (opened[0].tolist(), opened[1].tolist(), opened[2]) == ([70_000], [99_999, 1], {"a": "b"})
 
 
-def test_made_once(tmp_path, monkeypatch):
+def test_same_source_is_tokenised_once(tmp_path, monkeypatch):
     source = lines(tmp_path / "a.jsonl", texts(100))
     first = prepare(source, tmp_path / "cache")
-    monkeypatch.setattr("crux.text.tokens.fill", None)
+    monkeypatch.setattr("crux.text.tokens.tokenise_source", None)
     assert prepare(source, tmp_path / "cache").path == first.path
     (tmp_path / "moved").mkdir()
     assert prepare(lines(tmp_path / "moved" / "b.jsonl", texts(100)), tmp_path / "cache").path == first.path
 
 
-def test_the_key_has_all_that_matters(tmp_path):
+def test_every_argument_is_part_of_the_key(tmp_path):
     source, cache = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache"
     other = train_bpe(["other words"], vocab_size=300)
     paths = [
@@ -218,24 +218,24 @@ def test_the_key_has_all_that_matters(tmp_path):
         prepare(source, cache, held_out_tokens=20).path,
         prepare(source, cache, tokenizer=other).path,
         prepare(lines(tmp_path / "b.jsonl", texts(101)), cache).path,
-        prepare(Files(source.path, "text"), cache).path,
+        prepare(TextFiles(source.path, "text"), cache).path,
     ]
     assert len(set(paths)) == len(paths)
 
 
-def test_huge_files_are_known_by_name_size_and_time(tmp_path, monkeypatch):
+def test_huge_files_are_identified_by_name_size_and_time(tmp_path, monkeypatch):
     monkeypatch.setattr(crux.text.sources, "HASHED_BYTES", 10)
     source = lines(tmp_path / "a.jsonl", texts(3))
-    before = crux.text.sources.fingerprint(source)
-    assert before == crux.text.sources.fingerprint(source)
+    before = crux.text.sources.fingerprint_source(source)
+    assert before == crux.text.sources.fingerprint_source(source)
     source.path.touch()
 
     os.utime(source.path, ns=(0, 1))
-    assert before != crux.text.sources.fingerprint(source)
+    assert before != crux.text.sources.fingerprint_source(source)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 4096, -1])
-def test_a_truncated_cache_is_made_again(tmp_path, keep):
+def test_truncated_cache_is_rebuilt(tmp_path, keep):
     source = lines(tmp_path / "a.jsonl", texts(100))
     first = prepare(source, tmp_path / "cache")
     expected, content = np.array(first.train), first.path.read_bytes()
@@ -244,17 +244,17 @@ def test_a_truncated_cache_is_made_again(tmp_path, keep):
     assert first.path.read_bytes() == content
 
 
-def test_ctrl_c_leaves_nothing_and_the_next_call_works(tmp_path, monkeypatch):
+def test_ctrl_c_leaves_no_files_and_the_next_call_works(tmp_path, monkeypatch):
     source, cache, asked = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache", []
 
     def interrupted(source):
         for text in texts(50):
             asked.append(text)
-            yield Piece(text, None)
+            yield SourceDocument(text, None)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(crux.text.filling, "CHUNK", 200)  # so that something is written before
-    monkeypatch.setattr(crux.text.filling, "pieces", interrupted)
+    monkeypatch.setattr(crux.text.tokenise, "CHUNK", 200)  # so that tokens are written before the interrupt
+    monkeypatch.setattr(crux.text.tokenise, "stream_documents", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, cache)
     assert len(asked) == 50
@@ -263,73 +263,73 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_works(tmp_path, monkeypatch):
     assert prepare(source, cache).train_documents > 90
 
 
-FOREVER = """
+ENDLESS_WRITER = """
 import sys
 sys.path[:0] = {path!r}
-import crux.text.filling
-from crux.text.sources import Piece
-crux.text.filling.CHUNK = 200
+import crux.text.tokenise
+from crux.text.sources import SourceDocument
+crux.text.tokenise.CHUNK = 200
 def endless(source):
     for i in range(100_000):
         if i == 200:
             print("writing", flush=True)
-        yield Piece("the whale " * 20 + str(i), None)
-crux.text.filling.pieces = endless
-from tests.text.test_tokens import prepare, Files, Path
-prepare(Files(Path({file!r}), None), Path({cache!r}))
+        yield SourceDocument("the whale " * 20 + str(i), None)
+crux.text.tokenise.stream_documents = endless
+from tests.text.test_tokens import prepare, TextFiles, Path
+prepare(TextFiles(Path({file!r}), None), Path({cache!r}))
 """
 
 
-def test_sigkill_leaves_a_temporary_that_the_next_build_removes(tmp_path, monkeypatch):
+def test_sigkill_leaves_a_temporary_file_that_the_next_call_removes(tmp_path, monkeypatch):
     source, cache = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache"
-    code = FOREVER.format(path=sys.path, file=str(source.path), cache=str(cache))
+    code = ENDLESS_WRITER.format(path=sys.path, file=str(source.path), cache=str(cache))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "writing\n"
-            monkeypatch.setattr(crux.text.token_file, "YOUNG", -1.0)
-            (living,) = left_over(cache)
+            monkeypatch.setattr(crux.text.token_file, "STALE_SECONDS", -1.0)
+            (living,) = temporary_files(cache)
             prepare(source, cache)
-            assert left_over(cache) == [living]  # its writer lives
+            assert temporary_files(cache) == [living]  # its writer is still running
         finally:
             process.send_signal(signal.SIGKILL)
-    assert left_over(cache) == [living]
-    tokens = prepare(source, cache, max_tokens=100)  # another file: this one is there
-    assert left_over(cache) == []
+    assert temporary_files(cache) == [living]
+    tokens = prepare(source, cache, max_tokens=100)  # other arguments, so that a new file is built
+    assert temporary_files(cache) == []
     assert len(tokens.train) == 100
 
 
-def test_a_young_temporary_stays(tmp_path):
+def test_recent_temporary_file_is_kept(tmp_path):
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "a.tmp").touch()
     prepare(lines(tmp_path / "a.jsonl", texts(100)), tmp_path)
-    assert left_over(tmp_path) == ["a.tmp"]
+    assert temporary_files(tmp_path) == ["a.tmp"]
 
 
-def test_two_at_once(tmp_path, monkeypatch):
+def test_nested_calls_for_the_same_file(tmp_path, monkeypatch):
     source, cache, inner = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache", []
-    original = crux.text.filling.pieces
+    original = crux.text.tokenise.stream_documents
 
     def nested(source):
-        for i, piece in enumerate(original(source)):
+        for i, document in enumerate(original(source)):
             if i == 50 and not inner:
                 inner.append(None)
-                inner[0] = prepare(source, cache)  # begins later, ends first
-            yield piece
+                inner[0] = prepare(source, cache)  # starts later and ends first
+            yield document
 
-    monkeypatch.setattr(crux.text.filling, "pieces", nested)
+    monkeypatch.setattr(crux.text.tokenise, "stream_documents", nested)
     outer = prepare(source, cache)
     assert outer.path == inner[0].path
-    assert np.array_equal(outer.train, inner[0].train)  # the first mapping is still good
-    assert left_over(cache) == []
+    assert np.array_equal(outer.train, inner[0].train)  # the first memory map is still valid
+    assert temporary_files(cache) == []
 
 
 def test_two_processes_at_once(tmp_path):
     source, cache = lines(tmp_path / "a.jsonl", texts(3000)), tmp_path / "cache"
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
-        "from tests.text.test_tokens import prepare, Files, Path\n"
-        f"t = prepare(Files(Path({str(source.path)!r}), None), Path({str(cache)!r}))\n"
+        "from tests.text.test_tokens import prepare, TextFiles, Path\n"
+        f"t = prepare(TextFiles(Path({str(source.path)!r}), None), Path({str(cache)!r}))\n"
         "print(t.path, int(t.train.astype(int).sum()), len(t.held_out))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -337,10 +337,10 @@ def test_two_processes_at_once(tmp_path):
     assert [p.returncode for p in running] == [0, 0]
     tokens = prepare(source, cache)
     assert said == [f"{tokens.path} {int(tokens.train.astype(int).sum())} {len(tokens.held_out)}\n"] * 2
-    assert left_over(cache) == []
+    assert temporary_files(cache) == []
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
+def test_default_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("CRUX_CACHE", str(tmp_path))
     assert default_cache() == tmp_path
     monkeypatch.delenv("CRUX_CACHE")
@@ -348,7 +348,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_progress_in_tokens(tmp_path, capfd, monkeypatch):
-    """A line on standard error, if it takes long."""
+    """Progress is one line on standard error, shown only if tokenising takes long."""
     source = lines(tmp_path / "a.jsonl", texts(60))
     prepare(source, tmp_path / "one")
     assert capfd.readouterr() == ("", "")
@@ -361,47 +361,51 @@ def test_progress_in_tokens(tmp_path, capfd, monkeypatch):
     assert capfd.readouterr() == ("", "tokenising a.jsonl (tokens) ...\n")
 
 
-# Mistakes
+# Errors
 
 
-def refused(message: str, source, cache: Path, **given) -> None:
+def assert_rejected(message: str, source, cache: Path, **given) -> None:
     with pytest.raises(UserError, match=message) as error:
         prepare(source, cache, **given)
     assert "\n" not in str(error.value)
-    assert left_over(cache) == []
+    assert temporary_files(cache) == []
 
 
 def test_too_short(tmp_path):
     source = lines(tmp_path / "a.jsonl", texts(4))
-    refused(r"a\.jsonl is too short: \d+ tokens to train on and \d+ held out, at least 1,000 of each", source,
+    assert_rejected(r"a\.jsonl is too short: \d+ tokens to train on and \d+ held out, at least 1,000 of each", source,
             tmp_path / "cache", min_tokens=1000)  # fmt: skip
-    same = lines(tmp_path / "b.jsonl", ["the whale " * 99] * 20)  # one document twenty times cannot be on both sides
-    refused(r"too short: (0 tokens to train on|.* and 0 held out)", same, tmp_path / "cache")
-    refused("data.max_tokens=100 is too few: at least 200", source, tmp_path / "cache", min_tokens=200, max_tokens=100)
+    same = lines(tmp_path / "b.jsonl", ["the whale " * 99] * 20)  # equal documents are all on one side
+    assert_rejected(r"too short: (0 tokens to train on|.* and 0 held out)", same, tmp_path / "cache")
+    assert_rejected(
+        "data.max_tokens=100 is too few: at least 200", source, tmp_path / "cache", min_tokens=200, max_tokens=100
+    )
 
 
 def test_empty(tmp_path):
-    refused(r"a\.jsonl is empty: no document", lines(tmp_path / "a.jsonl", [""]), tmp_path / "cache")
+    assert_rejected(r"a\.jsonl is empty: it has no document", lines(tmp_path / "a.jsonl", [""]), tmp_path / "cache")
     (tmp_path / "a.txt").write_text("\n \n")
-    refused(r"a\.txt is empty: no document", Files(tmp_path / "a.txt", None), tmp_path / "cache")
+    assert_rejected(r"a\.txt is empty: it has no document", TextFiles(tmp_path / "a.txt", None), tmp_path / "cache")
 
 
 def test_missing_and_not_utf8(tmp_path):
-    refused("no such file or folder: /", Files(tmp_path / "no.txt", None), tmp_path / "cache")
+    assert_rejected("no such file or folder: /", TextFiles(tmp_path / "no.txt", None), tmp_path / "cache")
     (tmp_path / "a.txt").write_bytes(b"word " * 1000 + b"caf\xe9" + b" word" * 1000)
-    refused("not UTF-8: byte 0xe9 at offset 5,003", Files(tmp_path / "a.txt", None), tmp_path / "cache")
+    assert_rejected("not UTF-8: byte 0xe9 at offset 5,003", TextFiles(tmp_path / "a.txt", None), tmp_path / "cache")
 
 
 def test_ids_beyond_the_vocabulary(tmp_path):
     last = 1 + max(TOKENIZER.get_vocab().values())
-    refused(f"token id {last}, the vocabulary has {last}", lines(tmp_path / "a.jsonl", [[1, 2, last]]), tmp_path / "c")
-    refused("token id -1", lines(tmp_path / "b.jsonl", [[1, -1]]), tmp_path / "c")
+    assert_rejected(
+        f"token id {last}, the vocabulary has {last}", lines(tmp_path / "a.jsonl", [[1, 2, last]]), tmp_path / "c"
+    )
+    assert_rejected("token id -1", lines(tmp_path / "b.jsonl", [[1, -1]]), tmp_path / "c")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     source = lines(tmp_path / "a.jsonl", texts(30))
-    refused(r"the cache .*file.* cannot be .*; CRUX_CACHE moves it", source, tmp_path / "file")
+    assert_rejected(r"the cache .*file.* cannot be .*; set CRUX_CACHE to use another folder", source, tmp_path / "file")
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
@@ -410,33 +414,36 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     source = lines(tmp_path / "a.jsonl", texts(30))
     monkeypatch.setattr(crux.text.token_file.TokenWriter, "write", full)
-    refused("the disk is full: .*cache/tokens has no room", source, tmp_path / "cache")
+    assert_rejected("the disk is full: .*cache/tokens has no room", source, tmp_path / "cache")
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
 
 
 # The hub
 
 
-HUB = Hub("someone/texts", None, "train", None, None)
+HUB = HubDataset("someone/texts", None, "train", None, None)
 
 
-def test_no_hub_within_reach(tmp_path, monkeypatch):
+def test_unreachable_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused(r"data set someone/texts: no Hugging Face hub within reach \(HF_HUB_OFFLINE is set\); use data=packaged",
-            HUB, tmp_path)  # fmt: skip
+    assert_rejected(
+        r"data set someone/texts: the Hugging Face hub cannot be reached \(HF_HUB_OFFLINE is set\); use data=packaged",
+        HUB,
+        tmp_path,
+    )
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     start = time.monotonic()
-    refused(r"within reach \(127\.0\.0\.1:9: Connection refused\)", HUB, tmp_path)
+    assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: Connection refused\)", HUB, tmp_path)
     never = threading.Event()
     monkeypatch.setattr("socket.create_connection", lambda *_, **__: never.wait() and socket.socket())
-    monkeypatch.setattr(crux.text.hub, "PATIENCE", 0.1)
-    refused(r"within reach \(127\.0\.0\.1:9: no answer\)", HUB, tmp_path)
+    monkeypatch.setattr(crux.text.hub, "PROBE_SECONDS", 0.1)
+    assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: no answer\)", HUB, tmp_path)
     assert time.monotonic() - start < 3
 
 
-def hub_of(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
+def fake_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
     calls = []
 
     def load_dataset(*names, **options):
@@ -450,40 +457,40 @@ def hub_of(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
     return calls
 
 
-def test_a_hub_data_set_is_streamed_no_further_than_needed(tmp_path, monkeypatch):
+def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch):
     def endless():
         i = 0
         while True:
             i += 1
             yield {"text": f"{i} the white whale", "url": "x"}
 
-    calls = hub_of(monkeypatch, endless())
-    monkeypatch.setattr(crux.text.filling, "CHUNK", 1000)
+    calls = fake_hub(monkeypatch, endless())
+    monkeypatch.setattr(crux.text.tokenise, "CHUNK", 1000)
     tokens = prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
     assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]
     monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: "no network")
-    assert prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100).path == tokens.path  # needs none
+    assert prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100).path == tokens.path  # read from the cache
 
 
 def test_a_pretokenised_hub_data_set(tmp_path, monkeypatch):
     rows = [{"input_ids": [1, 2, 3, i, 0]} for i in range(300)]
-    hub_of(monkeypatch, rows)
+    fake_hub(monkeypatch, rows)
     tokens = prepare(HUB, tmp_path)
     assert len(tokens.train) + len(tokens.held_out) == 1500
     assert tokens.train_bytes is None
 
 
-def test_a_hub_data_set_without_the_column_or_none_at_all(tmp_path, monkeypatch):
-    hub_of(monkeypatch, [{"body": "a", "url": "b"}])
-    refused("no column 'text' of texts or token ids; there are: body, url", HUB, tmp_path)
-    hub_of(monkeypatch, [{"text": 3.0}])
-    refused("no column 'text' of texts", HUB, tmp_path)
-    hub_of(monkeypatch, [], error=FileNotFoundError("Dataset 'someone/texts' doesn't exist\non the Hub"))
-    refused("data set someone/texts: Dataset 'someone/texts' doesn't exist on the Hub", HUB, tmp_path)
+def test_hub_data_set_without_the_column_or_missing(tmp_path, monkeypatch):
+    fake_hub(monkeypatch, [{"body": "a", "url": "b"}])
+    assert_rejected("no column 'text' of texts or token ids; there are: body, url", HUB, tmp_path)
+    fake_hub(monkeypatch, [{"text": 3.0}])
+    assert_rejected("no column 'text' of texts", HUB, tmp_path)
+    fake_hub(monkeypatch, [], error=FileNotFoundError("Dataset 'someone/texts' doesn't exist\non the Hub"))
+    assert_rejected("data set someone/texts: Dataset 'someone/texts' doesn't exist on the Hub", HUB, tmp_path)
 
 
-def test_bits_per_byte_can_be_formed(tmp_path):
+def test_bits_per_byte_can_be_computed(tmp_path):
     tokens = prepare(lines(tmp_path / "a.jsonl", texts(200)), tmp_path / "cache")
     assert tokens.held_out_bytes is not None
     uniform = math.log(400) * len(tokens.held_out) / tokens.held_out_bytes / math.log(2)

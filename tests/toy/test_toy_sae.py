@@ -136,4 +136,4 @@ def test_a_run_with_several_models_is_told_apart(
 
 def test_the_main_job_says_how_a_toy_model_is_studied(toy_run: Path, refusal: Callable[..., str]) -> None:
     for place in (toy_run, toy_run / "programs" / "model"):
-        assert f"{place} is a toy model: say experiment=toy/sae" in refusal(f"model.path={place}")
+        assert f"{place} is a toy model: use experiment=toy/sae" in refusal(f"model.path={place}")

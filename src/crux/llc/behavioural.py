@@ -1,13 +1,14 @@
-"""The behavioural loss: how far a network's outputs are from those of θ* (Bushnaq et al. 2405.10927).
+"""The behavioural loss: the distance of a network's outputs from those of θ* (Bushnaq et al. 2405.10927).
 
 See docs/reference/learning_coefficients.md §5.
 
     MSE:  L_B(θ | θ*) = (1/n) Σ_x ‖f_θ(x) − f_θ*(x)‖²
     KL:   L_B(θ | θ*) = (1/n) Σ_x KL(softmax f_θ*(x) ‖ softmax f_θ(x))
 
-θ* is a global minimum of it by construction, converged or not, so that a learning coefficient is defined at any checkpoint. Its
-Hessian at θ* is (1/n) Σ_x Jᵀ B J with J = ∂f/∂θ: no residual, so no second derivatives of f. B is 2·1 for the MSE (twice the
-Gauss–Newton matrix) and diag(p) − p pᵀ for the KL (Fisher).
+θ* is a global minimum of L_B by construction, even if training has not converged, so that its learning coefficient is defined at
+every checkpoint. The residual is zero at θ*, so that the Hessian there contains no second derivatives of f: it is
+(1/n) Σ_x Jᵀ B J with J = ∂f/∂θ, where B = 2·1 for the MSE (twice the Gauss–Newton matrix) and B = diag(p) − p pᵀ for the KL (the
+Fisher matrix).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +19,17 @@ from torch import Tensor
 
 from crux.llc.coordinates import Coordinates
 from crux.llc.hessian import Product
-from crux.llc.losses import Batch, Loss
+from crux.llc.losses import Batch, ChainLoss
 from crux.llc.options import Divergence
 
 Outputs = Callable[[dict[str, Tensor], Batch], Tensor]
-"""(parameters, batch) → f [row, sample, ..., output]: rows as in losses.py. One network's becomes one by `over_chains`."""
+"""(parameters, batch) → f [row, sample, ..., output] with rows as in losses.py; `map_over_chains` makes one from a network."""
 
 
-def distance(
+def output_distance(
     now: Float[Tensor, "*shape output"], before: Float[Tensor, "*shape output"], divergence: Divergence
 ) -> Float[Tensor, "*shape"]:
-    """Return the distance of each sample's outputs from what they were at θ*."""
+    """Return the distance of each sample's outputs `now` from its outputs `before`, at θ*."""
     if divergence is Divergence.mse:
         return (now - before).square().sum(-1)
     log_p = before.log_softmax(-1)
@@ -36,20 +37,24 @@ def distance(
 
 
 def curvature_product(
-    at: Float[Tensor, "*shape output"], v: Float[Tensor, "*shape output"], divergence: Divergence
+    outputs: Float[Tensor, "*shape output"], v: Float[Tensor, "*shape output"], divergence: Divergence
 ) -> Float[Tensor, "*shape output"]:
-    """Return B v, B being the distance's second derivative with respect to the outputs."""
+    """Return B v, with B the second derivative of the distance with respect to the outputs."""
     if divergence is Divergence.mse:
         return 2 * v
-    p = at.softmax(-1)
+    p = outputs.softmax(-1)
     return p * (v - (p * v).sum(-1, keepdim=True))
 
 
-def behavioural_loss(outputs: Outputs, params: Mapping[str, Float[Tensor, "case ..."]], divergence: Divergence) -> Loss:
-    """Return L_B of every chain against θ* of its case, one value per sample. Both see the same batch: no noise without a move.
+def behavioural_loss(
+    outputs: Outputs, params: Mapping[str, Float[Tensor, "case ..."]], divergence: Divergence
+) -> ChainLoss:
+    """Return the loss L_B of every chain relative to θ* of its case, one value per sample.
+
+    Both networks see the same batch, so that L_B(θ*) = 0 without noise for every minibatch.
 
     Args:
-        params: θ*, as `estimate_llc` takes it.
+        params: θ*, in the form that `estimate_llc` takes.
     """
     centre = {name: value.detach() for name, value in params.items()}
 
@@ -58,26 +63,26 @@ def behavioural_loss(outputs: Outputs, params: Mapping[str, Float[Tensor, "case 
         with torch.no_grad():
             repeat = len(now) // len(next(iter(centre.values())))
             before = outputs({name: value.repeat_interleave(repeat, 0) for name, value in centre.items()}, batch)
-        return distance(now, before, divergence)
+        return output_distance(now, before, divergence)
 
     return loss
 
 
 def gauss_newton_product(
-    outputs: Outputs, at: Coordinates, w: Float[Tensor, "row n"], batch: Batch, divergence: Divergence
+    outputs: Outputs, coordinates: Coordinates, w: Float[Tensor, "row n"], batch: Batch, divergence: Divergence
 ) -> Product:
-    """Return v → (1/n) Σ_x Jᵀ B J v at w, of every row: one product forward through f, one back; the Hessian of L_B at θ* = w.
+    """Return v → (1/n) Σ_x Jᵀ B J v of every row, the product with the Hessian of L_B at θ* = w.
 
-    Forward first through the transposed product (a vjp of a vjp), which attention's kernels allow where they have no forward mode.
+    J v is computed as a vjp of a vjp, because attention kernels do not support forward-mode differentiation.
     """
 
     def f(w: Tensor) -> Tensor:
-        return outputs(at.named(w), batch)
+        return outputs(coordinates.to_parameters(w), batch)
 
     def product(v: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
-        found, back = torch.func.vjp(f, w.detach())[:2]
-        transposed = torch.func.vjp(lambda u: back(u)[0], torch.zeros_like(found))[1]
-        samples = found[0, ..., 0].numel()
-        return back(curvature_product(found, transposed(v)[0], divergence) / samples)[0].detach()
+        f_w, vjp = torch.func.vjp(f, w.detach())[:2]
+        transposed = torch.func.vjp(lambda u: vjp(u)[0], torch.zeros_like(f_w))[1]
+        samples = f_w[0, ..., 0].numel()
+        return vjp(curvature_product(f_w, transposed(v)[0], divergence) / samples)[0].detach()
 
     return product

@@ -1,4 +1,4 @@
-"""The chains of an estimate: how many and how long, the loop that moves them, and its checkpoints."""
+"""The Markov chains of an estimate: their settings, the loop that moves them, and its checkpoints."""
 
 import time
 from collections.abc import Collection
@@ -15,91 +15,91 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.config.files import write_tensors
 from crux.config.progress import track
-from crux.llc.curvature import stiffest_there
+from crux.llc.curvature import largest_curvature
 from crux.llc.landscape import Landscape
 from crux.llc.noise import Noise
-from crux.llc.samplers.interface import Posterior, Sampler, State
+from crux.llc.samplers.interface import ChainState, Posterior, Sampler
 from crux.llc.step_size import check_step_size, stiffness
 
-KEPT = 500
-"""Points of each chain's trace in the result, evenly spaced."""
+MAX_TRACE_POINTS = 500
+"""Largest number of evenly spaced draws per chain in the result's trace."""
 
-LOOK = 1000
-"""Steps between two checks that every loss is still a number."""
+STEPS_PER_CHECK = 1000
+"""Steps between two checks that every loss is finite."""
 
 
 class ChainSettings(NamedTuple):
-    """How chains move, how many, and how long."""
+    """Sampler, number and length of the chains."""
 
     sampler: Sampler
     n_chains: int
-    """Per case, all next to each other."""
+    """Number of chains per case."""
     burn_in: int
-    """Steps of each chain that are discarded."""
+    """Steps discarded at the start of each chain."""
     draws: int
-    """Kept of each chain."""
+    """Draws kept per chain."""
     every: int
-    """Steps from one draw to the next."""
+    """Steps between two draws."""
     step_size: Float[Tensor, "case"] | None
-    """ε; None: 0.1 / (nβ a_max + γ), 0.5 for a sampler that accepts and refuses, and 0.5 for one that is whitened."""
+    """ε; None: 0.1 / (nβ a_max + γ), 0.5 / (…) for a Metropolis-corrected sampler, and 0.5 for a whitened one."""
 
     @property
     def steps(self) -> int:
-        """Steps of each chain."""
+        """Number of steps of each chain."""
         return self.burn_in + self.draws * self.every
 
     @property
-    def kept_draws(self) -> list[int]:
-        """Numbers of the draws that are in the result's trace, in order."""
-        return sorted(set(torch.linspace(0, self.draws - 1, min(self.draws, KEPT)).long().tolist()))
+    def trace_draws(self) -> list[int]:
+        """Indices of the draws in the result's trace, in order."""
+        return sorted(set(torch.linspace(0, self.draws - 1, min(self.draws, MAX_TRACE_POINTS)).long().tolist()))
 
 
 class Checkpoint(NamedTuple):
-    """Where the chains are saved, so that an interrupted estimate continues. It stays when the estimate is finished."""
+    """The file in which chains are saved so that an interrupted estimate can continue; it is kept after the estimate."""
 
     path: Path
     seconds: float
-    """Between two writes."""
+    """Time between two writes."""
 
 
 @dataclass
 class Chains:
-    """Chains on their way, and what was measured of them so far."""
+    """The current state of all chains, and the measurements of their draws so far."""
 
-    state: State
+    state: ChainState
     acceptance: Float[Tensor, "row"]
-    """Sum over draws."""
+    """Sum of the acceptance probability over draws."""
     square_distance: Float[Tensor, "row"]
     """Sum of ‖w − w*‖² over draws."""
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
-    """L(w) [row] of each draw, on the evaluation data."""
+    """L(w) on the evaluation data, one tensor [row] per draw."""
     distances: list[Tensor] = field(default_factory=list)
-    """‖w − w*‖ [row] of the draws that are kept."""
+    """‖w − w*‖, one tensor [row] per draw in the trace."""
 
     def add_draw(self, loss: Float[Tensor, "row"], *, centre: Float[Tensor, "row n"], kept: Collection[int]) -> None:
-        """Measure the chains where they are; `kept` are the numbers of the draws whose distance is kept."""
-        away = (self.state.w - centre).square().sum(1)
+        """Add the current state as a draw; `kept` are the indices of the draws whose distance is kept."""
+        square_distance = (self.state.w - centre).square().sum(1)
         self.acceptance += self.state.acceptance
-        self.square_distance += away
+        self.square_distance += square_distance
         if len(self.losses) in kept:
-            self.distances.append(away.sqrt())
+            self.distances.append(square_distance.sqrt())
         self.losses.append(loss)
 
     def check_finite(self, n_chains: int) -> None:
-        """Raise a UserError if the loss of a chain is no number any more."""
+        """Raise UserError if a chain's loss or position is no longer finite."""
         broken = (~(self.state.loss.isfinite() & self.state.w.isfinite().all(1))).nonzero().flatten().tolist()
         if broken:
             case, chain = divmod(broken[0], n_chains)
             raise UserError(
-                f"case {case}, chain {chain}: the loss is not a finite number any more by step {self.step}; the step size "
-                "diverges there, give a smaller one, or a larger gamma to hold the chains near w*"
+                f"case {case}, chain {chain}: the loss is no longer finite at step {self.step}; the step size "
+                "diverges there: use a smaller one, or a larger gamma to keep the chains near w*"
             )
 
     def save(self, path: Path, *, identity: Float[Tensor, "_"]) -> None:
-        """Write a checkpoint, whole or not at all; `identity` tells the estimate from others."""
+        """Write a checkpoint atomically; `identity` identifies the estimate."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        none = self.acceptance.new_zeros(len(self.acceptance), 0)
+        no_draws = self.acceptance.new_zeros(len(self.acceptance), 0)
         state = {f"state/{name}": value for name, value in self.state._asdict().items() if value is not None}
         write_tensors(
             path,
@@ -109,29 +109,29 @@ class Chains:
                 "step": torch.tensor(self.step),
                 "acceptance": self.acceptance,
                 "square_distance": self.square_distance,
-                "losses": torch.stack(self.losses, 1) if self.losses else none,
-                "distances": torch.stack(self.distances, 1) if self.distances else none.clone(),
+                "losses": torch.stack(self.losses, 1) if self.losses else no_draws,
+                "distances": torch.stack(self.distances, 1) if self.distances else no_draws.clone(),
             },
         )
 
 
 def load_chains(path: Path, *, identity: Float[Tensor, "_"], device: torch.device) -> Chains:
-    """Return the chains of a checkpoint.
+    """Load the chains of a checkpoint.
 
     Raises:
-        UserError: if it is damaged, or of another estimate.
+        UserError: if the file is damaged or belongs to another estimate.
     """
     try:
         saved = load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and its chains start again") from error
+        raise UserError(f"{path} is damaged ({error}); remove it to start its chains again") from error
     known = saved.pop("identity")
     if known.shape != identity.shape or not torch.allclose(known, identity, rtol=1e-6, atol=0):
-        raise UserError(f"{path} is the checkpoint of another estimate; remove it, or name another file")
+        raise UserError(f"{path} is the checkpoint of another estimate; remove it or name another file")
     saved = {name: value.to(device) for name, value in saved.items()}
-    state = {name: saved.get(f"state/{name}") for name in State._fields}
+    state = {name: saved.get(f"state/{name}") for name in ChainState._fields}
     return Chains(
-        State(**state),  # pyright: ignore[reportArgumentType]
+        ChainState(**state),  # pyright: ignore[reportArgumentType]
         acceptance=saved["acceptance"],
         square_distance=saved["square_distance"],
         step=int(saved["step"]),
@@ -140,7 +140,7 @@ def load_chains(path: Path, *, identity: Float[Tensor, "_"], device: torch.devic
     )
 
 
-def sample(
+def run_chains(
     landscape: Landscape,
     posterior: Posterior,
     *,
@@ -149,15 +149,15 @@ def sample(
     noise: Noise,
     checkpoint: Checkpoint | None,
 ) -> Chains:
-    """Move all chains from w* to their last step, or from the checkpoint on.
+    """Move all chains from w*, or from the checkpoint, to their last step.
 
-    Exact on resuming: noise and minibatches are functions of (seed, chain, step), and the checkpoint holds everything else.
+    Resuming is exact: noise and minibatches are functions of (seed, chain, step), and the checkpoint contains everything else.
 
     Args:
         size: ε.
 
     Raises:
-        UserError: for a step size that diverges where the chains went, or a loss that stopped being a number.
+        UserError: if the step size diverges at the chains' position after burn-in, or a loss is no longer finite.
     """
     sampler, burn_in, every = settings.sampler, settings.burn_in, settings.every
     identity = _identity(settings, posterior, size, noise)
@@ -165,15 +165,17 @@ def sample(
         chains = load_chains(checkpoint.path, identity=identity, device=size.device)
     else:
         chains = Chains(sampler.start(posterior.centre, posterior), torch.zeros_like(size), torch.zeros_like(size))
-    kept = frozenset(settings.kept_draws)
+    kept = frozenset(settings.trace_draws)
     saved = time.monotonic()
     for step in track(range(chains.step + 1, settings.steps + 1), "sampling around w*"):
         chains.state = sampler.step(chains.state, step, posterior=posterior, size=size, noise=noise)
         chains.step = step
-        if step % LOOK == 0 or step in (burn_in, settings.steps):
+        if step % STEPS_PER_CHECK == 0 or step in (burn_in, settings.steps):
             chains.check_finite(settings.n_chains)
         if step == burn_in and not sampler.corrected:
-            _check_curvature_there(landscape, posterior, chains, size * sampler.scale(chains.state, step).amax(1))
+            _check_curvature_after_burn_in(
+                landscape, posterior, chains, size * sampler.scale(chains.state, step).amax(1)
+            )
         if step > burn_in and (step - burn_in) % every == 0:
             loss = chains.state.loss if landscape.same_data else landscape.evaluate(chains.state.w)
             chains.add_draw(loss, centre=posterior.centre, kept=kept)
@@ -185,19 +187,19 @@ def sample(
     return chains
 
 
-def _check_curvature_there(
+def _check_curvature_after_burn_in(
     landscape: Landscape, posterior: Posterior, chains: Chains, longest: Float[Tensor, "row"]
 ) -> None:
-    """Check that the longest steps are short enough for the curvature where the chains are now."""
-    there = stiffest_there(landscape, chains.state.w)
-    h = stiffness(there, nbeta=posterior.nbeta.double().cpu(), gamma=posterior.gamma.double().cpu())
-    check_step_size(longest.double().cpu(), h, where="where the chains went")
+    """Check that the longest steps are short enough for the curvature at the chains' current positions."""
+    largest = largest_curvature(landscape, chains.state.w)
+    h = stiffness(largest, nbeta=posterior.nbeta.double().cpu(), gamma=posterior.gamma.double().cpu())
+    check_step_size(longest.double().cpu(), h, where="after burn-in")
 
 
 def _identity(
     settings: ChainSettings, posterior: Posterior, size: Float[Tensor, "row"], noise: Noise
 ) -> Float[Tensor, "_"]:
-    """Return numbers by which a checkpoint of these very chains is known."""
+    """Return numbers that identify these chains, for their checkpoint."""
     counts = [settings.burn_in, settings.draws, settings.every, *settings.sampler.name.encode()]
     counts += [n for row in noise.rows for n in row]
     parts = (torch.tensor(counts), size, posterior.nbeta, posterior.gamma, posterior.centre.norm(dim=1))

@@ -1,4 +1,4 @@
-"""Checks of the jobs that estimate learning coefficients, beyond the bounds of single keys. Torch-free."""
+"""Checks of learning-coefficient jobs, beyond the bounds of single keys. This module does not import torch."""
 
 import math
 from collections.abc import Collection
@@ -23,23 +23,23 @@ from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
 from crux.toy.folder import find_toy_model, n_instances
 
-OWN = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
-"""Keys that only some samplers have a use for."""
+SAMPLER_KEYS = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
+"""Keys that have a meaning only for some samplers."""
 
 
 def check_job(job: LlcJob, given: Collection[str]) -> None:
-    """Check what can be checked before a hub model is at hand; `given` are the keys on the command line.
+    """Check everything that does not need the language model; `given` are the keys on the command line.
 
     Raises:
-        UserError: for the first thing that cannot work, in one line.
+        UserError: in one line, for the first problem found.
     """
     if type(job.llc) is Llc or "llc.experiment" in given:
         raise UserError(f"llc.experiment={job.llc.experiment}: choose an experiment, experiment=llc/…")
     if isinstance(job.llc, Sampling):
-        for key, samplers in OWN.items():
+        for key, samplers in SAMPLER_KEYS.items():
             if f"llc.{key}" in given and job.llc.sampler not in samplers:
-                having = " and ".join(sampler.value for sampler in samplers)
-                raise UserError(f"llc.{key} has no meaning for llc.sampler={job.llc.sampler.value}, only for {having}")
+                allowed = " and ".join(sampler.value for sampler in samplers)
+                raise UserError(f"llc.{key} has no meaning for llc.sampler={job.llc.sampler.value}, only for {allowed}")
     match job:
         case ToyTrainingJob():
             check_toy_instance(job.model, without_path=job.toy.seeds * len(job.toy.densities))
@@ -54,7 +54,7 @@ def check_job(job: LlcJob, given: Collection[str]) -> None:
 
 
 def check_subject(job: LlcJob) -> None:
-    """Check that a language model is within reach and whole; a hub model is fetched for that."""
+    """Check that a language model's files are available and complete; download a hub model if necessary."""
     if isinstance(job, LanguageModelJob):
         folder = find_folder(model_source(job.model))
         read_shape(folder)
@@ -62,18 +62,18 @@ def check_subject(job: LlcJob) -> None:
 
 
 def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
-    """Check that `model.path`, if given, holds a toy model, and that there is such an instance.
+    """Check that `model.path`, if given, contains a toy model, and that `model.instance` exists.
 
     Args:
         without_path: number of instances if no path is given.
     """
     n = without_path if model.path is None else math.prod(n_instances(find_toy_model(model.path)))
     if model.instance is not None and model.instance >= n:
-        raise UserError(f"model.instance={model.instance}: the model has {n}, 0 to {n - 1}")
+        raise UserError(f"model.instance={model.instance}: the model has {n} instances, allowed are 0 to {n - 1}")
 
 
 def check_sae_training(job: SaeTrainingJob) -> None:
-    """Check the SAE that is trained."""
+    """Check the options of the SAE and of its training."""
     check_toy_instance(job.model, without_path=1)
     check_sparsity(job.sae, job.sparsity, target_l0=None)
     check_saved_sae(job.sae.start_from)

@@ -1,7 +1,7 @@
-"""The free parameters of some networks as rows of one matrix, and back: what is sampled is a vector, what a loss takes is names.
+"""Conversion between named parameters, which a loss takes, and rows of a matrix of coordinates, which are sampled.
 
-A parameter that is used twice is one coordinate. Two names for one storage are refused: each would get its own noise, which
-doubles the temperature and the learning coefficient (devinterp's toy-model example).
+A parameter that a network uses twice is one coordinate. Two names for the same memory are rejected: each would get independent
+noise, which doubles the temperature and the learning coefficient (as in devinterp's toy-model example).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from crux.config.errors import UserError
 
 
-def stacked(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "case ..."]]:
-    """Return the parameters of equal networks, such as checkpoints of one, one row per network; a shared parameter comes once.
+def stack_parameters(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "case ..."]]:
+    """Stack the parameters of networks of equal shape, such as checkpoints, one row per network; a shared parameter appears once.
 
     Raises:
-        UserError: if two parameters of a network lie in one storage.
+        UserError: if two parameters of a network share memory.
     """
-    found = [dict(model.named_parameters()) for model in models]  # drops the second name of the same Parameter
-    for each in found:
-        refuse_aliases(each)
-    return {name: torch.stack([each[name].detach() for each in found]) for name in found[0]}
+    parameters = [dict(model.named_parameters()) for model in models]  # lists a shared Parameter once
+    for one in parameters:
+        reject_aliases(one)
+    return {name: torch.stack([one[name].detach() for one in parameters]) for name in parameters[0]}
 
 
-def refuse_aliases(params: Mapping[str, Tensor]) -> None:
-    """Raise a UserError if two names lie in the same memory."""
+def reject_aliases(params: Mapping[str, Tensor]) -> None:
+    """Raise UserError if two parameters share memory."""
     known: list[tuple[int, int, str]] = []
     for name, value in params.items():
         if not value.numel():
@@ -38,24 +38,24 @@ def refuse_aliases(params: Mapping[str, Tensor]) -> None:
         for other_begin, other_end, other in known:
             if begin < other_end and other_begin < end:
                 raise UserError(
-                    f"{name} and {other} share their storage, so one number would be sampled as two; "
+                    f"{name} and {other} share their storage, so that one number would be sampled as two; "
                     "use one parameter twice, or copy one of them"
                 )
         known.append((begin, end, name))
 
 
 class Coordinates:
-    """Which numbers of the parameters move, in one order.
+    """The entries of the parameters that move, in a fixed order.
 
     Args:
-        params: of each case, as first axis.
-        free: of a parameter's numbers those that move; a parameter that is not named moves whole, and all of them if None.
+        params: parameters with the case as first axis.
+        free: masks of the entries that move; all entries of a parameter without a mask move. None: all entries move.
     """
 
     def __init__(
         self, params: Mapping[str, Float[Tensor, "case ..."]], *, free: Mapping[str, Bool[Tensor, "..."]] | None
     ) -> None:
-        refuse_aliases({name: value[0] for name, value in params.items()})
+        reject_aliases({name: value[0] for name, value in params.items()})
         free = free or {}
         if unknown := sorted(free.keys() - params.keys()):
             raise UserError(f"free: there is no parameter {unknown[0]}; there are {', '.join(params)}")
@@ -66,27 +66,27 @@ class Coordinates:
                 raise UserError(
                     f"free: {name} has shape {tuple(self.shapes[name])}, its mask {tuple(moves.shape)}; must be the same"
                 )
-        self.whole = torch.cat([value.detach().flatten(1) for value in params.values()], 1)
+        self.all_values = torch.cat([value.detach().flatten(1) for value in params.values()], 1)
         moves = [
             free[name].flatten().cpu() if name in free else torch.ones(size, dtype=torch.bool)
             for name, size in zip(params, self.sizes, strict=True)
         ]
-        self.index = torch.cat(moves).nonzero().squeeze(1).to(self.whole.device)
+        self.index = torch.cat(moves).nonzero().squeeze(1).to(self.all_values.device)
         if not len(self.index):
             raise UserError("free: no parameter is free to move")
 
     @property
     def n(self) -> int:
-        """How many numbers move."""
+        """Number of entries that move."""
         return len(self.index)
 
     def start(self, repeat: int) -> Float[Tensor, "row n"]:
-        """w*: each case `repeat` times in a row."""
-        return self.whole[:, self.index].repeat_interleave(repeat, 0)
+        """Return w* with each case repeated `repeat` times."""
+        return self.all_values[:, self.index].repeat_interleave(repeat, 0)
 
-    def named(self, w: Float[Tensor, "row n"]) -> dict[str, Float[Tensor, "row ..."]]:
-        """The parameters that a loss takes; what does not move is as it was in the row's case."""
-        if self.n < self.whole.shape[1]:
-            w = self.whole.repeat_interleave(len(w) // len(self.whole), 0).index_copy(1, self.index, w)
+    def to_parameters(self, w: Float[Tensor, "row n"]) -> dict[str, Float[Tensor, "row ..."]]:
+        """Return the named parameters for a loss; entries that do not move have the values of the row's case."""
+        if self.n < self.all_values.shape[1]:
+            w = self.all_values.repeat_interleave(len(w) // len(self.all_values), 0).index_copy(1, self.index, w)
         parts = w.split(self.sizes, 1)
         return {name: part.view(-1, *shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}

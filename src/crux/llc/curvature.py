@@ -1,4 +1,4 @@
-"""What is known of the loss around w* before a chain has moved: spectrum, gradient, and the noise of its minibatches."""
+"""The loss around w* before any chain moves: spectrum of the Hessian, gradient, and minibatch noise."""
 
 from typing import NamedTuple
 
@@ -7,29 +7,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.llc.hessian import FULL, largest_eigenvalue, spectrum
+from crux.llc.hessian import MAX_DENSE, estimate_spectrum, largest_eigenvalue
 from crux.llc.landscape import Landscape
-from crux.llc.losses import Minibatches, value_and_gradient
+from crux.llc.losses import Minibatches, compute_loss_and_gradient
 
-BATCHES = 32
-"""Minibatches of each chain that the gradient's noise is measured on."""
+N_MINIBATCHES = 32
+"""Minibatches per chain from which the gradient noise is measured."""
 
 SEED = 0
-"""Of the random vectors: the same for everybody, they decide nothing."""
+"""Seed of the random start vectors; results do not depend on it beyond the quadrature's error."""
 
 
 class Curvature(NamedTuple):
-    """A row a case; float64 on the CPU."""
+    """Spectrum, gradient and noise at w*, one row per case; float64 on the CPU."""
 
     values: Float[Tensor, "case k"]
-    """Eigenvalues of the Hessian at w*, or of their quadrature."""
+    """Eigenvalues of the Hessian at w*, or the nodes of a quadrature over them."""
     weights: Float[Tensor, "case k"]
-    """How many eigenvalues each stands for."""
+    """Number of eigenvalues that each value represents."""
     noise: Float[Tensor, "case k"]
-    """Variance of a minibatch's gradient along each eigenvector; its mean over coordinates where those are not known."""
+    """Variance of a minibatch's gradient along each eigenvector, or its mean over coordinates if these are unknown."""
     gradient_norm: Float[Tensor, "case"]
     vectors: Float[Tensor, "case n n"] | None
-    """Eigenvectors as columns, where all of the Hessian is known."""
+    """Eigenvectors as columns, if the full Hessian was computed."""
 
     @property
     def exact(self) -> bool:
@@ -40,63 +40,68 @@ class Curvature(NamedTuple):
         return self.values.amax(1)
 
 
-def curvature(landscape: Landscape) -> Curvature:
-    """Return what is known of the loss around w* of each case, on the fixed data."""
-    centre, n_chains = landscape.at.start(landscape.n_chains), landscape.n_chains
-    found = spectrum(landscape.hessian_product(centre), centre, rows_a_case=n_chains, seed=SEED)
-    data = landscape.fixed_data.at(0, landscape.rows)
-    _, gradient = value_and_gradient(landscape.loss, landscape.at, centre, data)
-    noise = torch.zeros_like(found.values)
+def measure_curvature(landscape: Landscape) -> Curvature:
+    """Measure the loss around w* of each case on the fixed data."""
+    centre, n_chains = landscape.coordinates.start(landscape.n_chains), landscape.n_chains
+    curvature = estimate_spectrum(landscape.hessian_product(centre), centre, rows_per_case=n_chains, seed=SEED)
+    data = landscape.fixed_data.get_batch(0, landscape.rows)
+    _, gradient = compute_loss_and_gradient(landscape.loss, landscape.coordinates, centre, data)
+    noise = torch.zeros_like(curvature.values)
     if isinstance(landscape.gradient_data, Minibatches):
-        variance = _gradient_variance(landscape, centre, found.vectors)
-        noise = variance if found.vectors is not None else variance.mean(1, keepdim=True).expand_as(found.values)
+        variance = _gradient_variance(landscape, centre, curvature.vectors)
+        noise = (
+            variance if curvature.vectors is not None else variance.mean(1, keepdim=True).expand_as(curvature.values)
+        )
     return Curvature(
-        found.values.cpu(),
-        found.weights.cpu(),
+        curvature.values.cpu(),
+        curvature.weights.cpu(),
         noise.cpu(),
         gradient[::n_chains].double().norm(dim=1).cpu(),
-        None if found.vectors is None else found.vectors.cpu(),
+        None if curvature.vectors is None else curvature.vectors.cpu(),
     )
 
 
 def _gradient_variance(
     landscape: Landscape, w: Float[Tensor, "row n"], vectors: Float[Tensor, "case n n"] | None
 ) -> Float[Tensor, "case n"]:
-    """Return the variance of the minibatches' gradients, along the eigenvectors if they are known, else along the coordinates."""
+    """Return the variance of minibatch gradients along the eigenvectors if they are known, else along the coordinates."""
     n = landscape.n_chains
     sums, squares = 0.0, 0.0
-    for step in range(BATCHES):
+    for step in range(N_MINIBATCHES):
         _, g = landscape.gradient(w, step)
         g = g.double().unflatten(0, (-1, n))
         if vectors is not None:
             g = g @ vectors
         sums, squares = sums + g.sum(1), squares + g.square().sum(1)
-    count = BATCHES * n
+    count = N_MINIBATCHES * n
     assert isinstance(sums, Tensor)
     assert isinstance(squares, Tensor)
     return (squares - sums.square() / count) / (count - 1)
 
 
-def whitened(
-    found: Curvature, *, nbeta: Float[Tensor, "case"], gamma: Float[Tensor, "case"]
+def compute_whitening(
+    curvature: Curvature, *, nbeta: Float[Tensor, "case"], gamma: Float[Tensor, "case"]
 ) -> Float[Tensor, "case n n"]:
-    """H^(−1/2), H = nβ |∇²L| + γ: a saddle's falling directions count as if they rose.
+    """Return H^(−1/2) with H = nβ |∇²L| + γ, where negative eigenvalues of ∇²L count with their absolute value.
 
-    Eigenvalues below √h_max count as that: valleys are curved (weights are of order 1), and a move of s along one leaves its floor by
-    about s² / 2, for which the steepest wall has room up to h_max^(−1/2). Flat directions mix more slowly for it, but cost nothing.
+    Eigenvalues h below √h_max are replaced by √h_max. Valleys of the loss are curved (weights are of order 1): a move of length s
+    along a valley leaves its floor by about s² / 2, which the steepest direction allows only up to h_max^(−1/2). Flat directions
+    mix more slowly as a result, but contribute nothing to the estimate.
 
     Raises:
-        UserError: where not all eigenvalues are known, or H has no inverse.
+        UserError: if not all eigenvalues are known, or H is singular.
     """
-    if found.vectors is None:
-        raise UserError(f"a whitened sampler needs all of the Hessian, which is found for up to {FULL} coordinates")
-    h = nbeta[:, None] * found.values.abs() + gamma[:, None]
+    if curvature.vectors is None:
+        raise UserError(
+            f"a whitened sampler needs the full Hessian, which is computed for up to {MAX_DENSE} coordinates"
+        )
+    h = nbeta[:, None] * curvature.values.abs() + gamma[:, None]
     if not bool((h > 0).all()):
-        raise UserError("a whitened sampler needs gamma above 0 where the loss has no curvature at w*")
+        raise UserError("a whitened sampler needs gamma > 0 if the loss has directions without curvature at w*")
     h = torch.maximum(h, h.amax(1, keepdim=True).sqrt())
-    return (found.vectors / h.sqrt()[:, None]) @ found.vectors.mT
+    return (curvature.vectors / h.sqrt()[:, None]) @ curvature.vectors.mT
 
 
-def stiffest_there(landscape: Landscape, w: Float[Tensor, "row n"]) -> Float[Tensor, "row"]:
-    """Return the largest eigenvalue of each chain's Hessian where it is now."""
+def largest_curvature(landscape: Landscape, w: Float[Tensor, "row n"]) -> Float[Tensor, "row"]:
+    """Return the largest eigenvalue of each chain's Hessian at w."""
     return largest_eigenvalue(landscape.hessian_product(w), w, seed=SEED).cpu()

@@ -2,10 +2,10 @@
 
 See docs/reference/learning_coefficients.md §5.
 
-λ_B(ε) is the learning coefficient of the behavioural loss at nβ = 1/ε: how many directions cost more than ε. In finite-data singular
-learning theory that, not the limit, is what a network trained on so much data has. While the loss is quadratic, with Hessian
-eigenvalues a_i (Gauss–Newton), it is Σ_i a_i / (a_i + γ/nβ): a deterministic curve next to the sampled one. The two differ if
-it is not: L = a w² + c w⁴ has N_eff = 1 for ε ≪ a²/c and 1/2 above.
+λ_B(ε) is the learning coefficient of the behavioural loss at nβ = 1/ε. It counts the directions in which the loss rises by more than
+ε. For a finite amount of data, this value rather than the limit ε → 0 is the relevant one. For a quadratic loss with (Gauss–Newton)
+Hessian eigenvalues a_i, N_eff = Σ_i a_i / (a_i + γ/nβ), a deterministic curve that can be compared with the sampled one. The two
+differ if the loss is not quadratic: L = a w² + c w⁴ has N_eff = 1 for ε ≪ a²/c and N_eff = 1/2 for ε ≫ a²/c.
 """
 
 from collections.abc import Mapping
@@ -19,75 +19,77 @@ from crux.llc.behavioural import Outputs, behavioural_loss, gauss_newton_product
 from crux.llc.chains import ChainSettings, Checkpoint
 from crux.llc.coordinates import Coordinates
 from crux.llc.estimate import LLC, estimate_llc
-from crux.llc.hessian import Spectrum, spectrum
-from crux.llc.losses import Fixed
+from crux.llc.hessian import Spectrum, estimate_spectrum
+from crux.llc.losses import FixedData
 from crux.llc.options import Divergence
 
 STARTS = 4
-"""Random starts of the Lanczos quadrature."""
+"""Number of random starts of the Lanczos quadrature."""
 
 SEED = 0
-"""Of them: they decide nothing."""
+"""Seed of the random starts; results do not depend on it beyond the quadrature's error."""
 
 
-class Effective(NamedTuple):
-    """N_eff at each nβ."""
+class EffectiveParameters(NamedTuple):
+    """The effective number of parameters at each nβ, sampled and from the spectrum."""
 
     nbeta: Float[Tensor, "nbeta"]
     n_eff: Float[Tensor, "nbeta"]
-    """Sampled: 2 nβ E[L_B]."""
+    """The sampled value, 2 nβ E[L_B]."""
     standard_error: Float[Tensor, "nbeta"]
     quadratic: Float[Tensor, "nbeta"]
-    """From the Gauss–Newton spectrum."""
+    """The value from the Gauss–Newton spectrum."""
     spectrum: Spectrum
-    """That spectrum, one row."""
+    """The Gauss–Newton spectrum, with one row."""
     llc: LLC
-    """What was sampled."""
+    """The estimates that were sampled, one case per nβ."""
 
     @property
     def epsilon(self) -> Float[Tensor, "nbeta"]:
-        """The cutoff, in units of the loss."""
+        """The cutoff ε = 1/nβ, in units of the loss."""
         return 1 / self.nbeta
 
 
 def gauss_newton_spectrum(
-    outputs: Outputs, params: Mapping[str, Float[Tensor, "case ..."]], data: Fixed, divergence: Divergence
+    outputs: Outputs, params: Mapping[str, Float[Tensor, "case ..."]], data: FixedData, divergence: Divergence
 ) -> Spectrum:
-    """Return the eigenvalues of the behavioural loss's Hessian, one row per case; for many parameters a Lanczos quadrature of them."""
-    at = Coordinates(params, free=None)
-    w = at.start(STARTS)
-    batch = data.at(0, [(0, 0)] * len(w))
-    return spectrum(gauss_newton_product(outputs, at, w, batch, divergence), w, rows_a_case=STARTS, seed=SEED)
+    """Return the spectrum of the behavioural loss's Hessian, one row per case (a Lanczos quadrature for many parameters)."""
+    coordinates = Coordinates(params, free=None)
+    w = coordinates.start(STARTS)
+    batch = data.get_batch(0, [(0, 0)] * len(w))
+    return estimate_spectrum(
+        gauss_newton_product(outputs, coordinates, w, batch, divergence), w, rows_per_case=STARTS, seed=SEED
+    )
 
 
 def quadratic_n_eff(
-    found: Spectrum, *, nbeta: Float[Tensor, "nbeta"], gamma: Float[Tensor, "#nbeta"]
+    spectrum: Spectrum, *, nbeta: Float[Tensor, "nbeta"], gamma: Float[Tensor, "#nbeta"]
 ) -> Float[Tensor, "row nbeta"]:
-    """Return Σ_i a_i / (a_i + γ/nβ) of each row."""
-    a = found.values.clamp(min=0)[:, None]
+    """Return N_eff = Σ_i a_i / (a_i + γ/nβ) of each row of a spectrum."""
+    a = spectrum.values.clamp(min=0)[:, None]
     floor = (gamma / nbeta)[:, None]
     share = torch.where(a > 0, a / (a + floor).clamp(min=torch.finfo(a.dtype).tiny), 0)
-    return (found.weights[:, None] * share).sum(2)
+    return (spectrum.weights[:, None] * share).sum(2)
 
 
-def rank(found: Spectrum, *, relative: float) -> Float[Tensor, "row"]:
-    """Return how many eigenvalues exceed this share of the largest: N_eff's value for ε → 0, as far as the numbers can tell."""
-    return (found.weights * (found.values > relative * found.largest[:, None])).sum(1)
+def spectrum_rank(spectrum: Spectrum, *, relative: float) -> Float[Tensor, "row"]:
+    """Return the number of eigenvalues above `relative` times the largest: the numerical limit of N_eff for ε → 0."""
+    return (spectrum.weights * (spectrum.values > relative * spectrum.largest[:, None])).sum(1)
 
 
 def effective_parameters(
     outputs: Outputs,
     params: Mapping[str, Float[Tensor, "1 ..."]],
     *,
-    data: Fixed,
+    data: FixedData,
     divergence: Divergence,
     nbeta: Float[Tensor, "nbeta"],
     gamma: float,
     chains: ChainSettings,
     seed: int,
     checkpoint: Checkpoint | None = None,
-) -> Effective:
-    """Return the curve of one network, every nβ sampled next to the others.
+) -> EffectiveParameters:
+    """Estimate the effective number of parameters of one network at all nβ, sampled as one batch.
 
     Raises:
         UserError: as `estimate_llc` does.
@@ -105,12 +107,12 @@ def effective_parameters(
         checkpoint=checkpoint,
     )
     values = gauss_newton_spectrum(outputs, params, data, divergence)
-    at = nbeta.double().cpu()
-    return Effective(
-        nbeta=at,
+    nbeta_cpu = nbeta.double().cpu()
+    return EffectiveParameters(
+        nbeta=nbeta_cpu,
         n_eff=2 * llc.mean,
         standard_error=2 * llc.standard_error,
-        quadratic=quadratic_n_eff(values, nbeta=at, gamma=torch.full_like(at, gamma))[0].cpu(),
+        quadratic=quadratic_n_eff(values, nbeta=nbeta_cpu, gamma=torch.full_like(nbeta_cpu, gamma))[0].cpu(),
         spectrum=values,
         llc=llc,
     )

@@ -1,7 +1,7 @@
-"""The spectrum of the loss's Hessian from products H v: all of it for few parameters, a Lanczos quadrature for many.
+"""The spectrum of a loss's Hessian from products H v: all eigenvalues for few parameters, a Lanczos quadrature for many.
 
-Lanczos from a random start v: after k products, Σ_i τ_i² f(θ_i) with the k Ritz values θ_i approximates vᵀ f(H) v, so its mean over
-random starts is tr f(H) / n; the largest θ approaches the largest eigenvalue from below, faster than power iteration with as many products.
+After k Lanczos steps from a random start v, Σ_i τ_i² f(θ_i) over the k Ritz values θ_i approximates vᵀ f(H) v; its mean over random
+starts is tr f(H) / n. The largest θ_i approaches the largest eigenvalue from below, faster than power iteration with as many products.
 """
 
 from collections.abc import Callable
@@ -13,52 +13,52 @@ from torch import Tensor
 
 from crux.config.progress import track
 
-FULL = 384
-"""Up to so many coordinates the Hessian is formed."""
+MAX_DENSE = 384
+"""Largest number of coordinates for which the full Hessian is computed."""
 
-LANCZOS = 40
-"""Products of a Lanczos run; with fewer coordinates, as many as there are."""
+LANCZOS_STEPS = 40
+"""Steps of a Lanczos run for the spectrum (at most the number of coordinates)."""
 
-LARGEST = 16
-"""Of a run that is after the largest eigenvalue alone."""
+LARGEST_STEPS = 16
+"""Steps of a Lanczos run for the largest eigenvalue."""
 
 Product = Callable[[Tensor], Tensor]
-"""v [row, n] → H v, each row with its own H."""
+"""The function v → H v for v [row, n], with a separate H per row."""
 
 
 class Spectrum(NamedTuple):
-    """Σ_i f(a_i) over the eigenvalues ≈ Σ_k weights_k f(values_k), a row each; float64."""
+    """A quadrature over eigenvalues a_i, one row per matrix: Σ_i f(a_i) ≈ Σ_k weights_k f(values_k); float64."""
 
     values: Float[Tensor, "row k"]
     weights: Float[Tensor, "row k"]
     vectors: Float[Tensor, "row n n"] | None
-    """Eigenvectors as columns, where all of the Hessian is known; then every weight is 1."""
+    """Eigenvectors as columns, if the full Hessian was computed; every weight is then 1."""
 
     @property
     def largest(self) -> Float[Tensor, "row"]:
         return self.values.amax(1)
 
 
-def product_at(gradient: Callable[[Tensor], Tensor], w: Float[Tensor, "row n"]) -> Product:
-    """H v at w by differentiating the gradient; `gradient` gives ∇L of every row, differentiable."""
+def make_hessian_product(gradient: Callable[[Tensor], Tensor], w: Float[Tensor, "row n"]) -> Product:
+    """Return v → H v at w, by differentiating `gradient`, a differentiable function that returns ∇L of every row."""
 
     def product(v: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
         with torch.enable_grad():
-            at = w.detach().requires_grad_()
-            along = (gradient(at) * v).sum()
-            if not along.requires_grad:  # a loss that is linear, or constant, here
+            point = w.detach().requires_grad_()
+            along = (gradient(point) * v).sum()
+            if not along.requires_grad:  # the loss is linear or constant here
                 return torch.zeros_like(v)
-            (found,) = torch.autograd.grad(along, at, allow_unused=True)
-        return torch.zeros_like(v) if found is None else found
+            (product_row,) = torch.autograd.grad(along, point, allow_unused=True)
+        return torch.zeros_like(v) if product_row is None else product_row
 
     return product
 
 
 def full_spectrum(product: Product, like: Float[Tensor, "row n"]) -> Spectrum:
-    """All eigenvalues and vectors, by n products."""
+    """Compute all eigenvalues and eigenvectors from n products."""
     n = like.shape[1]
     columns = [
-        product(torch.eye(n).to(like)[i].expand_as(like)).double() for i in track(range(n), "Hessian, by columns")
+        product(torch.eye(n).to(like)[i].expand_as(like)).double() for i in track(range(n), "Hessian, column by column")
     ]
     H = torch.stack(columns, 2)
     values, vectors = torch.linalg.eigh((H + H.mT) / 2)
@@ -66,44 +66,48 @@ def full_spectrum(product: Product, like: Float[Tensor, "row n"]) -> Spectrum:
 
 
 def lanczos_spectrum(product: Product, start: Float[Tensor, "row n"], *, steps: int) -> Spectrum:
-    """The quadrature of each row from its own start, by so many products or n; its weights sum to n."""
+    """Compute a Lanczos quadrature per row, from that row of `start`, in at most `steps` products; weights sum to n."""
     v = start / start.norm(dim=1, keepdim=True)
-    n, basis, diagonal, beside = start.shape[1], [v], [], []
+    n, basis, diagonal, off_diagonal = start.shape[1], [v], [], []
     for _ in track(range(min(steps, n)), "spectrum of the Hessian"):
         u = product(basis[-1])
         diagonal.append((u * basis[-1]).sum(1))
-        for _ in range(2):  # against all earlier vectors, twice: Lanczos by itself loses orthogonality
+        for _ in range(2):  # orthogonalise twice against all earlier vectors, because plain Lanczos loses orthogonality
             for b in basis:
                 u = u - (u * b).sum(1, keepdim=True) * b
         length = u.norm(dim=1)
-        beside.append(length)
+        off_diagonal.append(length)
         basis.append(u / length.clamp(min=torch.finfo(u.dtype).tiny)[:, None])
     T = torch.diag_embed(torch.stack(diagonal, 1).double())
-    off = torch.diag_embed(torch.stack(beside[:-1], 1).double(), offset=1) if len(beside) > 1 else torch.zeros_like(T)
-    values, vectors = torch.linalg.eigh(T + off + off.mT)
+    super_diagonal = (
+        torch.diag_embed(torch.stack(off_diagonal[:-1], 1).double(), offset=1)
+        if len(off_diagonal) > 1
+        else torch.zeros_like(T)
+    )
+    values, vectors = torch.linalg.eigh(T + super_diagonal + super_diagonal.mT)
     return Spectrum(values, n * vectors[:, 0].square(), None)
 
 
-def spectrum(product: Product, like: Float[Tensor, "row n"], *, rows_a_case: int, seed: int) -> Spectrum:
-    """A row a case: rows of a case have one w, and each gives the quadrature a start of its own."""
-    if like.shape[1] <= FULL:
-        found = full_spectrum(product, like)
-        assert found.vectors is not None
-        return Spectrum(*(part[::rows_a_case] for part in (found.values, found.weights, found.vectors)))
-    found = lanczos_spectrum(product, random_start(like, seed), steps=LANCZOS)
+def estimate_spectrum(product: Product, like: Float[Tensor, "row n"], *, rows_per_case: int, seed: int) -> Spectrum:
+    """Return the spectrum with one row per case. All rows of a case have the same w; each is one random start."""
+    if like.shape[1] <= MAX_DENSE:
+        spectrum = full_spectrum(product, like)
+        assert spectrum.vectors is not None
+        return Spectrum(*(part[::rows_per_case] for part in (spectrum.values, spectrum.weights, spectrum.vectors)))
+    spectrum = lanczos_spectrum(product, random_signs(like, seed), steps=LANCZOS_STEPS)
     return Spectrum(
-        found.values.unflatten(0, (-1, rows_a_case)).flatten(1),
-        found.weights.unflatten(0, (-1, rows_a_case)).flatten(1) / rows_a_case,
+        spectrum.values.unflatten(0, (-1, rows_per_case)).flatten(1),
+        spectrum.weights.unflatten(0, (-1, rows_per_case)).flatten(1) / rows_per_case,
         None,
     )
 
 
 def largest_eigenvalue(product: Product, like: Float[Tensor, "row n"], *, seed: int) -> Float[Tensor, "row"]:
-    """Of every row's own Hessian, from below."""
-    return lanczos_spectrum(product, random_start(like, seed), steps=LARGEST).largest
+    """Return the largest eigenvalue of every row's Hessian, approached from below."""
+    return lanczos_spectrum(product, random_signs(like, seed), steps=LARGEST_STEPS).largest
 
 
-def random_start(like: Float[Tensor, "row n"], seed: int) -> Float[Tensor, "row n"]:
-    """Random signs, other ones in each row."""
+def random_signs(like: Float[Tensor, "row n"], seed: int) -> Float[Tensor, "row n"]:
+    """Return random signs, independent for each row."""
     generator = torch.Generator().manual_seed(seed)
     return (2.0 * torch.randint(2, like.shape, generator=generator) - 1).to(like)

@@ -1,4 +1,4 @@
-"""A job that estimates local learning coefficients."""
+"""Run a job that estimates local learning coefficients."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def run(config: LlcJob, *, folder: Path | None) -> RunFolder:
     """Run the experiment that the configuration names.
 
     Args:
-        folder: the run folder, if a sweep has assigned one; None: a new one.
+        folder: the run folder, if a sweep has chosen one; None: create a new one.
     """
     module = f"crux.llc.experiments.{config.llc.experiment}"
     return run_experiment(config, section=config.llc, module=module, folder=folder)

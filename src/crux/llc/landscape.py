@@ -1,4 +1,4 @@
-"""The loss that chains move on: its values and gradients for every chain, on the data that they see."""
+"""The loss that the chains explore: its values, gradients and Hessian products for every chain."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,49 +8,49 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.llc.coordinates import Coordinates
-from crux.llc.hessian import Product, product_at
-from crux.llc.losses import Fixed, Loss, Minibatches, value, value_and_gradient
+from crux.llc.hessian import Product, make_hessian_product
+from crux.llc.losses import ChainLoss, FixedData, Minibatches, compute_loss, compute_loss_and_gradient
 
 
 class Landscape(NamedTuple):
-    """A loss, its data, and the chains: row r is chain r mod n_chains of case r div n_chains."""
+    """A loss, its data, and the chains; row r is chain r mod n_chains of case r div n_chains."""
 
-    loss: Loss
-    at: Coordinates
-    gradient_data: Fixed | Minibatches
-    """What the chains follow the gradient of."""
-    evaluation_data: Fixed
-    """What L(w) and L(w*) are measured on."""
+    loss: ChainLoss
+    coordinates: Coordinates
+    gradient_data: FixedData | Minibatches
+    """Data on which the chains' gradients are computed."""
+    evaluation_data: FixedData
+    """Data on which L(w) and L(w*) are computed."""
     rows: Sequence[tuple[int, int]]
-    """Seed and number of each chain."""
+    """Seed of the case and index of the chain, for each row."""
     n_chains: int
     """Chains per case."""
 
     @property
     def same_data(self) -> bool:
-        """Whether the chains move on the very data that the loss is measured on."""
-        return isinstance(self.gradient_data, Fixed) and self.gradient_data.batch is self.evaluation_data.batch
+        """True if gradients and losses are computed on the same fixed data."""
+        return isinstance(self.gradient_data, FixedData) and self.gradient_data.batch is self.evaluation_data.batch
 
     @property
-    def fixed_data(self) -> Fixed:
-        """The gradient data if they are fixed, else the evaluation data, which stand for what the minibatches are drawn from."""
-        return self.gradient_data if isinstance(self.gradient_data, Fixed) else self.evaluation_data
+    def fixed_data(self) -> FixedData:
+        """The gradient data if they are fixed; otherwise the evaluation data, as a stand-in for the minibatches' source."""
+        return self.gradient_data if isinstance(self.gradient_data, FixedData) else self.evaluation_data
 
     def gradient(self, w: Float[Tensor, "row n"], step: int) -> tuple[Float[Tensor, "row"], Float[Tensor, "row n"]]:
-        """Return L and ∇L of every chain, on the gradient data of a step."""
-        return value_and_gradient(self.loss, self.at, w, self.gradient_data.at(step, self.rows))
+        """Compute L and ∇L of every chain on the gradient data of a step."""
+        return compute_loss_and_gradient(self.loss, self.coordinates, w, self.gradient_data.get_batch(step, self.rows))
 
     @torch.no_grad()
     def evaluate(self, w: Float[Tensor, "row n"]) -> Float[Tensor, "row"]:
-        """Return L of every chain on the evaluation data."""
-        return value(self.loss, self.at, w, self.evaluation_data.at(0, self.rows))
+        """Compute L of every chain on the evaluation data."""
+        return compute_loss(self.loss, self.coordinates, w, self.evaluation_data.get_batch(0, self.rows))
 
     def hessian_product(self, w: Float[Tensor, "row n"]) -> Product:
-        """Return v → H v at w, of every chain's loss on the fixed data."""
-        batch = self.fixed_data.at(0, self.rows)
+        """Return the function v → H v at w, with H the Hessian of every chain's loss on the fixed data."""
+        batch = self.fixed_data.get_batch(0, self.rows)
 
         def gradient(w: Tensor) -> Tensor:
-            (g,) = torch.autograd.grad(value(self.loss, self.at, w, batch).sum(), w, create_graph=True)
+            (g,) = torch.autograd.grad(compute_loss(self.loss, self.coordinates, w, batch).sum(), w, create_graph=True)
             return g
 
-        return product_at(gradient, w)
+        return make_hessian_product(gradient, w)

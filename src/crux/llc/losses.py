@@ -1,7 +1,8 @@
-"""From a loss and its data to L and ∇L of every chain at once.
+"""Losses of all chains at once: their data, values and gradients.
 
-A loss takes parameters with a first axis `row` (all chains of all cases) and a batch, whose first axis is `row` too or has
-length 1 where all chains share it, and gives `[row]` or `[row, sample]`. A loss of one network becomes one by `over_chains`.
+A `ChainLoss` takes parameters with a first axis `row` (all chains of all cases) and a batch. The batch's first axis is also `row`,
+or has length 1 if all chains share it. The loss returns `[row]` or `[row, sample]`. `map_over_chains` makes a `ChainLoss` from the
+loss of a single network.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,81 +13,84 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.llc.coordinates import Coordinates
-from crux.llc.noise import places
+from crux.llc.noise import minibatch_indices
 
 Batch = Any
 """A tensor, a tuple of batches, or None if the loss needs no data."""
-Loss = Callable[[dict[str, Tensor], Batch], Tensor]
+ChainLoss = Callable[[dict[str, Tensor], Batch], Tensor]
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
-    """Return the batch with the function's value in place of every tensor."""
+    """Apply a function to every tensor of a batch."""
     if isinstance(batch, tuple):
         return tuple(map_tensors(function, part) for part in batch)
     return None if batch is None else function(batch)
 
 
-def lengths(batch: Batch) -> list[int]:
-    """Return the length of every tensor of the batch."""
-    found: list[int] = []
-    map_tensors(lambda tensor: found.append(len(tensor)), batch)
-    return found
+def tensor_lengths(batch: Batch) -> list[int]:
+    """Return the lengths of all tensors of a batch."""
+    lengths: list[int] = []
+    map_tensors(lambda tensor: lengths.append(len(tensor)), batch)
+    return lengths
 
 
-class Fixed(NamedTuple):
-    """The same samples in every step, for every chain: all data, or a subset of them. Tensors [sample, ...]."""
+class FixedData(NamedTuple):
+    """The same samples in every step and for every chain, as tensors [sample, ...]."""
 
     batch: Batch
 
-    def at(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
-        """The batch with a first axis of length 1."""
+    def get_batch(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
+        """Return the batch with a first axis of length 1."""
         return map_tensors(lambda x: x[None], self.batch)
 
 
 class Minibatches(NamedTuple):
-    """Fresh samples in every step, other ones for each chain: chains that shared them would share their errors."""
+    """New samples in every step and for each chain; chains with shared samples would share their errors."""
 
     samples: Batch
-    """Tensors [sample, ...], to draw from."""
+    """Tensors [sample, ...] to draw from."""
     size: int
+    """Samples per minibatch."""
 
-    def at(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
-        """The batch [row, size, ...] of a step; rows are (seed, chain)."""
-        n = lengths(self.samples)[0]
-        chosen = places(rows, step=step, size=self.size, of=n)
+    def get_batch(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
+        """Draw the batch [row, size, ...] of a step; `rows` are (seed, chain) pairs."""
+        n = tensor_lengths(self.samples)[0]
+        chosen = minibatch_indices(rows, step=step, size=self.size, n_samples=n)
         return map_tensors(lambda x: x[chosen.to(x.device)], self.samples)
 
 
-NO_DATA = Fixed(None)
-"""For losses that are means over a population, in closed form."""
+NO_DATA = FixedData(None)
+"""The data of a loss that is a population mean in closed form."""
 
 
-def over_chains(one: Callable[[dict[str, Tensor], Batch], Tensor]) -> Loss:
-    """A loss of all chains from the loss of one network: `one(params, batch) → [sample]` (or a scalar), mapped by torch.func."""
+def map_over_chains(single: Callable[[dict[str, Tensor], Batch], Tensor]) -> ChainLoss:
+    """Make a loss of all chains from the loss of a single network, `single(params, batch) → [sample]` or a scalar, by `vmap`."""
 
     def loss(params: dict[str, Tensor], batch: Batch) -> Tensor:
         rows = len(next(iter(params.values())))
-        own = [n == rows for n in lengths(batch)]
-        if all(own):
-            return torch.vmap(one, in_dims=(0, 0 if own else None))(params, batch)
-        return torch.vmap(one, in_dims=(0, None))(params, map_tensors(lambda x: x[0], batch))
+        per_row = [n == rows for n in tensor_lengths(batch)]
+        if all(per_row):
+            return torch.vmap(single, in_dims=(0, 0 if per_row else None))(params, batch)
+        return torch.vmap(single, in_dims=(0, None))(params, map_tensors(lambda x: x[0], batch))
 
     return loss
 
 
-def value(loss: Loss, coordinates: Coordinates, w: Float[Tensor, "row n"], batch: Batch) -> Float[Tensor, "row"]:
-    """L of every row: the mean over samples."""
-    found = loss(coordinates.named(w), batch)
-    assert found.shape[0] == len(w), f"a loss of shape {tuple(found.shape)} for {len(w)} rows"
-    return found if found.ndim == 1 else found.flatten(1).mean(1)
+def compute_loss(
+    loss: ChainLoss, coordinates: Coordinates, w: Float[Tensor, "row n"], batch: Batch
+) -> Float[Tensor, "row"]:
+    """Compute L of every row, the mean over samples."""
+    losses = loss(coordinates.to_parameters(w), batch)
+    assert losses.shape[0] == len(w), f"a loss of shape {tuple(losses.shape)} for {len(w)} rows"
+    return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
 
-def value_and_gradient(
-    loss: Loss, coordinates: Coordinates, w: Float[Tensor, "row n"], batch: Batch
+def compute_loss_and_gradient(
+    loss: ChainLoss, coordinates: Coordinates, w: Float[Tensor, "row n"], batch: Batch
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row n"]]:
-    """L and ∇L of every row: no row depends on another's parameters, so the sum's gradient is each one's."""
+    """Compute L and ∇L of every row. Rows are independent, so that the gradient of their sum contains all gradients."""
     with torch.enable_grad():
         w = w.detach().requires_grad_()
-        found = value(loss, coordinates, w, batch)
-        (gradient,) = torch.autograd.grad(found.sum(), w)
-    return found.detach(), gradient
+        losses = compute_loss(loss, coordinates, w, batch)
+        (gradient,) = torch.autograd.grad(losses.sum(), w)
+    return losses.detach(), gradient

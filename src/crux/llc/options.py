@@ -1,4 +1,4 @@
-"""The jobs that estimate local learning coefficients, and the options of each experiment. Torch-free."""
+"""Jobs that estimate local learning coefficients, and the options of each experiment. This module does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from crux.toy.options import OneSize
 
 
 class Calibration(Enum):
-    """Losses whose learning coefficients are known: src/crux/llc/calibration.py, src/crux/llc/experiments/kgons.py."""
+    """Losses with a known learning coefficient: see src/crux/llc/calibration.py and src/crux/llc/experiments/kgons.py."""
 
     regular = "regular"
     monomials = "monomials"
@@ -37,7 +37,7 @@ class Calibration(Enum):
 
 
 class SamplerName(Enum):
-    """How chains move: src/crux/llc/samplers."""
+    """Samplers: see src/crux/llc/samplers."""
 
     sgld = "sgld"
     rmsprop_sgld = "rmsprop_sgld"
@@ -46,16 +46,16 @@ class SamplerName(Enum):
 
 
 class Divergence(Enum):
-    """How a behavioural loss compares outputs, over their last axis."""
+    """Distances by which a behavioural loss compares outputs, over their last axis."""
 
     mse = "mse"
-    """Squared distance, summed."""
+    """Squared distance, summed over outputs."""
     kl = "kl"
-    """KL(before ‖ now) of the distributions whose logits they are, nats."""
+    """KL(before ‖ now) in nats, with the outputs as logits."""
 
 
 class Split(Enum):
-    """A part of the text."""
+    """Part of the text."""
 
     train = "train"
     held_out = "held_out"
@@ -63,20 +63,20 @@ class Split(Enum):
 
 @dataclass
 class Llc:
-    """An experiment with local learning coefficients."""
+    """Options of an experiment with local learning coefficients."""
 
     experiment: str = MISSING
-    """Its name: a file in src/crux/llc/experiments."""
+    """Name of the experiment: a file in src/crux/llc/experiments."""
 
 
 @dataclass
 class Calibrate(Llc):
-    """Estimates of learning coefficients that are known."""
+    """Estimates of known learning coefficients."""
 
     cases: list[Calibration] = MISSING
-    """What is calibrated on."""
+    """Groups of losses to estimate."""
     length: Rate = MISSING
-    """Draws of every chain are so many times as many as the cases say; burn-in stays."""
+    """Factor on the number of draws of every chain; burn-in stays the same."""
 
     def check_section(self, key: str) -> None:
         if not self.cases:
@@ -85,46 +85,46 @@ class Calibrate(Llc):
 
 @dataclass
 class Speed(Llc):
-    """Chain-steps per second."""
+    """A measurement of chain-steps per second."""
 
 
 @dataclass
 class Sampling(Llc):
-    """An experiment whose chains the command line describes."""
+    """An experiment whose Markov chains can be set on the command line."""
 
     sampler: SamplerName = MISSING
-    """How chains move."""
+    """Sampler that moves the chains."""
     leapfrogs: Count = MISSING
-    """Steps of a move of sampler=hmc."""
+    """Leapfrog steps per move of sampler=hmc."""
     whitened: bool = MISSING
-    """sampler=hmc and mala move in coordinates in which all directions are equally stiff at w*; then ε is of order 1. Up to 384
-    parameters."""
+    """sampler=hmc and mala move in coordinates in which all directions have the same curvature at w*; ε is then of order 1. For
+    up to 384 parameters."""
     chains: Count = MISSING
-    """Of each checkpoint and each nβ, all next to each other."""
+    """Chains per checkpoint and nβ; all run as one batch."""
     burn_in: Count = MISSING
-    """Steps of each chain that are discarded."""
+    """Steps discarded at the start of each chain."""
     draws: Annotated[int, Ge(4)] = MISSING
-    """Kept of each chain."""
+    """Draws kept per chain."""
     every: Count = MISSING
-    """Steps from one draw to the next."""
+    """Steps between two draws."""
     nbetas: Annotated[list[Rate], MinLen(1)] = MISSING
-    """nβ of the posterior exp(−nβ L − γ/2 ‖w − w*‖²), one estimate each; n / log n at n samples."""
+    """Values of nβ in the posterior exp(−nβ L − γ/2 ‖w − w*‖²), with one estimate for each; n / log n for n samples."""
     step_size: Rate | None = None
-    """ε; if not given 0.1 / (nβ a_max + γ), a_max the largest curvature at w*, and 0.5 with sampler=mala or hmc."""
+    """ε; if not given, 0.1 / (nβ a_max + γ) with the largest curvature a_max at w*, or 0.5 / (…) for sampler=mala or hmc."""
 
 
 @dataclass
 class Kgons(Sampling):
-    """Toy models at a regular k-gon."""
+    """Toy models at regular k-gons."""
 
     gamma: Annotated[float, Ge(0)] | None = None
-    """γ, the pull to w*; if not given 1, and 100 if there are dead features."""
+    """γ, the strength of the pull to w*; if not given, 1, or 100 with dead features."""
     corners: Annotated[list[int], MinLen(1)] = MISSING
-    """Corners of the k-gons, 5 to 8."""
+    """Number of corners of each k-gon, 5 to 8."""
     plus: Annotated[int, Ge(0)] = MISSING
-    """Features besides the corners that are alive in their bias alone."""
+    """Number of features that are not corners, with zero weights and a positive bias."""
     features: Count | None = None
-    """All of a k-gon's features; those that are neither corners nor alive are dead. As few as possible if not given."""
+    """Number of features of each model; those beyond corners and `plus` are dead. If not given, there are none of these."""
 
     def check_section(self, key: str) -> None:
         if not all(5 <= k <= 8 for k in self.corners):
@@ -134,7 +134,7 @@ class Kgons(Sampling):
         needed = max(self.corners) + self.plus
         if self.features is not None and self.features < needed:
             raise UserError(
-                f"{key}.features={self.features}: {needed} are corners or alive ({key}.corners, {key}.plus); must be so many or more"
+                f"{key}.features={self.features}: must be {needed} or more, the corners and the features of {key}.plus"
             )
 
 
@@ -143,11 +143,11 @@ class LinearNetworks(Sampling):
     """Deep linear networks."""
 
     gamma: Annotated[float, Gt(0)] = MISSING
-    """γ, the pull to w*; without it nothing bounds the redundant factors."""
+    """γ, the strength of the pull to w*; without it the redundant factors are unbounded."""
     widths: Annotated[list[list[int]], MinLen(1)] = MISSING
-    """Of each network, input first."""
+    """Layer widths of each network, input first."""
     ranks: list[int] = MISSING
-    """Of the true map of each."""
+    """Rank of the true map of each network."""
 
     def check_section(self, key: str) -> None:
         if len(self.widths) != len(self.ranks):
@@ -166,9 +166,9 @@ class OnData(Sampling):
     """An experiment on a loss that is a mean over data."""
 
     gamma: Annotated[float, Ge(0)] = MISSING
-    """γ, the pull to w*."""
+    """γ, the strength of the pull to w*."""
     samples: Count = MISSING
-    """Data points of the loss, sequences for a language model: fixed, the same for all chains."""
+    """Data points in the loss (sequences for a language model): fixed, and the same for all chains."""
 
 
 @dataclass
@@ -176,17 +176,17 @@ class Behavioural(OnData):
     """The effective number of parameters of a perceptron."""
 
     behaviours: Annotated[list[Divergence], MinLen(1)] = MISSING
-    """Behavioural losses that are sampled."""
+    """Behavioural losses to sample."""
     hidden: Annotated[list[Count], MinLen(1)] = MISSING
     """Widths of the perceptron's hidden layers."""
 
 
 @dataclass
 class AlongTraining(OnData):
-    """Estimates at checkpoints of a training."""
+    """Estimates at checkpoints of a training run."""
 
     checkpoints: Count = MISSING
-    """Up to so many: the first, the last, and between them ever farther apart."""
+    """Largest number of checkpoints: the first, the last, and others spaced ever farther apart."""
 
 
 @dataclass
@@ -194,13 +194,13 @@ class LanguageModelLlc(OnData):
     """Estimates for a language model."""
 
     parameters: list[str] = MISSING
-    """Which parameters move, by name; * stands for anything."""
+    """Names of the parameters that move; * matches anything."""
     minibatch: Count | None = None
-    """Sequences that each chain draws anew for every step; all of the fixed ones if not given."""
+    """Sequences that each chain draws anew at every step; if not given, every step uses fixed sequences."""
     gradient_text: Split = MISSING
-    """What the chains follow the gradient on."""
+    """Part of the text on which the chains' gradients are computed."""
     evaluation_text: Split = MISSING
-    """What L(w) and L(w*) are measured on."""
+    """Part of the text on which L(w) and L(w*) are computed."""
 
     def check_section(self, key: str) -> None:
         if not self.parameters:
@@ -209,15 +209,15 @@ class LanguageModelLlc(OnData):
 
 @dataclass
 class ToyInstance(Model):
-    """A trained toy model, if `path` names one."""
+    """A trained toy model, if `path` is given."""
 
     instance: Annotated[int, Ge(0)] | None = None
-    """Number of the instance, settings running fastest; the one with the lowest loss if not given."""
+    """Index of the instance, with settings as the fastest axis; if not given, the one with the lowest loss."""
 
 
 @dataclass
 class LlcJob(Job):
-    """Estimates local learning coefficients."""
+    """A job that estimates local learning coefficients."""
 
     llc: Llc = MISSING
 
@@ -228,8 +228,8 @@ class LlcJob(Job):
         return f"llc {self.llc.experiment}"
 
     def mlflow_params(self) -> dict[str, object]:
-        own = {key: value for key, value in to_plain(self.llc).items() if isinstance(value, int | float)}
-        return {"experiment": f"llc/{self.llc.experiment}", "seed": self.seed, **own}
+        numbers = {key: value for key, value in to_plain(self.llc).items() if isinstance(value, int | float)}
+        return {"experiment": f"llc/{self.llc.experiment}", "seed": self.seed, **numbers}
 
     def mlflow_tags(self) -> dict[str, str | None]:
         return {"llc": self.llc.experiment}
@@ -237,7 +237,7 @@ class LlcJob(Job):
 
 @dataclass
 class ToyTrainingJob(LlcJob):
-    """Estimates along the training of a toy model."""
+    """A job that estimates at checkpoints of a toy model's training."""
 
     llc: AlongTraining = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     toy: OneSize = MISSING
@@ -248,7 +248,7 @@ class ToyTrainingJob(LlcJob):
 
 @dataclass
 class SaeTrainingJob(LlcJob, SparseTraining):
-    """Estimates along the training of an SAE on a toy model's hidden layer."""
+    """A job that estimates at checkpoints of the training of an SAE on a toy model's hidden layer."""
 
     llc: AlongTraining = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     model: ToyInstance = MISSING
@@ -257,10 +257,10 @@ class SaeTrainingJob(LlcJob, SparseTraining):
 
 @dataclass
 class LanguageModelJob(LlcJob):
-    """Estimates for some parameters of a language model."""
+    """A job that estimates for some parameters of a language model."""
 
     cache: str | None = None
-    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    """Folder of tokenised text; $CRUX_CACHE or ~/.cache/crux if not given."""
     llc: LanguageModelLlc = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     model: LanguageModel = MISSING
     data: Data = MISSING

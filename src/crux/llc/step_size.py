@@ -1,18 +1,18 @@
-"""How long a step may be: ε h must stay far below 4, h = nβ a + γ for the largest curvature a."""
+"""Choose and check step sizes: ε h must stay far below 4, where h = nβ a_max + γ and a_max is the largest curvature."""
 
 from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
 
-SHARE = 0.1
-"""ε h of the default: the energy of the stiffest direction comes out 1 / (1 − 0.1/4) = 1.026 times too large (predicted.py)."""
+DEFAULT_PRODUCT = 0.1
+"""ε h of the default step size; the energy of the stiffest direction is then 1 / (1 − 0.1/4) = 1.026 times too large (prediction.py)."""
 
-CORRECTED_SHARE = 0.5
-"""Of samplers that accept and refuse: no step size biases them, a short one costs time."""
+CORRECTED_PRODUCT = 0.5
+"""ε h of the default for Metropolis-corrected samplers, which no step size biases; a short one only costs time."""
 
-DIVERGES = 4.0
-"""From this ε h on the stiffest direction grows without bound."""
+DIVERGENT_PRODUCT = 4.0
+"""ε h from which on the stiffest direction grows without bound."""
 
 
 def default_step_size(
@@ -20,34 +20,37 @@ def default_step_size(
     *,
     nbeta: Float[Tensor, "case"],
     gamma: Float[Tensor, "case"],
-    stretch: float,
+    max_scale: float,
     corrected: bool,
 ) -> Float[Tensor, "case"]:
-    """Return ε = 0.1 / (nβ a_max + γ), shorter by as much as the sampler may lengthen it; 0.5 for one that accepts and refuses.
+    """Return ε = 0.1 / ((nβ a_max + γ) · max_scale), with 0.5 instead of 0.1 for Metropolis-corrected samplers.
+
+    Args:
+        max_scale: largest factor by which the sampler scales ε.
 
     Raises:
-        UserError: if nothing bounds it, with γ = 0 at a point without curvature.
+        UserError: if γ = 0 and the loss has no curvature, so that the step size is unbounded.
     """
     h = stiffness(largest, nbeta=nbeta, gamma=gamma)
     if not bool((h > 0).all()):
         raise UserError(
-            "step_size: the loss has no curvature at w* and gamma is 0, so that no step size follows; give one"
+            "step_size: the loss has no curvature at w* and gamma is 0, so that there is no default; give a value"
         )
-    return (CORRECTED_SHARE if corrected else SHARE) / (h * stretch)
+    return (CORRECTED_PRODUCT if corrected else DEFAULT_PRODUCT) / (h * max_scale)
 
 
 def stiffness(
     largest: Float[Tensor, "#*row"], *, nbeta: Float[Tensor, "#*row"], gamma: Float[Tensor, "#*row"]
 ) -> Float[Tensor, "*row"]:
-    """Return h_max = nβ a_max + γ."""
+    """Return h = nβ a_max + γ, where negative a_max counts as 0."""
     return nbeta * largest.clamp(min=0) + gamma
 
 
 def check_step_size(step_size: Float[Tensor, "row"], h: Float[Tensor, "row"], *, where: str) -> None:
-    """Raise a UserError for a step size that diverges, which says `where` the curvature is that large."""
+    """Raise UserError if a step size diverges; the message says `where` the curvature is that large."""
     worst = int((step_size * h).argmax())
-    if (step_size * h)[worst] >= DIVERGES:
+    if (step_size * h)[worst] >= DIVERGENT_PRODUCT:
         raise UserError(
-            f"step_size: {step_size[worst]:.3g} is a step size that diverges: {where}, ε · (nβ a_max + γ) is "
-            f"{(step_size * h)[worst]:.3g} and must be below 4; the default is {SHARE / h[worst]:.3g}"
+            f"step_size: {step_size[worst]:.3g} diverges: {where}, ε · (nβ a_max + γ) is "
+            f"{(step_size * h)[worst]:.3g} and must be below 4; the default is {DEFAULT_PRODUCT / h[worst]:.3g}"
         )

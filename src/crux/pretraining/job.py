@@ -17,8 +17,8 @@ from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
 from crux.runs.run_folder import RunFolder
 from crux.subjects.load import load_subject, load_tokenizer
 from crux.text.batches import Batches
-from crux.text.packaged import SOURCES, documents, held_out_ids
-from crux.text.sources import Packaged
+from crux.text.packaged import SOURCES, held_out_ids, packaged_documents
+from crux.text.sources import PackagedText
 from crux.text.token_file import default_cache
 from crux.text.tokenizer import END_OF_TEXT, train_bpe
 from crux.text.tokens import prepare_tokens
@@ -45,13 +45,13 @@ class Pretraining:
         self.config, context = config, config.model.context
         held_out = held_out_ids()
         self.tokenizer = train_bpe(
-            (d.text for source in SOURCES for d in documents(source) if d.id not in held_out),
+            (d.text for source in SOURCES for d in packaged_documents(source) if d.id not in held_out),
             vocab_size=config.pretrain.vocab_size,
         )
         end_of_text = self.tokenizer.token_to_id(END_OF_TEXT)
         assert end_of_text is not None
         tokens = prepare_tokens(
-            Packaged(SOURCES),
+            PackagedText(SOURCES),
             tokenizer=self.tokenizer,
             eot=end_of_text,
             max_tokens=None,
@@ -135,7 +135,7 @@ def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride:
     tokenizer, end_of_text = load_tokenizer(folder)
     held_out, found = held_out_ids(), {}
     for source in sources:
-        texts = [d.text for d in documents(source) if d.id in held_out]
+        texts = [d.text for d in packaged_documents(source) if d.id in held_out]
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
         documents_read = track(ids, f"bits per byte of {source}")
         nats = total_nats(subject, documents_read, end_of_text=end_of_text, context=context, stride=stride, batch=16)

@@ -12,7 +12,7 @@ from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
 from crux.text import sources
 from crux.text.packaged import SOURCES
-from crux.text.sources import Packaged, Source
+from crux.text.sources import PackagedText, Source
 from crux.text.token_file import default_cache
 from crux.text.tokens import Tokens, prepare_tokens
 
@@ -30,11 +30,11 @@ def text_source(data: Data) -> Source:
     """Return where the text comes from."""
     match data:
         case Files(path=str(path)):
-            return sources.Files(Path(path), data.column)
+            return sources.TextFiles(Path(path), data.column)
         case HubData():
-            return sources.Hub(data.name, data.config, data.split, data.revision, data.column)
+            return sources.HubDataset(data.name, data.config, data.split, data.revision, data.column)
         case _:
-            return Packaged(SOURCES)
+            return PackagedText(SOURCES)
 
 
 def load_tokens(data: Data, *, model: LanguageModel, cache: str | None) -> Tokens:

@@ -133,7 +133,7 @@ def _page(
         before=before,
         after=8,
     )
-    directions = subject.in_residual(site.write, sae.dictionary()[latents.to(subject.device)])
+    directions = subject.map_to_residual(site.write, sae.dictionary()[latents.to(subject.device)])
     effects = logit_effects(directions, subject.unembed, n_top=6)
     tokenizer, _ = load_tokenizer(source)
     return render_latents_page(

@@ -11,7 +11,7 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import Codes
 from crux.sae.architectures.site import Site
-from crux.subjects.hooks import in_order, parse_hook
+from crux.subjects.hooks import parse_hook, sort_hooks
 from crux.subjects.subject import Clean, Spliced, Subject
 
 
@@ -77,7 +77,7 @@ def splice_sites(
 
         return splice
 
-    hooks = in_order({hook for site in sites for hook in (site.read, site.write)})
+    hooks = sort_hooks({hook for site in sites for hook in (site.read, site.write)})
     return {hook: splice_at(hook) for hook in hooks}, passed
 
 
@@ -98,7 +98,7 @@ def splice_each(
         codes = site.sae.encode(x)
         passed.append(SaePass(x, codes, site.sae.decode(codes)))
     replaced = torch.cat([p.reconstruction for p in passed]).view(-1, *value.shape[1:-1], sites[0].sae.d_out)
-    many = subject.repeated(clean, write, times=len(sites))
+    many = subject.repeat_clean(clean, write, times=len(sites))
     return subject.spliced(many, {write: lambda _: replaced}, capture=capture), passed
 
 
@@ -112,6 +112,6 @@ def check_site(subject: Subject, site: Site) -> None:
     """UserError where the subject has not both hook points, or not of the SAE's widths, or in the other order."""
     sides = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
     for does, (name, width) in sides.items():
-        if (has := subject.hook_width(subject.check(name).kind)) != width:
+        if (has := subject.hook_width(subject.check_hook(name).kind)) != width:
             raise UserError(f"the SAE {does} {width} dimensions, {name} has {has}")
     check_hook_order(site.read, site.write)

@@ -1,19 +1,19 @@
-"""Where each architecture keeps its parts: embedding, blocks with norms, attention and MLP, final norm, unembedding."""
+"""The modules of each supported architecture: embedding, blocks (norms, attention, MLP), final norm and unembedding."""
 
 from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from crux.subjects.shallow import with_part
+from crux.subjects.shallow import copy_with_part
 
 
-class Names(NamedTuple):
-    """Names of an architecture's modules, those of a block relative to the block."""
+class ModuleNames(NamedTuple):
+    """Names of an architecture's modules; names inside a block are relative to the block."""
 
     embed: str
     positions: str | None
-    """Table of learned positions, where positions are added to the embedding."""
+    """Learned position embedding, if the architecture adds one to the token embedding."""
     blocks: str
     final_norm: str
     norm1: str
@@ -23,15 +23,16 @@ class Names(NamedTuple):
     norm2: str
     mlp: str
     post2: str | None
-    """Norm of the MLP's output, likewise."""
+    """Norm of the MLP's output, before it is added to the residual (Gemma 2 and 3)."""
     reads1: tuple[str, ...]
-    """Linear maps that read norm1's output; the weight processing folds the norm into them."""
+    """Linear maps that read norm1's output, and into which the weight processing folds it; the last gives the values."""
     reads2: tuple[str, ...]
+    """Linear maps that read norm2's output, likewise."""
     writes: tuple[str, str]
-    """Linear maps that write into the residual stream: the attention's output projection, and the MLP's."""
+    """Linear maps that write into the residual stream: the output projections of the attention and of the MLP."""
 
 
-_LLAMA = Names(
+_LLAMA = ModuleNames(
     embed="embed_tokens", positions=None, blocks="layers", final_norm="norm",
     norm1="input_layernorm", attn="self_attn", post1=None,
     norm2="post_attention_layernorm", mlp="mlp", post2=None,
@@ -41,13 +42,13 @@ _LLAMA = Names(
 _GEMMA2 = _LLAMA._replace(
     post1="post_attention_layernorm", norm2="pre_feedforward_layernorm", post2="post_feedforward_layernorm"
 )
-NAMES = {
-    "gpt2": Names(
+MODULE_NAMES = {
+    "gpt2": ModuleNames(
         embed="wte", positions="wpe", blocks="h", final_norm="ln_f",
         norm1="ln_1", attn="attn", post1=None, norm2="ln_2", mlp="mlp", post2=None,
         reads1=("attn.c_attn",), reads2=("mlp.c_fc",), writes=("attn.c_proj", "mlp.c_proj"),
     ),
-    "gpt_neox": Names(
+    "gpt_neox": ModuleNames(
         embed="embed_in", positions=None, blocks="layers", final_norm="final_layer_norm",
         norm1="input_layernorm", attn="attention", post1=None,
         norm2="post_attention_layernorm", mlp="mlp", post2=None,
@@ -61,12 +62,12 @@ NAMES = {
 }  # fmt: skip
 
 
-class Block(NamedTuple):
+class BlockParts(NamedTuple):
     """The parts of one block."""
 
     norm1: nn.Module
     attn: nn.Module
-    """Called as `attn(hidden_states, **arguments)`; returns the heads' outputs, side by side, first."""
+    """Attention without its output projection: `attn(hidden_states, **arguments)[0]` are the concatenated head outputs."""
     out: nn.Module
     """The attention's output projection."""
     post1: nn.Module | None
@@ -78,28 +79,28 @@ class Block(NamedTuple):
 class Anatomy(NamedTuple):
     """The parts of a causal language model."""
 
-    names: Names
+    names: ModuleNames
     embed: nn.Embedding
     positions: nn.Embedding | None
-    blocks: list[Block]
+    blocks: list[BlockParts]
     parallel: bool
-    """Whether attention and MLP of a block read the same residual (GPT-NeoX's default)."""
+    """True if attention and MLP of a block read the same residual (GPT-NeoX's default)."""
     final_norm: nn.Module
     head: nn.Linear
     d_z: int
-    """Width of the heads' outputs side by side, n_heads · d_head."""
+    """Width of the concatenated head outputs, n_heads · d_head."""
 
 
-def _without_projection(block: nn.Module, names: Names) -> nn.Module:
-    """The block's attention up to its output projection: a shallow copy that shares all else with the model's own."""
-    return with_part(block.get_submodule(names.attn), names.writes[0].rpartition(".")[2], nn.Identity())
+def _without_projection(block: nn.Module, names: ModuleNames) -> nn.Module:
+    """Return a shallow copy of the block's attention that skips the output projection and shares all other modules."""
+    return copy_with_part(block.get_submodule(names.attn), names.writes[0].rpartition(".")[2], nn.Identity())
 
 
-def anatomy(model: PreTrainedModel) -> Anatomy:
-    """The parts of `model`, which must be of a supported architecture."""
-    names, base = NAMES[model.config.model_type], model.base_model
+def find_parts(model: PreTrainedModel) -> Anatomy:
+    """Return the parts of a model whose architecture is a key of `MODULE_NAMES`."""
+    names, base = MODULE_NAMES[model.config.model_type], model.base_model
     blocks = [
-        Block(
+        BlockParts(
             norm1=block.get_submodule(names.norm1),
             attn=_without_projection(block, names),
             out=block.get_submodule(names.writes[0]),

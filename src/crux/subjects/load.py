@@ -1,4 +1,4 @@
-"""Loading a subject from a folder in Hugging Face layout: safetensors only, nothing unpickled, no foreign code."""
+"""Load a subject from a Hugging Face model folder: safetensors only, nothing unpickled, no code from the folder run."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from crux.subjects.weight_files import check_weights
 
 __all__ = ["load_subject", "load_tokenizer"]
 
-_BUFFERS = re.compile(r"\.(masked_bias|inv_freq)$|\.(attn|attention)\.bias$")  # old checkpoints carry causal masks
+_BUFFERS = re.compile(r"\.(masked_bias|inv_freq)$|\.(attn|attention)\.bias$")  # old checkpoints contain causal masks
 
 
 def load_subject(
@@ -30,11 +30,11 @@ def load_subject(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Subject:
-    """The frozen network of "tiny" (packaged), of a folder, or of a hub name such as "gpt2".
+    """Load the frozen language model "tiny" (packaged), one in a folder, or one of the hub such as "gpt2".
 
     `process_weights` folds the norms and centres the weights as TransformerLens does, in float32, before the cast
-    to `dtype`. Raises UserError (one line) for a missing folder or hub, a network that is not supported, missing or
-    corrupt weights, and weights that do not fit config.json.
+    to `dtype`. Raises UserError (one line) if the folder is missing, the hub cannot be reached, the architecture is not
+    supported, or the weights are missing, corrupt or do not fit config.json.
     """
     folder = find_folder(source)
     shape = read_shape(folder)
@@ -70,7 +70,7 @@ def _read_model(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrain
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the library's loading bar and report: what is wrong is raised, the rest is not news."""
+    """Silence the library's progress bar and loading report; everything that is wrong is raised as an error."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()

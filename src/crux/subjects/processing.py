@@ -1,15 +1,16 @@
-"""TransformerLens's weight processing, on Hugging Face modules: norms folded into what reads them, weights centred.
+"""TransformerLens's weight processing on Hugging Face modules: fold the norms into the maps that read them, centre weights.
 
 For LayerNorm y = (x − mean) / √(var + ε) · w + b, followed by a linear map W (inputs × outputs) with bias d:
-    W ← diag(w) W, d ← d + b W, then each column of W loses its mean (the normalised x has none); w = 1, b = 0.
-Maps that write into the residual stream, embeddings included, lose their mean over d_model: every norm that reads the
-stream subtracts it anyway. The unembedding loses its mean over the vocabulary: the softmax does not see it. RMSNorm
-does see the residual's mean, so there only the norm's weight is folded, and the unembedding centred. As each head's
-attention sums to one, the bias of its values goes through unchanged: it is moved into the output projection's. The
-function stays the same, up to one constant added to all logits of a token; the residuals change, and `attn.hook_z`.
+    W ← diag(w) W, d ← d + b W, then subtract from each column of W its mean (the normalised x has mean 0); w = 1, b = 0.
+Maps that write into the residual stream, embeddings included, are centred over d_model, because every norm that reads
+the stream subtracts the mean. The unembedding is centred over the vocabulary, which does not change the softmax. RMSNorm
+does depend on the residual's mean: there, only the norm's weight is folded and the unembedding centred. Attention
+patterns sum to one, so a value bias passes through attention unchanged and is moved into the output projection's bias.
+The network computes the same function, up to one constant added to all logits of a token; the residual stream and
+`attn.hook_z` change.
 
-`TransformerBridge.enable_compatibility_mode` does this too, but leaves the fused attention weights of the module that
-it wraps unprocessed; hence our own, compared with the bridge in the tests.
+`TransformerBridge.enable_compatibility_mode` does the same, but leaves the fused attention weights of the wrapped module
+unprocessed. This module processes them too; the tests compare it with the bridge.
 """
 
 import torch
@@ -18,20 +19,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from crux.config.errors import UserError
-from crux.subjects.anatomy import anatomy
+from crux.subjects.anatomy import find_parts
 
 PROCESSED = ("gpt2", "gpt_neox", "llama")
 
 
 def _matrix(linear: nn.Module) -> Tensor:
-    """The weight as inputs × outputs, sharing memory with the module."""
+    """Return the weight as inputs × outputs, sharing memory with the module."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(linear, Conv1D) else weight.T
 
 
 def _fold(norm: nn.Module, readers: list[nn.Module]) -> None:
-    """Moves the norm's weight and bias into the linear maps that read it."""
+    """Fold the norm's weight and bias into the linear maps that read its output."""
     scale, shift = norm.weight, getattr(norm, "bias", None)
     assert isinstance(scale, Tensor)
     for reader in readers:
@@ -47,7 +48,7 @@ def _fold(norm: nn.Module, readers: list[nn.Module]) -> None:
 
 
 def _move_value_bias(bias: Tensor, out: nn.Module, *, config: PreTrainedConfig) -> None:
-    """From the linear map that gives the values (GPT-2's and GPT-NeoX's give queries and keys too) to the projection."""
+    """Move the values' part of an attention input bias into the bias of the output projection."""
     n_heads = config.num_attention_heads
     match config.model_type:
         case "gpt2":
@@ -68,15 +69,15 @@ def _centre(weight: Tensor) -> None:
 
 @torch.no_grad()
 def process_weights(model: PreTrainedModel) -> None:
-    """Processes the weights of a causal language model in place; the unembedding is untied and gets a bias.
+    """Process the weights of a causal language model in place; untie the unembedding and give it a bias.
 
-    Best called on float32 weights. Raises UserError for an architecture where this is not done exactly.
+    The weights should be float32. Raises UserError for architectures that cannot be processed exactly.
     """
     kind = model.config.model_type
     if kind not in PROCESSED:
         raise UserError(f"model.process_weights: not supported for {kind}; allowed are {', '.join(PROCESSED)}")
     model.requires_grad_(False)
-    parts = anatomy(model)
+    parts = find_parts(model)
     names = parts.names
     raw = parts.head.weight
     head = nn.Linear(raw.shape[1], raw.shape[0], device=raw.device, dtype=raw.dtype)

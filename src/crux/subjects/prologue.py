@@ -1,4 +1,4 @@
-"""What the blocks' attention is called with besides the residual: masks, position ids, rotary embeddings."""
+"""Arguments of the blocks' attention besides the residual: masks, position ids, rotary embeddings."""
 
 import inspect
 
@@ -6,37 +6,37 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crux.subjects.shallow import with_part
+from crux.subjects.shallow import copy_with_part
 
 _KEPT = ("attention_mask", "position_ids", "position_embeddings")
 
 
 class _Recorder(nn.Module):
-    """Stands in a block's place: notes what it is called with and returns the residual untouched."""
+    """A stand-in for a block that records the arguments of its call and returns the residual unchanged."""
 
-    def __init__(self, block: nn.Module, noted: list[dict[str, object]]) -> None:
+    def __init__(self, block: nn.Module, recorded: list[dict[str, object]]) -> None:
         super().__init__()
-        self.signature, self.noted = inspect.signature(block.forward), noted
+        self.signature, self.recorded = inspect.signature(block.forward), recorded
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         bound = self.signature.bind_partial(hidden_states, *args, **kwargs).arguments
         bound.update(bound.pop("kwargs", {}))
-        self.noted.append({name: bound[name] for name in _KEPT if name in bound})
+        self.recorded.append({name: bound[name] for name in _KEPT if name in bound})
         return hidden_states
 
 
-@torch.inference_mode(False)  # the arguments are kept, and serve passes with a gradient too
+@torch.inference_mode(False)  # the arguments are reused, also in passes with a gradient
 @torch.no_grad()
 def attention_arguments(model: PreTrainedModel, *, blocks: str, pos: int) -> list[dict[str, object]]:
-    """Keyword arguments of each block's attention for sequences of `pos` tokens, from Hugging Face's own forward.
+    """Return the keyword arguments that Hugging Face's forward gives each block's attention for `pos` tokens.
 
-    They depend on the length alone (nothing is padded here), and hold for every batch size by broadcasting. Hugging
-    Face's forward waits for the device while it looks for packed sequences; so this runs once a length, on a copy of
+    They depend only on the length (nothing is padded here) and broadcast over the batch. Hugging Face's forward
+    synchronises with the device to look for packed sequences. This function therefore runs once per length, on a copy of
     the model that shares its weights and has recorders instead of blocks.
     """
-    noted: list[dict[str, object]] = []
+    recorded: list[dict[str, object]] = []
     base = model.base_model
-    recorders = nn.ModuleList(_Recorder(block, noted) for block in base.get_submodule(blocks).children())
-    shallow = with_part(base, blocks, recorders)
+    recorders = nn.ModuleList(_Recorder(block, recorded) for block in base.get_submodule(blocks).children())
+    shallow = copy_with_part(base, blocks, recorders)
     shallow(torch.zeros(1, pos, dtype=torch.long, device=model.device), use_cache=False)
-    return noted
+    return recorded

@@ -1,4 +1,4 @@
-"""The one thing that crux must take from torch's private parts; tests/subjects/test_shallow.py guards it."""
+"""Shallow copies of modules. They need a private attribute of torch, which tests/subjects/test_shallow.py checks."""
 
 import copy
 from typing import TypeVar
@@ -8,8 +8,8 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def with_part(module: Module, name: str, part: nn.Module) -> Module:
+def copy_with_part(module: Module, name: str, part: nn.Module) -> Module:
     """Return a copy of the module that has `part` as its child `name` and shares everything else with the original."""
     copied = copy.copy(module)
-    copied._modules = {**module._modules, name: part}  # `copy.copy` leaves one dict of children to both
+    copied._modules = {**module._modules, name: part}  # after `copy.copy` both would share one dict of children
     return copied

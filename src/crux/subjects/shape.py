@@ -1,4 +1,7 @@
-"""A subject's shape, read from its config.json. Standard library only: wrong layers are refused before torch loads."""
+"""A subject's shape, read from its config.json.
+
+This module imports only the standard library, so that a wrong layer is reported before torch is loaded.
+"""
 
 import json
 from pathlib import Path
@@ -14,14 +17,14 @@ CAUSAL_LMS = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
-"""The supported networks: config.json's `model_type`, and the class that must stand under `architectures`."""
+"""Supported architectures: `model_type` in config.json, and the class that its `architectures` must name."""
 
-TOY_MODEL = "{} is a toy model: say experiment=toy/sae"
-"""The answer to the folder of a trained toy model, or the run folder around it."""
+TOY_MODEL = "{} is a toy model: use experiment=toy/sae"
+"""Error message for a folder that holds a trained toy model."""
 
 
 class Shape(NamedTuple):
-    """What a configuration needs to know of a subject."""
+    """The sizes of a subject that checking a configuration needs."""
 
     n_layers: int
     """Number of blocks."""
@@ -30,21 +33,21 @@ class Shape(NamedTuple):
     d_vocab: int
     """Number of tokens in the vocabulary."""
     n_ctx: int
-    """Longest sequence it reads, in tokens."""
+    """Longest sequence that it accepts, in tokens."""
     architecture: str
     """`model_type` of config.json, a key of `CAUSAL_LMS`."""
     resid_mid: bool
-    """Whether there is a residual between attention and MLP (not in parallel GPT-NeoX blocks)."""
+    """True if its blocks have `hook_resid_mid`; parallel GPT-NeoX blocks do not."""
     d_z: int
-    """Width of the heads' outputs side by side, n_heads · d_head; not always d_model (Gemma)."""
+    """Width of the concatenated head outputs, n_heads · d_head; not always d_model (Gemma)."""
 
     def hook_width(self, kind: str) -> int:
-        """Dimensions of the activations at a hook point of that kind."""
+        """Return the width of the activations at hook points of a kind in `hooks.KINDS`."""
         return self.d_z if kind == "z" else self.d_model
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """config.json of a model folder; UserError where folder or file is missing or is not JSON."""
+    """Read config.json of a model folder; raise UserError if the folder or file is missing or the file is not a JSON object."""
     if not folder.is_dir():
         raise UserError(f"model folder {folder}: no such folder")
     path = folder / "config.json"
@@ -62,10 +65,10 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def read_shape(folder: str | Path) -> Shape:
-    """The shape of the model in a Hugging Face folder.
+    """Read the shape of the model in a Hugging Face folder.
 
-    Raises UserError (one line) for a missing folder, a missing or corrupt config.json, an architecture that is not
-    supported, a network that is no causal language model, and for missing sizes.
+    Raises UserError (one line) if the folder is missing, config.json is missing or corrupt, the architecture is not
+    supported, the model is not a causal language model, or a size is missing.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -86,7 +89,9 @@ def read_shape(folder: str | Path) -> Shape:
         raise UserError(f"{folder / 'config.json'}: {keys[0]} is missing or is not a positive whole number")
 
     d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
-    d_head = 256 if kind.startswith("gemma") else d_model // n_heads  # unless stated, for Gemma as in Hugging Face
+    d_head = (
+        256 if kind.startswith("gemma") else d_model // n_heads
+    )  # the defaults of Hugging Face if head_dim is not given
     return Shape(
         n_layers=size("num_hidden_layers", "n_layer"),
         d_model=d_model,

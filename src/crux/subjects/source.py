@@ -1,4 +1,4 @@
-"""Where a subject comes from: the packaged model, a folder, or the Hugging Face hub. Imports no torch."""
+"""Find a subject's files: the packaged model, a folder, or the Hugging Face hub. This module does not import torch."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +12,10 @@ _FILES = ["*.json", "*.safetensors"]
 
 
 def find_folder(source: str | Path) -> Path:
-    """The local folder of a model: "tiny" (packaged), a folder's path, or a hub name such as "gpt2".
+    """Return the local folder of a model given as "tiny" (packaged), a folder's path, or a hub name such as "gpt2".
 
-    A hub name is taken from the local cache, else downloaded (safetensors and JSON files only). Raises UserError (one
-    line) for a missing folder, a name that the hub does not have, and where the hub cannot be reached.
+    A hub model is taken from the local cache or else downloaded (safetensors and JSON files only). Raises UserError (one
+    line) if the folder is missing, the hub has no model of that name, or the hub cannot be reached.
     """
     if source == "tiny":
         folder = Path(str(files("crux.assets"))) / "tiny"
@@ -46,11 +46,11 @@ def _from_hub(name: str) -> Path:
             pass  # not in the cache
         if why := hub_unreachable(seconds=_PROBE_SECONDS):
             raise UserError(
-                f"model {name}: no such folder, not in the local cache, and no hub within reach ({why}); {_INSTEAD}"
+                f"model {name}: no such folder, not in the local cache, and the hub cannot be reached ({why}); {_INSTEAD}"
             )
         return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns="*/*"))
     except HFValidationError as error:
-        raise UserError(f"model {name}: no such folder, and not a name of the hub; {_INSTEAD}") from error
+        raise UserError(f"model {name}: no such folder, and not a valid name on the hub; {_INSTEAD}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name}: the hub does not give it ({first}); {_INSTEAD}") from error
+        raise UserError(f"model {name}: cannot be downloaded from the hub ({first}); {_INSTEAD}") from error

@@ -1,8 +1,8 @@
 """The subject: a frozen causal language model, run untouched (clean pass) or with activations replaced (spliced pass).
 
-The blocks are called by hand, part by part, on the Hugging Face modules: every hook point is a plain tensor on the
-way, a pass can begin and end at any of them, and the attention stays SDPA. TransformerLens gives the names and, in the
-tests, the truth.
+The modules of each Hugging Face block are called one by one. Every hook point is therefore a plain tensor, a pass can
+start and end at any hook point, and attention still runs as SDPA. Hook points have their TransformerLens names; the tests
+compare activations and outputs with TransformerLens.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from crux.config.errors import UserError
-from crux.subjects.anatomy import anatomy
-from crux.subjects.hooks import FINAL, Hook, check_hook, check_onward, hook_names, in_order, parse_hook
+from crux.subjects.anatomy import find_parts
+from crux.subjects.hooks import FINAL, Hook, check_continuation, check_hook, hook_names, parse_hook, sort_hooks
 from crux.subjects.prologue import attention_arguments
 from crux.subjects.walk import walk
 
@@ -24,57 +24,60 @@ _LENGTHS_KEPT = 4  # masks of long contexts are large
 
 
 class Unembed(NamedTuple):
-    """The map from final hidden states to logits: softcap(h @ W_U.T + b_U)."""
+    """The map from final hidden states h to logits: softcap(h @ W_U.T + b_U)."""
 
     W_U: Float[Tensor, "d_vocab d_model"]
-    """Unembedding matrix, as Hugging Face stores it."""
+    """Unembedding matrix, oriented as in Hugging Face."""
     b_U: Float[Tensor, "d_vocab"] | None
-    """Bias of the logits; None where there is none."""
+    """Bias of the logits, if the model has one."""
     softcap: float | None
-    """s: logits → s · tanh(logits / s); None where logits are not capped."""
+    """The s in s · tanh(logits / s); None if logits are not capped."""
 
 
 class Replay(NamedTuple):
-    """What a spliced pass needs of its clean pass; opaque to callers."""
+    """The data that a spliced pass reuses from its clean pass; callers only pass it on."""
 
     arguments: list[dict[str, object]]
-    """Keyword arguments of each block's attention."""
+    """Keyword arguments for the attention of each block."""
     carried: dict[str, tuple[Tensor, ...]]
-    """For each captured hook, what its block still needs behind it besides the hook's own value."""
+    """For each captured hook point: the tensors, besides its activation, that its block needs to continue from there."""
 
 
 class Clean(NamedTuple):
-    """Result of a clean pass; no gradient flows in it."""
+    """Result of a clean pass; its tensors carry no gradient."""
 
     activations: dict[str, Float[Tensor, "batch pos _"]]
-    """The captured hooks, by name; d_model wide, at `attn.hook_z` n_heads · d_head."""
+    """Captured activations by hook name; the last axis is d_model, or n_heads · d_head at `attn.hook_z`."""
     final: Float[Tensor, "batch pos d_model"] | None
-    """Residual stream after the final norm; None where the pass stopped early."""
+    """Residual stream after the final norm; None if the pass stopped early."""
     replay: Replay
-    """For `Subject.spliced`."""
+    """The data from which `Subject.spliced` continues."""
 
 
 class Spliced(NamedTuple):
     """Result of a spliced pass."""
 
     activations: dict[str, Float[Tensor, "batch pos _"]]
-    """The captured hooks, by name, at a spliced hook as its function returned it."""
+    """Captured activations by hook name; at a spliced hook point, the value that its function returned."""
     final: Float[Tensor, "batch pos d_model"]
     """Residual stream after the final norm."""
 
 
 class Subject:
-    """A frozen network under study. Not an nn.Module: it never enters a checkpoint, a parameter list or `.train()`."""
+    """A frozen language model under study.
+
+    It is not an nn.Module, so that it never ends up in a checkpoint or a parameter list, and `.train()` never reaches it.
+    """
 
     def __init__(self, model: PreTrainedModel, *, name: str, process_weights: bool) -> None:
-        """Takes `model` over: freezes it in place. `process_weights` states whether its weights have been processed."""
+        """Freeze `model` in place and wrap it; `process_weights` records whether its weights have been processed."""
         self.model = model.eval().requires_grad_(False)
         for module in list(model.modules()):
             for child_name, child in module.named_children():
-                if isinstance(child, NewGELUActivation):  # the same function, in one kernel instead of eight
+                if isinstance(child, NewGELUActivation):  # the same function as one kernel instead of eight
                     setattr(module, child_name, nn.GELU(approximate="tanh"))
         self.name, self.process_weights = name, process_weights
-        self.parts = anatomy(model)
+        self.parts = find_parts(model)
         self.n_layers = len(self.parts.blocks)
         self.d_vocab, self.d_model = self.parts.head.weight.shape
         self.d_z = self.parts.d_z
@@ -83,7 +86,7 @@ class Subject:
 
     @property
     def unembed(self) -> Unembed:
-        """From final hidden states to logits, for losses that work in chunks of tokens."""
+        """The map from final hidden states to logits, for losses that work in chunks of tokens."""
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
         return Unembed(self.parts.head.weight, self.parts.head.bias, softcap)
 
@@ -96,39 +99,42 @@ class Subject:
         return self.parts.head.weight.dtype
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Subject":
-        """Moves and casts the network in place. Buffers keep their type: rotary frequencies need float32."""
+        """Move and cast the network in place. Buffers keep their dtype, because rotary frequencies need float32."""
         nn.Module.to(self.model, device=device)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype or parameter.dtype)
         self._arguments.clear()
         return self
 
-    def check(self, name: str) -> Hook:
-        """The hook point of that name; UserError with the nearest names where this network does not have it."""
+    def check_hook(self, name: str) -> Hook:
+        """Parse the name of a hook point; raise UserError with the nearest names if this network does not have it."""
         return check_hook(name, n_layers=self.n_layers, resid_mid=not self.parts.parallel)
 
     def hook_width(self, kind: str) -> int:
-        """Dimensions of the activations at a hook point of that kind, one of `hooks.KINDS`."""
+        """Return the width of the activations at hook points of a kind in `hooks.KINDS`."""
         return self.parts.d_z if kind == "z" else self.d_model
 
-    def in_residual(self, hook: str, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d_model"]:
-        """What directions at a hook point add to the residual stream: at `hook_z` through the attention's output projection."""
-        place = self.check(hook)
-        if place.kind != "z":
+    def map_to_residual(self, hook: str, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d_model"]:
+        """Map directions at a hook point to what they add to the residual stream.
+
+        At `attn.hook_z` this applies the attention's output projection without its bias; elsewhere it is the identity.
+        """
+        parsed = self.check_hook(hook)
+        if parsed.kind != "z":
             return directions
-        out = self.parts.blocks[place.layer].out
+        out = self.parts.blocks[parsed.layer].out
         directions = directions.to(self.dtype)
         return out(directions) - out(torch.zeros_like(directions))
 
     @torch.no_grad()
     def clean(self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], final: bool = True) -> Clean:
-        """Runs the network untouched and keeps the activations at the hooks in `capture`.
+        """Run the unmodified network and return the activations at the hook points in `capture`, which may include `FINAL`.
 
-        With `final=False` the run stops as soon as the last captured hook is there: only the prefix is executed; `FINAL` may
-        be among them. Raises UserError for a hook point that does not exist and for sequences longer than the context.
+        With `final=False` the pass stops at the last captured hook point, so that only the prefix is computed. Raises
+        UserError for a hook point that does not exist and for sequences longer than the context.
         """
         if not final and not capture:
-            raise UserError("clean(final=False): nothing to do, capture is empty")
+            raise UserError("clean(final=False): nothing to compute, capture is empty")
         if FINAL not in capture:
             return self._run(tokens, capture=capture, of=(), final=final)[0]
         clean = self._run(tokens, capture=[name for name in capture if name != FINAL], of=(), final=True)[0]
@@ -143,15 +149,15 @@ class Subject:
         loss: Callable[[Tensor], Tensor],
         capture: Collection[str] = (),
     ) -> tuple[Clean, dict[str, Tensor]]:
-        """A clean pass, and the gradient of `loss(final hidden state)` at the hooks in `of`: ∂loss/∂activation.
+        """Run a clean pass and return it with ∂loss(final hidden state)/∂activation at each hook point in `of`.
 
-        One backward pass towards activations alone, from `loss` to the first of the hooks, whose prefix builds no graph;
-        the gradients are constants of the activations' shapes. The clean pass keeps the hooks in `capture` and in `of`,
-        and is `clean`'s own, gradient-free too. Works under `no_grad` and `inference_mode` as well. Raises UserError
-        as `clean` does, and for an empty `of`.
+        One backward pass goes from `loss` to the first of these hook points and computes gradients of activations only; no
+        autograd graph is built before that hook point. The gradients have the activations' shapes and carry no graph. The
+        clean pass equals that of `clean`, gradient-free, with the hook points in `capture` and `of`. This works under
+        `no_grad` and `inference_mode` too. Raises UserError as `clean` does, and if `of` is empty.
         """
         if not of:
-            raise UserError("clean_with_gradients: no hook point given to take the gradient at")
+            raise UserError("clean_with_gradients: no hook point given at which to take the gradient")
         with torch.inference_mode(False), torch.enable_grad():
             clean, watched = self._run(tokens, capture={*capture, *of}, of=of, final=True)
             assert clean.final is not None
@@ -161,10 +167,10 @@ class Subject:
     def _run(
         self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], of: Collection[str], final: bool
     ) -> tuple[Clean, dict[str, Tensor]]:
-        """The clean pass, and the activations at the hooks in `of`, from the first of which on there is a graph."""
+        """Run a clean pass; return it with the activations at the hook points in `of`, the first of which starts the graph."""
         for name in capture:
-            self.check(name)
-        stop = self._last if final else in_order(capture)[-1]
+            self.check_hook(name)
+        stop = self._last if final else sort_hooks(capture)[-1]
         arguments = self._attention_arguments(tokens.shape[1])
         kept: dict[str, Tensor] = {}
         carried: dict[str, tuple[Tensor, ...]] = {}
@@ -174,9 +180,9 @@ class Subject:
         while True:
             name, value = step.name, step.value
             if name in of:
-                # the network is frozen: what does not come from an earlier hook of `of` has no graph yet
+                # the network is frozen: an activation that depends on no earlier hook point in `of` has no graph yet
                 watched[name] = value if value.requires_grad else value.detach().requires_grad_()
-                value = watched[name].view_as(value)  # torch's FLOP counter breaks where a module reads a leaf
+                value = watched[name].view_as(value)  # torch's FLOP counter fails if a module reads a leaf tensor
             if name in capture:
                 kept[name], carried[name] = value.detach(), tuple(x.detach() for x in step.carried)
             if name == stop:
@@ -192,18 +198,18 @@ class Subject:
         *,
         capture: Collection[str] = (),
     ) -> Spliced:
-        """Replays what lies behind the first spliced hook, with each function's result in its hook's place.
+        """Run the network from the first spliced hook point on, replacing each spliced activation by its function's result.
 
-        The function at the first hook is given the clean activation; those at later hooks see what the earlier splices
-        made of theirs. Results are cast to the network's dtype. Gradients flow through the functions, none into the
-        network. Hooks before the first spliced one are not run and cannot be captured. Raises UserError for a hook
-        point that does not exist, an empty `splice`, or where `clean` did not capture the first hook.
+        The first function receives the clean activation; functions at later hook points receive activations that the earlier
+        splices have changed. Results are cast to the network's dtype. Gradients flow through the functions but not into the
+        network's parameters. Hook points before the first spliced one are not computed and cannot be captured. Raises
+        UserError for a hook point that does not exist, an empty `splice`, or if `clean` did not capture the first hook point.
         """
         for name in (*splice, *capture):
-            self.check(name)
+            self.check_hook(name)
         if not splice:
-            raise UserError("spliced: no hook point given to splice at")
-        first = in_order(splice)[0]
+            raise UserError("spliced: no hook point given at which to splice")
+        first = sort_hooks(splice)[0]
         if first not in clean.activations:
             raise UserError(f"spliced at {first}: the clean pass must capture it; it has {list(clean.activations)}")
         if before := [name for name in capture if parse_hook(name).order < parse_hook(first).order]:
@@ -231,21 +237,22 @@ class Subject:
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Names of the hook points, in the network's order, `FINAL` last."""
+        """Names of all hook points in the network's order, ending with `FINAL`."""
         return (*hook_names(self.n_layers, resid_mid=not self.parts.parallel), FINAL)
 
-    def onward(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
-        """The activations at `ends` with `value` in place of the one at `start`; gradients flow to `value`, none into the network.
+    def continue_from(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
+        """Return the activations at `ends` after replacing the activation at `start` by `value`.
 
-        `ends` may have `FINAL` among them, the residual stream after the final norm. Nothing behind the last end is run. Raises
-        UserError for a hook point that does not exist or lies before `start`, and where `clean` did not capture `start`.
+        Gradients flow to `value` but not into the network's parameters. `ends` may include `FINAL`, the residual stream after
+        the final norm. Nothing after the last of them is computed. Raises UserError for a hook point that does not exist or
+        lies before `start`, and if `clean` did not capture `start`.
         """
-        check_onward(self.hooks, start, ends)
+        check_continuation(self.hooks, start, ends)
         if start not in clean.activations:
-            raise UserError(f"onward from {start}: the clean pass must capture it; it has {list(clean.activations)}")
+            raise UserError(f"continue_from {start}: the clean pass must capture it; it has {list(clean.activations)}")
         if start == FINAL:
             return {FINAL: value}
-        found: dict[str, Tensor] = {}
+        reached: dict[str, Tensor] = {}
         steps = walk(
             self.parts,
             clean.replay.arguments,
@@ -256,23 +263,23 @@ class Subject:
         step = next(steps)
         while True:
             if step.name in ends:
-                found[step.name] = step.value
+                reached[step.name] = step.value
             if step.name == self._last and FINAL in ends:
-                found[FINAL] = self.parts.final_norm(step.value)
-            if len(found) == len(set(ends)):
-                return found
+                reached[FINAL] = self.parts.final_norm(step.value)
+            if len(reached) == len(set(ends)):
+                return reached
             step = steps.send(step.value)
 
     @staticmethod
-    def repeated(clean: Clean, hook: str, *, times: int) -> Clean:
-        """The clean pass of its sequences `times` over, kept at one captured hook: for as many spliced passes in one call."""
+    def repeat_clean(clean: Clean, hook: str, *, times: int) -> Clean:
+        """Repeat the batch of a clean pass `times` times at one captured hook point, for that many spliced passes in one call."""
 
-        def again(x: Tensor) -> Tensor:
+        def repeat(x: Tensor) -> Tensor:
             return x.repeat(times, *(1 for _ in x.shape[1:]))
 
-        carried = {hook: tuple(again(x) for x in clean.replay.carried[hook])}
+        carried = {hook: tuple(repeat(x) for x in clean.replay.carried[hook])}
         replay = clean.replay._replace(carried=carried)
-        return Clean({hook: again(clean.activations[hook])}, None, replay)
+        return Clean({hook: repeat(clean.activations[hook])}, None, replay)
 
     @property
     def _last(self) -> str:
@@ -280,7 +287,7 @@ class Subject:
 
     def _attention_arguments(self, pos: int) -> list[dict[str, object]]:
         if pos > self.n_ctx:
-            raise UserError(f"sequences of {pos} tokens: {self.name} reads at most {self.n_ctx}")
+            raise UserError(f"sequences of {pos} tokens: {self.name} accepts at most {self.n_ctx}")
         if pos not in self._arguments:
             if len(self._arguments) == _LENGTHS_KEPT:
                 del self._arguments[next(iter(self._arguments))]

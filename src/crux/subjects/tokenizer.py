@@ -11,18 +11,18 @@ from crux.subjects.source import find_folder
 
 
 class SubjectTokenizer(NamedTuple):
-    """A subject's tokenizer, and the token that keeps documents apart."""
+    """A subject's tokenizer, and the token that separates documents."""
 
     tokenizer: Tokenizer
-    """Without truncation and padding; call `encode(text, add_special_tokens=False)`."""
+    """The tokenizer, with truncation and padding off; call `encode(text, add_special_tokens=False)`."""
     end_of_text: int
     """Id of the end-of-text token."""
 
 
 def load_tokenizer(source: str | Path) -> SubjectTokenizer:
-    """The tokenizer of "tiny", of a model folder or of a hub name.
+    """Load the tokenizer of "tiny", of a model folder or of a model on the hub.
 
-    Raises UserError where tokenizer.json is missing or corrupt, or where no end-of-text token can be found in
+    Raises UserError if tokenizer.json is missing or corrupt, or if no end-of-text token can be found in
     tokenizer_config.json, special_tokens_map.json, config.json or the vocabulary (`<|endoftext|>`).
     """
     folder = find_folder(source)
@@ -40,21 +40,21 @@ def load_tokenizer(source: str | Path) -> SubjectTokenizer:
 
 def _end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read(folder / name).get("eos_token")
+        token = _read_json(folder / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and (found := tokenizer.token_to_id(token)) is not None:
-            return found
-    ids = _read(folder / "config.json").get("eos_token_id")
+        if isinstance(token, str) and (token_id := tokenizer.token_to_id(token)) is not None:
+            return token_id
+    ids = _read_json(folder / "config.json").get("eos_token_id")
     first = ids[0] if isinstance(ids, list) and ids else ids
     if isinstance(first, int) and 0 <= first < tokenizer.get_vocab_size():
         return first
-    if (found := tokenizer.token_to_id("<|endoftext|>")) is not None:
-        return found
+    if (token_id := tokenizer.token_to_id("<|endoftext|>")) is not None:
+        return token_id
     raise UserError(f"model folder {folder}: no end-of-text token; set eos_token in tokenizer_config.json")
 
 
-def _read(path: Path) -> dict[str, object]:
-    """A JSON object, or an empty one where there is no such file."""
+def _read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object; return an empty one if the file does not exist or holds something else."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The weight files of a model folder, looked at without torch: a truncated download is reported at once."""
+"""Check the weight files of a model folder without torch, so that a truncated download is reported at once."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from crux.config.errors import UserError
 
 
 def check_weights(folder: Path) -> None:
-    """UserError unless the folder holds whole safetensors files; reads their headers only."""
+    """Raise UserError unless the folder holds complete safetensors files; read only their headers."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:

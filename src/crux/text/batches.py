@@ -1,4 +1,4 @@
-"""Batches of token windows: batch i is a pure function of (seed, i), so that a resumed run reads on where it was."""
+"""Shuffled batches of token windows; batch i is a pure function of (seed, i), so that a resumed run continues exactly."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,17 @@ from crux.config.errors import UserError
 
 
 class Batches(Sequence[Tensor]):
-    """Shuffled windows of `context` tokens, epoch after epoch; each epoch cuts the stream at another offset.
+    """A sequence of batches of shuffled windows of `context` tokens; each epoch uses a new order and a new offset.
 
     Args:
         tokens: the token stream, documents joined by the end-of-text token; memory-mapped or in memory.
-        context: tokens a window.
-        batch: windows a batch.
-        seed: fixes offsets and order.
-        n_batches: the length; windows come again (other cuts, other order) once an epoch is through.
+        context: tokens per window.
+        batch: windows per batch.
+        seed: determines offsets and order.
+        n_batches: length of the sequence; it may span several epochs.
 
     Raises:
-        UserError: where the stream is shorter than one window and an offset.
+        UserError: if the stream is shorter than two windows.
     """
 
     def __init__(self, tokens: np.ndarray, *, context: int, batch: int, seed: int, n_batches: int) -> None:
@@ -43,10 +43,10 @@ class Batches(Sequence[Tensor]):
         return torch.from_numpy(windows.astype(np.int64))
 
     def _window(self, n: int) -> np.ndarray:
-        epoch, place = divmod(n, self.windows_per_epoch)
+        epoch, position = divmod(n, self.windows_per_epoch)
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
             self._epoch, self._order = epoch, rng.permutation(self.windows_per_epoch)
-            self._offset = int(rng.integers(0, self.context))  # `windows_per_epoch` leaves room for any
-        start = self._offset + int(self._order[place]) * self.context
+            self._offset = int(rng.integers(0, self.context))  # `windows_per_epoch` leaves room for any offset
+        start = self._offset + int(self._order[position]) * self.context
         return np.asarray(self.tokens[start : start + self.context])

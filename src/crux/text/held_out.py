@@ -1,4 +1,4 @@
-"""The held-out windows that an SAE is judged on: always the same ones, spread over the whole stream."""
+"""The held-out windows for evaluations: always the same ones, evenly spaced over the whole stream."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,9 @@ from torch import Tensor
 def spread_batches(
     tokens: np.ndarray, *, context: int, batch: int, n_tokens: int
 ) -> Iterator[Int[Tensor, "batch context"]]:
-    """Non-overlapping windows of `context` tokens, evenly spread over the stream, about `n_tokens` in all.
+    """Yield batches of non-overlapping windows of `context` tokens, evenly spaced, about `n_tokens` tokens in total.
 
-    No seed: every SAE of a subject is judged on the same windows. Fewer where the stream is shorter.
+    There is no seed, so that all SAEs of a subject are evaluated on the same windows. A short stream yields fewer.
     """
     available = len(tokens) // context
     wanted = max(1, min(n_tokens // context, available))

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, streamed row by row."""
+"""Stream the rows of a data set on the Hugging Face hub."""
 
 from collections.abc import Iterator
 
@@ -9,27 +9,27 @@ from crux.config.errors import UserError
 from crux.config.hub import hub_unreachable
 from crux.text.readers import COLUMNS
 
-PATIENCE = 3.0  # seconds for the probe
+PROBE_SECONDS = 3.0  # longest wait for the check whether the hub can be reached
 
 
 def hub_documents(
     name: str, *, config: str | None, split: str, revision: str | None, column: str | None
 ) -> Iterator[str | Integer[np.ndarray, "pos"]]:
-    """The rows of one split: texts, or token ids where the column holds lists; null ones are passed over.
+    """Yield the rows of one split as texts, or as token ids if the column holds lists; skip null rows.
 
     Raises:
-        UserError: no network, no such data set, config, split or column.
+        UserError: if there is no network or no such data set, config, split or column.
     """
-    if why := hub_unreachable(seconds=PATIENCE):
+    if why := hub_unreachable(seconds=PROBE_SECONDS):
         raise UserError(
-            f"data set {name}: no Hugging Face hub within reach ({why}); use data=packaged, or download its Parquet "
+            f"data set {name}: the Hugging Face hub cannot be reached ({why}); use data=packaged, or download its Parquet "
             "files elsewhere and give their folder as data.path"
         )
     from datasets import load_dataset  # seconds to import
 
     try:
         rows = load_dataset(name, config, split=split, revision=revision, streaming=True)
-    except (OSError, RuntimeError, ValueError) as e:  # not there, gated, a script, no such config or split
+    except (OSError, RuntimeError, ValueError) as e:  # missing, gated, needs a script, or no such config or split
         raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
     try:
         for number, row in enumerate(rows):
@@ -38,7 +38,7 @@ def hub_documents(
                 case str(text):
                     yield text
                 case list() | np.ndarray() as ids:
-                    yield _ids(ids, where=f"data set {name}, row {number}, {wanted!r}")
+                    yield _check_ids(ids, where=f"data set {name}, row {number}, {wanted!r}")
                 case None if wanted in row:
                     continue
                 case _:
@@ -50,7 +50,7 @@ def hub_documents(
         raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
 
 
-def _ids(values: object, *, where: str) -> Integer[np.ndarray, "pos"]:
+def _check_ids(values: object, *, where: str) -> Integer[np.ndarray, "pos"]:
     ids = np.asarray(values)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise UserError(f"{where}: neither a text nor a list of token ids")

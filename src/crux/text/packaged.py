@@ -1,4 +1,4 @@
-"""The packaged text: State of the Union addresses, Moby-Dick, the King James Bible, and what of them is held out."""
+"""The packaged text: State of the Union addresses, Moby-Dick and the King James Bible, and the list of held-out documents."""
 
 import json
 import lzma
@@ -9,22 +9,24 @@ from typing import NamedTuple
 SOURCES = ("sotu", "moby-dick", "kjv")
 
 
-class Document(NamedTuple):
+class PackagedDocument(NamedTuple):
+    """One document of the packaged text."""
+
     id: str
-    """`<source>/<name>`, as `sotu/1790_george_washington_n`."""
+    """`<source>/<name>`, such as `sotu/1790_george_washington_n`."""
     text: str
 
 
-def documents(source: str) -> Iterator[Document]:
-    """The documents of one source, in the order of the year, book or chapter."""
+def packaged_documents(source: str) -> Iterator[PackagedDocument]:
+    """Yield the documents of one source, ordered by year, book or chapter."""
     with (
         (files("crux.assets") / "text" / f"{source}.jsonl.xz").open("rb") as raw,
         lzma.open(raw, "rt", encoding="utf-8") as lines,
     ):
         for line in lines:
-            yield Document(**json.loads(line))
+            yield PackagedDocument(**json.loads(line))
 
 
 def held_out_ids() -> frozenset[str]:
-    """Ids of the documents that neither the packaged model nor any SAE trains on."""
+    """Return the ids of the documents on which neither the packaged model nor any SAE trains."""
     return frozenset((files("crux.assets") / "text" / "heldout.txt").read_text("utf-8").split())

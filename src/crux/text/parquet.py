@@ -1,4 +1,4 @@
-"""The rows of a Parquet file, streamed: texts, or token ids as they are."""
+"""Stream the rows of a Parquet file as texts or token ids."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,26 +12,26 @@ from crux.config.errors import UserError
 from crux.text.paths import check_parquet
 from crux.text.readers import COLUMNS
 
-ROWS = 256  # a batch of them is in memory
+ROWS = 256  # rows per batch; one batch is in memory at a time
 
 
 def parquet_documents(path: Path, *, column: str | None) -> Iterator[str | Integer[np.ndarray, "pos"]]:
-    """The column's rows; null ones are passed over.
+    """Yield the rows of a column; skip null rows.
 
     Raises:
-        UserError: no Parquet, or no column of texts or lists of integers by that name (its columns are listed).
+        UserError: if the file is not Parquet, or has no column of that name with texts or lists of integers.
     """
     check_parquet(path)
     try:
         with pq.ParquetFile(path) as file:
-            name = _usable(path, file.schema_arrow, column=column)
+            name = _find_column(path, file.schema_arrow, column=column)
             for batch in file.iter_batches(batch_size=ROWS, columns=[name]):
                 values = batch.column(0)
                 if _is_text(values.type):
                     yield from (text for text in values.to_pylist() if text is not None)
                 else:
                     yield from (row.values.to_numpy(zero_copy_only=False) for row in values if row.is_valid)
-    except (OSError, pa.ArrowException) as e:  # a broken page, a codec that this build lacks
+    except (OSError, pa.ArrowException) as e:  # a damaged page, or a codec that this build of pyarrow lacks
         raise UserError(f"{path} cannot be read as Parquet: {str(e).splitlines()[0]}") from None
 
 
@@ -44,7 +44,7 @@ def _is_ids(t: pa.DataType) -> bool:
     return lists and pa.types.is_integer(t.value_type)
 
 
-def _usable(path: Path, schema: pa.Schema, *, column: str | None) -> str:
+def _find_column(path: Path, schema: pa.Schema, *, column: str | None) -> str:
     for name in (column,) if column else COLUMNS:
         if name in schema.names and (_is_text(schema.field(name).type) or _is_ids(schema.field(name).type)):
             return name

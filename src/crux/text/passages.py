@@ -1,11 +1,11 @@
-"""A text file as documents: split at the end-of-text marks, or where there are none cut at paragraphs."""
+"""Split a text file into documents, at its end-of-text marks or, if it has none, at paragraphs."""
 
 import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from crux.text.readers import blocks, decoded
+from crux.text.readers import decode_file, read_blocks
 from crux.text.tokenizer import END_OF_TEXT
 
 LONGEST_PASSAGE, SHORTEST_PASSAGE = 8192, 1024  # characters
@@ -13,29 +13,29 @@ PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 def passage_length(size: int) -> int:
-    """Characters a passage should have at least, so that even a small text (of `size` bytes) gives about a hundred."""
+    """Return the minimum length of a passage in characters, such that even a small text of `size` bytes has about 100."""
     return min(max(size // 100, SHORTEST_PASSAGE), LONGEST_PASSAGE)
 
 
 def text_documents(path: Path, *, length: int) -> Iterator[str]:
-    """The documents of a text file, without the blank lines around them; line ends are read as newlines.
+    """Yield the documents of a text file, without blank lines around them and with all line ends as newlines.
 
-    A file with `<|endoftext|>` between its documents is split there and nowhere else. Any other is cut into passages at
-    the first paragraph boundary after `length` characters; a paragraph of more than twice `length` is cut at a line's
-    end, at a space, or where it must be. Nothing but blank space at the cuts is lost.
+    A file with `<|endoftext|>` between its documents is split only there. Any other file is cut into passages at the
+    first paragraph boundary after `length` characters. A paragraph longer than twice `length` is cut at a line end, else
+    at a space, else at exactly twice `length`. Only white space at the cuts is lost.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    texts = (newlines.decode(t) for t in decoded(path))
-    pieces = _split(texts) if _separated(path) else _cut(texts, length=length)
-    for piece in pieces:
-        if document := piece.strip("\n") if piece.strip() else "":
+    texts = (newlines.decode(t) for t in decode_file(path))
+    parts = _split_at_marks(texts) if _has_separators(path) else _cut_passages(texts, length=length)
+    for part in parts:
+        if document := part.strip("\n") if part.strip() else "":
             yield document
 
 
-def _separated(path: Path) -> bool:
-    """True where an end-of-text mark stands between two documents, not only at the end of one."""
+def _has_separators(path: Path) -> bool:
+    """Return True if an end-of-text mark separates two documents, rather than only ending one."""
     mark, rest, found = END_OF_TEXT.encode(), b"", False
-    for block in blocks(path):
+    for block in read_blocks(path):
         data = rest + block
         if not found:
             before, mark_there, data = data.partition(mark)
@@ -49,7 +49,7 @@ def _separated(path: Path) -> bool:
     return False
 
 
-def _split(texts: Iterator[str]) -> Iterator[str]:
+def _split_at_marks(texts: Iterator[str]) -> Iterator[str]:
     rest = ""
     for text in texts:
         *whole, rest = (rest + text).split(END_OF_TEXT)
@@ -57,25 +57,25 @@ def _split(texts: Iterator[str]) -> Iterator[str]:
     yield rest
 
 
-def _cut(texts: Iterator[str], *, length: int) -> Iterator[str]:
+def _cut_passages(texts: Iterator[str], *, length: int) -> Iterator[str]:
     rest = ""
     for text in texts:
         rest, start = rest + text, 0
         while len(rest) - start > 2 * length + len(END_OF_TEXT):
-            end = _boundary(rest, start=start, length=length)
+            end = _find_boundary(rest, start=start, length=length)
             yield rest[start:end]
             start = end
         rest = rest[start:]
-    rest = rest.replace(END_OF_TEXT, "")  # the mark at the end of the only document
+    rest = rest.replace(END_OF_TEXT, "")  # the mark may end the only document
     while len(rest) > 2 * length:
-        end = _boundary(rest, start=0, length=length)
+        end = _find_boundary(rest, start=0, length=length)
         yield rest[:end]
         rest = rest[end:]
     yield rest
 
 
-def _boundary(text: str, *, start: int, length: int) -> int:
-    """Where the passage that begins at `start` ends, between `length` and twice `length` characters on."""
+def _find_boundary(text: str, *, start: int, length: int) -> int:
+    """Return the end of the passage that begins at `start`, between `length` and twice `length` characters after it."""
     limit = start + 2 * length
     if paragraph := PARAGRAPH.search(text, start + length, limit):
         return paragraph.end()

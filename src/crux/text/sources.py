@@ -1,4 +1,4 @@
-"""Where text comes from: the packaged one, the user's files, a data set of the hub; each a stream of documents."""
+"""Sources of text as streams of documents: the packaged text, the user's files, or a data set on the hub."""
 
 import hashlib
 from collections.abc import Generator, Iterator
@@ -10,131 +10,131 @@ import numpy as np
 from jaxtyping import Integer
 
 from crux.text.hub import hub_documents
-from crux.text.packaged import Document, documents, held_out_ids
+from crux.text.packaged import PackagedDocument, held_out_ids, packaged_documents
 from crux.text.passages import passage_length, text_documents
-from crux.text.paths import data_files, format_of, suffixes
+from crux.text.paths import detect_format, find_data_files, split_suffixes
 from crux.text.readers import json_lines
 
-HASHED_BYTES = 256 << 20  # files of more in all are known by name, size and time of change, not by their bytes
+HASHED_BYTES = 256 << 20  # larger files are identified by name, size and modification time instead of their bytes
 
 
-class Packaged(NamedTuple):
-    """The packaged text; held out is what assets/text/heldout.txt lists."""
+class PackagedText(NamedTuple):
+    """The packaged text; assets/text/heldout.txt lists its held-out documents."""
 
     sources: tuple[str, ...]
-    """Some of `packaged.SOURCES`."""
+    """Names from `packaged.SOURCES`."""
 
 
-class Files(NamedTuple):
+class TextFiles(NamedTuple):
     """The user's own text, JSONL or Parquet: a file, or a folder of them."""
 
     path: Path
     """File or folder."""
     column: str | None
-    """The key or column of the text or the token ids; None: `text`, else `input_ids`."""
+    """The key or column with the text or the token ids; None: `text`, else `input_ids`."""
 
 
-class Hub(NamedTuple):
-    """A data set of the Hugging Face hub."""
+class HubDataset(NamedTuple):
+    """A data set on the Hugging Face hub."""
 
     name: str
     """`owner/name`."""
     config: str | None
     """The data set's configuration (subset); None: its only or default one."""
     split: str
-    """Its split, `train` mostly; ours into training and held-out documents is made within it."""
+    """The split to read, usually `train`; it is divided into training and held-out documents."""
     revision: str | None
-    """Commit or branch; None: main, as it was when it was first read."""
+    """Commit or branch; None: main, as it was when its tokens were first cached."""
     column: str | None
-    """The column of the text or the token ids; None: `text`, else `input_ids`."""
+    """The column with the text or the token ids; None: `text`, else `input_ids`."""
 
 
-Source = Packaged | Files | Hub
+Source = PackagedText | TextFiles | HubDataset
 
 
-class Piece(NamedTuple):
-    """One document on its way to the tokens."""
+class SourceDocument(NamedTuple):
+    """One document of a source."""
 
     content: str | Integer[np.ndarray, "pos"]
-    """Its text, or token ids to be taken as they are."""
+    """Its text, or its token ids if the source is already tokenised."""
     held_out: bool | None
-    """What the source says; None: the hash of the content decides."""
+    """True if the source holds it out; None: the hash of the content decides."""
 
 
-def pieces(source: Source) -> Generator[Piece, None, None]:
-    """The documents, in an order that never changes; empty ones are left out.
+def stream_documents(source: Source) -> Generator[SourceDocument, None, None]:
+    """Yield the documents of a source that are not empty.
 
-    The packaged ones come in the order of their ids' hashes, so that every part of the stream has old and new speeches,
-    scripture and novel in it; the others as they lie in the files.
+    Packaged documents are ordered by the hashes of their ids, so that every part of the stream mixes old and new speeches,
+    scripture and novel. Other documents keep the order of their files or rows.
 
     Raises:
-        UserError: the user's mistakes with files and data sets, each in one line.
+        UserError: for every error in the user's files or data set, each in one line.
     """
     match source:
-        case Packaged(sources):
+        case PackagedText(sources):
             held_out = held_out_ids()
-            for document in sorted((d for s in sources for d in documents(s)), key=_by_hash):
-                yield Piece(document.text, document.id in held_out)
-        case Files(path, column):
-            found = data_files(path)
+            for document in sorted((d for s in sources for d in packaged_documents(s)), key=_hash_id):
+                yield SourceDocument(document.text, document.id in held_out)
+        case TextFiles(path, column):
+            found = find_data_files(path)
             length = passage_length(sum(f.stat().st_size for f in found))
             for file in found:
-                yield from (Piece(c, None) for c in _contents(file, column=column, length=length) if len(c))
-        case Hub(name, config, split, revision, column):
+                yield from (SourceDocument(c, None) for c in _read_file(file, column=column, length=length) if len(c))
+        case HubDataset(name, config, split, revision, column):
             rows = hub_documents(name, config=config, split=split, revision=revision, column=column)
-            yield from (Piece(c, None) for c in rows if len(c))
+            yield from (SourceDocument(c, None) for c in rows if len(c))
 
 
-def describe(source: Source) -> str:
-    """What to call it in a message."""
+def describe_source(source: Source) -> str:
+    """Return a name of the source for messages."""
     match source:
-        case Packaged(sources):
+        case PackagedText(sources):
             return f"the packaged text ({', '.join(sources)})"
-        case Files(path):
+        case TextFiles(path):
             return str(path)
-        case Hub(name):
+        case HubDataset(name):
             return f"data set {name}"
 
 
-def fingerprint(source: Source) -> dict[str, str | list[str] | None]:
-    """What tells this content from any other, for the key of the cache.
+def fingerprint_source(source: Source) -> dict[str, str | list[str] | None]:
+    """Return values that identify the source's content, for the key of the cache.
 
-    Packaged: hashes of the assets. Files: hashes of their bytes, so that a moved or copied file is known again; where
-    they have more than 256 MB in all, their names, sizes and times of change. Hub: name, config, split, revision.
+    Packaged text: hashes of the assets. Files: hashes of their bytes, so that a moved or copied file is recognised; if
+    they total more than 256 MiB, their paths, sizes and modification times. Hub data set: its fields.
     """
     match source:
-        case Packaged(sources):
+        case PackagedText(sources):
             folder = files("crux.assets") / "text"
             names = [*(f"{s}.jsonl.xz" for s in sources), "heldout.txt"]
             return {"packaged": [hashlib.blake2b((folder / n).read_bytes()).hexdigest() for n in names]}
-        case Files(path, column):
-            found = data_files(path)
+        case TextFiles(path, column):
+            found = find_data_files(path)
             small = sum(f.stat().st_size for f in found) <= HASHED_BYTES
             return {"files": [_file_hash(f) if small else _file_state(f) for f in found], "column": column}
-        case Hub():
+        case HubDataset():
             return {"hub": None, **source._asdict()}
 
 
-def _contents(path: Path, *, column: str | None, length: int) -> Iterator[str | Integer[np.ndarray, "pos"]]:
-    match format_of(path):
+def _read_file(path: Path, *, column: str | None, length: int) -> Iterator[str | Integer[np.ndarray, "pos"]]:
+    match detect_format(path):
         case "text":
             yield from text_documents(path, length=length)
         case "jsonl":
             for value in json_lines(path, column=column):
                 yield value if isinstance(value, str) else np.array(value, np.int64)
         case "parquet":
-            from crux.text.parquet import parquet_documents  # pyarrow takes its time
+            from crux.text.parquet import parquet_documents  # importing pyarrow is slow
 
             yield from parquet_documents(path, column=column)
 
 
-def _by_hash(document: Document) -> bytes:
+def _hash_id(document: PackagedDocument) -> bytes:
     return hashlib.blake2b(document.id.encode(), digest_size=8).digest()
 
 
 def _file_hash(path: Path) -> str:
     with path.open("rb") as f:
-        return "".join(suffixes(path)) + " " + hashlib.file_digest(f, "blake2b").hexdigest()
+        return "".join(split_suffixes(path)) + " " + hashlib.file_digest(f, "blake2b").hexdigest()
 
 
 def _file_state(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""The cache's file of tokens: a safetensors file with `train` and `held_out`, written under another name, then renamed.
+"""The token file of the cache: a safetensors file with `train` and `held_out`, written under a temporary name, then renamed.
 
-The header has a fixed length and is written last, so that tokens can be streamed before their number is known. A file
-that was not finished, or was cut, has another length than its header says and is never opened.
+The header has a fixed length and is written last, so that tokens can be streamed before their number is known. An
+unfinished or truncated file does not have the length that its header states and is never opened.
 """
 
 import errno
@@ -23,26 +23,26 @@ from crux.config.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to delete an open file by itself
+except ImportError:  # on Windows an open file cannot be deleted anyway
     fcntl = None
 
-HEADER = 4096  # bytes, its own length included
+HEADER = 4096  # bytes, including the eight that hold the header's length
 SIDES: tuple[str, str] = ("train", "held_out")
-YOUNG = 10.0  # seconds; a temporary of less is never taken for a dead one
+STALE_SECONDS = 10.0  # a younger temporary file is never removed as left over
 
 
 def default_cache() -> Path:
-    """`$CRUX_CACHE`, or `~/.cache/crux`."""
+    """Return the cache folder: `$CRUX_CACHE`, or `~/.cache/crux`."""
     return Path(os.environ.get("CRUX_CACHE") or "~/.cache/crux").expanduser()
 
 
-def dtype_for(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds every id."""
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Return uint16 if it can hold every id of the vocabulary, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 class TokenWriter:
-    """Takes tokens of either side, in memory for no longer than the call; `finish` joins them into one file."""
+    """Streams tokens of both sides, `train` and `held_out`, to disk; `finish` joins them into one file."""
 
     def __init__(self, file: BinaryIO, held_out: IO[bytes], dtype: np.dtype) -> None:
         self._files, self._dtype = {"train": file, "held_out": held_out}, dtype
@@ -54,7 +54,7 @@ class TokenWriter:
         self.counts[side] += len(ids)
 
     def finish(self, metadata: dict[str, str]) -> None:
-        """Appends the held-out tokens, writes the header in front, and makes sure that all is on the disk."""
+        """Append the held-out tokens, write the header at the start, and flush everything to disk."""
         file, held_out = self._files.values()
         held_out.seek(0)
         shutil.copyfileobj(held_out, file, 1 << 20)
@@ -65,7 +65,7 @@ class TokenWriter:
             kind = f"U{8 * self._dtype.itemsize}"
             header[side] = {"dtype": kind, "shape": [self.counts[side]], "data_offsets": [start, end]}
         text = json.dumps(header).encode().ljust(HEADER - 8)
-        assert len(text) == HEADER - 8, "the metadata are too long"
+        assert len(text) == HEADER - 8, "the metadata is too long"
         file.seek(0)
         file.write(struct.pack("<Q", len(text)) + text)
         file.flush()
@@ -73,14 +73,14 @@ class TokenWriter:
 
 
 @contextmanager
-def new_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
-    """A writer whose file appears at `path` when the block ends well, and of which nothing stays when it does not.
+def write_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
+    """Open a writer whose file appears at `path` if the block succeeds; otherwise nothing remains.
 
-    Several processes may write the same file at once: each has its own temporary, the last rename stands. Temporaries
-    that a killed process left in the folder are removed.
+    Several processes may write the same file at once: each has a separate temporary file, and the last rename wins.
+    Temporary files of killed processes in the folder are removed.
 
     Raises:
-        UserError: where the folder cannot be made or written, or the disk is full.
+        UserError: if the folder cannot be created or written, or the disk is full.
     """
     temporary = None
     try:
@@ -91,8 +91,8 @@ def new_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
             tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem + ".", suffix=".tmp", delete=False) as file,
         ):
             temporary = Path(file.name)
-            with suppress(OSError):  # a file system without locks
-                _lock(file)  # while this process lives
+            with suppress(OSError):  # the file system may not support locks
+                _lock(file)  # held as long as this process lives
             yield TokenWriter(file, held_out, dtype)  # pyright: ignore[reportArgumentType]
             temporary.chmod(0o644)
             if os.name == "posix":
@@ -103,9 +103,11 @@ def new_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise UserError(
-                f"the disk is full: {path.parent} has no room for the tokens (CRUX_CACHE moves it)"
+                f"the disk is full: {path.parent} has no room for the tokens (set CRUX_CACHE to use another folder)"
             ) from None
-        raise UserError(f"the cache {path.parent} cannot be written: {e.strerror or e}; CRUX_CACHE moves it") from None
+        raise UserError(
+            f"the cache {path.parent} cannot be written: {e.strerror or e}; set CRUX_CACHE to use another folder"
+        ) from None
     finally:
         if temporary:
             with suppress(FileNotFoundError):
@@ -115,10 +117,10 @@ def new_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
 def open_token_file(
     path: Path,
 ) -> tuple[UInt[np.ndarray, "train"], UInt[np.ndarray, "held_out"], dict[str, str]] | None:
-    """Both sides, memory-mapped, and the metadata; None where there is no such file or it is not whole.
+    """Open both sides, memory-mapped, and the metadata; return None if the file is missing or incomplete.
 
     Raises:
-        UserError: where it cannot be read.
+        UserError: if the file cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -139,17 +141,19 @@ def open_token_file(
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise UserError(f"the cache {path} cannot be read: {e.strerror or e}; CRUX_CACHE moves it") from None
+        raise UserError(
+            f"the cache {path} cannot be read: {e.strerror or e}; set CRUX_CACHE to use another folder"
+        ) from None
 
 
 def _remove_stale(folder: Path) -> None:
     for path in folder.glob("*.tmp"):
         try:
-            if time.time() - path.stat().st_mtime > YOUNG:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 with path.open("rb") as f:
-                    _lock(f)  # fails where its writer lives
+                    _lock(f)  # fails while its writer lives
                 path.unlink()
-        except OSError:  # in use, or another process was faster
+        except OSError:  # in use, or already removed by another process
             continue
 
 

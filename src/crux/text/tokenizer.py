@@ -1,4 +1,4 @@
-"""The tokenizer: a byte-level BPE, trained on given texts or read from a model's folder."""
+"""Train a byte-level BPE tokenizer."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with GPT-2's pre-tokenisation; id 0 is the end-of-text token."""
+    """Train a byte-level BPE with GPT-2's pre-tokenisation; id 0 is the end-of-text token."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()

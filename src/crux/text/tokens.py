@@ -1,4 +1,4 @@
-"""Text to tokens, once: a memory-mapped training stream and a held-out one, apart by document."""
+"""Tokenise a source once, into a memory-mapped training stream and a held-out stream with no document in common."""
 
 import hashlib
 import json
@@ -10,99 +10,101 @@ from jaxtyping import UInt
 from tokenizers import Tokenizer
 
 from crux.config.errors import UserError
-from crux.text.filling import fill
-from crux.text.sources import Packaged, Source, describe, fingerprint
-from crux.text.token_file import dtype_for, new_token_file, open_token_file
+from crux.text.sources import PackagedText, Source, describe_source, fingerprint_source
+from crux.text.token_file import open_token_file, token_dtype, write_token_file
+from crux.text.tokenise import tokenise_source
 
-VERSION = 1  # of what `prepare_tokens` makes of its arguments; goes into the key
-EVERY = 20  # one document in so many is held out
-FINER = (10, 5, 2)  # tried in turn where a small text leaves too little held out
+VERSION = 1  # part of the cache's key; changes whenever the same arguments give other tokens
+HOLD_OUT_EVERY = 20  # one document in 20 is held out
+FINER_SPLITS = (10, 5, 2)  # tried in this order if a small text leaves too little held out
 
 
 class Tokens(NamedTuple):
     """Two streams of tokens with no document in common; in each, every text is followed by the end-of-text id."""
 
     train: UInt[np.ndarray, "train"]
-    """To train on; memory-mapped, uint16 where the vocabulary fits, else uint32."""
+    """Training tokens; memory-mapped, uint16 if the vocabulary fits, else uint32."""
     held_out: UInt[np.ndarray, "held_out"]
-    """To judge on; likewise."""
+    """Tokens for evaluation, of the same type."""
     train_documents: int
-    """Documents in `train`; the last may be cut by `max_tokens`."""
+    """Number of documents in `train`; `max_tokens` may have cut the last one."""
     held_out_documents: int
-    """Documents in `held_out`; likewise."""
+    """Number of documents in `held_out`; `held_out_tokens` may have cut the last one."""
     train_bytes: int | None
-    """UTF-8 bytes of the text in `train`, end-of-text marks not counted; None where it came pre-tokenised."""
+    """UTF-8 bytes of the text in `train` without end-of-text marks; None if the source was already tokenised."""
     held_out_bytes: int | None
-    """Likewise for `held_out`: bits per byte = nats · tokens / bytes / ln 2."""
+    """The same for `held_out`: bits per byte = (nats per token) · tokens / bytes / ln 2."""
     every: int | None
-    """One in `every` documents, by the hash of its content, is held out; None: the source has its own list."""
+    """One document in `every`, by the hash of its content, is held out; None: the source has a list."""
     path: Path
-    """The file in the cache."""
+    """File in the cache."""
 
 
 def prepare_tokens(
     source: Source, *, tokenizer: Tokenizer, eot: int, max_tokens: int | None, held_out_tokens: int | None,
     min_tokens: int, cache: Path,
 ) -> Tokens:  # fmt: skip
-    """The source's tokens, from the cache if they are there, else made and put there.
+    """Return the source's tokens from the cache; if they are not there, tokenise the source first.
 
-    A document is held out by its content alone: where blake2b of it is divisible by `every` (20), so that equal ones
-    fall on the same side. A text too small for that is split more finely (10, 5, 2); `Tokens.every` says how. The
-    packaged text has its own list. Whatever ids come pre-tokenised are joined as they are, nothing between them.
+    A document is held out if blake2b of its content is divisible by `every` = 20, so that equal documents are on the same
+    side. If that leaves too little text held out, 10, 5 and 2 are tried; `Tokens.every` is the value that was used. The
+    packaged text has a list of held-out documents instead. Documents that are already token ids are joined unchanged,
+    with nothing between them.
 
     Args:
-        source: where the text comes from.
-        tokenizer: its truncation, padding and special tokens are not applied; marks in a text are text.
+        source: source of the text.
+        tokenizer: its truncation, padding and special tokens are not applied: `<|endoftext|>` in a text is plain text.
         eot: id of the end-of-text token.
-        max_tokens: length of the training stream at most; None: all there is.
-        held_out_tokens: length of the held-out stream at most; None: all that was come by.
-        min_tokens: what each of the two must have.
-        cache: the folder; `token_file.default_cache()` is the usual one.
+        max_tokens: largest length of the training stream; None: no limit.
+        held_out_tokens: largest length of the held-out stream; None: no limit.
+        min_tokens: smallest length of each stream.
+        cache: folder of the cache, usually `token_file.default_cache()`.
 
     Raises:
-        UserError: the mistakes of the sources; too short; ids beyond the vocabulary; a cache that cannot be written.
+        UserError: for an error of the source, a text that is too short, ids that are not in the vocabulary, or a cache
+            that cannot be written.
     """
     vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
     assert 0 <= eot < vocab_size, "the end-of-text token is not in the vocabulary"
-    own = Tokenizer.from_str(tokenizer.to_str())  # a copy: the caller's settings stay as they are
-    own.no_truncation()
-    own.no_padding()
-    own.encode_special_tokens = True
-    for name, most in (("max_tokens", max_tokens), ("held_out_tokens", held_out_tokens)):
-        if most is not None and most < min_tokens:
-            raise UserError(f"data.{name}={most:,} is too few: at least {min_tokens:,} are needed")
+    plain = Tokenizer.from_str(tokenizer.to_str())  # a copy, so that the caller's tokenizer keeps its settings
+    plain.no_truncation()
+    plain.no_padding()
+    plain.encode_special_tokens = True
+    for name, limit in (("max_tokens", max_tokens), ("held_out_tokens", held_out_tokens)):
+        if limit is not None and limit < min_tokens:
+            raise UserError(f"data.{name}={limit:,} is too few: at least {min_tokens:,} are needed")
     limits = {"train": max_tokens, "held_out": held_out_tokens}
-    content, model = fingerprint(source), own.to_str()
+    content, model = fingerprint_source(source), plain.to_str()
     tokens = None
-    for every in (None,) if isinstance(source, Packaged) else (EVERY, *FINER):
+    for every in (None,) if isinstance(source, PackagedText) else (HOLD_OUT_EVERY, *FINER_SPLITS):
         key = json.dumps([VERSION, content, model, eot, limits, every])
         path = cache / "tokens" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.safetensors"
-        tokens = _opened(path)
+        tokens = _open_tokens(path)
         if tokens is None:
-            with new_token_file(path, dtype=dtype_for(vocab_size)) as writer:
-                fill(writer, source, tokenizer=own, eot=eot, limits=limits, every=every)
-            tokens = _opened(path)
+            with write_token_file(path, dtype=token_dtype(vocab_size)) as writer:
+                tokenise_source(writer, source, tokenizer=plain, eot=eot, limits=limits, every=every)
+            tokens = _open_tokens(path)
             assert tokens is not None
         if len(tokens.train) + len(tokens.held_out) == 0:
-            raise UserError(f"{describe(source)} is empty: no document with any text")
+            raise UserError(f"{describe_source(source)} is empty: it has no document with any text")
         if len(tokens.held_out) >= min_tokens or len(tokens.train) + len(tokens.held_out) < 2 * min_tokens:
             break
     assert tokens is not None
     if min(len(tokens.train), len(tokens.held_out)) < min_tokens:
         raise UserError(
-            f"{describe(source)} is too short: {len(tokens.train):,} tokens to train on and {len(tokens.held_out):,} "
+            f"{describe_source(source)} is too short: {len(tokens.train):,} tokens to train on and {len(tokens.held_out):,} "
             f"held out, at least {min_tokens:,} of each are needed"
         )
     return tokens
 
 
-def _opened(path: Path) -> Tokens | None:
-    if (found := open_token_file(path)) is None:
+def _open_tokens(path: Path) -> Tokens | None:
+    if (opened := open_token_file(path)) is None:
         return None
-    train, held_out, metadata = found
-    about = json.loads(metadata["crux"])
-    documents, sizes = about["documents"], about["bytes"] if about["text"] else {}
+    train, held_out, metadata = opened
+    counts = json.loads(metadata["crux"])
+    documents, sizes = counts["documents"], counts["bytes"] if counts["text"] else {}
     return Tokens(
         train, held_out, documents["train"], documents["held_out"], sizes.get("train"), sizes.get("held_out"),
-        about["every"], path,
+        counts["every"], path,
     )  # fmt: skip

@@ -27,7 +27,7 @@ def test_a_subject_goes_on_as_its_spliced_pass_does(kind: str, subject_folder: C
         captured = [start] if end == FINAL else [start, end]
         clean = subject.clean(TOKENS, capture=captured)
         other = (1.1 * clean.activations[start] + 0.1).requires_grad_()
-        found = subject.onward(clean, start, other, ends=[end])[end]
+        found = subject.continue_from(clean, start, other, ends=[end])[end]
         spliced = subject.spliced(clean, {start: lambda x, other=other: other}, capture=captured)
         want = spliced.final if end == FINAL else spliced.activations[end]
         assert torch.equal(found, want)
@@ -41,7 +41,7 @@ def test_nothing_behind_the_last_end_is_run(subject_folder: Callable[[str], Path
         block.norm1.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
     clean = subject.clean(TOKENS, capture=["blocks.0.hook_resid_mid"], final=False)
     calls.clear()
-    subject.onward(
+    subject.continue_from(
         clean, "blocks.0.hook_resid_mid", clean.activations["blocks.0.hook_resid_mid"], ends=["blocks.1.hook_resid_pre"]
     )
     assert calls == []
@@ -55,7 +55,7 @@ def test_a_chain_is_its_maps_one_after_the_other(chain: Chain) -> None:
     assert torch.equal(chain(x), clean.final)
     assert not clean.activations["relu.0"].requires_grad
     value = clean.activations["relu.0"].clone().requires_grad_()
-    found = chain.onward(clean, "relu.0", value, ends=["output", "relu.0"])
+    found = chain.continue_from(clean, "relu.0", value, ends=["output", "relu.0"])
     assert torch.equal(found["output"], chain(x))
     assert found["relu.0"] is value
     assert torch.allclose(
@@ -70,18 +70,18 @@ def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Pa
         subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre"]),
     )
     with pytest.raises(UserError, match=r"from relu.0 to layer.0: the second lies before the first"):
-        chain.onward(clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
+        chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
     with pytest.raises(UserError, match=r"relu.1: no such hook point; there are input, layer.0, relu.0, output"):
-        chain.onward(clean, "relu.0", torch.ones(1, 4), ends=["relu.1"])
+        chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=["relu.1"])
     with pytest.raises(UserError, match="no hook point given"):
-        chain.onward(clean, "relu.0", torch.ones(1, 4), ends=[])
+        chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=[])
     with pytest.raises(UserError, match="mlp: no such hook point"):
         chain.clean(torch.ones(1, 3), capture=["mlp"], final=False)
     at = "blocks.1.hook_resid_pre"
     with pytest.raises(UserError, match=r"from blocks.1.hook_resid_pre to blocks.0.hook_resid_mid"):
-        subject.onward(kept, at, kept.activations[at], ends=["blocks.0.hook_resid_mid"])
+        subject.continue_from(kept, at, kept.activations[at], ends=["blocks.0.hook_resid_mid"])
     with pytest.raises(UserError, match="the clean pass must capture it"):
-        subject.onward(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
+        subject.continue_from(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
 
 
 def test_behind_the_final_norm_there_is_a_hook_point_too(subject_folder: Callable[[str], Path]) -> None:
@@ -89,4 +89,4 @@ def test_behind_the_final_norm_there_is_a_hook_point_too(subject_folder: Callabl
     clean = subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre", FINAL], final=False)
     assert torch.equal(clean.activations[FINAL], subject.clean(TOKENS, capture=[]).final)
     value = torch.zeros_like(clean.activations[FINAL])
-    assert subject.onward(clean, FINAL, value, ends=[FINAL]) == {FINAL: value}
+    assert subject.continue_from(clean, FINAL, value, ends=[FINAL]) == {FINAL: value}

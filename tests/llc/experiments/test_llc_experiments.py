@@ -7,18 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from crux.llc.calibration import Case, Group, Row, calibrate, folded, linear
+from crux.llc.calibration import (
+    CalibrationRow,
+    CaseGroup,
+    KnownCase,
+    calibrate,
+    reflect_into_interval,
+    shallow_linear_cases,
+)
 from crux.llc.chains import ChainSettings
 from crux.llc.coordinates import Coordinates
-from crux.llc.curvature import curvature
-from crux.llc.experiments.kgons import Kgon, kgon_loss, polished
+from crux.llc.curvature import measure_curvature
+from crux.llc.experiments.kgons import Kgon, kgon_loss, optimise_kgons
 from crux.llc.landscape import Landscape
 from crux.llc.losses import NO_DATA
 from crux.llc.samplers.hmc import HMC
 
 
 def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[str, float], str]:
-    """Metrics and report of a run."""
+    """Run a job; return its metrics and its report."""
     assert crux_here(*given, "tracking=none", f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert (folder / "DONE").exists()
@@ -34,17 +41,17 @@ def test_a_small_calibration_passes(crux_here: Callable[..., int], tmp_path: Pat
     assert len(list(tmp_path.glob("runs/*/figures/errors.png"))) == 1
 
 
-def test_singular_cases_pass_at_a_small_size() -> None:
-    """A 5-gon, and a linear network whose minimum is no manifold: at 1e3 its estimate must be 5.83, not λ = 6."""
+def test_singular_cases_pass_at_small_size() -> None:
+    """A 5-gon, and a linear network whose minima form no manifold: at nβ = 1e3 its estimate must be 5.83, not λ = 6."""
     kgon = Kgon(5, 0, 5)
-    corners = Group(
-        "", [Case("5-gon", 7.0, 1e5, 1.0, None)], kgon_loss([kgon], n_chains=16), polished([kgon]),
+    corners = CaseGroup(
+        "", [KnownCase("5-gon", 7.0, 1e5, 1.0, None)], kgon_loss([kgon], n_chains=16), optimise_kgons([kgon]),
         ChainSettings(HMC(leapfrogs=25), 16, 30, 120, 1, torch.tensor([0.7e-5], dtype=torch.float64)),
     )  # fmt: skip
-    loss, params, cases = linear((4, 3, 8), rank=0, nbetas=(1e3,))
+    loss, params, cases = shallow_linear_cases((4, 3, 8), rank=0, nbetas=(1e3,))
     assert cases[0].expected == pytest.approx(5.834, abs=2e-3)
     eps = torch.tensor([1e-3], dtype=torch.float64)
-    singular = Group("", cases, loss, params, ChainSettings(HMC(leapfrogs=50), 64, 30, 100, 1, eps))
+    singular = CaseGroup("", cases, loss, params, ChainSettings(HMC(leapfrogs=50), 64, 30, 100, 1, eps))
     for group in (corners, singular):
         (row,) = calibrate(group, length=1.0, seed=0)
         assert row.passed, row
@@ -52,7 +59,7 @@ def test_singular_cases_pass_at_a_small_size() -> None:
         assert row.standard_error < 0.03 * row.case.llc
 
 
-def test_one_program_is_faster_than_a_loop_over_chains(
+def test_speed_of_one_batch_against_a_loop_over_chains(
     crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("crux.llc.experiments.speed.ROUNDS", 2)
@@ -63,7 +70,7 @@ def test_one_program_is_faster_than_a_loop_over_chains(
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ("llc.length=0", "llc.length=0: must be more than 0"),
         ("llc.cases=[]", "must name one or more of regular"),
@@ -73,12 +80,12 @@ def test_one_program_is_faster_than_a_loop_over_chains(
         ("trainer.batch=3", "trainer.batch: this experiment has no such key"),
     ],
 )
-def test_mistakes_are_one_line(
-    given: str, says: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_user_errors_are_one_line(
+    given: str, message: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert crux_here("experiment=llc/calibrate", given, f"output_dir={tmp_path}") == 2
     error = capsys.readouterr().err.strip()
-    assert says in error
+    assert message in error
     assert "\n" not in error
 
 
@@ -104,29 +111,29 @@ def test_the_job_needs_an_experiment(
     ],
 )
 def test_kgons_have_the_published_losses_and_ranks(kgon: Kgon, loss: float, rank: int) -> None:
-    """Alone, and embedded beside an 8-gon."""
+    """They have them separately, and embedded next to an 8-gon."""
     for case, group in ((0, [kgon]), (1, [Kgon(8, 0, 8), kgon])):
-        found = polished(group)
-        at = Coordinates(found, free=None)
-        of = kgon_loss(group, n_chains=1)
-        assert float(of(found, None)[case]) == pytest.approx(loss, abs=1e-6)
-        there = curvature(Landscape(of, at, NO_DATA, NO_DATA, [(0, 0)] * len(group), 1))
-        assert int((there.values[case] > 1e-6).sum()) == rank == round(2 * kgon.llc)
-        assert float(there.gradient_norm[case]) < 1e-10
+        params = optimise_kgons(group)
+        coordinates = Coordinates(params, free=None)
+        loss_function = kgon_loss(group, n_chains=1)
+        assert float(loss_function(params, None)[case]) == pytest.approx(loss, abs=1e-6)
+        curvature = measure_curvature(Landscape(loss_function, coordinates, NO_DATA, NO_DATA, [(0, 0)] * len(group), 1))
+        assert int((curvature.values[case] > 1e-6).sum()) == rank == round(2 * kgon.llc)
+        assert float(curvature.gradient_norm[case]) < 1e-10
 
 
-def test_folding_reflects_at_both_walls() -> None:
+def test_reflection_at_both_walls() -> None:
     w = torch.tensor([-2.5, -1.2, -1.0, 0.3, 1.0, 1.1, 3.2])
-    torch.testing.assert_close(folded(w), torch.tensor([0.5, -0.8, -1.0, 0.3, 1.0, 0.9, -0.8]))
+    torch.testing.assert_close(reflect_into_interval(w), torch.tensor([0.5, -0.8, -1.0, 0.3, 1.0, 0.9, -0.8]))
 
 
-def test_verdicts() -> None:
-    def row(mean: float, error: float, predicted: float) -> Row:
-        return Row("", "", Case("", 10.0, 1e3, 1.0, None), mean, error, predicted, 1.0, 1e3, 1.0, False)
+def test_pass_criteria() -> None:
+    def row(mean: float, error: float, predicted: float) -> CalibrationRow:
+        return CalibrationRow("", "", KnownCase("", 10.0, 1e3, 1.0, None), mean, error, predicted, 1.0, 1e3, 1.0, False)
 
     assert row(10.2, 0.09, 10.05).passed
     assert row(10.2, 0.09, 10.05).must_be_close
-    assert not row(10.2, 0.04, 10.05).passed  # more than three errors from the prediction
-    assert not row(10.35, 0.099, 10.06).passed  # within three errors, and more than 3 % from λ
-    assert row(10.6, 0.2, 10.05).passed  # not sure enough to ask for 3 %
+    assert not row(10.2, 0.04, 10.05).passed  # more than three standard errors from the prediction
+    assert not row(10.35, 0.099, 10.06).passed  # within three standard errors, but more than 3 % from λ
+    assert row(10.6, 0.2, 10.05).passed  # the standard error is too large to require 3 %
     assert not row(12.0, 0.05, 12.0).must_be_close

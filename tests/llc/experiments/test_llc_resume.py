@@ -1,4 +1,4 @@
-"""Experiments killed with SIGKILL and continued: bit for bit what an uninterrupted run leaves, no row twice."""
+"""Experiments that are killed with SIGKILL and resumed equal uninterrupted ones bit for bit."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[3]
 
-KILLED = """
+KILLED_SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, "src")
 import crux.llc.chains as chains, crux.llc.experiments.sampling as sampling
 from crux.cli import main
 
-sampling.SECONDS, after, save = 0.0, int(sys.argv.pop(1)), chains.Chains.save
+sampling.CHECKPOINT_SECONDS, after, save = 0.0, int(sys.argv.pop(1)), chains.Chains.save
 saves = 0
 
 def save_and_die(self, path, *, identity):
@@ -32,7 +32,7 @@ def save_and_die(self, path, *, identity):
 chains.Chains.save = save_and_die
 main()
 """
-"""The command line, with a checkpoint after every step of the chains; the process kills itself after so many of them."""
+"""A script that runs the command line with a checkpoint after every step of the chains, and kills itself after `after` checkpoints."""
 
 SHORT = (
     "tracking=none",
@@ -61,10 +61,12 @@ SHORT = (
     ],
     ids=["kgon", "toy_training", "sae_training"],
 )  # fmt: skip
-def test_a_killed_run_is_continued(given: list[str], after: int, crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_killed_run_resumes_exactly(
+    given: list[str], after: int, crux_here: Callable[..., int], tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert crux_here(*given, *SHORT, f"output_dir={whole}") == 0
-    command = [sys.executable, "-c", KILLED, str(after), *given, *SHORT, f"output_dir={killed}"]
+    command = [sys.executable, "-c", KILLED_SCRIPT, str(after), *given, *SHORT, f"output_dir={killed}"]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False)
     assert done.returncode == -signal.SIGKILL
     (folder,) = (killed / "runs").iterdir()

@@ -81,7 +81,7 @@ def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> 
         if hook in found:
             raise UserError(f"{folder}: a second SAE at {hook}")
         directions = sae.dictionary()
-        width = subject.hook_width(subject.check(hook).kind)
+        width = subject.hook_width(subject.check_hook(hook).kind)
         if directions.shape[1] != width:
             raise UserError(f"{folder}: directions of {directions.shape[1]} dimensions; the subject has {width} there")
         found[hook] = directions.detach().double()

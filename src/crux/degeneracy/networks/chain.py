@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.subjects.hooks import check_onward
+from crux.subjects.hooks import check_continuation
 from crux.subjects.subject import Clean, Replay
 
 
@@ -59,9 +59,9 @@ class Chain(nn.Module):
                 break
         return Clean(captured, value if final else None, Replay([], {}))
 
-    def onward(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
-        """Run the network from a hook point on; see `Network.onward`. `clean` is not used: later activations depend only on `value`."""
-        check_onward(self.hooks, start, ends)
+    def continue_from(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
+        """See `Network.continue_from`. `clean` is not used, because later activations depend only on `value`."""
+        check_continuation(self.hooks, start, ends)
         activations = {start: value} if start in ends else {}
         for name in self.hooks[self.hooks.index(start) + 1 :]:
             if len(activations) == len(set(ends)):

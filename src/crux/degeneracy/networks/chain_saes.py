@@ -73,5 +73,5 @@ class ChainLoss(Loss[E2EDownstream]):
         (chain, later), clean = self.frozen, step.forward.clean
         assert clean is not None
         ((site, passed, _, weight),) = step.by_sae()
-        activations = chain.onward(clean, site.read, passed.reconstruction, ends=[*later, chain.output])
+        activations = chain.continue_from(clean, site.read, passed.reconstruction, ends=[*later, chain.output])
         return {end: mse(value, clean.activations[end], weight=weight) for end, value in activations.items()}

@@ -24,7 +24,7 @@ class Network(Protocol):
         """
         ...
 
-    def onward(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
+    def continue_from(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
         """Return the activations at `ends` with `value` in place of the activation at `start`, which `clean` captured.
 
         Gradients flow to `value`. The pass stops at the last end.

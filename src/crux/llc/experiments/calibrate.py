@@ -1,47 +1,56 @@
-"""Estimates of learning coefficients whose value is known: at this nβ and step size, and in the limit."""
+"""Compare estimates of known learning coefficients with their exact or predicted values at finite nβ, and with λ."""
 
 from collections.abc import Callable
 
 import torch
 
 from crux.config.markdown import markdown_table
-from crux.llc.calibration import ERRORS, WITHIN, Group, Row, calibrate, linear_networks, monomials, regular
-from crux.llc.experiments.kgons import escaping, kgon_groups
-from crux.llc.experiments.sampling import checkpoint
+from crux.llc.calibration import (
+    MAX_DEVIATION,
+    MAX_ERRORS,
+    CalibrationRow,
+    CaseGroup,
+    calibrate,
+    linear_network_groups,
+    monomial_groups,
+    regular_groups,
+)
+from crux.llc.experiments.kgons import escaping_group, kgon_groups
+from crux.llc.experiments.sampling import chain_checkpoint
 from crux.llc.figures.llc_calibration import llc_errors, llc_trend
 from crux.llc.options import Calibrate, Calibration
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
-GROUPS: dict[Calibration, Callable[[], list[Group]]] = {
-    Calibration.regular: regular,
-    Calibration.monomials: monomials,
-    Calibration.linear_networks: linear_networks,
+GROUPS: dict[Calibration, Callable[[], list[CaseGroup]]] = {
+    Calibration.regular: regular_groups,
+    Calibration.monomials: monomial_groups,
+    Calibration.linear_networks: linear_network_groups,
     Calibration.kgons: kgon_groups,
-    Calibration.escape: lambda: [escaping()],
+    Calibration.escape: lambda: [escaping_group()],
 }
 
 
 def result(options: Calibrate, run: ActiveRun) -> Result:
-    """Check every case: within three standard errors of its prediction, and within 3 % of λ if the prediction is within 1 % of it."""
-    kept: list[Row] = []
+    """Check that every estimate is within three standard errors of its prediction, and within 3 % of λ if that can be expected."""
+    kept: list[CalibrationRow] = []
     checks: list[Check] = []
     rows: list[list[str]] = []
     for cases in options.cases:
         for i, group in enumerate(GROUPS[cases]()):
-            saved = checkpoint(run, f"{cases.value}_{i}")
-            for row in calibrate(group, length=options.length, seed=run.seed, checkpoint=saved):
+            checkpoint = chain_checkpoint(run, f"{cases.value}_{i}")
+            for row in calibrate(group, length=options.length, seed=run.seed, checkpoint=checkpoint):
                 if cases is Calibration.escape:
                     checks += escape_checks(row)
-                    rows.append(cells(row, verdict="escaped" if row.escaped else "NOT SEEN"))
+                    rows.append(table_cells(row, remark="escaped" if row.escaped else "NOT SEEN"))
                     continue
                 checks += row_checks(row)
-                rows.append(cells(row, verdict="ok" if row.passed and not row.escaped else "OUTSIDE"))
+                rows.append(table_cells(row, remark="ok" if row.passed and not row.escaped else "OUTSIDE"))
                 kept.append(row)
-                run.add_row(len(kept), {"errors": row.errors, "off": row.off})
+                run.add_row(len(kept), {"errors": row.errors, "off": row.deviation})
     worst = max((abs(row.errors) for row in kept), default=0.0)
-    worst_off = max((abs(r.off) for r in kept if r.must_be_close), default=0.0)
+    worst_off = max((abs(r.deviation) for r in kept if r.must_be_close), default=0.0)
     metrics = {"worst_errors": worst, "cases": float(len(kept)), "worst_off_where_close": worst_off}
     columns = {
         "mean": [r.mean for r in kept],
@@ -51,41 +60,41 @@ def result(options: Calibrate, run: ActiveRun) -> Result:
         "nbeta": [r.case.nbeta for r in kept],
     }
     arrays = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
-    header = ["case", "sampler", "nβ", "estimate", "predicted", "errors", "λ", "off", "R-hat", "ESS", ""]
-    return Result(metrics, checks, figures(kept), arrays, markdown_table(header, rows))
+    header = ["case", "sampler", "nβ", "estimate", "predicted", "errors", "λ", "deviation from λ", "R-hat", "ESS", ""]
+    return Result(metrics, checks, calibration_figures(kept), arrays, markdown_table(header, rows))
 
 
-def named(row: Row) -> str:
-    """Return what the checks call a case."""
+def case_name(row: CalibrationRow) -> str:
+    """Return the name of a case in the checks."""
     return f"{row.case.name}, {row.sampler}, nβ = {row.case.nbeta:.0e}"
 
 
-def escape_checks(row: Row) -> list[Check]:
-    """Return the checks of a case whose chains must leave the basin."""
-    low = Check(f"{named(row)}: the estimate is negative", row.mean, -torch.inf, -3 * row.standard_error)
-    return [low, Check(f"{named(row)}: reported to have left the basin", row.escaped, 1, 1)]
+def escape_checks(row: CalibrationRow) -> list[Check]:
+    """Return the checks of a case whose chains must leave the basin of w*."""
+    negative = Check(f"{case_name(row)}: the estimate is negative", row.mean, -torch.inf, -3 * row.standard_error)
+    return [negative, Check(f"{case_name(row)}: reported to have left the basin", row.escaped, 1, 1)]
 
 
-def row_checks(row: Row) -> list[Check]:
-    """Return the checks of a case that is estimated."""
-    checks = [Check(f"{named(row)}: standard errors from the prediction", row.errors, -ERRORS, ERRORS)]
+def row_checks(row: CalibrationRow) -> list[Check]:
+    """Return the checks of an ordinary case."""
+    checks = [Check(f"{case_name(row)}: standard errors from the prediction", row.errors, -MAX_ERRORS, MAX_ERRORS)]
     if row.must_be_close:
-        checks.append(Check(f"{named(row)}: share of λ from λ", row.off, -WITHIN, WITHIN))
-    return [*checks, Check(f"{named(row)}: left the basin", row.escaped, 0, 0)]
+        checks.append(Check(f"{case_name(row)}: share of λ from λ", row.deviation, -MAX_DEVIATION, MAX_DEVIATION))
+    return [*checks, Check(f"{case_name(row)}: left the basin", row.escaped, 0, 0)]
 
 
-def cells(row: Row, *, verdict: str) -> list[str]:
-    """Return a row of the table; `errors` is in standard errors, `off` from λ, in bold if it must be within 3 %."""
-    off = f"**{row.off:+.1%}**" if row.must_be_close else f"{row.off:+.1%}"
+def table_cells(row: CalibrationRow, *, remark: str) -> list[str]:
+    """Return a row of the report's table; the deviation from λ is bold if it must be within 3 %."""
+    deviation = f"**{row.deviation:+.1%}**" if row.must_be_close else f"{row.deviation:+.1%}"
     return [
         row.case.name, row.sampler, f"{row.case.nbeta:.0e}", f"{row.mean:.4g} ± {row.standard_error:.2g}",
-        f"{row.predicted:.4g}", f"{row.errors:+.1f}", f"{row.case.llc:.4g}", off, f"{row.r_hat:.3f}",
-        f"{row.ess:.0f}", verdict,
+        f"{row.predicted:.4g}", f"{row.errors:+.1f}", f"{row.case.llc:.4g}", deviation, f"{row.r_hat:.3f}",
+        f"{row.ess:.0f}", remark,
     ]  # fmt: skip
 
 
-def figures(kept: list[Row]) -> dict:
-    """Draw the distances from the predictions, and what converges slowly, over nβ."""
+def calibration_figures(kept: list[CalibrationRow]) -> dict:
+    """Draw the differences from the predictions and, over nβ, the cases with an exact value."""
     if not kept:
         return {}
     drawn = {
@@ -96,7 +105,7 @@ def figures(kept: list[Row]) -> dict:
             passed=[r.passed for r in kept],
         )
     }
-    slow: dict[str, list[Row]] = {}
+    slow: dict[str, list[CalibrationRow]] = {}
     for row in kept:
         if row.case.expected is not None:
             slow.setdefault(row.case.name, []).append(row)

@@ -1,8 +1,7 @@
 """The learning coefficient of some parameters of a language model, on text.
 
-The loss is the mean cross-entropy of a sequence's predictions. What the chains follow the gradient on and what is measured are chosen
-separately: minibatches that each chain draws from one whole part of the text, or fixed sequences; L(w) and L(w*) are always measured on the
-same fixed sequences.
+The loss is the mean cross-entropy of a sequence's predictions. L(w) and L(w*) are always computed on the same
+fixed sequences. Gradients are computed either on fixed sequences or on minibatches that each chain draws from a part of the text.
 """
 
 import numpy as np
@@ -10,10 +9,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from crux.llc.experiments.sampling import arrays, explain_cases, nbeta_tensor, sample_cases, table, table_rows
+from crux.llc.experiments.sampling import (
+    estimate_arrays,
+    estimate_rows,
+    estimate_table,
+    explain_cases,
+    nbeta_tensor,
+    sample_cases,
+)
 from crux.llc.figures.llc_traces import llc_traces
-from crux.llc.language_models import moving, next_token_loss
-from crux.llc.losses import Fixed, Minibatches, over_chains
+from crux.llc.language_models import next_token_loss, select_parameters
+from crux.llc.losses import FixedData, Minibatches, map_over_chains
 from crux.llc.options import LanguageModelJob, LanguageModelLlc, Split
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
@@ -24,25 +30,25 @@ from crux.text.tokens import Tokens
 from crux.training.devices import choose_device
 
 
-def windows(tokens: Tokens, split: Split, *, context: int, n: int | None) -> Int[Tensor, "sample pos"]:
-    """Return sequences of a part of the text, evenly spread over it; all that there are if n is None."""
+def text_windows(tokens: Tokens, split: Split, *, context: int, n: int | None) -> Int[Tensor, "sample pos"]:
+    """Return n evenly spaced sequences of a part of the text, or all sequences if n is None."""
     stream: np.ndarray = tokens.train if split is Split.train else tokens.held_out
     wanted = len(stream) if n is None else n * context
     return torch.cat(list(spread_batches(stream, context=context, batch=1024, n_tokens=wanted)))
 
 
 def result(job: LanguageModelJob, run: ActiveRun) -> Result:
-    """Estimate at each nβ. There is no known answer to check against: what is checked is that the chains mixed."""
+    """Estimate at each nβ and check that the chains mixed; the learning coefficient itself is not known."""
     llc, context = job.llc, job.model.context
     subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
-    moves = moving(subject.model, llc.parameters)
+    moves = select_parameters(subject.model, llc.parameters)
     tokens = load_tokens(job.data, model=job.model, cache=job.cache)
     evaluation, gradient = estimate_data(llc, tokens, context=context, device=subject.device)
     nbeta = nbeta_tensor(llc)
     estimate = sample_cases(
         llc,
         run,
-        over_chains(next_token_loss(subject.model)),
+        map_over_chains(next_token_loss(subject.model)),
         {name: value.expand(len(nbeta), *value.shape) for name, value in moves.items()},
         name="chains",
         nbeta=nbeta,
@@ -54,9 +60,11 @@ def result(job: LanguageModelJob, run: ActiveRun) -> Result:
     names = [", ".join(llc.parameters)] * len(nbeta)
     lines = [
         f"{n:,} parameters of {len(moves)} tensors move; loss at w* {loss:.4g} nats per token on {llc.samples} sequences of "
-        f"{context} tokens ({llc.evaluation_text.value}); the chains follow the gradient on {describe_gradient_data(llc)}",
+        f"{context} tokens ({llc.evaluation_text.value}); gradients on {describe_gradient_data(llc)}",
         "",
-        table(table_rows(names, estimate, predicted=estimate.predicted.tolist(), known=[None] * len(nbeta))),
+        estimate_table(
+            estimate_rows(names, estimate, predicted=estimate.predicted.tolist(), known=[None] * len(nbeta))
+        ),
         "",
         *explain_cases(names, estimate),
     ]
@@ -76,28 +84,28 @@ def result(job: LanguageModelJob, run: ActiveRun) -> Result:
         error=estimate.standard_error.tolist(),
         known=[None] * len(nbeta),
     )
-    return Result(metrics, checks, {"traces": figure}, arrays(estimate, ""), "\n".join(lines).rstrip())
+    return Result(metrics, checks, {"traces": figure}, estimate_arrays(estimate, ""), "\n".join(lines).rstrip())
 
 
 def estimate_data(
     llc: LanguageModelLlc, tokens: Tokens, *, context: int, device: torch.device
-) -> tuple[Fixed, Fixed | Minibatches]:
-    """Return the sequences that the loss is measured on, and those that the chains follow the gradient on."""
-    evaluation = Fixed(windows(tokens, llc.evaluation_text, context=context, n=llc.samples).to(device))
+) -> tuple[FixedData, FixedData | Minibatches]:
+    """Return the data on which losses are computed, and those on which gradients are computed."""
+    evaluation = FixedData(text_windows(tokens, llc.evaluation_text, context=context, n=llc.samples).to(device))
     if llc.minibatch is not None:
-        pool = windows(tokens, llc.gradient_text, context=context, n=None).to(device)
+        pool = text_windows(tokens, llc.gradient_text, context=context, n=None).to(device)
         return evaluation, Minibatches(pool, size=llc.minibatch)
     if llc.gradient_text is llc.evaluation_text:
         return evaluation, evaluation
-    return evaluation, Fixed(windows(tokens, llc.gradient_text, context=context, n=llc.samples).to(device))
+    return evaluation, FixedData(text_windows(tokens, llc.gradient_text, context=context, n=llc.samples).to(device))
 
 
 def describe_gradient_data(llc: LanguageModelLlc) -> str:
-    """Return the gradient's data in words."""
+    """Describe the data of the gradients in words."""
     if llc.minibatch is not None:
         return f"{llc.minibatch} sequences drawn anew at every step ({llc.gradient_text.value})"
     same = llc.gradient_text is llc.evaluation_text
-    return "the same ones" if same else f"{llc.samples} fixed sequences ({llc.gradient_text.value})"
+    return "the same sequences" if same else f"{llc.samples} fixed sequences ({llc.gradient_text.value})"
 
 
 EXPERIMENT = Experiment(LanguageModelJob, result)

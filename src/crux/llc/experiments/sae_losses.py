@@ -1,4 +1,4 @@
-"""SAEs under the sampler: the loss that they train for and their reconstructions, of all checkpoints at once."""
+"""SAEs for the sampler: their training loss and their reconstructions, for all checkpoints at once."""
 
 import copy
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from crux.llc.behavioural import Outputs
-from crux.llc.losses import Batch, Loss, over_chains
+from crux.llc.losses import Batch, ChainLoss, map_over_chains
 from crux.sae.architectures.sae import SAE
 
 
-class _Trained(nn.Module):
-    """An SAE whose forward pass is its loss."""
+class _TrainingLoss(nn.Module):
+    """An SAE whose forward pass returns its training loss."""
 
     def __init__(self, sae: SAE, *, reconstruction: float, sparsity: float) -> None:
         super().__init__()
@@ -22,34 +22,34 @@ class _Trained(nn.Module):
     def forward(self, x: Float[Tensor, "sample d"]) -> Float[Tensor, "sample"]:
         codes = self.sae.encode(x)
         error = (self.sae.decode(codes) - x).square().mean(-1)
-        own = self.sae.auxiliary(codes, x, weight=None)
+        auxiliary = self.sae.auxiliary(codes, x, weight=None)
         loss = self.reconstruction * error + self.sparsity * self.sae.penalty(codes, weight=None)
-        return loss if own is None else loss + own
+        return loss if auxiliary is None else loss + auxiliary
 
 
-def local_loss_of(sae: SAE, *, reconstruction: float, sparsity: float) -> Loss:
-    """Return reconstruction · MSE(x̂, x) + λ · penalty + the architecture's own terms of every chain, on activations [sample, d]; no AuxK.
+def sae_loss(sae: SAE, *, reconstruction: float, sparsity: float) -> ChainLoss:
+    """Return reconstruction · MSE(x̂, x) + λ · penalty + the architecture's auxiliary terms for every chain, without AuxK.
 
-    The parameters are the SAE's own by name; so are its scales, which stay as they are.
+    Activations are [sample, d]. The loss takes the SAE's parameters by name; its scales are buffers and do not move.
     """
-    model = _Trained(copy.deepcopy(sae).double().eval(), reconstruction=reconstruction, sparsity=sparsity)
+    model = _TrainingLoss(copy.deepcopy(sae).double().eval(), reconstruction=reconstruction, sparsity=sparsity)
 
-    def one(p: dict[str, Tensor], x: Batch) -> Tensor:
+    def sae_forward(p: dict[str, Tensor], x: Batch) -> Tensor:
         return functional_call(model, {f"sae.{name}": value for name, value in p.items()}, (x,))
 
-    return over_chains(one)
+    return map_over_chains(sae_forward)
 
 
-def reconstructions_of(sae: SAE) -> Outputs:
-    """Return x̂ of every chain."""
+def sae_reconstructions(sae: SAE) -> Outputs:
+    """Return the reconstructions x̂ of every chain."""
     model = copy.deepcopy(sae).double().eval()
 
-    def one(p: dict[str, Tensor], x: Batch) -> Tensor:
+    def sae_forward(p: dict[str, Tensor], x: Batch) -> Tensor:
         return functional_call(model, p, (x,))
 
-    return over_chains(one)
+    return map_over_chains(sae_forward)
 
 
 def copy_weights(sae: SAE) -> dict[str, Float[Tensor, "..."]]:
-    """Return a copy of the weights as they are now by name, float64, on the CPU."""
+    """Copy the current weights by name, in float64 on the CPU."""
     return {name: value.detach().to("cpu", torch.float64, copy=True) for name, value in sae.named_parameters()}

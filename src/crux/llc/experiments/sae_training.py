@@ -1,7 +1,7 @@
-"""The learning coefficient along the training of a sparse autoencoder, for the loss that it trains for and for its reconstructions.
+"""The learning coefficient at checkpoints of a sparse autoencoder's training, for its training loss and for its reconstructions.
 
-The SAE reads the hidden layer of a toy model: of an exact pentagon (five features in two dimensions, one active at a time), or of
-model.path's. It trains on a finite set of samples, all of them at every step, so that there is a minimum to end in.
+The SAE reads the hidden layer of a toy model: an exact pentagon (five features in two dimensions, one active at a time) or that of
+`model.path`. It trains on a finite set of samples, all of them at every step, so that the training loss has a minimum.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crux.llc.experiments.kgons import Kgon, polished
-from crux.llc.experiments.sae_losses import copy_weights, local_loss_of, reconstructions_of
-from crux.llc.experiments.toy_models import thinning
-from crux.llc.experiments.training_curves import Course, along_training
-from crux.llc.losses import Fixed
+from crux.llc.experiments.kgons import Kgon, optimise_kgons
+from crux.llc.experiments.sae_losses import copy_weights, sae_loss, sae_reconstructions
+from crux.llc.experiments.toy_models import spaced_steps
+from crux.llc.experiments.training_curves import TrainingCourse, estimate_along_training
+from crux.llc.losses import FixedData
 from crux.llc.options import SaeTrainingJob, ToyInstance
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
@@ -44,36 +44,36 @@ LOSS = Local(
     skip_positions=[],
     reconstruction=1.0,
 )
-"""What the SAE is trained for, with the penalty of `sparsity`."""
+"""Training loss of the SAE; `sparsity` is the weight of its penalty."""
 
 
-class Watched(SAEModule):
-    """Keeps copies of its SAE's weights after some steps; a checkpoint holds those so far."""
+class SnapshotModule(SAEModule):
+    """An SAE module that copies its SAE's weights after some steps; checkpoints contain these copies."""
 
-    chosen: frozenset[int]
-    kept: dict[int, dict[str, Tensor]]
+    snapshot_steps: frozenset[int]
+    snapshots: dict[int, dict[str, Tensor]]
 
-    def keep(self) -> None:
-        """Copy the weights if this step was chosen."""
-        if self.global_step in self.chosen:
-            self.kept[self.global_step] = copy_weights(self.sites[0].sae)
+    def take_snapshot(self) -> None:
+        """Copy the weights if this step is one of `snapshot_steps`."""
+        if self.global_step in self.snapshot_steps:
+            self.snapshots[self.global_step] = copy_weights(self.sites[0].sae)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.keep()
+        self.take_snapshot()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.keep()  # Lightning writes checkpoints before it calls the hook above
+        self.take_snapshot()  # Lightning writes checkpoints before it calls on_train_batch_end
         super().on_save_checkpoint(checkpoint)
-        checkpoint["kept"] = self.kept
+        checkpoint["kept"] = self.snapshots
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.kept = checkpoint["kept"]
+        self.snapshots = checkpoint["kept"]
 
 
-def pentagon() -> ToySubject:
-    """Return the toy model at its exact 5-gon."""
-    weights, n = polished([Kgon(5, 0, 5)]), 5
+def pentagon_subject() -> ToySubject:
+    """Build the toy model at its exact 5-gon."""
+    weights, n = optimise_kgons([Kgon(5, 0, 5)]), 5
     program = Program(
         name="pentagon",
         kind=Kind.relu_output,
@@ -88,12 +88,14 @@ def pentagon() -> ToySubject:
 
 
 def choose_subject(model: ToyInstance) -> ToySubject:
-    """Return the toy model of model.path, or the pentagon."""
-    return pentagon() if model.path is None else load_toy(find_toy_model(model.path), model.instance)
+    """Return the toy model of `model.path`, or the pentagon if it is not given."""
+    return pentagon_subject() if model.path is None else load_toy(find_toy_model(model.path), model.instance)
 
 
-def train(job: SaeTrainingJob, run: ActiveRun, subject: ToySubject, features: FeatureBatches) -> Watched:
-    """Train the SAE on batches of features, or continue an earlier start; the module holds the copies of its weights."""
+def train_sae_on_toy(
+    job: SaeTrainingJob, run: ActiveRun, subject: ToySubject, features: FeatureBatches
+) -> SnapshotModule:
+    """Train the SAE on batches of features, or resume an earlier start; return the module with its snapshots."""
     moments, checkpoint = typical(subject), run.folder.checkpoint
     sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
     module = build_sae_module(
@@ -103,10 +105,10 @@ def train(job: SaeTrainingJob, run: ActiveRun, subject: ToySubject, features: Fe
         loss=build_loss(LOSS),
         sparsity=Sparsity(job.sparsity, n_saes=1, steering=None),
         runs=(),
-        kind=Watched,
+        kind=SnapshotModule,
     )
-    module.chosen = frozenset(thinning(job.trainer.max_steps, job.llc.checkpoints))
-    module.kept = {0: copy_weights(sae)}
+    module.snapshot_steps = frozenset(spaced_steps(job.trainer.max_steps, job.llc.checkpoints))
+    module.snapshots = {0: copy_weights(sae)}
     fit(
         module,
         Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1),
@@ -126,25 +128,25 @@ def train(job: SaeTrainingJob, run: ActiveRun, subject: ToySubject, features: Fe
 
 
 def result(job: SaeTrainingJob, run: ActiveRun) -> Result:
-    """Estimate at checkpoints of the training: see `along_training`."""
+    """Estimate at checkpoints of the training; see `estimate_along_training`."""
     subject, steps, samples = choose_subject(job.model), job.trainer.max_steps, job.llc.samples
     program = subject.program._replace(points=samples, seeds=torch.tensor([run.seed]))
     features = program.data(batch=samples, n_batches=steps, purpose=Purpose.training)
-    module = train(job, run, subject, features)
+    module = train_sae_on_toy(job, run, subject, features)
     sae, weight = module.sites[0].sae.cpu(), float(module.sparsity.weight[0])
     with torch.no_grad():
-        data = Fixed(subject.hidden(features[0][0]).double())
-    course = Course(
-        checkpoints=module.kept,
-        own=local_loss_of(sae, reconstruction=LOSS.reconstruction, sparsity=weight),
-        own_data=data,
-        outputs=reconstructions_of(sae),
+        data = FixedData(subject.hidden(features[0][0]).double())
+    course = TrainingCourse(
+        checkpoints=module.snapshots,
+        training_loss=sae_loss(sae, reconstruction=LOSS.reconstruction, sparsity=weight),
+        training_data=data,
+        outputs=sae_reconstructions(sae),
         data=data,
         about=f"{job.sae.name} SAE of {sae.n_latents} latents on {program.name}, λ = {weight:g}, {samples} samples",
-        loss_label="the SAE's own loss",
+        loss_label="training loss of the SAE",
         max_steps=steps,
     )
-    return along_training(job.llc, run, course)
+    return estimate_along_training(job.llc, run, course)
 
 
 EXPERIMENT = Experiment(SaeTrainingJob, result, lambda folder: checkpoint_step(folder.checkpoint))

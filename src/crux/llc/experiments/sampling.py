@@ -1,4 +1,4 @@
-"""From the options to chains, and from estimates to the report: what the experiments that sample share."""
+"""Shared parts of the experiments that sample: chains from options, and reports from estimates."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from crux.config.markdown import markdown_table
 from crux.llc.chains import ChainSettings, Checkpoint
-from crux.llc.estimate import LLC, SHIFT, NotAMinimumWarning, estimate_llc
-from crux.llc.explain import explain
-from crux.llc.losses import Fixed, Loss, Minibatches
+from crux.llc.estimate import LLC, MAX_SHIFT, NotAMinimumWarning, estimate_llc
+from crux.llc.explain import explain_estimate
+from crux.llc.losses import ChainLoss, FixedData, Minibatches
 from crux.llc.options import SamplerName, Sampling
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
@@ -19,8 +19,8 @@ from crux.llc.samplers.rmsprop_sgld import RMSPROP
 from crux.llc.samplers.sgld import SGLD
 from crux.runs.life_cycle import ActiveRun
 
-SECONDS = 20.0
-"""Between two checkpoints of chains."""
+CHECKPOINT_SECONDS = 20.0
+"""Time between two checkpoints of the chains, in seconds."""
 
 
 def nbeta_tensor(options: Sampling) -> Float[Tensor, "nbeta"]:
@@ -29,7 +29,7 @@ def nbeta_tensor(options: Sampling) -> Float[Tensor, "nbeta"]:
 
 
 def make_sampler(options: Sampling) -> Sampler:
-    """Return how chains move."""
+    """Build the sampler that the options describe."""
     match options.sampler:
         case SamplerName.sgld:
             return SGLD()
@@ -42,7 +42,7 @@ def make_sampler(options: Sampling) -> Sampler:
 
 
 def chain_settings(options: Sampling, *, default_step_size: Float[Tensor, "case"] | None, cases: int) -> ChainSettings:
-    """Return the chains that the options describe; their `step_size` takes precedence over the default."""
+    """Build the chain settings that the options describe; `options.step_size` takes precedence over the default."""
     size = options.step_size
     step_size = default_step_size if size is None else torch.full((cases,), size, dtype=torch.float64)
     return ChainSettings(
@@ -50,33 +50,33 @@ def chain_settings(options: Sampling, *, default_step_size: Float[Tensor, "case"
     )
 
 
-def checkpoint(run: ActiveRun, name: str) -> Checkpoint:
-    """Return where the chains of an estimate are saved while its run is unfinished; `name` is unique within the run."""
-    return Checkpoint(run.folder.intermediate / f"{name}.safetensors", SECONDS)
+def chain_checkpoint(run: ActiveRun, name: str) -> Checkpoint:
+    """Return the checkpoint of an estimate's chains in an unfinished run; `name` must be unique within the run."""
+    return Checkpoint(run.folder.intermediate / f"{name}.safetensors", CHECKPOINT_SECONDS)
 
 
 def sample_cases(
     options: Sampling,
     run: ActiveRun,
-    loss: Loss,
+    loss: ChainLoss,
     params: Mapping[str, Float[Tensor, "case ..."]],
     *,
     name: str,
     nbeta: Float[Tensor, "case"],
     gamma: Float[Tensor, "case"],
-    data: Fixed,
-    gradient_data: Fixed | Minibatches | None = None,
+    data: FixedData,
+    gradient_data: FixedData | Minibatches | None = None,
     step_size: Float[Tensor, "case"] | None = None,
 ) -> LLC:
-    """Estimate all cases as one program, or continue an earlier start of it.
+    """Estimate all cases as one batch, or continue from the checkpoint of an earlier start.
 
-    `explain_cases` reports for every case that a w* is not a minimum, in place of the warning about the worst.
+    The warning that a w* is not a minimum is suppressed, because `explain_cases` reports it for every case.
 
     Args:
-        name: of the estimate, unique within the run.
-        data: what L(w) and L(w*) are measured on.
-        gradient_data: what the chains follow the gradient of; None: the same.
-        step_size: ε unless the options say it; None: automatic.
+        name: name of the estimate, unique within the run.
+        data: data on which L(w) and L(w*) are computed.
+        gradient_data: data on which the chains' gradients are computed; None: the same data.
+        step_size: ε, unless the options give it; None: the default of `ChainSettings`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotAMinimumWarning)
@@ -89,24 +89,24 @@ def sample_cases(
             gamma=gamma,
             chains=chain_settings(options, default_step_size=step_size, cases=len(nbeta)),
             seeds=[run.seed + i for i in range(len(nbeta))],
-            checkpoint=checkpoint(run, name),
+            checkpoint=chain_checkpoint(run, name),
         )
 
 
-Curve = tuple[list[float], list[float], list[float], list[float], float]
-"""nβ, estimate, standard error, prediction, λ: what `llc_trend` draws."""
+TrendCurve = tuple[list[float], list[float], list[float], list[float], float]
+"""Values of nβ, estimates, standard errors and predictions, and λ: one curve of `llc_trend`."""
 
 
-def trend_curve(llc: LLC, cases: slice, *, predicted: Sequence[float], known: float) -> Curve:
-    """Return the curve of some cases over nβ."""
+def trend_curve(llc: LLC, cases: slice, *, predicted: Sequence[float], known: float) -> TrendCurve:
+    """Return the estimates of some cases as a curve over nβ."""
     nbeta, mean, error = (v[cases].tolist() for v in (llc.nbeta, llc.mean, llc.standard_error))
     return nbeta, mean, error, list(predicted[cases]), known
 
 
-def table_rows(
+def estimate_rows(
     names: Sequence[str], llc: LLC, *, predicted: Sequence[float], known: Sequence[float | None]
 ) -> list[list[str]]:
-    """Return one row per case for `table`."""
+    """Return the rows of `estimate_table`, one per case."""
     return [
         [
             name,
@@ -123,35 +123,35 @@ def table_rows(
     ]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows of `table_rows` as a Markdown table."""
+def estimate_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format the rows of `estimate_rows` as a Markdown table."""
     return markdown_table(["case", "nβ", "λ̂", "predicted", "λ", "R-hat", "ESS", "gradient norm", ""], rows)
 
 
 def warning_words(llc: LLC, case: int) -> str:
-    """Return in a word or two what is wrong with a number; empty if nothing is."""
-    wrong = ["not a minimum"] if float(llc.shift[case]) > SHIFT else []
-    return ", ".join(wrong + (["left its basin"] if llc.escaped[case] else []))
+    """Name the problems of an estimate in a few words; return an empty string if there are none."""
+    problems = ["not a minimum"] if float(llc.shift[case]) > MAX_SHIFT else []
+    return ", ".join(problems + (["left its basin"] if llc.escaped[case] else []))
 
 
 def explain_cases(names: Sequence[str], llc: LLC, *, only: Sequence[int] | None = None) -> list[str]:
-    """Return what `explain` says beyond the number, one line for each case (all, or some) with something to say."""
+    """Explain the problems of estimates, one line per case that has any; `only` restricts the cases."""
     lines = []
     for i in range(len(names)) if only is None else only:
-        if rest := explain(llc, i)[1:]:
-            lines.append(f"- {names[i]}, nβ = {float(llc.nbeta[i]):.3g}: {'; '.join(rest)}")
+        if problems := explain_estimate(llc, i)[1:]:
+            lines.append(f"- {names[i]}, nβ = {float(llc.nbeta[i]):.3g}: {'; '.join(problems)}")
     return lines
 
 
-def standard_errors_off(llc: LLC, predicted: Sequence[float]) -> list[float]:
-    """Return the distance of each estimate from its prediction, in standard errors."""
+def errors_from_prediction(llc: LLC, predicted: Sequence[float]) -> list[float]:
+    """Return the difference of each estimate from its prediction, in standard errors."""
     return [float((llc.mean[i] - value) / llc.standard_error[i].clamp(min=1e-300)) for i, value in enumerate(predicted)]
 
 
-def arrays(llc: LLC, prefix: str) -> dict[str, Tensor]:
-    """Return what the run folder keeps of an estimate."""
+def estimate_arrays(llc: LLC, prefix: str) -> dict[str, Tensor]:
+    """Return the arrays of an estimate that are saved in the run folder."""
     names = (
         "nbeta", "mean", "standard_error", "predicted", "unbiased", "r_hat", "ess", "per_chain", "loss_at_start", "gradient_norm",
         "largest", "smallest", "step_size", "gamma", "acceptance", "escaped", "trace", "distance",
     )  # fmt: skip
-    return {f"{prefix}{name}": getattr(llc, name).clone() for name in names}  # files share no storage
+    return {f"{prefix}{name}": getattr(llc, name).clone() for name in names}  # safetensors files must not share storage

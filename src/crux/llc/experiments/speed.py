@@ -1,7 +1,7 @@
-"""What one batched program saves: chain-steps a second of all chains together, against a Python loop over chains of one network each.
+"""Measure the gain of one batched program: chain-steps per second of all chains together, compared with a Python loop over chains.
 
-SGLD on a 6-2-6 toy model and 1,024 samples; the two are timed in turn, so that a busy machine slows both. A step is everything:
-gradient, noise, move.
+The sampler is SGLD on a 6-2-6 toy model with 1,024 samples. The two are timed alternately, so that a busy machine slows down both. A step
+includes gradient, noise and move.
 """
 
 import time
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crux.config.markdown import markdown_table
 from crux.llc.coordinates import Coordinates
-from crux.llc.losses import Batch, Fixed, over_chains, value_and_gradient
+from crux.llc.losses import Batch, FixedData, compute_loss_and_gradient, map_over_chains
 from crux.llc.noise import Noise
 from crux.llc.options import Speed
 from crux.llc.samplers.interface import Posterior
@@ -22,33 +22,36 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 CHAINS = (8, 32, 128)
-STEPS, ROUNDS = 20, 15
-"""Of each measurement; the loop's chains take as many steps, ALONE of them."""
-ALONE = 4
+STEPS = 20
+"""Steps per measurement, in the batch and in the loop."""
+ROUNDS = 15
+"""Measurements, whose median is reported."""
+LOOP_CHAINS = 4
+"""Chains of the loop; its chain-steps per second do not depend on their number."""
 SAMPLES = 1024
 
 
 def toy_error(p: dict[str, Tensor], x: Batch) -> Tensor:
-    """Return Σ_i (x_i − ReLU(WᵀW x + b)_i)² of one network, one value per sample."""
+    """Return Σ_i (x_i − ReLU(Wᵀ W x + b)_i)² of one network, one value per sample."""
     return (x - (x @ p["W"].mT @ p["W"] + p["b"]).relu()).square().sum(1)
 
 
 def result(options: Speed, run: ActiveRun) -> Result:
-    """Measure the median over rounds of the gain, for several numbers of chains."""
+    """Measure the median gain over rounds, for several numbers of chains."""
     rng = torch.Generator().manual_seed(run.seed)
     x = torch.rand(SAMPLES, 6, generator=rng) * (torch.rand(SAMPLES, 6, generator=rng) < 0.1)
     params = {"W": torch.randn(1, 2, 6, generator=rng) / 2, "b": torch.zeros(1, 6)}
     gains, rates, rows = [], [], []
     for n in CHAINS:
-        together = stepper(params, Fixed(x), n_chains=n, seed=run.seed)
-        singly = [stepper(params, Fixed(x), n_chains=1, seed=run.seed + i) for i in range(ALONE)]
+        batched_steps = chain_stepper(params, FixedData(x), n_chains=n, seed=run.seed)
+        loop_steps = [chain_stepper(params, FixedData(x), n_chains=1, seed=run.seed + i) for i in range(LOOP_CHAINS)]
         rounds = []
         for _ in range(ROUNDS):
-            one = n * STEPS / seconds(together)
-            rounds.append((one, ALONE * STEPS / sum(map(seconds, singly))))
-        batched, alone = (torch.tensor(column) for column in zip(*rounds, strict=True))
-        gains.append(float((batched / alone).median()))
-        rates.append((float(batched.median()), float(alone.median())))
+            batch_rate = n * STEPS / seconds_per_call(batched_steps)
+            rounds.append((batch_rate, LOOP_CHAINS * STEPS / sum(map(seconds_per_call, loop_steps))))
+        batch_rates, loop_rates = (torch.tensor(column) for column in zip(*rounds, strict=True))
+        gains.append(float((batch_rates / loop_rates).median()))
+        rates.append((float(batch_rates.median()), float(loop_rates.median())))
         run.add_row(n, {"gain": gains[-1]})
         rows.append([n, f"{rates[-1][0]:,.0f}", f"{rates[-1][1]:,.0f}", f"{gains[-1]:.1f}"])
     return Result(
@@ -60,30 +63,30 @@ def result(options: Speed, run: ActiveRun) -> Result:
     )
 
 
-def stepper(params: dict[str, Tensor], data: Fixed, *, n_chains: int, seed: int) -> Callable[[], None]:
-    """Return a function that makes STEPS more steps."""
-    at, loss, sampler = Coordinates(params, free=None), over_chains(toy_error), SGLD()
-    w = at.start(n_chains)
-    noise = Noise([seed], n_chains=n_chains, n=at.n, like=w)
-    batch = data.at(0, noise.rows)
-    each = torch.ones(n_chains)
-    posterior = Posterior(w, 100 * each, each, lambda w, step: value_and_gradient(loss, at, w, batch))
+def chain_stepper(params: dict[str, Tensor], data: FixedData, *, n_chains: int, seed: int) -> Callable[[], None]:
+    """Return a function that runs STEPS more steps of the chains; the first ones have been run to warm up."""
+    coordinates, loss, sampler = Coordinates(params, free=None), map_over_chains(toy_error), SGLD()
+    w = coordinates.start(n_chains)
+    noise = Noise([seed], n_chains=n_chains, n=coordinates.n, like=w)
+    batch = data.get_batch(0, noise.rows)
+    ones = torch.ones(n_chains)
+    posterior = Posterior(w, 100 * ones, ones, lambda w, step: compute_loss_and_gradient(loss, coordinates, w, batch))
     state, step = sampler.start(w, posterior), 0
 
-    def more() -> None:
+    def run_steps() -> None:
         nonlocal state, step
         for _ in range(STEPS):
             step += 1
-            state = sampler.step(state, step, posterior=posterior, size=1e-5 * each, noise=noise)
+            state = sampler.step(state, step, posterior=posterior, size=1e-5 * ones, noise=noise)
 
-    more()
-    return more
+    run_steps()
+    return run_steps
 
 
-def seconds(more: Callable[[], None]) -> float:
-    """Return the duration of one call."""
+def seconds_per_call(run_steps: Callable[[], None]) -> float:
+    """Return the duration of one call in seconds."""
     begin = time.perf_counter()
-    more()
+    run_steps()
     return time.perf_counter() - begin
 
 

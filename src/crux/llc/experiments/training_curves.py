@@ -1,4 +1,4 @@
-"""What the experiments along a training share: its own loss and its behaviour, at every checkpoint and nβ, in one report."""
+"""Shared parts of the experiments along a training run: estimates for the training loss and the behavioural loss, and their report."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,126 +8,135 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.llc.behavioural import Outputs, behavioural_loss
-from crux.llc.calibration import ERRORS
-from crux.llc.estimate import LLC, SHIFT
+from crux.llc.calibration import MAX_ERRORS
+from crux.llc.estimate import LLC, MAX_SHIFT
 from crux.llc.experiments.sampling import (
-    arrays,
+    errors_from_prediction,
+    estimate_arrays,
+    estimate_rows,
+    estimate_table,
     explain_cases,
     nbeta_tensor,
     sample_cases,
-    standard_errors_off,
-    table,
-    table_rows,
 )
 from crux.llc.figures.llc_training import Estimates, llc_training
-from crux.llc.losses import Fixed, Loss
+from crux.llc.losses import ChainLoss, FixedData
 from crux.llc.options import AlongTraining, Divergence
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
-NONE = 1e-12
-"""A gradient norm below this is rounding."""
+ZERO_GRADIENT = 1e-12
+"""Gradient norms below this are rounding errors."""
 
 
-class Course(NamedTuple):
-    """A training, as far as its checkpoints show it."""
+class TrainingCourse(NamedTuple):
+    """A training run: its checkpoints, losses and data."""
 
     checkpoints: Mapping[int, Mapping[str, Tensor]]
-    """Weights of one network after some steps."""
-    own: Loss
-    """The loss that it trains for."""
-    own_data: Fixed
+    """Weights of the network by number of steps."""
+    training_loss: ChainLoss
+    """The loss for which the network is trained."""
+    training_data: FixedData
+    """Data of the training loss."""
     outputs: Outputs
-    data: Fixed
-    """What its outputs are compared on."""
+    data: FixedData
+    """Data on which the behavioural loss compares outputs."""
     about: str
-    """The report's first line."""
+    """First line of the report."""
     loss_label: str
     max_steps: int
-    """Steps of the whole training."""
+    """Steps of the complete training."""
 
 
-def along_training(options: AlongTraining, run: ActiveRun, course: Course) -> Result:
-    """Estimate at every checkpoint, all of them and all nβ as one program for each of the two losses.
+def estimate_along_training(options: AlongTraining, run: ActiveRun, course: TrainingCourse) -> Result:
+    """Estimate at every checkpoint and nβ, in one batch for each of the two losses, and make the report.
 
-    Checked: the last estimates are within three standard errors of their predictions, if the last checkpoint is a minimum.
+    The checks require that the last checkpoint is a minimum and that its estimates are within three standard errors of their predictions.
     """
     steps, n = list(course.checkpoints), len(options.nbetas)
     nbeta = nbeta_tensor(options).repeat(len(steps))
-    of_loss, of_behaviour = estimates(options, run, course, nbeta=nbeta)
+    loss_llc, behaviour_llc = estimate_checkpoints(options, run, course, nbeta=nbeta)
     names = [f"step {step}" for step in steps for _ in range(n)]
     last = range(len(names) - n, len(names))
     curves: dict[str, Estimates] = {}
     for j, nb in enumerate(options.nbetas):
-        for name, each in (("own loss", of_loss), ("behaviour", of_behaviour)):
-            mean, error = each.mean[j::n].tolist(), each.standard_error[j::n].tolist()
-            curves[f"{name}, nβ = {nb:.0e}"] = (steps, mean, error, trusted(each)[j::n])
+        for name, estimate in (("training loss", loss_llc), ("behaviour", behaviour_llc)):
+            mean, error = estimate.mean[j::n].tolist(), estimate.standard_error[j::n].tolist()
+            curves[f"{name}, nβ = {nb:.0e}"] = (steps, mean, error, at_minimum(estimate)[j::n])
     checks, metrics = [], {}
-    off = standard_errors_off(of_loss, of_loss.predicted.tolist())
+    errors = errors_from_prediction(loss_llc, loss_llc.predicted.tolist())
     for i in last:
         where = f"{float(nbeta[i]):.0e}"
-        checks.append(Check(f"{names[i]}, nβ = {where}: standard errors from the prediction", off[i], -ERRORS, ERRORS))
-        checks.append(Check(f"{names[i]}, nβ = {where}: not a minimum", float(of_loss.shift[i] > SHIFT), 0, 0))
-        metrics |= {f"llc/{where}": float(of_loss.mean[i]), f"llc_behaviour/{where}": float(of_behaviour.mean[i])}
-        metrics |= {f"gradient_norm/{where}": float(of_loss.gradient_norm[i])}
-    minimal = float((of_behaviour.gradient_norm < NONE).double().mean())
-    checks.append(Check("share of the checkpoints where the behavioural loss has no gradient", minimal, 1, 1))
+        checks.append(
+            Check(f"{names[i]}, nβ = {where}: standard errors from the prediction", errors[i], -MAX_ERRORS, MAX_ERRORS)
+        )
+        checks.append(Check(f"{names[i]}, nβ = {where}: not a minimum", float(loss_llc.shift[i] > MAX_SHIFT), 0, 0))
+        metrics |= {f"llc/{where}": float(loss_llc.mean[i]), f"llc_behaviour/{where}": float(behaviour_llc.mean[i])}
+        metrics |= {f"gradient_norm/{where}": float(loss_llc.gradient_norm[i])}
+    minimal = float((behaviour_llc.gradient_norm < ZERO_GRADIENT).double().mean())
+    checks.append(Check("share of checkpoints at which the behavioural loss has zero gradient", minimal, 1, 1))
     for i, step in enumerate(steps):
-        at = (i + 1) * n - 1
-        row = {"llc": float(of_loss.mean[at]), "llc_behaviour": float(of_behaviour.mean[at])}
+        last_case = (i + 1) * n - 1
+        row = {"llc": float(loss_llc.mean[last_case]), "llc_behaviour": float(behaviour_llc.mean[last_case])}
         run.add_row(course.max_steps + 1 + i, {"step": float(step), **row})
-    figure = llc_training((steps, of_loss.loss_at_start[::n].tolist()), curves, loss_label=course.loss_label)
-    kept = {"steps": torch.tensor(steps), **arrays(of_loss, "own/"), **arrays(of_behaviour, "behaviour/")}
-    text = report(course.about, names, of_loss, of_behaviour, last=last)
-    return Result(metrics, checks, {"training": figure}, kept, text)
+    figure = llc_training((steps, loss_llc.loss_at_start[::n].tolist()), curves, loss_label=course.loss_label)
+    arrays = {
+        "steps": torch.tensor(steps),
+        **estimate_arrays(loss_llc, "own/"),
+        **estimate_arrays(behaviour_llc, "behaviour/"),
+    }
+    text = training_report(course.about, names, loss_llc, behaviour_llc, last=last)
+    return Result(metrics, checks, {"training": figure}, arrays, text)
 
 
-def estimates(
-    options: AlongTraining, run: ActiveRun, course: Course, *, nbeta: Float[Tensor, "case"]
+def estimate_checkpoints(
+    options: AlongTraining, run: ActiveRun, course: TrainingCourse, *, nbeta: Float[Tensor, "case"]
 ) -> tuple[LLC, LLC]:
-    """Return the estimates for the network's own loss and for its behaviour, at every checkpoint and nβ."""
-    params = stacked_weights(course.checkpoints, repeat=len(options.nbetas))
+    """Estimate for the training loss and for the behavioural loss, at every checkpoint and nβ."""
+    params = stack_checkpoints(course.checkpoints, repeat=len(options.nbetas))
     gamma = torch.full_like(nbeta, options.gamma)
     behaviour = behavioural_loss(course.outputs, params, Divergence.mse)
-    losses = {"own": (course.own, course.own_data), "behaviour": (behaviour, course.data)}
-    own, of_behaviour = (
+    losses = {"own": (course.training_loss, course.training_data), "behaviour": (behaviour, course.data)}
+    loss_llc, behaviour_llc = (
         sample_cases(options, run, loss, params, name=name, nbeta=nbeta, gamma=gamma, data=data)
         for name, (loss, data) in losses.items()
     )
-    return own, of_behaviour
+    return loss_llc, behaviour_llc
 
 
-def report(about: str, names: Sequence[str], of_loss: LLC, of_behaviour: LLC, *, last: Sequence[int]) -> str:
-    """Return the tables of both losses, with what there is to say about the last checkpoint."""
-    nothing = [None] * len(names)
+def training_report(about: str, names: Sequence[str], loss_llc: LLC, behaviour_llc: LLC, *, last: Sequence[int]) -> str:
+    """Return the report: a table per loss, with explanations for the last checkpoint."""
+    unknown = [None] * len(names)
     loss_table, behaviour_table = (
-        table(table_rows(names, each, predicted=each.predicted.tolist(), known=nothing))
-        for each in (of_loss, of_behaviour)
+        estimate_table(estimate_rows(names, estimate, predicted=estimate.predicted.tolist(), known=unknown))
+        for estimate in (loss_llc, behaviour_llc)
     )
-    lines = [about, "", "Its own loss:", "", loss_table, ""]
-    lines += [*steepest(names, of_loss), *explain_cases(names, of_loss, only=last), ""]
-    lines += ["Its behaviour, MSE of the outputs against the checkpoint's own:", "", behaviour_table, ""]
-    return "\n".join([*lines, *explain_cases(names, of_behaviour, only=last)]).rstrip()
+    lines = [about, "", "Training loss:", "", loss_table, ""]
+    lines += [*explain_steepest(names, loss_llc), *explain_cases(names, loss_llc, only=last), ""]
+    lines += ["Behavioural loss, MSE between the outputs and those of the checkpoint:", "", behaviour_table, ""]
+    return "\n".join([*lines, *explain_cases(names, behaviour_llc, only=last)]).rstrip()
 
 
-def stacked_weights(of: Mapping[int, Mapping[str, Tensor]], *, repeat: int) -> dict[str, Float[Tensor, "case ..."]]:
-    """Return w* of each checkpoint, each `repeat` times in a row."""
-    first = next(iter(of.values()))
-    return {name: torch.stack([w[name] for w in of.values()]).repeat_interleave(repeat, 0) for name in first}
+def stack_checkpoints(
+    checkpoints: Mapping[int, Mapping[str, Tensor]], *, repeat: int
+) -> dict[str, Float[Tensor, "case ..."]]:
+    """Stack the weights of all checkpoints, each repeated `repeat` times."""
+    first = next(iter(checkpoints.values()))
+    return {name: torch.stack([w[name] for w in checkpoints.values()]).repeat_interleave(repeat, 0) for name in first}
 
 
-def trusted(llc: LLC) -> list[bool]:
-    """Return whether each estimate is about a minimum, and about the one it began at."""
-    return ((llc.shift <= SHIFT) & ~llc.escaped).tolist()
+def at_minimum(llc: LLC) -> list[bool]:
+    """Return for each estimate whether w* is a minimum whose basin the chains did not leave."""
+    return ((llc.shift <= MAX_SHIFT) & ~llc.escaped).tolist()
 
 
-def steepest(names: Sequence[str], llc: LLC) -> list[str]:
-    """Return how many checkpoints are no minima, and of the steepest why its number says nothing."""
-    bad = (llc.shift > SHIFT).nonzero().flatten().tolist()
-    if not bad:
+def explain_steepest(names: Sequence[str], llc: LLC) -> list[str]:
+    """Return the number of estimates that are not at a minimum, and explain the one with the largest gradient."""
+    not_minima = (llc.shift > MAX_SHIFT).nonzero().flatten().tolist()
+    if not not_minima:
         return []
-    worst = max(bad, key=lambda i: float(llc.gradient_norm[i]))
+    worst = max(not_minima, key=lambda i: float(llc.gradient_norm[i]))
     return [
-        f"{len(bad)} of {len(names)} estimates are not at a minimum. The steepest:",
+        f"{len(not_minima)} of {len(names)} estimates are not at a minimum. The one with the largest gradient:",
         *explain_cases(names, llc, only=[worst]),
     ]

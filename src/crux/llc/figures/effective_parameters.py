@@ -1,4 +1,4 @@
-"""How many parameters a network has at a cutoff of its behavioural loss."""
+"""Figure of the effective number of parameters over cutoffs of the behavioural loss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,11 +14,13 @@ def effective_parameters_figure(
     ranks: Mapping[str, float],
     n: int,
 ) -> Figure:
-    """N_eff over ε: sampled with three standard errors; as lines what the Gauss–Newton spectrum says; dotted its rank.
+    """Draw N_eff over ε: sampled values with three standard errors, curves from the Gauss–Newton spectrum, and its rank as dotted lines.
 
     Args:
-        sampled: of each name ε, N_eff and its standard error; quadratic: of each name ε and N_eff.
-        n: parameters of the network.
+        sampled: ε, N_eff and its standard error, by name.
+        quadratic: ε and N_eff from the spectrum, by name.
+        ranks: rank of the Gauss–Newton matrix, by name.
+        n: number of the network's parameters.
     """
     figure = new_figure(width=7.0, height=4.4)
     axes = figure.subplots()

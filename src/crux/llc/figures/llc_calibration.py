@@ -1,4 +1,4 @@
-"""Estimated learning coefficients next to what they should be."""
+"""Figures of estimated learning coefficients, compared with their known values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,18 +8,18 @@ from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, new_figure, s
 
 
 def llc_errors(
-    names: Sequence[str], off: Sequence[float], errors: Sequence[float], *, passed: Sequence[bool]
+    names: Sequence[str], differences: Sequence[float], errors: Sequence[float], *, passed: Sequence[bool]
 ) -> Figure:
-    """(estimate − prediction) / λ of every case with three standard errors; those that miss stand out."""
+    """Draw (estimate − prediction) / λ of every case with three standard errors; cases that did not pass are marked."""
     figure = new_figure(width=7.5, height=1.2 + 0.17 * len(names))
     axes = figure.subplots()
-    for at, (value, error, good) in enumerate(zip(off, errors, passed, strict=True)):
+    for row, (value, error, agrees) in enumerate(zip(differences, errors, passed, strict=True)):
         axes.errorbar(
             value,
-            at,
+            row,
             xerr=3 * error,
-            color=BLUE if good else VERMILION,
-            marker="o" if good else "X",
+            color=BLUE if agrees else VERMILION,
+            marker="o" if agrees else "X",
             markersize=4,
             capsize=2,
         )
@@ -33,7 +33,11 @@ def llc_errors(
 def llc_trend(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float], float]],
 ) -> Figure:
-    """Estimates over nβ: of each name (nβ, estimate, standard error, prediction, λ). λ is where a curve ends, dotted."""
+    """Draw estimates over nβ next to their predictions, with λ as dotted lines.
+
+    Args:
+        curves: values of nβ, estimates, standard errors and predictions, and λ, by name.
+    """
     figure = new_figure(width=7.5, height=4.2)
     axes = figure.subplots()
     for i, (name, (nbeta, mean, error, predicted, llc)) in enumerate(curves.items()):

@@ -1,4 +1,4 @@
-"""Loss and learning coefficient over a training, one above the other."""
+"""Figure of loss and learning coefficient over a training run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from crux.plotting import BLUE, GREY, MARKERS, PALETTE, new_figure, style_axes
 
 Estimates = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[bool]]
-"""Steps, estimates, standard errors, and whether each is to be trusted."""
+"""Steps, estimates, standard errors, and whether each estimate is reliable."""
 
 
 def llc_training(
@@ -16,12 +16,13 @@ def llc_training(
     *,
     loss_label: str,
 ) -> Figure:
-    """Above the loss, below the estimates with three standard errors.
+    """Draw the loss in the upper panel, and in the lower one the estimates with three standard errors.
 
-    Hollow: not to be trusted, because the checkpoint is no minimum or the chains left it. Those that are negative lie on the lower edge.
+    Hollow markers are unreliable: the checkpoint is not a minimum, or chains left its basin. Negative estimates are drawn at 0.
 
     Args:
         loss: steps and values.
+        estimates: steps, estimates, standard errors and reliability, by name.
     """
     figure = new_figure(width=7.5, height=6.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
@@ -30,21 +31,30 @@ def llc_training(
         above.set_yscale("log")
     style_axes(above, x="", y=loss_label)
     tops = [
-        m + 3 * e for _, mean, error, good in estimates.values() for m, e, g in zip(mean, error, good, strict=True) if g
+        m + 3 * e
+        for _, mean, error, reliable in estimates.values()
+        for m, e, g in zip(mean, error, reliable, strict=True)
+        if g
     ]
     top = 1.15 * max([*tops, 1e-9])
-    for i, (name, (steps, mean, error, good)) in enumerate(estimates.items()):
+    for i, (name, (steps, mean, error, reliable)) in enumerate(estimates.items()):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-        shown = [min(max(m, 0.0), top) for m in mean]
-        below.plot(steps, shown, color=colour, linewidth=0.8, alpha=0.6)
-        for at, value, true, e, trusted in zip(steps, shown, mean, error, good, strict=True):
+        clipped = [min(max(m, 0.0), top) for m in mean]
+        below.plot(steps, clipped, color=colour, linewidth=0.8, alpha=0.6)
+        for step, value, true, e, trusted in zip(steps, clipped, mean, error, reliable, strict=True):
             below.errorbar(
-                at, value, yerr=3 * e if trusted and value == true else None, color=colour, capsize=2, markersize=5,
+                step, value, yerr=3 * e if trusted and value == true else None, color=colour, capsize=2, markersize=5,
                 marker=marker, markerfacecolor=colour if trusted else "white", clip_on=False, zorder=3,
             )  # fmt: skip
         below.plot([], [], color=colour, marker=marker, label=name)
     below.plot(
-        [], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none", label="hollow: no minimum, or left"
+        [],
+        [],
+        color=GREY,
+        marker="o",
+        markerfacecolor="white",
+        linestyle="none",
+        label="hollow: not a minimum, or basin left",
     )
     below.set_ylim(0, top)
     below.set_xscale("symlog", linthresh=max(1.0, min((s for s in loss[0] if s > 0), default=1.0)))

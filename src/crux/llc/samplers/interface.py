@@ -1,4 +1,4 @@
-"""What a sampler is: it moves all chains by one step. What it samples: exp(−nβ L(w) − γ/2 ‖w − w*‖²), each row with its own nβ and γ."""
+"""The interface of samplers, which move all chains by one step, and the posterior exp(−nβ L(w) − γ/2 ‖w − w*‖²) that they sample."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -10,73 +10,79 @@ from crux.llc.noise import Noise
 
 
 class Posterior(NamedTuple):
-    """The distribution, one row per chain."""
+    """The distribution that is sampled, with one row per chain."""
 
     centre: Float[Tensor, "row n"]
-    """w*"""
+    """The centre w*."""
     nbeta: Float[Tensor, "row"]
     gamma: Float[Tensor, "row"]
-    loss: Callable[[Tensor, int], tuple[Tensor, Tensor]]
-    """(w, step) → L [row] and ∇L [row, n], on the data of that step."""
+    loss_and_gradient: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    """(w, step) → L [row] and ∇L [row, n] on the data of that step."""
     whitening: Float[Tensor, "case n n"] | None = None
-    """H^(−1/2) of each case's rows, H = nβ ∇²L + γ at w*, for a sampler that asks for it."""
+    """H^(−1/2) of each case, with H = nβ ∇²L + γ at w*; only for whitened samplers."""
 
-    def pull(self, w: Float[Tensor, "row n"], gradient: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
-        """∇U = nβ ∇L + γ (w − w*)."""
+    def energy_gradient(self, w: Float[Tensor, "row n"], gradient: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
+        """Return ∇U = nβ ∇L + γ (w − w*)."""
         return self.nbeta[:, None] * gradient + self.gamma[:, None] * (w - self.centre)
 
     def energy(self, w: Float[Tensor, "row n"], loss: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """U = nβ L + γ/2 ‖w − w*‖²."""
+        """Return U = nβ L + γ/2 ‖w − w*‖²."""
         return self.nbeta * loss + self.gamma / 2 * (w - self.centre).square().sum(1)
 
 
-class State(NamedTuple):
-    """Where the chains are."""
+class ChainState(NamedTuple):
+    """The current state of all chains."""
 
     w: Float[Tensor, "row n"]
     loss: Float[Tensor, "row"]
     """L(w) on the data of the last step."""
     gradient: Float[Tensor, "row n"]
     acceptance: Float[Tensor, "row"]
-    """Probability with which the last move was accepted; 1 where none is refused."""
+    """Probability of accepting the last move; 1 for samplers that accept every move."""
     second_moment: Float[Tensor, "row n"] | None
-    """The gradient's running square, of a sampler that has one."""
+    """Running mean of the squared gradient, for samplers that use one."""
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Moves all chains at once."""
+    """A method of moving all chains by one step."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the sampler in reports."""
+        ...
 
     @property
     def corrected(self) -> bool:
-        """Whether moves are accepted or refused: no bias of the step size, and the same data in every step."""
+        """True if moves are accepted or rejected (Metropolis): no step-size bias, but the same data is needed in every step."""
         ...
 
     @property
     def whitened(self) -> bool:
-        """Whether it moves in coordinates in which the posterior around w* is N(0, 1)."""
+        """True if it moves in coordinates in which the posterior around w* is N(0, 1)."""
         ...
 
     @property
-    def stretch(self) -> float:
-        """The most that `scale` can be."""
+    def max_scale(self) -> float:
+        """Upper bound on `scale`."""
         ...
 
-    def start(self, w: Float[Tensor, "row n"], posterior: Posterior) -> State: ...
-
-    def scale(self, state: State, step: int) -> Float[Tensor, "row n"]:
-        """What ε is multiplied by for each coordinate, after so many steps."""
+    def start(self, w: Float[Tensor, "row n"], posterior: Posterior) -> ChainState:
+        """Return the state before the first step."""
         ...
 
-    def step(self, state: State, step: int, *, posterior: Posterior, size: Float[Tensor, "row"], noise: Noise) -> State:
-        """The move of `step` (1, 2, …) with step size ε."""
+    def scale(self, state: ChainState, step: int) -> Float[Tensor, "row n"]:
+        """Return the factor on ε for each coordinate after `step` steps."""
+        ...
+
+    def step(
+        self, state: ChainState, step: int, *, posterior: Posterior, size: Float[Tensor, "row"], noise: Noise
+    ) -> ChainState:
+        """Make move number `step` (1, 2, …) with step size `size` = ε."""
         ...
 
 
-def begin(w: Float[Tensor, "row n"], posterior: Posterior) -> State:
-    """A state at w, on the data of step 0."""
-    loss, gradient = posterior.loss(w, 0)
-    return State(w, loss, gradient, loss.new_ones(len(w)), None)
+def start_state(w: Float[Tensor, "row n"], posterior: Posterior) -> ChainState:
+    """Return a state at w, with loss and gradient on the data of step 0."""
+    loss, gradient = posterior.loss_and_gradient(w, 0)
+    return ChainState(w, loss, gradient, loss.new_ones(len(w)), None)

@@ -9,7 +9,7 @@ from torch import Tensor
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.prediction_metrics import PredictionMetrics, iterate_held_out, to_numbers
 from crux.sae.splicing import check_site, splice_sites
-from crux.subjects.hooks import in_order
+from crux.subjects.hooks import sort_hooks
 from crux.subjects.subject import Subject
 
 
@@ -38,7 +38,7 @@ def evaluate_together(
     for site in sites:
         check_site(subject, site)
     written = [site.write for site in sites]
-    captured = {in_order(written)[0], in_order([*written, *(site.read for site in sites)])[0]}
+    captured = {sort_hooks(written)[0], sort_hooks([*written, *(site.read for site in sites)])[0]}
     predictions = PredictionMetrics(subject, ablate={hook: means[hook] for hook in written} if ablations else None)
     for tokens in iterate_held_out(batches, device=subject.device):
         clean = subject.clean(tokens, capture=captured)

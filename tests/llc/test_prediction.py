@@ -1,15 +1,15 @@
-"""The predicted estimate: the table of docs/reference/learning_coefficients.md §3, and the sampler that it is about."""
+"""The predicted estimate: the table of docs/reference/learning_coefficients.md §3, and flat directions."""
 
 import pytest
 import torch
 from tests.support.quadratic_losses import A, values
 
-from crux.llc.predicted import predicted_llc
+from crux.llc.prediction import predict_llc
 
 
-def of(*, step_size: float, gamma: float, noise: float) -> float:
+def predict(*, step_size: float, gamma: float, noise: float) -> float:
     a = values(*A)[None]
-    found = predicted_llc(
+    prediction = predict_llc(
         a,
         weights=torch.ones_like(a),
         nbeta=values(1000.0),
@@ -17,7 +17,7 @@ def of(*, step_size: float, gamma: float, noise: float) -> float:
         step_size=values(step_size),
         noise=torch.full_like(a, noise),
     )
-    return float(found)
+    return float(prediction)
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,15 @@ def of(*, step_size: float, gamma: float, noise: float) -> float:
         (4e-3, 0, 0, float("inf")),
     ],
 )
-def test_the_references_table(step_size: float, gamma: float, noise: float, expected: float) -> None:
-    assert of(step_size=step_size, gamma=gamma, noise=noise) == pytest.approx(expected, abs=6e-3)
+def test_values_of_the_reference(step_size: float, gamma: float, noise: float, expected: float) -> None:
+    assert predict(step_size=step_size, gamma=gamma, noise=noise) == pytest.approx(expected, abs=6e-3)
 
 
-def test_flat_and_negative_directions_count_nothing() -> None:
+def test_flat_and_negative_directions_contribute_nothing() -> None:
     a = values(1.0, 0.0, -1e-9)[None]
     ones, zeros = torch.ones_like(a), torch.zeros_like(a)
     for gamma in (0.0, 1.0):
-        found = predicted_llc(
+        prediction = predict_llc(
             a, weights=ones, nbeta=values(10.0), gamma=values(gamma), step_size=values(0.0), noise=zeros
         )
-        assert float(found) == pytest.approx(0.5 * 10 / (10 + gamma))
+        assert float(prediction) == pytest.approx(0.5 * 10 / (10 + gamma))

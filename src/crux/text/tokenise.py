@@ -1,4 +1,4 @@
-"""One pass over a source's documents, into a file of tokens."""
+"""Tokenise all documents of a source into a token file."""
 
 import hashlib
 import json
@@ -10,61 +10,65 @@ from tokenizers import Tokenizer
 
 from crux.config.errors import UserError
 from crux.config.progress import progress
-from crux.text.sources import Piece, Source, describe, pieces
+from crux.text.sources import Source, SourceDocument, describe_source, stream_documents
 from crux.text.token_file import SIDES, TokenWriter
 
-CHUNK = 1 << 20  # characters encoded at a time
+CHUNK = 1 << 20  # characters encoded per call
 
 
-def fill(
+def tokenise_source(
     writer: TokenWriter, source: Source, *, tokenizer: Tokenizer, eot: int, limits: dict[str, int | None],
     every: int | None,
 ) -> None:  # fmt: skip
-    """Writes the tokens of all documents, until both sides are full or the documents are through, and what was counted.
+    """Write the tokens of all documents to the sides `train` and `held_out`, until both are full or the documents end.
+
+    The numbers of documents and bytes are stored in the file's metadata.
 
     Args:
-        writer: takes the tokens.
-        source: where the documents come from.
-        tokenizer: without truncation and padding.
-        eot: id put behind each text, not behind ids that came as such.
-        limits: tokens a side at most; None: no limit. The document that reaches it is cut there.
-        every: one in so many documents is held out, where the source does not say itself.
+        writer: receives the tokens.
+        source: source of the documents.
+        tokenizer: tokenizer without truncation and padding.
+        eot: id appended to each text, but not to documents that are already token ids.
+        limits: largest number of tokens per side; None: no limit. The document that reaches it is cut there.
+        every: one document in `every` is held out, unless the source itself says which ones are.
 
     Raises:
-        UserError: the source's, and ids beyond the vocabulary.
+        UserError: for every error of the source, and for ids that are not in the vocabulary.
     """
-    filling = _Filling(writer, tokenizer, eot=eot, limits=limits)
-    totals = [n for n in limits.values() if n is not None]
-    total, counted = sum(totals) if len(totals) == len(limits) else None, 0
-    name = describe(source).rsplit("/", 1)[-1]
-    with progress(f"tokenising {name} (tokens)", total=total) as advance, closing(pieces(source)) as stream:
-        for piece in stream:
-            side = SIDES[is_held_out(piece, every=every)]
-            if filling.full(side):
-                if all(filling.full(s) for s in SIDES):
+    tokeniser = _Tokeniser(writer, tokenizer, eot=eot, limits=limits)
+    finite = [n for n in limits.values() if n is not None]
+    total, counted = sum(finite) if len(finite) == len(limits) else None, 0
+    name = describe_source(source).rsplit("/", 1)[-1]
+    with progress(f"tokenising {name} (tokens)", total=total) as advance, closing(stream_documents(source)) as stream:
+        for document in stream:
+            side = SIDES[is_held_out(document, every=every)]
+            if tokeniser.is_full(side):
+                if all(tokeniser.is_full(s) for s in SIDES):
                     break
-            elif isinstance(piece.content, str):
-                filling.add_text(side, piece.content)
+            elif isinstance(document.content, str):
+                tokeniser.add_text(side, document.content)
             else:
-                filling.add_ids(side, piece.content, source=source)
+                tokeniser.add_ids(side, document.content, source=source)
             advance(sum(writer.counts.values()) - counted)
             counted = sum(writer.counts.values())
-        filling.encode_waiting()
-    about = {"documents": filling.documents, "bytes": filling.bytes, "text": filling.only_text, "every": every}
-    writer.finish({"crux": json.dumps(about)})
+        tokeniser.encode_waiting()
+    counts = {"documents": tokeniser.documents, "bytes": tokeniser.bytes, "text": tokeniser.only_text, "every": every}
+    writer.finish({"crux": json.dumps(counts)})
 
 
-def is_held_out(piece: Piece, *, every: int | None) -> bool:
-    """What the source says, or else whether blake2b of the document's content is divisible by `every`."""
-    if piece.held_out is not None:
-        return piece.held_out
+def is_held_out(document: SourceDocument, *, every: int | None) -> bool:
+    """Return True if the source holds the document out or, if it does not say, if blake2b(content) is divisible by `every`."""
+    if document.held_out is not None:
+        return document.held_out
     assert every is not None
-    content = piece.content.encode() if isinstance(piece.content, str) else piece.content.astype("<i8").tobytes()
+    content = (
+        document.content.encode() if isinstance(document.content, str) else document.content.astype("<i8").tobytes()
+    )
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") % every == 0
 
 
-class _Filling:
-    """The texts that wait for the encoder, and what was counted."""
+class _Tokeniser:
+    """Texts that wait to be encoded together, and the counts of what was written."""
 
     def __init__(self, writer: TokenWriter, tokenizer: Tokenizer, *, eot: int, limits: dict[str, int | None]) -> None:
         self.writer, self.tokenizer, self.eot, self.limits = writer, tokenizer, eot, limits
@@ -74,7 +78,7 @@ class _Filling:
         self._waiting: list[tuple[str, str]] = []
         self._characters = 0
 
-    def full(self, side: str) -> bool:
+    def is_full(self, side: str) -> bool:
         limit = self.limits[side]
         return limit is not None and self.writer.counts[side] >= limit
 
@@ -87,7 +91,7 @@ class _Filling:
     def add_ids(self, side: str, ids: Integer[np.ndarray, "pos"], *, source: Source) -> None:
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
             raise UserError(
-                f"{describe(source)}: a row has the token id {int(ids.max() if ids.min() >= 0 else ids.min())}, the "
+                f"{describe_source(source)}: a row has the token id {int(ids.max() if ids.min() >= 0 else ids.min())}, the "
                 f"vocabulary has {self.vocab_size:,}: it was tokenised for another model"
             )
         self.encode_waiting()
@@ -99,10 +103,10 @@ class _Filling:
         for (side, text), encoding in zip(
             self._waiting, self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
         ):
-            if self.full(side):
+            if self.is_full(side):
                 continue
             written = self._write(side, np.array([*encoding.ids, self.eot], np.int64))
-            if written < len(encoding.ids):  # cut: how much of the text is in it
+            if written < len(encoding.ids):  # the document was cut: find out how much of its text was written
                 offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
                 text = text[: offsets[written - 1][1]]
             self.bytes[side] += len(text.encode())
