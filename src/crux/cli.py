@@ -15,19 +15,17 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.config.bounds import check_bounds
+from crux.config.compose import build_job
 from crux.config.errors import UserError
-from crux.config.messages import DISK_ERRORS, explain, mistake, no_such_key
+from crux.config.messages import DISK_ERRORS, explain, mistake
 from crux.config.paths import ROOT
 from crux.config.registry import known_keys, register, register_resolvers
-from crux.config.schema import Job
 from crux.launch.refusals import check_launcher_of_one_run
-from crux.runs.checks import check_run
 from crux.runs.run_folder import RunFolder
+from crux.runs.start import start_job
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -64,23 +62,8 @@ def job(cfg: DictConfig) -> None:
 
 
 def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None:
-    """Resolve and check the configuration, then run it; `folder` is the run folder that a sweep gives the job."""
-    added = [o.partition("=")[0].lstrip("+") for o in overrides if o.startswith("+")]
-    if unknown := [key for key in added if not _may_be_added(key)]:
-        raise UserError(no_such_key(unknown[0]))
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Job)
-    if folder is not None:
-        config.resume = False  # a sweep's jobs are resumed anyway
-    check_bounds(config, "")
-    config.check({o.lstrip("+~").partition("=")[0] for o in overrides})
-    check_run(config)
-    config.check_subject()
-    get_method(config.runner)(config, folder=folder)
-
-
-def _may_be_added(key: str) -> bool:
-    return key in known_keys() or key.startswith("callbacks.") or (ROOT / "conf" / key).is_dir()
+    """Check the configuration, then run it; `folder` is the run folder that a sweep has assigned to the job."""
+    start_job(build_job(cfg, overrides), folder=folder)
 
 
 def show_help(overrides: list[str]) -> None:

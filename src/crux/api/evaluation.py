@@ -1,4 +1,4 @@
-"""What a notebook needs: load a subject and an SAE, run them, judge. Re-exported as `crux.load_subject` and so on."""
+"""Load a subject, an SAE and text, and evaluate the SAE."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,60 +23,88 @@ from crux.text.tokens import Tokens, prepare_tokens
 
 
 class LoadedSAE(NamedTuple):
-    """A saved SAE and what must be known of it."""
+    """A saved SAE with its metadata."""
 
     sae: SAE
-    """Call it on activations: `sae(x)`; its codes are `sae.encode(x).c`."""
+    """The SAE: `sae(x)` reconstructs activations, and `sae.encode(x).c` returns their codes."""
     metadata: dict[str, Any]
-    """Subject, hook point, weight processing, context size, …; see formats/saelens.py."""
+    """Subject, hook point, weight processing, context size, …; listed in crux/sae/formats/saelens.py."""
 
 
 class Text(NamedTuple):
-    """Token batches of one text, as a subject reads them."""
+    """Token batches of one text for a subject."""
 
     train: list[Int[Tensor, "batch pos"]]
-    """A sample of the training text, for the mean activation."""
+    """Sequences of the training text, over which the mean activation is taken."""
     held_out: list[Int[Tensor, "batch pos"]]
-    """Windows of the held-out text: the same ones that a run is judged on."""
+    """Sequences of the held-out text; by default those on which a run evaluates its SAEs."""
 
 
 def load_subject(source: str | Path = "tiny", *, process_weights: bool = False, device: str = "cpu") -> Subject:
-    """The frozen network: "tiny", a folder in Hugging Face layout, or a hub name such as "gpt2".
+    """Load a frozen language model.
 
-    An SAE's metadata say in which basis it lives: pass its `process_weights` on. Raises UserError.
+    Args:
+        source: "tiny" (the packaged model), a folder in Hugging Face layout, or a name on the Hugging Face hub such as "gpt2".
+        process_weights: fold LayerNorm and centre the weights, as TransformerLens does. This sets the basis of the activations, so use the
+            value in the metadata of the SAE that you want to run.
+        device: a torch device.
+
+    Raises:
+        UserError: if the model cannot be loaded.
     """
     return load.load_subject(source, process_weights=process_weights, device=device)
 
 
 def load_sae(folder: str | Path) -> LoadedSAE:
-    """The SAE in a run's `sae/` folder, or another in SAELens's format. Raises UserError."""
+    """Load an SAE in SAELens's format, such as the folder `sae/` of a run.
+
+    Raises:
+        UserError: if the folder holds no SAE, or one that crux cannot load.
+    """
     return LoadedSAE(*saelens.load_sae(Path(folder)))
 
 
 def held_out_batches(
     subject: Subject, *, path: str | Path | None = None, n_tokens: int = 131_072, batch: int = 16, context: int = 256
 ) -> Text:
-    """Batches of the packaged text, or of the text in `path`. Raises UserError."""
+    """Return batches of tokens, shape (batch, context), of the packaged text or of other text.
+
+    Args:
+        path: a text, JSONL or Parquet file, or a folder of them; None: the packaged text.
+        n_tokens: tokens to take of the training text and of the held-out text, each.
+        batch: sequences per batch.
+        context: tokens per sequence.
+
+    Raises:
+        UserError: if the text cannot be read or is too short.
+    """
     source: Source = PackagedText(SOURCES) if path is None else TextFiles(Path(path), None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
         source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,
         min_tokens=2 * context, cache=default_cache(),
     )  # fmt: skip
-    cut = [
+    batches = [
         list(spread_batches(stream, context=context, batch=batch, n_tokens=n_tokens))
         for stream in (tokens.train, tokens.held_out)
     ]
-    return Text(*cut)
+    return Text(*batches)
 
 
 def evaluate(
     subject: Subject, sae: SAE, *, hook: str, text: Text | None = None, output_hook: str | None = None
 ) -> SaeEvaluation:
-    """The judgement of a run, on `text` or on the packaged text; `.metrics` has the numbers of metrics.json.
+    """Evaluate an SAE on held-out text, as a run does; `.metrics` has the values of metrics.json, without `final/`.
 
-    A transcoder reads at `hook` and writes at `output_hook`, which its metadata call `hook_name_out`. See
-    `crux.sae.evaluation.evaluate_sae.evaluate_sae` for every metric, its sign and its average. Raises UserError.
+    `crux.sae.evaluate_sae` documents every metric, its sign and its average.
+
+    Args:
+        hook: the hook point that the SAE reads.
+        text: batches of `held_out_batches`; the packaged text if not given.
+        output_hook: the hook point that a transcoder writes, `hook_name_out` in its metadata; `hook` if not given.
+
+    Raises:
+        UserError: if the hook points do not exist or do not fit the SAE.
     """
     check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
     text = text if text is not None else held_out_batches(subject)
