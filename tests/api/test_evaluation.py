@@ -1,8 +1,5 @@
-"""The same work in a notebook, in a few lines."""
+"""Load a subject, an SAE and text in Python, and evaluate the SAE."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +7,6 @@ import torch
 
 import crux
 from crux.config.errors import UserError
-
-SRC = Path(__file__).resolve().parents[1] / "src"
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +26,26 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_five_lines(saved: Path) -> None:
+def test_an_evaluation_in_five_lines(saved: Path) -> None:
     subject = crux.load_subject("tiny")
     sae, metadata = crux.load_sae(saved)
     text = crux.held_out_batches(subject, n_tokens=512, batch=2)
     clean = subject.clean(text.held_out[0], capture=[metadata["hook_name"]])
     spliced = subject.spliced(clean, {metadata["hook_name"]: sae})
-    judgement = crux.evaluate(subject, sae, hook=metadata["hook_name"], text=text)
+    evaluation = crux.evaluate(subject, sae, hook=metadata["hook_name"], text=text)
 
     assert clean.final is not None
     assert spliced.final.shape == clean.final.shape == (2, 256, 128)
-    assert judgement.n_tokens == 512
+    assert evaluation.n_tokens == 512
     logits = [h @ subject.unembed.W_U.T for h in (clean.final, spliced.final)]
     labels = text.held_out[0][:, 1:].flatten()
     ce = [torch.nn.functional.cross_entropy(z[:, :-1].flatten(0, 1), labels).item() for z in logits]
-    assert judgement.metrics["ce_clean"] == pytest.approx(ce[0], rel=1e-5)
-    assert judgement.metrics["ce_increase"] == pytest.approx(ce[1] - ce[0], rel=1e-4)
-    assert judgement.metrics["ce_increase"] > 0  # an untrained SAE is a bad one
+    assert evaluation.metrics["ce_clean"] == pytest.approx(ce[0], rel=1e-5)
+    assert evaluation.metrics["ce_increase"] == pytest.approx(ce[1] - ce[0], rel=1e-4)
+    assert evaluation.metrics["ce_increase"] > 0  # an untrained SAE is a bad one
 
 
-def test_ones_own_text(tmp_path: Path) -> None:
+def test_text_of_the_user(tmp_path: Path) -> None:
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "in", "an", "old", "wood"]
     lines = [" ".join(words[(i * j) % len(words)] for j in range(1, 200)) for i in range(1, 60)]
     (tmp_path / "own.txt").write_text("\n\n".join(lines))
@@ -79,20 +74,20 @@ def test_a_transcoder(tmp_path: Path) -> None:
     saelens.save_sae(made, tmp_path / "sae", metadata)
     sae, found = crux.load_sae(tmp_path / "sae")
     read, write = found["hook_name"], found["hook_name_out"]
-    judgement = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text)
+    evaluation = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text)
 
     clean = subject.clean(text.held_out[0], capture=[read, write])
     x_hat = sae(clean.activations[read])
     final = subject.spliced(clean, {write: lambda _: x_hat}).final
     logits = (final @ subject.unembed.W_U.T)[:, :-1].flatten(0, 1)
     ce = torch.nn.functional.cross_entropy(logits, text.held_out[0][:, 1:].flatten()).item()
-    assert judgement.metrics["ce_spliced"] == pytest.approx(ce, rel=1e-5)
+    assert evaluation.metrics["ce_spliced"] == pytest.approx(ce, rel=1e-5)
     error = (x_hat - clean.activations[write]).square().mean().item()
-    assert judgement.metrics["mse"] == pytest.approx(error, rel=1e-5)
-    assert judgement.metrics["l0"] <= 8
+    assert evaluation.metrics["mse"] == pytest.approx(error, rel=1e-5)
+    assert evaluation.metrics["l0"] <= 8
 
 
-def test_mistakes_are_told(tmp_path: Path, saved: Path) -> None:
+def test_mistakes_are_user_errors(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(UserError, match="no SAE folder at"):
         crux.load_sae(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such folder"):
@@ -102,10 +97,3 @@ def test_mistakes_are_told(tmp_path: Path, saved: Path) -> None:
         crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", output_hook="blocks.5.hook_mlp_out")
     with pytest.raises(AttributeError, match="load_saes"):
         _ = crux.load_saes
-
-
-def test_importing_crux_is_light() -> None:
-    code = "import sys, crux; print('torch' in sys.modules, 'crux.notebook' in sys.modules, 'load_sae' in dir(crux))"
-    environment = os.environ | {"PYTHONPATH": str(SRC)}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert ended.stdout.split() == ["False", "False", "True"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from crux.api.run import SHORT_NAME, Run, find_runs, load_run
+from crux.api.run import OVERALL, Run, find_runs, load_run
 from crux.config.errors import UserError
 from crux.config.messages import nearest
 from crux.runs.run_folder import comparable_keys
@@ -79,7 +79,7 @@ def _choose_keys(configs: pd.DataFrame, keys: Sequence[str] | None) -> list[str]
 
 def _choose_metrics(results: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
     if metrics is None:
-        return [name for name in results if SHORT_NAME.fullmatch(name)]
+        return [name for name in results if OVERALL.fullmatch(name)]
     full = [name if "final/" in name else f"final/{name}" for name in metrics]
     return [_check_name(name, list(results), "metric of these runs") for name in full]
 

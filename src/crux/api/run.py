@@ -20,8 +20,13 @@ from crux.subjects.subject import Subject
 TIME = r"\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}_"
 """The beginning of the name of a run folder."""
 
-SHORT_NAME = re.compile(r"(?:^|.*/)final/\w+$")
+OVERALL = re.compile(r"(?:^|.*/)final/\w+$")
 """Metrics of the whole evaluation, without those per position, later layer or hook point."""
+
+HEADLINE = re.compile(
+    r".*final/(ce_increase|kl|l0|loss_recovered_mean|explained_variance|norm_ratio|alive_heldout_frac|tokens_per_second|checks.*)$"
+)
+"""Metrics in the representation of a run."""
 
 
 class Run:
@@ -167,20 +172,21 @@ class Run:
         rows = self._files.read_history()
         return f"{self.state}, with its last row at step {rows[-1]['step']}" if rows else self.state
 
-    def _main_metrics(self) -> dict[str, float]:
+    def _headline(self) -> dict[str, float]:
+        """Return the metrics that the representation shows; none if the run has not finished."""
         if self.state != "finished":
             return {}
-        return {name: value for name, value in self.metrics.items() if SHORT_NAME.search(name)}
+        return {name: value for name, value in self.metrics.items() if HEADLINE.match(name)}
 
     def __repr__(self) -> str:
         lines = [f"Run {self.name}: {self._progress()}", f"  folder: {self.folder}"]
-        lines += [f"  {name}: {value:.4g}" for name, value in self._main_metrics().items()]
+        lines += [f"  {name}: {value:.4g}" for name, value in self._headline().items()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td style='text-align:left'>{escape(name)}</td><td>{value:.4g}</td></tr>"
-            for name, value in self._main_metrics().items()
+            for name, value in self._headline().items()
         )
         return f"<b>{escape(self.name)}</b>: {escape(self._progress())}<br><code>{escape(str(self.folder))}</code><table>{rows}</table>"
 

@@ -56,15 +56,15 @@ def compose_job(overrides: Sequence[str], *, grid_advice: str) -> ComposedJob:
 @contextmanager
 def _separate_hydra() -> Iterator[None]:
     """Initialise Hydra for this block, and restore what was initialised before."""
-    instance, base = GlobalHydra.instance(), version.getbase()
+    instance, base = GlobalHydra.instance(), version.VersionBase.instance()
     before, instance.hydra = instance.hydra, None
+    base_before = base.version_base
     try:
         with initialize_config_dir(str(ROOT / "conf"), job_name="crux", version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = before
-        if base is not None:
-            version.setbase(f"{base.major}.{base.minor}")
+        base.version_base = base_before
 
 
 def build_job(config: DictConfig, overrides: Sequence[str]) -> Job:

@@ -1,0 +1,53 @@
+"""Local learning coefficients: estimates by Markov chains with diagnostics, cases with a known answer, and behavioural losses."""
+
+from typing import TYPE_CHECKING
+
+from crux.config.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from crux.llc.behavioural import behavioural_loss, gauss_newton_product
+    from crux.llc.calibration import calibrate
+    from crux.llc.chains import ChainSettings, Checkpoint
+    from crux.llc.coordinates import Coordinates
+    from crux.llc.diagnostics import ChainStatistics, chain_statistics
+    from crux.llc.effective import effective_parameters
+    from crux.llc.estimate import LLC, NotAMinimumWarning, estimate_llc
+    from crux.llc.hessian import Spectrum, full_spectrum, lanczos_spectrum, largest_eigenvalue
+    from crux.llc.landscape import Landscape
+    from crux.llc.language_models import next_token_loss
+    from crux.llc.losses import Minibatches
+    from crux.llc.samplers.hmc import HMC
+    from crux.llc.samplers.interface import Posterior, Sampler
+    from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
+    from crux.llc.samplers.sgld import SGLD
+    from crux.llc.step_size import default_step_size
+
+__all__ = [
+    "HMC",
+    "LLC",
+    "SGLD",
+    "ChainSettings",
+    "ChainStatistics",
+    "Checkpoint",
+    "Coordinates",
+    "Landscape",
+    "Minibatches",
+    "NotAMinimumWarning",
+    "Posterior",
+    "RMSPropSGLD",
+    "Sampler",
+    "Spectrum",
+    "behavioural_loss",
+    "calibrate",
+    "chain_statistics",
+    "default_step_size",
+    "effective_parameters",
+    "estimate_llc",
+    "full_spectrum",
+    "gauss_newton_product",
+    "lanczos_spectrum",
+    "largest_eigenvalue",
+    "next_token_loss",
+]
+
+__getattr__, __dir__ = lazy_exports(__name__)
