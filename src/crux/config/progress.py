@@ -4,9 +4,9 @@
     with progress("tokenising", total=n_tokens) as advance: advance(1000)
 
 On a terminal a bar with the remaining time appears once the work has taken DELAY seconds, and goes when it ends; work within work
-has a bar below. Elsewhere (logs, pipes) the outermost work prints its description once, when it has taken PLAIN_AFTER seconds.
-All of it goes to standard error. `shown` switches it off; the switch belongs to the process, as the terminal does: results do
-not depend on it.
+has a bar below. A notebook shows the same bars as text. Elsewhere (logs, pipes) the outermost work prints its description once, when
+it has taken PLAIN_AFTER seconds. All of it goes to standard error. `shown` switches it off; the switch belongs to the process, as the
+terminal does: results do not depend on it.
 """
 
 import atexit
@@ -23,6 +23,8 @@ from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+from crux.config.notebook_bars import NotebookBars, in_notebook
 
 DELAY, PLAIN_AFTER = 1.0, 5.0
 """Seconds before a bar or a plain line appears."""
@@ -44,7 +46,7 @@ class _Process:
     """The state of progress bars, of which a process has one."""
 
     shown = True
-    bars: "_Bars | None" = None
+    bars: "_Bars | NotebookBars | None" = None
     line: "_Line | None" = None
     printed: frozenset[str] = frozenset()
     """Descriptions of plain lines: each comes once per job."""
@@ -78,7 +80,7 @@ def progress(description: str, *, total: float | None) -> Iterator[Advance]:
     description = description.encode(encoding, "replace").decode(encoding)
     if not _Process.shown:
         yield lambda n=1, /: None
-    elif not LIVE.is_interactive:
+    elif not LIVE.is_interactive and not in_notebook():
         outermost = _Process.line is None
         line = _Process.line = _Process.line or _Line(description, total)
         try:
@@ -88,7 +90,7 @@ def progress(description: str, *, total: float | None) -> Iterator[Advance]:
                 _Process.line = None
     else:
         outermost = _Process.bars is None
-        bars = _Process.bars = _Process.bars or _Bars()
+        bars = _Process.bars = _Process.bars or (_notebook_bars() if in_notebook() else _Bars())
         task = bars.add_task(description, total=total)
         try:
             yield partial(bars.advance, task)
@@ -96,7 +98,7 @@ def progress(description: str, *, total: float | None) -> Iterator[Advance]:
             bars.remove_task(task)
             if outermost:
                 _Process.bars = None
-                bars.close()
+                bars.stop() if isinstance(bars, NotebookBars) else bars.close()
 
 
 class _Line:
@@ -130,16 +132,23 @@ class _Counts(ProgressColumn):
         return Text(f"{task.completed:,.0f}{of} {_left(task.elapsed or 0.0, task.completed, task.total)}")
 
 
+def _columns() -> tuple[ProgressColumn, ...]:
+    description = Column(no_wrap=True, overflow="crop", max_width=48)
+    return TextColumn("{task.description}", markup=False, table_column=description), BarColumn(), _Counts()
+
+
+def _notebook_bars() -> NotebookBars:
+    bars = NotebookBars(*_columns(), delay=DELAY, transient=True)
+    bars.start()
+    return bars
+
+
 class _Bars(Progress):
     """The bars of work that has taken DELAY seconds, the outermost first."""
 
     def __init__(self) -> None:
         super().__init__(
-            TextColumn(
-                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop", max_width=48)
-            ),
-            BarColumn(),
-            _Counts(),
+            *_columns(),
             console=LIVE,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # else it would end in standard error
@@ -173,5 +182,5 @@ class _Bars(Progress):
 @atexit.register
 def _close() -> None:
     """Give the cursor back, if the process ends within the work."""
-    if _Process.bars is not None:
+    if isinstance(_Process.bars, _Bars):
         _Process.bars.close()

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from crux.config.notebook_bars import NotebookBars, in_notebook
 from crux.config.progress import LIVE
 
 
@@ -34,7 +35,11 @@ class StepBar(ProgressBar):
             TimeRemainingColumn(),
             TextColumn("{task.fields[row]}"),
         )
-        self.bar = Progress(*columns, console=LIVE, redirect_stdout=sys.stdout.isatty(), disable=not enabled)
+        self.bar: Progress = (
+            NotebookBars(*columns, disable=not enabled)
+            if in_notebook()
+            else Progress(*columns, console=LIVE, redirect_stdout=sys.stdout.isatty(), disable=not enabled)
+        )
 
     def disable(self) -> None:
         """Draw nothing from here on."""

@@ -1,0 +1,84 @@
+"""Progress bars in a Jupyter notebook, in plain text that is replaced in place. rich's own bars need ipywidgets there."""
+
+import sys
+import time
+import uuid
+from io import StringIO
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, TaskID
+
+INTERVAL = 0.2
+"""Seconds between two drawings: a notebook keeps every one until it is replaced."""
+
+WIDTH = 110
+"""Columns of the text."""
+
+
+def in_notebook() -> bool:
+    """Return True if this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    return getattr(ipython.get_ipython(), "kernel", None) is not None if ipython is not None else False
+
+
+class NotebookBars(Progress):
+    """Bars that are drawn as one output of a notebook's cell.
+
+    Args:
+        delay: seconds before the bars are shown.
+        transient: remove the bars when they stop.
+    """
+
+    def __init__(
+        self, *columns: str | ProgressColumn, delay: float = 0.0, transient: bool = False, disable: bool = False
+    ) -> None:
+        super().__init__(*columns, console=Console(file=StringIO(), width=WIDTH), auto_refresh=False, disable=disable)
+        self._delay, self._transient = delay, transient
+        self._display_id: str | None = None
+        self._start = self._drawn = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to count the delay."""
+        self._start = time.monotonic()
+
+    def refresh(self) -> None:
+        """Draw the bars, if the delay is over and the last drawing is long enough ago."""
+        now = time.monotonic()
+        if now - self._start >= self._delay and now - self._drawn >= INTERVAL:
+            self._draw()
+
+    def stop(self) -> None:
+        """Draw the bars as they are at the end, or remove them."""
+        if self._display_id is not None or not (self._transient or self.disable):
+            self._draw(empty=self._transient)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Count further work, and draw."""
+        super().advance(task_id, advance)
+        self.refresh()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change a task, and draw."""
+        super().update(task_id, **changes)
+        self.refresh()
+
+    def _draw(self, *, empty: bool = False) -> None:
+        if self.disable:
+            return
+        from IPython.display import display, update_display  # pyright: ignore[reportMissingImports]
+
+        self._drawn = time.monotonic()
+        text = "" if empty else _render(self.get_renderable())
+        if self._display_id is None:
+            self._display_id = uuid.uuid4().hex
+            display({"text/plain": text}, raw=True, display_id=self._display_id)
+        else:
+            update_display({"text/plain": text}, raw=True, display_id=self._display_id)
+
+
+def _render(content: RenderableType) -> str:
+    console = Console(file=StringIO(), width=WIDTH, force_jupyter=False, no_color=True, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(content)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
