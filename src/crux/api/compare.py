@@ -73,7 +73,7 @@ def _flat_config(run: Run) -> dict[str, Any]:
 
 def _choose_keys(configs: pd.DataFrame, keys: Sequence[str] | None) -> list[str]:
     if keys is None:
-        return [key for key in configs if configs[key].map(repr).nunique() > 1]
+        return [key for key in configs if len(set(map(repr, configs[key]))) > 1]
     return [_check_name(key, list(configs), "key of these configurations") for key in keys]
 
 
