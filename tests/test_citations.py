@@ -2,8 +2,11 @@
 
 import pkgutil
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -49,13 +52,16 @@ def broken_citations(text: str, *, root: Path) -> list[str]:
     return broken
 
 
+def relative_links(page: Path) -> list[str]:
+    """Return the targets of a Markdown page's links within the repository."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return [target for target in re.findall(r"\]\(([^()\s]+)\)", text) if not re.match(r"[a-z]+:", target)]
+
+
 def broken_links(page: Path) -> list[str]:
     """Return the relative links of a Markdown page whose file or heading does not exist."""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     broken = []
-    for target in re.findall(r"\]\(([^()\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
+    for target in relative_links(page):
         name, _, fragment = target.partition("#")
         file = (page.parent / name).resolve() if name else page
         if not file.exists():
@@ -82,6 +88,23 @@ def test_cited_files_and_sections_exist() -> None:
 
 def test_links_resolve() -> None:
     assert not failures(PAGES, broken_links)
+
+
+def test_every_page_is_reachable_from_the_index() -> None:
+    reached, to_visit = set(), [ROOT / "docs" / "README.md"]
+    while to_visit:
+        page = to_visit.pop()
+        reached.add(page)
+        linked = {(page.parent / target.partition("#")[0]).resolve() for target in relative_links(page)}
+        to_visit += [found for found in linked & set(PAGES) if found not in reached]
+    assert set((ROOT / "docs").rglob("*.md")) <= reached
+
+
+def test_the_citation_file_is_complete_and_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
 
 
 def test_sections_belong_to_a_named_source() -> None:
