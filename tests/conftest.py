@@ -1,4 +1,4 @@
-"""What every test runs under: checked shapes, few threads, no hub, nothing of the user's touched."""
+"""The environment of every test: shapes checked at run time, few threads, no hub, and no access to the user's outputs and cache."""
 
 import os
 import signal
@@ -12,7 +12,9 @@ from jaxtyping import install_import_hook
 
 from tests.support import run_time_types
 
-install_import_hook("crux", f"{run_time_types.__name__}.checked")  # crux's shapes and types are checked in tests only
+install_import_hook(
+    "crux", f"{run_time_types.__name__}.check_types"
+)  # crux's shapes and types are checked in tests only
 
 for key in [k for k in os.environ if k.startswith(("MLFLOW_", "HYDRA_", "CRUX_"))]:
     del os.environ[key]
@@ -34,31 +36,31 @@ SHORT = (
     "evaluation.val_tokens=512",
     "evaluation.latents=2",
 )
-"""Makes any job one of seconds."""
+"""Overrides with which any job takes seconds."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # MLflow's own use of SQLAlchemy
+    # raised by MLflow's own use of SQLAlchemy
     config.addinivalue_line("filterwarnings", "ignore:.*``noload`` loader strategy.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The token cache of the whole session, shared by xdist's workers: the packaged text is tokenised once."""
+    """Return the token cache that all tests and all workers of xdist share, so that the packaged text is tokenised once."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_of_the_users(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_cache_and_outputs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ |= {"CRUX_CACHE": str(cache), "CRUX_OUTPUTS": str(tmp_path_factory.mktemp("outputs"))}
 
 
 @contextmanager
-def _restored():
-    """Puts back what `main` changes in its process."""
+def _restore_process():
+    """Undo what `main` changes in its process."""
     argv, environment, handler = sys.argv, dict(os.environ), signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -71,12 +73,15 @@ def _restored():
 
 @pytest.fixture(scope="session")
 def crux_here(cache: Path) -> Callable[..., int]:
-    """Runs a command line in this process; returns its exit code. Libraries stay loaded: a job takes seconds."""
+    """Return a function that runs a command line in this process and returns its exit code.
+
+    Libraries stay loaded, so that a job takes seconds.
+    """
 
     def call(*arguments: str) -> int:
         from crux.cli import main
 
-        with _restored():
+        with _restore_process():
             sys.argv = ["main.py", *arguments]
             try:
                 main()
@@ -89,7 +94,10 @@ def crux_here(cache: Path) -> Callable[..., int]:
 
 @pytest.fixture
 def refusal(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    """Runs a command line that must be refused: exit code 2, no run begun; returns the one line that is said."""
+    """Return a function that runs a command line with a mistake in it and returns the error message.
+
+    It checks that the exit code is 2, that the message is one line, and that no run was started.
+    """
 
     def call(*arguments: str) -> str:
         assert crux_here(*arguments, f"output_dir={tmp_path}") == 2
@@ -102,10 +110,11 @@ def refusal(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], t
 
 @pytest.fixture(scope="session")
 def short() -> tuple[str, ...]:
+    """Return the overrides with which any job takes seconds."""
     return SHORT
 
 
 @pytest.fixture(scope="session")
 def command(cache: Path) -> list[str]:
-    """The start of a command line for a subprocess."""
+    """Return the beginning of a command line for a subprocess: Python and crux's main.py."""
     return [sys.executable, str(ROOT / "src" / "main.py")]

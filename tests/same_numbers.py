@@ -3,7 +3,7 @@
 `python tests/same_numbers.py record` runs them and writes same_numbers.json, with a description of the machine. The
 slow test in test_same_numbers.py runs them again. On the machine that recorded the numbers they must be equal bit for
 bit. Any other machine rounds sums differently: there numbers must agree to 1e-4, relative or absolute, counts included,
-and text is not compared. A count, or where a short training ends, may hang on a rounding error, so that a difference
+and text is not compared. A count, or where a short training ends, may depend on a rounding error, so that a difference
 there calls for a look and proves nothing. For exact numbers on a machine, record them on it with the code of the commit
 that last wrote same_numbers.json.
 """
@@ -64,7 +64,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "kl_finetune": (
         *SAE, "loss=kl_finetune", "sae=topk", "sae.start_from={topk.folder}/sae", "loss.finetune_share=0.5",
     ),
-    # Where SAEs read and write, on what text and in what network.
+    # Hook points, texts and networks.
     "hook_points_e2e": (
         *SAE, "loss=e2e_ds", "hook_points=[blocks.2.hook_resid_post,blocks.5.attn.hook_z]", "target_l0=60",
     ),
@@ -329,8 +329,7 @@ def list_differences(
         a, b = found[name], recorded[name]
         same = repr(a) == repr(b)  # NaN equals NaN
         if not same and not exact:
-            text = isinstance(a, str) or isinstance(b, str)
-            same = text or math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
+            same = isinstance(a, str) or isinstance(b, str) or math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)
         if not same:
             lines.append(f"{name}: is {a!r}, was {b!r}")
     return lines

@@ -1,4 +1,4 @@
-"""A programming error in crux is no mistake of the user's: it keeps its traceback, on the screen and in a sweep's FAILED file."""
+"""A programming error in crux shows its traceback, on the screen and in a sweep's FAILED file."""
 
 import subprocess
 import sys

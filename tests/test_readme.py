@@ -34,12 +34,9 @@ def test_there_are_lines_to_try() -> None:
 
 
 @pytest.mark.parametrize("group", ["toy", "llc", "degeneracy", "interaction_basis"])
-def test_every_experiment_is_in_the_guide_and_tested(group: str) -> None:
+def test_every_experiment_is_in_the_guide(group: str) -> None:
     names = {path.stem.removesuffix("_paper") for path in (ROOT / "conf" / "experiment" / group).glob("[!_]*.yaml")}
-    folder = {"interaction_basis": "degeneracy"}.get(group, group)
-    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / folder).rglob("test_*.py"))
     assert names <= set(re.findall(r"\w+", GUIDE))
-    assert names <= set(re.findall(r"\w+", tests))
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if not any(e in line for e in ELSEWHERE)])

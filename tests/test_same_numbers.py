@@ -9,7 +9,7 @@ from tests.same_numbers import COMMANDS, RECORDED, Session, describe_machine, li
 
 @pytest.fixture(scope="session")
 def session(cache: object, tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Return what runs each command once a session."""
+    """Return a session, in which each command runs once."""
     return Session(tmp_path_factory.mktemp("same_numbers"))
 
 

@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_job(command: list[str], cwd: Path, path: str | None) -> None:
-    """The job's folder is made in the working directory: an installed crux has no checkout to write to."""
+    """Run a short job; an installed crux writes into the working directory."""
     env = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "HF_HUB_OFFLINE": "1"} | ({"PYTHONPATH": path} if path else {})
     done = subprocess.run([*command, *JOB], cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -43,7 +43,7 @@ def test_everything_is_in_it(wheel: Path) -> None:
     assert {f"crux/assets/{name}" for name in assets} <= names
 
 
-def test_it_runs_beside_the_installed_packages(wheel: Path, tmp_path: Path) -> None:
+def test_it_runs_next_to_the_installed_packages(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True)

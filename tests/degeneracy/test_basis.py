@@ -121,7 +121,7 @@ def test_strengths_do_not_depend_on_the_coordinates_that_activations_come_in(
     stages = dict(zip(chain.hooks, chain.stages.values(), strict=True))
     torch.manual_seed(3)
     for hook, after in (("post0", "pre1"), ("post1", "output")):
-        d = stages[after].in_features
+        d = chain.get_submodule(f"stages.{after}").get_parameter("weight").shape[1]
         there, back = nn.Linear(d, d).double(), nn.Linear(d, d).double()
         with torch.no_grad():
             back.weight.copy_(torch.linalg.inv(there.weight))
@@ -159,6 +159,8 @@ def test_a_rewritten_network_is_the_same_function(
     for basis in bases:
         want = basis.coordinates(clean.activations[basis.hook])
         assert torch.allclose(found.activations[basis.hook], want, atol=1e-8)
+    assert found.final is not None
+    assert clean.final is not None
     final = bases[-1].activations(found.final) if hooks[-1] == "output" else found.final
     assert torch.allclose(final, clean.final, atol=1e-8)
     assert isinstance(other.stages["pre1"], nn.Linear)  # absorbed
@@ -190,6 +192,7 @@ def test_keeping_all_directions_changes_nothing_that_comes_behind() -> None:
         clean = network.clean(batches[0], capture=[basis.hook], final=True)
         f = clean.activations[basis.hook]
         found = network.continue_from(clean, basis.hook, basis.keep_strongest(f, basis.size), ends=[FINAL])[FINAL]
+        assert clean.final is not None
         assert torch.allclose(found, clean.final, atol=1e-8)
         assert torch.equal(basis.keep_strongest(f, 0), basis.mean.expand_as(f))
 

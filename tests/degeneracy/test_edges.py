@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis, neuron_basis
-from crux.degeneracy.edges import interaction_edges
+from crux.degeneracy.edges import Mode, interaction_edges
 from crux.degeneracy.grams import moments
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.network import Network
@@ -35,7 +35,7 @@ def brute_force(
                     network.continue_from(clean, a.hook, a.activations(coordinates), ends=[b.hook])[b.hook]
                 )
 
-            integral = sum(w * torch.func.jacrev(way)(alpha * f_hat) for alpha, w in alphas)
+            integral = torch.stack([w * torch.func.jacrev(way)(alpha * f_hat) for alpha, w in alphas]).sum(0)
             J = integral.reshape(-1, b.size, f_hat[0, ..., 0].numel(), a.size)  # t, i, s, j
             found += torch.einsum("tisj,sj->tij", J, f_hat.reshape(-1, a.size)).square().sum(0)
             n += len(J)
@@ -47,7 +47,7 @@ GAUSS_LEGENDRE_2 = [(0.5 - 0.75**0.5 / 3, 0.5), (0.5 + 0.75**0.5 / 3, 0.5)]
 
 @pytest.mark.parametrize("mode", ["jvp", "vjp", None])
 @pytest.mark.parametrize(("points", "alphas"), [(None, [(1.0, 1.0)]), (2, GAUSS_LEGENDRE_2)])
-def test_perceptrons_and_positions(mode: str | None, points: int | None, alphas: list[tuple[float, float]]) -> None:
+def test_perceptrons_and_positions(mode: Mode | None, points: int | None, alphas: list[tuple[float, float]]) -> None:
     torch.manual_seed(0)
     with_positions = Chain({"input": nn.Identity(), "a": Both(4, 6), "b": Both(6, 3)}).double()
     for network, hooks, batches in (

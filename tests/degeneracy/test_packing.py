@@ -24,6 +24,7 @@ def test_bases_come_back_as_they_were(tmp_path: Path) -> None:
         found = unpack(Basis, kept, prefix=f"{basis.hook}/", device=C.device, hook=basis.hook, name=basis.name)
         for before, after in zip(basis, found, strict=True):
             if isinstance(before, torch.Tensor):
+                assert isinstance(after, torch.Tensor)
                 assert torch.equal(before, after)
                 assert before.stride() == after.stride()
             else:

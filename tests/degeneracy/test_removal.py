@@ -20,8 +20,8 @@ def two_tasks() -> Chain:
     ).double()
     first = torch.block_diag(torch.tensor([[2.0, 1], [0, 1]]), torch.tensor([[1.0, 0], [3, 1]])).double()
     with torch.no_grad():
-        chain.stages["hidden"].weight.copy_(ROTATION @ first)
-        chain.stages["output"].weight.copy_(ROTATION.T)
+        chain.get_parameter("stages.hidden.weight").copy_(ROTATION @ first)
+        chain.get_parameter("stages.output.weight").copy_(ROTATION.T)
     return chain
 
 

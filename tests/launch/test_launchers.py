@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def test_cpus_runs_so_many_processes_and_shows_them_no_gpu(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_sweep_ends_within_seconds_and_leaves_no_process_behind(
+def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
     number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]
 ) -> None:
     """Its jobs say in MLflow that they were stopped, and keep their checkpoints."""
@@ -132,18 +132,15 @@ def test_a_stopped_sweep_ends_within_seconds_and_leaves_no_process_behind(
             assert sweep.poll() is None, sweep.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        began = time.monotonic()
         if number is signal.SIGINT:
             os.killpg(sweep.pid, number)  # as a terminal does
         else:
             sweep.send_signal(number)
         _, err = sweep.communicate(timeout=60)
-        seconds = time.monotonic() - began
     finally:
         sweep.kill()
     assert sweep.returncode == code
     assert "Traceback" not in err
-    assert seconds < 30  # on a busy machine
     assert rays(mark) == []
     import sqlite3
 
@@ -172,6 +169,7 @@ def test_real_jobs_on_gpus_are_children_of_one_run(tmp_path: Path, short: tuple[
 
 
 NODE = {"CPU": 16.0, "GPU": 4.0}
+NO_LIMITS: dict[str, Any] = {"threads": None, "processes": None}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +191,7 @@ NODE = {"CPU": 16.0, "GPU": 4.0}
 def test_neither_gpus_nor_cores_are_given_twice(
     nodes: list[dict[str, float]], asked: dict[str, Any], share: Share
 ) -> None:
-    assert shared(nodes, **({"threads": None, "processes": None} | asked)) == share
+    assert shared(nodes, **NO_LIMITS | asked) == share
     if len(nodes) == 1:
         assert share.at_once * share.threads <= nodes[0]["CPU"]
         assert share.at_once * share.gpus <= nodes[0].get("GPU", 0)
@@ -203,10 +201,10 @@ def test_neither_gpus_nor_cores_are_given_twice(
     ("nodes", "asked"),
     [([{"CPU": 8.0}], {"gpus": 1}), ([NODE], {"gpus": 1, "threads": 17}), ([{"CPU": 8.0, "GPU": 0.25}], {"gpus": 0.5})],
 )
-def test_what_no_machine_has_is_refused(nodes: list[dict[str, float]], asked: Mapping[str, Any]) -> None:
+def test_what_no_machine_has_is_refused(nodes: list[dict[str, float]], asked: dict[str, Any]) -> None:
     """Ray would wait for it for ever."""
     with pytest.raises(UserError, match="no machine of Ray's has"):
-        shared(nodes, jobs=2, **({"threads": None, "processes": None} | asked))
+        shared(nodes, **NO_LIMITS | {"jobs": 2} | asked)
 
 
 @pytest.fixture
@@ -266,16 +264,19 @@ def test_a_launcher_without_a_sweep_is_refused(
     assert "say -m" in capfd.readouterr().err
 
 
-def test_a_machine_without_a_gpu_says_so_within_two_seconds(tmp_path: Path, command: list[str]) -> None:
-    before = os.times()
-    line = [*command, "sweeps=seeds", "hydra/launcher=gpus", f"output_dir={tmp_path}"]
+def test_a_machine_without_a_gpu_says_so_before_anything_large_is_imported(tmp_path: Path, command: list[str]) -> None:
+    python, main = command
+    line = [python, "-X", "importtime", main, "sweeps=seeds", "hydra/launcher=gpus", f"output_dir={tmp_path}"]
     ended = subprocess.run(
         line, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=60
     )
-    after = os.times()
     assert ended.returncode == 2
     assert "no GPU on this machine" in ended.stderr
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 2.0
+    imported = {
+        line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "crux.cli" in imported
+    assert not imported & {"torch", "lightning", "ray", "mlflow", "transformers"}
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("gpus", "ray"), ("cpus", "ray"), ("slurm", "submitit")])

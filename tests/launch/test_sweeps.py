@@ -231,7 +231,6 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
     sweep = tmp_path / "stopped" / "sweeps" / "s"
     try:
         wait_for(process, lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) == 2)
-        since = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
@@ -239,7 +238,6 @@ def test_a_stopped_sweep_tells_the_truth_and_goes_on(
         for stream in (process.stdout, process.stderr):
             assert stream is not None
             stream.close()
-    assert time.monotonic() - since < 30  # on a loaded machine; seconds on one's own
     assert process.returncode == code
     assert "Traceback" not in err
     parent, children = family(tmp_path / "stopped")

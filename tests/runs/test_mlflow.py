@@ -66,7 +66,8 @@ def test_four_cold_starts_at_once_give_four_runs_in_one_experiment(outputs: Path
     assert experiment is not None
     assert experiment.artifact_location == (outputs / "artifacts").as_uri()
     found = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
-    assert sorted(r.info.run_name for r in found if r.info.run_name.startswith("job")) == [f"job {i}" for i in range(4)]
+    names = [run.info.run_name or "" for run in found]
+    assert sorted(name for name in names if name.startswith("job")) == [f"job {i}" for i in range(4)]
 
 
 def test_the_database_writes_ahead(outputs: Path) -> None:

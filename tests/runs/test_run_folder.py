@@ -97,9 +97,9 @@ def test_the_newest_unfinished_run_of_this_configuration_is_found(tmp_path: Path
 
 
 def test_a_run_started_within_the_same_second_is_the_newer_one(tmp_path: Path) -> None:
-    for number in ("", *(f"-{i}" for i in range(2, 12))):
-        last = named(tmp_path, f"2026-01-01_00-00-00_a{number}", CONFIG)
-    assert find_unfinished(tmp_path, CONFIG).path == last.path
+    numbers = ["", *(f"-{i}" for i in range(2, 12))]
+    runs = [named(tmp_path, f"2026-01-01_00-00-00_a{number}", CONFIG) for number in numbers]
+    assert find_unfinished(tmp_path, CONFIG).path == runs[-1].path
 
 
 def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:

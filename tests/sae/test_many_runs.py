@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from crux.sae.sweeps.finished_runs import finished_runs
+from crux.sae.sweeps.finished_runs import read_finished_runs
 from crux.sae.training.sae_module import SAEModule
 from crux.training.fit import checkpoint_step
 
@@ -51,7 +51,7 @@ def mlflow_runs(outputs: Path) -> dict[str, Any]:
     client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     experiment = client.get_experiment_by_name("crux")
     assert experiment is not None
-    return {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    return {r.info.run_name or "": r for r in client.search_runs([experiment.experiment_id])}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_sweep_of_such_jobs(crux_here: Callable[..., int], short: tuple[str, .
     assert crux_here(*short, *words, f"output_dir={tmp_path}") == 0
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 2
-    found = finished_runs(sweep).settings
+    found = read_finished_runs(sweep).settings
     assert found["loss"].tolist() == ["local", "local", "e2e", "e2e"]
     assert found["asked for"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
     assert (sweep / "report.md").exists()

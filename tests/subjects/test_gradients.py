@@ -85,6 +85,7 @@ def test_clean_pass_is_the_same_as_without_gradients(subject: Subject, kind: str
     torch.testing.assert_close(clean.activations, want.activations, rtol=0, atol=0)
     torch.testing.assert_close(clean.final, want.final, rtol=0, atol=0)
     torch.testing.assert_close(clean.replay.carried, want.replay.carried, rtol=0, atol=0)
+    assert clean.final is not None
     carried = [x for xs in clean.replay.carried.values() for x in xs]
     assert not any(x.requires_grad for x in (*clean.activations.values(), clean.final, *carried, *gradients.values()))
     assert all(p.grad is None and not p.requires_grad for p in subject.model.parameters())

@@ -47,7 +47,10 @@ def test_float16_weights_are_cast_to_the_requested_dtype(folder: Path) -> None:
     subject = load_subject(folder, process_weights=False)
     assert {p.dtype for p in subject.model.parameters()} == {torch.float32}
     torch.testing.assert_close(
-        subject.model.base_model.wte.weight, weights["transformer.wte.weight"].half().float(), rtol=0, atol=0
+        subject.model.get_parameter("transformer.wte.weight"),
+        weights["transformer.wte.weight"].half().float(),
+        rtol=0,
+        atol=0,
     )
     assert load_subject(folder, process_weights=True, dtype=torch.bfloat16).dtype == torch.bfloat16
 

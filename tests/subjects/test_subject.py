@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def shift(x: Tensor) -> Tensor:
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'processed' if case[1] else 'raw'}")
-def pair(request: pytest.FixtureRequest, subject_folder: Callable, bridge: Callable) -> tuple[Subject, nn.Module]:
+def pair(request: pytest.FixtureRequest, subject_folder: Callable, bridge: Callable) -> tuple[Subject, Any]:
     kind, processed = request.param
     return load_subject(subject_folder(kind), process_weights=processed), bridge(kind, processed=processed)
 
@@ -52,11 +53,11 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
-def test_clean_pass_equals_transformer_lens(pair: tuple[Subject, nn.Module]) -> None:
-    subject, model = pair
+def test_clean_pass_equals_transformer_lens(pair: tuple[Subject, Any]) -> None:
+    subject, bridge = pair
     hooks = _hooks(subject)
     with torch.no_grad():
-        want, cache = model.run_with_cache(TOKENS, names_filter=hooks)
+        want, cache = bridge.run_with_cache(TOKENS, names_filter=hooks)
     clean = subject.clean(TOKENS, capture=hooks)
     assert list(clean.activations) == hooks
     for name in hooks:
@@ -82,8 +83,8 @@ def _bridge_splice(name: str) -> list[tuple[str, Callable[[Tensor, nn.Module], T
     ]
 
 
-def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject, nn.Module]) -> None:
-    subject, model = pair
+def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject, Any]) -> None:
+    subject, bridge = pair
     hooks = _hooks(subject)
     for name in hooks:
         later = hooks[hooks.index(name) :]
@@ -94,7 +95,7 @@ def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject,
 
         fwd = _bridge_splice(name) + [(at, partial(keep, at=at)) for at in later]
         with torch.no_grad():
-            want = model.run_with_hooks(TOKENS, fwd_hooks=fwd)
+            want = bridge.run_with_hooks(TOKENS, fwd_hooks=fwd)
             mine = subject.spliced(subject.clean(TOKENS, capture=[name], final=False), {name: shift}, capture=later)
         assert list(mine.activations) == later
         for at in later:
@@ -102,12 +103,12 @@ def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject,
         assert_near(logits(subject.unembed, mine.final), want, f"logits after splicing {name}")
 
 
-def test_several_splices_at_once(pair: tuple[Subject, nn.Module]) -> None:
-    subject, model = pair
+def test_several_splices_at_once(pair: tuple[Subject, Any]) -> None:
+    subject, bridge = pair
     names = ["blocks.2.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]
     names += ["blocks.1.attn.hook_z", "blocks.2.attn.hook_z"]
     with torch.no_grad():
-        want = model.run_with_hooks(TOKENS, fwd_hooks=[hook for name in names for hook in _bridge_splice(name)])
+        want = bridge.run_with_hooks(TOKENS, fwd_hooks=[hook for name in names for hook in _bridge_splice(name)])
         clean = subject.clean(TOKENS, capture=names)
         mine = subject.spliced(clean, dict.fromkeys(names, shift))
     assert_near(logits(subject.unembed, mine.final), want, "logits")
@@ -143,6 +144,7 @@ def test_gradient_reaches_the_function_but_not_the_subject(gpt2: Subject) -> Non
     scale = nn.Parameter(torch.ones(32))
     name = "blocks.1.hook_resid_pre"
     clean = gpt2.clean(TOKENS, capture=[name, "blocks.2.hook_resid_pre"])
+    assert clean.final is not None
     assert not any(x.requires_grad for x in (*clean.activations.values(), clean.final))
     spliced = gpt2.spliced(clean, {name: lambda x: x * scale}, capture=["blocks.2.hook_resid_pre"])
     (spliced.final.square().sum() + spliced.activations["blocks.2.hook_resid_pre"].sum()).backward()
@@ -243,7 +245,7 @@ def test_bfloat16(kind: str, subject_folder: Callable[[str], Path]) -> None:
 
 def test_rotary_frequencies_stay_float32(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("llama"), process_weights=False).to(dtype=torch.bfloat16)
-    assert subject.model.base_model.rotary_emb.inv_freq.dtype == torch.float32
+    assert subject.model.get_buffer("model.rotary_emb.inv_freq").dtype == torch.float32
 
 
 def test_first_pass_in_inference_mode_allows_later_gradients(gpt2: Subject) -> None:

@@ -40,8 +40,8 @@ def test_activations_and_unembedding_are_centred(subject_folder: Callable[[str],
     assert unembed.W_U is not subject.parts.embed.weight
     for part in subject.parts.blocks:
         for norm in (part.norm1, part.norm2):
-            assert torch.equal(norm.weight, torch.ones(32))
-            assert torch.equal(norm.bias, torch.zeros(32))
+            assert torch.equal(norm.get_parameter("weight"), torch.ones(32))
+            assert torch.equal(norm.get_parameter("bias"), torch.zeros(32))
 
 
 def test_processing_is_done_in_float32(subject_folder: Callable[[str], Path]) -> None:

@@ -1,4 +1,4 @@
-"""Every architecture: the one list that the laws are tested over. A new one is a new line."""
+"""The list of architectures that all laws are tested over; a new architecture needs one more line here."""
 
 from collections.abc import Callable
 
@@ -53,7 +53,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def lived_in(sae: SAE) -> SAE:
-    """Moved off its start, in every parameter and by three observed batches."""
+    """Perturb every parameter of an SAE, show it three batches, and return it."""
     with torch.no_grad():
         for i, parameter in enumerate(sae.parameters()):
             parameter.add_(0.3 * normal(*parameter.shape, seed=100 + i))
@@ -63,6 +63,6 @@ def lived_in(sae: SAE) -> SAE:
 
 
 def auxiliary_term(sae: SAE, codes: Codes, target: Tensor, *, weight: Tensor | None) -> Tensor:
-    """The architecture's own term, zero if it has none."""
+    """Return the architecture's own loss term, or zero if it has none."""
     term = sae.auxiliary(codes, target, weight=weight)
     return target.new_zeros(()) if term is None else term

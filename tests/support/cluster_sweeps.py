@@ -1,4 +1,4 @@
-"""Sweeps as the cluster tests start and read them."""
+"""Sweeps for the tests on clusters: what they run, and what they leave in run folders and in MLflow."""
 
 import json
 import sqlite3
@@ -24,33 +24,33 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str], *, seco
         time.sleep(0.2)
 
 
-def folders(outputs: Path, sweep: str) -> list[Path]:
+def find_job_folders(outputs: Path, sweep: str) -> list[Path]:
     return sorted(path.parent for path in (outputs / "sweeps" / sweep).glob("*/output.log"))
 
 
-def check_whole(folder: Path, steps: int) -> None:
-    """Finished, and every step is in the history once."""
+def check_complete(folder: Path, steps: int) -> None:
+    """Check that a run is finished and that its history has each step once."""
     assert (folder / "DONE").exists()
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
 
 
-def judged(folder: Path) -> dict[str, float]:
+def read_metrics(folder: Path) -> dict[str, float]:
     return {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items() if "per_second" not in k}
 
 
-def logged(outputs: Path, folder: Path) -> Counter[int]:
-    """How often the job told MLflow of each step: twice only for those that it did again after its last checkpoint."""
+def count_logged_steps(outputs: Path, folder: Path) -> Counter[int]:
+    """Count how often each step was logged to MLflow; steps repeated after a checkpoint are logged twice."""
     run = (folder / "mlflow_run_id").read_text().strip()
     connection = sqlite3.connect(outputs / "mlflow.db")
     query = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY step"
-    found = Counter(step for (step,) in connection.execute(query, (run,)))
+    steps = Counter(step for (step,) in connection.execute(query, (run,)))
     connection.close()
-    return found
+    return steps
 
 
-def seconds_a_step(outputs: Path, folder: Path) -> float:
-    """From what the job told MLflow, which it does at every step."""
+def seconds_per_step(outputs: Path, folder: Path) -> float:
+    """Return the mean time of a step, from the times at which steps were logged to MLflow."""
     run = (folder / "mlflow_run_id").read_text().strip()
     connection = sqlite3.connect(outputs / "mlflow.db")
     query = "SELECT step, timestamp FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY step"
@@ -60,8 +60,8 @@ def seconds_a_step(outputs: Path, folder: Path) -> float:
     return (ended - began) / 1000 / (last - first)
 
 
-def states(outputs: Path) -> Counter[str]:
+def count_states(outputs: Path) -> Counter[str]:
     connection = sqlite3.connect(outputs / "mlflow.db")
-    found = Counter(status for (status,) in connection.execute("SELECT status FROM runs"))
+    statuses = Counter(status for (status,) in connection.execute("SELECT status FROM runs"))
     connection.close()
-    return found
+    return statuses

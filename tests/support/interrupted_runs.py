@@ -1,4 +1,4 @@
-"""A run that is killed and goes on from its checkpoint, in fresh objects, and what it has to equal."""
+"""Runs that are killed and resumed in fresh objects; they must equal an uninterrupted run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,16 +14,16 @@ from crux.training.fit import checkpoint_step
 from tests.support.small_runs import run_fit
 
 Job = Callable[[], tuple[SAEModule, Sequence[Any]]]
-"""Makes the module and its batches anew, as a new process would."""
+"""Builds a fresh module and its batches, as a new process would."""
 Batch = dict[str, Tensor]
 
 
 class KilledError(Exception):
-    """Stands for SIGKILL: nothing is tidied up after it."""
+    """An error that stands for SIGKILL: nothing is cleaned up after it."""
 
 
 def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Tensors and numbers of a checkpoint or a batch, by their place in it."""
+    """Return the tensors and numbers of a checkpoint or a batch, by their path in it."""
     match node:
         case Mapping():
             return {k: v for key, value in node.items() for k, v in leaves(value, f"{path}/{key}").items()}
@@ -34,7 +34,7 @@ def leaves(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def assert_identical(a: Path, b: Path) -> None:
-    """Of two checkpoints all but Lightning's own: file names, and its count of batches since the start of this process."""
+    """Check that two checkpoints are equal, except for Lightning's file names and its count of batches in this process."""
     left, right = (leaves(torch.load(p, weights_only=True)) for p in (a, b))
     ours = {k for k in left if not k.startswith(("/callbacks", "/loops"))}
     assert ours == {k for k in right if not k.startswith(("/callbacks", "/loops"))}
@@ -52,8 +52,8 @@ def assert_identical(a: Path, b: Path) -> None:
     assert tensors > 15
 
 
-def short_run(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int | None, resume: bool) -> list[Batch]:
-    """A checkpoint every three steps. Returns what it trained on."""
+def train(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int | None, resume: bool) -> list[Batch]:
+    """Train with a checkpoint every three steps and return the batches."""
     module, batches = job()
     seen: list[Batch] = []
     start_batch = module.on_train_batch_start
@@ -79,20 +79,23 @@ def short_run(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int
     return seen
 
 
-def assert_going_on_equals_never_having_stopped(
+def assert_resumed_equals_uninterrupted(
     job: Job, tmp_path: Path, *, steps: int, killed_after: int, accumulate: int = 1
 ) -> RunFolder:
-    """Bit for bit, after a kill between two checkpoints. Returns the folder of the uninterrupted run."""
+    """Check that a run that is killed between two checkpoints and resumed equals an uninterrupted one, bit for bit.
+
+    Returns the folder of the uninterrupted run.
+    """
     whole, broken = (RunFolder.create(tmp_path / name, {}) for name in ("whole", "broken"))
     kept = killed_after // 3 * 3
     assert 0 < kept < killed_after < steps
-    batches = short_run(job, whole, accumulate=accumulate, killed_after=None, resume=False)
+    batches = train(job, whole, accumulate=accumulate, killed_after=None, resume=False)
     assert len(batches) == steps * accumulate
-    killed = short_run(job, broken, accumulate=accumulate, killed_after=killed_after, resume=False)
+    killed = train(job, broken, accumulate=accumulate, killed_after=killed_after, resume=False)
     assert len(killed) == killed_after * accumulate
     assert checkpoint_step(broken.checkpoint) == kept
     assert broken.read_history()[-1]["step"] == killed_after, "it should have gone beyond its checkpoint"
-    again = short_run(job, broken, accumulate=accumulate, killed_after=None, resume=True)
+    again = train(job, broken, accumulate=accumulate, killed_after=None, resume=True)
     for a, b in zip(batches[kept * accumulate :], again, strict=True):
         assert a.keys() == b.keys()
         assert all(torch.equal(x, b[place]) for place, x in a.items()), (

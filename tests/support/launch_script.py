@@ -1,6 +1,6 @@
-"""crux's command line with jobs that only say where they run: seconds, not minutes, for what launchers promise.
+"""The command line of crux with jobs that only record where and when they run, so that launchers can be tested quickly.
 
-`seed=7` dies without a word, `seed=8` raises.
+The job with `seed=7` kills itself; the one with `seed=8` raises an error.
 """
 
 import json
@@ -17,7 +17,7 @@ import crux.cli
 KEYS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CRUX_OUTPUTS", "CRUX_CACHE", "MLFLOW_TRACKING_URI")
 
 
-def say(cfg: DictConfig) -> None:
+def record_process(cfg: DictConfig) -> None:
     began = time.time()
     if cfg.seed == 7:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -34,5 +34,5 @@ def say(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    crux.cli.job = say
+    crux.cli.job = record_process
     crux.cli.main()

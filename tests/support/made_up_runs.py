@@ -1,4 +1,4 @@
-"""Finished runs that were never run."""
+"""Run folders with made-up metrics, as finished runs leave them."""
 
 from pathlib import Path
 from typing import Any

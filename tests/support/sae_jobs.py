@@ -1,4 +1,4 @@
-"""The configuration that a command line makes, without running it."""
+"""Compose the configuration of a command line without running it."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from crux.sae.options import SaeJob
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def composed(*overrides: str) -> SaeJob:
-    """conf/ with these overrides."""
+def compose_sae_job(*overrides: str) -> SaeJob:
+    """Return the configuration that these overrides give, not yet checked."""
     register()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_object(hydra.compose("config", list(overrides)))

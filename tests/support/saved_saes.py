@@ -1,4 +1,4 @@
-"""SAEs as training leaves them, of every architecture, and what SAELens calls what is saved of them."""
+"""SAEs of every architecture as training leaves them, and their architecture names in SAELens."""
 
 from torch import Tensor
 
@@ -25,11 +25,11 @@ SAVED_AS = {
     "gradient_topk": "topk",
 }
 TRANSCODERS = {"relu": "transcoder", "jumprelu": "jumprelu_transcoder", "batch_topk": "jumprelu_transcoder"}
-"""Between activations of different widths."""
+"""Architectures that can be saved as transcoders, and their names in SAELens."""
 
 
 def trained(kind: str, *, d_out: int | None = None) -> SAE:
-    """Neither unit norm nor unit scale; an SAE, but for a transcoder, subtracts its decoder bias."""
+    """Return an SAE whose decoder has no unit norm and whose scale is not 1; unless it is a transcoder, it subtracts b_dec."""
     sae = lived_in(ARCHITECTURES[kind](base(d_model=6, n_latents=20, d_out=d_out, subtract_b_dec=d_out is None)))
     return sae.start_at(normal(sae.d_out, seed=2), input_scale=0.25, output_scale=0.25 if d_out is None else 0.5)
 

@@ -1,4 +1,4 @@
-"""Small chains of maps in float64 and data for them, and small random language models."""
+"""Small perceptrons in float64 with data for them, and small random language models."""
 
 import itertools
 
@@ -12,7 +12,10 @@ from tests.support.tiny_subjects import CONFIGS
 
 
 def perceptron(widths: list[int], *, activation: type[nn.Module], seed: int) -> Chain:
-    """Hooks `input`, then `pre<k>` behind the k-th Linear and `post<k>` behind its activation; the last Linear is `output`."""
+    """Return a random perceptron.
+
+    Its hook points are `input`, `pre<k>` behind the k-th Linear, `post<k>` behind its activation, and `output` behind the last.
+    """
     torch.manual_seed(seed)
     stages: dict[str, nn.Module] = {"input": nn.Identity()}
     for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
@@ -24,7 +27,7 @@ def perceptron(widths: list[int], *, activation: type[nn.Module], seed: int) -> 
 
 
 def inputs(shape: tuple[int, ...], *, seed: int, batches: int = 2) -> list[Tensor]:
-    """Correlated Gaussian samples with a mean."""
+    """Draw correlated Gaussian samples whose mean is not zero."""
     generator = torch.Generator().manual_seed(seed)
     d = shape[-1]
     mix, mean = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((d, d), (d,)))
@@ -32,7 +35,7 @@ def inputs(shape: tuple[int, ...], *, seed: int, batches: int = 2) -> list[Tenso
 
 
 def random_subject(kind: str) -> Subject:
-    """Of tiny_subjects, every parameter perturbed."""
+    """Return one of the networks in `tiny_subjects` with every parameter perturbed."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What the training tests share: small random networks, SAEs, modules and one short call of `fit`."""
+"""Small random networks, SAEs and Lightning modules for the tests of training, and one short call of `fit`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +51,13 @@ OPTIMIZER = optimizer()
 def gpt2(
     *, n_layers: int = 3, d_model: int = 16, n_heads: int = 2, d_vocab: int = 64, n_ctx: int = 32, seed: int = 0
 ) -> Subject:
-    """A random GPT-2, its weights wide enough that what it computes depends on its input."""
-    config = GPT2Config(
-        vocab_size=d_vocab, n_positions=n_ctx, n_embd=d_model, n_layer=n_layers, n_head=n_heads, bos_token_id=0,
-        eos_token_id=0, use_cache=False, activation_function="gelu_pytorch_tanh", attn_implementation="sdpa",
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
+    """Return a random GPT-2 with weights large enough that its output depends on its input."""
+    settings: dict[str, Any] = {
+        "vocab_size": d_vocab, "n_positions": n_ctx, "n_embd": d_model, "n_layer": n_layers, "n_head": n_heads,
+        "bos_token_id": 0, "eos_token_id": 0, "use_cache": False, "activation_function": "gelu_pytorch_tanh",
+        "attn_implementation": "sdpa",
+    }  # fmt: skip
+    model = GPT2LMHeadModel(GPT2Config(**settings))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         around = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
@@ -65,7 +66,7 @@ def gpt2(
 
 
 def sae_for(subject: Subject, *, n_latents: int = 32, seed: int = 0) -> ReluSAE:
-    """Half of its latents fire at first."""
+    """Return a ReLU SAE of which half of the latents fire at first."""
     generator = torch.Generator().manual_seed(seed)
     return ReluSAE(
         d_model=subject.d_model, n_latents=n_latents, init="paper", init_norm=1.0, subtract_b_dec=False,
@@ -79,13 +80,13 @@ def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, se
 
 
 def gradients_for(subject: Subject, sites: Sequence[Site], target: LabelTarget = "data") -> LabelGradients | None:
-    """What the SAEs look at besides activations: g-SAEs alone do."""
+    """Return the label gradients that Gradient SAEs need; None for SAEs of another architecture."""
     looks = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
     return LabelGradients(subject, tuple(site.write for site in sites), target) if looks else None
 
 
 def formula_for(loss: Loss, *, skip_positions: Sequence[int] = (), max_norm: float | None = None) -> LossFormula[Any]:
-    """The loss with the coefficients that the tests use."""
+    """Return a loss with the coefficients that the tests use."""
     shared: Any = {"name": loss, "skip_positions": list(skip_positions), "max_norm": max_norm}
     match loss:
         case "local":
@@ -115,7 +116,7 @@ def module_of(
     log_every: int = 1,
     runs: Sequence[str] = (),
 ) -> SAEModule:
-    """SAEs under a loss, on activations alone if there is no subject."""
+    """Return the Lightning module of SAEs under a loss; without a subject it trains on activations."""
     passes = ActivationPasses(max_norm=loss.options.max_norm)
     if subject is not None:
         passes = TokenPasses(subject, loss=loss, sae_gradients=shown, later=later, separate=len(runs) > 0)
@@ -145,7 +146,7 @@ def module_for(
     target: LabelTarget = "data",
     **training: Any,
 ) -> SAEModule:
-    """`sites` or one SAE at `hook`; `training` as in `module_of`."""
+    """Return the Lightning module of the given sites, or of one SAE at `hook`; `training` as in `module_of`."""
     sites = sites or [Site(hook, hook, sae_for(subject) if sae is None else sae)]
     formula = formula_for(loss, skip_positions=skip_positions, max_norm=max_norm)
     if loss == "local":

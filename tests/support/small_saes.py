@@ -1,4 +1,4 @@
-"""SAEs whose function is plain to see."""
+"""SAEs with known weights."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def relu_sae(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Relu
 
 
 def scaling_sae(scale: float, *, d_model: int) -> ReluSAE:
-    """x̂ = scale · x: two latents a dimension, one for each sign."""
+    """Return an SAE with x̂ = scale · x, which has two latents per dimension, one per sign."""
     eye = torch.eye(d_model)
     both = torch.cat([eye, -eye])
     return relu_sae(scale * both.T, torch.zeros(2 * d_model), both, torch.zeros(d_model))

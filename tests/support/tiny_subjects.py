@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,21 +22,28 @@ from transformers import (
 from crux.subjects.subject import Unembed
 
 N_LAYERS, D_MODEL, D_VOCAB, N_CTX = 3, 32, 64, 48
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": D_VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": 4,
     "intermediate_size": 64, "max_position_embeddings": N_CTX, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
-_GPT2 = {"vocab_size": D_VOCAB, "n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": 4, "n_positions": N_CTX}
-_GEMMA = {**_SIZES, "head_dim": 12}  # the concatenated heads are wider than the residual stream
-_WINDOWS = {"num_key_value_heads": 2, "sliding_window": 6, "query_pre_attn_scalar": 8}
+_GPT2: dict[str, Any] = {
+    "vocab_size": D_VOCAB,
+    "n_embd": D_MODEL,
+    "n_layer": N_LAYERS,
+    "n_head": 4,
+    "n_positions": N_CTX,
+}
+_GEMMA: dict[str, Any] = {**_SIZES, "head_dim": 12}  # the concatenated heads are wider than the residual stream
+_NEOX: dict[str, Any] = {**_SIZES, "rotary_pct": 0.25}
+_WINDOWS: dict[str, Any] = {"num_key_value_heads": 2, "sliding_window": 6, "query_pre_attn_scalar": 8}
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": lambda: GPT2Config(**_GPT2, bos_token_id=0, eos_token_id=0),
     "gpt2_packaged": lambda: GPT2Config(
         **_GPT2, bos_token_id=0, eos_token_id=0, activation_function="gelu_pytorch_tanh"
     ),
-    "gpt_neox": lambda: GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
-    "gpt_neox_sequential": lambda: GPTNeoXConfig(**_SIZES, rotary_pct=0.25, use_parallel_residual=False),
+    "gpt_neox": lambda: GPTNeoXConfig(**_NEOX),
+    "gpt_neox_sequential": lambda: GPTNeoXConfig(**_NEOX, use_parallel_residual=False),
     "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2),
     "llama_bias": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2, attention_bias=True),
     "gemma": lambda: GemmaConfig(**_GEMMA, num_key_value_heads=1),

@@ -13,7 +13,10 @@ Splice = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 class ToySubject(Subject):
-    """tokens → embed[tokens] → each block in turn → logits = h W_Uᵀ. Hooks: resid_pre and the last resid_post."""
+    """A subject that maps tokens to embed[tokens], through each block in turn, to logits h W_Uᵀ.
+
+    Its hook points are each block's resid_pre and the last resid_post.
+    """
 
     def __init__(self, *, embed: Tensor, blocks: Sequence[Block], W_U: Tensor, softcap: float | None = None) -> None:
         self.embed, self.blocks = embed, blocks
@@ -80,7 +83,7 @@ class ToySubject(Subject):
 
 
 def random_toy(*, seed: int, d_vocab: int = 11, d_model: int = 6, n_layers: int = 3, scale: float = 1.0) -> ToySubject:
-    """Three blocks that mix positions causally and bend what they mix."""
+    """Return a random toy subject whose blocks mix positions causally through a tanh."""
     generator = torch.Generator().manual_seed(seed)
     matrices = [scale * torch.randn(d_model, d_model, generator=generator) / d_model**0.5 for _ in range(n_layers)]
 

@@ -1,4 +1,4 @@
-"""One training job, in this process or, run as a script by the test in two processes, with each batch shared by two ranks.
+"""Training jobs that run in one process or, as a script that a test starts twice, on two ranks that share each batch.
 
 RANK=r LOCAL_RANK=r WORLD_SIZE=2 MASTER_ADDR=… MASTER_PORT=… python -m tests.support.two_ranks <folder> <job> [<job> …]
 leaves <folder>/<job>_<r>.pt
@@ -33,7 +33,7 @@ STEPS = 10
 
 
 class Trace(NamedTuple):
-    """What a rank saw and is left with."""
+    """What one rank recorded during training, and its final state."""
 
     rows: list[dict[str, float]]
     gradients: list[list[Tensor]]
@@ -45,7 +45,10 @@ class Trace(NamedTuple):
 
 
 def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
-    """`loss/architecture[/option…]`: module, token batches, what the loss trains on, micro-batches a step."""
+    """Build the job that is named `loss/architecture[/option…]`.
+
+    Returns the module, the token batches, what the loss trains on, and the number of micro-batches per step.
+    """
     loss, architecture, *options = job.split("/")
     loss = cast(Loss, loss)
     accumulate = 2 if "accumulate" in options else 1
@@ -73,7 +76,7 @@ def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
 
 
 def trained(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEPS, resume: bool = False) -> Trace:
-    """Ten steps with a checkpoint every five; `stop` ends them earlier, as a kill would."""
+    """Train for ten steps with a checkpoint every five; `stop` ends the run earlier, as a kill would."""
     torch.manual_seed(0)
     module, _, source, accumulate = make(job)
     rows: list[dict[str, float]] = []

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import crux.text.passages
 import crux.text.readers
 from crux.config.errors import UserError
 from crux.text.parquet import parquet_documents

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -434,13 +433,11 @@ def test_unreachable_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    start = time.monotonic()
     assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: Connection refused\)", HUB, tmp_path)
     never = threading.Event()
     monkeypatch.setattr("socket.create_connection", lambda *_, **__: never.wait() and socket.socket())
     monkeypatch.setattr(crux.text.hub, "PROBE_SECONDS", 0.1)
     assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: no answer\)", HUB, tmp_path)
-    assert time.monotonic() - start < 3
 
 
 def fake_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:

@@ -47,7 +47,8 @@ def test_pieces_make_the_whole() -> None:
             [select_streams(trained, torch.tensor([0, 1, 2])), select_streams(trained, torch.tensor([3, 4]))]
         )
         for a, b in zip([*trained.weights, trained.loss], [*again.weights, again.loss], strict=True):
-            assert (a is None and b is None) or torch.equal(a, b)
+            assert (a is None) == (b is None)
+            assert a is None or b is None or torch.equal(a, b)
         assert torch.equal(again.program.seeds, trained.program.seeds)
         assert torch.equal(again.program.importance, trained.program.importance)
 

@@ -1,33 +1,8 @@
-"""What crux takes from the private parts of libraries: in one file each, and still there."""
-
-import re
-from pathlib import Path
+"""What crux takes from the private parts of Lightning is still there."""
 
 import lightning as L
 
 from crux.training.lightning_private import skip_sigterm_broadcast
-
-SRC = Path(__file__).resolve().parents[2] / "src"
-GUARDED = {"crux/training/lightning_private.py", "crux/subjects/shallow.py"}
-PRIVATE = re.compile(
-    r"""^\s*(?:from|import)\s+(?!__future__)\S*(?<=[\s.])_\w  # import a._b, from a._b import c
-    | ^\s*from\s.*\simport\s.*\b_\w                          # from a import _b
-    | \w\)?\._(?!replace\b|asdict\b|fields\b|exit\b|target_\b)[a-z]\w*  # a._b
-    """,
-    re.VERBOSE,
-)
-OWN = re.compile(r"\b(?:self|cls)\._")
-
-
-def test_private_parts_of_libraries_are_used_in_the_guarded_files_alone() -> None:
-    found = {
-        f"{path.relative_to(SRC)}:{number}: {line.strip()}"
-        for path in SRC.rglob("*.py")
-        if str(path.relative_to(SRC)) not in GUARDED
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
-        if PRIVATE.search(OWN.sub("", line))
-    }
-    assert not found, "use a public interface, or a file of its own with a test that says what broke"
 
 
 def test_lightning_still_asks_about_sigterm_where_crux_stops_it() -> None:

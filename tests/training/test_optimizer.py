@@ -1,5 +1,7 @@
 """The optimiser that every training uses."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ def test_groups_with_equal_settings_become_one() -> None:
     a, b, c, d = parameters(4)
     options = Adam(1e-2, [0.8, 0.9], 1e-6, 0.1, warmup_steps=4, min_lr_factor=0.5)
     groups = [{"params": [a]}, {"params": [b], "lr": 0.05}, {"params": [c]}, {"params": [d], "lr": 0.05}]
-    built = build_optimizer(groups, options=options, decoupled=True, max_steps=10)
+    built: Any = build_optimizer(groups, options=options, decoupled=True, max_steps=10)  # Lightning's union of types
     optimizer = built["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == [[id(a), id(c)], [id(b), id(d)]]

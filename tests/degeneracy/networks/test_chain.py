@@ -52,6 +52,7 @@ def test_a_chain_is_its_maps_one_after_the_other(chain: Chain) -> None:
     clean = chain.clean(x, capture=["relu.0", "input"], final=True)
     assert torch.equal(clean.activations["input"], x)
     assert torch.equal(clean.activations["relu.0"], chain.stages["layer_0"](x).relu())
+    assert clean.final is not None
     assert torch.equal(chain(x), clean.final)
     assert not clean.activations["relu.0"].requires_grad
     value = clean.activations["relu.0"].clone().requires_grad_()
@@ -59,7 +60,7 @@ def test_a_chain_is_its_maps_one_after_the_other(chain: Chain) -> None:
     assert torch.equal(found["output"], chain(x))
     assert found["relu.0"] is value
     assert torch.allclose(
-        torch.autograd.grad(found["output"][:, 0].sum(), value)[0][0], chain.stages["output"].weight[0]
+        torch.autograd.grad(found["output"][:, 0].sum(), value)[0][0], chain.get_parameter("stages.output.weight")[0]
     )
 
 
@@ -87,6 +88,8 @@ def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Pa
 def test_behind_the_final_norm_there_is_a_hook_point_too(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
     clean = subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre", FINAL], final=False)
-    assert torch.equal(clean.activations[FINAL], subject.clean(TOKENS, capture=[]).final)
+    final = subject.clean(TOKENS, capture=[]).final
+    assert final is not None
+    assert torch.equal(clean.activations[FINAL], final)
     value = torch.zeros_like(clean.activations[FINAL])
     assert subject.continue_from(clean, FINAL, value, ends=[FINAL]) == {FINAL: value}

@@ -104,6 +104,7 @@ def test_the_folder_comes_back(tmp_path: Path) -> None:
     made = network().float()
     save_addition(tmp_path / RUN_SUBFOLDER, made, train_share=0.4, seed=7)
     folder = find_addition_folder(tmp_path)
+    assert folder is not None
     assert folder == tmp_path / RUN_SUBFOLDER == find_addition_folder(folder)
     back, tokens = load_addition(folder)
     assert back.sizes == SIZES

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.cluster_sweeps import GRID, JOB, STEPS, check_whole, folders, states, wait_for
+from tests.support.cluster_sweeps import GRID, JOB, STEPS, check_complete, count_states, find_job_folders, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
@@ -40,13 +40,13 @@ def test_a_sweep_runs_on_both_nodes(nodes: dict[str, str], command: list[str], t
     ended = subprocess.run(line, env=nodes, capture_output=True, text=True, timeout=2400)
     assert ended.returncode == 0, ended.stderr
     print(ended.stdout)
-    found = folders(tmp_path, "grid")
+    found = find_job_folders(tmp_path, "grid")
     assert len(found) == 4
     for folder in found:
-        check_whole(folder, STEPS)
+        check_complete(folder, STEPS)
     where = {re.findall(r" on (\S+), threads 1,", (folder / "output.log").read_text())[0] for folder in found}
     assert where == {HEAD, SECOND}
-    assert states(tmp_path) == {"FINISHED": 5}
+    assert count_states(tmp_path) == {"FINISHED": 5}
 
 
 def test_a_cluster_without_gpus_is_asked_and_refuses(nodes: dict[str, str], command: list[str], tmp_path: Path) -> None:

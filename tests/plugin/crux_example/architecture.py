@@ -24,7 +24,7 @@ class SoftThresholdSAE(ReluSAE):
 
     @torch.no_grad()
     def fold(self) -> SAE:
-        """The same function as a ReLU SAE, whose encoder bias takes the margin: what is evaluated and saved."""
+        """Return a ReLU SAE that computes the same function, with the margin subtracted from its encoder bias."""
         sae = convert_sae(ReluSAE, self)
         sae.b_enc.sub_(self.margin)
         return sae.fold()

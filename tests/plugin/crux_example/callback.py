@@ -7,7 +7,7 @@ import lightning as L
 
 
 class StepCounter(L.Callback):
-    """Writes the number of optimiser steps to a file when the training ends."""
+    """A callback that writes the number of optimiser steps to a file when training ends."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)

@@ -1,4 +1,4 @@
-"""Options of the plug-in, which crux imports at every start: torch stays out of this file."""
+"""Options of the plug-in. crux imports them at every start, so this file must not import torch."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""A subject: the packaged model, its last block switched off."""
+"""A subject: the packaged model without its last MLP."""
 
 import torch
 

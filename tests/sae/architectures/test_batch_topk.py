@@ -41,15 +41,15 @@ def test_the_kth_largest() -> None:
 def test_the_threshold_is_a_running_mean() -> None:
     sae = made()
     seen = []
-    for seed in range(4):
-        codes = sae.encode(3 * normal(50, 8, seed=seed))
+    batches = [sae.encode(3 * normal(50, 8, seed=seed)) for seed in range(4)]
+    for codes in batches:
         assert codes.observed is not None
         seen.append(codes.observed)
         sae.observe(codes)
     torch.testing.assert_close(sae.threshold, torch.stack(seen).mean())
     sae.observed_n.fill_(10_000)
     before = sae.threshold.clone()
-    sae.observe(codes)
+    sae.observe(batches[-1])
     torch.testing.assert_close(sae.threshold, 0.95 * before + 0.05 * seen[-1])  # old batches fade
 
 

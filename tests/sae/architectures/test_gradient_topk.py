@@ -133,8 +133,8 @@ def test_no_gradient_to_g_nor_through_the_choice() -> None:
 def test_the_effect_is_a_running_mean() -> None:
     sae = made(2.0)
     means = []
-    for seed in range(5):
-        codes = sae.encode(X, normal(60, 8, seed=seed))
+    batches = [sae.encode(X, normal(60, 8, seed=seed)) for seed in range(5)]
+    for seed, codes in enumerate(batches):
         means.append((normal(60, 8, seed=seed) @ sae.dictionary().T).abs().mean())
         assert codes.observed is not None
         torch.testing.assert_close(codes.observed, means[-1].detach())
@@ -142,7 +142,7 @@ def test_the_effect_is_a_running_mean() -> None:
     torch.testing.assert_close(sae.effect, torch.stack(means).mean().detach())
     sae.observed_n.fill_(10_000)
     before = sae.effect.clone()
-    sae.observe(codes)
+    sae.observe(batches[-1])
     torch.testing.assert_close(sae.effect, 0.99 * before + 0.01 * means[-1].detach())
 
 

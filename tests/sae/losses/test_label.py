@@ -89,10 +89,11 @@ def test_by_hand() -> None:
     """Logits (0, log 3) at both positions: q = (¼, ¾); W_U is the identity, so gradients are those of the logits."""
     h = torch.tensor([[[0.0, 1.0986123], [0.0, 1.0986123]]], requires_grad=True)
     arguments = {"b_U": None, "softcap": None, "tokens": torch.tensor([[1, 0]]), "generator": seeded()}
-    for target, value, gradient in [
+    cases: list[tuple[LabelTarget, float, list[list[float]]]] = [
         ("data", 1.3862944, [[0.25 - 1, 0.75], [0.0, 0.0]]),  # −log ¼, of token 0 behind token 1; no label behind that
         ("top_logit", -2 * 1.0986123, [[0.0, -1.0], [0.0, -1.0]]),
-    ]:
+    ]
+    for target, value, gradient in cases:
         found = label_loss(h, torch.eye(2), target=target, **arguments)
         (found_gradient,) = torch.autograd.grad(found, h)
         assert found.item() == pytest.approx(value, rel=1e-6)

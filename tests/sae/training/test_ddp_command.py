@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.sae_jobs import ROOT, composed
+from tests.support.sae_jobs import ROOT, compose_sae_job
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
@@ -109,7 +109,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, 
 @pytest.mark.slow
 def test_it_is_one_run_with_the_numbers_of_one_process(whole: tuple[Path, str, str], tmp_path: Path) -> None:
     outputs, out, err = whole
-    run(composed(*SMALL, "tracking=none", "trainer.progress=false", f"output_dir={tmp_path}"), folder=None)
+    run(compose_sae_job(*SMALL, "tracking=none", "trainer.progress=false", f"output_dir={tmp_path}"), folder=None)
     assert states(outputs) == ["FINISHED"]
     folder, alone = only_run(outputs), only_run(tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == sorted([*(p.name for p in alone.iterdir()), "mlflow_run_id"])
@@ -218,7 +218,7 @@ def test_what_cannot_work_is_one_line(given: str) -> None:
 
 def check(*overrides: str) -> None:
     """Compose a command line and check it as the command line does."""
-    config = composed(*overrides)
+    config = compose_sae_job(*overrides)
     check_bounds(config, "")
     config.check({override.partition("=")[0] for override in overrides})
 
@@ -239,19 +239,19 @@ def test_devices_of_which_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch)
     def n_devices(config: SaeJob) -> int:
         return count_devices(config.trainer, config.loss)
 
-    assert n_devices(composed()) == 1
-    assert n_devices(composed(*TWO, "trainer.accelerator=cpu")) == 2
+    assert n_devices(compose_sae_job()) == 1
+    assert n_devices(compose_sae_job(*TWO, "trainer.accelerator=cpu")) == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert n_devices(composed("trainer=ddp")) == 4
+    assert n_devices(compose_sae_job("trainer=ddp")) == 4
     with pytest.raises(UserError, match=r"trainer.devices=8: torch sees 4 GPUs here"):
-        n_devices(composed("trainer=ddp", "trainer.devices=8", "trainer.batch=8"))
+        n_devices(compose_sae_job("trainer=ddp", "trainer.devices=8", "trainer.batch=8"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(UserError, match="must be a multiple of 3"):
-        n_devices(composed("trainer=ddp"))
+        n_devices(compose_sae_job("trainer=ddp"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch sees no GPU here"):
-        n_devices(composed("trainer=ddp"))
+        n_devices(compose_sae_job("trainer=ddp"))
 
 
 def test_a_sweep_refuses_it_once(

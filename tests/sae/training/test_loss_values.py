@@ -479,7 +479,8 @@ def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
         "sparsity.log_mean",
         "watch.first_bad_step",
     }
-    optimised = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
+    optimizers: Any = module.configure_optimizers()
+    optimised = {id(p) for g in optimizers["optimizer"].param_groups for p in g["params"]}
     assert optimised == {id(p) for p in module.saes.parameters()}
 
 

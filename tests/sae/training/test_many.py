@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from tests.support.architectures import base
-from tests.support.interrupted_runs import assert_going_on_equals_never_having_stopped
+from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
 from tests.support.small_runs import (
     HOOK,
     LOSSES,
@@ -248,6 +248,6 @@ def test_going_on_equals_never_having_stopped(loss: Loss, bad: float, tmp_path: 
         module = bad_module(loss, subject, bad=bad, steps=6, log_every=2)
         return module, source_for(loss, subject, token_batches(subject, n=6))
 
-    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4)
+    whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=6, killed_after=4)
     last = whole.read_history()[-1]
     assert {key.partition("/")[0] for key in last} == {"step", *BAD} - ({BAD[1]} if bad > 1 else set())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.architectures import ARCHITECTURES, base
-from tests.support.interrupted_runs import assert_going_on_equals_never_having_stopped
+from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
 from tests.support.small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, source_for, token_batches
 
 from crux.sae.architectures.options import Auxk
@@ -52,7 +52,7 @@ def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: 
         tokens = token_batches(subject, n=STEPS, batch=4)
         return module, source_for(loss, subject, tokens, sites=sites, target="sampled")
 
-    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=STEPS, killed_after=5)
+    whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=STEPS, killed_after=5)
     rows = whole.read_history()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(math.isfinite(value) for row in rows for value in row.values())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.interrupted_runs import assert_going_on_equals_never_having_stopped, leaves
+from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted, leaves
 from tests.support.small_runs import LOSSES, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch import Tensor
 
@@ -25,7 +25,7 @@ def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_e
         module = module_for(loss, subject, log_every=log_every)
         return module, source_for(loss, subject, token_batches(subject, n=6 * accumulate))
 
-    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
+    whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
     assert [row["step"] for row in whole.read_history()] == list(range(log_every, 7, log_every))
     drawn = torch.load(whole.checkpoint, weights_only=True)["generator"]
     fresh = torch.Generator().manual_seed(0).get_state()
@@ -38,7 +38,7 @@ def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> Non
         module = module_for("kl_finetune", subject, max_steps=10)
         return module, source_for("kl_finetune", subject, token_batches(subject, n=10))
 
-    whole = assert_going_on_equals_never_having_stopped(job, tmp_path, steps=10, killed_after=8)
+    whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=10, killed_after=8)
     assert ["train/kl" in row for row in whole.read_history()] == 5 * [False] + 5 * [True]
 
 

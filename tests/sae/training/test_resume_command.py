@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.sae_jobs import ROOT, composed
+from tests.support.sae_jobs import ROOT, compose_sae_job
 
 from crux.config.errors import UserError
 from crux.sae.job import run
@@ -89,7 +89,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, cache: Path, _one_thread:
         return rows[-1]["step"], checkpoint_step(folder / "checkpoints" / "last.ckpt")
 
     def here(name: str, outputs: Path, *more: str) -> None:
-        run(composed(*SMALL, JOBS[name][0], "tracking=none", f"output_dir={outputs}", *more), folder=None)
+        run(compose_sae_job(*SMALL, JOBS[name][0], "tracking=none", f"output_dir={outputs}", *more), folder=None)
 
     with ThreadPoolExecutor(2) as pool:
         at_kill = dict(zip(JOBS, pool.map(killed, JOBS), strict=True))
@@ -175,9 +175,9 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(
 def test_a_finished_run_is_refused(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["local"].broken
     with pytest.raises(UserError, match="is finished"):
-        run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
+        run(compose_sae_job(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
     with pytest.raises(UserError, match="no unfinished run"):
-        run(composed(*SMALL, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
+        run(compose_sae_job(*SMALL, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
 
 
 def test_a_corrupt_checkpoint_is_one_line(outcomes: dict[str, Outcome]) -> None:
@@ -190,7 +190,7 @@ def test_a_corrupt_checkpoint_is_one_line(outcomes: dict[str, Outcome]) -> None:
     last.write_bytes(whole[: len(whole) // 2])
     try:
         with pytest.raises(UserError, match="is not a complete checkpoint") as caught:  # the command line's exit code 2
-            run(composed(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
+            run(compose_sae_job(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
         assert last.stat().st_size == len(whole) // 2
         assert (folder / "history.jsonl").read_bytes() == history
     finally:

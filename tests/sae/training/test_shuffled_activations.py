@@ -152,11 +152,12 @@ def test_joined_batches_are_the_first_ones_then_the_second_ones_from_there() -> 
 
 def test_the_local_step_runs_the_prefix_alone() -> None:
     subject, calls = gpt2(), [0, 0, 0]
-    blocks = subject.model.get_submodule("transformer.h")
 
     def counting(k: int) -> None:
         for part in ("attn", "mlp"):
-            blocks[k].get_submodule(part).register_forward_hook(lambda *_: calls.__setitem__(k, calls[k] + 1))
+            subject.model.get_submodule(f"transformer.h.{k}.{part}").register_forward_hook(
+                lambda *_: calls.__setitem__(k, calls[k] + 1)
+            )
 
     for k in range(3):
         counting(k)

@@ -52,6 +52,7 @@ def test_every_loss_goes_down(loss: Loss, name: str, tmp_path: Path) -> None:
     )
     tokens = token_batches(subject, n=60, batch=4)
     rate = run_fit(module, source_for(loss, subject, tokens), checkpoints=tmp_path, sinks=[keep(rows)])
+    assert rate is not None
     assert rate > 0
     assert [step for step, _ in rows] == [10, 20, 30, 40, 50, 60]
     first, last = rows[0][1], rows[-1][1]
@@ -257,7 +258,7 @@ def test_ctrl_c_comes_out_as_such_and_leaves_the_checkpoint(
 
 def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_path: Path) -> None:
     """‖s·x‖ is √d_model on average; x̂ of codes that are all zero is the mean activation."""
-    from tests.support.sae_jobs import composed
+    from tests.support.sae_jobs import compose_sae_job
 
     from crux.sae.build import build_sae
     from crux.sae.evaluation.typical_activation import measure_typical_activation
@@ -268,7 +269,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     x = subject.clean(torch.cat(tokens), capture=[HOOK]).activations[HOOK].flatten(0, 1)
     torch.testing.assert_close(typical.mean, x.mean(0))
     for normalize in (False, True):
-        config = composed(f"sae.normalize_activations={str(normalize).lower()}", "sae.n_latents=8")
+        config = compose_sae_job(f"sae.normalize_activations={str(normalize).lower()}", "sae.n_latents=8")
         sae = build_sae(config.sae, read=typical, written=typical, seed=0)
         torch.testing.assert_close(sae.b_dec / sae.input_scale, x.mean(0))
         scale = subject.d_model**0.5 / float(x.norm(dim=-1).mean()) if normalize else 1.0
