@@ -2,21 +2,21 @@
 
 import torch
 
-from crux.toy.compare import join_tiles, polish_on_samples, select_streams, shared_losses
+from crux.toy.compare import join_tiles, losses_on_shared_samples, polish_on_samples, select_streams
 from crux.toy.features import FeatureDistribution, Purpose
-from crux.toy.options import Kind, Together
-from crux.toy.program import Program, Trained
-from crux.toy.superposition import SuperpositionModel, Weights, error
+from crux.toy.options import Cooccurrence, Kind
+from crux.toy.program import Program, TrainedProgram
+from crux.toy.superposition import SuperpositionModel, Weights, sampled_loss
 
 
-def made(kind: Kind, *, streams: int, settings: int) -> Trained:
+def made(kind: Kind, *, streams: int, settings: int) -> TrainedProgram:
     """Random instances of four features in two dimensions."""
     torch.manual_seed(0)
     program = Program(
         name="model",
         kind=kind,
         n_hidden=2,
-        features=FeatureDistribution(Together.independent, 1, kind is Kind.absolute_value),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, kind is Kind.absolute_value),
         seeds=torch.arange(streams),
         density=torch.full((streams, 4), 0.5),
         importance=torch.rand(streams, settings, 4),
@@ -24,12 +24,12 @@ def made(kind: Kind, *, streams: int, settings: int) -> Trained:
     )
     W_out = torch.randn(streams, settings, 4, 2) if kind is Kind.absolute_value else None
     weights = Weights(torch.randn(streams, settings, 2, 4), torch.zeros(streams, settings, 4), W_out)
-    return Trained(program, weights, torch.rand(streams, settings), {})
+    return TrainedProgram(program, weights, torch.rand(streams, settings), {})
 
 
 def test_shared_losses_are_those_of_the_first_seeds_samples() -> None:
     trained = made(Kind.absolute_value, streams=6, settings=2)
-    found = shared_losses(trained, n_seeds=3, samples=500)
+    found = losses_on_shared_samples(trained, n_seeds=3, samples=500)
     assert found.shape == (6, 2)
     for stream in (1, 5):
         first = 3 * (stream // 3)
@@ -37,7 +37,7 @@ def test_shared_losses_are_those_of_the_first_seeds_samples() -> None:
             batch=500, n_batches=1, purpose=Purpose.held_out
         )[0]
         one = select_streams(trained, torch.tensor([stream]))
-        torch.testing.assert_close(found[stream], error(one.model, x, one.program.importance)[0].double())
+        torch.testing.assert_close(found[stream], sampled_loss(one.model, x, one.program.importance)[0].double())
 
 
 def test_pieces_make_the_whole() -> None:
@@ -62,6 +62,6 @@ def test_polishing_ends_where_there_is_no_slope_and_leaves_the_original() -> Non
         one = select_streams(found, torch.tensor([stream]))
         x = one.program.data(batch=512, n_batches=1, purpose=Purpose.training)[0]
         model = SuperpositionModel(Kind.linear, one.weights)
-        error(model, x, one.program.importance).sum().backward()
+        sampled_loss(model, x, one.program.importance).sum().backward()
         assert model.W.grad is not None
         assert model.W.grad.abs().max() < 1e-4

@@ -6,16 +6,22 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
-from crux.toy.options import Together
+from crux.toy.options import Cooccurrence
 
-INDEPENDENT = FeatureDistribution(Together.independent, 1, False)
+INDEPENDENT = FeatureDistribution(Cooccurrence.independent, 1, False)
 
 
 def batches(
-    how: FeatureDistribution, density: Tensor, *, seeds: list[int], batch: int, points: int | None = None, n: int = 4
+    distribution: FeatureDistribution,
+    density: Tensor,
+    *,
+    seeds: list[int],
+    batch: int,
+    points: int | None = None,
+    n: int = 4,
 ) -> FeatureBatches:
     return FeatureBatches(
-        how,
+        distribution,
         seeds=torch.tensor(seeds),
         density=density,
         batch=batch,
@@ -64,7 +70,9 @@ def test_unit_samples_keep_their_directions_and_empty_ones_stay() -> None:
 
 def test_signed_magnitudes_are_symmetric() -> None:
     n = 200_000
-    x = batches(FeatureDistribution(Together.independent, 1, True), torch.full((1, 2), 0.4), seeds=[2], batch=n)[0][0]
+    x = batches(FeatureDistribution(Cooccurrence.independent, 1, True), torch.full((1, 2), 0.4), seeds=[2], batch=n)[0][
+        0
+    ]
     near((x != 0).double().mean(0), torch.full((2,), 0.4), n)
     active = x[x != 0].double()
     assert abs(active.mean()) < 5 / (3 * len(active)) ** 0.5
@@ -75,8 +83,8 @@ def test_signed_magnitudes_are_symmetric() -> None:
 
 def test_a_correlated_set_is_active_together_with_magnitudes_apart() -> None:
     n, p = 200_000, 0.2
-    how = FeatureDistribution(Together.correlated, 2, False)
-    x = batches(how, torch.full((1, 6), p), seeds=[3], batch=n)[0][0].double()
+    distribution = FeatureDistribution(Cooccurrence.correlated, 2, False)
+    x = batches(distribution, torch.full((1, 6), p), seeds=[3], batch=n)[0][0].double()
     active = (x > 0).unflatten(1, (2, 3))
     assert bool((active.all(2) == active.any(2)).all())
     near(active[:, :, 0].double().mean(0), torch.full((2,), p), n)
@@ -87,8 +95,8 @@ def test_a_correlated_set_is_active_together_with_magnitudes_apart() -> None:
 
 def test_of_an_anticorrelated_set_at_most_one_is_active_each_with_the_density() -> None:
     n, p = 200_000, 0.2
-    how = FeatureDistribution(Together.anticorrelated, 2, False)
-    x = batches(how, torch.full((1, 6), p), seeds=[4], batch=n)[0][0]
+    distribution = FeatureDistribution(Cooccurrence.anticorrelated, 2, False)
+    x = batches(distribution, torch.full((1, 6), p), seeds=[4], batch=n)[0][0]
     active = (x > 0).unflatten(1, (2, 3))
     assert int(active.sum(2).max()) == 1
     near((x > 0).double().mean(0), torch.full((6,), p), n)
@@ -97,23 +105,25 @@ def test_of_an_anticorrelated_set_at_most_one_is_active_each_with_the_density() 
 
 def test_exactly_one_is_active_each_as_often() -> None:
     n = 100_000
-    x = batches(FeatureDistribution(Together.one_active, 1, False), torch.full((1, 5), 0.2), seeds=[5], batch=n)[0][0]
+    x = batches(FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 5), 0.2), seeds=[5], batch=n)[0][
+        0
+    ]
     assert bool(((x > 0).sum(1) == 1).all())
     near((x > 0).double().mean(0), torch.full((5,), 0.2), n)
 
 
-@pytest.mark.parametrize("together", list(Together))
-def test_a_stream_is_the_same_alone_and_among_a_hundred(together: Together) -> None:
-    how = FeatureDistribution(together, 2, False)
+@pytest.mark.parametrize("together", list(Cooccurrence))
+def test_a_stream_is_the_same_alone_and_among_a_hundred(together: Cooccurrence) -> None:
+    distribution = FeatureDistribution(together, 2, False)
     p = (
         torch.full((100, 4), 0.25)
-        if together is Together.one_active
+        if together is Cooccurrence.one_active
         else torch.linspace(0.01, 0.5, 100)[:, None].repeat(1, 4)
     )
     seeds = list(range(100))
-    many = batches(how, p, seeds=seeds, batch=64)
+    many = batches(distribution, p, seeds=seeds, batch=64)
     for k in (0, 17, 99):
-        alone = batches(how, p[k : k + 1], seeds=[seeds[k]], batch=64)
+        alone = batches(distribution, p[k : k + 1], seeds=[seeds[k]], batch=64)
         for i in (0, 3):
             assert torch.equal(alone[i][0], many[i][k])
     assert torch.equal(many[2], many[2])  # of (seed, i) alone, in any order
@@ -140,11 +150,11 @@ def test_finite_data_are_every_batch() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="more than 0"):
         batches(INDEPENDENT, torch.zeros(1, 2), seeds=[0], batch=2)
-    with pytest.raises(UserError, match=r"a density can be 0\.5 at most"):
-        batches(FeatureDistribution(Together.anticorrelated, 2, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
+    with pytest.raises(UserError, match=r"a density can be at most 0\.5"):
+        batches(FeatureDistribution(Cooccurrence.anticorrelated, 2, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
     with pytest.raises(UserError, match="cannot be 3 equal sets"):
-        batches(FeatureDistribution(Together.correlated, 3, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
-    with pytest.raises(UserError, match="one density"):
-        batches(FeatureDistribution(Together.correlated, 1, False), torch.tensor([[0.5, 0.4]]), seeds=[0], batch=2)
+        batches(FeatureDistribution(Cooccurrence.correlated, 3, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
+    with pytest.raises(UserError, match="the same density"):
+        batches(FeatureDistribution(Cooccurrence.correlated, 1, False), torch.tensor([[0.5, 0.4]]), seeds=[0], batch=2)
     with pytest.raises(UserError, match="density 1/4"):
-        batches(FeatureDistribution(Together.one_active, 1, False), torch.full((1, 4), 0.5), seeds=[0], batch=2)
+        batches(FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 4), 0.5), seeds=[0], batch=2)

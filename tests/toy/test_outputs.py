@@ -18,7 +18,7 @@ from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.evaluate import evaluate_on_toy, explained_variance
-from crux.toy.features import FeatureDistribution, Purpose, Together
+from crux.toy.features import Cooccurrence, FeatureDistribution, Purpose
 from crux.toy.folder import HOOK
 from crux.toy.program import Program
 from crux.toy.sae_outputs import HiddenActivations, OutputLoss
@@ -45,7 +45,7 @@ def planted() -> ToySubject:
         name="planted",
         kind=Kind.relu_output,
         n_hidden=n,
-        features=FeatureDistribution(Together.independent, 1, False),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, False),
         seeds=torch.tensor([0]),
         density=torch.full((1, n), 0.2),
         importance=torch.tensor([1.0] * USED + [0.0] * UNUSED)[None, None],

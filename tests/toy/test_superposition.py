@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crux.toy.options import Kind
-from crux.toy.superposition import SuperpositionModel, Weights, error
+from crux.toy.superposition import SuperpositionModel, Weights, sampled_loss
 
 WIDTHS = [(5, 2), (4, 3), (3, 6)]  # outputs by WᵀW, and by way of the hidden activation
 
@@ -48,7 +48,9 @@ def test_the_error_by_hand() -> None:
     W = torch.tensor([[1.0, -1.0]])  # n_features 2, n_hidden 1: x' = ReLU(x_0 - x_1, x_1 - x_0)
     found = SuperpositionModel(Kind.relu_output, Weights(W[None, None], torch.zeros(1, 1, 2), None))
     x = torch.tensor([[[0.5, 0.0], [0.5, 0.2]]])  # errors: (0, 0); (0.5 - 0.3, 0.2 - 0)
-    torch.testing.assert_close(error(found, x, torch.tensor([[[1.0, 3.0]]])), torch.tensor([[(0.04 + 3 * 0.04) / 2]]))
+    torch.testing.assert_close(
+        sampled_loss(found, x, torch.tensor([[[1.0, 3.0]]])), torch.tensor([[(0.04 + 3 * 0.04) / 2]])
+    )
 
 
 def test_the_absolute_value_is_the_target_of_its_kind_alone() -> None:
@@ -62,7 +64,7 @@ def test_a_tied_weight_is_one_parameter_with_the_gradient_of_both_uses(kind: Kin
     found = model(kind, 5, 2)
     assert [name for name, _ in found.named_parameters()] == ["W", "b"]
     x, importance = torch.rand(3, 6, 5), torch.rand(3, 2, 5)
-    error(found, x, importance).sum().backward()
+    sampled_loss(found, x, importance).sum().backward()
     W_in, W_out = (found.W.detach().clone().requires_grad_() for _ in range(2))
     h = torch.einsum("sbf,sghf->sgbh", x, W_in)
     pre = (h.relu() if kind is Kind.relu_hidden else h) @ W_out + found.b.detach()[:, :, None]

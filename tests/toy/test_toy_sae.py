@@ -101,7 +101,7 @@ def test_an_interrupted_training_ends_in_the_same_numbers(
         ("hook_point=blocks.0.hook_resid_pre", "hook_point: this experiment has no such key"),
         ("layer=0", "layer: this experiment has no such key"),
         ("data.name=x", "data: this experiment has no such key"),
-        ("model.instance=1", "has 1, 0 to 0"),
+        ("model.instance=1", "has instances 0 to 0"),
         ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 dimensions"),
         ("target_l0=11", "the dictionary has 10 latents"),
         ("sae.output_hook=x", "sae.output_hook has no meaning on a toy model"),
@@ -129,7 +129,7 @@ def test_a_run_with_several_models_is_told_apart(
         (tmp_path / "programs").mkdir(exist_ok=True)
         (tmp_path / "programs" / name).symlink_to(toy_run / "programs" / "model")
     assert crux_here(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
-    assert "the run has 2 models, name one of programs/a, programs/b" in capsys.readouterr().err
+    assert "the run has 2 models, choose one of programs/a, programs/b" in capsys.readouterr().err
     assert crux_here("experiment=toy/sae", f"output_dir={tmp_path}") == 2
     assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
 

@@ -8,8 +8,8 @@ import torch
 from crux.config.schema import Accelerator, Adam, Trainer
 from crux.toy.features import FeatureDistribution, Purpose
 from crux.toy.module import SuperpositionModule, initial_weights
-from crux.toy.options import Kind, Together
-from crux.toy.program import Program, Trained, held_out_loss, load, save
+from crux.toy.options import Cooccurrence, Kind
+from crux.toy.program import Program, TrainedProgram, held_out_loss, load_program, save_program
 from crux.toy.superposition import SuperpositionModel, Weights
 from crux.training.data import Feed
 from crux.training.devices import CPU
@@ -22,7 +22,7 @@ def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float =
         name="model",
         kind=kind,
         n_hidden=2,
-        features=FeatureDistribution(Together.independent, 1, kind is Kind.absolute_value),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, kind is Kind.absolute_value),
         seeds=torch.tensor(seeds),
         density=torch.full((n, n_features), density),
         importance=torch.ones(n, 1, n_features),
@@ -103,14 +103,14 @@ def test_snapshots_and_the_folder_come_back(tmp_path: Path) -> None:
     of = program([0, 1])
     weights = trained(of, 20, tmp_path, snapshots=(0, 7, 20))
     loss = held_out_loss(of, weights, samples=1024, batch=1024)
-    save(tmp_path, Trained(of._replace(name=tmp_path.name), weights, loss, {}))
-    back = load(tmp_path)
+    save_program(tmp_path, TrainedProgram(of._replace(name=tmp_path.name), weights, loss, {}))
+    back = load_program(tmp_path)
     assert sorted(back.snapshots) == [0, 7, 20]
     assert torch.equal(back.snapshots[0].W, first(of).W)
     assert torch.equal(back.snapshots[20].W, weights.W)
     assert torch.equal(back.weights.W, weights.W)
     assert torch.equal(back.loss, loss)
-    assert back.program.features == of.features
+    assert back.program.distribution == of.distribution
     assert torch.equal(back.program.density, of.density)
 
 

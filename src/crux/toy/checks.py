@@ -1,4 +1,4 @@
-"""Checks of an SAE on a toy model, beyond the bounds of single keys. Torch-free."""
+"""Checks of the configuration of an SAE on a toy model, beyond the bounds of single keys. Imports no torch."""
 
 from collections.abc import Collection
 
@@ -8,15 +8,15 @@ from crux.sae.architectures.options import SaeOptions
 from crux.sae.checks import check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream, LossOptions
 from crux.sae.site_checks import check_n_latents
-from crux.toy.folder import find_toy_model, n_hidden, n_instances
+from crux.toy.folder import find_toy_model, read_n_hidden, read_n_instances
 from crux.toy.options import ToySaeJob
 
 
 def check_job(job: ToySaeJob, given: Collection[str]) -> None:
-    """Check the subject, a loss and an architecture that exist for it, and the size of the SAE.
+    """Check that the subject exists, that the loss and the architecture apply to it, and that the SAE has a possible size.
 
     Raises:
-        UserError: for the first thing that cannot work, in one line.
+        UserError: for the first problem, in one line.
     """
     folder = find_toy_model(job.model.path)
     check_sparsity(job.sae, job.sparsity, target_l0=job.target_l0)
@@ -28,19 +28,19 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     if job.trainer.accelerator is Accelerator.cuda:
         raise UserError("trainer.accelerator=cuda: an SAE on a toy model is trained on the CPU")
     _check_labels(job.loss, job.sae)
-    streams, settings = n_instances(folder)
+    streams, settings = read_n_instances(folder)
     chosen = job.model.instance
     if chosen is not None and chosen >= streams * settings:
-        raise UserError(f"model.instance={chosen}: {folder} has {streams * settings}, 0 to {streams * settings - 1}")
-    check_n_latents(job.sae, n_hidden(folder), target_l0=job.target_l0)
+        raise UserError(f"model.instance={chosen}: {folder} has instances 0 to {streams * settings - 1}")
+    check_n_latents(job.sae, read_n_hidden(folder), target_l0=job.target_l0)
 
 
 def check_subject(job: ToySaeJob) -> None:
-    """The toy model is on disk: `check_job` has looked at it."""
+    """Do nothing: the toy model is on disk, and `check_job` has read it."""
 
 
 def _check_labels(loss: LossOptions, sae: SaeOptions) -> None:
-    """Check that the loss and the architecture exist for a network whose outputs are real numbers."""
+    """Check that the loss and the architecture apply to a network whose outputs are real numbers."""
     if isinstance(loss, E2EDownstream):
         raise UserError(
             f"loss={loss.name}: a toy model has nothing between its hidden layer and its output to compare; "

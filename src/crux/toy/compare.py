@@ -1,6 +1,6 @@
-"""Compares instances that differ in their seed alone on the very same samples, for models without an exact loss.
+"""Compare instances that differ only in their seed on the same samples, for models without an exact loss.
 
-Each stream's held-out samples are its own, so that the lowest of many losses is partly the luck of its samples; on shared ones it is not.
+By default each stream has its own held-out samples, so that the lowest of many losses partly reflects easy samples.
 """
 
 import math
@@ -15,30 +15,33 @@ from torch import Tensor
 from crux.config.progress import track
 from crux.toy.exact.polish import Compute, compute_now
 from crux.toy.features import Purpose
-from crux.toy.program import Program, Trained, held_out_loss
-from crux.toy.superposition import Weights, error, tensors, weights_of
+from crux.toy.program import Program, TrainedProgram, held_out_loss
+from crux.toy.superposition import Weights, sampled_loss, weights_from_tensors, weights_to_tensors
 
 
-def shared_losses(trained: Trained, *, n_seeds: int, samples: int) -> Float[Tensor, "stream setting"]:
-    """Return the mean error of each instance, on held-out samples that all seeds of a density share (seeds run fastest among streams)."""
+def losses_on_shared_samples(trained: TrainedProgram, *, n_seeds: int, samples: int) -> Float[Tensor, "stream setting"]:
+    """Return the mean loss of each instance on held-out samples that all seeds of a density share.
+
+    The streams are ordered by density, then by seed.
+    """
     program, n_settings = trained.program, trained.program.importance.shape[1]
 
-    def gathered(values: Tensor) -> Tensor:  # the seeds of a density become settings: instances that see the same data
+    def seeds_to_settings(values: Tensor) -> Tensor:  # settings are instances that see the same data
         return values.unflatten(0, (-1, n_seeds)).flatten(1, 2)
 
-    weights = Weights(*(gathered(v) if v is not None else None for v in trained.weights))  # pyright: ignore[reportArgumentType]
+    weights = Weights(*(seeds_to_settings(v) if v is not None else None for v in trained.weights))  # pyright: ignore[reportArgumentType]
     shared = program._replace(
         seeds=program.seeds[::n_seeds],
         density=program.density[::n_seeds],
-        importance=gathered(program.importance),
+        importance=seeds_to_settings(program.importance),
     )
-    batch = max(1, min(samples, 2**24 // gathered(program.importance).numel()))  # numbers at a time
+    batch = max(1, min(samples, 2**24 // seeds_to_settings(program.importance).numel()))  # bounds the memory
     loss = held_out_loss(shared, weights, samples=samples, batch=batch)
     return loss.unflatten(1, (n_seeds, n_settings)).flatten(0, 1)
 
 
-def join_tiles(pieces: Sequence[Trained]) -> Trained:
-    """Return the trained tiles of a program as one; without snapshots."""
+def join_tiles(pieces: Sequence[TrainedProgram]) -> TrainedProgram:
+    """Join the trained tiles of a program into one program, without snapshots."""
     programs = [piece.program for piece in pieces]
     first: Program = programs[0]
     program = first._replace(
@@ -52,11 +55,11 @@ def join_tiles(pieces: Sequence[Trained]) -> Trained:
         torch.cat([piece.weights.b for piece in pieces]),
         None if W_out[0] is None else torch.cat([w for w in W_out if w is not None]),
     )
-    return Trained(program, weights, torch.cat([piece.loss for piece in pieces]), {})
+    return TrainedProgram(program, weights, torch.cat([piece.loss for piece in pieces]), {})
 
 
-def select_streams(trained: Trained, streams: Int[Tensor, "chosen"]) -> Trained:
-    """Return some streams of the program as one of their own; without snapshots."""
+def select_streams(trained: TrainedProgram, streams: Int[Tensor, "chosen"]) -> TrainedProgram:
+    """Return some streams of a program as a program, without snapshots."""
     program = trained.program._replace(
         seeds=trained.program.seeds[streams],
         density=trained.program.density[streams],
@@ -64,33 +67,35 @@ def select_streams(trained: Trained, streams: Int[Tensor, "chosen"]) -> Trained:
     )
     W, b, W_out = trained.weights
     weights = Weights(W[streams], b[streams], W_out[streams] if W_out is not None else None)
-    return Trained(program, weights, trained.loss[streams], {})
+    return TrainedProgram(program, weights, trained.loss[streams], {})
 
 
 def polish_on_samples(
-    trained: Trained,
+    trained: TrainedProgram,
     *,
     active: int,
     max_iterations: int,
     compute: Compute = compute_now,
-) -> Trained:
-    """Return each instance where L-BFGS leads it: no noise of batches, no decay of weights.
+) -> TrainedProgram:
+    """Minimise the loss of each instance on fixed samples by L-BFGS, without batch noise and without weight decay.
 
-    The samples stay the same; there are so many that its rarest feature is active in `active` of them on average. Too few, and weights
-    settle where no sample is: what counts at small densities is features that are active together.
+    There are enough samples for the rarest feature to be active in `active` of them on average. With too few, the weights adapt to the
+    gaps between samples: at small densities, what matters is features that are active together.
 
     Args:
-        compute: computes the streams, each by its name.
+        compute: computes a stream, given its name; may return a saved result instead.
     """
     pieces = []
     for stream in track(range(len(trained.program.seeds)), "polishing"):
         one = select_streams(trained, torch.tensor([stream]))
-        end = compute(f"stream_{stream}", partial(_polish_stream, one, active=active, max_iterations=max_iterations))
-        pieces.append(one._replace(weights=weights_of(end)))
+        polished = compute(
+            f"stream_{stream}", partial(_polish_stream, one, active=active, max_iterations=max_iterations)
+        )
+        pieces.append(one._replace(weights=weights_from_tensors(polished)))
     return join_tiles(pieces)
 
 
-def _polish_stream(one: Trained, *, active: int, max_iterations: int) -> dict[str, Tensor]:
+def _polish_stream(one: TrainedProgram, *, active: int, max_iterations: int) -> dict[str, Tensor]:
     samples = math.ceil(active / float(one.program.density.min()))
     x = one.program.data(batch=samples, n_batches=1, purpose=Purpose.training)[0]
     model = deepcopy(one.model)
@@ -100,9 +105,9 @@ def _polish_stream(one: Trained, *, active: int, max_iterations: int) -> dict[st
 
     def evaluate() -> Tensor:
         optimizer.zero_grad()
-        total = error(model, x, one.program.importance).sum()
+        total = sampled_loss(model, x, one.program.importance).sum()
         total.backward()
         return total
 
     optimizer.step(evaluate)  # pyright: ignore[reportArgumentType]
-    return tensors(model.weights)
+    return weights_to_tensors(model.weights)

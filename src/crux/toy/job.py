@@ -1,4 +1,4 @@
-"""A job that trains toy models: the programs of an experiment, one after the other, then what came of them."""
+"""A job that trains toy models: train the programs of an experiment one after the other, then compute its result."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,12 +16,12 @@ from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.options import Toy, ToyJob
-from crux.toy.program import Program, Trained
-from crux.toy.training import last_row, train_program
+from crux.toy.program import Program, TrainedProgram
+from crux.toy.training import last_row_of_programs, train_program
 
 
 def run(config: ToyJob, *, folder: Path | None) -> RunFolder:
-    """Run the experiment that the configuration names; one that was interrupted continues with the program it was at.
+    """Run the experiment that the configuration names. An interrupted run continues with the program that was being trained.
 
     Args:
         folder: the run folder, if a sweep has assigned one; None: a new one.
@@ -35,14 +35,14 @@ def run(config: ToyJob, *, folder: Path | None) -> RunFolder:
         programs = experiment.programs(options, seed=config.seed)
 
         def compute(run: ActiveRun) -> Result:
-            trained = [train(config, program, run, n_before=i) for i, program in enumerate(programs)]
+            trained = [train_job_program(config, program, run, n_before=i) for i, program in enumerate(programs)]
             return experiment.result(options, trained, run)
 
         names = [program.name for program in programs]
         work = prepare_experiment(
             config,
             compute=compute,
-            last_row=partial(last_row, names=names, max_steps=config.trainer.max_steps),
+            last_row=partial(last_row_of_programs, names=names, max_steps=config.trainer.max_steps),
             params={"instances": sum(p.importance.shape[:2].numel() for p in programs)},
         )
         return replace(work, name=f"toy_{config.toy.experiment}")
@@ -51,8 +51,8 @@ def run(config: ToyJob, *, folder: Path | None) -> RunFolder:
 
 
 @runtime_checkable
-class TrainsToyModels(Protocol):
-    """The sections of a job that trains toy models."""
+class ToyTrainingConfig(Protocol):
+    """The sections of the configuration of a job that trains toy models."""
 
     @property
     def toy(self) -> Toy: ...
@@ -66,8 +66,8 @@ class TrainsToyModels(Protocol):
     callbacks: dict[str, Any]
 
 
-def train(config: TrainsToyModels, program: Program, run: ActiveRun, *, n_before: int) -> Trained:
-    """Train a program of a job; its rows follow those of the `n_before` programs before it."""
+def train_job_program(config: ToyTrainingConfig, program: Program, run: ActiveRun, *, n_before: int) -> TrainedProgram:
+    """Train a program of a job. In the history, its rows follow those of the `n_before` programs before it."""
 
     def add_row(step: int, row: Mapping[str, float]) -> None:
         run.add_row(n_before * config.trainer.max_steps + step, row)

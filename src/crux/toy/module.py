@@ -1,4 +1,4 @@
-"""Training of toy models of superposition: fresh features in every step (or a finite set of them), AdamW, every instance at once."""
+"""Train toy models of superposition: fresh features in every step (or a finite set of them), AdamW, all instances at once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,37 +13,36 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.config.files import write_tensors
 from crux.config.schema import Adam
-from crux.toy.features import Purpose, generator
+from crux.toy.features import Purpose, numpy_generator
 from crux.toy.options import Kind
-from crux.toy.superposition import SuperpositionModel, Weights, error, tensors
+from crux.toy.superposition import SuperpositionModel, Weights, sampled_loss, weights_to_tensors
 from crux.training.optimizer import build_optimizer
 
 
 def initial_weights(
     kind: Kind, *, seeds: Int[Tensor, "stream"], n_settings: int, n_features: int, n_hidden: int, scale: float
 ) -> Weights:
-    """Return `scale` times Xavier-normal weights, of std √(2 / (n_features + n_hidden)), and b = 0.
+    """Return `scale` times Xavier-normal weights, with std √(2 / (n_features + n_hidden)), and b = 0.
 
-    An instance's weights are a function of its seed alone.
-
-    (The paper's notebook takes the fan from the tensor with its instance axis, so that its scale changes with their number.)
+    The weights of an instance depend only on its seed. (The paper's notebook computes the fan from a tensor with an instance axis, so
+    that its scale depends on the number of instances.)
     """
     std = (2 / (n_features + n_hidden)) ** 0.5
-    draws = [generator(seed, Purpose.initial, 0) for seed in seeds.tolist()]
+    generators = [numpy_generator(seed, Purpose.initial, 0) for seed in seeds.tolist()]
 
     def normal(*shape: int) -> Tensor:
-        drawn = torch.stack([torch.from_numpy(rng.standard_normal(shape, dtype="float32")) for rng in draws])
-        return scale * (std * drawn[:, None]).repeat(1, n_settings, 1, 1)
+        noise = torch.stack([torch.from_numpy(rng.standard_normal(shape, dtype="float32")) for rng in generators])
+        return scale * (std * noise[:, None]).repeat(1, n_settings, 1, 1)
 
     W = normal(n_hidden, n_features)
     W_out = normal(n_features, n_hidden) if kind is Kind.absolute_value else None
     return Weights(W, torch.zeros(len(seeds), n_settings, n_features), W_out)
 
 
-class Watch(L.Callback):
-    """Writes rows of the history and snapshots of the weights, and ends a run whose weights stopped being numbers.
+class HistoryCallback(L.Callback):
+    """A callback that writes history rows and snapshots of the weights, and stops a run whose loss is not finite.
 
-    A callback, because Lightning writes checkpoints before a module's own hook.
+    It is a callback because Lightning writes checkpoints before it calls the module's own hook.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,15 +63,15 @@ class Watch(L.Callback):
 
 
 class SuperpositionModule(L.LightningModule):
-    """Trains the instances of a toy model side by side: none feels the others.
+    """The training of all instances of a toy model at once; the instances do not influence each other.
 
-    The loss is that of Elhage et al.'s notebook: I-weighted squared error, mean over batch and features, summed over instances, so that an
-    instance's gradient does not depend on how many there are. Rows of the history hold `train/loss`, the mean over instances of
-    the error summed over features (what `error` returns) in the row's last step.
+    The loss is that of Elhage et al.'s notebook: importance-weighted squared error, mean over batch and features, summed over
+    instances, so that the gradient of an instance does not depend on the number of instances. The history has `train/loss`, the
+    loss summed over features (as returned by `sampled_loss`) in the row's step, mean over instances.
 
     Args:
         importance: I of each feature in the loss.
-        snapshots: steps after which the weights are written, with the safetensors file of each.
+        snapshots: safetensors file of each snapshot, by the step after which it is written.
     """
 
     def __init__(
@@ -97,18 +96,18 @@ class SuperpositionModule(L.LightningModule):
         return build_optimizer(groups, options=self.adam, decoupled=True, max_steps=self.max_steps)
 
     def training_step(self, batch: Float[Tensor, "stream batch n_features"], batch_idx: int) -> Float[Tensor, ""]:
-        errors = error(self.model, batch, self.importance)
+        errors = sampled_loss(self.model, batch, self.importance)
         self._loss = errors.detach()
         return errors.sum() / batch.shape[-1]
 
     def configure_callbacks(self) -> list[L.Callback]:
-        return [Watch()]
+        return [HistoryCallback()]
 
     def read_loss(self) -> float:
-        """Return the last step's error, mean over instances.
+        """Return the loss of the last step, mean over instances.
 
         Raises:
-            UserError: if an instance's is no finite number.
+            UserError: if the loss of an instance is not finite.
         """
         if bad := int((~self._loss.isfinite()).sum()):
             raise UserError(
@@ -118,11 +117,11 @@ class SuperpositionModule(L.LightningModule):
         return float(self._loss.mean())
 
     def write_snapshot(self, step: int) -> None:
-        """Write the weights, if a snapshot is wanted after this step."""
+        """Write the weights if a snapshot is due after this step."""
         if (path := self.snapshots.get(step)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, tensors(self.model.weights))
+            write_tensors(path, weights_to_tensors(self.model.weights))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write a checkpoint with a non-finite number in it."""
+        """Refuse to write a checkpoint if a loss is not finite."""
         self.read_loss()

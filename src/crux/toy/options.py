@@ -1,4 +1,4 @@
-"""The jobs that train toy models, and SAEs on them, with the options of each experiment. Torch-free."""
+"""Options of the jobs that train toy models, and SAEs on toy models, with those of each experiment. Imports no torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from crux.sae.options import SparseTraining
 
 
 class Kind(Enum):
-    """A toy model: src/crux/toy/superposition.py has the formulas."""
+    """The architecture of a toy model; src/crux/toy/superposition.py has the formulas."""
 
     linear = "linear"
     relu_output = "relu_output"
@@ -23,8 +23,8 @@ class Kind(Enum):
     absolute_value = "absolute_value"
 
 
-class Together(Enum):
-    """How synthetic features occur together: src/crux/toy/features.py."""
+class Cooccurrence(Enum):
+    """The way in which synthetic features occur together; src/crux/toy/features.py explains each."""
 
     independent = "independent"
     correlated = "correlated"
@@ -47,48 +47,48 @@ class Size(NamedTuple):
 
 @dataclass
 class Toy:
-    """Toy models of superposition, and the experiment that is made with them."""
+    """Toy models of superposition, and the experiment that they are trained for."""
 
     experiment: str = MISSING
-    """The experiment's file in src/crux/toy/experiments; experiment=toy/… sets it."""
+    """Name of the experiment's file in src/crux/toy/experiments; set by experiment=toy/…"""
     kind: Kind = MISSING
-    """The model's formula."""
+    """The model's architecture."""
     importance: Rate = MISSING
-    """Feature i (from 0) counts importance^i in the loss."""
+    """Feature i (counted from 0) has importance importance^i in the loss."""
     densities: Annotated[list[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = MISSING
-    """Densities p = 1 − S of a feature, the same for all features; one instance for each of them and each seed."""
-    together: Together = MISSING
-    """How features occur together."""
+    """Densities p = 1 − S, the same for all features of an instance; one instance per density and seed."""
+    together: Cooccurrence = MISSING
+    """The way in which features occur together."""
     signed: bool = MISSING
     """Magnitudes from [-1, 1) instead of [0, 1)."""
     seeds: Count = MISSING
-    """Instances of each setting: seed, seed + 1, …"""
+    """Number of instances per setting, with seeds seed, seed + 1, …"""
     held_out: Count = MISSING
-    """Samples on which the loss of a trained instance is measured; a multiple of 1024, or less."""
+    """Samples on which the loss of a trained instance is measured; a multiple of 1024, or less than 1024."""
     snapshots: Annotated[int, Ge(0)] = MISSING
-    """How often the weights are kept during training, evenly spaced; 0: never."""
+    """Number of evenly spaced snapshots of the weights during training; 0: none."""
     init_scale: Rate = MISSING
-    """Scale of the initial weights relative to Xavier's; below one, learning goes from plateau to plateau."""
+    """Scale of the initial weights relative to Xavier's; below one, learning has plateaus."""
 
     @property
     def model_sizes(self) -> list[Size]:
-        """The sizes of the models, one program or more for each."""
+        """The sizes of the models; each has one or more programs."""
         raise NotImplementedError
 
     def check_section(self, key: str) -> None:
         for size in self.model_sizes:
             self._check_sets(key, size)
         if self.held_out % min(self.held_out, 1024):
-            raise UserError(f"{key}.held_out={self.held_out}: must be a multiple of 1024, or less")
+            raise UserError(f"{key}.held_out={self.held_out}: must be a multiple of 1024, or less than 1024")
 
     def _check_sets(self, key: str, size: Size) -> None:
         n, n_sets = size.n_features, size.n_sets
         if n % n_sets:
-            raise UserError(f"{key}.n_sets={n_sets}: {n} features cannot be so many equal sets")
-        if self.together is Together.anticorrelated and max(self.densities) * n / n_sets > 1:
+            raise UserError(f"{key}.n_sets={n_sets}: {n} features cannot form {n_sets} equal sets")
+        if self.together is Cooccurrence.anticorrelated and max(self.densities) * n / n_sets > 1:
             raise UserError(
-                f"{key}.densities={self.densities}: of {n // n_sets} features that exclude each other each has a density of "
-                f"{n_sets / n:g} at most"
+                f"{key}.densities={self.densities}: at most one of {n // n_sets} features of a set is active, so a density can be "
+                f"at most {n_sets / n:g}"
             )
 
 
@@ -97,11 +97,11 @@ class OneSize(Toy):
     """Toy models that all have one size."""
 
     n_features: Count = MISSING
-    """Features, the inputs of the model."""
+    """Number of features, which are the inputs of the model."""
     n_hidden: Count = MISSING
-    """Dimensions of the hidden layer."""
+    """Number of hidden dimensions."""
     n_sets: Count = 1
-    """Equal sets of features that are correlated, or anticorrelated."""
+    """Number of equal sets of correlated or anticorrelated features."""
 
     @property
     def model_sizes(self) -> list[Size]:
@@ -128,27 +128,27 @@ class SeveralSizes(Toy):
         for size in self.sizes:
             if len(size) != 3 or min(size) < 1 or size[0] % size[2]:
                 raise UserError(
-                    f"{key}.sizes: {size} must be [n_features, n_hidden, n_sets], the features in equal sets"
+                    f"{key}.sizes: {size} must be [n_features, n_hidden, n_sets], with n_features a multiple of n_sets"
                 )
         super().check_section(key)
 
 
 @dataclass
 class Tiled(OneSize):
-    """Instances so many that they are trained as several programs."""
+    """Toy models with so many instances that they are trained as several programs."""
 
     tile: Count = MISSING
-    """Most streams (densities × seeds) that train as one program."""
+    """Largest number of streams (densities × seeds) that are trained as one program."""
 
 
 @dataclass
 class PhaseDiagram(SeveralSizes):
-    """What an extra feature is given, by its relative importance and the density."""
+    """The phase diagram of an extra feature, over its relative importance and the density."""
 
     ratios: Annotated[list[Rate], MinLen(2)] = MISSING
-    """Importances of the last feature relative to the others'; two or more, in equal ratios."""
+    """Importances of the last feature relative to the others, evenly spaced on a logarithmic scale."""
     tile: Count = MISSING
-    """Most streams (densities × seeds) that train as one program."""
+    """Largest number of streams (densities × seeds) that are trained as one program."""
 
 
 @dataclass
@@ -156,22 +156,22 @@ class OneVariedFeature(OneSize):
     """Five features in two dimensions, one of them made sparser or denser."""
 
     ratios: Annotated[list[Rate], MinLen(1)] = MISSING
-    """Densities of the last feature relative to the others'."""
+    """Densities of the last feature relative to the others."""
 
 
 @dataclass
 class DoubleDescent(OneSize):
-    """Finite training sets."""
+    """Toy models that are trained on finite training sets."""
 
     points: Annotated[list[Count], MinLen(1)] = MISSING
     """Sizes of the training sets."""
     unit: bool = MISSING
-    """Samples at norm 1."""
+    """Scale samples to norm 1."""
 
 
 @dataclass
 class ToyJob(Job):
-    """Trains toy models, and makes an experiment's figures of them."""
+    """A job that trains toy models and computes the result of an experiment with them."""
 
     toy: Toy = MISSING
     optimizer: Adam = MISSING
@@ -182,7 +182,7 @@ class ToyJob(Job):
 
     def check(self, given: Collection[str]) -> None:
         if "toy.experiment" in given:
-            raise UserError(f"toy.experiment={self.toy.experiment}: choose an experiment by experiment=toy/…")
+            raise UserError(f"toy.experiment={self.toy.experiment}: choose an experiment with experiment=toy/…")
 
     def run_name(self) -> str:
         sizes = ",".join(f"{size.n_features}→{size.n_hidden}" for size in self.toy.model_sizes)
@@ -214,12 +214,12 @@ class ToyModel(Model):
     context: Count = MISSING
     """A micro-batch has trainer.batch · context samples."""
     instance: Annotated[int, Ge(0)] | None = None
-    """Number of the instance, settings running fastest; the one with the lowest loss if not given."""
+    """Number of the instance, counted with settings varying fastest; by default the one with the lowest loss."""
 
 
 @dataclass
 class ToySaeTrainer(BatchTrainer):
-    """How an SAE on a toy model is trained: on the CPU."""
+    """Training settings of an SAE on a toy model, which runs on the CPU."""
 
     accumulate: Count = MISSING
     """Micro-batches per optimiser step."""
@@ -227,18 +227,18 @@ class ToySaeTrainer(BatchTrainer):
 
 @dataclass
 class ToyEvaluation:
-    """The evaluation on fresh samples."""
+    """Settings of the evaluation of an SAE on fresh samples."""
 
     tokens: Count = MISSING
-    """Samples of the evaluation at the end."""
+    """Number of samples in the final evaluation."""
 
 
 @dataclass
 class ToySaeJob(SparseTraining):
-    """Trains an SAE on a trained toy model, and evaluates it."""
+    """A job that trains an SAE on a trained toy model and evaluates it."""
 
     target_l0: Rate | None = None
-    """Steer λ until the SAE has so many active latents per sample."""
+    """Adjust λ until the SAE has this many active latents per sample."""
     model: ToyModel = MISSING
     loss: LossOptions = MISSING
     trainer: ToySaeTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -259,7 +259,7 @@ class ToySaeJob(SparseTraining):
         return " ".join([*words, f"λ={self.sparsity:g}" if self.target_l0 is None else f"L0={self.target_l0:g}"])
 
     def mlflow_params(self) -> dict[str, object]:
-        found = {
+        params = {
             "loss": self.loss.name,
             "hook_point": "hook_hidden",
             "sparsity": self.sparsity,
@@ -273,7 +273,7 @@ class ToySaeJob(SparseTraining):
             "tokens": self.trainer.max_steps * self.samples * self.trainer.accumulate,
             **self.loss.numbers,
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in params.items() if value is not None}
 
     def mlflow_tags(self) -> dict[str, str | None]:
         return {"loss": self.loss.name, "sae": self.sae.name}

@@ -1,4 +1,4 @@
-"""A job that trains an SAE on a toy model and evaluates it: by the hidden layer, by the output, and by the features that are known."""
+"""A job that trains an SAE on a toy model and evaluates it on the hidden layer, on the output, and against the true features."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +19,14 @@ from crux.sae.losses.options import E2E
 from crux.sae.training.passes import ActivationPasses
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity, Steering
-from crux.toy.evaluate import ToyEvaluation, evaluate_on_toy
+from crux.toy.evaluate import ToyEvaluationResult, evaluate_on_toy
 from crux.toy.features import Purpose
-from crux.toy.figures.recovery import toy_recovery
+from crux.toy.figures.recovery import plot_recovery
 from crux.toy.folder import HOOK, find_toy_model
 from crux.toy.geometry.recovery import RECOVERED
 from crux.toy.options import ToySaeJob
 from crux.toy.sae_outputs import HiddenActivations, OutputLoss
-from crux.toy.subject import ToySubject, load_toy
+from crux.toy.subject import ToySubject, load_toy_subject
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
 from crux.training.devices import CPU
@@ -40,30 +40,30 @@ def run(config: ToySaeJob, *, folder: Path | None) -> RunFolder:
         folder: the run folder, if a sweep has assigned one; None: a new one.
 
     Raises:
-        NonFiniteLossError: if the loss stopped being a number.
+        NonFiniteLossError: if the loss is not finite.
     """
     return run_job(config, folder=folder, prepare=lambda: ToySaeTraining(config).prepared_job())
 
 
 class ToySaeTraining:
-    """The training and evaluation of an SAE, with the toy model loaded."""
+    """The training and evaluation of an SAE on a loaded toy model."""
 
     def __init__(self, config: ToySaeJob) -> None:
         torch.manual_seed(config.seed)
         self.config, trainer = config, config.trainer
-        self.subject = load_toy(find_toy_model(config.model.path), config.model.instance)
+        self.subject = load_toy_subject(find_toy_model(config.model.path), config.model.instance)
         self.features = self.subject.features(
             batch=config.samples,
             n_batches=trainer.max_steps * trainer.accumulate,
             seed=config.seed,
             purpose=Purpose.training,
         )
-        hidden = typical(self.subject)
+        hidden = typical_hidden_activation(self.subject)
         self.site = Site(HOOK, HOOK, build_sae(config.sae, read=hidden, written=hidden, seed=config.seed))
         self.module = self.build_module()
 
     def build_module(self) -> SAEModule:
-        """Return the module that trains the SAE: end to end on the output, or on hidden activations."""
+        """Return the Lightning module that trains the SAE: end to end on the output, or on hidden activations."""
         config, options = self.config, self.config.loss
         loss = OutputLoss(options, subject=self.subject) if isinstance(options, E2E) else build_loss(options)
         passes = ActivationPasses(max_norm=options.max_norm)
@@ -72,7 +72,7 @@ class ToySaeTraining:
         return build_sae_module(config, [self.site], passes=passes, loss=loss, sparsity=sparsity, runs=())
 
     def prepared_job(self) -> PreparedJob:
-        """Return what the job does."""
+        """Return the work of the job, for its life cycle."""
         return PreparedJob(
             name=results.file_stem(self.config.run_name()),
             execute=self.execute,
@@ -84,11 +84,16 @@ class ToySaeTraining:
     def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
         """Train, evaluate, and write the SAE and its figures."""
         self.fit(run)
-        found = evaluate_on_toy(self.subject, self.site.sae.fold(), n_samples=self.config.evaluation.tokens)
+        evaluation = evaluate_on_toy(self.subject, self.site.sae.fold(), n_samples=self.config.evaluation.tokens)
         self.write_sae(run.folder)
-        self.write_figures(run.folder, found)
-        metrics = {f"final/{name}": value for name, value in found.metrics.items()}
-        return {"": RunOutcome(metrics, lambda: show(f"{self.config.run_name()} on {self.config.model.path}", found))}
+        self.write_figures(run.folder, evaluation)
+        metrics = {f"final/{name}": value for name, value in evaluation.metrics.items()}
+        return {
+            "": RunOutcome(
+                metrics,
+                lambda: show_toy_evaluation(f"{self.config.run_name()} on {self.config.model.path}", evaluation),
+            )
+        }
 
     def fit(self, run: ActiveRun) -> None:
         """Train the SAE."""
@@ -111,7 +116,7 @@ class ToySaeTraining:
         )
 
     def write_sae(self, folder: RunFolder) -> None:
-        """Write the SAE, with what must be known of it before it may be evaluated again."""
+        """Write the SAE with the metadata that evaluating it again requires."""
         config = self.config
         metadata = {
             "model_name": config.model.path,
@@ -128,13 +133,13 @@ class ToySaeTraining:
         }
         saelens.save_sae(self.site.sae, folder.path / "sae", metadata)
 
-    def write_figures(self, folder: RunFolder, found: ToyEvaluation) -> None:
-        """Draw the loss over the training, the firing densities, and the features that were recovered."""
+    def write_figures(self, folder: RunFolder, evaluation: ToyEvaluationResult) -> None:
+        """Draw the loss during training, the firing densities, and the recovery of the true features."""
         results.write_loss_curves(folder, terms=self.module.loss.row_labels())
         drawn = {
-            "densities": plot_densities(found.densities.numpy(), n_tokens=self.config.evaluation.tokens),
-            "recovery": toy_recovery(
-                found.recovery.cosine.numpy(), living=found.recovery.living.numpy(), threshold=RECOVERED
+            "densities": plot_densities(evaluation.densities.numpy(), n_tokens=self.config.evaluation.tokens),
+            "recovery": plot_recovery(
+                evaluation.recovery.cosine.numpy(), living=evaluation.recovery.living.numpy(), threshold=RECOVERED
             ),
         }
         for name, figure in drawn.items():
@@ -142,8 +147,8 @@ class ToySaeTraining:
 
 
 @torch.no_grad()
-def typical(subject: ToySubject) -> TypicalActivation:
-    """Return the hidden activation's first moments, over samples of their own."""
+def typical_hidden_activation(subject: ToySubject) -> TypicalActivation:
+    """Return the mean and the mean norm of the hidden activation, over samples that are used for nothing else."""
     h = subject.hidden(subject.features(batch=65_536, n_batches=1, seed=0, purpose=Purpose.initial)[0][0])
     return TypicalActivation(h.mean(0), float(h.norm(dim=1).mean()))
 
@@ -164,7 +169,7 @@ ROWS = {
 }
 
 
-def show(title: str, found: ToyEvaluation) -> None:
+def show_toy_evaluation(title: str, evaluation: ToyEvaluationResult) -> None:
     """Print the evaluation as a table."""
     console = make_console(width=110)
     table = Table(title=title, title_justify="left")
@@ -172,5 +177,5 @@ def show(title: str, found: ToyEvaluation) -> None:
     table.add_column("", justify="right")
     table.add_column("unit")
     for name, (label, unit) in ROWS.items():
-        table.add_row(label, f"{found.metrics[name]:.4g}", unit)
+        table.add_row(label, f"{evaluation.metrics[name]:.4g}", unit)
     console.print(table)

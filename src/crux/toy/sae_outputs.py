@@ -1,4 +1,4 @@
-"""SAEs on a toy model, trained against its output: the end-to-end loss for outputs that are real numbers."""
+"""Train SAEs end to end on a toy model: the loss on its output, which is real numbers instead of logits, and the training data."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -17,7 +17,7 @@ from crux.toy.subject import ToySubject
 
 
 class OutputLoss(Loss[E2E]):
-    """kl · MSE(y(ĥ), y(h)) + reconstruction · MSE(ĥ, h) + λ · penalty: the output's MSE takes the KL's place.
+    """The loss kl · MSE(y(ĥ), y(h)) + reconstruction · MSE(ĥ, h) + λ · penalty; the MSE of the output takes the place of the KL.
 
     Both MSEs are means over samples and dimensions.
     """
@@ -43,7 +43,7 @@ class OutputLoss(Loss[E2E]):
 
 
 class HiddenActivations(Sequence[Activations]):
-    """The hidden activations of batches of features: what SAEs on a toy model train on."""
+    """The hidden activations of batches of features, on which SAEs on a toy model are trained."""
 
     def __init__(self, features: FeatureBatches, *, subject: ToySubject, hook: str) -> None:
         self.features, self.subject, self.hook = features, subject, hook

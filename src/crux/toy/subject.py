@@ -1,4 +1,4 @@
-"""One instance of a trained toy model as the subject of SAEs: its hidden activations, and what its output makes of others."""
+"""An instance of a trained toy model as the subject of SAEs."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.toy.exact.best import instance, losses
+from crux.toy.exact.best import instance_losses, select_instance
 from crux.toy.features import FeatureBatches, Purpose
-from crux.toy.program import Program, Trained, load
+from crux.toy.program import Program, TrainedProgram, load_program
 from crux.toy.superposition import SuperpositionModel, Weights
 
 
 class ToySubject:
-    """A frozen toy model. Not an nn.Module: it never enters a checkpoint."""
+    """A frozen toy model with one instance. It is not an nn.Module, so that it never becomes part of a checkpoint."""
 
     def __init__(self, program: Program, weights: Weights) -> None:
-        """`program` and `weights` are of one instance: one stream, one setting."""
+        """Take a program and weights with a single instance: one stream, one setting."""
         assert program.importance.shape[:2] == (1, 1)
         self.program = program
         self.model = SuperpositionModel(program.kind, weights).requires_grad_(False)
@@ -28,7 +28,7 @@ class ToySubject:
 
     @property
     def directions(self) -> Float[Tensor, "n_features n_hidden"]:
-        """What each feature adds to the hidden layer (before a ReLU there): the truth that SAEs should find."""
+        """The vector that each feature adds to the hidden layer (before a ReLU there): the true directions, which SAEs should find."""
         return self.model.W[0, 0].T
 
     def hidden(self, x: Float[Tensor, "batch n_features"]) -> Float[Tensor, "batch n_hidden"]:
@@ -36,27 +36,27 @@ class ToySubject:
         return self.model.hidden(x[None])[0, 0]
 
     def output(self, h: Float[Tensor, "batch n_hidden"]) -> Float[Tensor, "batch n_features"]:
-        """Return the network's output with these activations in place of its own."""
+        """Return the network's output if its hidden activations are replaced by h."""
         return self.model.output(h[None, None])[0, 0]
 
-    def error(
+    def loss(
         self, output: Float[Tensor, "batch n_features"], x: Float[Tensor, "batch n_features"]
     ) -> Float[Tensor, ""]:
-        """Return the network's own loss: Σ_i I_i (y_i − y'_i)², mean over samples."""
+        """Return the network's training loss: Σ_i I_i (y_i − y'_i)², mean over samples."""
         return ((output - self.model.target(x[None])[0]).square() @ self.importance).mean()
 
     def features(self, *, batch: int, n_batches: int, seed: int, purpose: Purpose) -> FeatureBatches:
-        """Return fresh data of the kind that the network was trained on; a batch is [1, batch, n_features]."""
+        """Return fresh data from the distribution that the network was trained on; a batch is [1, batch, n_features]."""
         program = self.program._replace(points=None, seeds=torch.tensor([seed]))
         return program.data(batch=batch, n_batches=n_batches, purpose=purpose)
 
 
-def subject_of(trained: Trained, index: int | None) -> ToySubject:
-    """Return the instance with a number (settings run fastest); None: the one with the lowest loss."""
-    flat = losses(trained).flatten()
+def select_subject(trained: TrainedProgram, index: int | None) -> ToySubject:
+    """Return the instance with this number, counted with settings varying fastest; for None, the one with the lowest loss."""
+    flat = instance_losses(trained).flatten()
     chosen = int(flat.argmin()) if index is None else index
     stream, setting = divmod(chosen, trained.program.importance.shape[1])
-    program, weights = trained.program, instance(trained.weights, stream, setting)
+    program, weights = trained.program, select_instance(trained.weights, stream, setting)
     one = program._replace(
         seeds=program.seeds[stream : stream + 1],
         density=program.density[stream : stream + 1],
@@ -66,6 +66,6 @@ def subject_of(trained: Trained, index: int | None) -> ToySubject:
     return ToySubject(one, Weights(weights.W[None, None], weights.b[None, None], W_out))
 
 
-def load_toy(folder: Path, index: int | None) -> ToySubject:
-    """Load the subject in a toy model's folder."""
-    return subject_of(load(folder), index)
+def load_toy_subject(folder: Path, index: int | None) -> ToySubject:
+    """Load a subject from a toy model's folder."""
+    return select_subject(load_program(folder), index)

@@ -5,8 +5,8 @@
     relu_hidden      x' = ReLU(Wᵀ ReLU(W x) + b)         a privileged basis; no hidden bias
     absolute_value   y' = ReLU(W_out ReLU(W x) + b)      for y = |x|; weights untied, no hidden bias
 
-W is [n_hidden, n_features], its columns the features' directions; where weights are tied it is one parameter used twice.
-Instances have two leading axes: `stream`, which data it sees, and `setting`, which of the instances that see it.
+W is [n_hidden, n_features]; its columns are the features' directions. With tied weights it is one parameter that is used twice.
+Instances have two leading axes: `stream` numbers the data, `setting` the instances that see the same data.
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from crux.toy.options import Kind
 
 
 class Weights(NamedTuple):
-    """The weights of an instance, or of many."""
+    """The weights of one or several instances."""
 
     W: Float[Tensor, "*instances n_hidden n_features"]
     b: Float[Tensor, "*instances n_features"]
     W_out: Float[Tensor, "*instances n_features n_hidden"] | None
-    """None where weights are tied: it is Wᵀ. The absolute value's are untied; so may a network be that is made by hand."""
+    """None if weights are tied, that is W_out = Wᵀ. The absolute-value model is untied; a hand-made network may be, too."""
 
 
 class SuperpositionModel(nn.Module):
-    """Instances of a toy model, run together."""
+    """Instances of a toy model that are computed together."""
 
     def __init__(self, kind: Kind, weights: Weights) -> None:
         super().__init__()
@@ -41,16 +41,16 @@ class SuperpositionModel(nn.Module):
 
     @property
     def weights(self) -> Weights:
-        """Return the weights as they are, without gradient."""
+        """The current weights, without gradient."""
         W_out = self.W_out.detach() if self.W_out is not None else None
         return Weights(self.W.detach(), self.b.detach(), W_out)
 
     def forward(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_features"]:
-        """Return the outputs of every instance for its stream's data."""
+        """Return the output of every instance for the data of its stream."""
         n_hidden, n_features = self.W.shape[-2:]
         linear_inside = self.W_out is None and self.kind in (Kind.linear, Kind.relu_output)
-        if linear_inside and n_features <= 2 * n_hidden:  # by WᵀW: no more work, fewer passes
-            return self._finished(torch.einsum("sgof,sbf->sgob", self.W.mT @ self.W, x).mT)  # samples last: faster
+        if linear_inside and n_features <= 2 * n_hidden:  # multiply by WᵀW: no more work, fewer passes over memory
+            return self._add_bias(torch.einsum("sgof,sbf->sgob", self.W.mT @ self.W, x).mT)  # samples last is faster
         return self.output(self.hidden(x))
 
     def hidden(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_hidden"]:
@@ -61,33 +61,37 @@ class SuperpositionModel(nn.Module):
     def output(
         self, h: Float[Tensor, "stream setting batch n_hidden"]
     ) -> Float[Tensor, "stream setting batch n_features"]:
-        """Return what the second map makes of hidden activations."""
-        return self._finished(h @ (self.W_out.mT if self.W_out is not None else self.W))
+        """Return the output for given hidden activations."""
+        return self._add_bias(h @ (self.W_out.mT if self.W_out is not None else self.W))
 
-    def _finished(self, pre: Tensor) -> Tensor:
+    def _add_bias(self, pre: Tensor) -> Tensor:
+        """Return the output: `pre` plus the bias, after the ReLU if the model has one."""
         pre = pre + self.b[..., None, :]
         return pre if self.kind is Kind.linear else pre.relu()
 
     def target(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream batch n_features"]:
-        """Return what the output should be."""
+        """Return the desired output."""
         return x.abs() if self.kind is Kind.absolute_value else x
 
 
-def error(
+def sampled_loss(
     model: SuperpositionModel,
     x: Float[Tensor, "stream batch n_features"],
     importance: Float[Tensor, "stream setting n_features"],
 ) -> Float[Tensor, "stream setting"]:
-    """Return Σ_i I_i (y_i − y'_i)² of each instance, mean over the batch: summed over features (the notebook's is the mean over them)."""
+    """Return Σ_i I_i (y_i − y'_i)² of each instance, mean over the batch.
+
+    The loss is summed over features (the paper's notebook takes their mean).
+    """
     deviation = model(x) - model.target(x)[:, None]
     return (deviation.square().mean(2) * importance).sum(-1)
 
 
-def tensors(weights: Weights) -> dict[str, Tensor]:
+def weights_to_tensors(weights: Weights) -> dict[str, Tensor]:
     """Return the weights by name, for a file."""
     return {name: value.contiguous() for name, value in weights._asdict().items() if value is not None}
 
 
-def weights_of(found: Mapping[str, Tensor]) -> Weights:
-    """Return the weights from a file."""
-    return Weights(found["W"], found["b"], found.get("W_out"))
+def weights_from_tensors(tensors: Mapping[str, Tensor]) -> Weights:
+    """Return the weights that `weights_to_tensors` named."""
+    return Weights(tensors["W"], tensors["b"], tensors.get("W_out"))

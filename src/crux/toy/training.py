@@ -1,4 +1,4 @@
-"""Trains a program, or takes up where an earlier start left off."""
+"""Train a program, or continue a training that was interrupted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from crux.runs.run_folder import RunFolder
 from crux.toy.features import Purpose
 from crux.toy.module import SuperpositionModule, initial_weights
 from crux.toy.options import Toy
-from crux.toy.program import Program, Trained, held_out_loss, load, save
+from crux.toy.program import Program, TrainedProgram, held_out_loss, load_program, save_program
 from crux.toy.superposition import SuperpositionModel
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
@@ -27,18 +27,18 @@ def train_program(
     callbacks: Mapping[str, Any],
     folder: Path,
     add_row: Callable[[int, Mapping[str, float]], None],
-) -> Trained:
-    """Train every instance of the program, or load it if an earlier start has trained it.
+) -> TrainedProgram:
+    """Train every instance of the program, or load it if it has been trained by an earlier start.
 
     Args:
-        callbacks: the section of the configuration.
-        folder: the program's own; it holds a checkpoint if an earlier start was interrupted.
+        callbacks: the section `callbacks` of the configuration.
+        folder: the program's folder; it holds a checkpoint if an earlier start was interrupted.
 
     Raises:
-        UserError: if a loss stopped being a number.
+        UserError: if a loss is not finite.
     """
     if (folder / "model.safetensors").exists():
-        return load(folder)
+        return load_program(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     start = checkpoint_step(checkpoint)
@@ -78,24 +78,24 @@ def train_program(
     loss = held_out_loss(program, weights, samples=toy.held_out, batch=min(toy.held_out, 1024))
     if not bool(loss.isfinite().all()):
         raise UserError("the held-out loss is not a finite number; try a lower optimizer.lr")
-    save(folder, Trained(program, weights, loss, {}))
+    save_program(folder, TrainedProgram(program, weights, loss, {}))
     checkpoint.unlink(missing_ok=True)
-    return load(folder)
+    return load_program(folder)
 
 
 def snapshot_steps(toy: Toy, trainer: BatchTrainer) -> list[int]:
-    """Return the steps after which the weights are kept."""
+    """Return the steps after which snapshots of the weights are written."""
     n = toy.snapshots
     return sorted({round(trainer.max_steps * i / n) for i in range(n + 1)}) if n else []
 
 
-def last_row(folder: RunFolder, names: Sequence[str], *, max_steps: int) -> int:
-    """Return the step of the history from which a job continues, whose programs have these names and follow each other.
+def last_row_of_programs(folder: RunFolder, names: Sequence[str], *, max_steps: int) -> int:
+    """Return the step of the last history row to keep when a job continues that trains these programs one after the other.
 
-    The rows of the programs that are done stay, and those of the program that it was at, up to its checkpoint.
+    Rows of finished programs are kept; those of the interrupted program are kept up to its checkpoint.
     """
     for i, name in enumerate(names):
-        place = folder.programs / name
-        if not (place / "model.safetensors").exists():
-            return i * max_steps + checkpoint_step(place / "checkpoints" / "last.ckpt")
+        program_folder = folder.programs / name
+        if not (program_folder / "model.safetensors").exists():
+            return i * max_steps + checkpoint_step(program_folder / "checkpoints" / "last.ckpt")
     return len(names) * max_steps

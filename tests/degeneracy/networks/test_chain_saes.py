@@ -13,7 +13,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.losses.options import E2EDownstream
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
+from crux.toy.features import Cooccurrence, FeatureBatches, FeatureDistribution, Purpose
 
 
 def chain() -> Chain:
@@ -48,7 +48,7 @@ def test_the_loss_and_its_gradient_by_hand(shares: tuple[float, float, float]) -
     trained = module(of, reconstruction=shares[0], output=shares[1], downstream=shares[2])
     sae = trained.sites[0].sae
     batch = FeatureBatches(
-        FeatureDistribution(Together.independent, 1, False), seeds=torch.tensor([0]), density=torch.full((1, 5), 0.5),
+        FeatureDistribution(Cooccurrence.independent, 1, False), seeds=torch.tensor([0]), density=torch.full((1, 5), 0.5),
         batch=16, n_batches=1, points=None, purpose=Purpose.training,
     )[0]  # fmt: skip
     loss = trained.training_step(batch, 0)

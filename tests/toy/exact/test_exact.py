@@ -9,8 +9,14 @@ from scipy.stats import qmc
 from tests.toy.exact.test_cube_moments import by_corners
 from torch import Tensor
 
-from crux.toy.exact.activity import Activity, anticorrelated, correlated, independent, one_active
-from crux.toy.exact.loss import independent_moments, linear_loss, relu_loss, second_moments, tied_loss
+from crux.toy.exact.activity import (
+    Activity,
+    enumerate_anticorrelated,
+    enumerate_correlated,
+    enumerate_independent,
+    enumerate_one_active,
+)
+from crux.toy.exact.loss import feature_moments, independent_feature_moments, linear_loss, relu_loss, tied_loss
 
 F64 = torch.float64
 
@@ -44,10 +50,10 @@ def by_hand(W: Tensor, b: Tensor, importance: Tensor, activity: Activity, signed
 
 
 KINDS: dict[str, Callable[[], Activity]] = {
-    "independent": lambda: independent(torch.tensor([0.05, 0.3, 0.5, 0.9, 0.2, 0.6], dtype=F64)),
-    "correlated": lambda: correlated(torch.tensor([0.05, 0.3], dtype=F64), set_size=3),
-    "anticorrelated": lambda: anticorrelated(torch.tensor([0.2, 0.7, 0.1], dtype=F64), set_size=2),
-    "one_active": lambda: one_active(torch.tensor([0.3, 0.1, 0.1, 0.2, 0.15, 0.15], dtype=F64)),
+    "independent": lambda: enumerate_independent(torch.tensor([0.05, 0.3, 0.5, 0.9, 0.2, 0.6], dtype=F64)),
+    "correlated": lambda: enumerate_correlated(torch.tensor([0.05, 0.3], dtype=F64), set_size=3),
+    "anticorrelated": lambda: enumerate_anticorrelated(torch.tensor([0.2, 0.7, 0.1], dtype=F64), set_size=2),
+    "one_active": lambda: enumerate_one_active(torch.tensor([0.3, 0.1, 0.1, 0.2, 0.15, 0.15], dtype=F64)),
 }
 
 
@@ -63,7 +69,11 @@ def test_against_corner_sums(kind: str, signed: bool) -> None:
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_five_features_against_corner_sums(seed: int, signed: bool) -> None:
-    W, b, activity = draw(2, 5, seed=seed), 0.3 * draw(5, seed=10 + seed), independent(torch.full((5,), 0.4, dtype=F64))
+    W, b, activity = (
+        draw(2, 5, seed=seed),
+        0.3 * draw(5, seed=10 + seed),
+        enumerate_independent(torch.full((5,), 0.4, dtype=F64)),
+    )
     found = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=activity, signed=signed)
     assert found.item() == pytest.approx(by_hand(W, b, torch.ones(5), activity, signed), abs=1e-10)
 
@@ -80,7 +90,7 @@ def test_against_points_of_the_data(signed: bool) -> None:
     u = torch.as_tensor(qmc.Sobol(2 * n, rng=0).random_base2(19))
     x = torch.where(u[:, :n] < density, 2 * u[:, n:] - 1 if signed else u[:, n:], 0)
     truth = (x - (x @ (W.T @ W) + b).relu()).square().mean(0).sum()
-    found = tied_loss(W, b, importance=torch.ones(n, dtype=F64), activity=independent(density), signed=signed)
+    found = tied_loss(W, b, importance=torch.ones(n, dtype=F64), activity=enumerate_independent(density), signed=signed)
     assert found.item() == pytest.approx(truth.item(), abs=1e-4)
 
 
@@ -97,9 +107,11 @@ def test_any_matrix_in_place_of_the_gram_matrix() -> None:
 def test_broadcasts_over_instances_densities_and_importances() -> None:
     W, b = draw(7, 1, 2, 4, seed=8), draw(7, 1, 4, seed=9)
     density, importance = torch.rand(3, 4, dtype=F64), torch.rand(5, 1, 1, 4, dtype=F64)
-    whole = tied_loss(W, b, importance=importance, activity=independent(density), signed=False)
+    whole = tied_loss(W, b, importance=importance, activity=enumerate_independent(density), signed=False)
     assert whole.shape == (5, 7, 3)
-    one = tied_loss(W[4, 0], b[4, 0], importance=importance[2, 0, 0], activity=independent(density[1]), signed=False)
+    one = tied_loss(
+        W[4, 0], b[4, 0], importance=importance[2, 0, 0], activity=enumerate_independent(density[1]), signed=False
+    )
     torch.testing.assert_close(whole[2, 4, 1], one, rtol=1e-12, atol=1e-14)
 
 
@@ -109,7 +121,7 @@ def test_sums_over_features() -> None:
     zero = torch.zeros(3, dtype=F64)
     for signed in (False, True):
         found = tied_loss(
-            zero.new_zeros(1, 3), zero, importance=importance, activity=independent(density), signed=signed
+            zero.new_zeros(1, 3), zero, importance=importance, activity=enumerate_independent(density), signed=signed
         )
         assert found.item() == pytest.approx((importance * density).sum().item() / 3)
 
@@ -133,7 +145,9 @@ def test_gradcheck_at_special_points(name: str, signed: bool) -> None:
     density = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=F64)
 
     def loss(W: Tensor, b: Tensor) -> Tensor:
-        return tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=independent(density), signed=signed)
+        return tied_loss(
+            W, b, importance=torch.ones(5, dtype=F64), activity=enumerate_independent(density), signed=signed
+        )
 
     assert torch.autograd.gradcheck(loss, (W, b), atol=1e-7)
 
@@ -142,7 +156,7 @@ def test_finite_at_the_kink_itself() -> None:
     """W = 0 and b = 0: every pre-activation sits on the kink."""
     W, b = torch.zeros(2, 5, dtype=F64, requires_grad=True), torch.zeros(5, dtype=F64, requires_grad=True)
     density = torch.full((5,), 0.2, dtype=F64)
-    loss = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=independent(density), signed=False)
+    loss = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=enumerate_independent(density), signed=False)
     loss.backward()
     assert loss.item() == pytest.approx(1 / 3)
     assert W.grad is not None
@@ -157,7 +171,7 @@ def test_linear_model_is_the_relu_model_where_nothing_is_cut(kind: str, signed: 
     """With b = 9 every pre-activation is positive: the two losses are one."""
     activity, W = KINDS[kind](), 0.5 * draw(2, 6, seed=11)
     b, importance = torch.full((6,), 9.0, dtype=F64), draw(6, seed=12).exp()
-    mean, second = second_moments(activity, signed=signed)
+    mean, second = feature_moments(activity, signed=signed)
     found = linear_loss(W.T @ W, b, importance=importance, mean=mean, second=second)
     torch.testing.assert_close(found, tied_loss(W, b, importance=importance, activity=activity, signed=signed))
 
@@ -166,7 +180,7 @@ def test_linear_optimum_of_many_features() -> None:
     """n = 50, m = 20: the kept features lose nothing; a dropped one with b = p/2 loses p/3 − p²/4."""
     density, importance = torch.full((50,), 0.3, dtype=F64), 0.9 ** torch.arange(50, dtype=F64)
     kept = (torch.arange(50) < 20).to(F64)
-    mean, second = independent_moments(density, signed=False)
+    mean, second = independent_feature_moments(density, signed=False)
     found = linear_loss(torch.diag(kept), (1 - kept) * density / 2, importance=importance, mean=mean, second=second)
     assert found.item() == pytest.approx((0.1 - 0.0225) * importance[20:].sum().item())
 
@@ -175,7 +189,9 @@ def test_linear_optimum_of_many_features() -> None:
 def test_independent_moments_are_those_of_the_patterns(signed: bool) -> None:
     density = torch.tensor([0.1, 0.6, 1.0], dtype=F64)
     for found, truth in zip(
-        independent_moments(density, signed=signed), second_moments(independent(density), signed=signed), strict=True
+        independent_feature_moments(density, signed=signed),
+        feature_moments(enumerate_independent(density), signed=signed),
+        strict=True,
     ):
         torch.testing.assert_close(found, truth)
 
@@ -191,7 +207,7 @@ def test_independent_moments_are_those_of_the_patterns(signed: bool) -> None:
 )
 def test_published_pentagons(density: float, norm: float, bias: float, published: float) -> None:
     """Reference 1.4(5), its norms and biases in three digits."""
-    activity = independent(torch.full((5,), density, dtype=F64))
+    activity = enumerate_independent(torch.full((5,), density, dtype=F64))
     found = tied_loss(
         polygon(5, norm, 5),
         torch.full((5,), bias, dtype=F64),

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from crux.toy.exact.activity import independent
+from crux.toy.exact.activity import enumerate_independent
 from crux.toy.exact.lbfgs import Minimum, minimise
 from crux.toy.exact.loss import tied_loss
 
@@ -62,7 +62,9 @@ def test_rosenbrock_like_scipy() -> None:
 def toy_loss(density: Tensor, importance: Tensor):
     def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
         W, b = parameters
-        return tied_loss(W, b, importance=importance[which], activity=independent(density[which]), signed=False)
+        return tied_loss(
+            W, b, importance=importance[which], activity=enumerate_independent(density[which]), signed=False
+        )
 
     return loss
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from crux.toy.exact.neighbours import lowered_by_neighbours
+from crux.toy.exact.neighbours import polish_from_neighbours
 from crux.toy.exact.polish import polish
 from crux.toy.features import FeatureDistribution
-from crux.toy.options import Kind, Together
+from crux.toy.options import Cooccurrence, Kind
 from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
@@ -23,7 +23,7 @@ def test_the_better_optimum_spreads_and_no_other() -> None:
         name="2_1",
         kind=Kind.relu_output,
         n_hidden=1,
-        features=FeatureDistribution(Together.independent, 1, False),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, False),
         seeds=torch.tensor([0]),
         density=torch.full((1, 2), 0.1),
         importance=torch.tensor([[[1.0, r] for r in (0.5, 0.7, 0.9, 1.0)]]),
@@ -35,11 +35,11 @@ def test_the_better_optimum_spreads_and_no_other() -> None:
     b[0, -1] = 0.0
     own = polish(program, Weights(dropped, b, None), **POLISH)
     assert sharing(own.weights.W).tolist() == [[0, 0, 0, 1]]
-    found, lowered = lowered_by_neighbours(program, own, classes=sharing, **POLISH)
+    found, lowered = polish_from_neighbours(program, own, classes=sharing, **POLISH)
     assert lowered == n - 1
     assert sharing(found.weights.W).tolist() == [[1] * n]
     assert bool((found.loss <= own.loss).all())
     assert found.loss[0, -1] == own.loss[0, -1]
-    again, more = lowered_by_neighbours(program, found, classes=sharing, **POLISH)
+    again, more = polish_from_neighbours(program, found, classes=sharing, **POLISH)
     assert more == 0
     assert torch.equal(again.loss, found.loss)

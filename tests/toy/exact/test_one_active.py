@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crux.toy.exact.activity import one_active
+from crux.toy.exact.activity import enumerate_one_active
 from crux.toy.exact.lbfgs import minimise
 from crux.toy.exact.loss import tied_loss
 from crux.toy.exact.one_active import one_active_relu_loss, one_active_tied_loss
@@ -107,7 +107,7 @@ def test_is_the_enumerated_loss(signed: bool) -> None:
         torch.rand(5, generator=generator, dtype=F64).softmax(0),
     )
     found = one_active_tied_loss(W, b, importance=importance, probabilities=q, signed=signed)
-    truth = tied_loss(W, b, importance=importance, activity=one_active(q), signed=signed)
+    truth = tied_loss(W, b, importance=importance, activity=enumerate_one_active(q), signed=signed)
     torch.testing.assert_close(found, truth, rtol=1e-13, atol=1e-14)
 
 

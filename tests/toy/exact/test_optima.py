@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from crux.toy.exact.activity import independent
+from crux.toy.exact.activity import enumerate_independent
 from crux.toy.exact.loss import tied_loss
-from crux.toy.exact.optima import Optima, exact_optima, start_of, structures
+from crux.toy.exact.optima import Optima, build_start, distinct_arrangements, exact_optima
 
 F64 = torch.float64
 POLISH = {"signed": False, "seed": 0, "max_iterations": 400, "gradient_tolerance": 1e-9}
@@ -62,7 +62,7 @@ def test_published_table(density: float) -> None:
         assert D[alive].tolist() == pytest.approx([0.5] * 4, abs=1e-6)
         W = norm * torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 1, -1, 0]], dtype=F64)
         published = W, torch.tensor([bias] * 4 + [density / 2], dtype=F64)
-    activity = independent(torch.full((5,), density, dtype=F64))
+    activity = enumerate_independent(torch.full((5,), density, dtype=F64))
     theirs = tied_loss(*published, importance=torch.ones(5, dtype=F64), activity=activity, signed=False)
     assert found.loss[0] < theirs  # the exact loss, too, prefers our place
 
@@ -89,7 +89,7 @@ def test_two_features_in_one_dimension() -> None:
     assert found.W[0, 0, 0].item() == pytest.approx(-found.W[0, 0, 1].item(), abs=1e-6)
     assert (found.gradient <= 1e-6).all()
     assert (found.loss.diff() > 0).all()
-    assert len(found.loss) == len(found.found)
+    assert len(found.loss) == len(found.starts)
 
 
 def test_enough_dimensions_lose_nothing() -> None:
@@ -106,15 +106,17 @@ def test_importance_decides_who_is_kept() -> None:
 
 def test_structures_up_to_swaps() -> None:
     """Four alike in two dimensions. One used: 1, 2; two used: 1+1, 1+2, 2+2, 3-gon, 4-gon."""
-    alike = structures([0, 0, 0, 0], 2)
+    alike = distinct_arrangements([0, 0, 0, 0], 2)
     assert sorted(sorted(map(len, parts)) for parts in alike) == [[1], [1, 1], [1, 2], [2], [2, 2], [3], [4]]
-    assert len(structures([0, 1, 2, 3], 2)) == 4 + 6 + 6 + 12 + 3 + 4 + 1  # all different: every choice of features
+    assert (
+        len(distinct_arrangements([0, 1, 2, 3], 2)) == 4 + 6 + 6 + 12 + 3 + 4 + 1
+    )  # all different: every choice of features
 
 
 def test_start_of_a_structure() -> None:
     mean = torch.full((5,), 0.05, dtype=F64)
-    W, b = start_of(((0,), (1, 3)), n_hidden=2, mean=mean)
+    W, b = build_start(((0,), (1, 3)), n_hidden=2, mean=mean)
     assert W.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, -1, 0]]
     assert b.tolist() == [0, 0, 0.05, 0, 0.05]
-    W, _ = start_of(((0, 1, 2, 3, 4),), n_hidden=2, mean=mean)
+    W, _ = build_start(((0, 1, 2, 3, 4),), n_hidden=2, mean=mean)
     assert dimensionality(W).tolist() == pytest.approx([0.4] * 5)

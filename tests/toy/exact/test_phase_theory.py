@@ -7,11 +7,11 @@ from crux.config.errors import UserError
 from crux.toy.exact.optima import exact_optima
 from crux.toy.exact.phase_theory import (
     Boundaries,
+    classes_between_boundaries,
     dropped_loss,
     exact_boundaries,
-    extra_feature_class,
     fixed_weight_boundaries,
-    leaving_zero,
+    smooth_onset,
 )
 
 F64 = torch.float64
@@ -38,7 +38,7 @@ def test_fixed_weight_boundaries_are_where_the_formulas_meet() -> None:
 
 def test_classes() -> None:
     edges = Boundaries(torch.tensor([0.5, 1.0]).double(), torch.tensor([2.0, 1.0]).double())
-    assert extra_feature_class(torch.tensor([0.4, 0.6, 1.9, 2.1]).double(), edges).tolist() == [
+    assert classes_between_boundaries(torch.tensor([0.4, 0.6, 1.9, 2.1]).double(), edges).tolist() == [
         [0, 1, 1, 2],
         [0, 0, 2, 2],
     ]
@@ -74,11 +74,11 @@ def test_best_of_many_starts_on_both_sides(n_hidden: int, density: float) -> Non
     """Three per cent inside and outside of each boundary, trained from scratch, the class is the one that theory says."""
     edges = exact_boundaries(torch.tensor([density], dtype=F64), n_hidden=n_hidden)
     r = torch.cat([edges.lower * 0.97, edges.lower * 1.03, edges.upper * 0.97, edges.upper * 1.03])
-    theory = extra_feature_class(r, edges)[0].tolist()
+    theory = classes_between_boundaries(r, edges)[0].tolist()
     assert [measured_class(v, density, n_hidden) for v in r.tolist()] == theory == [0, 1, 1, 2]
 
 
 def test_leaving_zero() -> None:
     """Always active (p = 1) nothing is cut, and the features are alike: r = 1. The others: found by Newton's steps on the exact loss."""
-    found = leaving_zero(torch.tensor([1.0, 0.7, 0.6, 0.55], dtype=F64))
+    found = smooth_onset(torch.tensor([1.0, 0.7, 0.6, 0.55], dtype=F64))
     assert found.tolist() == pytest.approx([1, 0.7726, 0.6654, 0.6085], abs=1e-3)

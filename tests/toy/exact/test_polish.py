@@ -8,14 +8,14 @@ from scipy.optimize import minimize
 from crux.toy.exact.polish import polish
 from crux.toy.exact.population import population_loss
 from crux.toy.features import FeatureDistribution
-from crux.toy.options import Kind, Together
+from crux.toy.options import Cooccurrence, Kind
 from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
 
 def program(density: torch.Tensor, importance: torch.Tensor) -> Program:
-    how = FeatureDistribution(Together.independent, 1, False)
-    return Program("model", Kind.relu_output, 1, how, torch.arange(len(density)), density, importance, None)
+    distribution = FeatureDistribution(Cooccurrence.independent, 1, False)
+    return Program("model", Kind.relu_output, 1, distribution, torch.arange(len(density)), density, importance, None)
 
 
 def test_every_instance_ends_in_its_own_optimum() -> None:

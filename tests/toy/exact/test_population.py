@@ -5,23 +5,23 @@ import torch
 
 from crux.toy.exact.population import has_population_loss, population_loss
 from crux.toy.features import FeatureDistribution
-from crux.toy.options import Kind, Together
+from crux.toy.options import Cooccurrence, Kind
 from crux.toy.program import Program, held_out_loss
 from crux.toy.superposition import Weights
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("together", list(Together))
+@pytest.mark.parametrize("together", list(Cooccurrence))
 @pytest.mark.parametrize("kind", [Kind.linear, Kind.relu_output])
-def test_it_is_the_mean_of_a_large_sample(kind: Kind, together: Together, signed: bool) -> None:
+def test_it_is_the_mean_of_a_large_sample(kind: Kind, together: Cooccurrence, signed: bool) -> None:
     torch.manual_seed(0)
-    p = torch.tensor([0.25] if together is Together.one_active else [0.5, 0.1])
+    p = torch.tensor([0.25] if together is Cooccurrence.one_active else [0.5, 0.1])
     n = len(p)
     program = Program(
         name="model",
         kind=kind,
         n_hidden=2,
-        features=FeatureDistribution(together, 2, signed),
+        distribution=FeatureDistribution(together, 2, signed),
         seeds=torch.arange(n),
         density=p[:, None].repeat(1, 4),
         importance=torch.rand(n, 3, 4),
@@ -39,7 +39,7 @@ def test_large_and_hidden_relu_models_have_none() -> None:
         name="model",
         kind=Kind.relu_hidden,
         n_hidden=2,
-        features=FeatureDistribution(Together.independent, 1, False),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, False),
         seeds=torch.zeros(1, dtype=torch.long),
         density=torch.full((1, 4), 0.5),
         importance=torch.ones(1, 1, 4),
@@ -48,5 +48,5 @@ def test_large_and_hidden_relu_models_have_none() -> None:
     assert not has_population_loss(program)
     wide = program._replace(kind=Kind.relu_output, density=torch.full((1, 9), 0.5), importance=torch.ones(1, 1, 9))
     assert not has_population_loss(wide)
-    unit = wide._replace(features=FeatureDistribution(Together.independent, 1, False, unit=True))
+    unit = wide._replace(distribution=FeatureDistribution(Cooccurrence.independent, 1, False, unit=True))
     assert not has_population_loss(unit._replace(density=torch.full((1, 4), 0.5), importance=torch.ones(1, 1, 4)))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.basic import bias_gap, gap, linear_excess, linear_optimum, misplaced
+from crux.toy.experiments.basic import bias_error, count_misplaced, gram_error, linear_excess, linear_optimum
 from crux.toy.features import FeatureDistribution
-from crux.toy.options import Kind, Together
-from crux.toy.program import Program, Trained
+from crux.toy.options import Cooccurrence, Kind
+from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
 SMALL = ("experiment=toy/basic", "trainer.progress=false", "tracking=none")
@@ -27,14 +27,16 @@ def test_the_linear_optimum_is_what_the_dropped_features_vary() -> None:
 def test_no_linear_model_is_below_the_optimum_and_the_dedicated_one_is_at_it() -> None:
     density, m, n = torch.tensor([[0.3], [0.01]]).repeat(1, 6), 2, 6
     importance = (0.7 ** torch.arange(n)).expand(2, 1, n)
-    how = FeatureDistribution(Together.independent, 1, False)
-    program = Program("linear", Kind.linear, m, how, torch.zeros(2, dtype=torch.long), density, importance, None)
+    distribution = FeatureDistribution(Cooccurrence.independent, 1, False)
+    program = Program(
+        "linear", Kind.linear, m, distribution, torch.zeros(2, dtype=torch.long), density, importance, None
+    )
     W = torch.eye(n)[:m].expand(2, 1, m, n)
     b = torch.where(torch.arange(n) < m, 0, density / 2)[:, None]
-    dedicated = Trained(program, Weights(W, b, None), torch.zeros(2, 1), {})
+    dedicated = TrainedProgram(program, Weights(W, b, None), torch.zeros(2, 1), {})
     torch.testing.assert_close(linear_excess(dedicated), torch.zeros(2, 1).double(), atol=1e-6, rtol=0)
-    assert gap(W[:, 0]) == 0
-    assert bias_gap(dedicated.weights._replace(W=W[:, 0], b=b[:, 0]), density[:, 0], m) == 0
+    assert gram_error(W[:, 0]) == 0
+    assert bias_error(dedicated.weights._replace(W=W[:, 0], b=b[:, 0]), density[:, 0], m) == 0
     rng = torch.Generator().manual_seed(0)
     for _ in range(50):
         shaken = Weights(W + 0.1 * torch.randn(W.shape, generator=rng), b, None)
@@ -43,12 +45,12 @@ def test_no_linear_model_is_below_the_optimum_and_the_dedicated_one_is_at_it() -
 
 def test_gaps_are_the_largest_errors() -> None:
     W = torch.tensor([[1.0, 0.0, 0.5]])[None]  # WᵀW = [[1, 0, .5], [0, 0, 0], [.5, 0, .25]]
-    assert gap(W) == pytest.approx(2 * 0.25 + 0.0625)
-    assert gap(torch.stack([W[0], torch.tensor([[1.0, 0.0, 0.0]])])) == gap(W)  # the worst model counts
-    assert misplaced(W) == 0
-    assert misplaced(torch.tensor([[[0.0, 1.0, 0.6]]])) == 3
+    assert gram_error(W) == pytest.approx(2 * 0.25 + 0.0625)
+    assert gram_error(torch.stack([W[0], torch.tensor([[1.0, 0.0, 0.0]])])) == gram_error(W)  # the worst model counts
+    assert count_misplaced(W) == 0
+    assert count_misplaced(torch.tensor([[[0.0, 1.0, 0.6]]])) == 3
     weights = Weights(W, torch.tensor([[9.0, 0.3, 0.1]]), None)  # p/2 = .2: off by half of it, and half
-    assert bias_gap(weights, torch.tensor([0.4]), 1) == pytest.approx(0.5)
+    assert bias_error(weights, torch.tensor([0.4]), 1) == pytest.approx(0.5)
 
 
 def test_a_short_run_leaves_a_panel_a_density(crux_here: Callable[..., int], tmp_path: Path) -> None:

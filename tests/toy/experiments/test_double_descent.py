@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.double_descent import checks, measure_size, top
+from crux.toy.experiments.double_descent import check_regimes, measure_size, top_dimensions
 from crux.toy.features import FeatureDistribution, Purpose
-from crux.toy.figures.memorised import Size
-from crux.toy.options import Kind, Together
-from crux.toy.program import Program, Trained
+from crux.toy.figures.memorisation import TrainingSetFit
+from crux.toy.options import Cooccurrence, Kind
+from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
 START = ("experiment=toy/double_descent", "trainer.progress=false", "tracking=none")
@@ -56,7 +56,7 @@ def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
         name="model",
         kind=Kind.relu_output,
         n_hidden=2,
-        features=FeatureDistribution(Together.independent, 1, False, unit=True),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, False, unit=True),
         seeds=torch.arange(2),
         density=torch.full((2, 4), 0.3),
         importance=torch.ones(2, 1, 4),
@@ -64,7 +64,7 @@ def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
     )
     W = torch.stack([torch.randn(1, 2, 4), torch.zeros(1, 2, 4)])
     size = measure_size(
-        Trained(program, Weights(W, torch.zeros(2, 1, 4), None), torch.zeros(2, 1), {}), n_seeds=2, held_out=64
+        TrainedProgram(program, Weights(W, torch.zeros(2, 1, 4), None), torch.zeros(2, 1), {}), n_seeds=2, held_out=64
     )
     assert size.train[1] == pytest.approx(1 - 1 / 6 * (6 - len(with_a_feature(program, 1))))
     assert size.best == int(np.argmin(size.train))
@@ -77,9 +77,9 @@ def with_a_feature(program: Program, seed: int) -> torch.Tensor:
     return x[x.any(-1)]
 
 
-def size(points: int, *, train: float, test: float, feature: list[float], point: float) -> Size:
+def size(points: int, *, train: float, test: float, feature: list[float], point: float) -> TrainingSetFit:
     """What a model might have learned."""
-    return Size(
+    return TrainingSetFit(
         points=points,
         train=np.array([train]),
         test=np.array([test]),
@@ -93,20 +93,20 @@ def size(points: int, *, train: float, test: float, feature: list[float], point:
 
 def test_the_checks_tell_the_regimes_apart() -> None:
     memory, general = [0.1] * 20, [0.4] * 5 + [0.0] * 15
-    assert top(np.array(general)) == pytest.approx(2)
+    assert top_dimensions(np.array(general)) == pytest.approx(2)
     good = [
         size(5, train=0.0, test=1.0, feature=memory, point=2 / 5),
         size(50, train=0.6, test=1.4, feature=memory, point=0.04),
         size(500, train=0.88, test=0.9, feature=general, point=0.004),
     ]
-    assert all(check.passed for check in checks(good))
+    assert all(check.passed for check in check_regimes(good))
     no_bump = [good[0], size(50, train=0.6, test=0.95, feature=memory, point=0.04), good[2]]
-    assert [check.what for check in checks(no_bump) if not check.passed] == [
+    assert [check.what for check in check_regimes(no_bump) if not check.passed] == [
         "test loss is worst at so many points",
         "worst test loss over that of 5 points",
     ]
     messy = [size(5, train=0.0, test=1.0, feature=general, point=0.2), *good[1:]]
-    assert sum(not check.passed for check in checks(messy)) == 3
+    assert sum(not check.passed for check in check_regimes(messy)) == 3
 
 
 @pytest.mark.slow

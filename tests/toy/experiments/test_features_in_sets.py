@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from crux.toy.experiments.pca_collapse import EXACT, PAPER, allowed
+from crux.toy.experiments.pca_collapse import EXACT, PAPER, expected_counts
 
 QUIET = ("trainer.progress=false", "tracking=none")
 
@@ -60,8 +60,15 @@ def test_dense_pairs_collapse_and_sparse_ones_do_not(crux_here: Callable[..., in
 
 
 def test_what_may_collapse_is_what_the_paper_saw_or_the_exact_optimum() -> None:
-    assert [allowed(p) for p in (0.03, 0.1, 0.18, 0.3, 0.45, 0.6)] == [[0, 0], [1, 1], [2, 2], [3, 2], [3, 3], []]
-    assert allowed(0.22) == [2]  # the paper says nothing there
+    assert [expected_counts(p) for p in (0.03, 0.1, 0.18, 0.3, 0.45, 0.6)] == [
+        [0, 0],
+        [1, 1],
+        [2, 2],
+        [3, 2],
+        [3, 3],
+        [],
+    ]
+    assert expected_counts(0.22) == [2]  # the paper says nothing there
     for ranges in (PAPER, EXACT):
         assert all(low < high for low, high in ranges.values())
 

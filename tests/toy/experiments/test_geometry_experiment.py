@@ -8,38 +8,38 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.geometry import STICKY, plateau, share_at, share_if_smooth
+from crux.toy.experiments.geometry import STICKY, plateau_width, share_near, smooth_share_near
 
 SMALL = ("experiment=toy/geometry", "trainer.progress=false", "tracking=none")
 
 
 def test_shares_by_hand() -> None:
     D = torch.tensor([0.5, 0.519, 0.53, 0.7])
-    assert share_at(D, [0.5, 2 / 3]) == 0.5
+    assert share_near(D, [0.5, 2 / 3]) == 0.5
     # bands .48–.52 in .4–.6, .419–.619, .43–.63: a fifth of each; none in .6–.8
-    assert share_if_smooth(D, [0.5]) == pytest.approx(3 * 0.2 / 4)
-    assert share_at(D[:0], [0.5]) == share_if_smooth(D[:0], [0.5]) == 0
+    assert smooth_share_near(D, [0.5]) == pytest.approx(3 * 0.2 / 4)
+    assert share_near(D[:0], [0.5]) == smooth_share_near(D[:0], [0.5]) == 0
 
 
 def test_bands_that_overlap_count_once_and_end_at_one() -> None:
     # .355–.42 of .28–.48
-    assert share_if_smooth(torch.tensor([0.38]), [2 / 5, 3 / 8]) == pytest.approx(0.065 / 0.2, rel=1e-4)
+    assert smooth_share_near(torch.tensor([0.38]), [2 / 5, 3 / 8]) == pytest.approx(0.065 / 0.2, rel=1e-4)
     # .98–1 of .85–1
-    assert share_if_smooth(torch.tensor([0.95]), [1.0]) == pytest.approx(0.02 / 0.15, rel=1e-4)
+    assert smooth_share_near(torch.tensor([0.95]), [1.0]) == pytest.approx(0.02 / 0.15, rel=1e-4)
 
 
 def test_an_even_spread_is_no_more_at_the_fractions_than_smooth() -> None:
     D = torch.linspace(0.2, 0.9, 7001)
-    assert share_at(D, STICKY) == pytest.approx(share_if_smooth(D, STICKY), rel=0.05)
+    assert share_near(D, STICKY) == pytest.approx(smooth_share_near(D, STICKY), rel=0.05)
 
 
 def test_the_plateau_is_the_longest_run_of_densities() -> None:
     densities = [1.0, 0.5, 0.4, 0.25, 0.2, 0.1, 0.05]
     spread = torch.tensor([1.0, 0.51, 0.49, 0.48, 0.4, 0.5, 0.3])
-    assert plateau(densities, spread) == pytest.approx(2)  # .5 to .25
-    assert plateau(densities[::-1], spread.flip(0)) == pytest.approx(2)
-    assert plateau([1.0, 0.5], torch.tensor([1.0, 0.5])) == 1
-    assert plateau([1.0, 0.5], torch.tensor([1.0, 0.6])) == 0
+    assert plateau_width(densities, spread) == pytest.approx(2)  # .5 to .25
+    assert plateau_width(densities[::-1], spread.flip(0)) == pytest.approx(2)
+    assert plateau_width([1.0, 0.5], torch.tensor([1.0, 0.5])) == 1
+    assert plateau_width([1.0, 0.5], torch.tensor([1.0, 0.6])) == 0
 
 
 def test_a_short_run_in_pieces_leaves_all_densities(crux_here: Callable[..., int], tmp_path: Path) -> None:

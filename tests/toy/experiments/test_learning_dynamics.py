@@ -8,7 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.learning_dynamics import between_sets, choose_seed, shape_of, within_sets
+from crux.toy.experiments.learning_dynamics import (
+    choose_seed,
+    count_shapes,
+    mean_cosine_between_sets,
+    mean_cosine_within_sets,
+)
 
 QUIET = ("trainer.progress=false", "tracking=none")
 SHORT = ("trainer.max_steps=60", "trainer.batch=64", "toy.snapshots=20", "toy.held_out=1024", "toy.seeds=2")
@@ -16,12 +21,12 @@ SHORT = ("trainer.max_steps=60", "trainer.batch=64", "toy.snapshots=20", "toy.he
 
 def test_cosines_of_an_octahedron_and_of_parted_sets() -> None:
     octahedron = torch.cat([torch.eye(3), -2 * torch.eye(3)], dim=1)
-    assert within_sets(octahedron, n_sets=2) == pytest.approx(0)
-    assert between_sets(octahedron, n_sets=2) == pytest.approx(-1 / 3)
-    assert shape_of(octahedron / 2) == {"digon": 3}
+    assert mean_cosine_within_sets(octahedron, n_sets=2) == pytest.approx(0)
+    assert mean_cosine_between_sets(octahedron, n_sets=2) == pytest.approx(-1 / 3)
+    assert count_shapes(octahedron / 2) == {"digon": 3}
     parted = torch.tensor([[1.0, 2.0, 3.0, -1.0, -1.0, -4.0], [0.0] * 6, [0.0] * 6])
-    assert within_sets(parted, n_sets=2) == pytest.approx(1)
-    assert between_sets(parted, n_sets=2) == pytest.approx(-1)
+    assert mean_cosine_within_sets(parted, n_sets=2) == pytest.approx(1)
+    assert mean_cosine_between_sets(parted, n_sets=2) == pytest.approx(-1)
 
 
 def test_the_seed_that_is_shown_ended_well_and_dropped_often() -> None:

@@ -8,34 +8,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from crux.toy.experiments.one_varied_feature import DIGONS, PENTAGON, Optimum, branch, crossing, name_of, optima
+from crux.toy.experiments.one_varied_feature import (
+    DIGONS,
+    PENTAGON,
+    Optimum,
+    distinct_optima,
+    find_crossing,
+    lowest_losses,
+    name_geometry,
+)
 from crux.toy.geometry.polytopes import polygon
 
 TWO_DIGONS = torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 1, -1, 0]])
 
 
 def test_names() -> None:
-    assert name_of(polygon(5).float()) == PENTAGON
+    assert name_geometry(polygon(5).float()) == PENTAGON
     stretched = polygon(5).float() * torch.tensor([[1.3], [0.8]])
-    assert name_of(stretched) == PENTAGON
-    assert name_of(TWO_DIGONS) == DIGONS
-    assert name_of(TWO_DIGONS.flip(1)) == "two digons, another dropped"
-    assert name_of(torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 0, 0, 1]])) == "dedicated + digon"
+    assert name_geometry(stretched) == PENTAGON
+    assert name_geometry(TWO_DIGONS) == DIGONS
+    assert name_geometry(TWO_DIGONS.flip(1)) == "two digons, another dropped"
+    assert name_geometry(torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 0, 0, 1]])) == "dedicated + digon"
 
 
 def test_restarts_that_ended_alike_are_one_optimum() -> None:
     W = torch.stack([TWO_DIGONS, polygon(5).float(), TWO_DIGONS])
-    found = optima(torch.tensor([0.3, 0.2, 0.300001]), W)
+    found = distinct_optima(torch.tensor([0.3, 0.2, 0.300001]), W)
     assert [(o.name, o.n) for o in found] == [(PENTAGON, 1), (DIGONS, 2)]
     assert found[1].loss == pytest.approx(0.3)
 
 
 def test_crossing_is_linear_between_the_ratios_that_have_both() -> None:
     first, second = {0.1: 0.5, 0.2: 2.0, 0.4: 3.0, 0.8: 5.0}, {0.2: 1.0, 0.4: 4.0, 0.8: 9.0}
-    at, low, high = crossing(first, second)
+    at, low, high = find_crossing(first, second)
     assert (low, high) == (0.2, 0.4)
     assert at == pytest.approx(0.3)
-    assert math.isnan(crossing(first, {0.8: 9.0})[0])
+    assert math.isnan(find_crossing(first, {0.8: 9.0})[0])
 
 
 def test_a_branch_is_the_lowest_of_its_name() -> None:
@@ -43,7 +51,7 @@ def test_a_branch_is_the_lowest_of_its_name() -> None:
         1.0: [Optimum("a", 0.2, TWO_DIGONS, 1), Optimum("a", 0.1, TWO_DIGONS, 1)],
         2.0: [Optimum("b", 0.3, TWO_DIGONS, 1)],
     }
-    assert branch(found, "a") == {1.0: 0.1}
+    assert lowest_losses(found, "a") == {1.0: 0.1}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from crux.runs.intermediate import compute_once
 from crux.runs.run_folder import RunFolder
 from crux.toy.exact.phase_theory import Boundaries
-from crux.toy.experiments.phase_diagram import deviation, extra_class
+from crux.toy.experiments.phase_diagram import classify_extra_feature, pixels_from_boundary
 
 SHORT = ("experiment=toy/phase_diagram", "trainer.max_steps=60", "trainer.batch=64", "trainer.progress=false", "tracking=none",
          "toy.densities=[0.3,0.1]", "toy.ratios=[0.1,0.316,1.0,3.16,10.0]", "toy.seeds=4")  # fmt: skip
@@ -26,7 +26,7 @@ def test_classes_of_the_last_feature() -> None:
             [[1.0, 0.0, 0.05], [0.0, 0.01, 1.0]],  # alone but for what is not represented
         ]
     )
-    assert extra_class(W).tolist() == [0, 1, 2, 2]
+    assert classify_extra_feature(W).tolist() == [0, 1, 2, 2]
 
 
 def test_deviation_is_in_pixels_along_the_ratio() -> None:
@@ -34,10 +34,10 @@ def test_deviation_is_in_pixels_along_the_ratio() -> None:
     edges = Boundaries(torch.tensor([1.0]), torch.tensor([4.0]))
     ratios = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
     right = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
-    torch.testing.assert_close(deviation(right, edges, ratios), torch.zeros(1, 7, dtype=torch.float64))
+    torch.testing.assert_close(pixels_from_boundary(right, edges, ratios), torch.zeros(1, 7, dtype=torch.float64))
     wrong = torch.tensor([[1, 2, 0, 0, 2, 1, 0]])
     expected = torch.tensor([[2.0, 3.0, 0.0, 1.0, 0.0, 1.0, 4.0]], dtype=torch.float64)
-    torch.testing.assert_close(deviation(wrong, edges, ratios), expected)
+    torch.testing.assert_close(pixels_from_boundary(wrong, edges, ratios), expected)
 
 
 def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.privileged_basis import described, kind_of, regime
+from crux.toy.experiments.privileged_basis import check_regime, describe_circuits, name_largest_circuit
 from crux.toy.geometry.neurons import Circuit
 
 
@@ -41,18 +41,18 @@ def test_each_density_has_its_regime() -> None:
     three[3, 5], three[4, 5] = 1, 1  # features 3, 4 and 5 in neurons 3 and 4
     all_pairs = torch.zeros(5, 10)
     all_pairs[torch.combinations(torch.arange(5)), torch.arange(10)[:, None]] = 1
-    assert [kind_of(W) for W in (one, three, all_pairs, -one)] == ["1 in 1", "3 in 2", "pairs", ""]
+    assert [name_largest_circuit(W) for W in (one, three, all_pairs, -one)] == ["1 in 1", "3 in 2", "pairs", ""]
     models, losses = torch.stack([one, three, all_pairs]), torch.tensor([1.0, 1.02, 1.001])
     for density, ratio, good in ((1.0, 1, True), (0.3, 1.02, False), (0.02, 1.001, True), (0.12, math.inf, False)):
-        (check,) = regime(models, losses, density)
+        (check,) = check_regime(models, losses, density)
         assert check.value == pytest.approx(ratio)
         assert check.passed == good
-    assert regime(models, losses, 0.13) == []
+    assert check_regime(models, losses, 0.13) == []
 
 
 def test_circuits_in_words() -> None:
     parts = [Circuit((0, 1, 2), (0, 1)), Circuit((3,), (2,)), Circuit((4,), (3,))]
-    assert described(parts) == "2 × 1 in 1, 3 in 2"
+    assert describe_circuits(parts) == "2 × 1 in 1, 3 in 2"
 
 
 @pytest.mark.slow

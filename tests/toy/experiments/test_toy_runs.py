@@ -77,16 +77,16 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
         ("sae=topk", "sae: has no meaning for this experiment"),
         ("optimizer.clip=1", "optimizer.clip: this experiment has no such key"),
         ("toy.densities=[0.0]", "toy.densities=[0.0]: must be numbers that are more than 0, up to 1"),
-        ("toy.n_sets=2", "5 features cannot be so many equal sets"),
+        ("toy.n_sets=2", "5 features cannot form 2 equal sets"),
         ("toy.kind=relu", "toy.kind=relu: allowed are linear, relu_output, relu_hidden, absolute_value"),
-        ("toy.experiment=basic", "choose an experiment by experiment=toy/…"),
+        ("toy.experiment=basic", "choose an experiment with experiment=toy/…"),
         (
             "toy.ratios=[1.0]",
             "toy.ratios: this experiment has no such key",
         ),
         ("toy.densities=0.1", "toy.densities: must be a list, such as [1,2]"),
         ("toy.n_feature=3", "did you mean toy.n_features?"),
-        ("toy.held_out=1500", "must be a multiple of 1024, or less"),
+        ("toy.held_out=1500", "must be a multiple of 1024, or less than 1024"),
     ],
 )
 def test_what_has_no_meaning_is_refused_in_one_line(given: str, says: str, refusal: Callable[..., str]) -> None:

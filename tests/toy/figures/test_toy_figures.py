@@ -11,12 +11,12 @@ from matplotlib.patches import Rectangle
 from mpl_toolkits.mplot3d.art3d import Line3D
 from tests.support.figures import find_line, find_panel, find_panels, points
 
-from crux.toy.figures.dimensionality import toy_dimensionality
-from crux.toy.figures.dynamics import toy_dynamics
-from crux.toy.figures.polygons import density_title, toy_polygons
-from crux.toy.figures.stages import toy_stages
-from crux.toy.figures.superposition import toy_superposition
-from crux.toy.figures.vulnerability import toy_vulnerability
+from crux.toy.figures.dimensionality import plot_dimensionality
+from crux.toy.figures.dynamics import plot_learning_dynamics
+from crux.toy.figures.polygons import density_title, plot_polygons
+from crux.toy.figures.stages import plot_stages
+from crux.toy.figures.superposition import plot_superposition
+from crux.toy.figures.vulnerability import plot_vulnerability
 
 ANGLES = np.arange(5) * 2 * np.pi / 5
 PENTAGON = np.stack([np.cos(ANGLES), np.sin(ANGLES)])
@@ -46,7 +46,7 @@ def test_titles_say_density_and_sparsity(density: float, title: str) -> None:
 def test_polygons_have_a_panel_a_model_and_a_ray_a_feature(panels: int) -> None:
     weights = np.stack([PENTAGON * (1 + k) for k in range(panels)])
     importances = 0.9 ** np.arange(5)
-    figure = toy_polygons(weights, importances=importances, titles=[f"model {k}" for k in range(panels)])
+    figure = plot_polygons(weights, importances=importances, titles=[f"model {k}" for k in range(panels)])
     models = find_panels(figure, title="model")
     assert [axes.get_title(loc="left") for axes in models] == [f"model {k}" for k in range(panels)]
     for axes, W in zip(models, weights, strict=True):
@@ -63,7 +63,7 @@ def test_polygons_have_a_panel_a_model_and_a_ray_a_feature(panels: int) -> None:
 
 
 def test_equal_importances_need_no_scale_of_colours() -> None:
-    figure = toy_polygons(PENTAGON[None], importances=np.ones(5), titles=["p"])
+    figure = plot_polygons(PENTAGON[None], importances=np.ones(5), titles=["p"])
     assert not find_panels(figure, y="importance")
     rendered(figure)
 
@@ -74,7 +74,7 @@ def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
     norms = np.array([[1.0] * 5, [0.5] * 5, [0.0] * 5])
     shared = np.array([[1.5] * 5, [0, 0.25, 0.5, 0.75, 1], [0.0] * 5])
     titles = ["linear", "density 0.1", "nothing"]
-    figure = toy_superposition(weights=weights, biases=biases, norms=norms, superposition=shared, titles=titles)
+    figure = plot_superposition(weights=weights, biases=biases, norms=norms, superposition=shared, titles=titles)
     above, below = [find_panel(figure, title=title) for title in titles], find_panels(figure, x="norm")
     for k, axes in enumerate(above):
         products, bias = axes.images
@@ -97,7 +97,7 @@ def test_dimensionality_goes_through_the_mean_of_seeds_and_names_the_fractions()
     densities = np.array([0.1, 1.0, 0.1])
     spread = np.array([0.4, 1.0, 0.6])
     D = np.array([[0.4, 0.4, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
-    figure = toy_dimensionality(densities=densities, dimensions_per_feature=spread, dimensionality=D)
+    figure = plot_dimensionality(densities=densities, dimensions_per_feature=spread, dimensionality=D)
     axes = find_panel(figure)
     np.testing.assert_allclose(points(find_line(axes, "$D^*")), [[1, 1.0], [10, 0.5]])
     dots = next(c for c in axes.collections if isinstance(c, PathCollection)).get_offsets()
@@ -113,14 +113,14 @@ def test_dimensionality_goes_through_the_mean_of_seeds_and_names_the_fractions()
 
 def test_dimensionality_of_one_model() -> None:
     one = np.ones(1)
-    rendered(toy_dimensionality(densities=0.1 * one, dimensions_per_feature=one, dimensionality=np.full((1, 4), 0.5)))
+    rendered(plot_dimensionality(densities=0.1 * one, dimensions_per_feature=one, dimensionality=np.full((1, 4), 0.5)))
 
 
 def test_dynamics_share_their_steps() -> None:
     steps, loss_steps = np.array([0, 100, 200]), np.arange(0, 201, 10)
     D = np.array([[0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])
     loss = 1 / (1 + loss_steps)
-    figure = toy_dynamics(steps=steps, dimensionality=D, loss_steps=loss_steps, loss=loss)
+    figure = plot_learning_dynamics(steps=steps, dimensionality=D, loss_steps=loss_steps, loss=loss)
     above, below = find_panel(figure, y="dimensionality"), find_panel(figure, x="optimiser step", y="loss")
     curves = [line for line in above.lines if line.get_linestyle() == "-"]
     np.testing.assert_allclose([points(line)[:, 1] for line in curves], D.T)
@@ -135,8 +135,10 @@ def test_dynamics_share_their_steps() -> None:
 
 def test_the_names_of_the_fractions_do_not_overlap() -> None:
     one = np.ones(1)
-    figure = toy_dimensionality(densities=one, dimensions_per_feature=one, dimensionality=one[None])
-    below = toy_dynamics(steps=np.arange(2), dimensionality=np.ones((2, 1)), loss_steps=np.arange(2), loss=np.ones(2))
+    figure = plot_dimensionality(densities=one, dimensions_per_feature=one, dimensionality=one[None])
+    below = plot_learning_dynamics(
+        steps=np.arange(2), dimensionality=np.ones((2, 1)), loss_steps=np.arange(2), loss=np.ones(2)
+    )
     for drawn in (figure, below):
         rendered(drawn)
         boxes = [text.get_window_extent() for text in find_panel(drawn, y="dimension").texts]
@@ -145,10 +147,10 @@ def test_the_names_of_the_fractions_do_not_overlap() -> None:
 
 def test_vulnerability_beside_features_per_dimension() -> None:
     densities = np.array([1.0, 0.1, 0.3])
-    figure = toy_vulnerability(
+    figure = plot_vulnerability(
         densities=densities,
         vulnerability=np.array([1.0, 3.0, 2.0]),
-        stronger=np.array([1.0, 3.5, 2.5]),
+        by_gradient=np.array([1.0, 3.5, 2.5]),
         features_per_dimension=np.array([1.0, 4.0, 1.5]),
     )
     left, right = find_panel(figure, x="1 / density"), find_panel(figure, y="vulnerability")
@@ -165,7 +167,7 @@ def test_vulnerability_beside_features_per_dimension() -> None:
 def test_stages_have_a_panel_each_and_their_letters_on_the_loss() -> None:
     weights = np.stack([np.concatenate([np.eye(3), -np.eye(3)], axis=1) * (k + 1) for k in range(3)])
     steps, loss = np.arange(0, 101, 10), np.linspace(1, 0.5, 11)
-    figure = toy_stages(
+    figure = plot_stages(
         weights=weights,
         stages=np.array([0, 40, 100]),
         sets=np.array([0, 0, 0, 1, 1, 1]),

@@ -4,14 +4,14 @@ import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
 from tests.support.figures import find_line, find_panel, find_panels, points
 
-from crux.toy.figures.memorised import Size, toy_losses, toy_planes
-from crux.toy.figures.neurons import Panel, toy_neurons
+from crux.toy.figures.memorisation import TrainingSetFit, plot_double_descent, plot_hidden_planes
+from crux.toy.figures.neurons import Panel, plot_neurons
 
 
 def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
     weights = np.array([[0.5, 1.0, -0.25], [0.0, 0.0, 2.0]])
     panels = [Panel(weights, f"panel {i}", "weights", [False, True]) for i in range(3)]
-    figure = toy_neurons(panels, columns=2, width=2, height=2)
+    figure = plot_neurons(panels, columns=2, width=2, height=2)
     first, last = find_panel(figure, title="panel 0"), find_panel(figure, title="panel 2")
     assert len(find_panels(figure, title="panel")) == 3
     assert find_panel(figure, y="feature, the most important is 0")
@@ -25,11 +25,11 @@ def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
     assert high >= 2
 
 
-def sizes() -> list[Size]:
+def sizes() -> list[TrainingSetFit]:
     """Three sizes with random vectors."""
     rng = np.random.default_rng(0)
     return [
-        Size(
+        TrainingSetFit(
             points=points,
             train=np.array([0.1, 0.2]),
             test=np.array([1.0, 1.5]),
@@ -44,7 +44,7 @@ def sizes() -> list[Size]:
 
 
 def test_losses_of_the_best_seed_are_lines_those_of_all_are_dots() -> None:
-    figure = toy_losses(sizes())
+    figure = plot_double_descent(sizes())
     top, bottom = find_panel(figure, y="loss"), find_panel(figure, x="training points")
     assert points(find_line(top, "test"))[:, 1].tolist() == [1.5] * 3
     assert points(find_line(top, "training points"))[:, 1].tolist() == [0.2] * 3
@@ -54,7 +54,7 @@ def test_losses_of_the_best_seed_are_lines_those_of_all_are_dots() -> None:
 
 
 def test_planes_show_features_above_points() -> None:
-    figure = toy_planes(sizes())
+    figure = plot_hidden_planes(sizes())
     rays = [c for axes in find_panels(figure) for c in axes.collections if isinstance(c, LineCollection)]
     assert [len(c.get_segments()) for c in rays] == [20, 20, 20, 3, 10, 40]
     assert find_panel(figure, title="3 points")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crux.toy.geometry.adversarial import analytic_attack, directions, gradient_attack, rise
+from crux.toy.geometry.adversarial import analytic_attack, error_increase, gradient_attack, overlap_directions
 from crux.toy.options import Kind
 from crux.toy.superposition import SuperpositionModel, Weights
 
@@ -22,7 +22,7 @@ def test_dedicated_features_lose_the_square_of_the_distance() -> None:
     x = torch.tensor([[[0.5, 0.7, 0.0], [0.3, 0.9, 0.0]]])
     shared = analytic_attack(model, x, reach=REACH, shared=True)
     assert shared.shape == (1, 1, 3)
-    assert rise(model, x, shared).item() == pytest.approx(0.01, rel=1e-4)
+    assert error_increase(model, x, shared).item() == pytest.approx(0.01, rel=1e-4)
 
 
 def test_a_digon_loses_twice_that() -> None:
@@ -32,14 +32,14 @@ def test_a_digon_loses_twice_that() -> None:
     delta = analytic_attack(model, x, reach=REACH, shared=True)
     assert delta.abs().flatten().tolist() == pytest.approx([0.1 / 2**0.5] * 2)
     assert (delta[..., 0] * delta[..., 1]).item() < 0
-    assert rise(model, x, delta).item() == pytest.approx(0.02, rel=1e-4)
+    assert error_increase(model, x, delta).item() == pytest.approx(0.02, rel=1e-4)
 
 
 def test_directions_have_norm_one_or_none() -> None:
     W = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]])[None]
-    norms = directions(W).norm(dim=-1)
+    norms = overlap_directions(W).norm(dim=-1)
     assert norms[0].tolist() == pytest.approx([1, 1, 0])
-    torch.testing.assert_close(directions(W)[0, 0], torch.tensor([1.0, 0.5, 0.0]) / 1.25**0.5)
+    torch.testing.assert_close(overlap_directions(W)[0, 0], torch.tensor([1.0, 0.5, 0.0]) / 1.25**0.5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -51,13 +51,13 @@ def test_an_own_attack_is_as_bad_as_a_shared_one_and_the_gradient_only_adds(seed
     one = analytic_attack(model, x, reach=REACH, shared=True)
     each = analytic_attack(model, x, reach=REACH, shared=False)
     with torch.no_grad():
-        assert rise(model, x, each).mean() >= rise(model, x, one).mean() - 1e-6
+        assert error_increase(model, x, each).mean() >= error_increase(model, x, one).mean() - 1e-6
     start = one if shared else each
     climbed = gradient_attack(model, x, reach=REACH, start=start, steps=10)
     assert climbed.shape == start.shape
     assert (climbed.norm(dim=-1) <= REACH * 1.0001).all()
     with torch.no_grad():
-        assert (rise(model, x, climbed) >= rise(model, x, start) - 1e-6).all()
+        assert (error_increase(model, x, climbed) >= error_increase(model, x, start) - 1e-6).all()
 
 
 def test_the_gradient_finds_what_a_linear_map_amplifies_most() -> None:
@@ -68,5 +68,5 @@ def test_the_gradient_finds_what_a_linear_map_amplifies_most() -> None:
     start = analytic_attack(model, x, reach=REACH, shared=True)
     climbed = gradient_attack(model, x, reach=REACH, start=start, steps=200)
     best = 0.01 * torch.linalg.svdvals(W)[0] ** 4
-    assert rise(model, x, climbed).item() == pytest.approx(best.item(), rel=1e-3)
-    assert rise(model, x, start).item() <= best * 1.0001
+    assert error_increase(model, x, climbed).item() == pytest.approx(best.item(), rel=1e-3)
+    assert error_increase(model, x, start).item() <= best * 1.0001

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crux.toy.geometry.dimensionality import (
+    column_rank,
     dimensionality,
     dimensions_per_feature,
     leverage,
     norms,
-    rank,
     superposition,
     unit_columns,
 )
@@ -34,7 +34,7 @@ def matrices(draw: st.DrawFn) -> Tensor:
 @settings(deadline=None)
 @given(matrices())
 def test_no_column_has_more_than_its_leverage_nor_all_more_than_the_rank(W: Tensor) -> None:
-    D, h, r = dimensionality(W), leverage(W), rank(W)
+    D, h, r = dimensionality(W), leverage(W), column_rank(W)
     assert D.dtype == h.dtype == W.dtype
     assert (D >= 0).all()
     assert ((D - h) <= 1e-5).all()
@@ -65,7 +65,7 @@ def test_a_frame_that_is_not_tight_has_less() -> None:
     torch.testing.assert_close(dimensionality(W), torch.tensor([1 / 2, 2 / (2 + 1 / 2)]))
     torch.testing.assert_close(superposition(W), torch.tensor([1.0, 1 / 2]))
     torch.testing.assert_close(leverage(W), torch.ones(2))
-    assert rank(W) == 2
+    assert column_rank(W) == 2
     assert dimensions_per_feature(W) == pytest.approx(2 / 3)
 
 
@@ -77,7 +77,7 @@ def test_batch_axes_and_a_dead_feature() -> None:
     torch.testing.assert_close(norms(both)[1], torch.tensor([[2.0, 1, 0], [0, 0, 0]]))
     torch.testing.assert_close(unit_columns(both)[2, 0], torch.tensor([[1.0, -1, 0], [0, 0, 0]]))
     torch.testing.assert_close(leverage(both)[1], torch.tensor([[4 / 5, 1 / 5, 0], [0, 0, 0]]))
-    assert rank(both)[0].tolist() == [1, 0]
+    assert column_rank(both)[0].tolist() == [1, 0]
     assert dimensions_per_feature(both)[0].tolist() == [pytest.approx(2 / 5), math.inf]
 
 
@@ -92,14 +92,14 @@ def test_data_points_have_a_dimensionality_by_the_same_formula() -> None:
 @pytest.mark.parametrize("inner", [1, 3, 5])
 def test_leverages_add_up_to_the_rank(inner: int) -> None:
     W = torch.randn(5, inner) @ torch.randn(inner, 9)
-    assert rank(W) == inner
+    assert column_rank(W) == inner
     assert leverage(W).sum() == pytest.approx(inner, abs=1e-4)
 
 
 def test_a_faint_orthogonal_feature_counts_in_both_sides_of_the_law() -> None:
     W = torch.tensor([[1.0, 0.0], [0.0, 1e-12]])
     assert dimensionality(W).tolist() == [1, 1]
-    assert rank(W) == 2
+    assert column_rank(W) == 2
 
 
 def test_as_the_plain_double_sum() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.toy.geometry.polytopes import dedicated, digon, polygon, simplex, tegum_product
-from crux.toy.geometry.report import Geometry, canonical, geometry_report
+from crux.toy.geometry.polytopes import dedicated_feature, digon, polygon, simplex, tegum_product
+from crux.toy.geometry.report import Geometry, geometry_report, orient_canonically
 
 
 def report(W: Tensor) -> Geometry:
@@ -94,20 +94,20 @@ def test_canonical_weights_do_not_depend_on_the_rotation(m: int, n: int, seed: i
     W = torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).double()
     if low and m > 1:  # fewer dimensions than there are
         W[-1] = 0
-    turned = canonical(W, living=0.1)
+    turned = orient_canonically(W, living=0.1)
     torch.testing.assert_close(turned.T @ turned, W.T @ W)
     reflection = torch.ones(m).double()
     reflection[0] = -1
     for Q in (rotation(m, seed + 1), rotation(m, seed + 1) * reflection):
-        torch.testing.assert_close(canonical(Q @ W, living=0.1), turned, atol=1e-7, rtol=0)
+        torch.testing.assert_close(orient_canonically(Q @ W, living=0.1), turned, atol=1e-7, rtol=0)
 
 
 def test_canonical_puts_the_first_living_feature_on_x_and_the_next_above_it() -> None:
     W = tegum_product(digon(), digon())[:, [0, 1, 3, 2]]  # the second is on the first one's line
     W = torch.cat([torch.zeros(2, 1), W], dim=1)  # the first is dead
     expected = torch.tensor([[0.0, 1, -1, 0, 0], [0, 0, 0, 1, -1]]).double()
-    torch.testing.assert_close(canonical(rotation(2, 3) @ W, living=0.1), expected)
-    solid = canonical(rotation(3, 4) @ simplex(3), living=0.1)
+    torch.testing.assert_close(orient_canonically(rotation(2, 3) @ W, living=0.1), expected)
+    solid = orient_canonically(rotation(3, 4) @ simplex(3), living=0.1)
     torch.testing.assert_close(solid[:, 0], torch.tensor([1.0, 0, 0]).double())
     assert solid[1, 1] > 0
     assert abs(solid[2, 1]) < 1e-9
@@ -117,9 +117,9 @@ def test_canonical_puts_the_first_living_feature_on_x_and_the_next_above_it() ->
 def test_canonical_where_a_faint_feature_comes_first_and_none_leaves_the_line_by_much() -> None:
     expected = torch.tensor([[0.003, 1, 1, -1], [-0.004, 0, 0.05, 0.02]]).double()
     for seed in range(4):
-        torch.testing.assert_close(canonical(rotation(2, seed) @ expected, living=0.1), expected)
+        torch.testing.assert_close(orient_canonically(rotation(2, seed) @ expected, living=0.1), expected)
 
 
 def test_canonical_of_nothing_is_nothing() -> None:
-    torch.testing.assert_close(canonical(torch.zeros(3, 4), living=0.1), torch.zeros(3, 4))
-    assert canonical(dedicated().float(), living=0.1).dtype == torch.float32
+    torch.testing.assert_close(orient_canonically(torch.zeros(3, 4), living=0.1), torch.zeros(3, 4))
+    assert orient_canonically(dedicated_feature().float(), living=0.1).dtype == torch.float32

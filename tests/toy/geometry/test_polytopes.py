@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from crux.toy.geometry.dimensionality import dimensionality, rank
+from crux.toy.geometry.dimensionality import column_rank, dimensionality
 from crux.toy.geometry.polytopes import (
     THOMSON_COS2,
     TIGHT_COS2,
     bipyramid,
-    collinear,
-    dedicated,
+    collinear_features,
+    dedicated_feature,
     digon,
-    known,
+    known_shapes,
     octahedron,
     polygon,
     simplex,
@@ -23,7 +23,7 @@ from crux.toy.geometry.polytopes import (
 )
 
 CASES: list[tuple[str, Tensor, list[float]]] = [
-    ("dedicated", dedicated(), [1]),
+    ("dedicated", dedicated_feature(), [1]),
     ("digon", digon(), [1 / 2] * 2),
     ("triangle", polygon(3), [2 / 3] * 3),
     ("tetrahedron", simplex(3), [3 / 4] * 4),
@@ -40,7 +40,7 @@ CASES: list[tuple[str, Tensor, list[float]]] = [
     ("triangular bipyramid", bipyramid(3), [2 / 3] * 3 + [1 / 2] * 2),
     ("pentagonal bipyramid", bipyramid(5), [2 / 5] * 5 + [1 / 2] * 2),
     ("octahedron", octahedron(), [1 / 2] * 6),
-    ("4 collinear", collinear(4), [1 / 4] * 4),
+    ("4 collinear", collinear_features(4), [1 / 4] * 4),
     ("product", tegum_product(polygon(5), simplex(3)), [2 / 5] * 5 + [3 / 4] * 4),
 ]
 
@@ -50,7 +50,7 @@ def test_dimensionality_of_exact_weights(W: Tensor, exact: list[float]) -> None:
     assert W.dtype == torch.float64
     torch.testing.assert_close(W.norm(dim=0), torch.ones(len(exact)).double(), atol=1e-14, rtol=0)
     assert dimensionality(W).tolist() == pytest.approx(exact, abs=1e-6)
-    assert rank(W) == len(W)
+    assert column_rank(W) == len(W)
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7])
@@ -72,7 +72,7 @@ def test_the_thomson_antiprism_is_the_minimum_of_the_coulomb_energy() -> None:
 
 
 def test_the_names_of_n_vectors() -> None:
-    assert {n: list(known(n)) for n in range(2, 10)} == {
+    assert {n: list(known_shapes(n)) for n in range(2, 10)} == {
         2: ["digon"],
         3: ["triangle"],
         4: ["tetrahedron", "square"],

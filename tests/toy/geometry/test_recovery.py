@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from crux.config.errors import UserError
-from crux.toy.geometry.recovery import recovery
+from crux.toy.geometry.recovery import measure_recovery
 
 
 def test_cosines_by_hand() -> None:
     directions = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.01]])  # the third is dead
     dictionary = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
-    found = recovery(directions, dictionary)
+    found = measure_recovery(directions, dictionary)
     assert found.living.tolist() == [True, True, False]
     assert found.cosine.tolist() == pytest.approx([1.0, 0.8, 0.8])
     assert found.mean_max_cosine == pytest.approx(0.9)
@@ -19,12 +19,12 @@ def test_cosines_by_hand() -> None:
 
 
 def test_an_opposite_direction_is_not_the_feature() -> None:
-    found = recovery(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]]))
+    found = measure_recovery(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]]))
     assert found.mean_max_cosine == pytest.approx(-1.0)
 
 
 def test_nothing_to_compare() -> None:
-    found = recovery(torch.eye(2), torch.zeros(0, 2))
+    found = measure_recovery(torch.eye(2), torch.zeros(0, 2))
     assert (found.recovered, found.mean_max_cosine) == (0.0, 0.0)
     with pytest.raises(UserError, match="represents no feature"):
-        recovery(torch.zeros(2, 2), torch.eye(2))
+        measure_recovery(torch.zeros(2, 2), torch.eye(2))

@@ -8,8 +8,8 @@ from crux.toy.geometry.polytopes import (
     THOMSON_COS2,
     TIGHT_COS2,
     bipyramid,
-    collinear,
-    dedicated,
+    collinear_features,
+    dedicated_feature,
     digon,
     octahedron,
     polygon,
@@ -17,10 +17,10 @@ from crux.toy.geometry.polytopes import (
     square_antiprism,
     tegum_product,
 )
-from crux.toy.geometry.tegum import Factor, name_of, tegum_factors
+from crux.toy.geometry.tegum import Factor, name_shape, tegum_factors
 
 SHAPES: dict[str, tuple[Tensor, list[str]]] = {
-    "dedicated": (dedicated(), ["dedicated"]),
+    "dedicated": (dedicated_feature(), ["dedicated"]),
     "digon": (digon(), ["digon"]),
     "triangle": (polygon(3), ["triangle"]),
     "tetrahedron": (simplex(3), ["tetrahedron"]),
@@ -35,9 +35,9 @@ SHAPES: dict[str, tuple[Tensor, list[str]]] = {
     "triangular bipyramid": (bipyramid(3), ["digon", "triangle"]),
     "pentagonal bipyramid": (bipyramid(5), ["digon", "pentagon"]),
     "octahedron": (octahedron(), ["digon"] * 3),
-    "3 collinear": (collinear(3), ["3 collinear"]),
-    "collinear, one against": (collinear(3) * torch.tensor([1.0, -1, 1]), ["3 collinear"]),
-    "2 collinear": (collinear(2), ["2 collinear"]),
+    "3 collinear": (collinear_features(3), ["3 collinear"]),
+    "collinear, one against": (collinear_features(3) * torch.tensor([1.0, -1, 1]), ["3 collinear"]),
+    "2 collinear": (collinear_features(2), ["2 collinear"]),
 }
 
 
@@ -56,7 +56,7 @@ def test_named_among_others_rotated_scaled_shuffled_and_noisy(shape: str, noise:
     torch.manual_seed(0)
     own, names = SHAPES[shape]
     for _ in range(20):
-        W = tegum_product(own, polygon(5) * 0.8, dedicated() * 1.3)
+        W = tegum_product(own, polygon(5) * 0.8, dedicated_feature() * 1.3)
         W = torch.cat([W, torch.zeros(len(W), 2)], dim=1)
         placed = rotation(12)[:, : len(W)] @ W
         scales = torch.empty(placed.shape[1]).uniform_(0.8, 1.2)
@@ -89,7 +89,7 @@ def test_the_same_products_in_another_order_are_another_shape() -> None:
     gram = torch.eye(5).double()
     for k, (i, j) in enumerate(torch.triu_indices(5, 5, 1).T.tolist()):
         gram[i, j] = gram[j, i] = near if k < 5 else far
-    name, deviation = name_of(gram, tolerance=0.15)
+    name, deviation = name_shape(gram, tolerance=0.15)
     assert deviation > 0.15
     assert name.startswith("5 vectors in")
 
@@ -111,7 +111,7 @@ def test_a_solid_that_noise_keeps_in_one_piece_has_its_own_name() -> None:
 def test_the_antiprism_that_is_nearer_gives_the_deviation() -> None:
     for cos2 in (TIGHT_COS2, THOMSON_COS2):
         W = square_antiprism(cos2)
-        assert name_of(W.T @ W, tolerance=0.15) == ("square antiprism", pytest.approx(0, abs=1e-12))
+        assert name_shape(W.T @ W, tolerance=0.15) == ("square antiprism", pytest.approx(0, abs=1e-12))
 
 
 def test_dead_features_are_in_no_factor() -> None:

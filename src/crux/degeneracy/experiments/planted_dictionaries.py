@@ -23,7 +23,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.losses.options import E2EDownstream
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
-from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose, Together
+from crux.toy.features import Cooccurrence, FeatureBatches, FeatureDistribution, Purpose
 from crux.training.data import Feed
 from crux.training.devices import CPU
 from crux.training.fit import fit
@@ -67,7 +67,7 @@ def planted(seed: int) -> Chain:
 def features(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> FeatureBatches:
     """Independent features; a batch is [1, batch, n]."""
     return FeatureBatches(
-        FeatureDistribution(Together.independent, 1, False), seeds=torch.tensor([seed]),
+        FeatureDistribution(Cooccurrence.independent, 1, False), seeds=torch.tensor([seed]),
         density=torch.full((1, READ + UNREAD), DENSITY), batch=batch, n_batches=n_batches, points=None, purpose=purpose,
     )  # fmt: skip
 

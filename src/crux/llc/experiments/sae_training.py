@@ -26,11 +26,11 @@ from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
 from crux.toy.folder import HOOK, find_toy_model
-from crux.toy.options import Kind, Together
+from crux.toy.options import Cooccurrence, Kind
 from crux.toy.program import Program
-from crux.toy.sae_job import typical
+from crux.toy.sae_job import typical_hidden_activation
 from crux.toy.sae_outputs import HiddenActivations
-from crux.toy.subject import ToySubject, load_toy
+from crux.toy.subject import ToySubject, load_toy_subject
 from crux.toy.superposition import Weights
 from crux.training.callbacks import make_callbacks
 from crux.training.data import Feed
@@ -78,7 +78,7 @@ def pentagon_subject() -> ToySubject:
         name="pentagon",
         kind=Kind.relu_output,
         n_hidden=2,
-        features=FeatureDistribution(Together.one_active, 1, False),
+        distribution=FeatureDistribution(Cooccurrence.one_active, 1, False),
         seeds=torch.zeros(1, dtype=torch.long),
         density=torch.full((1, n), 1 / n),
         importance=torch.ones(1, 1, n),
@@ -89,14 +89,14 @@ def pentagon_subject() -> ToySubject:
 
 def choose_subject(model: ToyInstance) -> ToySubject:
     """Return the toy model of `model.path`, or the pentagon if it is not given."""
-    return pentagon_subject() if model.path is None else load_toy(find_toy_model(model.path), model.instance)
+    return pentagon_subject() if model.path is None else load_toy_subject(find_toy_model(model.path), model.instance)
 
 
 def train_sae_on_toy(
     job: SaeTrainingJob, run: ActiveRun, subject: ToySubject, features: FeatureBatches
 ) -> SnapshotModule:
     """Train the SAE on batches of features, or resume an earlier start; return the module with its snapshots."""
-    moments, checkpoint = typical(subject), run.folder.checkpoint
+    moments, checkpoint = typical_hidden_activation(subject), run.folder.checkpoint
     sae = build_sae(job.sae, read=moments, written=moments, seed=run.seed)
     module = build_sae_module(
         job,

@@ -10,13 +10,13 @@ from torch.func import functional_call
 from crux.config.errors import UserError
 from crux.llc.behavioural import Outputs
 from crux.llc.losses import NO_DATA, Batch, ChainLoss, FixedData, map_over_chains
-from crux.toy.exact.best import instance
+from crux.toy.exact.best import select_instance
 from crux.toy.exact.loss import tied_loss
 from crux.toy.exact.one_active import one_active_tied_loss
-from crux.toy.exact.population import activity
+from crux.toy.exact.population import enumerate_activity
 from crux.toy.features import FeatureBatches, Purpose
-from crux.toy.options import Kind, Together
-from crux.toy.program import Program, Trained
+from crux.toy.options import Cooccurrence, Kind
+from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import SuperpositionModel, Weights
 
 MAX_ENUMERATED = 5
@@ -44,11 +44,11 @@ def instance_program(program: Program, index: int) -> Program:
 
 def weights_of_instance(weights: Weights, program: Program, index: int) -> dict[str, Float[Tensor, "..."]]:
     """Return the weights of one instance by name, in float64."""
-    selected = instance(weights, *divmod(index, program.importance.shape[1]))
+    selected = select_instance(weights, *divmod(index, program.importance.shape[1]))
     return {name: value.double() for name, value in selected._asdict().items() if value is not None}
 
 
-def checkpoint_weights(trained: Trained, index: int, *, n: int) -> dict[int, dict[str, Tensor]]:
+def checkpoint_weights(trained: TrainedProgram, index: int, *, n: int) -> dict[int, dict[str, Tensor]]:
     """Return the weights of an instance at up to n of its snapshots, by step, as `spaced_steps` chooses them.
 
     Raises:
@@ -92,9 +92,9 @@ def toy_outputs(program: Program) -> Outputs:
 def training_loss(program: Program, *, samples: int) -> TrainingLoss:
     """Return E Σ_i I_i (y_i − y'_i)² of one instance: exact for one active feature or few features, otherwise on samples."""
     importance, density = program.importance[0, 0].double(), program.density[0].double()
-    distribution = program.features
+    distribution = program.distribution
     exact = program.kind is Kind.relu_output and not distribution.unit and program.points is None
-    if exact and distribution.together is Together.one_active:
+    if exact and distribution.together is Cooccurrence.one_active:
         probabilities = density / density.sum()
 
         def one_active_loss(p: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -104,7 +104,7 @@ def training_loss(program: Program, *, samples: int) -> TrainingLoss:
 
         return TrainingLoss(one_active_loss, NO_DATA, True)
     if exact and program.n_features <= MAX_ENUMERATED:
-        patterns = activity(distribution, density)
+        patterns = enumerate_activity(distribution, density)
 
         def enumerated_loss(p: dict[str, Tensor], batch: Batch) -> Tensor:
             return tied_loss(p["W"], p["b"], importance=importance, activity=patterns, signed=distribution.signed)

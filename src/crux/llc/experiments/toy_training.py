@@ -18,27 +18,27 @@ from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
-from crux.toy.exact.best import losses
+from crux.toy.exact.best import instance_losses
 from crux.toy.experiments.programs import build_model_program
 from crux.toy.folder import find_toy_model
-from crux.toy.job import train
-from crux.toy.program import Trained, load
-from crux.toy.training import last_row
+from crux.toy.job import train_job_program
+from crux.toy.program import TrainedProgram, load_program
+from crux.toy.training import last_row_of_programs
 
 
 def last_training_row(folder: RunFolder) -> int:
     """Return the last history row of a finished training, or of the part that its checkpoint contains."""
-    return last_row(folder, ["model"], max_steps=int(folder.read_config()["trainer"]["max_steps"]))
+    return last_row_of_programs(folder, ["model"], max_steps=int(folder.read_config()["trainer"]["max_steps"]))
 
 
-def load_or_train(job: ToyTrainingJob, run: ActiveRun) -> tuple[Trained, int]:
+def load_or_train(job: ToyTrainingJob, run: ActiveRun) -> tuple[TrainedProgram, int]:
     """Load the model of `model.path` or else train one; return it with the index of the given or the best instance."""
     if job.model.path is not None:
-        model = load(find_toy_model(job.model.path))
+        model = load_program(find_toy_model(job.model.path))
     else:
         program = build_model_program(job.toy, seed=run.seed)
-        model = train(job, program, run, n_before=0)
-    return model, int(losses(model).flatten().argmin()) if job.model.instance is None else job.model.instance
+        model = train_job_program(job, program, run, n_before=0)
+    return model, int(instance_losses(model).flatten().argmin()) if job.model.instance is None else job.model.instance
 
 
 def result(job: ToyTrainingJob, run: ActiveRun) -> Result:

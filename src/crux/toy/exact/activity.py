@@ -1,6 +1,7 @@
-"""Which features are active together: every activity pattern of a feature distribution, and its probability.
+"""Enumerate the activity patterns of sparse features (which features are non-zero together) with their probabilities.
 
-Small n only: the independent features have 2^n patterns. Density p is P(x_i ≠ 0) = 1 − S, with the sparsity S of Elhage et al. 2209.10652.
+Only for small n: n independent features have 2^n patterns. The density is p = P(x_i ≠ 0) = 1 − S, with the sparsity S of Elhage
+et al. 2209.10652.
 """
 
 from itertools import product
@@ -12,41 +13,45 @@ from torch import Tensor
 
 
 class Activity(NamedTuple):
-    """The patterns that can occur, the same for every instance, and their probabilities."""
+    """The possible activity patterns, which all instances share, and the probabilities of the patterns."""
 
     patterns: Bool[Tensor, "n_patterns n_features"]
+    """True for the active features."""
     weights: Float[Tensor, "*batch n_patterns"]
-    """Probabilities; they sum to one."""
+    """Probabilities of the patterns; they sum to one."""
 
 
-def independent(density: Float[Tensor, "*batch n_features"]) -> Activity:
-    """Each feature active by itself, feature i with probability `density[..., i]`."""
+def enumerate_independent(density: Float[Tensor, "*batch n_features"]) -> Activity:
+    """Return the 2^n patterns of independent features; feature i is active with probability `density[..., i]`."""
     n = density.shape[-1]
     patterns = torch.tensor(list(product((False, True), repeat=n)), device=density.device)
     weights = torch.where(patterns, density[..., None, :], 1 - density[..., None, :]).prod(-1)
     return Activity(patterns, weights)
 
 
-def correlated(density: Float[Tensor, "*batch n_sets"], *, set_size: int) -> Activity:
-    """Sets of `set_size` neighbours, all active or none, a set with probability `density[..., set]` by itself."""
-    sets = independent(density)
+def enumerate_correlated(density: Float[Tensor, "*batch n_sets"], *, set_size: int) -> Activity:
+    """Return the 2^n_sets patterns of features in independent sets, each set wholly active or wholly inactive.
+
+    A set is `set_size` neighbouring features; it is active with probability `density[..., set]`.
+    """
+    sets = enumerate_independent(density)
     return Activity(sets.patterns.repeat_interleave(set_size, dim=-1), sets.weights)
 
 
-def anticorrelated(density: Float[Tensor, "*batch n_sets"], *, set_size: int) -> Activity:
-    """Sets of `set_size` neighbours of which at most one is active.
+def enumerate_anticorrelated(density: Float[Tensor, "*batch n_sets"], *, set_size: int) -> Activity:
+    """Return the (set_size + 1)^n_sets patterns of features in independent sets with at most one active feature per set.
 
-    A set is active with probability `density[..., set]` by itself, and then one member, each as likely as the others:
-    a feature's own density is `density / set_size`.
+    A set is `set_size` neighbouring features. It is active with probability `density[..., set]`; one of its features, chosen
+    uniformly, is then active. The density of a single feature is therefore `density / set_size`.
     """
     n_sets = density.shape[-1]
     members = torch.cat([torch.zeros(1, set_size), torch.eye(set_size)]).bool().to(density.device)
     chosen = torch.tensor(list(product(range(set_size + 1), repeat=n_sets)), device=density.device)
-    each = torch.where(chosen > 0, density[..., None, :] / set_size, 1 - density[..., None, :])
-    return Activity(members[chosen].flatten(1), each.prod(-1))
+    probabilities = torch.where(chosen > 0, density[..., None, :] / set_size, 1 - density[..., None, :])
+    return Activity(members[chosen].flatten(1), probabilities.prod(-1))
 
 
-def one_active(probabilities: Float[Tensor, "*batch n_features"]) -> Activity:
-    """Exactly one feature active, feature i with the probability given; they sum to one."""
+def enumerate_one_active(probabilities: Float[Tensor, "*batch n_features"]) -> Activity:
+    """Return the n patterns with exactly one active feature; `probabilities` sum to one."""
     n = probabilities.shape[-1]
     return Activity(torch.eye(n, dtype=torch.bool, device=probabilities.device), probabilities)

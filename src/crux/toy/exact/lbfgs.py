@@ -1,9 +1,9 @@
-"""L-BFGS for many small problems at once: one program, an own step length, history and end for every instance.
+"""L-BFGS for many small problems at once: one tensor program, with a separate step length, history and stopping point per instance.
 
 Step: d = −H g by the two-loop recursion over the last `history` pairs (s, y) of each instance (Nocedal & Wright, algorithm 7.4).
-Step length: weak Wolfe by doubling and halving (Lewis & Overton 2013), which ends on functions with kinks too. Where the
-decrease drowns in rounding, the slope decides in its place (Hager & Zhang 2005, approximate Wolfe), so that gradients of
-1e-10 can be reached. An instance that has ended is taken out of the batch and never touched again.
+Step length: the weak Wolfe conditions, met by doubling and halving (Lewis & Overton 2013), which also terminates on functions
+with kinks. If the decrease of the loss is within rounding error, the slope decides instead (approximate Wolfe conditions,
+Hager & Zhang 2005), so that gradients of 1e-10 can be reached. Instances that have stopped are removed from the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,42 +16,46 @@ from torch import Tensor
 from crux.config.progress import track
 
 DECREASE, CURVATURE = 1e-4, 0.9
-"""The Wolfe conditions' two constants, the usual ones of quasi-Newton methods."""
+"""The two constants of the Wolfe conditions, with the usual values for quasi-Newton methods."""
 
 NOISE = 0.8
-"""A loss is known to ε^0.8 of itself (3e-13 in float64): smaller differences are left to the slope."""
+"""A loss is accurate to ε^0.8 of its value (3e-13 in float64); if two losses differ by less, their slopes are compared."""
 
 TRIALS = 30
-"""Step lengths tried a search."""
+"""Maximum number of step lengths per line search."""
 
 PATIENCE = 10
-"""Steps in a row without a decrease beyond rounding, after which an instance ends."""
+"""An instance stops after this many consecutive steps without a decrease beyond rounding error."""
 
-Loss = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-"""(parameters, which) → a loss a row: row r of every parameter belongs to instance `which[r]`, and no row to another's loss."""
+InstanceLoss = Callable[[tuple[Tensor, ...], Tensor], Tensor]
+"""(parameters, which) → one loss per row. Row r of every parameter belongs to instance `which[r]` and affects only loss r."""
 
 
 class Minimum(NamedTuple):
-    """Where every instance ended."""
+    """The final parameters of every instance, with the loss and the gradient there."""
 
     parameters: tuple[Float[Tensor, "instances ..."], ...]
     loss: Float[Tensor, "instances"]
     gradient: Float[Tensor, "instances"]
-    """max |∂loss| over the instance's parameters"""
+    """max |∂loss| over the parameters of the instance"""
     converged: Bool[Tensor, "instances"]
-    """`gradient` is within the tolerance. False: out of iterations, no step length helped (a kink, rounding), not finite at first."""
+    """True if `gradient` is within the tolerance. False if the iterations ran out, if no step length decreased the loss (a kink, or
+    rounding), or if the start was not finite.
+    """
     iterations: Int[Tensor, "instances"]
 
 
-class _Search(NamedTuple):
+class _LineSearch(NamedTuple):
     step: Tensor
     loss: Tensor
     gradient: Tensor
-    found: Tensor
+    succeeded: Tensor
 
 
-def _search(evaluate: Callable, x: Tensor, f: Tensor, g: Tensor, d: Tensor, slope: Tensor, step: Tensor) -> _Search:
-    """A weak Wolfe step length a row; where TRIALS run out, the last that decreased the loss, if any."""
+def _line_search(
+    evaluate: Callable, x: Tensor, f: Tensor, g: Tensor, d: Tensor, slope: Tensor, step: Tensor
+) -> _LineSearch:
+    """Find a weak Wolfe step length per row; after TRIALS trials, take the last step length that decreased the loss, if any."""
     low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
     best_step, best_f, best_g = torch.zeros_like(step), f.clone(), g.clone()
     rounding = torch.finfo(f.dtype).eps ** NOISE * f.abs()
@@ -73,11 +77,11 @@ def _search(evaluate: Callable, x: Tensor, f: Tensor, g: Tensor, d: Tensor, slop
             break
         bounded = high[open_].isfinite()
         step[open_] = torch.where(bounded, (low[open_] + high[open_]) / 2, 2 * low[open_])
-    return _Search(best_step, best_f, best_g, best_step > 0)
+    return _LineSearch(best_step, best_f, best_g, best_step > 0)
 
 
 def _direction(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> Tensor:
-    """−H g; S and Y are [pairs, rows, d], newest last; a pair with ρ = 0 says nothing about its row."""
+    """Return −H g. S and Y are [pairs, rows, d], the newest pair last; rows with ρ = 0 ignore the pair."""
     q, alphas = g.clone(), []
     for s, y, r in zip(S.flip(0), Y.flip(0), rho.flip(0), strict=True):
         alphas.append(r * (s * q).sum(1))
@@ -89,14 +93,14 @@ def _direction(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> T
 
 
 def minimise(
-    loss: Loss,
+    loss: InstanceLoss,
     start: Sequence[Tensor],
     *,
     max_iterations: int,
     gradient_tolerance: float,
     history: int,
 ) -> Minimum:
-    """Minimise `loss` for every instance from its own start: tensors with the instances as first axis."""
+    """Minimise `loss` for every instance separately, starting from `start`, whose tensors have the instances as first axis."""
     shapes = [t.shape[1:] for t in start]
     sizes = [shape.numel() for shape in shapes]
     x = torch.cat([t.detach().reshape(len(t), -1) for t in start], 1)
@@ -104,25 +108,27 @@ def minimise(
     def split(flat: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.view(-1, *shape) for part, shape in zip(flat.split(sizes, 1), shapes, strict=True))
 
-    def evaluate_of(which: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        def evaluate(at: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def build_evaluate(which: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        def evaluate(point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
-                at = at.detach().requires_grad_()
-                value = loss(split(at), which[rows])
-                (gradient,) = torch.autograd.grad(value.sum(), at)
+                point = point.detach().requires_grad_()
+                value = loss(split(point), which[rows])
+                (gradient,) = torch.autograd.grad(value.sum(), point)
             return value.detach(), gradient
 
         return evaluate
 
-    which = torch.arange(len(x), device=x.device)  # the instances still under way; every tensor below has their rows
-    f, g = evaluate_of(which)(x, which)
+    which = torch.arange(
+        len(x), device=x.device
+    )  # the instances that have not stopped; the tensors below hold their rows
+    f, g = build_evaluate(which)(x, which)
     final = Minimum(
         (x,), f.clone(), g.abs().amax(1), torch.zeros_like(which, dtype=torch.bool), torch.zeros_like(which)
     )
     S, Y, rho = x.new_zeros(0, *x.shape), x.new_zeros(0, *x.shape), x.new_zeros(0, len(x))
     x, scale, idle = x.clone(), torch.ones_like(f), torch.zeros_like(which)
     ended = (final.gradient <= gradient_tolerance) | ~(f.isfinite() & g.isfinite().all(1))
-    for iteration in track(range(max_iterations + 1), "minimising, at most"):
+    for iteration in track(range(max_iterations + 1), "L-BFGS iterations, at most"):
         if ended.any():
             which, f, g, x, scale, idle = (t[~ended] for t in (which, f, g, x, scale, idle))
             S, Y, rho = S[:, ~ended], Y[:, ~ended], rho[:, ~ended]
@@ -130,29 +136,29 @@ def minimise(
             break
         d = _direction(g, S, Y, rho, scale)
         slope = (g * d).sum(1)
-        astray = ~(slope < 0) | ~d.isfinite().all(1)
-        rho[:, astray] = 0
-        fresh = (rho == 0).all(0)  # no history: the steepest descent, at first by a length of one at most
+        uphill = ~(slope < 0) | ~d.isfinite().all(1)
+        rho[:, uphill] = 0
+        fresh = (rho == 0).all(0)  # without history: steepest descent, with a first step of length at most one
         d = torch.where(fresh[:, None], -g, d)
         slope = torch.where(fresh, -g.square().sum(1), slope)
         step = torch.where(fresh, (1 / g.abs().sum(1)).clamp(max=1), 1)
-        found = _search(evaluate_of(which), x, f, g, d, slope, step)
+        search = _line_search(build_evaluate(which), x, f, g, d, slope, step)
 
-        s, y = found.step[:, None] * d, found.gradient - g
+        s, y = search.step[:, None] * d, search.gradient - g
         sy, yy = (s * y).sum(1), y.square().sum(1)
         curved = sy > torch.finfo(x.dtype).eps * s.norm(dim=1) * y.norm(dim=1)
         keep = slice(max(0, len(S) + 1 - history), None)
         S, Y = (torch.cat([old, new[None] * curved[:, None]])[keep] for old, new in ((S, s), (Y, y)))
         rho = torch.cat([rho, torch.where(curved, 1 / torch.where(curved, sy, 1), 0)[None]])[keep]
-        rho[:, ~found.found] = 0  # start afresh
+        rho[:, ~search.succeeded] = 0  # forget the history
         scale = torch.where(curved, sy / torch.where(curved, yy, 1), scale)
 
-        gained = f - found.loss > torch.finfo(x.dtype).eps * f.abs()
+        gained = f - search.loss > torch.finfo(x.dtype).eps * f.abs()
         idle = torch.where(gained, 0, idle + 1)
-        x, f, g = x + s, found.loss, found.gradient
+        x, f, g = x + s, search.loss, search.gradient
         size = g.abs().amax(1)
         final.parameters[0][which] = x
         final.loss[which], final.gradient[which], final.iterations[which] = f, size, iteration + 1
-        ended = (size <= gradient_tolerance) | (fresh & ~found.found) | (idle >= PATIENCE)
+        ended = (size <= gradient_tolerance) | (fresh & ~search.succeeded) | (idle >= PATIENCE)
     converged = final.gradient <= gradient_tolerance
     return final._replace(parameters=split(final.parameters[0]), converged=converged)

@@ -2,9 +2,10 @@
 
     L = E_x Σ_i I_i (x_i − x'_i)²,    x' = ReLU(A x + b), with A = WᵀW for the tied model
 
-summed over features (the paper's notebook takes the mean: divide by n_features) and averaged over the data: first over
-activity patterns, then over the magnitudes of the active features, which are independent and uniform on [0, 1], or on
-[−1, 1] where `signed`. Differentiable in A, W and b. Everything broadcasts over leading batch axes: instances, densities, importances.
+The loss is summed over features (the paper's notebook takes the mean: divide by n_features) and averaged over the data: first
+over activity patterns, then over the magnitudes of the active features, which are independent and uniform on [0, 1], or on
+[−1, 1] if `signed`. It is differentiable in A, W and b. All arguments broadcast over leading batch axes (instances, densities,
+importances).
 """
 
 import torch
@@ -23,9 +24,10 @@ def relu_loss(
     activity: Activity,
     signed: bool,
 ) -> Float[Tensor, "*#batch"]:
-    """Σ_i I_i E(x_i − ReLU(A x + b)_i)² for any matrix A, by enumerating the patterns; error below 1e-8 in float64.
+    """Return Σ_i I_i E(x_i − ReLU(A x + b)_i)² for any matrix A, by enumerating the activity patterns.
 
-    The work grows with the number of patterns times 2^(active features): n_features up to about 8.
+    The error is below 1e-8 in float64. The work grows with the number of patterns times 2^(active features), so that n_features
+    may be up to about 8.
     """
     patterns, weights = activity
     n = A.shape[-1]
@@ -41,7 +43,7 @@ def relu_loss(
 
 
 def _pattern_errors(A: Tensor, b: Tensor, active: Tensor, *, signed: bool) -> Tensor:
-    """E(x_i − x'_i)² given each pattern: [*batch, n_features, n_patterns]; every pattern has the same number k of active features."""
+    """Return E(x_i − x'_i)² for each pattern, [*batch, n_features, n_patterns]; all patterns have the same number k of active features."""
     n, k = A.shape[-1], int(active[0].sum())
     if k == 0:
         return b.relu().square()[..., None]
@@ -56,7 +58,7 @@ def _pattern_errors(A: Tensor, b: Tensor, active: Tensor, *, signed: bool) -> Te
     if signed:  # x = 2t − 1
         start, a = start - a.sum(-1), 2 * a
     moments = relu_moments(a.reshape(-1, k), start.reshape(-1))
-    own = 2 * moments.own - moments.mean if signed else moments.own
+    own = 2 * moments.cross - moments.mean if signed else moments.cross
     is_active = is_own.any(-1).to(own)
     return is_active * (1 / 3 - 2 * own.view(start.shape)) + moments.square.view(start.shape)
 
@@ -69,14 +71,17 @@ def tied_loss(
     activity: Activity,
     signed: bool,
 ) -> Float[Tensor, "*#batch"]:
-    """The exact loss of the ReLU-output model x' = ReLU(WᵀW x + b); columns of W are the features."""
+    """Return the exact loss of the ReLU-output model x' = ReLU(WᵀW x + b); the columns of W are the features.
+
+    See `relu_loss` for accuracy and cost.
+    """
     return relu_loss(W.mT @ W, b, importance=importance, activity=activity, signed=signed)
 
 
-def second_moments(
+def feature_moments(
     activity: Activity, *, signed: bool
 ) -> tuple[Float[Tensor, "*batch n_features"], Float[Tensor, "*batch n_features n_features"]]:
-    """E[x] and E[x xᵀ] of the features."""
+    """Return E[x] and E[x xᵀ] of the features, from their activity patterns."""
     patterns = activity.patterns.to(activity.weights)
     mean = 0.0 if signed else 0.5
     together = torch.einsum("...p,pi,pj->...ij", activity.weights, patterns, patterns)
@@ -84,10 +89,10 @@ def second_moments(
     return density * mean, together * mean**2 + torch.diag_embed(density * (1 / 3 - mean**2))
 
 
-def independent_moments(
+def independent_feature_moments(
     density: Float[Tensor, "*batch n_features"], *, signed: bool
 ) -> tuple[Float[Tensor, "*batch n_features"], Float[Tensor, "*batch n_features n_features"]]:
-    """E[x] and E[x xᵀ] of independent features, of any number."""
+    """Return E[x] and E[x xᵀ] of any number of independent features."""
     mean = density * (0.0 if signed else 0.5)
     return mean, mean[..., None] * mean[..., None, :] + torch.diag_embed(density / 3 - mean.square())
 
@@ -100,7 +105,12 @@ def linear_loss(
     mean: Float[Tensor, "*#batch n_features"],
     second: Float[Tensor, "*#batch n_features n_features"],
 ) -> Float[Tensor, "*#batch"]:
-    """The exact loss of the linear model x' = A x + b, from E[x] and E[x xᵀ] alone; any n_features."""
+    """Return the exact loss of the linear model x' = A x + b for any n_features.
+
+        L = Σ_i I_i [(1 − A) E[x xᵀ] (1 − A)ᵀ]_ii − 2 b_i [(1 − A) E[x]]_i + b_i²
+
+    It depends on the data only through `mean` = E[x] and `second` = E[x xᵀ].
+    """
     left = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - A
     squares = (left @ second * left).sum(-1) - 2 * b * (left @ mean[..., None]).squeeze(-1) + b.square()
     return (importance * squares).sum(-1)

@@ -1,4 +1,7 @@
-"""Optima of a grid of settings, lowered by those of the pixels beside them: they may know a basin that no restart was in."""
+"""Improve the optima of a grid of settings by starting again from those of the neighbouring pixels.
+
+A neighbour may have found a basin that none of a pixel's restarts started in.
+"""
 
 from collections.abc import Callable
 
@@ -6,28 +9,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crux.toy.exact.polish import Polished, polish
+from crux.toy.exact.polish import PolishedInstances, polish
 from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
 BETTER = 1e-6
-"""By what share of it a loss must be lower to count."""
+"""Relative decrease of the loss from which a new optimum replaces the old one."""
 
 Classes = Callable[[Float[Tensor, "*batch n_hidden n_features"]], Int[Tensor, "*batch"]]
 
 
-def lowered_by_neighbours(
-    program: Program, best: Polished, *, classes: Classes, gradient_tolerance: float, max_iterations: int
-) -> tuple[Polished, int]:
-    """Polishes, where a neighbour is of another class, from the neighbour's weights too; keeps what is lower; until nothing changes.
+def polish_from_neighbours(
+    program: Program, best: PolishedInstances, *, classes: Classes, gradient_tolerance: float, max_iterations: int
+) -> tuple[PolishedInstances, int]:
+    """Polish each pixel from the weights of neighbours of another class, keep what is lower, and repeat until nothing changes.
 
     Args:
-        program: the grid, its streams the first axis and its settings the second.
-        best: each pixel's.
-        classes: of weights.
+        program: the grid; its streams are the first axis and its settings the second.
+        best: the best optimum of each pixel so far.
+        classes: computes the class of weights.
 
     Returns:
-        The optima, and how many pixels were lowered.
+        The optima, and the number of pixels whose loss decreased.
     """
     W, b, loss = best.weights.W.clone(), best.weights.b.clone(), best.loss.clone()
     start, lowered = loss.clone(), True
@@ -35,12 +38,14 @@ def lowered_by_neighbours(
         lowered = False
         for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
             there = torch.roll(classes(W), step, axis)
-            edge = torch.arange(W.shape[axis]) == (0 if step == 1 else W.shape[axis] - 1)  # what was rolled around
+            edge = torch.arange(W.shape[axis]) == (
+                0 if step == 1 else W.shape[axis] - 1
+            )  # pixels that roll wraps around
             differs = (there != classes(W)) & ~(edge[:, None] if axis == 0 else edge[None])
             rows, columns = differs.nonzero(as_tuple=True)
             if not len(rows):
                 continue
-            tried = polish(
+            polished = polish(
                 program._replace(
                     seeds=program.seeds[rows],
                     density=program.density[rows],
@@ -50,9 +55,10 @@ def lowered_by_neighbours(
                 gradient_tolerance=gradient_tolerance,
                 max_iterations=max_iterations,
             )
-            better = tried.loss[:, 0] < loss[differs] * (1 - BETTER)
+            better = polished.loss[:, 0] < loss[differs] * (1 - BETTER)
             if bool(better.any()):
-                at = rows[better], columns[better]
-                W[at], b[at], loss[at] = tried.weights.W[better, 0], tried.weights.b[better, 0], tried.loss[better, 0]
+                pixels = rows[better], columns[better]
+                W[pixels], b[pixels] = polished.weights.W[better, 0], polished.weights.b[better, 0]
+                loss[pixels] = polished.loss[better, 0]
                 lowered = True
-    return Polished(Weights(W, b, None), loss, best.converged), int((loss < start).sum())
+    return PolishedInstances(Weights(W, b, None), loss, best.converged), int((loss < start).sum())

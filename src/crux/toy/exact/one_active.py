@@ -1,10 +1,9 @@
-"""The exact loss where exactly one feature is active: the high-sparsity limit, in closed form for any number of features.
+"""The exact loss when exactly one feature is active: the high-sparsity limit, in closed form for any number of features.
 
     L = Σ_j q_j E_x Σ_i I_i (x_i − ReLU(A_ij x + b_i))²,    x_i = x if i = j, else 0;   q_j = P(feature j is the active one)
 
-with x uniform on [0, 1], or on [−1, 1] where `signed`: n² one-dimensional integrals
-(docs/reference/toy_models.md §4.2). A sum over features.
-Chen et al. 2310.06301 write L = H / (3c) with q_j = 1/c and take the mean over data of the sum over features too: this L is theirs.
+with x uniform on [0, 1], or on [−1, 1] if `signed`: n² one-dimensional integrals (docs/reference/toy_models.md §4.2). The loss
+is summed over features and averaged over data. It equals L = H / (3c) of Chen et al. 2310.06301, who have q_j = 1/c.
 """
 
 import torch
@@ -20,11 +19,14 @@ def one_active_relu_loss(
     probabilities: Float[Tensor, "*#batch n_features"],
     signed: bool,
 ) -> Float[Tensor, "*#batch"]:
-    """Of x' = ReLU(A x + b) for any matrix A; `probabilities` q_j sum to one. Work and memory n² an instance."""
+    """Return the exact loss of x' = ReLU(A x + b) for any matrix A.
+
+    The `probabilities` q_j sum to one. Work and memory are proportional to n² per instance.
+    """
     A, start = torch.broadcast_tensors(A, b[..., None])
     if signed:  # x = 2t − 1
         start, A = start - A, 2 * A
-    # u = start + A t is positive on a share of the way from t = 0 to 1, where it runs from `low` to `high`
+    # u = start + A t is positive on a share of the interval 0 ≤ t ≤ 1, where it runs from `low` to `high`
     low, high = start.clamp(min=0), (start + A).clamp(min=0)
     crosses = (start > 0) != (start + A > 0)
     share = torch.where(crosses, (low + high) / torch.where(crosses, A.abs(), 1), 1)
@@ -46,5 +48,5 @@ def one_active_tied_loss(
     probabilities: Float[Tensor, "*#batch n_features"],
     signed: bool,
 ) -> Float[Tensor, "*#batch"]:
-    """Of the ReLU-output model x' = ReLU(WᵀW x + b); columns of W are the features."""
+    """Return the exact loss of the ReLU-output model x' = ReLU(WᵀW x + b); the columns of W are the features."""
     return one_active_relu_loss(W.mT @ W, b, importance=importance, probabilities=probabilities, signed=signed)

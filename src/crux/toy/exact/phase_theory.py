@@ -1,15 +1,17 @@
-"""The phase diagram of one extra feature (Elhage et al., "Superposition as a phase change"): what it is given, in theory.
+"""The theoretical phase diagram of one extra feature (Elhage et al. 2209.10652, "Superposition as a phase change").
 
-n = m + 1 features for m = 1 or 2 hidden dimensions; the first m have importance 1, the extra one r; all have density p, magnitudes U[0, 1].
-The extra feature is not represented (class 0), in superposition (1), or has a dimension of its own (2). Losses, with weights
-fixed at unit norm and b = 0 but for a dropped feature's b = p/2 (docs/reference/toy_models.md §4.3), are
+There are n = m + 1 features in m = 1 or 2 hidden dimensions. The first m have importance 1, the extra one importance r; all have
+density p and magnitudes uniform on [0, 1]. The extra feature is not represented (class 0), in superposition (class 1), or has a
+dedicated dimension (class 2). With weights fixed at unit norm, b = p/2 for a dropped feature and b = 0 for the others, the
+losses are (docs/reference/toy_models.md §4.3)
 
     not represented        r (p/3 − p²/4)
     in superposition       (1 + r) p²/6, antipodal with one of the others
-    own dimension          p/3 − p²/4, another one dropped; for m = 2 also p²/3, the other two antipodal
+    dedicated dimension    p/3 − p²/4 if another feature is dropped; for m = 2 also p²/3 if the other two are antipodal
 
-The first line and dropping another are exact optima of their kind; antipodal pairs, and for m = 2 triangles, do better with
-their weights free. The exact boundaries are where the free optimum of superposition, from `lbfgs` on the exact loss, meets the rest.
+Dropping a feature is exactly optimal among solutions of its kind. Antipodal pairs, and triangles for m = 2, have a lower
+loss if their weights are free. The exact boundaries are therefore the importances at which the freely optimised
+superposition (L-BFGS on the exact loss) has the same loss as the alternatives.
 """
 
 import math
@@ -20,52 +22,62 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.toy.exact.activity import independent
+from crux.toy.exact.activity import enumerate_independent
 from crux.toy.exact.cube_moments import relu_moments
 from crux.toy.exact.lbfgs import minimise
 from crux.toy.exact.loss import tied_loss
 
 STEPS = 25
-"""Newton steps at most; five to eight are taken."""
+"""Maximum number of Newton steps; five to eight are usual."""
 
 
 class Boundaries(NamedTuple):
-    """Between which r the extra feature is in superposition; both 1 at densities where it never is: the features swap there."""
+    """The importances r between which the extra feature is in superposition, per density.
+
+    Both are 1 at densities where it never is: the extra feature then takes the place of another one at r = 1.
+    """
 
     lower: Float[Tensor, "densities"]
     upper: Float[Tensor, "densities"]
 
 
 def dropped_loss(density: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Var(x_i) = p/3 − p²/4: what a feature of importance 1 loses if dropped with b = p/2."""
+    """Return Var(x_i) = p/3 − p²/4: the loss of a feature of importance 1 that is dropped, with b = p/2."""
     return density / 3 - density.square() / 4
 
 
 def fixed_weight_boundaries(density: Float[Tensor, "densities"], *, n_hidden: int) -> Boundaries:
-    """r = 2p/(4 − 5p) and, for m = 1, its inverse; for m = 2, r = 1: the others would rather share. All 1 from p = 4/7 on."""
-    _check(n_hidden)
+    """Return the boundaries if the weights are fixed at unit norm.
+
+    The lower one is r = 2p/(4 − 5p). The upper one is its inverse for m = 1, and r = 1 for m = 2, because the other two features then
+    rather share a dimension. Both are 1 for p ≥ 4/7.
+    """
+    _check_n_hidden(n_hidden)
     lower = torch.where(density < 4 / 7, 2 * density / (4 - 5 * density), 1)
     return Boundaries(lower, 1 / lower if n_hidden == 1 else torch.ones_like(lower))
 
 
-def extra_feature_class(
+def classes_between_boundaries(
     relative_importance: Float[Tensor, "pixels"], boundaries: Boundaries
 ) -> Int[Tensor, "densities pixels"]:
-    """0 not represented, 1 in superposition, 2 own dimension, for every density of the boundaries and every r."""
+    """Return the class of the extra feature for every density of the boundaries and every importance r.
+
+    Class 0 is not represented, 1 in superposition, 2 a dedicated dimension.
+    """
     lower, upper = (edge[:, None] for edge in boundaries)
     return (relative_importance > lower).long() + (relative_importance > upper).long()
 
 
-def _check(n_hidden: int) -> None:
+def _check_n_hidden(n_hidden: int) -> None:
     if n_hidden not in (1, 2):
         raise UserError(f"n_hidden is {n_hidden}; the phase diagram of one extra feature has 1 or 2.")
 
 
-def _superposed(n_hidden: int) -> Float[Tensor, "starts n_hidden n_features"]:
-    """Columns with the extra feature, the last, in superposition.
+def _superposition_starts(n_hidden: int) -> Float[Tensor, "starts n_hidden n_features"]:
+    """Return columns with the extra feature (the last one) in superposition.
 
-    Digon (sparse), side by side (dense: the first principal component); for two dimensions one of these beside a
-    dedicated feature, and the triangle.
+    One start has a digon (sparse features), one has two neighbouring directions (dense features: the first principal component).
+    For two dimensions, both are next to a dedicated feature, and a third start is the triangle.
     """
     if n_hidden == 1:
         return torch.tensor([[[1.0, -1]], [[0.8, 0.6]]])
@@ -75,20 +87,20 @@ def _superposed(n_hidden: int) -> Float[Tensor, "starts n_hidden n_features"]:
 
 
 class _Branch:
-    """Optima in superposition, one instance for every density and start, followed as r moves."""
+    """The optima in superposition, one instance per density and start, followed as r changes."""
 
     def __init__(self, density: Float[Tensor, "densities"], *, n_hidden: int) -> None:
-        starts = _superposed(n_hidden).to(density)
+        starts = _superposition_starts(n_hidden).to(density)
         self.density = density.repeat_interleave(len(starts))
         generator = torch.Generator().manual_seed(0)
         W = starts.repeat(len(density), 1, 1)
-        # off the saddle that an exactly symmetric start may lie on
+        # an exactly symmetric start may lie on a saddle point
         self.W = W + 1e-3 * torch.randn(W.shape, generator=generator, dtype=W.dtype).to(W.device)
         self.b = density.new_zeros(len(self.W), n_hidden + 1)
 
     def loss_and_slope(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """The optimum's loss at importance r and its derivative in r: at an optimum, the extra feature's own error."""
-        activity = independent(self.density[:, None].expand(self.b.shape))
+        """Return the loss of the optimum at importance r and its derivative in r, which at an optimum is the error of the extra feature."""
+        activity = enumerate_independent(self.density[:, None].expand(self.b.shape))
 
         def loss(W: Tensor, b: Tensor, r: Tensor, which: Tensor) -> Tensor:
             importance = torch.cat([torch.ones_like(b[:, 1:]), r[:, None]], 1)
@@ -96,27 +108,27 @@ class _Branch:
                 W, b, importance=importance, activity=activity._replace(weights=activity.weights[which]), signed=False
             )
 
-        found = minimise(
+        minimum = minimise(
             lambda parameters, which: loss(parameters[0], parameters[1], r[which], which),
             (self.W, self.b),
             max_iterations=500,
             gradient_tolerance=1e-9,
             history=10,
         )
-        self.W, self.b = found.parameters
+        self.W, self.b = minimum.parameters
         every = torch.arange(len(r), device=r.device)
         extra = loss(self.W, self.b, torch.ones_like(r), every) - loss(self.W, self.b, torch.zeros_like(r), every)
-        return found.loss, extra
+        return minimum.loss, extra
 
 
-def leaving_zero(density: Float[Tensor, "densities"]) -> Float[Tensor, "densities"]:
-    """The r above which a dropped extra feature grows from W = 0: a smooth transition, the one met at large p.
+def smooth_onset(density: Float[Tensor, "densities"]) -> Float[Tensor, "densities"]:
+    """Return the importance r above which a dropped extra feature grows from W = 0: a continuous transition, found at large p.
 
-    With W_e = ε W_1 the feature's own loss falls by r ε² Var(x); feature 1, whose norm and bias yield by η and β, pays
+    Let W_e = ε W_1. The loss of the extra feature then decreases by r ε² Var(x). Feature 1, whose norm and bias adapt by η and β, costs
 
         ε² min_{η, β}  p E(2η t + s x_e + β)² + (1 − p) E ReLU(s x_e + β)²,   t ~ U[0, 1],  s = ±1 the sign of ε
 
-    to second order. The same for m = 2, where a second kept feature does not help.
+    to second order. The result also holds for m = 2, where a second represented feature does not help.
     """
     p, sign = density.repeat(2), torch.tensor([1.0, -1.0]).to(density).repeat_interleave(len(density))
 
@@ -131,22 +143,24 @@ def leaving_zero(density: Float[Tensor, "densities"]) -> Float[Tensor, "densitie
         return q * active + (1 - q) * silent
 
     zero = torch.zeros_like(p)
-    found = minimise(cost, (zero, zero), max_iterations=500, gradient_tolerance=1e-12, history=4)
-    return found.loss.view(2, -1).amin(0) / dropped_loss(density)
+    minimum = minimise(cost, (zero, zero), max_iterations=500, gradient_tolerance=1e-12, history=4)
+    return minimum.loss.view(2, -1).amin(0) / dropped_loss(density)
 
 
 def exact_boundaries(density: Float[Tensor, "densities"], *, n_hidden: int) -> Boundaries:
-    """Where the freely optimised superposition loses as much as not representing the feature, or as its own dimension.
+    """Return the importances r at which freely optimised superposition and its alternatives have the same loss.
 
-    The optimum's loss is concave in r (a minimum of functions linear in r), so Newton's steps from r = 1 come to either
-    boundary from inside superposition and never step over it. At the lower one superposition may also begin smoothly
-    (`leaving_zero`); the lower of the two counts. The upper one for m = 2 is good to about 1e-3 where it is smooth (p above ½).
+    The alternative is dropping the extra feature at the lower boundary, and dedicating a dimension to it at the upper one. The loss
+    of the optimum is concave in r (a minimum of functions that are linear in r). Newton's method from r = 1 therefore approaches
+    either boundary from inside the superposition phase and never overshoots. At the lower boundary superposition may also begin
+    continuously (`smooth_onset`); the lower of the two values is taken. The upper boundary for m = 2 is accurate to about 1e-3
+    where the transition is continuous (p above 1/2).
     """
-    _check(n_hidden)
+    _check_n_hidden(n_hidden)
     dropped = dropped_loss(density)
 
     def boundary(cost: Tensor, cost_slope: Tensor, branch: _Branch, at_one: tuple[Tensor, Tensor]) -> Tensor:
-        """The r at which the branch loses cost + cost_slope · r; 1 where superposition does not win at r = 1."""
+        """Return the r at which the branch has the loss cost + cost_slope · r; 1 if superposition does not win at r = 1."""
         n_starts = len(branch.W) // len(density)
         cost, cost_slope = (t.repeat_interleave(n_starts) for t in (cost, cost_slope))
         loss, slope = at_one
@@ -164,9 +178,9 @@ def exact_boundaries(density: Float[Tensor, "densities"], *, n_hidden: int) -> B
     at_one = branch.loss_and_slope(torch.ones_like(branch.density))
     W, b = branch.W, branch.b
     lower = boundary(torch.zeros_like(dropped), dropped, branch, at_one).amin(1)
-    lower = torch.minimum(lower, leaving_zero(density))
+    lower = torch.minimum(lower, smooth_onset(density))
     if n_hidden == 1:
-        return Boundaries(lower, 1 / lower)  # the two features are alike
+        return Boundaries(lower, 1 / lower)  # the two features are interchangeable
     pair = _Branch(density, n_hidden=1)
     shared, _ = pair.loss_and_slope(torch.ones_like(pair.density))
     own = torch.minimum(dropped, shared.view(len(density), -1).amin(1))

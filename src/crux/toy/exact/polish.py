@@ -1,4 +1,4 @@
-"""Trained instances taken to the bottom of their basin: L-BFGS on the exact loss, from where training left them."""
+"""Polish trained instances: minimise the exact loss by L-BFGS, starting from the trained weights."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,30 +15,30 @@ from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
 ROWS = 4096
-"""Instances a batch: as many as share the cost of a call, as few as stay in the cache."""
+"""Instances per batch: enough to share the overhead of a call, few enough to stay in the cache."""
 
 DROPPED = 0.03
-"""‖W_i‖ below which a feature whose output is off is not represented."""
+"""A feature with ‖W_i‖ below this and no active output is not represented."""
 
 
 Compute = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
-"""(name, compute) → the tensors of a piece of work: computed, or those that an earlier start of the run left."""
+"""(name, compute) → the tensors of a piece of work: newly computed, or saved by an earlier start of the run."""
 
 
 def compute_now(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """Compute a piece of work without keeping it."""
+    """Compute a piece of work without saving it."""
     return compute()
 
 
-class Polished(NamedTuple):
-    """The local optima that the instances were near."""
+class PolishedInstances(NamedTuple):
+    """The local optima that L-BFGS reached from the trained instances."""
 
     weights: Weights
     """In float64."""
     loss: Float[Tensor, "stream setting"]
     """Exact, summed over features."""
     converged: Bool[Tensor, "stream setting"]
-    """The gradient is within the tolerance."""
+    """True if the gradient is within the tolerance."""
 
 
 def polish(
@@ -48,17 +48,17 @@ def polish(
     gradient_tolerance: float,
     max_iterations: int,
     compute: Compute = compute_now,
-) -> Polished:
-    """Minimise the exact loss of every instance (without weight decay), a batch of instances at a time.
+) -> PolishedInstances:
+    """Minimise the exact loss of every instance, without weight decay, one batch of instances at a time.
 
-    A dropped feature whose bias training left below 0 gets no gradient, though b_i = E x_i is better: it is put there, and its
-    instance polished again.
+    If training left a dropped feature with a bias below 0, the feature gets no gradient, although b_i = E x_i is better. Such biases
+    are set to E x_i, and their instances are polished again.
 
     Args:
-        compute: computes the batches, each by its name.
+        compute: computes a batch, given its name; may return a saved result instead.
     """
     shape = program.importance.shape[:2]
-    one_a_row = program._replace(  # a stream for every instance, so that the optimiser can leave some out
+    single_setting = program._replace(  # one stream per instance, so that the optimiser can drop finished ones
         seeds=program.seeds.repeat_interleave(shape[1]),
         density=program.density.repeat_interleave(shape[1], 0),
         importance=program.importance.flatten(0, 1)[:, None],
@@ -67,46 +67,46 @@ def polish(
     loss, converged = b.new_zeros(len(b)), torch.zeros(len(b), dtype=torch.bool)
 
     def minimise_batch(part: Tensor) -> dict[str, Tensor]:
-        end = minimise(
-            _loss(_rows(one_a_row, part)),
+        minimum = minimise(
+            _build_loss(_select_streams(single_setting, part)),
             (W[part], b[part]),
             max_iterations=max_iterations,
             gradient_tolerance=gradient_tolerance,
             history=10,
         )
         return {
-            "W": end.parameters[0].clone(),
-            "b": end.parameters[1].clone(),
-            "loss": end.loss,
-            "converged": end.converged,
+            "W": minimum.parameters[0].clone(),
+            "b": minimum.parameters[1].clone(),
+            "loss": minimum.loss,
+            "converged": minimum.converged,
         }
 
-    def minimise_rows(rows: Tensor, turn: str) -> None:
+    def minimise_rows(rows: Tensor, pass_name: str) -> None:
         parts = rows.split(ROWS) if len(rows) else ()
         for i, part in enumerate(track(parts, "polishing")):
-            end = compute(f"{turn}_{i}", partial(minimise_batch, part))
-            W[part], b[part], loss[part], converged[part] = (end[key] for key in ("W", "b", "loss", "converged"))
+            batch = compute(f"{pass_name}_{i}", partial(minimise_batch, part))
+            W[part], b[part], loss[part], converged[part] = (batch[key] for key in ("W", "b", "loss", "converged"))
 
     minimise_rows(torch.arange(len(b)), "first")
-    mean = one_a_row.density.double() * (0.0 if program.features.signed else 0.5)
+    mean = single_setting.density.double() * (0.0 if program.distribution.signed else 0.5)
     off = (W.norm(dim=1) < DROPPED) & (b <= 0) & (mean > 0)
     b = torch.where(off, mean, b)
     minimise_rows(off.any(1).nonzero()[:, 0], "again")
-    return Polished(
+    return PolishedInstances(
         Weights(W.unflatten(0, shape), b.unflatten(0, shape), None), loss.view(shape), converged.view(shape)
     )
 
 
-def _rows(program: Program, rows: Tensor) -> Program:
-    """Some of a program's streams."""
+def _select_streams(program: Program, rows: Tensor) -> Program:
+    """Return some streams of a program."""
     return program._replace(
         seeds=program.seeds[rows], density=program.density[rows], importance=program.importance[rows]
     )
 
 
-def _loss(program: Program):
+def _build_loss(program: Program):
     def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
         W, b = parameters
-        return population_loss(_rows(program, which), Weights(W[:, None], b[:, None], None))[:, 0]
+        return population_loss(_select_streams(program, which), Weights(W[:, None], b[:, None], None))[:, 0]
 
     return loss

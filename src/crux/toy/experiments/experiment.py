@@ -1,4 +1,4 @@
-"""What a file in this folder offers as EXPERIMENT: programs to train, and the result that they lead to."""
+"""The interface of an experiment with toy models; each module in this folder defines one as `EXPERIMENT`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
-from crux.toy.program import Program, Trained
+from crux.toy.program import Program, TrainedProgram
 
 Options_contra = TypeVar("Options_contra", contravariant=True)
 Options = TypeVar("Options")
@@ -14,10 +14,10 @@ Options = TypeVar("Options")
 
 @runtime_checkable
 class BuildPrograms(Protocol[Options_contra]):
-    """Returns what is to be trained, one program after the other.
+    """A function that returns the programs to train, in order.
 
     Raises:
-        UserError: if the options are not what the experiment is about.
+        UserError: if the options do not suit the experiment.
     """
 
     def __call__(self, options: Options_contra, /, *, seed: int) -> list[Program]: ...
@@ -25,10 +25,10 @@ class BuildPrograms(Protocol[Options_contra]):
 
 @dataclass(frozen=True)
 class ToyExperiment(Generic[Options]):
-    """An experiment with toy models."""
+    """An experiment with toy models: the programs to train, and the result that is computed from them."""
 
     options: type[Options]
-    """What it reads: the dataclass of the section `toy`, or the job's if it needs several sections."""
+    """The options that it reads: the dataclass of the section `toy`, or of the whole job if it needs several sections."""
     programs: BuildPrograms[Options]
-    result: Callable[[Options, Sequence[Trained], ActiveRun], Result]
-    """Computes the result from the trained programs; takes pieces of an earlier start from the run's folder."""
+    result: Callable[[Options, Sequence[TrainedProgram], ActiveRun], Result]
+    """Computes the result from the trained programs; may reuse pieces of an earlier start from the run folder."""

@@ -1,4 +1,4 @@
-"""How many dimensions a feature gets: D* against sparsity, sticky at 1 and 1/2, and the fractions that features cluster at.
+"""The dimensions per feature D* against sparsity, with plateaus at 1 and 1/2, and the fractions at which single features cluster.
 
 Elhage et al. 2209.10652, "The Geometry of Superposition": many features of equal importance; D* = n_hidden / ‖W‖_F² and
 each feature's dimensionality D_i.
@@ -15,46 +15,46 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import build_model_program, split_into_tiles
-from crux.toy.figures.dimensionality import toy_dimensionality
+from crux.toy.figures.dimensionality import plot_dimensionality
 from crux.toy.figures.fractions import FRACTIONS
-from crux.toy.geometry.dimensionality import dimensionality, dimensions_per_feature, norms, rank
+from crux.toy.geometry.dimensionality import column_rank, dimensionality, dimensions_per_feature, norms
 from crux.toy.options import Tiled
-from crux.toy.program import Program, Trained
+from crux.toy.program import Program, TrainedProgram
 
 REPRESENTED = 0.5
-"""A feature is, from this norm on: half-way between none and the whole."""
+"""A feature is represented if its norm is above this value, half-way between 0 and 1."""
 
 NEAR = 0.02
-"""A dimensionality within this of a fraction is at it."""
+"""A dimensionality is at a fraction if it is within this distance of it."""
 
 SMOOTHING = 0.1
-"""A smooth density has what is found spread evenly over this much to either side."""
+"""Half-width over which each dimensionality is spread for the comparison with a smooth density."""
 
 LAW = 1e-4
-"""By how much rounding in float32 may break Σ D_i ≤ rank."""
+"""Tolerance of Σ D_i ≤ rank, for rounding in float32."""
 
 STICKY = [fraction for fraction, _ in FRACTIONS.values()]
 
 HALF, FLAT = 0.5, 0.03
-"""D* is on its plateau within FLAT of HALF."""
+"""D* is on its plateau if it is within FLAT of HALF."""
 
 
-def programs(toy: Tiled, *, seed: int) -> list[Program]:
-    """Build one instance for each density and seed."""
+def build_programs(toy: Tiled, *, seed: int) -> list[Program]:
+    """Build one instance per density and seed."""
     return split_into_tiles(build_model_program(toy, seed=seed), tile=toy.tile)
 
 
-def share_at(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
+def share_near(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
     """Return the share of the dimensionalities within NEAR of one of the fractions."""
     if not len(D):
         return 0.0
     return float(((D[:, None] - torch.tensor(fractions).to(D)).abs() <= NEAR).any(-1).double().mean())
 
 
-def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """Return what `share_at` would be if the dimensionalities had a smooth density.
+def smooth_share_near(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
+    """Return the share of `share_near` that a smooth density of dimensionalities would give.
 
-    Each is spread evenly over ± SMOOTHING (up to 1, where they end).
+    Each dimensionality is spread evenly over ± SMOOTHING, but not above 1.
     """
     if not len(D):
         return 0.0
@@ -67,10 +67,10 @@ def share_if_smooth(D: Float[Tensor, "features"], fractions: Sequence[float]) ->
     return float((covered / (high - low)).double().mean())
 
 
-def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> float:
-    """Return by what factor the density changes while D* stays on its plateau at 1/2.
+def plateau_width(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> float:
+    """Return the factor by which the density changes while D* stays on its plateau at 1/2.
 
-    The longest run of neighbours; 1 if it is a single density, 0 if there is none.
+    The longest run of neighbouring densities counts; 1 if it is a single density, 0 if there is none.
     """
     order = sorted(range(len(densities)), key=lambda i: densities[i])
     longest, first = 0.0, None
@@ -81,51 +81,54 @@ def plateau(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> f
     return longest
 
 
-def result(toy: Tiled, trained: Sequence[Trained], run: ActiveRun) -> Result:
-    """Measure D* and every D_i, check their law, and whether they stick to the fractions."""
+def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
+    """Measure D* and every D_i, check Σ D_i ≤ rank, and test whether D_i clusters at the fractions."""
     W = torch.cat([part.weights.W[:, 0] for part in trained])
     loss = torch.cat([part.loss[:, 0] for part in trained])
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)
-    D, spread, spanned = dimensionality(W), dimensions_per_feature(W), rank(W)
-    means = spread.unflatten(0, (-1, toy.seeds)).mean(1)
-    unlawful = (D.double().sum(-1) - spanned).max()
+    D, d_star, rank = dimensionality(W), dimensions_per_feature(W), column_rank(W)
+    means = d_star.unflatten(0, (-1, toy.seeds)).mean(1)
+    violation = (D.double().sum(-1) - rank).max()
     superposed = D[(norms(W) > REPRESENTED) & (density[:, None] < 1)]
-    found, smooth = share_at(superposed, STICKY), share_if_smooth(superposed, STICKY)
+    at, smooth = share_near(superposed, STICKY), smooth_share_near(superposed, STICKY)
     checks = [
-        Check("largest Σ D_i − rank W", float(unlawful), -toy.n_hidden, LAW),
-        Check("largest rank W", float(spanned.max()), 1, toy.n_hidden),
+        Check("largest Σ D_i − rank W", float(violation), -toy.n_hidden, LAW),
+        Check("largest rank W", float(rank.max()), 1, toy.n_hidden),
         Check("D* at the highest density", float(means[density[:: toy.seeds].argmax()]), 0.9, 1.1),
-        Check("density changes by this factor while D* = 1/2 ± 0.03", plateau(toy.densities, means), 1.2, 100),
-        Check("features at a fraction, by what a smooth density gives", found / smooth if smooth else 0.0, 1.5, 100),
+        Check("factor of densities with D* = 1/2 ± 0.03", plateau_width(toy.densities, means), 1.2, 100),
+        Check(
+            "features at a fraction / the same if D_i had a smooth density", at / smooth if smooth else 0.0, 1.5, 100
+        ),
     ]
-    metrics = {"at_fractions": found, "at_fractions_if_smooth": smooth}
+    metrics = {"at_fractions": at, "at_fractions_if_smooth": smooth}
     about = (
-        f"{len(superposed)} represented features (norm above {REPRESENTED}) where density < 1; within {NEAR} of a fraction "
-        f"{found:.1%}, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}"
+        f"{len(superposed)} represented features (norm above {REPRESENTED}) at densities below 1; {at:.1%} are within {NEAR} "
+        f"of a fraction, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}"
     )
     fractions, densities = [], []
     for name, (fraction, _) in FRACTIONS.items():
-        one, other = share_at(superposed, [fraction]), share_if_smooth(superposed, [fraction])
+        one, other = share_near(superposed, [fraction]), smooth_share_near(superposed, [fraction])
         metrics[f"at/{name.split('  ')[0].replace(' ', '_')}"] = one
         most, where = max(
-            (share_at(D[i][norms(W[i]) > REPRESENTED], [fraction]), 1 / float(density[i])) for i in range(len(density))
+            (share_near(D[i][norms(W[i]) > REPRESENTED], [fraction]), 1 / float(density[i]))
+            for i in range(len(density))
         )
         fractions.append([name, f"{one:.1%}", f"{other:.1%}", f"{most:.0%}", f"{where:.3g}"])
     for i, p in enumerate(density.tolist()):
         alive = norms(W[i]) > REPRESENTED
-        share = share_at(D[i][alive], STICKY)
-        dimensions, total = f"{spread[i]:.3f}", f"{D[i].sum():.2f}"
+        share = share_near(D[i][alive], STICKY)
+        dimensions, total = f"{d_star[i]:.3f}", f"{D[i].sum():.2f}"
         densities.append([f"{1 / p:.3g}", dimensions, int(alive.sum()), total, f"{share:.0%}", f"{loss[i]:.4f}"])
     tables = [
-        markdown_table(["fraction", "found", "if smooth", "most at one density", "where 1/(1−S) is"], fractions),
+        markdown_table(["fraction", "features", "if smooth", "most at one density", "its 1/(1−S)"], fractions),
         markdown_table(["1/(1−S)", "D*", "represented", "Σ D_i", "at a fraction", "loss"], densities),
     ]
-    figure = toy_dimensionality(
-        densities=density.numpy(), dimensions_per_feature=spread.numpy(), dimensionality=D.numpy()
+    figure = plot_dimensionality(
+        densities=density.numpy(), dimensions_per_feature=d_star.numpy(), dimensionality=D.numpy()
     )
     arrays = {
         "density": density,
-        "dimensions_per_feature": spread,
+        "dimensions_per_feature": d_star,
         "dimensionality": D,
         "norms": norms(W),
         "loss": loss,
@@ -133,4 +136,4 @@ def result(toy: Tiled, trained: Sequence[Trained], run: ActiveRun) -> Result:
     return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n\n".join([about, *tables]))
 
 
-EXPERIMENT = ToyExperiment(Tiled, programs, result)
+EXPERIMENT = ToyExperiment(Tiled, build_programs, result)

@@ -1,6 +1,6 @@
-"""Five features in two dimensions, one of them made sparser or denser: the pentagon stretches, then two digons win.
+"""Five features in two dimensions, one of them sparser or denser: the pentagon is deformed, then two digons become better.
 
-Elhage et al. 2209.10652, "Non-uniform superposition": many restarts, of which all local optima are kept; their losses cross.
+Elhage et al. 2209.10652, "Non-uniform superposition": many restarts, all of whose local optima are recorded; their losses cross.
 """
 
 import math
@@ -18,38 +18,38 @@ from crux.config.markdown import markdown_table
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
-from crux.toy.exact.best import losses
-from crux.toy.exact.optima import SHAKE, Parts, start_of, structures
+from crux.toy.exact.best import instance_losses
+from crux.toy.exact.optima import SHAKE, Arrangement, build_start, distinct_arrangements
 from crux.toy.exact.polish import polish
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import build_program, feature_importances, uniform_densities
 from crux.toy.features import FeatureDistribution
-from crux.toy.figures.crossing import toy_crossing
-from crux.toy.geometry.report import THRESHOLDS, canonical, geometry_report
-from crux.toy.options import Kind, OneVariedFeature, Together
-from crux.toy.program import Program, Trained
+from crux.toy.figures.crossing import plot_crossing
+from crux.toy.geometry.report import THRESHOLDS, geometry_report, orient_canonically
+from crux.toy.options import Cooccurrence, Kind, OneVariedFeature
+from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
 PENTAGON, DIGONS = "pentagon", "two digons, the varied feature dropped"
 POLISH = {"gradient_tolerance": 1e-7, "max_iterations": 500}
 SHOWN = (0.15, 0.3, 1.0, 2.0, 4.0)
-"""Ratios, or those nearest to them, whose best geometry is drawn."""
+"""Density ratios (or those nearest to them) whose best geometry is drawn."""
 
 SAME = 1e-4
-"""Relative difference below which two losses of one geometry are one local optimum."""
+"""Relative difference below which two losses of one geometry belong to the same local optimum."""
 
 EXACT_CROSSING = 3.7
 """Ratio of densities at which pentagon and digons have the same loss, at p = 0.05, to two digits (docs/reference/toy_models.md §4.5)."""
 
 
-def programs(toy: OneVariedFeature, *, seed: int) -> list[Program]:
-    """Build one instance for each ratio and seed."""
+def build_programs(toy: OneVariedFeature, *, seed: int) -> list[Program]:
+    """Build one instance per ratio and seed."""
     if (toy.n_features, toy.n_hidden, len(toy.densities)) != (5, 2, 1):
         raise UserError(
-            "experiment=toy/one_varied_feature is about toy.n_features=5, toy.n_hidden=2 at one of toy.densities"
+            "experiment=toy/one_varied_feature needs toy.n_features=5, toy.n_hidden=2 and one density in toy.densities"
         )
     if max(toy.ratios) * toy.densities[0] > 1:
-        raise UserError("toy.ratios: ratio × density must be 1 at most")
+        raise UserError("toy.ratios: ratio × density must be at most 1")
     density = uniform_densities(toy, toy.n_features).repeat(len(toy.ratios), 1)
     density[:, -1] *= torch.tensor(toy.ratios)
     importance = feature_importances(toy, toy.n_features)[None]
@@ -63,14 +63,14 @@ class Optimum(NamedTuple):
 
     name: str
     loss: float
-    """Exact."""
+    """The exact loss."""
     W: Float[Tensor, "n_hidden n_features"]
     n: int
-    """Restarts that ended there."""
+    """Number of restarts that ended there."""
 
 
-def name_of(W: Float[Tensor, "n_hidden n_features"]) -> str:
-    """Name the geometry: "pentagon" for all five around the plane, however stretched; else the factors, and who is dropped."""
+def name_geometry(W: Float[Tensor, "n_hidden n_features"]) -> str:
+    """Name the geometry: "pentagon" if all five features form one, however deformed; otherwise its factors, and the dropped feature."""
     shape = geometry_report(W, **THRESHOLDS)
     last = W.shape[1] - 1
     if len(shape.factors) == 1 and len(shape.living) == last + 1 and shape.factors[0].rank == 2:
@@ -80,22 +80,25 @@ def name_of(W: Float[Tensor, "n_hidden n_features"]) -> str:
     return " + ".join(f"{n} {name}" if n > 1 else name for name, n in sorted(shape.names.items()))
 
 
-def optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden n_features"]) -> list[Optimum]:
-    """Return the distinct ends of one ratio's restarts, the best first."""
-    found: list[Optimum] = []
+def distinct_optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden n_features"]) -> list[Optimum]:
+    """Return the distinct local optima of one ratio's restarts, the best first."""
+    optima: list[Optimum] = []
     for i in loss.argsort().tolist():
-        name, value = name_of(W[i]), float(loss[i])
-        for k, other in enumerate(found):
+        name, value = name_geometry(W[i]), float(loss[i])
+        for k, other in enumerate(optima):
             if other.name == name and value - other.loss <= SAME * value:
-                found[k] = other._replace(n=other.n + 1)
+                optima[k] = other._replace(n=other.n + 1)
                 break
         else:
-            found.append(Optimum(name, value, W[i], 1))
-    return found
+            optima.append(Optimum(name, value, W[i], 1))
+    return optima
 
 
-def crossing(first: dict[float, float], second: dict[float, float]) -> tuple[float, float, float]:
-    """Return (where two branches lose alike, the ratios below and above): linear between ratios that have both; NaN: nowhere."""
+def find_crossing(first: dict[float, float], second: dict[float, float]) -> tuple[float, float, float]:
+    """Return the ratio at which two geometries have the same loss, and the ratios of the data below and above.
+
+    The losses are interpolated linearly between ratios that have both; all three are NaN if the losses do not cross.
+    """
     both = sorted(first.keys() & second.keys())
     for a, b in pairwise(both):
         u, v = first[a] - second[a], first[b] - second[b]
@@ -104,100 +107,109 @@ def crossing(first: dict[float, float], second: dict[float, float]) -> tuple[flo
     return math.nan, math.nan, math.nan
 
 
-def branch(found: dict[float, list[Optimum]], name: str) -> dict[float, float]:
-    """Return ratio → the lowest loss of the optima of one geometry, for ratios that have any."""
-    return {r: min(o.loss for o in at if o.name == name) for r, at in found.items() if any(o.name == name for o in at)}
+def lowest_losses(optima: dict[float, list[Optimum]], name: str) -> dict[float, float]:
+    """Return the lowest loss of the optima of one geometry by ratio, for ratios that have such optima."""
+    losses = {ratio: [o.loss for o in of_ratio if o.name == name] for ratio, of_ratio in optima.items()}
+    return {ratio: min(values) for ratio, values in losses.items() if values}
 
 
-def exact(density: Float[Tensor, "ratio n_features"], arranged: list[Parts]) -> list[list[Optimum]]:
-    """Return the local optima that the arrangements lead to at each of the densities, polished on the exact loss."""
+def polish_arrangements(
+    density: Float[Tensor, "ratio n_features"], arrangements: list[Arrangement]
+) -> list[list[Optimum]]:
+    """Return the local optima that are reached from the arrangements at each of the densities, by polishing on the exact loss."""
     density = density.double()
-    starts = [start_of(parts, n_hidden=2, mean=p / 2) for p in density for parts in arranged]
+    starts = [build_start(arrangement, n_hidden=2, mean=p / 2) for p in density for arrangement in arrangements]
     W, b = (torch.stack([start[i] for start in starts])[:, None] for i in (0, 1))
     W = W + SHAKE * torch.randn(W.shape, generator=torch.Generator().manual_seed(0), dtype=W.dtype)
-    every = Program(
+    program = Program(
         name="exact",
         kind=Kind.relu_output,
         n_hidden=2,
-        features=FeatureDistribution(Together.independent, 1, False),
+        distribution=FeatureDistribution(Cooccurrence.independent, 1, False),
         seeds=torch.zeros(len(W), dtype=torch.long),
-        density=density.repeat_interleave(len(arranged), 0),
+        density=density.repeat_interleave(len(arrangements), 0),
         importance=torch.ones(len(W), 1, density.shape[1]),
         points=None,
     )
-    end = polish(every, Weights(W, b, None), **POLISH)
-    by_ratio = (t.unflatten(0, (len(density), -1))[:, :, 0] for t in (end.loss, end.weights.W))
-    return [optima(loss, W) for loss, W in zip(*by_ratio, strict=True)]
+    polished = polish(program, Weights(W, b, None), **POLISH)
+    by_ratio = (t.unflatten(0, (len(density), -1))[:, :, 0] for t in (polished.loss, polished.weights.W))
+    return [distinct_optima(loss, W) for loss, W in zip(*by_ratio, strict=True)]
 
 
-def result(toy: OneVariedFeature, trained: Sequence[Trained], run: ActiveRun) -> Result:
-    """Compare all local optima against the ratio, and where pentagon and digons cross."""
-    (it,) = trained
+def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
+    """Compare the losses of all local optima against the ratio, and find the ratio at which pentagon and digons cross."""
+    (model,) = trained
     ratios = toy.ratios
-    end = polish(it.program, it.weights, **POLISH, compute=partial(compute_once, run.folder))
-    loss, W = (t[:, 0].unflatten(0, (-1, toy.seeds)) for t in (end.loss, end.weights.W))
-    found = {r: optima(loss[i], W[i]) for i, r in enumerate(ratios)}
-    density = it.program.density[:: toy.seeds]
-    alike = [0] * (toy.n_features - 1)
-    best = [min(o.loss for o in at) for at in exact(density, structures([*alike, 1], 2))]
+    polished = polish(model.program, model.weights, **POLISH, compute=partial(compute_once, run.folder))
+    loss, W = (t[:, 0].unflatten(0, (-1, toy.seeds)) for t in (polished.loss, polished.weights.W))
+    optima = {r: distinct_optima(loss[i], W[i]) for i, r in enumerate(ratios)}
+    density = model.program.density[:: toy.seeds]
+    kinds = [*[0] * (toy.n_features - 1), 1]  # all but the varied feature are interchangeable
+    exact = polish_arrangements(density, distinct_arrangements(kinds, 2))
+    best = [min(o.loss for o in of_ratio) for of_ratio in exact]
 
-    at, low, high = crossing(branch(found, PENTAGON), branch(found, DIGONS))
+    crossing, low, high = find_crossing(lowest_losses(optima, PENTAGON), lowest_losses(optima, DIGONS))
     between = torch.linspace(low, high, 6).tolist()
-    theory = math.nan
-    if math.isfinite(at):
+    exact_crossing = math.nan
+    if math.isfinite(crossing):
         near = density[:1].repeat(len(between), 1)
         near[:, -1] = toy.densities[0] * torch.tensor(between)
-        exactly = dict(zip(between, exact(near, [(tuple(range(5)),), ((0, 1), (2, 3))]), strict=True))
-        theory, _, _ = crossing(branch(exactly, PENTAGON), branch(exactly, DIGONS))
-    as_trained = losses(it)[:, 0].unflatten(0, (-1, toy.seeds))
+        nearby = dict(zip(between, polish_arrangements(near, [(tuple(range(5)),), ((0, 1), (2, 3))]), strict=True))
+        exact_crossing, _, _ = find_crossing(lowest_losses(nearby, PENTAGON), lowest_losses(nearby, DIGONS))
+    trained_loss = instance_losses(model)[:, 0].unflatten(0, (-1, toy.seeds))
     unpolished = {
-        r: [Optimum(name_of(W[i, j]), float(as_trained[i, j]), W[i, j], 1) for j in range(toy.seeds)]
+        r: [Optimum(name_geometry(W[i, j]), float(trained_loss[i, j]), W[i, j], 1) for j in range(toy.seeds)]
         for i, r in enumerate(ratios)
     }
-    as_paper, _, _ = crossing(branch(unpolished, PENTAGON), branch(unpolished, DIGONS))
+    unpolished_crossing, _, _ = find_crossing(lowest_losses(unpolished, PENTAGON), lowest_losses(unpolished, DIGONS))
     excess = max(float(loss[i].min()) / best[i] - 1 for i in range(len(ratios)))
     checks = [
         Check(
-            "exact crossing of pentagon and digons, times sparser",
-            1 / theory,
+            "exact crossing of pentagon and digons (1 / density ratio)",
+            1 / exact_crossing,
             EXACT_CROSSING - 0.05,
             EXACT_CROSSING + 0.05,
         ),
-        Check("crossing of the trained, over the exact one", theory / at, 0.98, 1.02),
-        Check("exact loss of the best restart, relative excess, at most", excess, -0.005, 0.005),
+        Check(
+            "crossing of the trained models / exact crossing (1 / density ratio)", exact_crossing / crossing, 0.98, 1.02
+        ),
+        Check("largest relative excess of the best restart's exact loss", excess, -0.005, 0.005),
     ]
     metrics = {
-        "crossing": 1 / at,
-        "crossing_exact": 1 / theory,
-        "crossing_unpolished": 1 / as_paper,
-        "local_optima": sum(map(len, found.values())) / len(found),
-        "unfinished": float((~end.converged).float().mean()),
+        "crossing": 1 / crossing,
+        "crossing_exact": 1 / exact_crossing,
+        "crossing_unpolished": 1 / unpolished_crossing,
+        "local_optima": sum(map(len, optima.values())) / len(optima),
+        "unfinished": float((~polished.converged).float().mean()),
     }
     shown = sorted({min(ratios, key=lambda r, w=w: abs(math.log(r / w))) for w in SHOWN})
-    names = sorted({o.name for at in found.values() for o in at}, key=lambda name: min(branch(found, name).values()))
-    best_W = {r: canonical(found[r][0].W.flip(1), living=THRESHOLDS["living"]).flip(1) for r in shown}
-    figure = toy_crossing(
-        {name: branch(found, name) for name in names},
+    names = sorted(
+        {o.name for of_ratio in optima.values() for o in of_ratio},
+        key=lambda name: min(lowest_losses(optima, name).values()),
+    )
+    best_W = {r: orient_canonically(optima[r][0].W.flip(1), living=THRESHOLDS["living"]).flip(1) for r in shown}
+    figure = plot_crossing(
+        {name: lowest_losses(optima, name) for name in names},
         exact=dict(zip(ratios, best, strict=True)),
-        crossing=at,
+        crossing=crossing,
         density=toy.densities[0],
-        shown={r: W.float().numpy() for r, W in best_W.items()},
+        weights={r: W.float().numpy() for r, W in best_W.items()},
     )
     arrays = {
         "W": W,
         "loss": loss,
-        "loss_trained": as_trained,
+        "loss_trained": trained_loss,
         "exact_best": torch.tensor(best),
         "ratios": torch.tensor(ratios),
     }
     return Result(
-        {k: v for k, v in metrics.items() if math.isfinite(v)}, checks, {"crossing": figure}, arrays, _table(found)
+        {k: v for k, v in metrics.items() if math.isfinite(v)}, checks, {"crossing": figure}, arrays, _table(optima)
     )
 
 
-def _table(found: dict[float, list[Optimum]]) -> str:
-    rows = [[f"{r:.3g}", o.name, f"{o.loss:.6f}", o.n] for r, at in found.items() for o in at]
+def _table(optima: dict[float, list[Optimum]]) -> str:
+    rows = [[f"{r:.3g}", o.name, f"{o.loss:.6f}", o.n] for r, of_ratio in optima.items() for o in of_ratio]
     return markdown_table(["density ratio", "local optimum", "exact loss", "restarts"], rows)
 
 
-EXPERIMENT = ToyExperiment(OneVariedFeature, programs, result)
+EXPERIMENT = ToyExperiment(OneVariedFeature, build_programs, result)

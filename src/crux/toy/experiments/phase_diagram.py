@@ -1,9 +1,9 @@
-"""What an extra feature is given, by its relative importance and the density: nothing, a share of a dimension, or one of its own.
+"""The phase diagram of an extra feature over its relative importance and the density: dropped, in superposition, or dedicated.
 
-Elhage et al. 2209.10652, "Superposition as a phase change": n = m + 1 features in m dimensions, the last one's importance r
-times the others', two → one and three → two. Every trained instance is polished on the exact loss (no weight decay); of a
-pixel's instances the best says its class, unless a neighbour's optimum, polished here, is lower still (ten restarts miss a basin that
-one of three falls in once in sixty pixels); the border between classes must be the exact one.
+Elhage et al. 2209.10652, "Superposition as a phase change": n = m + 1 features in m dimensions (2 → 1 and 3 → 2), the last one with
+r times the importance of the others. Every trained instance is polished on the exact loss, without weight decay. The best
+instance of a pixel determines its class, unless polishing a neighbour's optimum gives a lower loss. (With ten restarts, a basin that
+one third of the starts lead to is missed in one of sixty pixels.) The boundary between the classes must be the exact one.
 """
 
 import math
@@ -21,10 +21,15 @@ from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.compare import join_tiles
-from crux.toy.exact.best import best_of_seeds, losses
-from crux.toy.exact.neighbours import lowered_by_neighbours
-from crux.toy.exact.phase_theory import Boundaries, exact_boundaries, extra_feature_class, fixed_weight_boundaries
-from crux.toy.exact.polish import Polished, polish
+from crux.toy.exact.best import best_streams, instance_losses
+from crux.toy.exact.neighbours import polish_from_neighbours
+from crux.toy.exact.phase_theory import (
+    Boundaries,
+    classes_between_boundaries,
+    exact_boundaries,
+    fixed_weight_boundaries,
+)
+from crux.toy.exact.polish import PolishedInstances, polish
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import (
     build_program,
@@ -32,34 +37,35 @@ from crux.toy.experiments.programs import (
     split_into_tiles,
     uniform_densities,
 )
-from crux.toy.figures.phases import Diagram, Shares, toy_phases, toy_shares
+from crux.toy.figures.phases import Diagram, Shares, plot_norm_and_superposition, plot_phase_diagrams
 from crux.toy.geometry.dimensionality import norms, superposition
 from crux.toy.options import PhaseDiagram
-from crux.toy.program import Program, Trained
+from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
 REPRESENTED = 0.1
-"""‖W_i‖ from which a feature counts as represented. At an exact optimum one that is not has 0; one that is has .7 or more where the
-features are sparse, and rises from 0 where they are denser than 0.54."""
+"""A feature is represented if ‖W_i‖ is at least this. At an exact optimum, a feature that is not represented has norm 0; one that is
+has at least 0.7 if features are sparse, and grows continuously from 0 at densities above 0.54.
+"""
 
 POLISH = {"gradient_tolerance": 1e-6, "max_iterations": 300}
-"""Of a loss that is p/3 or so: the classes are told apart by far more."""
+"""Sufficient for losses of about p/3, because the losses of different classes differ by far more."""
 
 DISTINCT = 1e-5
-"""Local optima of one pixel whose losses differ by more (relative) are two."""
+"""Local optima of one pixel are distinct if their losses differ by more than this share."""
 
 
-def programs(toy: PhaseDiagram, *, seed: int) -> list[Program]:
-    """Build, for each size, an instance for every density, seed and ratio; those of one density and seed see the same data."""
+def build_programs(toy: PhaseDiagram, *, seed: int) -> list[Program]:
+    """Build one instance per size, density, seed and ratio; the instances of one density and seed see the same data."""
     if toy.importance != 1:
         raise UserError(
-            f"toy.importance={toy.importance}: the others' is 1 in a phase diagram, toy.ratios varies the last"
+            f"toy.importance={toy.importance}: must be 1 in a phase diagram, where toy.ratios varies the last feature"
         )
-    made = []
+    programs = []
     for size in toy.model_sizes:
         if (size.n_features, size.n_hidden) not in ((2, 1), (3, 2)):
             raise UserError(
-                f"toy.sizes: the theory is known for [2, 1, 1] and [3, 2, 1], not for {size.n_features} → {size.n_hidden}"
+                f"toy.sizes: there is a theory for [2, 1, 1] and [3, 2, 1], not for {size.n_features} → {size.n_hidden}"
             )
         importance = feature_importances(toy, size.n_features).repeat(len(toy.ratios), 1)
         importance[:, -1] = torch.tensor(toy.ratios)
@@ -67,80 +73,83 @@ def programs(toy: PhaseDiagram, *, seed: int) -> list[Program]:
         program = build_program(
             toy, size, seed=seed, name=size.name, kind=toy.kind, density=density, importance=importance
         )
-        made += split_into_tiles(program, tile=toy.tile)
-    return made
+        programs += split_into_tiles(program, tile=toy.tile)
+    return programs
 
 
-class Found(NamedTuple):
-    """One size's diagram; pixels are [density, ratio]."""
+class PolishedDiagram(NamedTuple):
+    """The phase diagram of one size after polishing; a pixel is [density, ratio]."""
 
     classes: Int[Tensor, "density ratio"]
-    """Of the lowest optimum: 0 not represented, 1 in superposition, 2 own dimension."""
+    """Class of the lowest optimum: 0 not represented, 1 in superposition, 2 a dedicated dimension."""
     loss: Float[Tensor, "density ratio"]
-    """Its exact loss."""
+    """Exact loss of the lowest optimum."""
     own_classes: Int[Tensor, "density ratio"]
-    """Of the best of the pixel's own instances, before its neighbours' optima were tried."""
+    """Class of the best of the pixel's trained instances, without the optima of its neighbours."""
     lowered: int
-    """Pixels whose neighbours had a lower one."""
+    """Number of pixels for which a neighbour's optimum was better."""
     n_optima: Int[Tensor, "density ratio"]
-    """Distinct local optima among the pixel's instances."""
+    """Number of distinct local optima among the pixel's instances."""
     unfinished: float
-    """Share of the instances whose polishing ended above the tolerance."""
+    """Share of the instances whose polishing did not reach the tolerance."""
     shares: Float[Tensor, "2 density ratio"]
-    """The paper's picture: norm and superposition of the extra feature as trained, means over all instances but the worst."""
+    """As in the paper's figure: norm and superposition of the extra feature as trained, means over all instances except the worst."""
 
 
-def extra_class(W: Float[Tensor, "*batch n_hidden n_features"]) -> Int[Tensor, "*batch"]:
-    """Return 0: the last feature is not represented; 1: it shares its direction with one that is; 2: it has a dimension of its own."""
+def classify_extra_feature(W: Float[Tensor, "*batch n_hidden n_features"]) -> Int[Tensor, "*batch"]:
+    """Return the class of the last feature.
+
+    0: it is not represented; 1: it shares its direction with a feature that is; 2: it has a dedicated dimension.
+    """
     represented = norms(W)[..., -1] >= REPRESENTED
-    shared = superposition(W)[..., -1] >= REPRESENTED**2  # what another one of that norm leaves on its line
+    shared = superposition(W)[..., -1] >= REPRESENTED**2  # the overlap with a feature of that norm
     return torch.where(represented, torch.where(shared, 1, 2), 0)
 
 
-def polish_diagram(whole: Trained, run: ActiveRun, *, name: str, n_seeds: int) -> Found:
-    """Polish all instances of one size and take the best of each pixel."""
-    result = polish(
+def polish_diagram(whole: TrainedProgram, run: ActiveRun, *, name: str, n_seeds: int) -> PolishedDiagram:
+    """Polish all instances of one size and select the best one per pixel."""
+    polished = polish(
         whole.program,
         whole.weights,
         **POLISH,
         compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
     )
-    best = best_of_seeds(result.loss, n_seeds=n_seeds)
+    best = best_streams(polished.loss, n_seeds=n_seeds)
     every = torch.arange(best.shape[1])
-    by_seed = result.loss.unflatten(0, (-1, n_seeds)).sort(1).values
+    by_seed = polished.loss.unflatten(0, (-1, n_seeds)).sort(1).values
     n_optima = 1 + (by_seed.diff(dim=1) > DISTINCT * by_seed[:, 1:]).sum(1)
 
-    W, kept = whole.weights.W, losses(whole).unflatten(0, (-1, n_seeds)).argsort(1)
+    W, kept = whole.weights.W, instance_losses(whole).unflatten(0, (-1, n_seeds)).argsort(1)
     kept = kept[:, : max(1, n_seeds - 1)]
     shares = torch.stack([norms(W)[..., -1], superposition(W)[..., -1]]).unflatten(1, (-1, n_seeds))
     shares = shares.gather(2, kept.expand(2, *kept.shape)).mean(2)
-    own = Polished(
-        Weights(result.weights.W[best, every], result.weights.b[best, every], None),
-        result.loss[best, every],
-        result.converged[best, every],
+    own = PolishedInstances(
+        Weights(polished.weights.W[best, every], polished.weights.b[best, every], None),
+        polished.loss[best, every],
+        polished.converged[best, every],
     )
-    a_density_each = slice(None, None, n_seeds)  # seeds run fastest
+    one_per_density = slice(None, None, n_seeds)  # the streams are ordered by density, then by seed
     pixels = whole.program._replace(
-        seeds=whole.program.seeds[a_density_each],
-        density=whole.program.density[a_density_each],
-        importance=whole.program.importance[a_density_each],
+        seeds=whole.program.seeds[one_per_density],
+        density=whole.program.density[one_per_density],
+        importance=whole.program.importance[one_per_density],
     )
-    lowest, lowered = lowered_by_neighbours(pixels, own, classes=extra_class, **POLISH)
-    return Found(
-        extra_class(lowest.weights.W),
+    lowest, lowered = polish_from_neighbours(pixels, own, classes=classify_extra_feature, **POLISH)
+    return PolishedDiagram(
+        classify_extra_feature(lowest.weights.W),
         lowest.loss,
-        extra_class(own.weights.W),
+        classify_extra_feature(own.weights.W),
         lowered,
         n_optima,
-        float((~result.converged).float().mean()),
+        float((~polished.converged).float().mean()),
         shares,
     )
 
 
-def deviation(
+def pixels_from_boundary(
     classes: Int[Tensor, "density ratio"], boundaries: Boundaries, ratios: Float[Tensor, "ratio"]
 ) -> Float[Tensor, "density ratio"]:
-    """Return how many pixels each pixel is away from the ratios at which its class is the right one, at its density; 0: it is right."""
+    """Return each pixel's distance, in pixels, from the ratios at which its class is correct at its density; 0 if it is correct."""
     logs, step = ratios.double().log(), math.log(ratios[1] / ratios[0])
     lower, upper = (edge.double().log()[:, None] for edge in boundaries)
     low = torch.where(classes == 0, -torch.inf, torch.where(classes == 1, lower, upper))
@@ -148,24 +157,24 @@ def deviation(
     return torch.maximum(low - logs, logs - high).clamp(min=0) / step
 
 
-def result(toy: PhaseDiagram, trained: Sequence[Trained], run: ActiveRun) -> Result:
-    """Compare the diagrams with theory."""
+def result(toy: PhaseDiagram, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
+    """Compare the diagrams with the theory."""
     ratios, densities = torch.tensor(toy.ratios), torch.tensor(toy.densities, dtype=torch.float64)
     diagrams, shares, checks, arrays, metrics, lines = [], [], [], {}, {}, []
-    by_size = {name: list(parts) for name, parts in groupby(trained, lambda t: _size_of(t.program))}
+    by_size = {name: list(parts) for name, parts in groupby(trained, lambda t: _size_name(t.program))}
     for size in toy.model_sizes:
         name, title = size.name, f"{size.n_features} features in {size.n_hidden} dimension{'s' * (size.n_hidden > 1)}"
         it = polish_diagram(join_tiles(by_size[name]), run, name=name, n_seeds=toy.seeds)
         exact, fixed = (f(densities, n_hidden=size.n_hidden) for f in (exact_boundaries, fixed_weight_boundaries))
-        off = deviation(it.classes, exact, ratios)
-        checks.append(
-            Check(f"{title}: pixels between the border found and the exact one, the most", float(off.max()), 0, 1)
-        )
+        off = pixels_from_boundary(it.classes, exact, ratios)
+        checks.append(Check(f"{title}: largest distance from the exact boundary, in pixels", float(off.max()), 0, 1))
         metrics |= {
             f"pixels_off/{name}": float((off > 0).sum()),
-            f"pixels_off_without_neighbours/{name}": float((deviation(it.own_classes, exact, ratios) > 0).sum()),
+            f"pixels_off_without_neighbours/{name}": float(
+                (pixels_from_boundary(it.own_classes, exact, ratios) > 0).sum()
+            ),
             f"lowered_by_neighbours/{name}": float(it.lowered),
-            f"pixels_off_fixed_weights/{name}": float((deviation(it.classes, fixed, ratios) > 0).sum()),
+            f"pixels_off_fixed_weights/{name}": float((pixels_from_boundary(it.classes, fixed, ratios) > 0).sum()),
             f"local_optima/{name}": float(it.n_optima.double().mean()),
             f"unfinished/{name}": it.unfinished,
         }
@@ -173,8 +182,8 @@ def result(toy: PhaseDiagram, trained: Sequence[Trained], run: ActiveRun) -> Res
             Diagram(
                 title,
                 it.classes.numpy(),
-                extra_feature_class(ratios.double(), fixed).numpy(),
-                extra_feature_class(ratios.double(), exact).numpy(),
+                classes_between_boundaries(ratios.double(), fixed).numpy(),
+                classes_between_boundaries(ratios.double(), exact).numpy(),
                 torch.stack(list(fixed)).numpy(),
                 torch.stack(list(exact)).numpy(),
             )
@@ -184,23 +193,26 @@ def result(toy: PhaseDiagram, trained: Sequence[Trained], run: ActiveRun) -> Res
         arrays |= {f"{name}/exact": torch.stack(list(exact)), f"{name}/fixed_weights": torch.stack(list(fixed))}
         lines.append(_table(title, toy, it.classes, exact, fixed))
     axes = {"densities": densities.numpy(), "ratios": ratios.double().numpy()}
-    figures = {"phases": toy_phases(diagrams, **axes), "norm_and_superposition": toy_shares(shares, **axes)}
+    figures = {
+        "phases": plot_phase_diagrams(diagrams, **axes),
+        "norm_and_superposition": plot_norm_and_superposition(shares, **axes),
+    }
     return Result(metrics, checks, figures, arrays | {"ratios": ratios, "densities": densities}, "\n\n".join(lines))
 
 
 def _table(title: str, toy: PhaseDiagram, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
-    """Tabulate from which ratio on the feature is represented, at every density."""
+    """Return a table of the ratio above which the feature is represented, at every density."""
     rows, ratios = [], [0.0, *toy.ratios, math.inf]
     for i, density in enumerate(toy.densities):
         n = int((classes[i] == 0).sum())
-        found = f"{ratios[n]:.3g} … {ratios[n + 1]:.3g}"
-        rows.append([f"{density:.3g}", found, f"{exact.lower[i]:.4g}", f"{fixed.lower[i]:.4g}"])
-    table = markdown_table(["density", "found", "exact", "fixed weights"], rows)
-    return f"{title}: the extra feature is represented from r on\n\n{table}"
+        interval = f"{ratios[n]:.3g} … {ratios[n + 1]:.3g}"
+        rows.append([f"{density:.3g}", interval, f"{exact.lower[i]:.4g}", f"{fixed.lower[i]:.4g}"])
+    table = markdown_table(["density", "trained", "exact", "fixed weights"], rows)
+    return f"{title}: r above which the extra feature is represented\n\n{table}"
 
 
-def _size_of(program: Program) -> str:
+def _size_name(program: Program) -> str:
     return f"{program.n_features}_{program.n_hidden}"
 
 
-EXPERIMENT = ToyExperiment(PhaseDiagram, programs, result)
+EXPERIMENT = ToyExperiment(PhaseDiagram, build_programs, result)

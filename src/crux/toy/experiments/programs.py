@@ -1,4 +1,4 @@
-"""Programs from options: which instances, on which data."""
+"""Build programs from options: the instances to train and the data that they see."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from crux.toy.features import FeatureDistribution
 from crux.toy.options import Kind, OneSize, Size, Toy
-from crux.toy.program import Program, grid
+from crux.toy.program import Program, build_streams
 
 
 def feature_importances(toy: Toy, n_features: int) -> Float[Tensor, "n_features"]:
@@ -15,7 +15,7 @@ def feature_importances(toy: Toy, n_features: int) -> Float[Tensor, "n_features"
 
 
 def uniform_densities(toy: Toy, n_features: int) -> Float[Tensor, "density n_features"]:
-    """Return each of the densities, the same for all features."""
+    """Return one row per density of the options, with the same value for all features."""
     return torch.tensor(toy.densities)[:, None].repeat(1, n_features)
 
 
@@ -29,18 +29,20 @@ def build_program(
     density: Float[Tensor, "density n_features"],
     importance: Float[Tensor, "setting n_features"],
 ) -> Program:
-    """Return a program with an instance for every density, seed (running fastest) and importance, on fresh data.
+    """Return a program with one instance per density, seed and importance, on fresh data.
+
+    The streams are ordered by density, then by seed; instances that differ only in their importance see the same data.
 
     Args:
-        seed: of the first instance; the others follow.
-        importance: the instances that see the same data.
+        seed: the first of the consecutive seeds.
+        importance: I of the features, one row per setting.
     """
-    seeds, densities = grid(seeds=range(seed, seed + toy.seeds), density=density)
+    seeds, densities = build_streams(seeds=range(seed, seed + toy.seeds), density=density)
     return Program(
         name=name,
         kind=kind,
         n_hidden=size.n_hidden,
-        features=FeatureDistribution(toy.together, size.n_sets, toy.signed),
+        distribution=FeatureDistribution(toy.together, size.n_sets, toy.signed),
         seeds=seeds,
         density=densities,
         importance=importance.expand(len(seeds), -1, -1),
@@ -49,7 +51,7 @@ def build_program(
 
 
 def build_program_of_size(toy: Toy, size: Size, *, seed: int, name: str) -> Program:
-    """Return a program with one instance for each of the options' densities and each seed."""
+    """Return a program with one instance per density of the options and per seed."""
     return build_program(
         toy,
         size,
@@ -62,12 +64,12 @@ def build_program_of_size(toy: Toy, size: Size, *, seed: int, name: str) -> Prog
 
 
 def build_model_program(toy: OneSize, *, seed: int) -> Program:
-    """Return the program of experiments that train a single one, called `model`."""
+    """Return the program of an experiment that trains a single one; it is named `model`."""
     return build_program_of_size(toy, toy.size, seed=seed, name="model")
 
 
 def split_into_tiles(program: Program, *, tile: int) -> list[Program]:
-    """Return the program in pieces of at most `tile` streams; an instance in a piece is what it is in the whole."""
+    """Split the program into pieces of at most `tile` streams; the instances are trained exactly as in the whole program."""
     n = len(program.seeds)
     if n <= tile:
         return [program]

@@ -1,4 +1,4 @@
-"""The losses of local optima as one feature's density changes: which geometry is the best, and where that changes."""
+"""Draw the losses of local optima against one feature's density: the best geometry, and the density at which it changes."""
 
 from collections.abc import Mapping
 
@@ -12,22 +12,22 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from crux.plotting import BLUE, GREY, MARKERS, PALETTE, VERMILION, new_figure, style_axes
 
 
-def toy_crossing(
+def plot_crossing(
     branches: Mapping[str, Mapping[float, float]],
     *,
     exact: Mapping[float, float],
     crossing: float,
     density: float,
-    shown: Mapping[float, Float[np.ndarray, "2 n"]],
+    weights: Mapping[float, Float[np.ndarray, "2 n"]],
 ) -> Figure:
-    """Above, loss against density ratio, one line a geometry; below, the best geometry at some ratios, the varied feature in red.
+    """Draw loss against density ratio, one line per geometry; below, the best geometry at some ratios, with the varied feature in red.
 
     Args:
-        branches: geometry → density ratio → its loss, where restarts ended there.
+        branches: geometry → density ratio → lowest loss of the restarts that ended with this geometry.
         exact: density ratio → the loss of the best exact optimum.
-        crossing: the ratio of the vertical line; NaN: none.
+        crossing: the ratio of the vertical line; NaN: no line.
         density: of the other features.
-        shown: density ratio → W, the varied feature last.
+        weights: density ratio → W, with the varied feature last.
     """
     figure = new_figure(width=10, height=7)
     parts = figure.subfigures(2, 1, height_ratios=[1.7, 1], squeeze=False)[:, 0]
@@ -41,20 +41,20 @@ def toy_crossing(
         axes.axvline(crossing, color=GREY, linewidth=0.9, linestyle="--")
         text = f" {1 / crossing:.2f} times sparser"
         axes.annotate(text, (crossing, 0.02), xycoords=("data", "axes fraction"), color=GREY, fontsize=9)
-    what = f"density of the varied feature / density of the others ({density:g})"
-    style_axes(axes, x=what, y="exact loss, summed over features")
+    ratio_label = f"density of the varied feature / density of the others ({density:g})"
+    style_axes(axes, x=ratio_label, y="exact loss, summed over features")
     axes.set(xscale="log", yscale="log")
-    _plain(axes.xaxis)
-    _plain(axes.yaxis)
+    _write_ticks_plainly(axes.xaxis)
+    _write_ticks_plainly(axes.yaxis)
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1), title="restarts that ended as")
-    row = parts[1].subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for panel, (ratio, W) in zip(row, shown.items(), strict=True):
-        _plane(panel, W, f"ratio {ratio:.2g}")
+    row = parts[1].subplots(1, len(weights), squeeze=False, sharey=True)[0]
+    for panel, (ratio, W) in zip(row, weights.items(), strict=True):
+        _draw_plane(panel, W, f"ratio {ratio:.2g}")
     row[0].set_ylabel("hidden unit 2")
     return figure
 
 
-def _plane(axes: Axes, W: np.ndarray, title: str) -> None:
+def _draw_plane(axes: Axes, W: np.ndarray, title: str) -> None:
     last = W.shape[1] - 1
     for i, (x, y) in enumerate(W.T):
         colour = VERMILION if i == last else BLUE
@@ -64,8 +64,8 @@ def _plane(axes: Axes, W: np.ndarray, title: str) -> None:
     axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 
-def _plain(axis: Axis) -> None:
-    """Ticks at 1, 2, 5 times powers of ten, written out."""
+def _write_ticks_plainly(axis: Axis) -> None:
+    """Put ticks at 1, 2, 5 times powers of ten, labelled without exponents."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

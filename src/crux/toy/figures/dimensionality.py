@@ -1,4 +1,4 @@
-"""Dimensions per feature and each feature's own share against sparsity, with the fractions that they stick to."""
+"""Draw dimensions per feature and each feature's dimensionality against sparsity, with the fractions at which they cluster."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,16 +9,16 @@ from crux.plotting import PALETTE, new_figure, style_axes
 from crux.toy.figures.fractions import mark_fractions
 
 
-def toy_dimensionality(
+def plot_dimensionality(
     *,
     densities: Float[np.ndarray, "models"],
     dimensions_per_feature: Float[np.ndarray, "models"],
     dimensionality: Float[np.ndarray, "models n"],
 ) -> Figure:
-    """D* = m / ‖W‖_F² as a line and every D_i as a dot, against 1/(1−S) = 1/density on a logarithmic axis.
+    """Draw D* = m / ‖W‖_F² as a line and every D_i as a dot, against 1/(1−S) = 1/density on a logarithmic axis.
 
-    Several models of one density (seeds) share an abscissa: the line goes through their mean. Dots are spread a little sideways, in a
-    fixed pattern, so that they can be told apart.
+    If several models (seeds) have the same density, the line goes through their mean. Dots are shifted sideways by a small fixed
+    pattern, so that they remain distinguishable.
     """
     sparsity = 1 / densities
     figure = new_figure(width=8.4, height=5.0)
@@ -27,7 +27,9 @@ def toy_dimensionality(
     levels = np.unique(sparsity)
     step = np.diff(np.log(levels)).min() if len(levels) > 1 else 0.1
     n = dimensionality.shape[1]
-    sideways = np.exp(0.35 * step * (np.arange(n) * 0.6180339887 % 1 - 0.5))  # the golden ratio fills evenly
+    sideways = np.exp(
+        0.35 * step * (np.arange(n) * 0.6180339887 % 1 - 0.5)
+    )  # multiples of the golden ratio are evenly spread
     axes.scatter(
         sparsity[:, None] * sideways,
         dimensionality,

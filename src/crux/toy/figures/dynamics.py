@@ -1,4 +1,4 @@
-"""Learning as jumps: each feature's share of a dimension over training, above the loss."""
+"""Draw learning as jumps: each feature's dimensionality during training, above the loss."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,16 +11,16 @@ from crux.plotting import PALETTE, new_figure, style_axes
 from crux.toy.figures.fractions import mark_fractions
 
 
-def toy_dynamics(
+def plot_learning_dynamics(
     *,
     steps: Int[np.ndarray, "points"],
     dimensionality: Float[np.ndarray, "points n"],
     loss_steps: Int[np.ndarray, "losses"],
     loss: Float[np.ndarray, "losses"],
 ) -> Figure:
-    """D_i of every feature against the optimiser step, with the named fractions; below, at the same steps, the loss on a logarithmic axis.
+    """Draw D_i of every feature against the optimiser step, with the named fractions; below, at the same steps, the loss.
 
-    Jumps between fractions show as drops of the loss.
+    Jumps between fractions coincide with drops of the loss, whose axis is logarithmic.
     """
     figure = new_figure(width=8.0, height=5.8)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
@@ -34,7 +34,7 @@ def toy_dynamics(
     above.grid(visible=False, axis="y")
     below.plot(loss_steps, np.where(loss > 0, loss, np.nan), color=PALETTE[1], linewidth=1.4)
     below.set_yscale("log")
-    if loss.max() < 10 * loss[loss > 0].min(initial=np.inf):  # no power of ten, or one, to put a number at
+    if loss.max() < 10 * loss[loss > 0].min(initial=np.inf):  # at most one power of ten in range: label linear ticks
         below.yaxis.set_major_locator(MaxNLocator(4))
         below.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         below.yaxis.set_minor_locator(NullLocator())

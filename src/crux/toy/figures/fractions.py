@@ -1,4 +1,4 @@
-"""The fractions of a dimension that features stick to, as lines with names."""
+"""Mark the fractions of a dimension at which features cluster, as labelled lines."""
 
 from matplotlib.axes import Axes
 
@@ -12,12 +12,12 @@ FRACTIONS = {
     "pentagon  2/5": (2 / 5, "bottom"),
     "square antiprism  3/8": (3 / 8, "top"),
 }
-"""Name → fraction, and where the name stands so that the lowest two do not meet."""
+"""Name → fraction, and the vertical alignment of the name, so that the lowest two do not overlap."""
 
 
 def mark_fractions(axes: Axes) -> None:
-    """A dotted line at each, its name to the right of the axes."""
-    beside = axes.get_yaxis_transform()
-    for name, (fraction, place) in FRACTIONS.items():
+    """Draw a dotted line at each fraction, with its name to the right of the axes."""
+    transform = axes.get_yaxis_transform()
+    for name, (fraction, alignment) in FRACTIONS.items():
         axes.axhline(fraction, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
-        axes.text(1.02, fraction, name, transform=beside, color=GREY, fontsize=8, va=place)
+        axes.text(1.02, fraction, name, transform=transform, color=GREY, fontsize=8, va=alignment)

@@ -1,4 +1,4 @@
-"""Neurons as stacked bars of their weights, a colour a feature: what each neuron stands for, as in "Toy Models of Superposition"."""
+"""Draw neurons as stacked bars of their weights, one colour per feature, as in "Toy Models of Superposition"."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,28 +15,28 @@ from matplotlib.figure import Figure
 from crux.plotting import GREY, new_figure, style_axes
 
 WIDTH = 0.8
-"""Of a bar, whose neighbours are 1 away."""
+"""Width of a bar; neighbouring bars are 1 apart."""
 
 
 class Panel(NamedTuple):
-    """The neurons of one model, or one side of them."""
+    """One panel: the neurons of a model, with their input or their output weights."""
 
     weights: Float[np.ndarray, "m n"]
-    """Neurons × features; negative ones are drawn below zero."""
+    """Neurons × features; negative weights are drawn below zero."""
     title: str
     y: str
     monosemantic: Sequence[bool]
-    """Of each neuron; the others have a grey ground."""
+    """One value per neuron; the other neurons get a grey background."""
 
 
-def toy_neurons(panels: Sequence[Panel], *, columns: int, width: float, height: float) -> Figure:
-    """One panel each, `columns` in a row; all at one scale, colours from the most important feature (dark) to the least.
+def plot_neurons(panels: Sequence[Panel], *, columns: int, width: float, height: float) -> Figure:
+    """Draw the panels in rows of `columns`, all at one scale, with colours from the most important feature (dark) to the least.
 
     In a bar the largest weight is nearest to zero.
 
     Args:
-        width: of a panel, inches.
-        height: likewise.
+        width: of a panel, in inches.
+        height: of a panel, in inches.
     """
     columns = min(columns, len(panels))
     rows, n = -(-len(panels) // columns), panels[0].weights.shape[1]
@@ -62,12 +62,12 @@ def toy_neurons(panels: Sequence[Panel], *, columns: int, width: float, height: 
     bar = figure.colorbar(key, ax=drawn, aspect=40, label="feature, the most important is 0")
     bar.set_ticks(np.unique(np.linspace(0, n - 1, min(n, 11)).round()).tolist())
     bar.minorticks_off()
-    figure.supxlabel("grey ground: a polysemantic neuron", x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.supxlabel("grey background: a polysemantic neuron", x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
 def _draw(axes: Axes, panel: Panel, shades: ListedColormap) -> tuple[float, float]:
-    """Bars and grounds; returns how far the bars reach down and up."""
+    """Draw bars and backgrounds; return the lowest and the highest end of the bars."""
     axes.axhline(0, color=GREY, linewidth=0.6)
     for neuron, pure in enumerate(panel.monosemantic):
         if not pure:

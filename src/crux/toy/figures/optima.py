@@ -1,4 +1,4 @@
-"""How far trained toy models are from the exact optimum."""
+"""Draw the excess of the loss of trained toy models over the exact optimum."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from crux.plotting import BLUE, GREY, new_figure, style_axes
 
 
-def toy_optima(
+def plot_excess_losses(
     densities: Sequence[float], excess: Float[np.ndarray, "density seed"], *, shapes: Sequence[str], close: float
 ) -> Figure:
-    """(loss − exact optimum) / exact optimum of each restart, in per cent, with the optimum's shape above."""
+    """Draw (loss − exact optimum) / exact optimum of each restart, in per cent, with the optimum's shape above."""
     figure = new_figure(width=1.5 + 0.95 * len(densities), height=4.0)
     axes = figure.subplots()
     for i, (row, shape) in enumerate(zip(100 * excess, shapes, strict=True)):
@@ -30,5 +30,5 @@ def toy_optima(
     axes.set_ylim(-20 * close, max(2.5 * 100 * float(excess.max()), 1000 * close))
     axes.set_xticks(range(len(densities)), [f"{density:g}" for density in densities])
     axes.legend(frameon=False, fontsize=8, loc="upper right")
-    style_axes(axes, x="density p", y="loss above the exact optimum (%)\na point a restart")
+    style_axes(axes, x="density p", y="loss above the exact optimum (%)\none point per restart")
     return figure

@@ -1,4 +1,4 @@
-"""Features as points in a two-dimensional hidden space, one panel a model: the first figure of "Toy Models of Superposition"."""
+"""Draw features as points in a two-dimensional hidden space, one panel per model: the first figure of "Toy Models of Superposition"."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,14 @@ IMPORTANCE = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 
 """Without the yellow end, which is hard to see on white."""
 
 
-def toy_polygons(
+def plot_polygons(
     weights: Float[np.ndarray, "panels 2 n"], *, importances: Float[np.ndarray, "n"], titles: Sequence[str]
 ) -> Figure:
-    """Each column W_i as a point with a line from the origin, coloured by its importance; all panels at one scale, axes equal.
+    """Draw each column W_i as a point with a line from the origin, coloured by its importance; all panels have the same scale.
 
     Args:
-        titles: one a panel, as by `density_title`. Rotate the weights alike first (`crux.toy.geometry.report.canonical`).
+        weights: in canonical orientation (`crux.toy.geometry.report.orient_canonically`), so that panels can be compared.
+        titles: one per panel, for example from `density_title`.
     """
     rows, columns = -(-len(weights) // COLUMNS), min(len(weights), COLUMNS)
     figure = new_figure(width=1.2 + 2.1 * columns, height=0.6 + 2.3 * rows)
@@ -50,7 +51,7 @@ def toy_polygons(
 
 
 def density_title(density: float) -> str:
-    """As "density 0.05 (95 % sparse)": the share of inputs in which a feature is active, and S in per cent."""
+    """Return a title such as "density 0.05 (95 % sparse)": the share of inputs in which a feature is active, and S in per cent."""
     sparsity = 100 * (1 - density)
     return f"density {density:.2g} ({sparsity:.{2 if sparsity < 99 else 3}g} % sparse)"
 

@@ -1,4 +1,4 @@
-"""Models of features in sets: directions in the plane, coloured by set; the cosines of all pairs where there are more dimensions."""
+"""Draw models of features in sets: directions in the plane, coloured by set, or the cosines of all pairs in more dimensions."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,20 +16,24 @@ from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 COSINES = "RdBu_r"
 
 ACROSS = 5
-"""Panels in a row."""
+"""Number of panels in a row."""
 
 
 class SetModels(NamedTuple):
-    """Models of one size, a panel each."""
+    """Models of one size, one panel each."""
 
     weights: Float[np.ndarray, "panels m n"]
     n_sets: int
-    """Equal sets of neighbouring features."""
+    """Number of equal sets of neighbouring features."""
     titles: Sequence[str]
 
 
-def toy_sets(rows: Sequence[SetModels]) -> Figure:
-    """Rows for each size. In the plane each W_i is a point with a line from the origin, mates in one colour and joined by a dotted line."""
+def plot_feature_sets(rows: Sequence[SetModels]) -> Figure:
+    """Draw rows of panels for each model size.
+
+    In a plane, each W_i is a point with a line from the origin; the features of a set have one colour and are joined by a dotted line.
+    In more dimensions, a panel shows the cosines of all pairs.
+    """
     rows = [
         SetModels(row.weights[i : i + ACROSS], row.n_sets, row.titles[i : i + ACROSS])
         for row in rows
@@ -43,9 +47,9 @@ def toy_sets(rows: Sequence[SetModels]) -> Figure:
         flat = row.weights.shape[1] == 2
         for axes, W, title in zip(panels, row.weights, row.titles, strict=False):
             if flat:
-                _plane(axes, W, row.n_sets)
+                _draw_plane(axes, W, row.n_sets)
             else:
-                _pairs(axes, W, row.n_sets)
+                _draw_cosines(axes, W, row.n_sets)
             axes.set_title(title, loc="left", fontsize=8.5)
         for axes in panels[len(row.titles) :]:
             axes.remove()
@@ -61,7 +65,7 @@ def toy_sets(rows: Sequence[SetModels]) -> Figure:
     return figure
 
 
-def _plane(axes: Axes, W: np.ndarray, n_sets: int) -> None:
+def _draw_plane(axes: Axes, W: np.ndarray, n_sets: int) -> None:
     size = W.shape[1] // n_sets
     axes.axhline(0, color=GREY, linewidth=0.5)
     axes.axvline(0, color=GREY, linewidth=0.5)
@@ -76,7 +80,7 @@ def _plane(axes: Axes, W: np.ndarray, n_sets: int) -> None:
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
 
 
-def _pairs(axes: Axes, W: np.ndarray, n_sets: int) -> None:
+def _draw_cosines(axes: Axes, W: np.ndarray, n_sets: int) -> None:
     length = np.linalg.norm(W, axis=0, keepdims=True)
     directions = W / np.where(length > 0, length, 1)
     n = W.shape[1]

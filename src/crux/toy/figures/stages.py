@@ -1,4 +1,4 @@
-"""Geometry on the way: features as points in three hidden dimensions at some steps of the training, over the loss."""
+"""Draw the geometry during training: features as points in three hidden dimensions at some steps, above the loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 
-def toy_stages(
+def plot_stages(
     *,
     weights: Float[np.ndarray, "stages 3 n"],
     stages: Int[np.ndarray, "stages"],
@@ -20,8 +20,9 @@ def toy_stages(
     loss: Float[np.ndarray, "points"],
     titles: Sequence[str],
 ) -> Figure:
-    """Each column W_i as a point with a line from the origin, its set by colour and marker, all panels at one scale; below, the loss
-    with the panels' steps marked by their letters.
+    """Draw each column W_i as a point with a line from the origin; below, the loss, with the panels' steps marked by their letters.
+
+    Colour and marker show the feature's set; all panels have the same scale.
     """
     figure = new_figure(width=1.0 + 2.6 * len(stages), height=5.6)
     grid = figure.add_gridspec(2, len(stages), height_ratios=[1.5, 1])

@@ -1,4 +1,4 @@
-"""Which features a toy model keeps and which share a direction: the "basic results" figure of "Toy Models of Superposition"."""
+"""Draw the features that a toy model represents and those that share a direction: "basic results" of "Toy Models of Superposition"."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from crux.plotting import new_figure, style_axes
 PRODUCTS, SHARED = "RdBu_r", "viridis"
 
 
-def toy_superposition(
+def plot_superposition(
     *,
     weights: Float[np.ndarray, "panels m n"],
     biases: Float[np.ndarray, "panels n"],
@@ -23,8 +23,9 @@ def toy_superposition(
     superposition: Float[np.ndarray, "panels n"],
     titles: Sequence[str],
 ) -> Figure:
-    """One column a model. Above WᵀW with the bias at its side, features downwards; below a bar ‖W_i‖ a feature, in the same order,
-    coloured by Σ_{j≠i} (Ŵ_i·W_j)²: dark where the feature has its direction to itself, bright from 1 on.
+    """Draw one column per model: above, WᵀW with the bias to its right; below, one bar ‖W_i‖ per feature in the same order.
+
+    Bars are coloured by Σ_{j≠i} (Ŵ_i·W_j)²: dark if no other feature shares the direction, brightest from 1 on.
     """
     n = weights.shape[-1]
     products = weights.swapaxes(1, 2) @ weights
@@ -34,7 +35,7 @@ def toy_superposition(
     longest = 1.08 * max(1.0, float(norms.max()))
     for k, title in enumerate(titles):
         above, below = grid[:, k]
-        _matrix(above, products[k], biases[k], ends)
+        _draw_matrix(above, products[k], biases[k], ends)
         above.set_title(title, loc="left", fontsize=10)
         below.barh(np.arange(n), norms[k], height=0.85, color=ScalarMappable(shades, SHARED).to_rgba(superposition[k]))
         below.set(xlim=(0, longest), ylim=(n - 0.5, -0.5), box_aspect=1)
@@ -52,8 +53,8 @@ def toy_superposition(
     return figure
 
 
-def _matrix(axes: Axes, products: np.ndarray, bias: np.ndarray, ends: Normalize) -> None:
-    """The image of WᵀW, and two cells further that of b, at the same scale of colours."""
+def _draw_matrix(axes: Axes, products: np.ndarray, bias: np.ndarray, ends: Normalize) -> None:
+    """Draw WᵀW and, two cells to the right, b, with the same colour scale."""
     n = len(bias)
     wide = max(1.0, n / 12)
     gap = wide / 2

@@ -1,8 +1,8 @@
-"""Attacks on the inputs of a tied toy model, within a given L2 distance: how much more does the loss rise where features share dimensions?
+"""Attack the inputs of a tied toy model within a given L2 distance, to measure how vulnerable superposition makes it.
 
 Elhage et al. 2209.10652, "Superposition and Adversarial Examples". The analytic attack on feature i moves the input along
-(WᵀW)_i, all the features that overlap with it, in proportion; of all i the one that harms most is taken. An attack is `shared`,
-one perturbation for all of a stream's inputs [stream, 1, n], or each input has its own [stream, batch, n].
+(WᵀW)_i, that is along all features that overlap with i, in proportion to the overlap. Of all i the most harmful is taken. An
+attack is either `shared`, one perturbation for all inputs of a stream [stream, 1, n], or differs per input [stream, batch, n].
 """
 
 import torch
@@ -12,23 +12,23 @@ from torch import Tensor
 from crux.toy.superposition import SuperpositionModel
 
 STEP = 0.2
-"""Length of a step of gradient ascent, of the distance allowed."""
+"""Length of a gradient-ascent step, as a share of the allowed distance."""
 
 
-def rise(
+def error_increase(
     model: SuperpositionModel, x: Float[Tensor, "stream batch n"], delta: Float[Tensor, "stream attacks n"]
 ) -> Float[Tensor, "stream attacks"]:
-    """The error Σ_i (x_i − x'_i)² with x + δ in place of x, less that with x; a shared attack's is the mean over inputs."""
+    """Return the increase of Σ_i (x_i − x'_i)² when the model reads x + δ instead of x; for a shared attack, the mean over inputs."""
 
-    def error(seen: Tensor) -> Tensor:
-        return (model(seen)[:, 0] - x).square().sum(-1)
+    def error(inputs: Tensor) -> Tensor:
+        return (model(inputs)[:, 0] - x).square().sum(-1)
 
-    more = error(x + delta) - error(x).detach()
-    return more.mean(1, keepdim=True) if delta.shape[1] == 1 else more
+    increase = error(x + delta) - error(x).detach()
+    return increase.mean(1, keepdim=True) if delta.shape[1] == 1 else increase
 
 
-def directions(W: Float[Tensor, "stream m n"]) -> Float[Tensor, "stream n n"]:
-    """(WᵀW)_i / ‖(WᵀW)_i‖ as row i; 0 for a feature without weights."""
+def overlap_directions(W: Float[Tensor, "stream m n"]) -> Float[Tensor, "stream n n"]:
+    """Return the unit vectors (WᵀW)_i / ‖(WᵀW)_i‖, one per row; 0 for a feature without weights."""
     overlaps = W.mT @ W
     return overlaps / overlaps.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)
 
@@ -37,13 +37,15 @@ def directions(W: Float[Tensor, "stream m n"]) -> Float[Tensor, "stream n n"]:
 def analytic_attack(
     model: SuperpositionModel, x: Float[Tensor, "stream batch n"], *, reach: Float[Tensor, "stream"], shared: bool
 ) -> Float[Tensor, "stream attacks n"]:
-    """± λ (WᵀW)_i / ‖(WᵀW)_i‖ with λ = `reach`, of the i and the sign that raise the error most."""
-    along = reach[:, None, None] * directions(model.W[:, 0])
+    """Return ±λ (WᵀW)_i / ‖(WᵀW)_i‖ with λ = `reach`, for the i and the sign that increase the error most."""
+    steps = reach[:, None, None] * overlap_directions(model.W[:, 0])
     best = torch.zeros_like(x[:, :1] if shared else x)
     most = torch.zeros(best.shape[:2]).to(x)
     for i in range(x.shape[-1]):
-        for step in (along[:, i, None], -along[:, i, None]):
-            best, most = _better(best, most, step.expand_as(best), rise(model, x, step.expand_as(best)))
+        for step in (steps[:, i, None], -steps[:, i, None]):
+            best, most = _keep_stronger(
+                best, most, step.expand_as(best), error_increase(model, x, step.expand_as(best))
+            )
     return best
 
 
@@ -55,20 +57,23 @@ def gradient_attack(
     start: Float[Tensor, "stream attacks n"],
     steps: int,
 ) -> Float[Tensor, "stream attacks n"]:
-    """Projected gradient ascent on the error from `start`, shared or not as that is; the best on the way."""
+    """Maximise the error by projected gradient ascent from `start`; return the strongest perturbation on the path.
+
+    The attack is shared if `start` is.
+    """
     ball = reach[:, None, None]
     delta, best = start.clone(), start.clone()
-    most = rise(model, x, start).detach()
+    most = error_increase(model, x, start).detach()
     for _ in range(steps):
         delta.requires_grad_()
-        (gradient,) = torch.autograd.grad(rise(model, x, delta).sum(), delta)
+        (gradient,) = torch.autograd.grad(error_increase(model, x, delta).sum(), delta)
         with torch.no_grad():
             delta = delta + STEP * ball * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
             delta = delta * (ball / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-            best, most = _better(best, most, delta, rise(model, x, delta))
+            best, most = _keep_stronger(best, most, delta, error_increase(model, x, delta))
     return best
 
 
-def _better(best: Tensor, most: Tensor, other: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Of two attacks the one whose rise is larger, and that."""
-    return torch.where((found > most)[..., None], other, best), torch.maximum(found, most)
+def _keep_stronger(best: Tensor, most: Tensor, other: Tensor, increase: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the attack with the larger increase of the error, and that increase."""
+    return torch.where((increase > most)[..., None], other, best), torch.maximum(increase, most)

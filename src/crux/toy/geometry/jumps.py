@@ -1,4 +1,4 @@
-"""Learning in jumps: how much of a feature's change comes at once, and how many times the loss drops."""
+"""Measure learning in jumps: how abruptly a quantity changes during training, and how often the loss drops."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,19 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 SMOOTH = 5
-"""Points over which the loss is averaged before its drops are counted: jitter is none."""
+"""Number of points over which the loss is averaged before its drops are counted, so that jitter is ignored."""
 
 LEAST = 0.02
-"""Of the whole fall of the loss: what falls by less is no drop of its own."""
+"""A decrease smaller than this share of the total decrease of the loss does not count as a drop."""
 
 APART = 0.5
-"""Two drops are two if between them the loss falls at most at this share of the gentler one's rate."""
+"""Two drops are distinct if, between them, the rate of decrease falls to this share of the slower drop's rate or below."""
 
 
-def at_once(values: Float[Tensor, "points n"], *, window: int) -> Float[Tensor, "n"]:
-    """The largest change within `window` points as a share of each column's range: window / (points − 1) for a straight line, 1 for a step.
+def largest_jump(values: Float[Tensor, "points n"], *, window: int) -> Float[Tensor, "n"]:
+    """Return the largest change within `window` points, as a share of each column's range.
 
-    0 where a column is constant.
+    It is window / (points − 1) for a straight line, 1 for a step, 0 for a constant.
     """
     most = (values[window:] - values[:-window]).abs().amax(0)
     width = values.amax(0) - values.amin(0)
@@ -28,23 +28,30 @@ def at_once(values: Float[Tensor, "points n"], *, window: int) -> Float[Tensor, 
 
 
 def abruptness(values: Float[Tensor, "points n"]) -> Float[Tensor, "n"]:
-    """The largest change between neighbouring points by the median change of each column; 1 for a straight line, 0 where it is constant."""
+    """Return the largest change between neighbouring points divided by the median change, per column.
+
+    It is 1 for a straight line and 0 for a constant.
+    """
     change = values.diff(dim=0).abs()
     most = change.amax(0)
     return torch.where(most > 0, most / change.median(0).values.clamp(min=1e-9), 0)
 
 
 class Drops(NamedTuple):
-    """Where a loss falls, as indices of its points."""
+    """The drops of a loss and the plateaus between them, as indices of points."""
 
     steepest: list[int]
-    """One for each distinct drop, in their order."""
+    """The steepest point of each drop, in order."""
     between: list[int]
-    """One for each two neighbours: where it falls least on the way, the plateau."""
+    """The flattest point between each two consecutive drops."""
 
 
-def drops(loss: Float[Tensor, "points"]) -> Drops:
-    """The distinct drops: peaks of the rate, apart by APART, each of LEAST of the whole fall from the plateau before to that after."""
+def find_drops(loss: Float[Tensor, "points"]) -> Drops:
+    """Find the distinct drops of a loss.
+
+    A drop is a peak of the rate of decrease. Peaks must be separated according to APART, and the loss must fall by LEAST of its total
+    decrease from the plateau before a drop to the plateau after it.
+    """
     smooth = loss.double().unfold(0, SMOOTH, 1).mean(-1)
     rate = -smooth.diff()
     peaks: list[int] = []
@@ -54,11 +61,11 @@ def drops(loss: Float[Tensor, "points"]) -> Drops:
         if all(rate[min(i, j) : max(i, j) + 1].min() <= APART * rate[i] for j in peaks):
             peaks.append(i)
     peaks.sort()
-    ends = smooth[[0, *_slowest(rate, peaks), len(smooth) - 1]]
+    ends = smooth[[0, *_find_plateaus(rate, peaks), len(smooth) - 1]]
     enough = LEAST * float(smooth[0] - smooth[-1])
-    kept = [i for i, fall in zip(peaks, (-ends.diff()).tolist(), strict=False) if fall >= enough]
-    return Drops([i + SMOOTH // 2 for i in kept], [i + SMOOTH // 2 for i in _slowest(rate, kept)])
+    large = [i for i, fall in zip(peaks, (-ends.diff()).tolist(), strict=False) if fall >= enough]
+    return Drops([i + SMOOTH // 2 for i in large], [i + SMOOTH // 2 for i in _find_plateaus(rate, large)])
 
 
-def _slowest(rate: Tensor, peaks: list[int]) -> list[int]:
+def _find_plateaus(rate: Tensor, peaks: list[int]) -> list[int]:
     return [i + int(rate[i : j + 1].argmin()) for i, j in pairwise(peaks)]

@@ -1,6 +1,7 @@
-"""What the neurons of a toy model stand for, where the basis is privileged: W's rows are neurons, its columns features.
+"""The features that the neurons of a toy model stand for, in models with a privileged basis.
 
-Elhage et al. 2209.10652, "Superposition in a Privileged Basis" and "Computation in Superposition".
+The rows of W are neurons, its columns features. Elhage et al. 2209.10652, "Superposition in a Privileged Basis" and "Computation
+in Superposition".
 """
 
 from typing import NamedTuple
@@ -9,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-WIRED = 0.35
-"""A weight connects neuron and feature where it is above this share of the largest."""
+CONNECTED = 0.35
+"""A neuron and a feature are connected if their weight is above this share of the largest weight."""
 
 
 class Circuit(NamedTuple):
-    """Features and neurons that hang together by weights; no weight leads out of it."""
+    """Features and neurons that are connected by weights, directly or through each other; no weight leads out of the circuit."""
 
     features: tuple[int, ...]
     neurons: tuple[int, ...]
@@ -25,42 +26,47 @@ class Circuit(NamedTuple):
 
 
 def monosemanticity(W: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m"]:
-    """max_i W_ji² / Σ_i W_ji², the largest feature's share of a neuron: 1 for a neuron of one feature, 0 for a dead one."""
+    """Return max_i W_ji² / Σ_i W_ji², the share of a neuron's largest feature: 1 for a neuron of one feature, 0 for a dead neuron."""
     squares = W.double().square()
     total = squares.sum(-1)
     return torch.where(total > 0, squares.amax(-1) / torch.where(total > 0, total, 1), 0).to(W.dtype)
 
 
-def wired(W: Float[Tensor, "m n"], *, least: float) -> Bool[Tensor, "m n"]:
-    """Which features a neuron stands for: W_ji > least · max W. Negative weights only inhibit, where features are positive."""
+def find_connections(W: Float[Tensor, "m n"], *, least: float) -> Bool[Tensor, "m n"]:
+    """Return True where neuron j is connected to feature i: W_ji > least · max W.
+
+    Negative weights only inhibit if features are positive, and do not count.
+    """
     return (W / W.max().clamp(min=1e-30)) > least
 
 
-def circuits(wires: Bool[Tensor, "m n"]) -> tuple[Circuit, ...]:
-    """Connected components of the graph of neurons and features, by their first features; dead ones of both belong to none."""
-    found, free = [], wires.any(0)
-    for feature in range(wires.shape[1]):
-        if free[feature]:
-            features = torch.zeros_like(free)
+def find_circuits(connections: Bool[Tensor, "m n"]) -> tuple[Circuit, ...]:
+    """Return the connected components of the graph of neurons and features, ordered by their first feature, without dead ones."""
+    circuits, unassigned = [], connections.any(0)
+    for feature in range(connections.shape[1]):
+        if unassigned[feature]:
+            features = torch.zeros_like(unassigned)
             features[feature] = True
             while True:
-                neurons = wires[:, features].any(1)
-                reached = wires[neurons].any(0)
+                neurons = connections[:, features].any(1)
+                reached = connections[neurons].any(0)
                 if bool((reached == features).all()):
                     break
                 features = reached
-            free &= ~features
-            found.append(Circuit(tuple(features.nonzero()[:, 0].tolist()), tuple(neurons.nonzero()[:, 0].tolist())))
-    return tuple(found)
+            unassigned &= ~features
+            circuits.append(Circuit(tuple(features.nonzero()[:, 0].tolist()), tuple(neurons.nonzero()[:, 0].tolist())))
+    return tuple(circuits)
 
 
-def pairs(wires: Bool[Tensor, "m n"]) -> int:
-    """How many different pairs of neurons there are that a feature has to itself: those it is wired to are these two."""
-    found = {tuple(neurons.nonzero()[:, 0].tolist()) for neurons in wires.mT if int(neurons.sum()) == 2}
-    return len(found)
+def count_neuron_pairs(connections: Bool[Tensor, "m n"]) -> int:
+    """Count the distinct pairs of neurons that some feature is connected to, and to no other neuron."""
+    return len({tuple(neurons.nonzero()[:, 0].tolist()) for neurons in connections.mT if int(neurons.sum()) == 2})
 
 
-def most_monosemantic_first(W: Float[Tensor, "m n"]) -> list[int]:
-    """The neurons by monosemanticity, those alike to a hundredth by their largest feature; dead ones last."""
+def order_by_monosemanticity(W: Float[Tensor, "m n"]) -> list[int]:
+    """Return the neurons, the most monosemantic first and dead ones last.
+
+    Neurons whose monosemanticity agrees to two decimals are ordered by their largest feature.
+    """
     shares, features = monosemanticity(W).tolist(), W.abs().argmax(1).tolist()
     return sorted(range(len(W)), key=lambda j: (-round(shares[j], 2), features[j]))

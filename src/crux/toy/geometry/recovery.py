@@ -1,4 +1,4 @@
-"""Has an SAE found a toy model's true features? Cosines between the features' directions and the dictionary's."""
+"""Measure whether an SAE has recovered the true features of a toy model, by cosines between their directions and the dictionary."""
 
 from typing import NamedTuple
 
@@ -10,31 +10,31 @@ from torch import Tensor
 from crux.config.errors import UserError
 
 RECOVERED = 0.9
-"""Cosine from which on a feature counts as recovered."""
+"""A feature counts as recovered if its cosine with the nearest latent is above this value."""
 
 LIVING = 0.1
-"""A feature lives, and can be recovered, if its direction is longer than this share of the longest."""
+"""A feature is living, and can be recovered, if its norm is above this share of the largest norm."""
 
 
 class Recovery(NamedTuple):
-    """How the dictionary and the truth fit."""
+    """Agreement between an SAE's dictionary and the true features."""
 
     living: Bool[Tensor, "n_features"]
     cosine: Float[Tensor, "n_features"]
-    """Of each feature with the nearest latent's direction; 0 where there is no latent."""
+    """Cosine of each feature with the nearest latent's direction; 0 if there is no latent."""
     mean_max_cosine: float
-    """Its mean over living features."""
+    """Mean of `cosine` over living features."""
     recovered: float
-    """Share of the living features whose cosine is above `RECOVERED`."""
+    """Share of the living features with a cosine above `RECOVERED`."""
     latents_mean_max_cosine: float
-    """The other way round: of each latent with the nearest living feature, mean over latents."""
+    """Cosine of each latent with the nearest living feature, mean over latents."""
 
 
-def recovery(directions: Float[Tensor, "n_features d"], dictionary: Float[Tensor, "n_latents d"]) -> Recovery:
-    """Compares the true directions with a dictionary's, whose dead latents are left out by the caller.
+def measure_recovery(directions: Float[Tensor, "n_features d"], dictionary: Float[Tensor, "n_latents d"]) -> Recovery:
+    """Compare the true directions with a dictionary; the caller leaves out dead latents.
 
     Raises:
-        UserError: where no feature lives.
+        UserError: if no feature is living.
     """
     norms = directions.norm(dim=1)
     living = norms > LIVING * norms.max()

@@ -8,33 +8,34 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.toy.geometry.dimensionality import dimensionality, unit_columns
-from crux.toy.geometry.polytopes import known
+from crux.toy.geometry.polytopes import known_shapes
 
 
 class Factor(NamedTuple):
-    """One group of living features, orthogonal to all the others."""
+    """A group of living features that is orthogonal to all other groups."""
 
     features: tuple[int, ...]
     """Their columns in W, ascending."""
     name: str
-    """As "pentagon", "dedicated", "3 collinear"; "5 vectors in 3 dimensions" where no known shape is near."""
+    """For example "pentagon", "dedicated" or "3 collinear"; "5 vectors in 3 dimensions" if no known shape is near."""
     rank: int
-    """Dimensions that they span, up to the tolerance."""
+    """Number of dimensions that they span, up to the tolerance."""
     dimensions: float
     """Σ D_i over the factor: its share of the hidden dimensions, at most its rank."""
     deviation: float
-    """How far it is from the nearest known shape (see `name_of`)."""
+    """Distance from the nearest known shape (see `name_shape`)."""
 
 
 def tegum_factors(W: Float[Tensor, "m n"], *, living: float, tau: float, tolerance: float) -> tuple[Factor, ...]:
-    """Connected components of |Ŵ_i·Ŵ_j| > τ among the living features, in the order of their first features.
+    """Return the connected components of |Ŵ_i·Ŵ_j| > τ among the living features, ordered by their first features.
 
     Args:
         W: hidden × features.
-        living: a feature lives if its norm is above this share of the largest norm. 0.1 is proposed: dead ones decay far below it.
-        tau: 0.15 is proposed, above noise (2 % of the norm in each coordinate moves a product by up to .1) and below what holds a shape
-            together: 1/2 or more in a polygon, 1/3 in a tetrahedron and in the antiprism, 1/m in a simplex, whole up to six dimensions.
-        tolerance: 0.15 is proposed; see `name_of`.
+        living: a feature is living if its norm is above this share of the largest norm. Use 0.1: dead features decay far below it.
+        tau: use 0.15. It is above noise (noise of 2 % of the norm in each coordinate moves a product by up to 0.1), and below the
+            products within a shape: at least 1/2 in a polygon, 1/3 in a tetrahedron and in the antiprism, 1/m in a simplex, so
+            that simplices of up to six dimensions stay in one piece.
+        tolerance: use 0.15; see `name_shape`.
     """
     W64 = W.detach().double().cpu()
     length = W64.norm(dim=0)
@@ -43,29 +44,30 @@ def tegum_factors(W: Float[Tensor, "m n"], *, living: float, tau: float, toleran
     directions = unit_columns(W64[:, alive])
     gram = directions.T @ directions
     factors = []
-    for group in _components(gram.abs() > tau):
-        own = gram[group][:, group]
-        name, deviation = name_of(own, tolerance=tolerance)
+    for group in _connected_components(gram.abs() > tau):
+        group_gram = gram[group][:, group]
+        name, deviation = name_shape(group_gram, tolerance=tolerance)
         features = alive[group]
-        spanned = _spanned(own, tolerance=tolerance)
-        factors.append(Factor(tuple(features.tolist()), name, spanned, float(shares[features].sum()), deviation))
+        rank = _spanned_dimensions(group_gram, tolerance=tolerance)
+        factors.append(Factor(tuple(features.tolist()), name, rank, float(shares[features].sum()), deviation))
     return tuple(factors)
 
 
-def name_of(gram: Float[Tensor, "n n"], *, tolerance: float) -> tuple[str, float]:
-    """The known shape whose Gram matrix is nearest to that of n unit vectors, if near enough, and the deviation from it.
+def name_shape(gram: Float[Tensor, "n n"], *, tolerance: float) -> tuple[str, float]:
+    """Return the name of the known shape that n unit vectors with this Gram matrix are nearest to, and the deviation from it.
 
-    Two invariants under rotation and permutation are compared: the sorted eigenvalues λ and the sorted products off the diagonal g (the
-    latter tell a hexagon from two triangles on each other, whose spectra agree). Deviation = max(max |λ − λ'| / max λ', max |g − g'|).
-    Within `tolerance` the shape is named. 0.15 allows an angle of 120° to be off by 9°; noise of 2 % of the norm in each coordinate makes
-    deviations up to .1; two known shapes of equally many vectors are at least .6 apart, but for the antiprism's two forms (.06).
+    Two invariants under rotation and permutation are compared: the sorted eigenvalues λ, and the sorted off-diagonal products g. (Only
+    the products distinguish a hexagon from two coinciding triangles, which have the same spectrum.)
+    Deviation = max(max |λ − λ'| / max λ', max |g − g'|). The shape is named if the deviation is within `tolerance`. The value 0.15 allows
+    an angle of 120° to be off by 9°; noise of 2 % of the norm in each coordinate gives deviations of up to 0.1; any two known shapes of
+    equally many vectors differ by at least 0.6, except for the two forms of the antiprism (0.06), which share one name.
 
-    Both forms of the antiprism go by one name; vectors on one line by "n collinear" whatever their signs, two antipodal ones by "digon".
+    Vectors on one line are named "n collinear" whatever their signs, except for "digon" for two antipodal ones.
     """
     n = len(gram)
     if n == 1:
         return "dedicated", 0.0
-    products = _products(gram)
+    products = _sorted_products(gram)
     off_line = float(1 - products.abs().min())
     if off_line <= tolerance:
         return ("digon" if n == 2 and products[0] < 0 else f"{n} collinear"), off_line
@@ -76,30 +78,30 @@ def name_of(gram: Float[Tensor, "n n"], *, tolerance: float) -> tuple[str, float
     )  # fmt: skip
     if deviation <= tolerance:
         return name, deviation
-    spanned = _spanned(gram, tolerance=tolerance)
-    return f"{n} vectors in {spanned} dimension{'s' if spanned > 1 else ''}", deviation
+    rank = _spanned_dimensions(gram, tolerance=tolerance)
+    return f"{n} vectors in {rank} dimension{'s' if rank > 1 else ''}", deviation
 
 
-def _spanned(gram: Tensor, *, tolerance: float) -> int:
-    """Singular values of the vectors above `tolerance` × the largest."""
+def _spanned_dimensions(gram: Tensor, *, tolerance: float) -> int:
+    """Count the singular values of the vectors above `tolerance` × the largest."""
     spectrum = torch.linalg.eigvalsh(gram)
     return int((spectrum > tolerance**2 * spectrum[-1]).sum())
 
 
-def _products(gram: Tensor) -> Tensor:
-    """The entries above the diagonal, ascending."""
+def _sorted_products(gram: Tensor) -> Tensor:
+    """Return the entries above the diagonal in ascending order."""
     return gram[*torch.triu_indices(len(gram), len(gram), 1)].sort().values
 
 
 @cache
 def _known_invariants(n: int) -> list[tuple[str, Tensor, Tensor]]:
-    grams = [(name, W.T @ W) for name, forms in known(n).items() for W in forms]
-    return [(name, torch.linalg.eigvalsh(gram), _products(gram)) for name, gram in grams]
+    grams = [(name, W.T @ W) for name, forms in known_shapes(n).items() for W in forms]
+    return [(name, torch.linalg.eigvalsh(gram), _sorted_products(gram)) for name, gram in grams]
 
 
-def _components(linked: Bool[Tensor, "n n"]) -> list[Tensor]:
-    """Members of each connected component, ascending."""
-    found, unseen = [], torch.ones(len(linked), dtype=torch.bool)
+def _connected_components(linked: Bool[Tensor, "n n"]) -> list[Tensor]:
+    """Return the members of each connected component in ascending order."""
+    components, unseen = [], torch.ones(len(linked), dtype=torch.bool)
     for start in range(len(linked)):
         if unseen[start]:
             reached = torch.zeros_like(unseen)
@@ -109,5 +111,5 @@ def _components(linked: Bool[Tensor, "n n"]) -> list[Tensor]:
                 reached |= edge
                 edge = linked[edge].any(0) & ~reached
             unseen &= ~reached
-            found.append(torch.nonzero(reached).flatten())
-    return found
+            components.append(torch.nonzero(reached).flatten())
+    return components

@@ -1,7 +1,7 @@
-"""Neurons whose weights in and out differ: a computation such as |x| in superposition (Elhage et al. 2209.10652).
+"""Analyse neurons whose input and output weights differ: computing |x| in superposition (Elhage et al. 2209.10652).
 
-Neuron j reads W_ji of feature i and writes V_ij = W_out_ij to it. Its scale is free (h is linear in W_j above 0): here both sides get the
-same norm, which changes no output.
+Neuron j reads feature i with weight W_ji and writes to it with weight V_ij = W_out_ij. Its scale is arbitrary, because a ReLU neuron
+is linear in W_j at positive scales. Here both sides get the same norm, which changes no output.
 """
 
 from typing import NamedTuple
@@ -11,50 +11,61 @@ from jaxtyping import Float
 from torch import Tensor
 
 DEAD = 0.05
-"""A neuron whose weights are below this share of the largest neuron's norm is dead."""
+"""A neuron is dead if the norm of its weights is below this share of the largest neuron's."""
 LOPSIDED = 4.0
-"""Interference is asymmetric where it is so many times stronger one way; 16 in the paper's example."""
+"""Interference is asymmetric if it is this many times stronger in one direction; it is 16 times in the paper's example."""
 
 
-def balanced(W: Float[Tensor, "m n"], W_out: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:
-    """The same function with ‖W_j‖ = ‖W_out_j‖ for every neuron; one without weights on a side has none on the other."""
+def balance_weights(
+    W: Float[Tensor, "m n"], W_out: Float[Tensor, "n m"]
+) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:
+    """Return weights of the same function with ‖W_j‖ = ‖W_out_j‖ for every neuron.
+
+    A neuron without weights on one side gets none on the other.
+    """
     reads, writes = W.norm(dim=1), W_out.norm(dim=0)
     scale = torch.where((reads > 0) & (writes > 0), (writes / reads.clamp(min=1e-30)).sqrt(), 0)
     return W * scale[:, None], torch.where(scale > 0, W_out / scale.clamp(min=1e-30), 0)
 
 
-def features_of(W: Float[Tensor, "m n"], *, least: float) -> list[list[int]]:
-    """The features that each neuron reads, the largest weight first: |W_ji| > least · its largest; none of a dead neuron."""
+def features_per_neuron(W: Float[Tensor, "m n"], *, least: float) -> list[list[int]]:
+    """Return the features that each neuron reads, the largest weight first; none for a dead neuron.
+
+    Neuron j reads feature i if |W_ji| > least · max_i |W_ji|.
+    """
     length = W.norm(dim=1)
-    found = []
+    features = []
     for row, alive in zip(W.abs(), (length > DEAD * length.max()).tolist(), strict=True):
         order = row.argsort(descending=True)
-        found.append(order[row[order] > least * row.max()].tolist() if alive else [])
-    return found
+        features.append(order[row[order] > least * row.max()].tolist() if alive else [])
+    return features
 
 
 class Motif(NamedTuple):
-    """Asymmetric superposition with inhibition: a neuron computes two features, and disturbs one of them strongly.
+    """Asymmetric superposition with inhibition: a neuron computes two features and interferes strongly with one of them.
 
-    In the paper's example it reads [2, −1/2] and writes [1/2, 2]: each feature gets |x|, but `loud` sends 4 |x| to `quiet`, and
-    `quiet` only |x| / 4 to `loud`. The inhibitor fires with `loud` and takes from `quiet` what it should not have got.
+    In the paper's example the neuron reads [2, −1/2] and writes [1/2, 2]. Each feature gets its |x|, but `loud` also adds 4 |x| to
+    `quiet`, whereas `quiet` adds only |x| / 4 to `loud`. The inhibitor fires with `loud` and subtracts the interference from `quiet`.
     """
 
     neuron: int
     loud: int
     quiet: int
     interference: float
-    """What `quiet` gets for each unit of `loud`."""
+    """Amount that is added to `quiet` per unit of `loud`."""
     inhibitor: int
     inhibition: float
-    """What the inhibitor, the strongest one, takes of it."""
+    """Amount that the strongest inhibitor subtracts from it."""
 
 
-def motifs(W: Float[Tensor, "m n"], W_out: Float[Tensor, "n m"], *, least: float) -> list[Motif]:
-    """The motif wherever it is: gains of both features above `least`, lopsided interference, at least half of it inhibited."""
+def find_motifs(W: Float[Tensor, "m n"], W_out: Float[Tensor, "n m"], *, least: float) -> list[Motif]:
+    """Find every instance of the motif.
+
+    The gains of both features must be above `least`, the interference asymmetric, and at least half of it inhibited.
+    """
     m, n = W.shape
-    gain = W.abs() * W_out.mT  # [m, n]: what a feature gets of itself
-    found = []
+    gain = W.abs() * W_out.mT  # [m, n]: amount of |x_i| that neuron j returns to feature i
+    motifs = []
     for j in range(m):
         both = [i for i in range(n) if gain[j, i] > least]
         for loud in both:
@@ -62,9 +73,9 @@ def motifs(W: Float[Tensor, "m n"], W_out: Float[Tensor, "n m"], *, least: float
                 strong, weak = W[j, loud].abs() * W_out[quiet, j], W[j, quiet].abs() * W_out[loud, j]
                 if loud == quiet or not strong > LOPSIDED * weak:
                     continue
-                same = (W[:, loud] * W[j, loud]) > 0  # fires when the neuron fires for `loud`
-                taken = torch.where(same, -W[:, loud].abs() * W_out[quiet], 0)
-                inhibitor = int(taken.argmax())
-                if taken[inhibitor] > strong / 2:
-                    found.append(Motif(j, loud, quiet, float(strong), inhibitor, float(taken[inhibitor])))
-    return found
+                fires_too = (W[:, loud] * W[j, loud]) > 0  # fires when neuron j fires for `loud`
+                inhibition = torch.where(fires_too, -W[:, loud].abs() * W_out[quiet], 0)
+                inhibitor = int(inhibition.argmax())
+                if inhibition[inhibitor] > strong / 2:
+                    motifs.append(Motif(j, loud, quiet, float(strong), inhibitor, float(inhibition[inhibitor])))
+    return motifs

@@ -1,5 +1,7 @@
-"""Finite training sets: losses, dimensionality and the hidden plane over their size (Henighan et al. 2023, "Superposition,
-Memorization, and Double Descent")."""
+"""Draw losses, dimensionality and the hidden plane against the size of a finite training set.
+
+Henighan et al. 2023, "Superposition, Memorization, and Double Descent".
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,26 +16,26 @@ from matplotlib.ticker import NullLocator
 from crux.plotting import BLUE, GREY, ORANGE, VERMILION, new_figure, style_axes
 
 
-class Size(NamedTuple):
-    """What a model learned from so many points."""
+class TrainingSetFit(NamedTuple):
+    """The result of training on one training set size."""
 
     points: int
     train: Float[np.ndarray, "seeds"]
-    """Losses on the training points, of every seed."""
+    """Losses on the training points, one per seed."""
     test: Float[np.ndarray, "seeds"]
-    """Losses on fresh data."""
+    """Losses on fresh data, one per seed."""
     best: int
-    """The seed that the rest is about."""
+    """The seed whose weights, hidden vectors and dimensionalities follow."""
     features: Float[np.ndarray, "2 n"]
-    """W's columns."""
+    """The columns of W."""
     hidden: Float[np.ndarray, "2 points"]
-    """The training points' hidden vectors."""
+    """Hidden vectors of the training points."""
     feature_dimensions: Float[np.ndarray, "n"]
     point_dimensions: Float[np.ndarray, "points"]
 
 
-def toy_losses(sizes: Sequence[Size]) -> Figure:
-    """Train and test loss above, dimensionality of features and of training points below, over the size of the training set."""
+def plot_double_descent(sizes: Sequence[TrainingSetFit]) -> Figure:
+    """Draw train and test loss above, the dimensionality of features and of training points below, against the training set size."""
     figure = new_figure(width=7.0, height=6.4)
     top, bottom = figure.subplots(2, 1, sharex=True)
     x = np.array([size.points for size in sizes])
@@ -74,13 +76,16 @@ def toy_losses(sizes: Sequence[Size]) -> Figure:
     return figure
 
 
-def toy_planes(sizes: Sequence[Size]) -> Figure:
-    """The hidden plane, one column a size: features above, the training points' hidden vectors below; every panel at its own scale."""
+def plot_hidden_planes(sizes: Sequence[TrainingSetFit]) -> Figure:
+    """Draw the hidden plane, one column per training set size: features above, hidden vectors of the training points below.
+
+    Every panel has a separate scale.
+    """
     figure = new_figure(width=0.6 + 2.0 * len(sizes), height=4.6)
     grid = figure.subplots(2, len(sizes), squeeze=False)
     for column, size in enumerate(sizes):
-        _rays(grid[0, column], size.features, ORANGE)
-        _rays(grid[1, column], size.hidden, BLUE)
+        _draw_rays(grid[0, column], size.features, ORANGE)
+        _draw_rays(grid[1, column], size.hidden, BLUE)
         grid[0, column].set_title(f"{size.points:,} points", loc="left", fontsize=9)
         grid[1, column].set_xlabel("hidden unit 1", fontsize=8)
     grid[0, 0].set_ylabel("features: columns of W\nhidden unit 2", fontsize=8)
@@ -88,7 +93,7 @@ def toy_planes(sizes: Sequence[Size]) -> Figure:
     return figure
 
 
-def _rays(axes: Axes, vectors: Float[np.ndarray, "2 n"], colour: str) -> None:
+def _draw_rays(axes: Axes, vectors: Float[np.ndarray, "2 n"], colour: str) -> None:
     reach = 1.1 * float(np.abs(vectors).max())
     faint = 1.0 if vectors.shape[1] <= 10 else 0.35
     style_axes(axes, x="", y="")
