@@ -6,6 +6,13 @@ from crux.config.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from crux.toy.evaluate import evaluate_on_toy
+    from crux.toy.exact.activity import (
+        Activity,
+        enumerate_anticorrelated,
+        enumerate_correlated,
+        enumerate_independent,
+        enumerate_one_active,
+    )
     from crux.toy.exact.cube_moments import relu_moments
     from crux.toy.exact.loss import linear_loss, relu_loss, tied_loss
     from crux.toy.exact.one_active import one_active_relu_loss, one_active_tied_loss
@@ -27,14 +34,16 @@ if TYPE_CHECKING:
         square_antiprism,
         tegum_product,
     )
+    from crux.toy.geometry.recovery import measure_recovery
     from crux.toy.geometry.report import Geometry, geometry_report
     from crux.toy.geometry.tegum import tegum_factors
-    from crux.toy.program import Program, held_out_loss
-    from crux.toy.subject import ToySubject
+    from crux.toy.program import Program, TrainedProgram, held_out_loss, load_program
+    from crux.toy.subject import ToySubject, load_toy_subject
     from crux.toy.superposition import SuperpositionModel, Weights
     from crux.toy.training import train_program
 
 __all__ = [
+    "Activity",
     "Boundaries",
     "FeatureBatches",
     "FeatureDistribution",
@@ -44,12 +53,17 @@ __all__ = [
     "Purpose",
     "SuperpositionModel",
     "ToySubject",
+    "TrainedProgram",
     "Weights",
     "analytic_attack",
     "bipyramid",
     "digon",
     "dimensionality",
     "dimensions_per_feature",
+    "enumerate_anticorrelated",
+    "enumerate_correlated",
+    "enumerate_independent",
+    "enumerate_one_active",
     "evaluate_on_toy",
     "exact_boundaries",
     "exact_optima",
@@ -60,6 +74,9 @@ __all__ = [
     "held_out_loss",
     "leverage",
     "linear_loss",
+    "load_program",
+    "load_toy_subject",
+    "measure_recovery",
     "monosemanticity",
     "norms",
     "octahedron",
