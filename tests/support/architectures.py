@@ -52,7 +52,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def lived_in(sae: SAE) -> SAE:
+def perturb_sae(sae: SAE) -> SAE:
     """Perturb every parameter of an SAE, show it three batches, and return it."""
     with torch.no_grad():
         for i, parameter in enumerate(sae.parameters()):

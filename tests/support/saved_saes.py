@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from crux.sae.architectures.sae import SAE
-from tests.support.architectures import ARCHITECTURES, base, lived_in, normal
+from tests.support.architectures import ARCHITECTURES, base, normal, perturb_sae
 
 METADATA = {
     "model_name": "tiny",
@@ -28,11 +28,12 @@ TRANSCODERS = {"relu": "transcoder", "jumprelu": "jumprelu_transcoder", "batch_t
 """Architectures that can be saved as transcoders, and their names in SAELens."""
 
 
-def trained(kind: str, *, d_out: int | None = None) -> SAE:
+def make_trained_sae(kind: str, *, d_out: int | None = None) -> SAE:
     """Return an SAE whose decoder has no unit norm and whose scale is not 1; unless it is a transcoder, it subtracts b_dec."""
-    sae = lived_in(ARCHITECTURES[kind](base(d_model=6, n_latents=20, d_out=d_out, subtract_b_dec=d_out is None)))
+    sae = perturb_sae(ARCHITECTURES[kind](base(d_model=6, n_latents=20, d_out=d_out, subtract_b_dec=d_out is None)))
     return sae.start_at(normal(sae.d_out, seed=2), input_scale=0.25, output_scale=0.25 if d_out is None else 0.5)
 
 
 def activations() -> Tensor:
-    return 12 * normal(100, 6, seed=3)  # scaled, what `lived_in` has shown it
+    """Return activations which, times the input scale of 0.25, are like the batches that `perturb_sae` shows the SAE."""
+    return 12 * normal(100, 6, seed=3)

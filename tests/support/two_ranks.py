@@ -44,7 +44,7 @@ class Trace(NamedTuple):
     """The message that the training ended with; empty where it went well."""
 
 
-def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
+def build_job(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
     """Build the job that is named `loss/architecture[/option…]`.
 
     Returns the module, the token batches, what the loss trains on, and the number of micro-batches per step.
@@ -75,10 +75,10 @@ def make(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
     return module, tokens, source_for(loss, subject, tokens, sites=sites, target=target), accumulate
 
 
-def trained(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEPS, resume: bool = False) -> Trace:
+def train_job(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEPS, resume: bool = False) -> Trace:
     """Train for ten steps with a checkpoint every five; `stop` ends the run earlier, as a kill would."""
     torch.manual_seed(0)
-    module, _, source, accumulate = make(job)
+    module, _, source, accumulate = build_job(job)
     rows: list[dict[str, float]] = []
     gradients: list[list[Tensor]] = []
 
@@ -119,12 +119,12 @@ def main(folder: Path, jobs: list[str]) -> None:
     torch.set_num_threads(1)
     for job in jobs:
         place = folder / job.replace("/", "_")
-        found = [trained(job, devices=2, rank=rank, folder=place)]
+        found = [train_job(job, devices=2, rank=rank, folder=place)]
         if job.endswith("resume"):
             broken = place / "broken"
-            trained(job, devices=2, rank=rank, folder=broken, stop=7)
+            train_job(job, devices=2, rank=rank, folder=broken, stop=7)
             torch.distributed.destroy_process_group()
-            found.append(trained(job, devices=2, rank=rank, folder=broken, resume=True))
+            found.append(train_job(job, devices=2, rank=rank, folder=broken, resume=True))
         torch.save([trace._asdict() for trace in found], f"{place}_{rank}.pt")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.architectures import ARCHITECTURES, auxiliary_term, base, lived_in, normal
+from tests.support.architectures import ARCHITECTURES, auxiliary_term, base, normal, perturb_sae
 from torch import Tensor
 
 import crux.sae.architectures
@@ -19,7 +19,7 @@ every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 def made(name: str, **changed: object) -> SAE:
-    return lived_in(ARCHITECTURES[name](base(**changed)))  # pyright: ignore[reportArgumentType]
+    return perturb_sae(ARCHITECTURES[name](base(**changed)))  # pyright: ignore[reportArgumentType]
 
 
 @every

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, make_trained_sae
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -17,7 +17,7 @@ from crux.sae.formats import saelens
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    saelens.save_sae(trained("relu"), tmp_path / "runs" / "sae", METADATA)
+    saelens.save_sae(make_trained_sae("relu"), tmp_path / "runs" / "sae", METADATA)
     return tmp_path / "runs" / "sae"
 
 
@@ -41,7 +41,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "name"), SAVED_AS.items())
 def test_every_architecture_comes_back(tmp_path: Path, kind: str, name: str) -> None:
-    same_codes(tmp_path / "sae", trained(kind), METADATA)
+    same_codes(tmp_path / "sae", make_trained_sae(kind), METADATA)
     config = config_of(tmp_path / "sae")
     assert config["architecture"] == name
     assert config["apply_b_dec_to_input"] is False
@@ -53,8 +53,8 @@ def test_every_architecture_comes_back(tmp_path: Path, kind: str, name: str) -> 
 @pytest.mark.parametrize(("kind", "name"), TRANSCODERS.items())
 def test_transcoders_come_back(tmp_path: Path, kind: str, name: str) -> None:
     written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
-    same_codes(tmp_path / "wide", trained(kind, d_out=5), written)
-    same_codes(tmp_path / "even", trained(kind), written)
+    same_codes(tmp_path / "wide", make_trained_sae(kind, d_out=5), written)
+    same_codes(tmp_path / "even", make_trained_sae(kind), written)
     assert [config_of(tmp_path / f)["architecture"] for f in ("wide", "even")] == [name, name]
     assert [config_of(tmp_path / f)["d_out"] for f in ("wide", "even")] == [5, 6]
 
@@ -63,10 +63,10 @@ def test_transcoders_come_back(tmp_path: Path, kind: str, name: str) -> None:
 def test_what_sae_lens_has_no_transcoder_of(tmp_path: Path, kind: str) -> None:
     """Between equal widths an SAE's format will do; between others there is none, and that can be known beforehand."""
     written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
-    same_codes(tmp_path / "even", trained(kind), written)
+    same_codes(tmp_path / "even", make_trained_sae(kind), written)
     assert config_of(tmp_path / "even")["architecture"] == SAVED_AS[kind]
-    saelens.check_saveable(trained(kind), transcodes=True)
-    wide = trained(kind, d_out=5)
+    saelens.check_saveable(make_trained_sae(kind), transcodes=True)
+    wide = make_trained_sae(kind, d_out=5)
     for refused in (
         lambda: saelens.save_sae(wide, tmp_path / "wide", written),
         lambda: saelens.check_saveable(wide, transcodes=True),
@@ -79,9 +79,9 @@ def test_what_sae_lens_has_no_transcoder_of(tmp_path: Path, kind: str) -> None:
 def test_heads_side_by_side(tmp_path: Path) -> None:
     """SAELens lays the heads of hook_z side by side where it is told to."""
     heads = METADATA | {"hook_name": "blocks.6.attn.hook_z"}
-    same_codes(tmp_path / "sae", trained("relu"), heads)
+    same_codes(tmp_path / "sae", make_trained_sae("relu"), heads)
     assert config_of(tmp_path / "sae")["reshape_activations"] == "hook_z"
-    saelens.save_sae(trained("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
+    saelens.save_sae(make_trained_sae("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
     assert config_of(tmp_path / "from")["reshape_activations"] == "none"
 
 
@@ -126,7 +126,7 @@ def test_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(saelens, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        saelens.save_sae(trained("topk"), folder, METADATA)
+        saelens.save_sae(make_trained_sae("topk"), folder, METADATA)
     assert [path.name for path in folder.parent.iterdir()] == ["sae"]
     assert (folder / saelens.WEIGHTS).read_bytes() == before
 
@@ -268,4 +268,4 @@ def test_mistakes(folder: Path, spoil: Any, message: str) -> None:
 
 def test_metadata_must_say_where_the_sae_belongs(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="hook_name"):
-        saelens.save_sae(trained("relu"), tmp_path / "sae", {"model_name": "tiny"})
+        saelens.save_sae(make_trained_sae("relu"), tmp_path / "sae", {"model_name": "tiny"})

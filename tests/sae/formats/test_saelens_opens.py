@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, trained
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, make_trained_sae
 
 from crux.sae.formats import saelens
 
@@ -64,9 +64,9 @@ CLASSES = {
 @pytest.mark.timeout(3600)
 def test_sae_lens_reads_the_same_codes(python: Path, tmp_path: Path) -> None:
     residual, heads, out = "blocks.6.hook_resid_pre", "blocks.6.attn.hook_z", "blocks.6.hook_mlp_out"
-    cases = [(trained(kind), name, residual, None) for kind, name in SAVED_AS.items()]
-    cases += [(trained(kind, d_out=5), name, residual, out) for kind, name in TRANSCODERS.items()]
-    cases += [(trained("topk"), "topk", residual, out), (trained("topk"), "topk", heads, None)]
+    cases = [(make_trained_sae(kind), name, residual, None) for kind, name in SAVED_AS.items()]
+    cases += [(make_trained_sae(kind, d_out=5), name, residual, out) for kind, name in TRANSCODERS.items()]
+    cases += [(make_trained_sae("topk"), "topk", residual, out), (make_trained_sae("topk"), "topk", heads, None)]
     folders = [str(tmp_path / f"sae_{i}") for i in range(len(cases))]
     for folder, (sae, _, hook, output_hook) in zip(folders, cases, strict=True):
         written = {} if output_hook is None else {"hook_name_out": output_hook}

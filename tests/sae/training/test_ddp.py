@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.architectures import ARCHITECTURES
-from tests.support.two_ranks import STEPS, Trace, trained
+from tests.support.two_ranks import STEPS, Trace, train_job
 
 from crux.training.processes import torchrun_variables
 
@@ -96,7 +96,7 @@ def assert_equal_states(a: Trace, b: Trace) -> None:
 
 def assert_the_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder: Path) -> None:
     """Losses, every other number of the history, and gradients, to 1e-5, over all steps; counts exactly."""
-    alone = trained(job, devices=1, rank=0, folder=folder)
+    alone = train_job(job, devices=1, rank=0, folder=folder)
     ((first,), (second,)) = ranks
     assert len(alone.rows) == len(alone.gradients) == STEPS
     for a, b in zip(alone.rows, first.rows, strict=True):
