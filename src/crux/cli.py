@@ -1,4 +1,4 @@
-"""The command line: Hydra composes and checks the configuration; heavy libraries are imported once it is known to be good.
+"""The command line: Hydra composes the configuration, crux checks it, and only then heavy libraries are imported.
 
 A UserError is printed as one line, with exit code 2; any other exception keeps its traceback, with exit code 1. Ctrl-C exits with 130.
 """
@@ -20,12 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.compose import build_job
 from crux.config.errors import UserError
-from crux.config.messages import DISK_ERRORS, explain, mistake
+from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_dashes, explain_user_error
 from crux.config.paths import ROOT
-from crux.config.registry import known_keys, register, register_resolvers
+from crux.config.registry import register, register_resolvers
 from crux.launch.refusals import check_launcher_of_one_run
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
+
+HELP = ("--help", "-h")
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -35,9 +37,10 @@ def fail(message: str, *, code: int) -> NoReturn:
 
 
 def job(cfg: DictConfig) -> None:
-    """Run one job. A single job ends the process if it fails; in a sweep it never raises, but leaves FAILED in its folder.
+    """Run one job.
 
-    A sweep's job may run in another process, on another machine: its outcome is on disk.
+    A single job that fails ends the process. A sweep's job never raises, but leaves FAILED in its folder: it may run in another
+    process or on another machine, so its outcome is on disk.
     """
     register_resolvers()
     hydra_config = HydraConfig.get()
@@ -47,7 +50,7 @@ def job(cfg: DictConfig) -> None:
             check_launcher_of_one_run(hydra_config.launcher)
             start(cfg, overrides, folder=None)
         except Exception as error:
-            if (line := mistake(error)) is None:
+            if (line := explain_user_error(error, overrides=overrides)) is None:
                 raise
             fail(line, code=2)
         return
@@ -55,7 +58,7 @@ def job(cfg: DictConfig) -> None:
     try:
         start(cfg, overrides, folder=folder.path)
     except Exception as error:
-        line = mistake(error)
+        line = explain_user_error(error, overrides=overrides)
         reason = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.fail(reason, details="" if line else traceback.format_exc())
         print(f"crux: {folder.path.name}: {reason}", file=sys.stderr)
@@ -66,39 +69,39 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
     start_job(build_job(cfg, overrides), folder=folder)
 
 
-def show_help(overrides: list[str]) -> None:
-    """Print the help page: Hydra's own takes seconds, and lists what is not for users."""
-    from crux.config.help import help_page
+def show_help(words: list[str]) -> None:
+    """Print the help page; Hydra's own page takes seconds and lists what is not for users."""
+    from crux.config.printing import print_text
+    from crux.config.help import help_text
 
     try:
-        print(help_page(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(explain(error), code=2)
+        print_text(help_text(words))
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        fail(explain_user_error(error, overrides=words) or "", code=2)
 
 
 def main() -> None:
-    """The entry point of `python src/main.py` and of the console script `crux`."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    if dashed := [a for a in sys.argv[1:] if a.startswith("--") and a[2:].partition("=")[0] in known_keys()]:
-        fail(f"{dashed[0]}: keys have no dashes, write {dashed[0][2:].partition('=')[0]}=…", code=2)
-    sys.argv[1:] = sorted(
-        sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
-    )  # anywhere, as people write it
+    """Run the command line: the entry point of `python src/main.py` and of the console script `crux`."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes its errors on instead of printing them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants them first
     register()
-    if asked := [word for word in sys.argv[1:] if word in ("--help", "-h")]:
-        show_help([word for word in sys.argv[1:] if word not in asked])
+    words = [word for word in sys.argv[1:] if word not in HELP]
+    if (line := explain_dashes(words)) is not None:
+        fail(line, code=2)
+    if len(words) < len(sys.argv[1:]):
+        show_help(words)
         return
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
-        fail(explain(error), code=2)
+        fail(explain_composition_error(error, overrides=words), code=2)
     except OSError as error:  # Hydra makes the folder before it calls the job
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOENT):
             raise
         fail(f"output_dir: {error.filename} cannot be made ({error.strerror})", code=2)
-    except UserError as error:  # of a whole sweep
+    except UserError as error:  # concerns a whole sweep
         fail(" ".join(str(error).split()), code=2)
     except KeyboardInterrupt:
         fail("interrupted", code=130)

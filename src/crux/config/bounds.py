@@ -1,4 +1,4 @@
-"""Checks option dataclasses against the bounds that stand in their annotations: `lr: Annotated[float, Gt(0)]`."""
+"""Check option dataclasses against the bounds in their annotations, such as `lr: Annotated[float, Gt(0)]`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -20,13 +20,13 @@ class ChecksItself(Protocol):
 
 
 def check_bounds(options: object, key: str) -> None:
-    """Check every key of an options dataclass, and of those within it.
+    """Check every key of an options dataclass and of the dataclasses within it.
 
     Args:
         key: dotted name of the section; empty for the whole configuration.
 
     Raises:
-        UserError: for the first value that is out of bounds, in one line that names the key.
+        UserError: for the first value that is out of bounds, in one line that names its key.
     """
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):  # pyright: ignore[reportArgumentType]
@@ -36,20 +36,20 @@ def check_bounds(options: object, key: str) -> None:
             check_bounds(value, name)
         else:
             for allowed in _violations(value, hints[field.name]):
-                raise UserError(f"{name}={_shown(value)}: must be {allowed}")
+                raise UserError(f"{name}={_format_value(value)}: must be {allowed}")
     if isinstance(options, ChecksItself):
         options.check_section(key)
 
 
 def _violations(value: Any, hint: Any) -> Iterator[str]:
-    """Yield what the value should be, in words, for each bound that it breaks."""
+    """Yield, in words, the bounds that a value breaks."""
     if value is None:
         return
     origin = get_origin(hint)
     if origin is Annotated:
         inner, *bounds = get_args(hint)
         if not all(_within(value, bound) for bound in bounds):
-            yield _described(bounds)
+            yield describe_bounds(bounds)
         yield from _violations(value, inner)
     elif origin in (UnionType, Union):
         (inner,) = (kind for kind in get_args(hint) if kind is not type(None))
@@ -75,7 +75,8 @@ def _within(value: Any, bound: object) -> bool:  # written so that NaN is within
             raise AssertionError(f"no such bound: {bound}")
 
 
-def _described(bounds: Sequence[object]) -> str:
+def describe_bounds(bounds: Sequence[object]) -> str:
+    """Return bounds in words, such as `from 0 to 1`."""
     match bounds:
         case [Ge(low), Le(high)]:
             return f"from {low:g} to {high:g}"  # pyright: ignore[reportGeneralTypeIssues]
@@ -95,5 +96,5 @@ def _described(bounds: Sequence[object]) -> str:
             raise AssertionError(f"no words for these bounds: {bounds}")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and value == value else str(value)

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
-from crux.config.messages import explain, no_such_key
+from crux.config.messages import explain_composition_error, no_such_key
 from crux.config.paths import ROOT
 from crux.config.registry import known_keys, register
 from crux.config.schema import Job
@@ -50,7 +50,7 @@ def compose_job(overrides: Sequence[str], *, grid_advice: str) -> ComposedJob:
             raise UserError(f"sweeps=…: {grid_advice}")
         return ComposedJob(build_job(config, overrides), hydra_config.launcher)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain_composition_error(error, overrides=overrides)) from error
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def build_job(config: DictConfig, overrides: Sequence[str]) -> Job:
     """
     added = [override.partition("=")[0].lstrip("+") for override in overrides if override.startswith("+")]
     if unknown := [key for key in added if not _may_be_added(key)]:
-        raise UserError(no_such_key(unknown[0]))
+        raise UserError(no_such_key(unknown[0], overrides=overrides))
     job = OmegaConf.to_object(config)
     assert isinstance(job, Job)
     check_bounds(job, "")

@@ -1,40 +1,310 @@
-"""The help page of the command line: what there is to choose, and what every key is set to."""
+"""The help pages of the command line: what crux is, the options of each group, and every key of a job."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from crux.config.messages import options
+from crux.config.catalogue import Choice, choice_of, experiments_with, groups, has_key, option_files, options_with
+from crux.config.descriptions import describe_type, field_descriptions, option_comment
+from crux.config.errors import UserError
+from crux.config.messages import explain_synonym, launcher_keys, nearest
 from crux.config.paths import ROOT
-from crux.config.registry import plugin_folders
+from crux.config.registry import known_keys
 
-HEAD = """\
-crux finds and evaluates the features that a neural network actually uses.
+INTRODUCTION = """\
+crux finds and evaluates the features that a neural network actually uses. It trains sparse autoencoders (SAEs) against what the \
+network computes downstream, not only against its activations, and adds toy models of superposition, local learning coefficients \
+and the interaction basis."""
 
-  python src/main.py loss=e2e_ds layer=6        train an end-to-end SAE on the packaged model, evaluate it, compare it in MLflow
-  python src/main.py -m loss=local,e2e layer=2,4,6                 a grid; the same command continues it
-  python src/main.py sweeps=pareto                                 a named grid
-  python src/main.py experiment=toy/phase_diagram                  an experiment; add --help to see its keys
+START = (
+    ("{program}", "train an SAE on the packaged language model, evaluate it, show it in MLflow"),
+    ("{program} loss=e2e_ds layer=6", "choose options (loss=…) and set keys (layer=…)"),
+    ("{program} -m loss=local,e2e layer=2,4,6", "a grid of jobs; the same command resumes it"),
+    ("{program} sweeps=pareto", "a named grid of jobs, with a figure"),
+    ("{program} experiment=toy/phase_diagram", "anything else: toy models, learning coefficients, …"),
+    ("mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db", "compare runs"),
+)
+MORE = (
+    ("--help loss", "one group, section or key (--help sae.ratio)"),
+    ("--help sae=jumprelu", "one option and its keys"),
+    ("--help experiment=toy/basic", "an experiment and all of its keys"),
+)
+GROUPS = {
+    "loss": "what an SAE is trained for",
+    "sae": "the SAE's architecture",
+    "model": "the network under study",
+    "data": "the text that it is studied on",
+    "optimizer": "how the SAE's weights move",
+    "trainer": "the length of the training and its intervals",
+    "evaluation": "the evaluation on held-out data",
+    "tracking": "where runs are recorded",
+    "callbacks": "Lightning callbacks for the training",
+    "debug": "short runs, to see that a job works",
+    "hydra/launcher": "where the jobs of a grid run; one after the other in this process if not given",
+    "sweeps": "named grids of jobs",
+    "experiment": "other jobs than training an SAE, and settings of papers",
+}
+"""The groups in the order of the help page; those of plug-ins come after them."""
 
-What can be chosen (group=option):
-"""
-HIDDEN = ("job",)
-"""Groups whose options experiments choose."""
+COLUMN = 36
+"""Width of the left column."""
 
 
-def help_page(overrides: Sequence[str]) -> str:
-    """Return the page: the options of every group, and the keys of the job that these overrides compose."""
+@dataclass
+class Key:
+    """A key of a composed job."""
+
+    name: str
+    value: str
+    description: str
+    kind: str
+    """The allowed values, in words."""
+
+
+def help_text(words: Sequence[str]) -> str:
+    """Return the help that a command line asks for.
+
+    Args:
+        words: the command line without `--help`: overrides (with `=`) that choose a job, and the groups, sections or keys to show. A
+            single `group=option` shows that option.
+
+    Raises:
+        UserError: if there is no such group, section or key.
+    """
+    overrides = [word for word in words if "=" in word]
+    topics = [word for word in words if "=" not in word and not word.startswith("-")]
+    if topics:
+        return "\n\n".join(_topic(topic, overrides) for topic in topics)
+    if len(overrides) == 1 and (group := overrides[0].partition("=")[0]) in groups():
+        return _option(group, overrides[0].partition("=")[2], overrides)
+    return _page(overrides)
+
+
+def _page(overrides: Sequence[str]) -> str:
+    config = _compose(overrides)
+    program = "crux" if Path(sys.argv[0]).name == "crux" else "python src/main.py"
+    start = [(command.format(program=program), text) for command, text in START]
+    more = [(f"{program} {command}", text) for command, text in MORE]
+    parts = [_wrap(INTRODUCTION, indent=0), _table("Start", start), _table("More help", more)]
+    choices = _choices(config)
+    shown = [group for group in GROUPS if group in groups()] + [group for group in groups() if group not in GROUPS]
+    parts += [_heading("Options (group=option; * is chosen in this job)")]
+    parts += [_group(group, choices) for group in shown if group in choices]
+    parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
+    return "\n\n".join(parts)
+
+
+def _topic(topic: str, overrides: Sequence[str]) -> str:
+    """Return the help of a group, a section or a key."""
+    if topic.startswith("hydra.launcher"):
+        return _launcher_topic(topic, overrides)
+    is_group, is_key = topic in groups(), topic in known_keys()
+    if not is_group and not is_key:
+        raise UserError(_unknown(topic, overrides))
+    parts = []
+    if is_key and not has_key(choice_of(overrides), topic):  # show the first job that has it
+        found = options_with(topic, choice_of(overrides)) or experiments_with(topic)
+        others = f"; so have {_enumerate(found[1:])}" if found[1:] else ""
+        parts = [_wrap(f"This is {topic} of {found[0]}{others}.", indent=0)] if found else []
+        overrides = [*overrides, *found[:1]]
+    config = _compose(overrides)
+    if is_group:
+        parts.append(_group(topic, _choices(config)))
+    if is_key:
+        prefix = f"{topic}."
+        parts += [_key(key) for key in _keys(config) if key.name == topic]
+        if inner := [_key(key) for key in _keys(config) if key.name.startswith(prefix)]:
+            parts.append("\n".join([_heading(_section_title(topic, config)), *inner]))
+    return "\n\n".join(parts)
+
+
+def _enumerate(options: Sequence[str], *, most: int = 5) -> str:
+    named, others = options[:most], len(options[most:])
+    return f"{', '.join(named)} and {others} others" if others else " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+
+
+def _option(group: str, option: str, overrides: Sequence[str]) -> str:
+    """Return the help of one option: its description, and the keys of its section, or of its whole job."""
+    config = _compose(overrides)
+    first, *rest = option_comment(option_files(group)[option]) or [""]
+    parts = [_wrap(f"{group}={option} — {first}", indent=0, hanging=2)]
+    if rest:
+        parts.append(_wrap(" ".join(rest), indent=2))
+    if group == "hydra/launcher":
+        return "\n\n".join([*parts, *_launcher_keys(config)])
+    inner = [_key(key) for key in _keys(config) if key.name.startswith(f"{group}.")]
+    if inner:
+        parts.append("\n".join([_heading("Keys"), *inner]))
+    elif group == "sweeps":
+        parts.append("\n".join([_heading("Grid"), *(f"  {line}" for line in _grid(config)), "", "  the other keys: --help"]))
+    elif group in ("experiment", "debug"):
+        parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
+    return "\n\n".join(parts)
+
+
+def _grid(config: DictConfig) -> Iterator[str]:
+    """Yield what a sweep varies, one line per grid."""
+    sweeper = OmegaConf.to_container(config.hydra.sweeper)
+    assert isinstance(sweeper, dict)
+    for grid in sweeper["grids"] or [{}]:
+        yield "  ".join(f"{key}={values}" for key, values in (sweeper["params"] | grid).items())
+
+
+def _launcher_topic(topic: str, overrides: Sequence[str]) -> str:
+    if topic != "hydra.launcher" and topic not in launcher_keys():
+        raise UserError(_unknown(topic, overrides))
+    if not any(override.startswith("hydra/launcher=") for override in overrides):
+        for name in option_files("hydra/launcher"):
+            config = _compose([*overrides, f"hydra/launcher={name}"])
+            if any(topic in (key.name, "hydra.launcher") for key in _keys(config.hydra.launcher, "hydra.launcher.")):
+                overrides = [*overrides, f"hydra/launcher={name}"]
+                break
+    keys = _keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
+    return "\n".join(_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
+
+
+def _launcher_keys(config: DictConfig) -> Iterator[str]:
+    yield "\n".join([_heading("Keys"), *(_key(key) for key in _keys(config.hydra.launcher, "hydra.launcher."))])
+
+
+def _unknown(topic: str, overrides: Sequence[str]) -> str:
+    if (line := explain_synonym(topic, overrides=overrides)) is not None:
+        return line
+    choices = [*groups(), *known_keys()]
+    guess = nearest(topic, choices)
+    return f"--help {topic}: no such group, section or key; {guess or 'groups are ' + ', '.join(groups())}".rstrip()
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
-    choices = [f"  {group}: {', '.join(options(group))}" for group in _groups()]
-    keys = OmegaConf.to_yaml(config).rstrip().splitlines()
-    title = "What can be set (section.key=value), and the values of this job:"
-    return "\n".join([HEAD.rstrip(), *choices, "", title, *(f"  {line}" for line in keys)])
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
-def _groups() -> Iterator[str]:
-    places: list[Path] = [ROOT / "conf", *plugin_folders()]
-    names = {folder.name for place in places for folder in place.iterdir() if folder.is_dir()} - {"hydra", *HIDDEN}
-    yield from sorted({*names, "sweeps", "hydra/launcher"})
+def _choices(config: DictConfig) -> dict[str, str | None]:
+    """Return the option of each group that a job reads."""
+    chosen = dict(config.hydra.runtime.choices)
+    return {group: chosen[group] for group in groups() if group in chosen}
+
+
+def _group(group: str, choices: dict[str, str | None]) -> str:
+    title = f"{group} — {GROUPS[group]}" if group in GROUPS else group
+    lines = [title]
+    width = max((len(name) for name in option_files(group)), default=0)
+    for name, path in option_files(group).items():
+        mark = "*" if choices.get(group) == name else " "
+        description = (option_comment(path) or [""])[0]
+        lines.append(_columns(f"{mark} {name}", description, column=min(width + 4, COLUMN)))
+    return "\n".join(lines)
+
+
+def _sections(config: DictConfig) -> Iterator[str]:
+    """Yield the keys of a job, one block per section."""
+    keys: dict[str, list[Key]] = {}
+    for key in _keys(config):
+        keys.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
+    for section in sorted(keys, key=bool):  # the job's own keys first
+        title = _section_title(section, config) if section else _job_title(config)
+        yield "\n".join([title, *(_key(key) for key in keys[section])])
+
+
+def _job_title(config: DictConfig) -> str:
+    comment = option_comment(option_files("job")[config.hydra.runtime.choices["job"]]) or [""]
+    return _wrap(f"the job — {comment[0]}", indent=0, hanging=2)
+
+
+def _section_title(section: str, config: DictConfig) -> str:
+    if (chosen := _choices(config).get(section)) is not None:
+        return f"{section} ({section}={chosen})"
+    kind = OmegaConf.get_type(OmegaConf.select(config, section))
+    description = (kind.__doc__ or "").strip().partition("\n")[0]
+    return _wrap(f"{section} — {description}" if is_dataclass(kind) else section, indent=0, hanging=2)
+
+
+def _keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
+    """Yield the keys of a section, those of its own dataclass before those of the dataclasses that it is derived from."""
+    kind = OmegaConf.get_type(section)
+    hints, hints_with_bounds = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    descriptions = field_descriptions(kind)
+    order = list(dict.fromkeys(name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})))
+    named_by_option = hints.get("_target_") is str  # such an option sets its class and its name
+    for name in sorted((field.name for field in fields(kind)), key=order.index):
+        hint = hints[name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            if not OmegaConf.is_missing(section, name):
+                yield from _keys(section[name], f"{prefix}{name}.")
+        elif not (named_by_option and name in ("_target_", "name")):
+            value = _value(section, name)
+            yield Key(prefix + name, value, descriptions.get(name, ""), describe_type(hints_with_bounds[name]))
+
+
+def _value(section: DictConfig, name: str) -> str:
+    """Return a value as it is written on a command line; `???` if it must be given."""
+    if OmegaConf.is_missing(section, name):
+        return "???"
+    try:
+        return _write(section[name])
+    except OmegaConfBaseException:  # it refers to a value that must be given
+        return str(OmegaConf.to_container(section, resolve=False)[name])  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _write(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case Enum():
+            return value.name
+        case ListConfig():
+            return f"[{','.join(map(_write, value))}]"
+        case DictConfig():
+            return f"{{{','.join(f'{key}:{_write(item)}' for key, item in value.items())}}}"
+        case _:
+            return str(value)
+
+
+def _key(key: Key) -> str:
+    must = "; must be given" if key.value == "???" else ""
+    return _columns(f"  {key.name}={key.value}", f"{key.description} [{key.kind}{must}]".strip(), column=COLUMN)
+
+
+def _heading(text: str) -> str:
+    return f"{text}\n{'-' * len(text)}"
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    column = max(len(left) for left, _ in rows) + 4
+    return "\n".join([title, *(_columns(f"  {left}", right, column=column) for left, right in rows)])
+
+
+def _columns(left: str, right: str, *, column: int) -> str:
+    """Return two columns; the right one wraps, and begins on the next line if the left one is too long."""
+    width = _width()
+    column = min(column, width // 2)
+    wrapped = textwrap.wrap(right, width - column, break_on_hyphens=False) or [""]
+    if len(left) > column - 2:
+        return "\n".join([left, *(" " * column + line for line in wrapped)])
+    first, *rest = wrapped
+    return "\n".join([f"{left:{column}}{first}".rstrip(), *(" " * column + line for line in rest)])
+
+
+def _wrap(text: str, *, indent: int, hanging: int = 0) -> str:
+    return textwrap.fill(
+        text, _width(), initial_indent=" " * indent, subsequent_indent=" " * (indent + hanging), break_on_hyphens=False
+    )
+
+
+def _width() -> int:
+    """Return the terminal's width, within what is pleasant to read."""
+    return max(60, min(shutil.get_terminal_size((110, 24)).columns, 130))

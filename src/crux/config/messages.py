@@ -1,26 +1,32 @@
-"""A mistake in the command line, told in one line: what was wrong, the nearest valid choice, what is allowed."""
+"""Explain errors of the command line in one line: what is wrong, the nearest valid choice, and what is allowed."""
 
 import difflib
 import errno
 import re
+from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from crux.config.catalogue import choice_of, chosen_by, experiments_with, groups, has_key, option_files, options_with
 from crux.config.errors import UserError
-from crux.config.paths import ROOT
-from crux.config.registry import dataclasses, keys_of, known_keys, plugin_folders, registered
+from crux.config.registry import SUFFIX, dataclasses, keys_of, known_keys
+from crux.config.synonyms import NOT_HERE, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
-"""Errors of the machine's disk, told in one line."""
+"""Errors of the machine's disk, which are reported in one line."""
 
 
-def mistake(error: BaseException) -> str | None:
-    """Return a problem that the user can fix as one line, or None if the error is a bug and needs its traceback."""
+def explain_user_error(error: BaseException, *, overrides: Sequence[str]) -> str | None:
+    """Return a problem that the user can fix as one line, or None if the error is a bug and needs its traceback.
+
+    Args:
+        overrides: the command line.
+    """
     match error:
         case OmegaConfBaseException() | HydraException():  # some of them are ValueErrors too
-            return explain(error)
+            return explain_composition_error(error, overrides=overrides)
         case UserError():
             return " ".join(str(error).split())
         case OSError() if error.errno in DISK_ERRORS:
@@ -29,62 +35,68 @@ def mistake(error: BaseException) -> str | None:
             return None
 
 
-def nearest(word: str, choices: list[str]) -> str:
-    """`did you mean …?` with the closest choice, where one is close."""
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """Return `did you mean …? ` with the closest choice, or nothing if no choice is close."""
     close = difflib.get_close_matches(word, choices, n=1)
     return f"did you mean {close[0]}? " if close else ""
 
 
-def options(group: str) -> list[str]:
-    """Return every option of a group, those in its subfolders and of plug-ins too; a name that begins with _ is no option."""
-    folders = (
-        [ROOT / "sweeps"] if group == "sweeps" else [place / group for place in (ROOT / "conf", *plugin_folders())]
-    )
-    found = {p.relative_to(f).with_suffix("").as_posix() for f in folders for p in f.rglob("*.yaml")}
-    return sorted(name for name in found if not name.rpartition("/")[2].startswith("_"))
-
-
-def no_such_key(key: str, *, kind: str | None = None) -> str:
-    """Say what is wrong with a key, who has it, the nearest one, and those next to it.
+def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) -> str:
+    """Return what is wrong with a key: our name for it, the options that have it, or the nearest keys.
 
     Args:
-        kind: name of the dataclass that does not have it; None if that is not known.
+        overrides: the command line, which chooses a job and its options.
+        kind: name of the dataclass that does not have the key; None if that is not known.
     """
-    if key in RENAMED:
-        return f"{key}: is called {RENAMED[key]} now"
+    if key not in known_keys() and (line := explain_synonym(key, overrides=overrides)) is not None:
+        return line
     section = key.rpartition(".")[0]
     everywhere = launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
     there = [k for k in everywhere if k.rpartition(".")[0] == section] or [k for k in everywhere if "." not in k]
-    if (own := dataclasses().get(kind or "")) is not None:
+    if (lacking := dataclasses().get(kind or "")) is not None:
         prefix = f"{section}." if section else ""
-        there = [prefix + k for k in keys_of(own) if "." not in k and k != "_target_"]
+        there = [prefix + k for k in keys_of(lacking) if "." not in k and k != "_target_"]
         everywhere = there + [k for k in everywhere if "." in k]
         if key in known_keys():
-            owners = list(dict.fromkeys(o for o in known_keys()[key] if _can_be_chosen(o.partition("=")[0])))
-            have = f"; {', '.join(owners)} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
-            where = _described(own.__name__, section)
-            return f"{key}: {where} has no such key{have}; its own are {', '.join(sorted(there)) or 'none'}"
+            choice = choice_of(overrides)
+            named = f"{section}={choice.options[section]}" if section in choice.options else "this job"
+            named = named if not named.endswith(SUFFIX) else "this job"
+            return f"{key}: {named} has no such key{_owners(key, overrides)}; allowed there are {', '.join(sorted(there)) or 'none'}"
     return f"{key}: no such key; {nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
 
 
-RENAMED = {"gradient.target": "sae.gradient_target", "task": "job"}
-"""Keys of earlier versions, and what they are called now."""
+def _owners(key: str, overrides: Sequence[str]) -> str:
+    """Return `; sae=topk has it`, with everything that can be chosen to have a key, or nothing if nothing can."""
+    choice, main = choice_of(overrides), chosen_by(None)
+    if not (found := options_with(key, choice)) and choice.job != main.job:
+        in_main = "the main job" if has_key(main, key) else " or ".join(options_with(key, main)[:3])
+        found = [f"{in_main} (without experiment=)"] if in_main else []
+    found = found or experiments_with(key)
+    if len(found) > 8:
+        found = [*found[:5], f"{len(found) - 5} other experiments"]
+    return f"; {', '.join(found)} {'have' if len(found) > 1 else 'has'} it" if found else ""
 
 
-def _can_be_chosen(group: str) -> bool:
-    """Return whether users choose an option of this group by its name; some groups are an experiment's own."""
-    return bool(group) and any((place / group).is_dir() for place in (ROOT / "conf", *plugin_folders()))
+def explain_synonym(key: str, *, overrides: Sequence[str]) -> str | None:
+    """Return crux's name for a key of another library, in one line; None if we know no such name.
 
-
-def _described(kind: str, section: str) -> str:
-    """Return how a user calls an options dataclass: `sae=topk`, or the job that the experiment chose."""
-    for group, of_group in registered().items():
-        for option, found in of_group.items():
-            if found.__name__ == kind:
-                if group == "job" or not _can_be_chosen(group):
-                    return "this experiment"
-                return f"{group}={option}"
-    return "this experiment" if kind not in dataclasses() or section else "the configuration"
+    Args:
+        overrides: the command line, which chooses the job that should have the key.
+    """
+    choice = choice_of(overrides)
+    name, leaf = find_synonym(key), key.lstrip("+-").rpartition(".")[2]
+    if name in SYNONYMS and (ours := [k for k in SYNONYMS[name].keys if k in groups() or has_key(choice, k)]):
+        note = f" ({SYNONYMS[name].note})" if SYNONYMS[name].note else ""
+        return f"{key}: called {' or '.join(ours)} here{note}"
+    same = [k for k in known_keys() if k.count(".") == 1 and k.endswith(f".{leaf}") and has_key(choice, k)]
+    if len(same) == 1:
+        return f"{key}: called {same[0]} here"
+    if name in NOT_HERE:
+        return f"{key}: {NOT_HERE[name]}"
+    if name in SYNONYMS:
+        ours = SYNONYMS[name].keys[0]
+        return f"{key}: called {ours} here, but this job does not have it{_owners(ours, overrides)}"
+    return None
 
 
 PHRASES = {
@@ -98,28 +110,30 @@ PHRASES = {
 """OmegaConf's messages about a value, and ours."""
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """Hydra's and OmegaConf's composition errors in one line, with the nearest valid choice."""
+def explain_composition_error(error: HydraException | OmegaConfBaseException, *, overrides: Sequence[str]) -> str:
+    """Return an error of Hydra's or OmegaConf's composition in one line, with the nearest valid choice.
+
+    Args:
+        overrides: the command line.
+    """
     text = str(error)
     if match := re.search(r"(?:Could not (?:find|load)|In '[^']*': Could not find) '([^']+)'", text):
         depth = 2 if match[1].startswith("hydra/") else 1  # hydra/launcher=gpus
-        group, option = "/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:])
-        allowed = options(group)
-        return f"{group}={option}: no such option; {nearest(option, allowed)}allowed are {', '.join(allowed) or 'none'}"
+        return no_such_option("/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:]))
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
         return f"{match[1]}: has no meaning for this experiment, which does not read that group"
     if match := re.search(r"Could not override '([^']+)'", text):
         cause = error.__cause__
         kind = getattr(getattr(cause, "object_type", None), "__name__", None)
-        key = match[1] if match[1] in RENAMED else getattr(cause, "full_key", None) or match[1]
-        return no_such_key(key, kind=kind)
+        key = match[1] if find_synonym(match[1]) else getattr(cause, "full_key", None) or match[1]
+        return no_such_key(key, kind=kind, overrides=overrides)
     if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
         option = match[1].replace("/", "=", 1)
         return f"{option}: does not fit this experiment, which has no key {match[2]} there"
     if match := re.match(r"Error parsing override '(.*)'", text):
         return f"{match[1]}: cannot be read; write key=value, with quotes where the shell or a comma needs them"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return f"{match[1]}: several values are a grid, say -m for it; one list is written [a,b]"
+        return f"{match[1]}: several values are a grid, which needs -m; one list is written [a,b]"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = getattr(error, "full_key", None) or next((x[10:] for x in lines if x.startswith("full_key: ")), "")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -129,6 +143,35 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         if match := re.fullmatch(pattern, message):
             return key + words.format(*match.groups())
     return f"{key}: {message}" if key else message
+
+
+def no_such_option(group: str, option: str) -> str:
+    """Return what is wrong with an option that a group does not have: the nearest option and all options."""
+    if (group, option) in OPTION_SYNONYMS:
+        return f"{group}={option}: called {group}={OPTION_SYNONYMS[group, option]} here"
+    allowed = list(option_files(group))
+    return f"{group}={option}: no such option; {nearest(option, allowed)}allowed are {', '.join(allowed) or 'none'}"
+
+
+HYDRA_FLAGS = (
+    "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion", "config-path", "config-name",
+    "config-dir", "experimental-rerun", "info",
+)  # fmt: skip
+"""Hydra's own flags with two dashes."""
+
+
+def explain_dashes(words: Sequence[str]) -> str | None:
+    """Return what is wrong with the first word that begins with two dashes but is no flag of Hydra's; None if there is none."""
+    for word in words:
+        name, equals, value = word.partition("=")
+        key = name.removeprefix("--")
+        if key == name or key in HYDRA_FLAGS:
+            continue
+        if key in known_keys() or key in groups():
+            return f"{word}: keys have no dashes, write {key}={value or '…'}"
+        line = explain_synonym(name, overrides=words)
+        return f"{line}; keys have no dashes: key=value" if line else f"{name}: no such flag; keys have no dashes: key=value"
+    return None
 
 
 def launcher_keys() -> list[str]:

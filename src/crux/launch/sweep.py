@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from crux.config.console import make_console
 from crux.config.errors import UserError
 from crux.config.folder_name import shortened
-from crux.config.messages import mistake
+from crux.config.messages import explain_user_error
 from crux.config.schema import Job as JobConfig
 from crux.config.schema import to_plain
 from crux.launch.lock import locked
@@ -158,7 +158,7 @@ def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[st
                 if end.status is JobStatus.FAILED:
                     lost[job.name] = f"its process ended: {' '.join(str(_error(end)).split())[:300]}"
         except Exception as error:
-            if mistake(error) is not None:
+            if explain_user_error(error, overrides=[]) is not None:
                 raise
             traceback.print_exc()
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,130 @@
+"""The options and keys that a command line can choose, read from conf/, sweeps/ and the folders of plug-ins without composing them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+from crux.config.paths import ROOT
+from crux.config.registry import SUFFIX, keys_of, plugin_folders, registered
+
+MAIN_JOB = "train"
+"""The option of the group `job` that conf/config.yaml chooses."""
+
+
+def conf_folders() -> list[Path]:
+    """Return crux's conf/ and those of the installed plug-ins."""
+    return [ROOT / "conf", *plugin_folders()]
+
+
+def _conf_file(name: str) -> Path:
+    return next((folder / name for folder in conf_folders() if (folder / name).exists()), ROOT / "conf" / name)
+
+
+@cache
+def option_files(group: str) -> dict[str, Path]:
+    """Return the YAML of each option of a group, by the option's name, sorted; options in subfolders have a `/` in their names.
+
+    A file whose name begins with `_` is no option.
+    """
+    folders = [ROOT / "sweeps"] if group == "sweeps" else [folder / group for folder in conf_folders()]
+    found = {path.relative_to(f).with_suffix("").as_posix(): path for f in folders for path in f.rglob("*.yaml")}
+    return {name: found[name] for name in sorted(found) if not name.rpartition("/")[2].startswith("_")}
+
+
+def groups() -> list[str]:
+    """Return the groups whose options a command line names; experiments choose those of the group `job`."""
+    folders = {folder.name for place in conf_folders() for folder in place.iterdir() if folder.is_dir()}
+    return sorted({*folders - {"hydra", "job"}, "hydra/launcher", "sweeps"})
+
+
+class Choice(NamedTuple):
+    """What a command line chooses: a job, and an option for each group that this job reads."""
+
+    job: str
+    options: dict[str, str]
+    """The option's name, or, if only experiments choose it, the name of its dataclass with the suffix `_options`."""
+
+
+@cache
+def chosen_by(experiment: str | None) -> Choice:
+    """Return what an experiment chooses, or the main job if there is no experiment."""
+    options: dict[str, str] = {}
+    if experiment is not None and experiment in option_files("experiment"):
+        options = _defaults_of_experiment(option_files("experiment")[experiment])
+    job = options.pop("job", MAIN_JOB)
+    of_job = {group: option for group, option in _defaults(_conf_file(f"job/{job}.yaml")) if option}
+    return Choice(job, of_job | options)
+
+
+def _defaults_of_experiment(path: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for group, option in _defaults(path):
+        if group.startswith("experiment/"):  # an experiment that this one is derived from
+            found |= _defaults_of_experiment(_conf_file(f"{group}.yaml"))
+        elif option:
+            found[group] = option
+    return found
+
+
+def _defaults(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield group and option of each entry of a YAML's defaults list; an entry without an option has the option ``."""
+    text = path.read_text("utf-8")
+    if match := re.search(r"^defaults: \[(.*)\]", text, re.M):
+        yield from ((entry.strip().removeprefix("/"), "") for entry in match[1].split(","))
+    elif match := re.search(r"^defaults:\n((?:  - .*\n?)+)", text, re.M):
+        for line in match[1].splitlines():
+            entry = line.partition("#")[0].strip(" -").removeprefix("override ").removeprefix("/")
+            group, _, option = entry.partition(":")
+            yield group.strip(), option.strip()
+
+
+@cache
+def options_class(group: str, option: str) -> type | None:
+    """Return the dataclass of an option, or None if it has none."""
+    if option.endswith(SUFFIX):
+        return registered().get(group, {}).get(option.removesuffix(SUFFIX))
+    if (path := option_files(group).get(option)) is None:
+        return None
+    parents = [name for name, _ in _defaults(path)]
+    schemas = [name for name in parents if name.endswith(SUFFIX)]
+    return next((found for name in [*schemas, *parents] if (found := options_class(group, name)) is not None), None)
+
+
+def choice_of(overrides: Sequence[str]) -> Choice:
+    """Return what a command line chooses: by its experiment, and by its options of groups."""
+    pairs = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    choice = chosen_by(pairs.get("experiment"))
+    others = {group: pairs[group] for group in choice.options if pairs.get(group, "") in option_files(group)}
+    return Choice(choice.job, choice.options | others)
+
+
+def has_key(choice: Choice, key: str) -> bool:
+    """Return whether the job that a command line chooses has a key."""
+    job = registered()["job"].get(choice.job)
+    section, _, rest = key.partition(".")
+    if job is None or section not in (hints := get_type_hints(job)):
+        return False
+    kind = options_class(section, choice.options[section]) if section in choice.options else hints[section]
+    return not rest or (isinstance(kind, type) and rest in _keys(kind))
+
+
+@cache
+def _keys(kind: type) -> frozenset[str]:
+    return frozenset(keys_of(kind)) if hasattr(kind, "__dataclass_fields__") else frozenset()
+
+
+def options_with(key: str, choice: Choice) -> list[str]:
+    """Return the options, such as `sae=topk`, that would give a job a key which it does not have."""
+    section = key.partition(".")[0]
+    if section not in choice.options:
+        return []
+    names = (name for name in option_files(section) if has_key(choice._replace(options={section: name}), key))
+    return [f"{section}={name}" for name in names]
+
+
+def experiments_with(key: str) -> list[str]:
+    """Return the experiments, such as `experiment=toy/basic`, whose jobs have a key, those of the key's section first."""
+    found = [name for name in option_files("experiment") if has_key(chosen_by(name), key)]
+    return [f"experiment={name}" for name in sorted(found, key=lambda name: not name.startswith(key.partition(".")[0]))]

@@ -1,0 +1,33 @@
+"""Text on standard output, whatever its encoding."""
+
+import codecs
+import sys
+import unicodedata
+
+ASCII = {
+    "—": "-", "–": "-", "−": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "·": "*", "×": "x", "‖": "||", "√": "sqrt ",
+    "∇": "grad ", "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "θ": "theta", "λ": "lambda",
+    "ρ": "rho", "σ": "sigma", "Λ": "Lambda", "Σ": "sum ", "∂": "d", "⁄": "/", "∈": "in", "≈": "~", "²": "^2",
+}  # fmt: skip
+"""Replacements for symbols that an encoding does not have."""
+
+
+def print_text(text: str) -> None:
+    """Print a text on standard output, with replacements for symbols that its encoding does not have."""
+    encoding = sys.stdout.encoding or "ascii"
+    print(text.encode(encoding, "crux_ascii").decode(encoding))
+
+
+def _replace_symbols(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_replacement(symbol) for symbol in error.object[error.start : error.end]), error.end
+
+
+def _replacement(symbol: str) -> str:
+    if symbol in ASCII:
+        return ASCII[symbol]
+    parts = [part for part in unicodedata.normalize("NFKD", symbol) if not unicodedata.combining(part)]
+    return "".join(part if part.isascii() else ASCII.get(part, "?") for part in parts)
+
+
+codecs.register_error("crux_ascii", _replace_symbols)

@@ -1,0 +1,256 @@
+"""Names that other libraries have for crux's keys and options, so that whoever types one of them is told ours.
+
+The libraries are SAELens (versions 3 to 6), sparsify, dictionary_learning, Lightning and e2e_sae.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Synonym(NamedTuple):
+    """crux's name for something that has another name elsewhere."""
+
+    keys: tuple[str, ...]
+    """The keys of crux to use instead: the first is the nearest."""
+    note: str = ""
+    """What is different about them."""
+
+
+STEPS = "in optimiser steps of trainer.batch * trainer.accumulate sequences of model.context tokens"
+SEQUENCES = "in sequences of model.context tokens"
+NORMALISED = "the MSE and the L1 norm are both divided by d_model"
+
+SYNONYMS: dict[str, Synonym] = {
+    # size of the dictionary
+    "expansion_factor": Synonym(("sae.ratio",)),
+    "dict_size_to_input_ratio": Synonym(("sae.ratio",)),
+    "dict_ratio": Synonym(("sae.ratio",)),
+    "d_sae": Synonym(("sae.n_latents", "sae.ratio")),
+    "dict_size": Synonym(("sae.n_latents", "sae.ratio")),
+    "num_latents": Synonym(("sae.n_latents", "sae.ratio")),
+    "n_features": Synonym(("sae.n_latents", "sae.ratio")),
+    "n_dict_components": Synonym(("sae.n_latents", "sae.ratio")),
+    # sparsity
+    "l1_coefficient": Synonym(("sparsity",), NORMALISED),
+    "l1_coeff": Synonym(("sparsity",), NORMALISED),
+    "l1_penalty": Synonym(("sparsity",), NORMALISED),
+    "sparsity_coeff": Synonym(("sparsity",)),
+    "sparsity_penalty": Synonym(("sparsity",), NORMALISED),
+    "initial_sparsity_penalty": Synonym(("sparsity",), NORMALISED),
+    "l0_coefficient": Synonym(("sparsity",), "with sae=jumprelu it multiplies the mean L0"),
+    "lambda": Synonym(("sparsity",)),
+    "target_l0s": Synonym(("target_l0",)),
+    "k": Synonym(("sae.k",)),
+    # architecture
+    "architecture": Synonym(("sae",), "such as sae=topk"),
+    "activation_fn": Synonym(("sae",), "such as sae=topk"),
+    "activation": Synonym(("sae",), "such as sae=topk"),
+    "dict_class": Synonym(("sae",), "such as sae=topk"),
+    "trainer_class": Synonym(("sae",), "such as sae=topk"),
+    "type_of_sparsifier": Synonym(("sae",), "such as sae=topk"),
+    "apply_b_dec_to_input": Synonym(("sae.subtract_b_dec",)),
+    "normalize_activations": Synonym(("sae.normalize_activations",), "true or false"),
+    "jumprelu_init_threshold": Synonym(("sae.threshold",)),
+    "jumprelu_bandwidth": Synonym(("sae.bandwidth",)),
+    "bandwidth": Synonym(("sae.bandwidth",)),
+    "decoder_init_norm": Synonym(("sae.init_norm",)),
+    "b_dec_init_method": Synonym(("sae.bias_at_mean",), "true or false"),
+    "matryoshka_widths": Synonym(("sae.prefixes",), "shares of the dictionary"),
+    "group_fractions": Synonym(("sae.prefixes",), "running totals of them"),
+    "anneal_start": Synonym(("sae.p_start",), "a share of the steps"),
+    "anneal_end": Synonym(("sae.p_stop",), "a share of the steps"),
+    "n_sparsity_updates": Synonym(("sae.p_updates",)),
+    "auxk_alpha": Synonym(("sae.auxk.coefficient",)),
+    "aux_loss_coefficient": Synonym(("sae.auxk.coefficient",)),
+    "dead_feature_threshold": Synonym(("sae.auxk.dead_after",), "in training tokens"),
+    "dead_feature_window": Synonym(("sae.auxk.dead_after",), "in training tokens"),
+    "dead_neuron_threshold": Synonym(("sae.auxk.dead_after",), "in training tokens"),
+    "from_pretrained_path": Synonym(("sae.start_from",)),
+    "pretrained_sae_paths": Synonym(("sae.start_from",)),
+    "finetune": Synonym(("sae.start_from",)),
+    "transcode": Synonym(("sae.output_hook",), "the hook point that a transcoder writes"),
+    "hook_name_out": Synonym(("sae.output_hook",)),
+    # loss
+    "loss_fn": Synonym(("loss",), "loss=local (MSE), loss=e2e (KL) or loss=e2e_ds"),
+    "logits_kl": Synonym(("loss.kl",)),
+    "in_to_orig": Synonym(("loss.downstream",), "its hook points are loss.downstream_hooks"),
+    "out_to_in": Synonym(("loss.reconstruction",)),
+    "total_coeff": Synonym(("loss.downstream",)),
+    "hook_positions": Synonym(("loss.downstream_hooks",)),
+    # hook points, model and text
+    "hook_name": Synonym(("hook_point",)),
+    "hook_layer": Synonym(("layer",)),
+    "hook_point_layer": Synonym(("layer",)),
+    "layers": Synonym(("hook_points",), "or a sweep: -m layer=2,4,6"),
+    "hookpoints": Synonym(("hook_points",), "TransformerLens names"),
+    "sae_positions": Synonym(("hook_points",), "full TransformerLens names"),
+    "submodule_name": Synonym(("hook_point",), "a TransformerLens name"),
+    "model_name": Synonym(("model.name",)),
+    "lm_name": Synonym(("model.name",)),
+    "tlens_model_name": Synonym(("model.name",)),
+    "tlens_model_path": Synonym(("model.path",), "a folder in Hugging Face layout"),
+    "context_size": Synonym(("model.context",)),
+    "ctx_len": Synonym(("model.context",)),
+    "n_ctx": Synonym(("model.context",)),
+    "max_seq_len": Synonym(("model.context",)),
+    "dataset_path": Synonym(("data.path",), "files; for a data set on the hub, data=hub data.name=<name>"),
+    "dataset": Synonym(("data.path",), "files; for a data set on the hub, data=hub data.name=<name>"),
+    "dataset_name": Synonym(("data.name",), "with data=hub"),
+    "column_name": Synonym(("data.column",)),
+    "is_dataset_tokenized": Synonym(("data.column",), "the column with the token ids"),
+    "is_tokenized": Synonym(("data.column",), "the column with the token ids"),
+    "n_batches_in_buffer": Synonym(("data.shuffle_batches",)),
+    "exclude_tokens": Synonym(("loss.skip_positions", "loss.max_norm"), "by position or by norm, not by token"),
+    "exclude_special_tokens": Synonym(("loss.skip_positions", "loss.max_norm"), "by position or by norm, not by token"),
+    # length and batches of the training
+    "training_tokens": Synonym(("trainer.max_steps",), STEPS),
+    "total_training_tokens": Synonym(("trainer.max_steps",), STEPS),
+    "num_tokens": Synonym(("trainer.max_steps",), STEPS),
+    "n_samples": Synonym(("trainer.max_steps",), STEPS),
+    "max_epochs": Synonym(("trainer.max_steps",), STEPS),
+    "max_tokens": Synonym(("trainer.max_steps", "data.max_tokens"), STEPS),
+    "steps": Synonym(("trainer.max_steps",)),
+    "num_steps": Synonym(("trainer.max_steps",)),
+    "train_batch_size_tokens": Synonym(("trainer.batch",), SEQUENCES),
+    "train_batch_size": Synonym(("trainer.batch",), SEQUENCES),
+    "store_batch_size_prompts": Synonym(("trainer.batch",), SEQUENCES),
+    "batch_size": Synonym(("trainer.batch",), SEQUENCES),
+    "micro_batch_size": Synonym(("trainer.batch",), SEQUENCES),
+    "effective_batch_size": Synonym(("trainer.accumulate",), "micro-batches per step"),
+    "accumulate_grad_batches": Synonym(("trainer.accumulate",)),
+    "gradient_accumulation_steps": Synonym(("trainer.accumulate",)),
+    "grad_acc_steps": Synonym(("trainer.accumulate",)),
+    "micro_acc_steps": Synonym(("trainer.accumulate",)),
+    # optimiser
+    "lr": Synonym(("optimizer.lr",)),
+    "learning_rate": Synonym(("optimizer.lr",)),
+    "betas": Synonym(("optimizer.betas",)),
+    "adam_beta1": Synonym(("optimizer.betas",), "both numbers"),
+    "adam_beta2": Synonym(("optimizer.betas",), "both numbers"),
+    "lr_warm_up_steps": Synonym(("optimizer.warmup_steps",)),
+    "lr_warmup_steps": Synonym(("optimizer.warmup_steps",)),
+    "warmup_steps": Synonym(("optimizer.warmup_steps",)),
+    "warmup_samples": Synonym(("optimizer.warmup_steps",), "in optimiser steps"),
+    "lr_end": Synonym(("optimizer.min_lr_factor",), "a share of optimizer.lr"),
+    "gradient_clip_val": Synonym(("optimizer.clip",)),
+    "max_grad_norm": Synonym(("optimizer.clip",)),
+    "grad_clip": Synonym(("optimizer.clip",)),
+    "clip_grad_norm": Synonym(("optimizer.clip",)),
+    # devices
+    "device": Synonym(("trainer.accelerator",), "auto, cpu or cuda"),
+    "llm_device": Synonym(("trainer.accelerator",), "auto, cpu or cuda"),
+    "num_devices": Synonym(("trainer.devices",), "with trainer=ddp"),
+    "n_gpus": Synonym(("trainer.devices",), "with trainer=ddp"),
+    "dtype": Synonym(("trainer.precision",)),
+    "autocast": Synonym(("trainer.precision",), "trainer.precision=bfloat16"),
+    "autocast_lm": Synonym(("trainer.precision",), "trainer.precision=bfloat16"),
+    "autocast_dtype": Synonym(("trainer.precision",)),
+    # logging, validation and checkpoints
+    "enable_progress_bar": Synonym(("trainer.progress",)),
+    "verbose": Synonym(("trainer.progress",)),
+    "log_every_n_steps": Synonym(("trainer.log_every",)),
+    "log_every_n_grad_steps": Synonym(("trainer.log_every",)),
+    "log_steps": Synonym(("trainer.log_every",)),
+    "wandb_log_frequency": Synonym(("trainer.log_every",)),
+    "val_check_interval": Synonym(("trainer.val_every",), "in optimiser steps"),
+    "check_val_every_n_epoch": Synonym(("trainer.val_every",), "in optimiser steps"),
+    "validate_every_n_steps": Synonym(("trainer.val_every",)),
+    "eval_every_n_wandb_logs": Synonym(("trainer.val_every",), "in optimiser steps"),
+    "eval_every_n_samples": Synonym(("trainer.val_every",), "in optimiser steps"),
+    "limit_val_batches": Synonym(("evaluation.val_tokens",), "in tokens"),
+    "n_eval_batches": Synonym(("evaluation.val_tokens", "evaluation.tokens"), "in tokens"),
+    "eval_n_samples": Synonym(("evaluation.tokens",), "in tokens"),
+    "act_frequency_n_tokens": Synonym(("evaluation.alive_window",)),
+    "feature_sampling_window": Synonym(("evaluation.alive_window",), "in training tokens"),
+    "save_every": Synonym(("trainer.checkpoint_every",)),
+    "save_steps": Synonym(("trainer.checkpoint_every",)),
+    "save_every_n_samples": Synonym(("trainer.checkpoint_every",), "in optimiser steps"),
+    "every_n_train_steps": Synonym(("trainer.checkpoint_every",)),
+    "n_checkpoints": Synonym(("trainer.checkpoint_every",), "the steps between them"),
+    "limit_train_batches": Synonym(("trainer.max_steps",)),
+    "fast_dev_run": Synonym(("debug",), "debug=limit runs the whole job in seconds"),
+    "default_root_dir": Synonym(("output_dir",)),
+    "save_dir": Synonym(("output_dir",)),
+    "output_path": Synonym(("output_dir",)),
+    "checkpoint_path": Synonym(("output_dir",), "checkpoints are in the run folder"),
+    "resume_from_checkpoint": Synonym(("resume_from",), "a run folder; or resume=true"),
+    "ckpt_path": Synonym(("resume_from",), "a run folder; or resume=true"),
+    "cached_activations_path": Synonym(("cache",), "tokenised text; activations are not kept on disk"),
+    "log_to_wandb": Synonym(("tracking.mlflow",), "crux tracks runs in MLflow"),
+    "use_wandb": Synonym(("tracking.mlflow",), "crux tracks runs in MLflow"),
+    "logger": Synonym(("tracking",), "tracking=mlflow or tracking=none"),
+    "wandb_project": Synonym(("tracking.experiment",), "crux tracks runs in MLflow"),
+    "tracking_uri": Synonym(("tracking.uri",)),
+    "experiment_name": Synonym(("tracking.experiment",)),
+    "init_seeds": Synonym(("seed",), "or a sweep: -m seed=0,1,2"),
+    "gradient.target": Synonym(("sae.gradient_target",)),
+}
+
+NOT_HERE: dict[str, str] = {
+    "d_in": "is taken from the model and the hook point",
+    "activation_dim": "is taken from the model and the hook point",
+    "d_model": "is taken from the model",
+    "hook_head_index": "does not exist: SAEs read all heads of a hook point",
+    "model_class_name": "does not exist: the model says which class it is",
+    "prepend_bos": "does not exist: documents are joined with an end-of-text token between them",
+    "normalize_decoder": "does not exist: decoder directions always have norm 1",
+    "normalize_sae_decoder": "does not exist: decoder directions always have norm 1",
+    "decoder_norm": "does not exist: decoder directions always have norm 1",
+    "resample_steps": "does not exist: dead latents are revived by AuxK, sae.auxk.coefficient=0.03125",
+    "resample_dead": "does not exist: dead latents are revived by AuxK, sae.auxk.coefficient=0.03125",
+    "use_ghost_grads": "does not exist: dead latents are revived by AuxK, sae.auxk.coefficient=0.03125",
+    "l1_warm_up_steps": "does not exist: sparsity is constant, or target_l0 steers it",
+    "l0_warm_up_steps": "does not exist: sparsity is constant, or target_l0 steers it",
+    "sparsity_warmup_steps": "does not exist: sparsity is constant, or target_l0 steers it",
+    "lr_decay_steps": "does not exist: the learning rate follows a cosine to optimizer.min_lr_factor",
+    "lr_scheduler_name": "does not exist: the learning rate warms up, then follows a cosine to optimizer.min_lr_factor",
+    "lr_scheduler": "does not exist: the learning rate warms up, then follows a cosine to optimizer.min_lr_factor",
+    "lr_schedule": "does not exist: the learning rate warms up, then follows a cosine to optimizer.min_lr_factor",
+    "decay_start": "does not exist: the learning rate follows a cosine to optimizer.min_lr_factor",
+    "cooldown_samples": "does not exist: the learning rate follows a cosine to optimizer.min_lr_factor",
+    "k_decay_steps": "does not exist: sae.k is constant",
+    "k_anneal_steps": "does not exist: sae.k is constant",
+    "multi_topk": "does not exist: sae=matryoshka reconstructs with several dictionary sizes",
+    "skip_connection": "does not exist: transcoders (sae.output_hook) have no linear bypass",
+    "lp_norm": "does not exist: the penalty is L1; sae=p_anneal lowers the power during training",
+    "compile_llm": "does not exist",
+    "compile_sae": "does not exist",
+    "streaming": "does not exist: data=hub always streams",
+    "use_cached_activations": "does not exist: activations are computed during the training",
+    "activations_mixing_fraction": "does not exist: data.shuffle_batches says how much is shuffled together",
+    "disable_concat_sequences": "does not exist: documents are joined and cut into sequences",
+    "wandb_entity": "does not exist: crux tracks runs in MLflow, see tracking.uri",
+    "wandb_run_name": "does not exist: runs are named by what they train",
+    "run_name": "does not exist: runs are named by what they train",
+    "hf_repo_id": "does not exist: the run folder's sae/ is in SAELens's format and can be uploaded",
+}
+"""Names for what crux does differently or does not have, each with the end of a sentence about it."""
+
+OPTION_SYNONYMS: dict[tuple[str, str], str] = {
+    ("sae", "standard"): "relu",
+    ("sae", "l1"): "relu",
+    ("sae", "vanilla"): "relu",
+    ("sae", "batchtopk"): "batch_topk",
+    ("sae", "matryoshka_batchtopk"): "matryoshka",
+    ("sae", "matryoshka_batch_topk"): "matryoshka",
+    ("sae", "jump_relu"): "jumprelu",
+    ("sae", "g_sae"): "gradient_topk",
+    ("loss", "mse"): "local",
+    ("loss", "fvu"): "local",
+    ("loss", "kl"): "e2e",
+    ("loss", "downstream"): "e2e_ds",
+    ("loss", "e2e+ds"): "e2e_ds",
+    ("model", "gpt2-small"): "gpt2",
+    ("tracking", "wandb"): "mlflow",
+    ("trainer", "single"): "default",
+}
+"""Other names of options: (group, name) and ours."""
+
+
+def find_synonym(key: str) -> str | None:
+    """Return the name in the tables that a key is another spelling of, with or without a section before it."""
+    name = re.sub(r"^[+-]*", "", key).replace("-", "_").replace("/", ".")
+    for spelling in (name, name.rpartition(".")[2], name.partition(".")[0]):
+        if spelling in SYNONYMS or spelling in NOT_HERE:
+            return spelling
+    return None
