@@ -71,8 +71,8 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
 
 def show_help(words: list[str]) -> None:
     """Print the help page; Hydra's own page takes seconds and lists what is not for users."""
-    from crux.config.printing import print_text
     from crux.config.help import help_text
+    from crux.config.printing import print_text
 
     try:
         print_text(help_text(words))

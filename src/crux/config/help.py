@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.config.catalogue import Choice, choice_of, experiments_with, groups, has_key, option_files, options_with
+from crux.config.catalogue import choice_of, experiments_with, groups, has_key, option_files, options_with
 from crux.config.descriptions import describe_type, field_descriptions, option_comment
 from crux.config.errors import UserError
-from crux.config.messages import explain_synonym, launcher_keys, nearest
+from crux.config.messages import explain_synonym, launcher_keys, launchers_with, nearest
 from crux.config.paths import ROOT
+from crux.config.printing import printable
 from crux.config.registry import known_keys
 
 INTRODUCTION = """\
@@ -54,6 +55,9 @@ GROUPS = {
     "experiment": "other jobs than training an SAE, and settings of papers",
 }
 """The groups in the order of the help page; those of plug-ins come after them."""
+
+SET_BY_OPTIONS = ("sae.name", "loss.name")
+"""Keys that no user sets; nor does anyone set a `_target_` that must have a value."""
 
 COLUMN = 36
 """Width of the left column."""
@@ -129,7 +133,11 @@ def _topic(topic: str, overrides: Sequence[str]) -> str:
 
 def _enumerate(options: Sequence[str], *, most: int = 5) -> str:
     named, others = options[:most], len(options[most:])
-    return f"{', '.join(named)} and {others} others" if others else " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+    return (
+        f"{', '.join(named)} and {others} others"
+        if others
+        else " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+    )
 
 
 def _option(group: str, option: str, overrides: Sequence[str]) -> str:
@@ -145,7 +153,9 @@ def _option(group: str, option: str, overrides: Sequence[str]) -> str:
     if inner:
         parts.append("\n".join([_heading("Keys"), *inner]))
     elif group == "sweeps":
-        parts.append("\n".join([_heading("Grid"), *(f"  {line}" for line in _grid(config)), "", "  the other keys: --help"]))
+        parts.append(
+            "\n".join([_heading("Grid"), *(f"  {line}" for line in _grid(config)), "", "  the other keys: --help"])
+        )
     elif group in ("experiment", "debug"):
         parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
     return "\n\n".join(parts)
@@ -163,11 +173,7 @@ def _launcher_topic(topic: str, overrides: Sequence[str]) -> str:
     if topic != "hydra.launcher" and topic not in launcher_keys():
         raise UserError(_unknown(topic, overrides))
     if not any(override.startswith("hydra/launcher=") for override in overrides):
-        for name in option_files("hydra/launcher"):
-            config = _compose([*overrides, f"hydra/launcher={name}"])
-            if any(topic in (key.name, "hydra.launcher") for key in _keys(config.hydra.launcher, "hydra.launcher.")):
-                overrides = [*overrides, f"hydra/launcher={name}"]
-                break
+        overrides = [*overrides, f"hydra/launcher={launchers_with(topic)[0]}"]
     keys = _keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
     return "\n".join(_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
 
@@ -197,7 +203,7 @@ def _choices(config: DictConfig) -> dict[str, str | None]:
 
 def _group(group: str, choices: dict[str, str | None]) -> str:
     title = f"{group} — {GROUPS[group]}" if group in GROUPS else group
-    lines = [title]
+    lines = [_wrap(title, indent=0, hanging=2)]
     width = max((len(name) for name in option_files(group)), default=0)
     for name, path in option_files(group).items():
         mark = "*" if choices.get(group) == name else " "
@@ -235,13 +241,12 @@ def _keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
     hints, hints_with_bounds = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     descriptions = field_descriptions(kind)
     order = list(dict.fromkeys(name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})))
-    named_by_option = hints.get("_target_") is str  # such an option sets its class and its name
     for name in sorted((field.name for field in fields(kind)), key=order.index):
         hint = hints[name]
         if isinstance(hint, type) and is_dataclass(hint):
             if not OmegaConf.is_missing(section, name):
                 yield from _keys(section[name], f"{prefix}{name}.")
-        elif not (named_by_option and name in ("_target_", "name")):
+        elif prefix + name not in SET_BY_OPTIONS and (name != "_target_" or hint is not str):
             value = _value(section, name)
             yield Key(prefix + name, value, descriptions.get(name, ""), describe_type(hints_with_bounds[name]))
 
@@ -290,7 +295,7 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 def _columns(left: str, right: str, *, column: int) -> str:
     """Return two columns; the right one wraps, and begins on the next line if the left one is too long."""
-    width = _width()
+    width, left, right = _width(), printable(left), printable(right)
     column = min(column, width // 2)
     wrapped = textwrap.wrap(right, width - column, break_on_hyphens=False) or [""]
     if len(left) > column - 2:
@@ -301,7 +306,11 @@ def _columns(left: str, right: str, *, column: int) -> str:
 
 def _wrap(text: str, *, indent: int, hanging: int = 0) -> str:
     return textwrap.fill(
-        text, _width(), initial_indent=" " * indent, subsequent_indent=" " * (indent + hanging), break_on_hyphens=False
+        printable(text),
+        _width(),
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + hanging),
+        break_on_hyphens=False,
     )
 
 

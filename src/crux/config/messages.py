@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -163,19 +164,36 @@ HYDRA_FLAGS = (
 def explain_dashes(words: Sequence[str]) -> str | None:
     """Return what is wrong with the first word that begins with two dashes but is no flag of Hydra's; None if there is none."""
     for word in words:
-        name, equals, value = word.partition("=")
+        name, _, value = word.partition("=")
         key = name.removeprefix("--")
         if key == name or key in HYDRA_FLAGS:
             continue
         if key in known_keys() or key in groups():
             return f"{word}: keys have no dashes, write {key}={value or '…'}"
         line = explain_synonym(name, overrides=words)
-        return f"{line}; keys have no dashes: key=value" if line else f"{name}: no such flag; keys have no dashes: key=value"
+        return (
+            f"{line}; keys have no dashes: key=value"
+            if line
+            else f"{name}: no such flag; keys have no dashes: key=value"
+        )
     return None
+
+
+LAUNCHERS = {"ray_schema": ("gpus", "cpus"), "slurm_schema": ("slurm",)}
+"""The launchers of a sweep, by the dataclass of their options."""
 
 
 def launcher_keys() -> list[str]:
     """Return every dotted key of the launchers of a sweep."""
-    store = ConfigStore.instance()
-    nodes = [store.load(f"hydra/launcher/{name}_schema.yaml").node for name in ("ray", "slurm")]
-    return sorted({f"hydra.launcher.{key}" for node in nodes for key in node})
+    return sorted({key for schema in LAUNCHERS for key in _keys_of_launcher(schema)})
+
+
+def launchers_with(key: str) -> list[str]:
+    """Return the launchers that have a key; all of them for `hydra.launcher` itself."""
+    found = [schema for schema in LAUNCHERS if key == "hydra.launcher" or key in _keys_of_launcher(schema)]
+    return [name for schema in found for name in LAUNCHERS[schema]]
+
+
+def _keys_of_launcher(schema: str) -> list[str]:
+    Plugins.instance()  # imports crux's launchers, which store their dataclasses
+    return [f"hydra.launcher.{key}" for key in ConfigStore.instance().load(f"hydra/launcher/{schema}.yaml").node]

@@ -1,6 +1,7 @@
 """Text on standard output, whatever its encoding."""
 
 import codecs
+import os
 import sys
 import unicodedata
 
@@ -12,10 +13,18 @@ ASCII = {
 """Replacements for symbols that an encoding does not have."""
 
 
-def print_text(text: str) -> None:
-    """Print a text on standard output, with replacements for symbols that its encoding does not have."""
+def printable(text: str) -> str:
+    """Return a text with replacements for symbols that standard output cannot encode."""
     encoding = sys.stdout.encoding or "ascii"
-    print(text.encode(encoding, "crux_ascii").decode(encoding))
+    return text.encode(encoding, "crux_ascii").decode(encoding)
+
+
+def print_text(text: str) -> None:
+    """Print a text on standard output, whatever its encoding; a reader that stops early, such as `head`, is no error."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _replace_symbols(error: UnicodeError) -> tuple[str, int]:

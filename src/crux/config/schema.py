@@ -1,9 +1,10 @@
-"""The sections of the configuration that several kinds of jobs share, and what every job has.
+"""The sections of the configuration that several kinds of jobs share, and the options of every job.
 
-Each option of a group has a dataclass next to its owner (`crux/<subject matter>/options.py`), which says the type, the meaning, the
-unit and the bounds of its keys. Values are in conf/, once. A configuration holds only keys that its job and its options read, so Hydra's
-composition itself rejects any other. A key that a parent YAML sets has no default in the dataclass, which would reset it. Hydra
-understands a subset of type annotations: no Literal, one `X | None`, no nested unions.
+Each option of a group has a dataclass next to its owner (`crux/<subject matter>/options.py`), with the type, meaning, unit and bounds of
+its keys. The string below a field is its description on the help page. Values are in conf/, once. A configuration holds only keys that
+its job and its options read, so Hydra's composition itself rejects any other key. A key that a parent YAML sets has no default in the
+dataclass, because the default would reset it. Hydra understands a subset of type annotations: no Literal, one `X | None`, no nested
+unions.
 """
 
 from collections.abc import Collection
@@ -51,8 +52,8 @@ class Model:
     """A subject that is a folder on disk."""
 
     path: str | None = None
-    """A local folder: Hugging Face layout (config.json, model.safetensors, tokenizer.json), or the run folder of an experiment that
-    trained the network."""
+    """Folder of the model: Hugging Face layout (config.json, model.safetensors, tokenizer.json), or the run folder of an experiment
+    that trained the network."""
 
 
 @dataclass
@@ -60,14 +61,14 @@ class LanguageModel(Model):
     """A language model: packaged, on disk (`path` takes precedence over `name`), or on the Hugging Face hub."""
 
     name: str = MISSING
-    """`tiny` (packaged) or a name on the Hugging Face hub, such as `gpt2`."""
+    """`tiny` (the packaged model), or the name of a model on the Hugging Face hub, such as `gpt2`."""
     process_weights: bool = MISSING
-    """TransformerLens's weight processing: LayerNorm folded, weights centred. Fixes the basis the SAE lives in."""
+    """Fold LayerNorm and centre the weights, as TransformerLens does; this changes the basis of the activations."""
     _target_: str | None = None
     """A function of your own that loads the subject: `load(model, device=..., dtype=...)` returns a crux.subjects.subject.Subject. The
-    tokenizer is still that of `path` or `name`."""
+    tokenizer is that of model.path or model.name."""
     n_layers: Count | None = None
-    """Blocks of a hub model, so that a wrong layer is refused before the hub is asked. Unknown if not given."""
+    """Number of blocks of a hub model, so that a wrong layer is rejected before anything is downloaded; null: unknown."""
     context: Annotated[int, Ge(2)] = MISSING
     """Tokens per sequence, for training and evaluation."""
 
@@ -77,13 +78,13 @@ class Data:
     """The text."""
 
     column: str | None = None
-    """Column with the text, or with token ids (`input_ids`); found automatically if not given."""
+    """Column with the text, or with token ids (`input_ids`); null: found automatically."""
     max_tokens: Count | None = None
-    """Most training tokens to prepare; all if not given."""
+    """Maximum number of training tokens to prepare; null: all."""
     held_out_tokens: Count = MISSING
-    """Most held-out tokens to prepare."""
+    """Maximum number of held-out tokens to prepare."""
     shuffle_batches: Count = MISSING
-    """Micro-batches whose activations are shuffled together, for losses that train on shuffled activations."""
+    """Number of micro-batches whose activations are shuffled together; only for losses without a spliced pass, such as loss=local."""
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Files(Data):
     """The packaged text, or files of your own."""
 
     path: str | None = None
-    """Text, JSONL or Parquet file, or a folder of them; takes precedence over the packaged text."""
+    """Your own text instead of the packaged text: a text, JSONL or Parquet file, or a folder of such files."""
 
 
 @dataclass
@@ -99,13 +100,13 @@ class HubData(Data):
     """A data set on the Hugging Face hub."""
 
     name: str = MISSING
-    """Name of the data set."""
+    """Name of the data set on the hub."""
     config: str | None = None
-    """Its configuration (subset); its only one if not given."""
+    """Configuration (subset) of the data set; null: the only one."""
     revision: str | None = None
-    """Its commit or branch; the newest if not given."""
+    """Commit or branch of the data set; null: the newest."""
     split: str = MISSING
-    """Its split."""
+    """Split of the data set."""
 
 
 @dataclass
@@ -113,17 +114,17 @@ class Adam:
     """Adam or AdamW with a warm-up and a cosine schedule."""
 
     lr: Rate = MISSING
-    """Learning rate after the warm-up."""
+    """Learning rate at the end of the warm-up."""
     betas: list[Annotated[float, Ge(0), Lt(1)]] = MISSING
-    """Decay of the running means of the gradient and of its square."""
+    """Decay rates of the running means of the gradient and of its square."""
     eps: Rate = MISSING
-    """Added to the denominator of a step."""
+    """Added to the denominator of Adam's update."""
     weight_decay: Annotated[float, Ge(0)] = MISSING
-    """Weight decay; Adam adds it to the gradient, AdamW shrinks the weights."""
+    """Weight decay: Adam adds it to the gradient, AdamW shrinks the weights."""
     warmup_steps: Annotated[int, Ge(0)] = MISSING
-    """Steps of linear warm-up; step 0 already moves."""
+    """Number of steps of linear warm-up; the first step has a learning rate above 0."""
     min_lr_factor: Annotated[float, Ge(0), Le(1)] = MISSING
-    """Learning rate at the end of the cosine schedule, as a share of lr."""
+    """Learning rate at the end of the cosine schedule, as a share of optimizer.lr; 1: constant."""
 
     def check_section(self, key: str) -> None:
         if len(self.betas) != 2:
@@ -135,9 +136,9 @@ class Optimizer(Adam):
     """The optimiser of an SAE's weights."""
 
     name: OptimizerName = MISSING
-    """adam or adamw."""
+    """The optimiser; optimizer=adam and optimizer=adamw also set its other values."""
     clip: Rate = MISSING
-    """The gradient's norm is clipped to this, for each SAE."""
+    """Maximum norm of the gradient of each SAE; larger gradients are scaled down."""
 
 
 @dataclass
@@ -153,7 +154,7 @@ class Device(Display):
     """The device that a job computes on."""
 
     accelerator: Accelerator = MISSING
-    """auto, cpu or cuda."""
+    """Device to compute on; auto: CUDA if there is a GPU, otherwise the CPU."""
 
 
 @dataclass
@@ -161,9 +162,9 @@ class Trainer(Device):
     """The length of a training run and its intervals, in optimiser steps."""
 
     max_steps: Count = MISSING
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     log_every: Count = MISSING
-    """Steps between rows of the history."""
+    """Steps between rows of the training history."""
     checkpoint_every: Count = MISSING
     """Steps between checkpoints."""
 
@@ -173,7 +174,7 @@ class BatchTrainer(Trainer):
     """A training run on batches."""
 
     batch: Count = MISSING
-    """Sequences (toy models: samples) per micro-batch, over all devices together."""
+    """Sequences per micro-batch, over all devices together; toy models: samples."""
 
 
 @dataclass
@@ -183,9 +184,9 @@ class Tracking:
     mlflow: bool = MISSING
     """Track runs in MLflow."""
     experiment: str = MISSING
-    """MLflow's experiment."""
+    """Name of the experiment in MLflow that runs are recorded under."""
     uri: str | None = None
-    """Tracking server or database; sqlite in the outputs folder if neither this nor MLFLOW_TRACKING_URI is set."""
+    """Tracking server or database; null: $MLFLOW_TRACKING_URI, or sqlite in the outputs folder."""
 
 
 @dataclass
@@ -193,37 +194,37 @@ class Job:
     """The options of every kind of job. A subclass adds the sections that its kind of job reads."""
 
     seed: Annotated[int, Ge(0)] = MISSING
-    """Seed of everything random."""
+    """Seed of all random numbers: initial weights, order of the data, sampling."""
     resume: bool = MISSING
-    """Continue the newest unfinished run with this very configuration."""
+    """Continue the newest unfinished run that has this configuration."""
     resume_from: str | None = None
-    """Continue the run in this folder."""
+    """Run folder of an unfinished run to continue."""
     retry_failed: bool = MISSING
-    """When a sweep is started again, also run those of its jobs again that failed."""
+    """When a sweep is started again, also run its failed jobs again."""
     output_dir: str = MISSING
-    """Folder of the runs and the tracking database."""
+    """Folder of run folders and of the tracking database; $CRUX_OUTPUTS if not given."""
     sweep_name: str | None = None
-    """The sweep's folder in `<output_dir>/sweeps` and its tag in MLflow; a grid without one is named by its command line."""
+    """Name of the sweep: its folder in <output_dir>/sweeps and its tag in MLflow; null: the grid's command line."""
     report_l0: list[Rate] = MISSING
-    """L0 values at which a sweep's report compares losses."""
+    """L0 values at which the report of a sweep compares losses."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Lightning callbacks for the training, by any name: each has `_target_` and the arguments of its class."""
+    """Lightning callbacks for the training, by names of your choice: each has _target_ and the arguments of its class."""
     trainer: Display = MISSING
     tracking: Tracking = MISSING
 
     runner: ClassVar[str]
     """Dotted name of the function that runs such a job: `run(config, folder=...)`."""
     checks: ClassVar[str | None] = None
-    """Dotted name of a torch-free module with `check_job(config, given)` and `check_subject(config)`; None: bounds say it all."""
+    """Dotted name of a torch-free module with `check_job(config, given)` and `check_subject(config)`; None: only bounds are checked."""
 
     def check(self, given: Collection[str]) -> None:
-        """Check what bounds cannot express, before the subject is at hand.
+        """Check conditions that bounds cannot express and that do not need the subject.
 
         Args:
             given: the keys on the command line.
 
         Raises:
-            UserError: for the first thing that cannot work, in one line.
+            UserError: for the first problem, in one line.
         """
         if self.checks is not None:
             import_module(self.checks).check_job(self, given)
@@ -238,7 +239,7 @@ class Job:
             import_module(self.checks).check_subject(self)
 
     def run_name(self) -> str:
-        """Return the run's name for people, such as `e2e_ds L6 λ=1.5`."""
+        """Return the readable name of the run, such as `e2e_ds L6 λ=1.5`."""
         raise NotImplementedError
 
     def mlflow_params(self) -> dict[str, object]:
@@ -251,7 +252,7 @@ class Job:
 
 
 def to_plain(config: object) -> dict[str, Any]:
-    """Return a configuration as plain containers: what is written to config.yaml and compared on resuming."""
+    """Return a configuration as plain containers, as it is written to config.yaml and compared on resuming."""
 
     def plain(value: Any) -> Any:
         match value:
