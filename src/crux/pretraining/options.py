@@ -16,13 +16,13 @@ class Pretrain:
     """The language model, its learning rate and its evaluation."""
 
     vocab_size: Count = MISSING
-    """Tokens of the byte-level tokenizer."""
+    """Vocabulary size of the byte-level tokenizer."""
     d_model: Count = MISSING
     """Width of the residual stream."""
     n_layers: Count = MISSING
-    """Blocks."""
+    """Number of blocks."""
     n_heads: Count = MISSING
-    """Attention heads per block."""
+    """Number of attention heads per block."""
     lr: Rate = MISSING
     """Peak learning rate of Muon (scaled to AdamW's RMS) and AdamW."""
     weight_decay: Annotated[float, Ge(0)] = MISSING
@@ -30,9 +30,9 @@ class Pretrain:
     horizon: Count = MISSING
     """Step at which the cosine schedule would reach zero."""
     cooldown_steps: Count = MISSING
-    """Number of last steps over which the cosine is multiplied with a line that falls from 1 to 0."""
+    """Number of steps at the end over which the learning rate also falls linearly to 0."""
     stride: Count = MISSING
-    """Tokens between the windows that held-out bits per byte are measured on."""
+    """Number of tokens between the windows on which held-out bits per byte are measured."""
 
     def check_section(self, key: str) -> None:
         if self.d_model % self.n_heads:
@@ -49,28 +49,28 @@ class Context:
 
 @dataclass
 class Warmup:
-    """What both optimisers share."""
+    """Options of both optimisers, Muon and AdamW."""
 
     warmup_steps: Annotated[int, Ge(0)] = MISSING
-    """Steps of linear warm-up; step 0 already moves."""
+    """Number of steps of linear warm-up; the first step has a learning rate above 0."""
     clip: Rate = MISSING
-    """The gradient's norm is clipped to this."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
 
 
 @dataclass
 class PretrainTrainer(BatchTrainer):
-    """How the language model is trained."""
+    """Length, batches and precision of the pretraining."""
 
     precision: Precision = MISSING
-    """auto, float32 or bfloat16; the weights stay in float32."""
+    """Precision of the computation; auto: bfloat16 on CUDA, float32 on the CPU. The weights stay in float32."""
 
 
 @dataclass
 class PretrainJob(Job):
-    """Makes the packaged language model from the packaged text."""
+    """Trains the packaged language model on the packaged text."""
 
     cache: str | None = None
-    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    """Folder for tokenised text; null: $CRUX_CACHE or ~/.cache/crux."""
     model: Context = MISSING
     optimizer: Warmup = MISSING
     trainer: PretrainTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -49,28 +49,28 @@ class SaeOptions:
     _target_: str = MISSING
     """Class of the architecture."""
     name: str = MISSING
-    """Name of the architecture in tables and metadata."""
+    """Name of the architecture in tables and metadata; sae=... sets it."""
     ratio: Rate | None = MISSING
-    """Number of latents per dimension of the activation; or give n_latents."""
+    """Number of latents per dimension of the activation (expansion factor); sae.n_latents takes precedence."""
     n_latents: Count | None = None
-    """Number of latents; takes precedence over ratio."""
+    """Number of latents; null: sae.ratio times the activation's dimensions."""
     init: Init = MISSING
     """Initial weights: those of Braun et al. (paper), or the encoder as the transposed decoder (tied)."""
     init_norm: Rate = MISSING
-    """Norm of the encoder directions with init=tied."""
+    """Initial norm of the encoder directions with sae.init=tied."""
     normalize_activations: bool = MISSING
-    """Scale activations by one constant so that their mean norm is √d_model; folded into the weights on saving."""
+    """Scale activations by one constant so that their mean norm is √d_model; saved weights include the constant."""
     bias_at_mean: bool = MISSING
-    """Start the decoder bias at the mean activation."""
+    """Start the decoder bias at the mean activation instead of at 0."""
     subtract_b_dec: bool = MISSING
     """Encode x − b_dec instead of x; ignored in a transcoder."""
     sparsity_scale: Annotated[float, Ge(0)] = MISSING
-    """If `sparsity` is not given, λ is the loss's default times this; 0 with a fixed k."""
+    """If sparsity is not given, λ is loss.default_sparsity times this; 0 if k fixes L0."""
     auxk: Auxk = MISSING
     output_hook: str | None = None
-    """For a transcoder: the later hook point whose activation is reconstructed from the one that is read."""
+    """For a transcoder: the later hook point whose activation is reconstructed from the one that is read; null: an autoencoder."""
     start_from: str | None = None
-    """Folder of a saved SAE of this architecture to start from."""
+    """Folder of a saved SAE of this architecture to start from; null: new weights."""
 
     fixed_k: ClassVar[bool] = False
     """Whether the architecture fixes L0 by k and therefore has no λ."""

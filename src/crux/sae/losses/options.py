@@ -17,12 +17,13 @@ class LossOptions:
     _target_: str = MISSING
     """The class of the loss; it is constructed from these options."""
     name: str = MISSING
+    """Name of the loss in tables and metadata; loss=... sets it."""
     default_sparsity: Annotated[float, Ge(0)] = MISSING
-    """λ if `sparsity` is not given, before the architecture's scale; found on model=tiny."""
+    """λ if sparsity is not given, before it is multiplied by sae.sparsity_scale; tuned on model=tiny."""
     skip_positions: list[Annotated[int, Ge(0)]] = MISSING
-    """Positions in the sequence that the loss leaves out (0: the attention sink)."""
+    """Positions in the sequence that the loss leaves out; [0] leaves out the attention sink."""
     max_norm: Annotated[float, Gt(0)] | None = None
-    """Tokens whose activation is longer than this are left out of the loss; activation units."""
+    """Leave tokens out of the loss whose activation has a larger norm than this, in activation units; null: keep all."""
 
     coefficients: ClassVar[tuple[str, ...]] = ()
     """The keys that weigh its terms: not all of them may be 0."""
@@ -69,7 +70,7 @@ class Local(LossOptions):
     """reconstruction · MSE + λ · penalty."""
 
     reconstruction: Annotated[float, Ge(0)] = MISSING
-    """Coefficient of the MSE at the hook point itself."""
+    """Coefficient of the MSE at the hook point itself; 0: no such term."""
 
     coefficients: ClassVar[tuple[str, ...]] = ("reconstruction",)
     real_outputs: ClassVar[bool] = True
@@ -84,9 +85,9 @@ class E2E(LossOptions):
     """kl · KL + reconstruction · MSE + λ · penalty."""
 
     kl: Annotated[float, Ge(0)] = MISSING
-    """Coefficient of KL(clean ‖ spliced), nats per token."""
+    """Coefficient of KL(clean ‖ spliced), which is in nats per token."""
     reconstruction: Annotated[float, Ge(0)] = MISSING
-    """Coefficient of the MSE at the hook point itself."""
+    """Coefficient of the MSE at the hook point itself; 0: no such term."""
 
     coefficients: ClassVar[tuple[str, ...]] = ("kl", "reconstruction")
     real_outputs: ClassVar[bool] = True
@@ -97,9 +98,9 @@ class E2EDownstream(E2E):
     """kl · KL + downstream · mean MSE later + reconstruction · MSE + λ · penalty."""
 
     downstream: Annotated[float, Ge(0)] = MISSING
-    """Total coefficient of the MSE at later positions; each has it divided by their number."""
+    """Coefficient of the mean of the MSEs at the later hook points, loss.downstream_hooks."""
     downstream_hooks: list[str] | None = None
-    """The later positions; every later hook_resid_pre and the last hook_resid_post, if not given."""
+    """Later hook points whose activations are compared; null: every later hook_resid_pre and the last hook_resid_post."""
 
     coefficients: ClassVar[tuple[str, ...]] = ("kl", "downstream", "reconstruction")
     real_outputs: ClassVar[bool] = False
@@ -127,9 +128,10 @@ class Fisher(Local):
     """reconstruction · MSE + fisher · Fisher surrogate of the KL + λ · penalty."""
 
     fisher: Annotated[float, Ge(0)] = MISSING
-    """Coefficient of ½ (Σ_t g_t·δ_t)² / T, nats per token: the KL's surrogate by the network's own label gradients."""
+    """Coefficient of the Fisher surrogate of the KL, ½ (Σ_t g_t·δ_t)² / T in nats per token; g is the gradient of the loss for a sampled
+    label, δ the SAE's error."""
     block_diagonal: bool = MISSING
-    """Drop the surrogate's terms between positions: ½ (g_t·δ_t)²."""
+    """Drop the surrogate's cross terms between positions, so that it is ½ (g_t·δ_t)²."""
 
     coefficients: ClassVar[tuple[str, ...]] = ("reconstruction", "fisher")
     real_outputs: ClassVar[bool] = False
@@ -149,7 +151,7 @@ class KLFinetune(Local):
     """Local, then ½ (MSE + α · KL) + λ · penalty with α = (MSE / KL).detach()."""
 
     finetune_share: Annotated[float, Ge(0), Le(1)] = MISSING
-    """Share of the steps, the last ones, that look at the KL."""
+    """Share of the steps, at the end, that train on the KL as well as on the MSE."""
 
     real_outputs: ClassVar[bool] = False
 
