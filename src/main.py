@@ -1,4 +1,4 @@
-"""`python src/main.py loss=e2e_ds layer=6`: trains and evaluates a sparse autoencoder. What can be set: `--help`."""
+"""Train and evaluate a sparse autoencoder: `python src/main.py loss=e2e_ds layer=6`. Every key is explained by `--help`."""
 
 from crux.cli import main
 

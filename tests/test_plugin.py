@@ -41,10 +41,18 @@ def test_it_trains_evaluates_and_saves_with_the_plug_ins_parts(
     assert (folder / "DONE").exists()
 
 
-def test_help_lists_its_options(environment: dict[str, str]) -> None:
-    shown = run(environment, "--help").stdout
-    for option in ("soft_threshold", "absolute", "no_last_mlp", "counter"):
-        assert option in shown
+def test_help_explains_its_options_and_keys(environment: dict[str, str]) -> None:
+    page = " ".join(run(environment, "--help").stdout.split())
+    for option in (
+        "soft_threshold One threshold",
+        "absolute Mean absolute error",
+        "no_last_mlp The packaged model",
+        "counter Writes",
+    ):
+        assert option in page
+    one_option = " ".join(run(environment, "--help", "sae=soft_threshold").stdout.split())
+    assert "sae.margin=0.1 What is subtracted from each pre-activation. [number, more than 0]" in one_option
+    assert "sae.margin=0.1" in run(environment, "--help", "sae.margin").stdout
 
 
 def test_its_options_are_checked_like_cruxs_own(environment: dict[str, str], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from crux.config.hub import hub_unreachable
+from crux.config.hub import explain_unreachable_hub
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def test_the_hub_or_its_proxy_takes_a_connection(monkeypatch: pytest.MonkeyPatch
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", here)
-        assert hub_unreachable(seconds=5) is None
+        assert explain_unreachable_hub(seconds=5) is None
         monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
         monkeypatch.setenv("HTTPS_PROXY", here)
-        assert hub_unreachable(seconds=5) is None
-    assert hub_unreachable(seconds=5) == f"{here.removeprefix('http://')}: Connection refused"
+        assert explain_unreachable_hub(seconds=5) is None
+    assert explain_unreachable_hub(seconds=5) == f"{here.removeprefix('http://')}: Connection refused"
 
 
 @pytest.mark.usefixtures("no_proxy")
 def test_offline_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "yes")
-    assert hub_unreachable(seconds=5) == "HF_HUB_OFFLINE is set"
+    assert explain_unreachable_hub(seconds=5) == "HF_HUB_OFFLINE is set"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from crux.config import progress as module
-from crux.config.progress import progress, shown, track
+from crux.config.progress import progress, show_progress, track
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr(module, "clock", clock)
-    with shown(True):
+    with show_progress(True):
         yield clock
 
 
@@ -74,7 +74,7 @@ def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pyte
             for _ in track(range(10), "edges"):
                 clock.now += 2.0
     assert out.getvalue() == b"comparing bases ...\n"
-    with shown(True), progress("comparing bases", total=None) as advance:
+    with show_progress(True), progress("comparing bases", total=None) as advance:
         clock.now += 9
         advance()
     assert out.getvalue() == b"comparing bases ...\n" * 2
@@ -84,7 +84,7 @@ def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pyte
 def test_nothing_is_shown_when_switched_off(clock: Clock, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     out = screen(monkeypatch, terminal=terminal)
     monkeypatch.setattr(module, "DELAY", 0.0)
-    with shown(False), shown(True):  # as a job of a sweep's worker
+    with show_progress(False), show_progress(True):  # as a job of a sweep's worker
         for _ in track(range(10), "hidden"):
             clock.now += 10
     assert out.getvalue() == b""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from crux.config.paths import ROOT
-from crux.config.registry import SUFFIX, keys_of, plugin_folders, registered
+from crux.config.registry import SUFFIX, keys_of, options_by_group, plugin_folders
 
 MAIN_JOB = "train"
 """The option of the group `job` that conf/config.yaml chooses."""
@@ -84,7 +84,7 @@ def _defaults(path: Path) -> Iterator[tuple[str, str]]:
 def options_class(group: str, option: str) -> type | None:
     """Return the dataclass of an option, or None if it has none."""
     if option.endswith(SUFFIX):
-        return registered().get(group, {}).get(option.removesuffix(SUFFIX))
+        return options_by_group().get(group, {}).get(option.removesuffix(SUFFIX))
     if (path := option_files(group).get(option)) is None:
         return None
     parents = [name for name, _ in _defaults(path)]
@@ -102,7 +102,7 @@ def choice_of(overrides: Sequence[str]) -> Choice:
 
 def has_key(choice: Choice, key: str) -> bool:
     """Return whether the job that a command line chooses has a key."""
-    job = registered()["job"].get(choice.job)
+    job = options_by_group()["job"].get(choice.job)
     section, _, rest = key.partition(".")
     if job is None or section not in (hints := get_type_hints(job)):
         return False

@@ -1,4 +1,4 @@
-"""The error that a user can fix, and how it differs from a bug.
+"""The error class for problems that the user can fix.
 
 Code raises `UserError` deliberately, for a wrong option, a missing or broken file, or a machine that lacks something. The command line
 prints it as one line and exits with code 2. Any other exception, a plain ValueError included, is a bug: it keeps its traceback.

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: under a temporary name next to the final one, then renamed."""
+"""Atomic writes of files and folders: everything is written under a temporary name next to the final one, then renamed."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what the block writes there becomes `path`, and nothing stays of it if the block fails."""
-    temporary = _beside(path, "new")
+    """Yield a temporary path that replaces `path` at the end of the block, and is removed if the block fails."""
+    temporary = _next_to(path, "new")
     try:
         yield temporary
         temporary.replace(path)
@@ -24,8 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new, empty folder that takes the place of `path` at the end; if the block fails, `path` stays as it was."""
-    written, replaced = _beside(path, "new"), _beside(path, "old")
+    """Yield a new, empty folder that replaces `path` at the end of the block; if the block fails, `path` stays as it was."""
+    written, replaced = _next_to(path, "new"), _next_to(path, "old")
     written.mkdir(parents=True)
     try:
         yield written
@@ -55,5 +55,5 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, metadata: Mapp
         )
 
 
-def _beside(path: Path, ending: str) -> Path:
+def _next_to(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{ending}")

@@ -1,13 +1,13 @@
-"""Names of a sweep's folders: readable, whatever was overridden, and short enough for any file system."""
+"""Names of the folders of a sweep: readable, and short enough for any file system."""
 
 import hashlib
 
 LONGEST = 180
-"""Bytes; file systems take 255 for a name, and temporary files put something in front."""
+"""Bytes of a name. File systems allow 255, and the names of temporary files are longer."""
 
 
-def shortened(name: str) -> str:
-    """The name, without slashes; a long one is cut, and ends in its hash."""
+def shorten_name(name: str) -> str:
+    """Return the name without slashes; a long name is cut and ends in its hash."""
     name = name.replace("/", "-")
     if len(name.encode()) <= LONGEST:
         return name

@@ -9,8 +9,12 @@ from urllib.parse import urlsplit
 OFFLINE = "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"
 
 
-def hub_unreachable(*, seconds: float) -> str | None:
-    """Return None if the hub, or the proxy before it, takes a connection in time, name resolution included; else why not."""
+def explain_unreachable_hub(*, seconds: float) -> str | None:
+    """Return why the hub, or the proxy in front of it, accepts no connection in time; None if it does.
+
+    Args:
+        seconds: time limit, name resolution included.
+    """
     for name in OFFLINE:
         if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON"):
             return f"{name} is set"

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.catalogue import choice_of, chosen_by, experiments_with, groups, has_key, option_files, options_with
 from crux.config.errors import UserError
-from crux.config.registry import SUFFIX, dataclasses, keys_of, known_keys
+from crux.config.registry import SUFFIX, dataclasses_by_name, keys_of, known_keys
 from crux.config.synonyms import NOT_HERE, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
@@ -54,7 +54,7 @@ def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) 
     section = key.rpartition(".")[0]
     everywhere = launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
     there = [k for k in everywhere if k.rpartition(".")[0] == section] or [k for k in everywhere if "." not in k]
-    if (lacking := dataclasses().get(kind or "")) is not None:
+    if (lacking := dataclasses_by_name().get(kind or "")) is not None:
         prefix = f"{section}." if section else ""
         there = [prefix + k for k in keys_of(lacking) if "." not in k and k != "_target_"]
         everywhere = there + [k for k in everywhere if "." in k]

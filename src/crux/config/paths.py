@@ -1,4 +1,4 @@
-"""The folders of crux's configuration files: the checkout's, or the installed package's."""
+"""The folders of crux's configuration files, in the checkout or in the installed package."""
 
 import os
 from pathlib import Path
@@ -10,5 +10,5 @@ ROOT = CHECKOUT if (CHECKOUT / "conf" / "config.yaml").exists() else PACKAGE
 
 
 def default_outputs() -> str:
-    """Return the folder of runs if `output_dir` is not given: $CRUX_OUTPUTS, or outputs/ in the checkout or the current folder."""
+    """Return the default of `output_dir`: $CRUX_OUTPUTS, or outputs/ in the checkout or in the current folder."""
     return os.environ.get("CRUX_OUTPUTS") or str((CHECKOUT if ROOT == CHECKOUT else Path.cwd()) / "outputs")

@@ -1,4 +1,4 @@
-"""Registers the options' dataclasses with Hydra's ConfigStore, those of installed plug-ins included.
+"""The registry of options: their dataclasses, including those of installed plug-ins, are stored in Hydra's ConfigStore.
 
 An option's dataclass is stored as `<group>/<option>_options`, which the option's YAML names first in its defaults list. A plug-in is an
 installed package with an entry point in the group `crux.plugins`: a module whose `OPTIONS` has the form of `OPTIONS` below. Its YAMLs, if
@@ -16,7 +16,7 @@ from typing import get_type_hints
 
 from omegaconf import OmegaConf
 
-from crux.config.folder_name import shortened
+from crux.config.folder_name import shorten_name
 from crux.config.paths import ROOT, default_outputs
 
 Options = Mapping[str, Mapping[str, type]]
@@ -41,7 +41,7 @@ def plugin_folders() -> list[Path]:
 
 
 @cache
-def registered() -> dict[str, dict[str, type]]:
+def options_by_group() -> dict[str, dict[str, type]]:
     """Return every options dataclass by group and option."""
     found: dict[str, dict[str, type]] = {}
     for module in (*map(import_module, OWNERS), *plugins()):
@@ -60,8 +60,8 @@ def keys_of(options: type) -> Iterator[str]:
 
 
 @cache
-def dataclasses() -> dict[str, type]:
-    """Return every options dataclass by its name, those of the sections within a configuration too."""
+def dataclasses_by_name() -> dict[str, type]:
+    """Return every options dataclass by its name, including those of the sections within a configuration."""
 
     def within(kind: type) -> Iterator[type]:
         yield kind
@@ -70,7 +70,10 @@ def dataclasses() -> dict[str, type]:
                 yield from within(inner)
 
     return {
-        found.__name__: found for group in registered().values() for kind in group.values() for found in within(kind)
+        inner.__name__: inner
+        for group in options_by_group().values()
+        for kind in group.values()
+        for inner in within(kind)
     }
 
 
@@ -78,7 +81,7 @@ def dataclasses() -> dict[str, type]:
 def known_keys() -> dict[str, list[str]]:
     """Return every key of every option, with the options that have it, such as `sae=topk` (none for keys of a job itself)."""
     found: dict[str, list[str]] = {}
-    for group, options in registered().items():
+    for group, options in options_by_group().items():
         for option, kind in options.items():
             prefix = "" if group == "job" else f"{group}."
             for key in keys_of(kind):
@@ -95,7 +98,7 @@ def register_resolvers() -> None:
     """Register the arithmetic that the YAML files use, in every process that resolves a configuration."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("when", lambda a, b, then, other: then if a == b else other, replace=True)
-    OmegaConf.register_new_resolver("shortened", shortened, replace=True)
+    OmegaConf.register_new_resolver("shortened", shorten_name, replace=True)
     OmegaConf.register_new_resolver("log_space", log_space, replace=True)
     OmegaConf.register_new_resolver("crux_root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("default_outputs", default_outputs, replace=True)
@@ -107,7 +110,7 @@ def register() -> None:
 
     register_resolvers()
     store = ConfigStore.instance()
-    for group, options in registered().items():
+    for group, options in options_by_group().items():
         for option, kind in options.items():
             store.store(
                 group=group,

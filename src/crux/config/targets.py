@@ -9,7 +9,7 @@ from crux.config.errors import UserError
 
 
 def find_class(target: str, *, key: str, base: type) -> type[Any]:
-    """Return the class with a dotted name, which must be derived from `base`.
+    """Return the class with a dotted name, after checking that it is derived from `base`.
 
     Args:
         key: the option that names it.
@@ -40,10 +40,10 @@ def call_function(target: str, *arguments: Any, key: str, **named: Any) -> Any:
 
 
 def make_object(options: Mapping[str, Any], *, key: str, base: type) -> Any:
-    """Make the object whose class is `_target_`, with the other keys as arguments.
+    """Make an object of the class `_target_`, with the other keys as arguments.
 
     Raises:
-        UserError: if it cannot be made, or is no `base`.
+        UserError: if it cannot be made, or is not an instance of `base`.
     """
     try:
         made = instantiate(options)

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from crux.config.console import make_console
 from crux.config.errors import UserError
-from crux.config.folder_name import shortened
+from crux.config.folder_name import shorten_name
 from crux.config.messages import explain_user_error
 from crux.config.schema import Job as JobConfig
 from crux.config.schema import to_plain
@@ -60,7 +60,7 @@ def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
     if OmegaConf.select(config, "sweep_name") is None:
         no_name = OmegaConf.select(config, "hydra.job.config.override_dirname.exclude_keys")
         kept = sorted(line for line in lines if line.partition("=")[0].lstrip("+") not in no_name)
-        slug = shortened(re.sub(r"[^\w.,=+-]+", "_", " ".join(kept)).strip("_"))
+        slug = shorten_name(re.sub(r"[^\w.,=+-]+", "_", " ".join(kept)).strip("_"))
         fixed.append(f"sweep_name='{slug}'")
     return fixed
 

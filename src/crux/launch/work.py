@@ -14,7 +14,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from crux.config.paths import PACKAGE
-from crux.config.progress import shown
+from crux.config.progress import show_progress
 from crux.config.registry import register
 from crux.runs.run_folder import RunFolder
 
@@ -79,7 +79,7 @@ class Work:
         print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
         # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        with shown(False):  # what it prints is a log
+        with show_progress(False):  # what it prints is a log
             returned = run_job(
                 task_function=self.task,
                 config=self.config,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crux.config.errors import UserError
-from crux.config.progress import shown
+from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
 from crux.runs.run_folder import RunFolder, new_run_path
 from crux.runs.tracked_run import TrackedRun, create_runs, start_tracking
@@ -86,7 +86,7 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         print(f"{config.run_name()}: done before, in {earlier.path}")
         return earlier
     with ExitStack() as ends:
-        ends.enter_context(shown(config.trainer.progress))
+        ends.enter_context(show_progress(config.trainer.progress))
         job = prepare()
         place = earlier or RunFolder.create(folder or new_run_path(Path(config.output_dir), job.name), to_plain(config))
         runs = create_runs(place, job.run_configs or {"": config}, resumed=earlier is not None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
-from crux.config.registry import registered
+from crux.config.registry import options_by_group
 from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
 from crux.sae.architectures.options import SaeOptions
@@ -101,7 +101,7 @@ def check_shares(trainer: SaeTrainer, loss: LossOptions, *, devices: int) -> Non
 
 def _check_name(group: str, options: SaeOptions | LossOptions) -> None:
     """Check that nobody renames an option: its name says in tables and metadata what it is."""
-    own = [option for option, kind in registered()[group].items() if kind is type(options)]
+    own = [option for option, kind in options_by_group()[group].items() if kind is type(options)]
     if options.name not in own:
         what = {"sae": "an architecture", "loss": "a loss"}[group]
         raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")

@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from crux.config.errors import UserError
-from crux.config.hub import hub_unreachable
+from crux.config.hub import explain_unreachable_hub
 
 _PROBE_SECONDS = 1.5
 _INSTEAD = "use model=tiny (packaged) or model.path=<folder of a Hugging Face model>"
@@ -44,7 +44,7 @@ def _from_hub(name: str) -> Path:
                 return cached
         except LocalEntryNotFoundError:
             pass  # not in the cache
-        if why := hub_unreachable(seconds=_PROBE_SECONDS):
+        if why := explain_unreachable_hub(seconds=_PROBE_SECONDS):
             raise UserError(
                 f"model {name}: no such folder, not in the local cache, and the hub cannot be reached ({why}); {_INSTEAD}"
             )
