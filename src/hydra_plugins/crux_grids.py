@@ -1,4 +1,4 @@
-"""Hydra's sweeper for crux: unions of grids, and a sweep whose state is on disk. Hydra looks for plugins in this package alone.
+"""Hydra's sweeper for crux: unions of grids, and a sweep whose state is on disk. Hydra looks for plugins only in this package.
 
 A sweep is the product of `params` with each of `grids`, one after the other; without `grids`, of `params` alone.
 """
@@ -20,11 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass
 class GridsConf:
-    """`hydra.sweeper`."""
+    """The options `hydra.sweeper`."""
 
     _target_: str = "hydra_plugins.crux_grids.GridSweeper"
     max_batch_size: int | None = None
-    """Jobs that are handed to the launcher at once; all, where not given."""
+    """Maximum number of jobs that are passed to the launcher at once; null: all."""
     params: dict[str, Any] = field(default_factory=dict)
     """Key → values, in every grid."""
     grids: list[dict[str, Any]] = field(default_factory=list)
@@ -35,7 +35,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf
 
 
 class GridSweeper(Sweeper):
-    """Makes the jobs of a sweep and hands them to `crux.launch.sweep`, which starts those that are still to be done."""
+    """A sweeper that makes the jobs of a sweep; `crux.launch.sweep` starts those that are not done."""
 
     def __init__(
         self, max_batch_size: int | None, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]
@@ -50,7 +50,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from crux.launch.on_slurm import check_queue
-        from crux.launch.sweep import Job, fixed_overrides, launch  # Hydra imports every plugin on every start
+        from crux.launch.sweep import SweepJob, fixed_overrides, launch  # Hydra imports every plugin on every start
 
         assert self.config is not None
         assert self.launcher is not None
@@ -64,18 +64,18 @@ class GridSweeper(Sweeper):
             OmegaConf.update(self.config, override.key_or_group, override.value())
         choices = [key for key in {k for grid in self.grids for k in grid} if loader.get_group_options(key)]
         found: dict[tuple[str, ...], None] = {}  # in order, and once each: grids may overlap
-        for grid in narrowed(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
+        for grid in narrow_grids(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
             keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
             found |= dict.fromkeys(jobs_of(parser.parse_overrides([*grid, *others, *fixed])))
 
-        # every job is composed before any starts: a mistake is reported at once
-        jobs = [Job.of(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
+        # every job is composed before any starts, so that errors are reported at once
+        jobs = [SweepJob.from_overrides(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
         launch(
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
             at_once=self.max_batch_size,
-            ready=check_queue,  # whatever the launcher is now
+            ready=check_queue,  # whichever launcher is chosen now
         )
 
 
@@ -85,17 +85,17 @@ def jobs_of(overrides: Sequence[Override]) -> Iterator[tuple[str, ...]]:
     return product(*([f"{key}={value}" for value in each] for key, each in values.items()))
 
 
-def narrowed(
+def narrow_grids(
     grids: Sequence[Mapping[str, Any]], given: Sequence[Override], *, choices: Sequence[str], parser: OverridesParser
 ) -> list[list[str]]:
-    """What each grid that is left adds to the command line, as overrides that go before it.
+    """Return the overrides that each remaining grid adds in front of the command line.
 
-    A key of the grids that stands on the command line either chooses or replaces. It chooses where it names an option of
+    A key of the grids that is also on the command line either chooses grids or replaces values. It chooses if it names an option of
     conf/ (`loss=e2e`) or has one value in each grid that has it: grids without that value are left out. Any other key
-    (`sparsity=2`) takes the place of the grids' values.
+    (`sparsity=2`) replaces the values of the grids.
 
     Raises:
-        HydraException: where nothing is left.
+        HydraException: if no grid remains.
     """
     if not grids:
         return [[]]
@@ -116,7 +116,7 @@ def narrowed(
             left.append([f"{key}={','.join(values)}" for key, values in kept.items()])
     if not left:
         words = "; ".join(
-            f"{key}={','.join(values)}, where it has {', '.join(sorted({v for g in parsed if key in g for v in _values(g[key])}))}"
+            f"{key}={','.join(values)}; it has {', '.join(sorted({v for g in parsed if key in g for v in _values(g[key])}))}"
             for key, values in sorted(choosing.items())
         )
         raise HydraException(f"nothing is left of this sweep with {words}")
@@ -131,5 +131,5 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise HydraException(f"{override.input_line}: an interval has no values to try; list some, or say range(…)")
+        raise HydraException(f"{override.input_line}: an interval has no values to try; list some, or use range(…)")
     return list(override.sweep_string_iterator())

@@ -1,6 +1,6 @@
-"""Hydra's launchers for crux: `gpus` and `cpus` (Ray), `slurm` (submitit). Hydra looks for plugins in this package alone.
+"""Hydra's launchers for crux: `gpus` and `cpus` (Ray), `slurm` (submitit). Hydra looks for plugins only in this package.
 
-Why not hydra-ray-launcher and hydra-submitit-launcher: one job whose process dies takes their whole sweep down. Their keys are kept.
+They replace hydra-ray-launcher and hydra-submitit-launcher, whose whole sweep fails if the process of one job dies, and keep their keys.
 Hydra imports every plugin on every start, so nothing heavy is imported here.
 """
 
@@ -27,41 +27,43 @@ class RayOptions:
 
 @dataclass
 class RayConf:
-    """`hydra.launcher` of gpus and cpus."""
+    """The options `hydra.launcher` of gpus and cpus."""
 
     _target_: str = "hydra_plugins.crux_launchers.RayLauncher"
     processes: int | None = None
-    """Most jobs at once; as many as there are GPUs or cores for, where not given."""
+    """Maximum number of jobs at once; null: as many as the GPUs or cores allow."""
     gpus_per_job: float = MISSING
-    """0: none; 0.5: two jobs share a GPU. Short for ray.remote.num_gpus."""
+    """GPUs per job, from 0 to 1; 0.5: two jobs share a GPU."""
     threads: int | None = None
-    """CPU threads a job; its share of the cores, where not given. Short for ray.remote.num_cpus."""
+    """CPU threads per job; null: an equal share of the cores."""
     address: str | None = None
-    """`auto` or host:port of a Ray cluster; one is started on this machine, for the sweep, where not given. Short for ray.init.address."""
+    """Address of a Ray cluster, host:port or auto; null: start one on this machine for the sweep."""
     ray: RayOptions = field(default_factory=RayOptions)
 
 
 @dataclass
 class SlurmConf:
-    """`hydra.launcher` of slurm; words without a line here are sbatch's."""
+    """The options `hydra.launcher` of slurm; keys without a description are options of sbatch."""
 
     _target_: str = "hydra_plugins.crux_launchers.SlurmLauncher"
     submitit_folder: str = MISSING
-    """submitit's own files."""
+    """Folder of submitit's own files."""
     name: str = MISSING
+    """Name of the jobs in the queue."""
     timeout_min: int = MISSING
-    """Minutes until a job is stopped, and queued again to go on."""
+    """Minutes until a job is stopped and queued again, to be resumed."""
     max_num_timeout: int = MISSING
-    """How often a job is queued again."""
+    """Maximum number of times that a job is queued again."""
     signal_delay_s: int = MISSING
-    """So many seconds before its end a job gets a signal."""
+    """Number of seconds before its end at which a job gets a signal."""
     gpus_per_node: int | None = None
-    """A job's GPUs; a job uses one."""
+    """GPUs per job; a job uses one at most."""
     cpus_per_task: int | None = None
-    """A job's cores, and its threads."""
+    """Cores and threads per job."""
     mem_gb: float | None = None
+    """Memory per job, in GB."""
     array_parallelism: int = MISSING
-    """Most jobs at once."""
+    """Maximum number of jobs at once."""
     partition: str | None = None
     qos: str | None = None
     account: str | None = None
@@ -71,9 +73,9 @@ class SlurmConf:
     gres: str | None = None
     comment: str | None = None
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    """Any other option of sbatch."""
+    """Any other options of sbatch."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines before the job: modules to load, an environment to enter."""
+    """Shell lines to run before each job, for example to load modules."""
 
 
 for name, schema in {"ray_schema": RayConf, "slurm_schema": SlurmConf}.items():
@@ -81,7 +83,7 @@ for name, schema in {"ray_schema": RayConf, "slurm_schema": SlurmConf}.items():
 
 
 class _CruxLauncher(Launcher):
-    """Composes the jobs here, where the sweep was started, and hands them to processes elsewhere."""
+    """A launcher that composes the jobs in the launching process and runs them in other processes."""
 
     def __init__(self, **options: Any) -> None:
         self.options: dict[str, Any] = {
@@ -104,7 +106,7 @@ class _CruxLauncher(Launcher):
 
 
 class RayLauncher(_CruxLauncher):
-    """A process for each job, as many at once as there are GPUs or cores."""
+    """A launcher with one process per job, as many at once as the GPUs or cores allow."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from crux.launch.refusals import check_ray
@@ -121,7 +123,7 @@ class RayLauncher(_CruxLauncher):
 
 
 class SlurmLauncher(_CruxLauncher):
-    """A job of the cluster for each job, in one array."""
+    """A launcher with one job of the cluster per job, in one array."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from crux.launch.refusals import check_slurm

@@ -1,4 +1,4 @@
-"""Where Hydra looks for options besides conf/: the conf/ folders of installed plug-ins."""
+"""Hydra's search path, extended by the conf/ folders of installed plug-ins."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -7,7 +7,7 @@ from crux.config.registry import plugin_folders
 
 
 class CruxSearchPath(SearchPathPlugin):
-    """Puts the folders of plug-ins on Hydra's search path."""
+    """A Hydra plugin that adds the conf/ folders of plug-ins to the search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in plugin_folders():

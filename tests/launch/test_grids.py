@@ -10,21 +10,21 @@ from omegaconf import OmegaConf
 
 import crux.launch.sweep
 from crux.config.bounds import check_bounds
-from crux.launch.sweep import Job, _without_hydra
+from crux.launch.sweep import SweepJob, _without_hydra
 from crux.sae.options import SaeJob
 
 SWEEPS = sorted(p.stem for p in (Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
-Jobs = Callable[..., list[Job]]
+Jobs = Callable[..., list[SweepJob]]
 
 
 @pytest.fixture
 def jobs(crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
     """The jobs of a command line, not started."""
 
-    def made(*line: str) -> list[Job]:
-        found: list[Job] = []
+    def made(*line: str) -> list[SweepJob]:
+        found: list[SweepJob] = []
 
-        def kept(jobs: Sequence[Job], **_: object) -> None:
+        def kept(jobs: Sequence[SweepJob], **_: object) -> None:
             found.extend(jobs)
 
         monkeypatch.setattr(crux.launch.sweep, "launch", kept)
@@ -34,7 +34,7 @@ def jobs(crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.Monk
     return made
 
 
-def told(jobs: Sequence[Job], *keys: str) -> list[tuple[str, ...]]:
+def told(jobs: Sequence[SweepJob], *keys: str) -> list[tuple[str, ...]]:
     return [tuple(str(OmegaConf.select(job.config, key)) for key in keys) for job in jobs]
 
 

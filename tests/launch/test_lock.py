@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from crux.config.errors import UserError
-from crux.launch.lock import locked
+from crux.launch.lock import lock_folder
 
 
 def test_a_second_process_is_told_who_runs_the_sweep(tmp_path: Path) -> None:
     with (
-        locked(tmp_path),
+        lock_folder(tmp_path),
         pytest.raises(UserError, match=f"is run by process {os.getpid()} on .* since 20"),
-        locked(tmp_path),
+        lock_folder(tmp_path),
     ):
         raise AssertionError("never here")
-    with locked(tmp_path):  # let go of
+    with lock_folder(tmp_path):  # let go of
         pass
 
 
@@ -28,8 +28,8 @@ def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_p
     """As Ray's processes may, for a moment."""
     code = (
         "import os, pathlib, signal, subprocess, sys\n"
-        "from crux.launch.lock import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "from crux.launch.lock import lock_folder\n"
+        "with lock_folder(pathlib.Path(sys.argv[1])):\n"
         "    child = subprocess.Popen(['sleep', '100'], stdout=subprocess.DEVNULL, close_fds=False)\n"
         "    print(child.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -42,7 +42,7 @@ def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_p
     try:
         os.kill(child, 0)
         assert "process " in (tmp_path / ".lock").read_text()
-        with locked(tmp_path):
+        with lock_folder(tmp_path):
             pass
     finally:
         os.kill(child, 9)
@@ -56,5 +56,5 @@ def test_a_file_system_without_locks_is_told_of_and_used(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert f"crux: {tmp_path} cannot be locked ({os.strerror(number)}): do not" in capsys.readouterr().err

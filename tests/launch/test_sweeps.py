@@ -143,7 +143,7 @@ def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
         ("sweeps=paretto", "sweeps=paretto: no such option; did you mean pareto?"),
         (
             "sweeps=pareto loss=fisher",
-            "nothing is left of this sweep with loss=fisher, where it has e2e, e2e_ds, local",
+            "nothing is left of this sweep with loss=fisher; it has e2e, e2e_ds, local",
         ),
         ("-m tracking=none,mlflow", "would share the folder"),
         ("-m seed=0,1 tracking.uri=http://127.0.0.1:9", "does not answer"),

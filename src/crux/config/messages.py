@@ -63,7 +63,7 @@ def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) 
             named = f"{section}={choice.options[section]}" if section in choice.options else "this job"
             named = named if not named.endswith(SUFFIX) else "this job"
             return f"{key}: {named} has no such key{_owners(key, overrides)}; allowed there are {', '.join(sorted(there)) or 'none'}"
-    return f"{key}: no such key; {nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
+    return f"{key}: no such key; {nearest(key, there) or nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
 
 
 def _owners(key: str, overrides: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""A sweep's jobs in processes of their own: on this machine's GPUs or cores, on one's own nodes, on a SLURM cluster."""
+"""Sweeps: their jobs run in this process, in processes on this machine's GPUs or cores, on a Ray cluster, or on a SLURM cluster."""

@@ -1,4 +1,4 @@
-"""One launching process at a time for a sweep's folder."""
+"""The lock of a sweep's folder, which allows one launching process at a time."""
 
 import fcntl
 import os
@@ -13,13 +13,13 @@ from crux.config.errors import UserError
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; the kernel lets go of it when this process ends, however it ends.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder during the block; the kernel releases it when this process ends, however it ends.
 
-    A file system without locks is reported on the screen: the sweep runs, and two launches of it are not kept apart.
+    If the file system has no locks, a warning is printed and the sweep runs unprotected against a second launch.
 
     Raises:
-        UserError: where another process holds it.
+        UserError: if another process holds it.
     """
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:

@@ -1,4 +1,4 @@
-"""Jobs on a SLURM cluster, by submitit: one array for the sweep; a job that times out is queued again and goes on."""
+"""Run the jobs of a sweep on a SLURM cluster with submitit, as one array; a job that times out is queued again and resumed."""
 
 import shlex
 import shutil
@@ -13,57 +13,61 @@ from hydra.core.utils import JobReturn
 
 from crux.config.errors import UserError
 from crux.config.files import write_text
-from crux.launch.work import Work, carried
+from crux.launch.work import Work, environment_to_pass_on
 
 if TYPE_CHECKING:
     from submitit import Job
 
 POLL = 2.0
-"""Seconds between looks at the queue, at first."""
+"""Initial seconds between queries of the queue."""
 POLL_MOST = 30.0
+"""Maximum seconds between queries of the queue."""
 SETTLE = 15.0
 """Seconds that a result may take to appear on a shared file system after its job has left the queue."""
 GRACE = 8.0
-"""Seconds that stopped jobs have to say in MLflow that they were stopped."""
-
+"""Seconds that stopped jobs have to record in MLflow that they were stopped."""
 
 NOTE = ".slurm_jobs"
-"""In the sweep's folder: which array its jobs are in."""
+"""File in the sweep's folder with the number of the array that its jobs are in."""
 
 
 def check_queue(folder: Path) -> None:
-    """Raises a one-line UserError where jobs of an earlier start of this sweep are, or may be, in the queue: they run by themselves."""
+    """Check that no job of an earlier start of this sweep is still in the queue.
+
+    Raises:
+        UserError: if there is one, or if SLURM does not answer.
+    """
     note = folder / NOTE
     if not note.exists():
         return
     array = note.read_text("utf-8").strip()
-    still = queued(array) if shutil.which("squeue") is not None else None
+    still = find_queued(array) if shutil.which("squeue") is not None else None
     if still is None:
         raise UserError(
             f"SLURM cannot be asked here whether jobs of this sweep are in its queue (array {array}); "
-            f"where you know that none is, remove {note}"
+            f"if you know that none is, remove {note}"
         )
     if still:
-        raise UserError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or say scancel {array}")
+        raise UserError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or run scancel {array}")
 
 
 def run_on_slurm(
     jobs: Sequence[Work], *, submitit_folder: str, max_num_timeout: int, setup: Sequence[str], **options: Any
 ) -> list[JobReturn]:
-    """Submits the jobs and waits for them; one that the cluster loses is reported on the screen and stops no other.
+    """Submit the jobs and wait for them; a job that the cluster loses is reported on the screen and stops no other.
 
     Raises:
-        UserError: where sbatch refuses the options.
+        UserError: if sbatch rejects the options.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     for work in jobs:
         work.threads = options["cpus_per_task"]
-    submitits = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # words of its own
+    submitits = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # submitit's own names
     known = {k if k in submitits else f"slurm_{k}": v for k, v in options.items() if v is not None}
-    exports = [f"export PYTHONPATH={shlex.quote(carried()['PYTHONPATH'])}"]
-    if options["cpus_per_task"] is not None:  # since SLURM 22.05 srun would take one core of them
+    exports = [f"export PYTHONPATH={shlex.quote(environment_to_pass_on()['PYTHONPATH'])}"]
+    if options["cpus_per_task"] is not None:  # since SLURM 22.05 srun would otherwise use one core only
         exports.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")
     executor = submitit.AutoExecutor(submitit_folder, cluster="slurm", slurm_max_num_timeout=max_num_timeout)
     executor.update_parameters(**known, slurm_setup=[*exports, *setup])
@@ -71,7 +75,9 @@ def run_on_slurm(
         with executor.batch():
             submitted = [executor.submit(work) for work in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(f"hydra/launcher=slurm: sbatch refuses: {' '.join(str(error).split())[-300:]}") from error
+        raise UserError(
+            f"hydra/launcher=slurm: sbatch rejects the options: {' '.join(str(error).split())[-300:]}"
+        ) from error
     array = submitted[0].job_id.partition("_")[0]
     note = jobs[0].folder.parent / NOTE
     try:
@@ -93,7 +99,7 @@ def _wait(jobs: "Sequence[Work]", submitted: "Sequence[Job[None]]", *, array: st
     while running:
         time.sleep(pause)
         pause = min(pause * 1.2, POLL_MOST)
-        there = queued(array)
+        there = find_queued(array)
         for job_id, (work, job) in list(running.items()):
             if job.paths.result_pickle.exists():
                 error = job.exception()
@@ -106,18 +112,18 @@ def _wait(jobs: "Sequence[Work]", submitted: "Sequence[Job[None]]", *, array: st
             else:
                 error = RuntimeError(f"SLURM job {job_id} left the queue without a result; its log: {job.paths.stderr}")
             del running[job_id]
-            ended[work.name] = work.returned(error)
-            print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.state(error)}", flush=True)
+            ended[work.name] = work.to_job_return(error)
+            print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.describe_end(error)}", flush=True)
     return [ended[work.name] for work in jobs]
 
 
-def queued(array: str) -> set[str] | None:
-    """Which jobs of an array are pending, running or being queued again; None where SLURM does not answer."""
+def find_queued(array: str) -> set[str] | None:
+    """Return the jobs of an array that are pending, running or being queued again; None if SLURM does not answer."""
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={array}"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode == 0:
         return set(found.stdout.split())
-    if "Invalid job id" in found.stderr:  # it has forgotten them all
+    if "Invalid job id" in found.stderr:  # all of its jobs ended some time ago
         return set()
     print(f"crux: squeue: {' '.join(found.stderr.split())}; asking again", file=sys.stderr)
     return None
@@ -126,5 +132,5 @@ def queued(array: str) -> set[str] | None:
 def _cancel(array: str) -> None:
     subprocess.run(["scancel", array], check=False)
     deadline = time.monotonic() + GRACE
-    while queued(array) and time.monotonic() < deadline:
+    while find_queued(array) and time.monotonic() < deadline:
         time.sleep(0.5)

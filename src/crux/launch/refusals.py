@@ -1,4 +1,4 @@
-"""Why a launcher cannot work here, told before anything is started; Ray, submitit and torch are not imported for it."""
+"""Checks that a launcher can work on this machine, before anything is started and without importing Ray, submitit or torch."""
 
 import os
 import shutil
@@ -14,28 +14,36 @@ from crux.config.paths import CHECKOUT, ROOT
 
 
 def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
-    """Raises a one-line UserError where `hydra/launcher=gpus` or `cpus` cannot start."""
+    """Check that `hydra/launcher=gpus` or `cpus` can start.
+
+    Raises:
+        UserError: if not, in one line.
+    """
     gpus = remote["num_gpus"]
-    _extra(f"hydra/launcher={'gpus' if gpus else 'cpus'}", package="ray", extra="ray")
+    _check_installed(f"hydra/launcher={'gpus' if gpus else 'cpus'}", package="ray", extra="ray")
     if not 0 <= gpus <= 1:
         raise UserError(f"hydra.launcher.gpus_per_job={gpus:g}: must be from 0 to 1, a job uses one GPU at most")
     for key, value in (("processes", processes), ("threads", remote["num_cpus"])):
         if value is not None and value < 1:
             raise UserError(f"hydra.launcher.{key}={value}: must be 1 or more")
     if init["address"] is not None:
-        _answers(init["address"])
-    elif gpus and not (visible_gpus() if init["num_gpus"] is None else init["num_gpus"]):
+        _check_answer(init["address"])
+    elif gpus and not (count_visible_gpus() if init["num_gpus"] is None else init["num_gpus"]):
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
         raise UserError(
             f"hydra/launcher=gpus: there is no GPU on this machine{why}; "
-            "hydra/launcher=cpus runs jobs beside each other on its cores"
+            "hydra/launcher=cpus runs several jobs at once on its cores"
         )
 
 
 def check_slurm() -> None:
-    """Raises a one-line UserError where `hydra/launcher=slurm` cannot start."""
-    _extra("hydra/launcher=slurm", package="submitit", extra="slurm")
+    """Check that `hydra/launcher=slurm` can start.
+
+    Raises:
+        UserError: if not, in one line.
+    """
+    _check_installed("hydra/launcher=slurm", package="submitit", extra="slurm")
     for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:
             raise UserError(
@@ -44,13 +52,17 @@ def check_slurm() -> None:
 
 
 def check_launcher_of_one_run(launcher: Mapping[str, Any]) -> None:
-    """A single run is run here and now: a launcher that was asked for would be passed over in silence."""
+    """Check that a single run names no launcher, which would be ignored silently.
+
+    Raises:
+        UserError: if it names one.
+    """
     if launcher["_target_"].startswith("hydra_plugins.crux_launchers."):
-        raise UserError("hydra/launcher starts the jobs of a sweep: say -m, or name a sweep by sweeps=")
+        raise UserError("hydra/launcher starts the jobs of a sweep: add -m, or choose a sweep with sweeps=")
 
 
-def visible_gpus() -> int:
-    """The GPUs that CUDA or ROCm would show a program here, from device files and from nvidia-smi."""
+def count_visible_gpus() -> int:
+    """Return the number of GPUs that CUDA or ROCm would show a program here, from device files and from nvidia-smi."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
     if hidden is not None and hidden.split(",")[0].strip() in ("", "-1", "NoDevFiles"):
         return 0
@@ -58,26 +70,26 @@ def visible_gpus() -> int:
     files = files or (list(Path("/dev/dri").glob("renderD*")) if Path("/dev/kfd").exists() else [])
     if files or (smi := shutil.which("nvidia-smi")) is None:
         return len(files)
-    try:  # under Windows' Linux there are no device files
+    try:  # the Windows subsystem for Linux has no device files
         listed = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=20, check=False).stdout
     except subprocess.TimeoutExpired:
         return 0
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
-def _extra(asked: str, *, package: str, extra: str) -> None:
+def _check_installed(asked: str, *, package: str, extra: str) -> None:
     if find_spec(package) is None:
         what = f'-e ".[{extra}]"' if ROOT == CHECKOUT else f'"crux-interp[{extra}]"'
         raise UserError(f"{asked} needs {package}, which is not installed: pip install {what}")
 
 
-def _answers(address: str) -> None:
-    """A cluster that does not answer its port would be waited for, also one that Ray remembers and that is gone."""
-    place = _remembered() if address == "auto" else address
+def _check_answer(address: str) -> None:
+    """Check that a Ray cluster answers at an address. Ray would wait for it, even for a cluster that it remembers and that has ended."""
+    place = _last_cluster() if address == "auto" else address
     if not place:
         raise UserError("hydra.launcher.address=auto: there is no Ray cluster here; start one: ray start --head")
     host, _, port = place.rpartition(":")
-    if not port.isdigit():  # a name that Ray knows
+    if not port.isdigit():  # a name that Ray resolves
         return
     try:
         socket.create_connection((host, int(port)), timeout=1.0).close()
@@ -88,8 +100,8 @@ def _answers(address: str) -> None:
         ) from None
 
 
-def _remembered() -> str:
-    """Where Ray looks for `auto`: $RAY_ADDRESS, or where the last cluster was started on this machine; empty for neither."""
+def _last_cluster() -> str:
+    """Return the address that Ray uses for `auto`: $RAY_ADDRESS, or that of the last cluster started on this machine; empty if neither."""
     if "RAY_ADDRESS" in os.environ:
         return os.environ["RAY_ADDRESS"]
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"

@@ -1,4 +1,4 @@
-"""A sweep from its start to its end, in the launching process: what is still to be done is started, and what failed is reported.
+"""The launching process of a sweep: it starts the jobs that are not done, waits for them, and reports failures and results.
 
 The sweep's state is on disk: a job's folder holds DONE, FAILED, or neither. Jobs may run in other processes and on other
 machines that share the file system.
@@ -22,26 +22,26 @@ from crux.config.console import make_console
 from crux.config.errors import UserError
 from crux.config.folder_name import shorten_name
 from crux.config.messages import explain_user_error
-from crux.config.schema import Job as JobConfig
-from crux.config.schema import to_plain
-from crux.launch.lock import locked
+from crux.config.schema import Job, to_plain
+from crux.launch.lock import lock_folder
 from crux.runs.checks import check_tracking
 from crux.runs.run_folder import RunFolder, find_same_run
 from crux.runs.sweep import SweepRun, track_sweep
 from crux.sae.options import ReportJob, Strategy
 
 
-class Job(NamedTuple):
+class SweepJob(NamedTuple):
     """One job of a sweep."""
 
     overrides: list[str]
-    """Its command line."""
+    """The command line of the job."""
     config: DictConfig
-    """Composed from it."""
+    """The configuration composed from it."""
     folder: RunFolder
 
     @classmethod
-    def of(cls, overrides: list[str], config: DictConfig) -> "Job":
+    def from_overrides(cls, overrides: list[str], config: DictConfig) -> "SweepJob":
+        """Return the job of a command line, with the folder that Hydra gives it."""
         place = Path(OmegaConf.select(config, "hydra.sweep.dir")) / OmegaConf.select(config, "hydra.sweep.subdir")
         return cls(overrides, config, RunFolder(place))
 
@@ -51,9 +51,9 @@ class Job(NamedTuple):
 
 
 def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
-    """What each job's command line gets besides: the outputs folder in full, and the sweep's name where it has none.
+    """Return the overrides that are added to each job: the absolute path of the outputs folder, and the sweep's name if none is given.
 
-    A grid without a name is named after its command line: the same line goes on with it, another is another sweep.
+    A grid without a name is named after its command line: the same line resumes it, another line is another sweep.
     """
     outputs = str(Path(OmegaConf.select(config, "output_dir")).resolve()).replace("'", "\\'")
     fixed = [f"output_dir='{outputs}'"]
@@ -65,26 +65,26 @@ def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
     return fixed
 
 
-Start = Callable[[Sequence[Job]], Sequence[JobReturn]]
-"""Hands jobs to Hydra's launcher; returns their ends, in that order."""
+Start = Callable[[Sequence[SweepJob]], Sequence[JobReturn]]
+"""A function that passes jobs to Hydra's launcher and returns their ends in the same order."""
 
 
-def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Callable[[Path], None]) -> None:
-    """Starts the jobs that are new, were interrupted, or failed and are to be tried again; ends with the sweep's summary.
+def launch(jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, ready: Callable[[Path], None]) -> None:
+    """Start the jobs that are new, were interrupted, or failed and are to be tried again; print the sweep's summary at the end.
 
     Args:
-        at_once: jobs to hand over at once; None: all.
-        ready: raises where jobs of this folder's sweep may still be running, without their launching process.
+        at_once: maximum number of jobs per call of `start`; None: all.
+        ready: raises if jobs of this folder's sweep may still be running without their launching process.
 
     Raises:
-        UserError, HydraException: where the sweep cannot be started, or is being run.
-        SystemExit: with 1, where a job failed, now or before.
+        UserError, HydraException: if the sweep cannot be started, or is already running.
+        SystemExit: with code 1 if a job has failed, now or before.
     """
     first = jobs[0].config
     _check(jobs)
     folder = jobs[0].folder.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with lock_folder(folder):
         ready(folder)
         for job in jobs:
             if job.folder.failed and first.retry_failed:
@@ -98,25 +98,25 @@ def launch(jobs: Sequence[Job], *, start: Start, at_once: int | None, ready: Cal
                 if job.folder.failed:
                     failures[job.name] = job.folder.failure_reason()
                 elif not job.folder.done:
-                    failures[job.name] = lost.get(job.name, "ended without a word: killed?")
+                    failures[job.name] = lost.get(job.name, "ended without a result: killed?")
             _summarise(folder, first, tracked)
             if failures:
-                _tell(failures, folder, retried=first.retry_failed)
+                _print_failures(failures, folder, retried=first.retry_failed)
                 sys.exit(1)
 
 
-def _check(jobs: Sequence[Job]) -> None:
-    """Nothing that is finished is written over, and no two jobs have one folder."""
+def _check(jobs: Sequence[SweepJob]) -> None:
+    """Check that no finished run would be overwritten and that no two jobs share a folder."""
     first = jobs[0].config
     if OmegaConf.get_type(first) is ReportJob:
-        raise UserError("experiment=report is one job: say sweep=<name>, without -m and without sweeps=")
+        raise UserError("experiment=report is one job: give sweep=<name>, without -m and without sweeps=")
     if first.tracking.mlflow:
         check_tracking(SweepRun.requested_uri(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
         raise UserError(
             "trainer=ddp in a sweep: give each job one device (hydra/launcher=gpus), or start the runs one by one"
         )
-    taken: dict[Path, Job] = {}
+    taken: dict[Path, SweepJob] = {}
     for job in jobs:
         if (other := taken.setdefault(job.folder.path, job)) is not job:
             differing = sorted(set(job.overrides) ^ set(other.overrides))
@@ -125,8 +125,8 @@ def _check(jobs: Sequence[Job]) -> None:
             try:
                 config = OmegaConf.to_object(_without_hydra(job.config))
             except OmegaConfBaseException:
-                continue  # its values cannot be those of the finished run: the job itself will say what is wrong
-            assert isinstance(config, JobConfig)
+                continue  # its values cannot be those of the finished run; the job itself will report what is wrong
+            assert isinstance(config, Job)
             find_same_run(job.folder.path, to_plain(config))
 
 
@@ -137,17 +137,17 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return rest
 
 
-def _count(jobs: Sequence[Job], todo: Sequence[Job]) -> str:
+def _count(jobs: Sequence[SweepJob], todo: Sequence[SweepJob]) -> str:
     done, failed = sum(job.folder.done for job in jobs), sum(job.folder.failed for job in jobs)
     begun = sum(job.folder.checkpoint.exists() for job in todo)
-    words = [(len(jobs), "jobs"), (done, "done before"), (failed, "failed before"), (begun, "to go on with")]
+    words = [(len(jobs), "jobs"), (done, "done before"), (failed, "failed before"), (begun, "to resume")]
     return ", ".join(f"{n} {word}" for n, word in words if n or word == "jobs")
 
 
-def _start(todo: Sequence[Job], *, start: Start, at_once: int | None) -> dict[str, str]:
-    """Returns the launcher's reason, for jobs that it lost. Jobs tell of their own failures on disk.
+def _start(todo: Sequence[SweepJob], *, start: Start, at_once: int | None) -> dict[str, str]:
+    """Return the reason why the launcher lost a job, by the names of such jobs; other failures are in the jobs' folders.
 
-    It is not left there: the next start continues what was lost, like what was interrupted.
+    It is not written to disk: the next start resumes lost jobs like interrupted ones.
     """
     lost: dict[str, str] = {}
     size = at_once or len(todo)
@@ -188,8 +188,8 @@ def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> No
         tracked.log_files(folder)
 
 
-def _tell(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:
-    """What failed and why, on standard error."""
+def _print_failures(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:
+    """Print the failed jobs and their reasons on standard error."""
     title = f"{len(failures)} failed" + ("" if retried else "; retry_failed=true tries them again")
     table = Table(Column("job", overflow="fold"), "reason", title=title, title_justify="left")
     for name, reason in failures.items():

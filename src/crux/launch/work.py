@@ -1,4 +1,4 @@
-"""One job of a sweep, as it is handed to a process of its own, here or on another machine that shares the file system."""
+"""One job of a sweep that runs in another process, here or on another machine that shares the file system."""
 
 import os
 import signal
@@ -21,32 +21,32 @@ from crux.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
-CARRIED = (
+PASSED_ON = (
     "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
     "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
-"""Variables that a job needs as they are in the launching process; passwords and tokens are not among them."""
+"""Environment variables that a job takes over from the launching process; passwords and tokens are not among them."""
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def carried() -> dict[str, str]:
-    """What the job's process takes from here; crux itself must be found there before anything is unpickled."""
+def environment_to_pass_on() -> dict[str, str]:
+    """Return the environment variables of a job's process, which must find crux before it unpickles anything."""
     path = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {name: os.environ[name] for name in CARRIED if name in os.environ} | {"PYTHONPATH": os.pathsep.join(path)}
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 class Work:
-    """Called in the job's process, it runs the job; what the job prints is in `output.log`, in its folder.
+    """A job of a sweep, which a call in the job's process runs; the job's output goes to `output.log` in its folder.
 
-    A composed configuration still refers to the environment and to crux's resolvers: both are put in place first.
+    A composed configuration still refers to the environment and to crux's resolvers: a call sets up both first.
     """
 
     def __init__(self, task: TaskFunction, context: HydraContext, config: DictConfig, *, number: int) -> None:
         with open_dict(config.hydra.job):
             config.hydra.job.id = config.hydra.job.num = number
         self.task, self.context, self.config = task, context, config
-        self.environment, self.cwd = carried(), os.getcwd()
+        self.environment, self.cwd = environment_to_pass_on(), os.getcwd()
         self.threads: int | None = None
 
     @property
@@ -55,7 +55,7 @@ class Work:
 
     @property
     def folder(self) -> Path:
-        """The job's run folder."""
+        """The run folder of the job."""
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(self.config)  # hydra's own resolver looks there
         try:
@@ -64,7 +64,11 @@ class Work:
             HydraConfig.instance().cfg = before
 
     def __call__(self, place: str | None = None) -> None:
-        """Runs the job; `place` is where, in the launcher's words."""
+        """Run the job.
+
+        Args:
+            place: name of the machine in the log; None: its host name.
+        """
         place = place or socket.gethostname()
         os.environ.update(self.environment)
         if self.threads is not None:
@@ -74,12 +78,12 @@ class Work:
         setup_globals()
         register()
         self.folder.mkdir(parents=True, exist_ok=True)
-        _print_into(self.folder / "output.log")
+        _redirect_output(self.folder / "output.log")
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
         print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
         # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        with show_progress(False):  # what it prints is a log
+        with show_progress(False):  # the output is a log
             returned = run_job(
                 task_function=self.task,
                 config=self.config,
@@ -92,22 +96,26 @@ class Work:
         _ = returned.return_value  # raises what the job raised
 
     def checkpoint(self) -> "DelayedSubmission":
-        """submitit's question, before it queues a stopped job again: the same job, which goes on from its own checkpoint."""
+        """Return what submitit should queue after it has stopped the job: the same job, which resumes from its own checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
-    def state(self, error: Exception | None) -> str:
-        """What became of it, in one line; `error` is what its process ended with, if that was not the job's own doing."""
+    def describe_end(self, error: Exception | None) -> str:
+        """Return how the job ended, in one line.
+
+        Args:
+            error: what its process ended with, if the job itself did not fail.
+        """
         folder = RunFolder(self.folder)
         if folder.failed:
             return f"failed: {folder.failure_reason()}"
         if error is not None:
             return f"its process ended: {' '.join(str(error).split())[:300]}"
-        return "done" if folder.done else "ended without a word"
+        return "done" if folder.done else "ended without a result"
 
-    def returned(self, error: Exception | None) -> JobReturn:
-        """The job's end in Hydra's words."""
+    def to_job_return(self, error: Exception | None) -> JobReturn:
+        """Return the end of the job as Hydra's JobReturn."""
         status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
         overrides = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(overrides, list)
@@ -116,8 +124,8 @@ class Work:
         return returned
 
 
-def _print_into(path: Path) -> None:
-    """From here on, everything that this process prints goes to the end of that file, libraries' C code too."""
+def _redirect_output(path: Path) -> None:
+    """Append all further output of this process to a file, including that of C libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("a", encoding="utf-8") as log:
