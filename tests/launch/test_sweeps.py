@@ -220,11 +220,11 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_sweep_tells_the_truth_and_goes_on(
+def test_a_stopped_sweep_reports_its_state_and_is_resumed(
     number: signal.Signals, code: int, crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...],
     command: list[str],
 ) -> None:  # fmt: skip
-    """Stopped behind the second job's first checkpoint; the same command ends it, with the tables of one that was not stopped."""
+    """A sweep that is stopped after the second job's first checkpoint ends, when started again, with the tables of an uninterrupted one."""
     line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
     here = f"output_dir={tmp_path / 'stopped'}"
     process = start(command, *line, here)

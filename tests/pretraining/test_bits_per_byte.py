@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.toy_subject import ToySubject, random_toy
 
-from crux.pretraining.bits_per_byte import bits_per_byte, total_nats, windows
+from crux.pretraining.bits_per_byte import cut_windows, sum_nats, to_bits_per_byte
 
 
 @given(n=st.integers(2, 400), context=st.integers(2, 40), data=st.data())
@@ -17,7 +17,7 @@ def test_each_token_but_the_first_is_predicted_once_after_enough_others(
 ) -> None:
     stride = data.draw(st.integers(1, context))
     ids, predicted = list(range(n)), []
-    for window in windows(ids, context=context, stride=stride):
+    for window in cut_windows(ids, context=context, stride=stride):
         assert len(window.ids) <= context + 1
         for t in range(window.first, len(window.ids) - 1):
             predicted.append(window.ids[t + 1])
@@ -27,7 +27,7 @@ def test_each_token_but_the_first_is_predicted_once_after_enough_others(
 
 def test_a_network_that_knows_nothing_needs_log_v_nats_a_token() -> None:
     subject = ToySubject(embed=torch.randn(8, 4), blocks=[lambda h: h], W_U=torch.zeros(8, 4))
-    nats = total_nats(subject, [[1, 2, 3], [4] * 9], end_of_text=0, context=4, stride=2, batch=3)
+    nats = sum_nats(subject, [[1, 2, 3], [4] * 9], end_of_text=0, context=4, stride=2, batch=3)
     assert nats == pytest.approx(12 * math.log(8))
 
 
@@ -39,9 +39,9 @@ def test_a_document_within_the_context_is_its_chain_of_conditionals() -> None:
     log_p = (final[0] @ subject.unembed.W_U.T).log_softmax(-1)
     by_hand = -sum(float(log_p[t, token]) for t, token in enumerate(ids))
     for batch in (1, 2):
-        nats = total_nats(subject, [ids, ids], end_of_text=0, context=8, stride=8, batch=batch)
+        nats = sum_nats(subject, [ids, ids], end_of_text=0, context=8, stride=8, batch=batch)
         assert nats == pytest.approx(2 * by_hand, rel=1e-6)
 
 
 def test_bits_per_byte() -> None:
-    assert bits_per_byte(math.log(2) * 10, 5) == pytest.approx(2.0)
+    assert to_bits_per_byte(math.log(2) * 10, 5) == pytest.approx(2.0)

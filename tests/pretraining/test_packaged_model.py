@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crux.assets import __file__ as assets_file
-from crux.pretraining.job import held_out_bits
+from crux.pretraining.job import evaluate_held_out
 from crux.text.packaged import SOURCES
 
 ASSETS = Path(assets_file).parent
@@ -23,7 +23,7 @@ def stated(source: str) -> float:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_held_out_bits_per_byte_are_those_of_the_card(source: str) -> None:
-    found = held_out_bits(ASSETS / "tiny", (source,), context=CONTEXT, stride=STRIDE)
+    found = evaluate_held_out(ASSETS / "tiny", (source,), context=CONTEXT, stride=STRIDE)
     assert found[f"final/bits_per_byte/{source}"] == pytest.approx(stated(source), abs=1e-3)
     assert f"context {CONTEXT}, stride {STRIDE}" in CARD
 

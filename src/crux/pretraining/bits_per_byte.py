@@ -1,4 +1,4 @@
-"""How well a language model predicts text, whatever its tokenizer: bits per UTF-8 byte."""
+"""Bits per UTF-8 byte: how well a language model predicts text, comparable between tokenizers."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,16 +13,16 @@ from crux.subjects.subject import Subject
 
 
 class Window(NamedTuple):
-    """A stretch of a document: what is read, what is to be predicted, and from where on that counts."""
+    """A window of a document that is scored in one forward pass."""
 
     ids: list[int]
-    """At most context + 1 ids; all but the last are read, all but the first predicted."""
+    """At most context + 1 ids; the model reads all but the last and predicts all but the first."""
     first: int
-    """Predictions before this one were scored by the window before."""
+    """Index of the first prediction that counts; the previous window has scored the earlier ones."""
 
 
-def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
-    """Cut `ids` so that each but the first is predicted once, after at least context − stride others where there are any."""
+def cut_windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
+    """Yield windows in which each id but the first counts once, after at least context − stride earlier ids, or all if there are fewer."""
     scored = 1
     for start in range(0, len(ids) - 1, stride):
         end = min(len(ids), start + context + 1)
@@ -33,7 +33,7 @@ def windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window
 
 
 @torch.no_grad()
-def total_nats(
+def sum_nats(
     subject: Subject,
     documents: Iterable[Sequence[int]],
     *,
@@ -42,32 +42,32 @@ def total_nats(
     stride: int,
     batch: int,
 ) -> float:
-    """Return −Σ log p over all tokens of the documents, each read after an end-of-text token, in nats.
+    """Return −Σ log p in nats over all tokens of the documents, where each document follows an end-of-text token.
 
     Args:
         documents: token ids without end-of-text marks; the marks themselves are not scored.
-        stride: tokens between windows; a token is predicted from at least context − stride before it, where there are any.
+        stride: tokens between windows; a token is predicted from at least context − stride earlier tokens, or all if there are fewer.
         batch: windows per forward pass.
     """
     device = subject.device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    cut = (w for ids in documents for w in windows([end_of_text, *ids], context=context, stride=stride))
-    for group in _groups(cut, batch):
+    windows = (w for ids in documents for w in cut_windows([end_of_text, *ids], context=context, stride=stride))
+    for group in _group_windows(windows, batch):
         longest = max(len(w.ids) for w in group)
         ids = torch.tensor([w.ids + [end_of_text] * (longest - len(w.ids)) for w in group], device=device)
         counts = torch.tensor(
             [[w.first <= t < len(w.ids) - 1 for t in range(longest - 1)] for w in group], device=device
         )
-        total += (_token_nats(subject, ids) * counts).sum()
+        total += (_nats_per_token(subject, ids) * counts).sum()
     return float(total)
 
 
-def bits_per_byte(nats: float, n_bytes: int) -> float:
-    """Return nats / (bytes · ln 2)."""
+def to_bits_per_byte(nats: float, n_bytes: int) -> float:
+    """Return nats / (bytes · ln 2), the bits per byte."""
     return nats / (n_bytes * math.log(2))
 
 
-def _groups(items: Iterator[Window], size: int) -> Iterator[list[Window]]:
+def _group_windows(items: Iterator[Window], size: int) -> Iterator[list[Window]]:
     group: list[Window] = []
     for item in items:
         group.append(item)
@@ -78,7 +78,7 @@ def _groups(items: Iterator[Window], size: int) -> Iterator[list[Window]]:
         yield group
 
 
-def _token_nats(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos_1"]:
+def _nats_per_token(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos_1"]:
     final = subject.clean(ids[:, :-1], capture=()).final
     assert final is not None
     h, labels = final.flatten(0, 1), ids[:, 1:].flatten()

@@ -1,4 +1,4 @@
-"""Makes the packaged language model from the packaged text: tokenizer, training, float16 weights, held-out bits per byte."""
+"""The job that trains the packaged language model: tokenizer, training, float16 weights, held-out bits per byte."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from crux.config.files import replacing_folder, write_tensors, write_text
 from crux.config.progress import track
-from crux.pretraining.bits_per_byte import bits_per_byte, total_nats
+from crux.pretraining.bits_per_byte import sum_nats, to_bits_per_byte
 from crux.pretraining.module import LanguageModel, build_gpt2
 from crux.pretraining.options import PretrainJob
 from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
@@ -29,7 +29,7 @@ from crux.training.fit import checkpoint_step, fit
 
 
 def run(config: PretrainJob, *, folder: Path | None) -> RunFolder:
-    """Train the language model; the run folder's `model/` is a Hugging Face folder for model.path=…
+    """Train the language model, and write it to the run folder's `model/` in Hugging Face layout, for model.path=….
 
     Args:
         folder: the run folder, if a sweep has assigned one; None: a new one.
@@ -59,7 +59,7 @@ class Pretraining:
             min_tokens=2 * context,
             cache=Path(config.cache) if config.cache is not None else default_cache(),
         )
-        self.batches = Batches(  # one token more than is read: the last is only predicted
+        self.batches = Batches(  # one more token than the model reads: the last one is only predicted
             tokens.train,
             context=context + 1,
             batch=config.trainer.batch,
@@ -79,13 +79,13 @@ class Pretraining:
         )
 
     def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
-        """Train, export the model and evaluate it as it is on disk."""
+        """Train the model, export it, and evaluate the exported model."""
         trainer, context = self.config.trainer, self.config.model.context
         rate = self.fit(run)
         place = run.folder.path / "model"
-        export(self.model, self.tokenizer, place)
+        export_model(self.model, self.tokenizer, place)
         stride = self.config.pretrain.stride
-        metrics = held_out_bits(place, SOURCES, context=context, stride=stride)
+        metrics = evaluate_held_out(place, SOURCES, context=context, stride=stride)
         metrics |= {"final/tokens_seen": float(trainer.max_steps * trainer.batch * context)}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
 
@@ -96,7 +96,7 @@ class Pretraining:
         return {"": RunOutcome(metrics, show)}
 
     def fit(self, run: ActiveRun) -> float | None:
-        """Train; return training tokens per second, None if no step was left to do."""
+        """Train the model; return the training tokens per second, or None if no step was left."""
         config, trainer = self.config, self.config.trainer
         start = checkpoint_step(run.folder.checkpoint)
         return fit(
@@ -116,8 +116,8 @@ class Pretraining:
         )
 
 
-def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a Hugging Face folder, weights in float16, the tied unembedding left out."""
+def export_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder in Hugging Face layout, with weights in float16 and without the tied unembedding."""
     weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     model.config.architectures = ["GPT2LMHeadModel"]
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
@@ -129,8 +129,8 @@ def export(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path) -> None:
         write_text(written / "tokenizer_config.json", json.dumps(about, indent=2) + "\n")
 
 
-def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride: int) -> dict[str, float]:
-    """Return bits per byte on the held-out documents of packaged sources, for the model as it lies on disk, in float32."""
+def evaluate_held_out(folder: Path, sources: Sequence[str], *, context: int, stride: int) -> dict[str, float]:
+    """Return the bits per byte of a model on disk on the held-out documents of packaged sources, computed in float32."""
     subject = load_subject(folder, process_weights=False)
     tokenizer, end_of_text = load_tokenizer(folder)
     held_out, found = held_out_ids(), {}
@@ -138,6 +138,6 @@ def held_out_bits(folder: Path, sources: Sequence[str], *, context: int, stride:
         texts = [d.text for d in packaged_documents(source) if d.id in held_out]
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
         documents_read = track(ids, f"bits per byte of {source}")
-        nats = total_nats(subject, documents_read, end_of_text=end_of_text, context=context, stride=stride, batch=16)
-        found[f"final/bits_per_byte/{source}"] = bits_per_byte(nats, sum(len(t.encode()) for t in texts))
+        nats = sum_nats(subject, documents_read, end_of_text=end_of_text, context=context, stride=stride, batch=16)
+        found[f"final/bits_per_byte/{source}"] = to_bits_per_byte(nats, sum(len(t.encode()) for t in texts))
     return found

@@ -11,7 +11,7 @@ from crux.training.schedule import warmup_cosine
 
 
 def build_gpt2(options: Pretrain, *, context: int) -> GPT2LMHeadModel:
-    """Return a fresh GPT-2 without dropout, embedding and unembedding tied."""
+    """Return a new GPT-2 without dropout, with the embedding tied to the unembedding."""
     config = GPT2Config(
         vocab_size=options.vocab_size, n_positions=context, n_embd=options.d_model, n_layer=options.n_layers,
         n_head=options.n_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
@@ -21,7 +21,7 @@ def build_gpt2(options: Pretrain, *, context: int) -> GPT2LMHeadModel:
 
 
 class LanguageModel(L.LightningModule):
-    """Trains a causal language model on batches of token windows; one optimiser step per batch.
+    """The Lightning module that trains a causal language model on batches of token windows, with one optimiser step per batch.
 
     The learning rate warms up, then follows a cosine that would reach zero at `options.horizon`; over the last
     `options.cooldown_steps` steps the cosine is multiplied with a line that falls from 1 to 0.
@@ -45,11 +45,11 @@ class LanguageModel(L.LightningModule):
         muon = torch.optim.Muon(blocks, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         optimizers: list[torch.optim.Optimizer] = [muon, adam]
-        schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: self.share(step)) for o in optimizers]
+        schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: self.lr_factor(step)) for o in optimizers]
         return optimizers, list(schedules)
 
-    def share(self, step: int) -> float:
-        """Return the learning rate at a step, as a share of its peak."""
+    def lr_factor(self, step: int) -> float:
+        """Return the learning rate at a step, as a fraction of its peak."""
         options, warmup = self.options, self.shared.warmup_steps
         cosine = warmup_cosine(step, warmup_steps=warmup, max_steps=options.horizon, min_lr_factor=0.0)
         return cosine * min(1.0, (self.length.max_steps - step) / options.cooldown_steps)
@@ -65,12 +65,12 @@ class LanguageModel(L.LightningModule):
         self.model.zero_grad()
         self.manual_backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.shared.clip)
-        muon.optimizer.step()  # past Lightning, which would count two steps a batch
+        muon.optimizer.step()  # not through Lightning, which would count two steps per batch
         adam.step()
         for schedule in schedules:
             schedule.step()  # pyright: ignore[reportCallIssue]
-        step = self.global_step  # not batch_idx, which begins anew when a run is resumed
+        step = self.global_step  # not batch_idx, which starts at 0 when a run is resumed
         if step % self.length.log_every == 0:
-            row = {"train/ce": loss.item(), "train/lr": self.options.lr * self.share(step - 1)}
+            row = {"train/ce": loss.item(), "train/lr": self.options.lr * self.lr_factor(step - 1)}
             for logger in self.loggers:
                 logger.log_metrics(row, step)

@@ -1,4 +1,4 @@
-"""Options of the pretraining of the packaged language model. Torch-free."""
+"""Options of the pretraining of the packaged language model. This module does not import torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
