@@ -26,7 +26,7 @@ MODULES = 1200
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files and folders that a mistake may name."""
+    """Return a folder with files and folders that wrong command lines name."""
     place = tmp_path_factory.mktemp("places")
     (place / "file").write_text("in the way")
     (place / "empty.txt").write_text("")
@@ -48,8 +48,8 @@ def runs(outputs: Path) -> list[Path]:
     return sorted((outputs / "runs").glob("*"))
 
 
-def left(outputs: Path) -> list[str]:
-    """What lies in the outputs folder, sweeps' empty folder aside."""
+def list_outputs(outputs: Path) -> list[str]:
+    """Return the names in the outputs folder."""
     return sorted(p.name for p in outputs.glob("*")) if outputs.is_dir() else []
 
 
@@ -220,7 +220,7 @@ def test_an_error_is_one_line_and_imports_nothing_heavy(
     assert ended.returncode == 2
     check_line(ended.stderr, *MISTAKES[line])
     assert ended.stdout == ""
-    assert left(tmp_path / "out") == []
+    assert list_outputs(tmp_path / "out") == []
     check_light(modules)
 
 
@@ -252,14 +252,14 @@ def test_an_answer_loads_only_the_files_of_its_job(
 
 
 @pytest.mark.parametrize("line", MORE)
-def test_a_mistake_names_the_thing_and_what_is_allowed(
+def test_an_error_names_the_key_and_the_allowed_values(
     line: str, places: Path, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert crux_here(*words(line, places, tmp_path / "out")) == 2
     out, err = capfd.readouterr()
     check_line(err, *MORE[line])
     assert out == ""
-    assert left(tmp_path / "out") == []
+    assert list_outputs(tmp_path / "out") == []
 
 
 def test_an_override_may_refer_to_another_key(
@@ -288,14 +288,14 @@ def test_a_librarys_error_ends_failed_with_a_traceback(
 
 
 def states(outputs: Path) -> list[str]:
-    """How MLflow says that the runs ended."""
+    """Return the final states of the runs in MLflow."""
     connection = sqlite3.connect(outputs / "mlflow.db")
     found = [status for (status,) in connection.execute("SELECT status FROM runs")]
     connection.close()
     return found
 
 
-def test_a_full_disk_is_told(
+def test_a_full_disk_is_reported(
     tmp_path: Path,
     crux_here: Callable[..., int],
     short: tuple[str, ...],
@@ -314,7 +314,7 @@ def test_a_full_disk_is_told(
     assert not (run / "DONE").exists()
 
 
-def test_a_locked_database_is_told_and_leaves_no_run_behind(
+def test_a_locked_database_is_reported_and_leaves_no_run_behind(
     tmp_path: Path,
     crux_here: Callable[..., int],
     short: tuple[str, ...],

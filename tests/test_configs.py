@@ -1,4 +1,4 @@
-"""Every option composes and passes the checks; the paper's experiments are the paper's."""
+"""Every option composes and passes the checks; the paper's experiments have the paper's numbers."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
 
 
 def test_no_other_file_of_conf_is_named_like_an_experiment() -> None:
-    """An experiment's values are in one file."""
+    """The values of an experiment are in one file only."""
     experiments = {path.stem for _, path in OPTIONS if "experiment" in path.parts}
     others = {path.stem for group, path in OPTIONS if group not in ("experiment", "model")}
     assert not experiments & others
@@ -126,7 +126,7 @@ def test_interpolations_follow_their_keys(composed: Callable[..., Job]) -> None:
     assert sae_job(composed("loss=local", "sparsity=0")).sparsity == 0
 
 
-def test_losses_differ_in_their_terms_alone(composed: Callable[..., Job]) -> None:
+def test_losses_differ_only_in_their_terms(composed: Callable[..., Job]) -> None:
     local, e2e, e2e_ds = (sae_job(composed(f"loss={name}")).loss for name in ("local", "e2e", "e2e_ds"))
     assert isinstance(local, Local)
     assert local.reconstruction == 1

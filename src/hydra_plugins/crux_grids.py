@@ -67,7 +67,7 @@ class GridSweeper(Sweeper):
         for grid in narrow_grids(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
             keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
-            found |= dict.fromkeys(jobs_of(parser.parse_overrides([*grid, *others, *fixed])))
+            found |= dict.fromkeys(expand_jobs(parser.parse_overrides([*grid, *others, *fixed])))
 
         # every job is composed before any starts, so that errors are reported at once
         jobs = [SweepJob.from_overrides(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
@@ -79,7 +79,7 @@ class GridSweeper(Sweeper):
         )
 
 
-def jobs_of(overrides: Sequence[Override]) -> Iterator[tuple[str, ...]]:
+def expand_jobs(overrides: Sequence[Override]) -> Iterator[tuple[str, ...]]:
     """Return the command line of each job: the product of the values of each key, of which the last mention counts."""
     values = {o.get_key_element(): _values(o) for o in overrides}
     return product(*([f"{key}={value}" for value in each] for key, each in values.items()))

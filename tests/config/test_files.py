@@ -1,4 +1,4 @@
-"""Files and folders, written whole or not at all."""
+"""Atomic writes of files and folders."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_tensors_of_any_layout(tmp_path: Path) -> None:
 
 
 def test_a_file_whose_writer_fails_stays_as_it_was(tmp_path: Path) -> None:
-    """In the middle of writing, and before the temporary file exists."""
+    """The writer fails in the middle of writing, or before the temporary file exists."""
     path = tmp_path / "report.md"
     write_text(path, "old")
 
@@ -70,7 +70,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_whose_writer_fails_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of writing, and when the new one cannot be put in its place."""
+    """The writer fails in the middle of writing, or when the new folder cannot replace the old one."""
     path = tmp_path / "sae"
     with replacing_folder(path) as folder:
         (folder / "old").touch()

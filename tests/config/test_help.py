@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from crux.config.catalogue import groups, option_files
+from crux.config.catalogue import list_groups, option_files
 from crux.config.descriptions import describe_type, field_descriptions, option_comment
 from crux.config.help import help_text
 from crux.config.paths import ROOT
@@ -64,7 +64,7 @@ def test_the_page_shows_every_key_of_the_job_and_no_other(overrides: list[str]) 
 
 def test_the_page_shows_every_option_with_its_description() -> None:
     page = " ".join(help_text([]).split())
-    for group in groups():
+    for group in list_groups():
         for name, path in option_files(group).items():
             assert f"{name} {option_comment(path)[0]}" in page, f"{group}={name}"
 
@@ -96,8 +96,8 @@ def test_one_option_is_shown_with_its_keys(help_of: Callable[..., str]) -> None:
 
 
 def test_a_key_of_another_job_is_shown_with_the_option_that_has_it(help_of: Callable[..., str]) -> None:
-    assert help_of("sae.k").startswith("This is sae.k of sae=batch_topk")
-    assert help_of("pretrain.lr").startswith("This is pretrain.lr of experiment=pretrain.")
+    assert help_of("sae.k").startswith("A key of sae=batch_topk, shown below; also of sae=")
+    assert help_of("pretrain.lr").startswith("A key of experiment=pretrain, shown below.")
     assert "experiment=toy/" in help_of("toy.tile")
     assert "hydra.launcher.partition=null" in help_of("hydra.launcher.partition")
 

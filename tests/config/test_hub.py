@@ -1,4 +1,4 @@
-"""Whether the hub can be reached."""
+"""Tests of whether the hub can be reached."""
 
 import socket
 

@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 def screen(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, encoding: str = "utf-8") -> io.BytesIO:
-    """What is shown goes there."""
+    """Return a buffer that receives everything that is shown."""
     out = io.BytesIO()
     file = io.TextIOWrapper(out, encoding=encoding, write_through=True)
     console = Console(
@@ -67,7 +67,7 @@ def test_quick_work_says_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But the outer's comes while the first of its items is under way; and it comes once in a job."""
+    """The outer line appears during its first item, and once per job."""
     out = screen(monkeypatch, terminal=False)
     for _ in range(2):
         for _ in track(range(3), "comparing bases"):
@@ -84,7 +84,7 @@ def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pyte
 def test_nothing_is_shown_when_switched_off(clock: Clock, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     out = screen(monkeypatch, terminal=terminal)
     monkeypatch.setattr(module, "DELAY", 0.0)
-    with show_progress(False), show_progress(True):  # as a job of a sweep's worker
+    with show_progress(False), show_progress(True):  # like a job in a worker of a sweep
         for _ in track(range(10), "hidden"):
             clock.now += 10
     assert out.getvalue() == b""
@@ -95,8 +95,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELAY", 0.01)
 
 
-def until(out: io.BytesIO, text: bytes) -> None:
-    """Waits for what the bars' own thread draws."""
+def wait_until(out: io.BytesIO, text: bytes) -> None:
+    """Wait until the thread of the bars has drawn a text."""
     end = time.monotonic() + 10
     while text not in out.getvalue():
         assert time.monotonic() < end, out.getvalue()
@@ -105,17 +105,17 @@ def until(out: io.BytesIO, text: bytes) -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_bars_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One below the other; gone at the end, with the cursor back."""
+    """Bars are one below the other, and disappear at the end."""
     out = screen(monkeypatch, terminal=True)
     with progress("evaluating λ", total=4000) as advance:
         clock.now += 10
         advance(1000)
-        until(out, "evaluating λ".encode())
-        until(out, b"1,000/4,000 about 0:30 left")
+        wait_until(out, "evaluating λ".encode())
+        wait_until(out, b"1,000/4,000 about 0:30 left")
         with progress("within", total=None) as inner:
             clock.now += 2
             inner(5)
-            until(out, b"within")
+            wait_until(out, b"within")
     end = out.getvalue().rpartition(b"within")[2]
     assert b"\x1b[1A\x1b[2K" in end  # up a line, which is cleared
     assert b"\x1b[?25h" in end
@@ -128,8 +128,8 @@ def test_an_ascii_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     with progress("λ of " + 300 * "x", total=2) as advance:
         clock.now += 10
         advance()
-        until(out, b"? of xxx")
-        until(out, b"1/2")
+        wait_until(out, b"? of xxx")
+        wait_until(out, b"1/2")
 
 
 @pytest.mark.usefixtures("at_once")
@@ -139,18 +139,18 @@ def test_a_failure_takes_the_bar_away(clock: Clock, monkeypatch: pytest.MonkeyPa
     def fails() -> None:
         for _ in track(range(3), "failing"):
             clock.now += 10
-            until(out, b"failing")
+            wait_until(out, b"failing")
             raise KeyError("no")
 
     with pytest.raises(KeyError):
         fails()
-    until(out, b"\x1b[?25h")
+    wait_until(out, b"\x1b[?25h")
     assert module._Process.bars is None
 
 
 @pytest.mark.usefixtures("at_once")
 def test_within_another_bar_of_the_console(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an evaluation during training."""
+    """An evaluation during training is such a case."""
     out = screen(monkeypatch, terminal=True)
     with Progress(console=module.LIVE) as training:
         training.add_task("training", total=10)

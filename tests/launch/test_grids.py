@@ -1,4 +1,4 @@
-"""The jobs that a command line makes: unions of grids, narrowed, and Hydra's plain products."""
+"""The jobs of a command line: unions of grids, narrowed grids, and Hydra's plain products."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,27 +19,27 @@ Jobs = Callable[..., list[SweepJob]]
 
 @pytest.fixture
 def jobs(crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
-    """The jobs of a command line, not started."""
+    """Return the jobs of a command line without starting them."""
 
-    def made(*line: str) -> list[SweepJob]:
+    def compose_jobs(*line: str) -> list[SweepJob]:
         found: list[SweepJob] = []
 
-        def kept(jobs: Sequence[SweepJob], **_: object) -> None:
+        def collect(jobs: Sequence[SweepJob], **_: object) -> None:
             found.extend(jobs)
 
-        monkeypatch.setattr(crux.launch.sweep, "launch", kept)
+        monkeypatch.setattr(crux.launch.sweep, "launch", collect)
         assert crux_here(*line, f"output_dir={tmp_path}") == 0
         return found
 
-    return made
+    return compose_jobs
 
 
-def told(jobs: Sequence[SweepJob], *keys: str) -> list[tuple[str, ...]]:
+def select_values(jobs: Sequence[SweepJob], *keys: str) -> list[tuple[str, ...]]:
     return [tuple(str(OmegaConf.select(job.config, key)) for key in keys) for job in jobs]
 
 
 def test_a_union_is_each_grid_times_the_rest(jobs: Jobs) -> None:
-    found = told(jobs("sweeps=pareto"), "loss.name", "sparsity", "seed")
+    found = select_values(jobs("sweeps=pareto"), "loss.name", "sparsity", "seed")
     assert len(found) == len(set(found)) == 27
     assert Counter(loss for loss, _, _ in found) == {"local": 9, "e2e": 9, "e2e_ds": 9}
     assert {s for loss, s, _ in found if loss == "e2e"} == {"1.5", "2.5", "4.5"}
@@ -67,7 +67,7 @@ NARROWED = {
 @pytest.mark.parametrize("line", NARROWED)
 def test_the_command_line_narrows_or_replaces(line: str, jobs: Jobs) -> None:
     found = jobs(*line.replace("'", "").split())
-    assert Counter(loss for (loss,) in told(found, "loss.name")) == NARROWED[line]
+    assert Counter(loss for (loss,) in select_values(found, "loss.name")) == NARROWED[line]
     assert len({job.folder.path for job in found}) == len(found)
 
 
@@ -83,7 +83,7 @@ def test_every_job_of_every_named_sweep_is_accepted(name: str, jobs: Jobs, tmp_p
 
 def test_the_papers_grid_is_its_published_runs(jobs: Jobs) -> None:
     """Braun et al., tables 2 and 3: λ by layer and loss."""
-    found = told(jobs("sweeps=paper_gpt2"), "layer", "loss.name", "sparsity", "loss.downstream", "model.name")
+    found = select_values(jobs("sweeps=paper_gpt2"), "layer", "loss.name", "sparsity", "loss.downstream", "model.name")
     assert sorted(found) == sorted(
         (layer, loss, sparsity, downstream, "gpt2")
         for layer, loss, sparsities, downstream in [
@@ -123,7 +123,7 @@ def test_where_jobs_lie_does_not_depend_on_the_process_that_runs_them(
 def test_the_plain_sweeps_are_still_hydras(jobs: Jobs) -> None:
     sweep = yaml.safe_load((Path(__file__).parents[2] / "sweeps" / "architectures.yaml").read_text("utf-8"))
     assert "grids" not in sweep["hydra"]["sweeper"]
-    found = told(jobs("sweeps=architectures", "loss=e2e"), "sae.name", "target_l0")
+    found = select_values(jobs("sweeps=architectures", "loss=e2e"), "sae.name", "target_l0")
     assert len(found) == 8
     assert ("topk", "None") in found
     assert ("relu", "32.0") in found

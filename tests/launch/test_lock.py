@@ -1,4 +1,4 @@
-"""A sweep's lock: one process at a time, gone with it; and file systems that have none."""
+"""The lock of a sweep: one process at a time, released with it, and file systems without locks."""
 
 import errno
 import fcntl
@@ -20,12 +20,12 @@ def test_a_second_process_is_told_who_runs_the_sweep(tmp_path: Path) -> None:
         lock_folder(tmp_path),
     ):
         raise AssertionError("never here")
-    with lock_folder(tmp_path):  # let go of
+    with lock_folder(tmp_path):  # released
         pass
 
 
 def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_path: Path) -> None:
-    """As Ray's processes may, for a moment."""
+    """Ray's processes may run a moment longer than the launching process."""
     code = (
         "import os, pathlib, signal, subprocess, sys\n"
         "from crux.launch.lock import lock_folder\n"
@@ -49,7 +49,7 @@ def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_p
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told_of_and_used(
+def test_a_file_system_without_locks_is_used_with_a_warning(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def none(file: object, operation: int) -> None:

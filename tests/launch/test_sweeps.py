@@ -1,4 +1,4 @@
-"""Sweeps through the command line: what is done, failed, interrupted and new, in the folders, in MLflow and in the exit code."""
+"""Sweeps through the command line: done, failed, interrupted and new jobs, in the folders, in MLflow and in the exit code."""
 
 import json
 import os
@@ -15,26 +15,26 @@ from mlflow.entities import Run
 from crux.runs.mlflow import default_uri
 
 GRID = ("loss=local,e2e_ds", "hook_point=blocks.7.hook_resid_post,blocks.6.hook_resid_pre", "evaluation.latents=0")
-"""2×2; behind the last residual e2e_ds has nothing left to compare, so that one job of the four fails."""
+"""A 2×2 grid. e2e_ds has nothing to compare after the last residual, so one of the four jobs fails."""
 
 
-def sweep_of(outputs: Path) -> Path:
+def find_sweep(outputs: Path) -> Path:
     (sweep,) = (outputs / "sweeps").iterdir()
     return sweep
 
 
-def marks(sweep: Path) -> dict[str, str]:
-    """Job → DONE, FAILED or nothing."""
+def read_marks(sweep: Path) -> dict[str, str]:
+    """Return DONE, FAILED or an empty text for each job."""
     jobs = [p for p in sweep.iterdir() if p.is_dir() and "loss=" in p.name]
     return {p.name: "".join(m for m in ("DONE", "FAILED") if (p / m).exists()) for p in jobs}
 
 
-def family(outputs: Path) -> tuple[Run, dict[str, Run]]:
-    """The sweep's run in MLflow, and its children by job."""
+def read_runs(outputs: Path) -> tuple[Run, dict[str, Run]]:
+    """Return the sweep's run in MLflow, and its children by job."""
     client = MlflowClient(default_uri(outputs))
     experiment = client.get_experiment_by_name("crux")
     assert experiment is not None
-    parent = (sweep_of(outputs) / "mlflow_run_id").read_text().strip()
+    parent = (find_sweep(outputs) / "mlflow_run_id").read_text().strip()
     everything = list(client.search_runs([experiment.experiment_id]))
     children = [r for r in everything if r.data.tags.get("mlflow.parentRunId") == parent]
     assert len(everything) == 1 + len(children), "no run but the sweep's own is without a parent"
@@ -54,30 +54,30 @@ def two_by_two(
 
 def test_one_failing_job_stops_no_other(two_by_two: tuple[Path, tuple[str, ...]]) -> None:
     outputs, _ = two_by_two
-    found = marks(sweep_of(outputs))
+    found = read_marks(find_sweep(outputs))
     assert sorted(found.values()) == ["DONE", "DONE", "DONE", "FAILED"]
     (failed,) = [name for name, mark in found.items() if mark == "FAILED"]
     assert "loss=e2e_ds" in failed
-    assert "no later residual" in (sweep_of(outputs) / failed / "FAILED").read_text().splitlines()[0]
+    assert "no later residual" in (find_sweep(outputs) / failed / "FAILED").read_text().splitlines()[0]
 
 
-def test_a_parent_run_and_a_child_a_job(two_by_two: tuple[Path, tuple[str, ...]]) -> None:
+def test_a_parent_run_and_one_child_per_job(two_by_two: tuple[Path, tuple[str, ...]]) -> None:
     outputs, _ = two_by_two
-    parent, children = family(outputs)
+    parent, children = read_runs(outputs)
     assert parent.info.status == "FAILED"
-    assert parent.info.run_name == sweep_of(outputs).name
-    done = {name for name, mark in marks(sweep_of(outputs)).items() if mark == "DONE"}
+    assert parent.info.run_name == find_sweep(outputs).name
+    done = {name for name, mark in read_marks(find_sweep(outputs)).items() if mark == "DONE"}
     assert children.keys() == done
     for name, child in children.items():
         assert child.info.status == "FINISHED"
         assert child.data.params["loss"] == child.data.tags["loss"] in name
-        metrics = json.loads((sweep_of(outputs) / name / "metrics.json").read_text())
+        metrics = json.loads((find_sweep(outputs) / name / "metrics.json").read_text())
         for metric in ("final/l0", "final/ce_increase", "final/alive_heldout", "final/alive_heldout_frac"):
             assert child.data.metrics[metric] == metrics[metric]
         assert float(child.data.params["sparsity"]) == 8.0 or child.data.params["loss"] == "e2e_ds"
 
 
-def test_a_second_start_runs_nothing_and_tells_again_what_failed(
+def test_a_second_start_runs_nothing_and_reports_failures_again(
     two_by_two: tuple[Path, tuple[str, ...]],
     crux_here: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
@@ -86,7 +86,7 @@ def test_a_second_start_runs_nothing_and_tells_again_what_failed(
     import crux.sae.job
 
     outputs, line = two_by_two
-    before = family(outputs)[0].info.run_id
+    before = read_runs(outputs)[0].info.run_id
 
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing is left to run")
@@ -97,10 +97,10 @@ def test_a_second_start_runs_nothing_and_tells_again_what_failed(
     assert "4 jobs, 3 done before, 1 failed before" in out
     assert "1 failed; retry_failed=true" in err
     assert "no later residual" in err
-    assert family(outputs)[0].info.run_id == before
+    assert read_runs(outputs)[0].info.run_id == before
 
 
-def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
+def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
     crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import crux.sae.job
@@ -118,8 +118,8 @@ def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
     sweep = tmp_path / "sweeps" / "mine"
     (first, *_) = sorted(sweep.glob("*/FAILED"))
     assert first.read_text().startswith("RuntimeError: the machine's fault\nTraceback (most recent call last)")
-    assert family(tmp_path)[0].info.status == "FAILED"
-    assert crux_here("-m", *line, "seed=0,1,2") == 1  # a new value; what failed is left alone
+    assert read_runs(tmp_path)[0].info.status == "FAILED"
+    assert crux_here("-m", *line, "seed=0,1,2") == 1  # a new value; failed jobs are not run again
     assert len(started) == 3
 
     def works(config: object, *, folder: Path) -> None:
@@ -129,8 +129,8 @@ def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
     monkeypatch.setattr(crux.sae.job, "run", works)
     assert crux_here("-m", *line, "seed=0,1,2", "retry_failed=true") == 0
     assert len(started) == 6
-    assert set(marks(sweep).values()) == {"DONE"}
-    parent, children = family(tmp_path)
+    assert set(read_marks(sweep).values()) == {"DONE"}
+    parent, children = read_runs(tmp_path)
     assert parent.info.status == "FINISHED"
     assert [c.info.status for c in children.values()] == ["FINISHED"] * 3
 
@@ -152,7 +152,7 @@ def test_what_failed_is_tried_again_when_asked_and_a_new_value_is_added(
         ("experiment=report", "sweep=: no such sweep"),
     ],
 )
-def test_a_mistake_in_the_whole_sweep_is_one_line_and_starts_nothing(
+def test_an_error_of_the_whole_sweep_is_one_line_and_starts_nothing(
     line: str, said: str, crux_here: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert crux_here(*line.split(), f"output_dir={tmp_path}") == 2
@@ -199,9 +199,9 @@ def test_a_long_command_line_still_has_a_folder(
         "seed=0,1",
     )
     assert crux_here(*line, "tracking=none", f"output_dir={tmp_path}") == 0
-    jobs = [p.parent.name for p in sweep_of(tmp_path).glob("*/DONE")]
+    jobs = [p.parent.name for p in find_sweep(tmp_path).glob("*/DONE")]
     assert len(jobs) == 2
-    assert all(len(name.encode()) <= 180 for name in [*jobs, sweep_of(tmp_path).name])
+    assert all(len(name.encode()) <= 180 for name in [*jobs, find_sweep(tmp_path).name])
 
 
 def start(command: list[str], *line: str) -> subprocess.Popen[str]:
@@ -240,16 +240,16 @@ def test_a_stopped_sweep_reports_its_state_and_is_resumed(
             stream.close()
     assert process.returncode == code
     assert "Traceback" not in err
-    parent, children = family(tmp_path / "stopped")
+    parent, children = read_runs(tmp_path / "stopped")
     states = [child.info.status for child in children.values()]
-    if number == signal.SIGKILL:  # nobody was left to say so
+    if number == signal.SIGKILL:  # no process was left to record it
         assert (parent.info.status, sorted(states)) == ("RUNNING", ["FINISHED", "RUNNING"])
     else:
         assert (parent.info.status, sorted(states)) == ("KILLED", ["FINISHED", "KILLED"])
-    assert sorted(marks(sweep).values()) == ["", "DONE"]
+    assert sorted(read_marks(sweep).values()) == ["", "DONE"]
 
-    assert crux_here(*line, here) == 0  # the lock went with the process
-    parent, children = family(tmp_path / "stopped")
+    assert crux_here(*line, here) == 0  # the lock ended with the process
+    parent, children = read_runs(tmp_path / "stopped")
     assert (parent.info.status, [c.info.status for c in children.values()]) == ("FINISHED", ["FINISHED"] * 2)
     assert crux_here(*line, f"output_dir={tmp_path / 'whole'}") == 0
     whole = tmp_path / "whole" / "sweeps" / "s"
@@ -264,7 +264,7 @@ def test_a_sweep_that_runs_is_not_started_again(
     crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...], command: list[str],
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """The second start is refused in one line and touches nothing; the first goes on."""
+    """The second start is refused in one line and changes nothing; the first continues."""
     words = ("-m", "loss=local", "seed=0,1", "trainer.max_steps=1000000", "trainer.val_every=0", "sweep_name=s")
     line = (*short, *words, f"output_dir={tmp_path}")
     process = start(command, *line)
@@ -276,7 +276,7 @@ def test_a_sweep_that_runs_is_not_started_again(
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1), err
         assert f"sweep s is run by process {process.pid} on " in err
-        parent, children = family(tmp_path)
+        parent, children = read_runs(tmp_path)
         assert [run.info.status for run in (parent, *children.values())] == ["RUNNING", "RUNNING"]
         assert process.poll() is None
     finally:
@@ -284,7 +284,7 @@ def test_a_sweep_that_runs_is_not_started_again(
         process.communicate()
 
 
-def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(
+def test_runs_that_an_earlier_start_left_running_are_corrected(
     crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SIGKILLed job that now fails before it reaches MLflow does not stay RUNNING."""
@@ -292,7 +292,7 @@ def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(
 
     line = (*short, "-m", "loss=local", "evaluation.latents=0", "seed=0,1", "sweep_name=s", f"output_dir={tmp_path}")
     assert crux_here(*line) == 0
-    _, children = family(tmp_path)
+    _, children = read_runs(tmp_path)
     client = MlflowClient(default_uri(tmp_path))
     for name, child in children.items():
         client.update_run(child.info.run_id, status="RUNNING")
@@ -303,4 +303,4 @@ def test_what_an_earlier_start_left_running_is_put_right_when_only_others_go_on(
 
     monkeypatch.setattr(crux.sae.job, "run", broken)
     assert crux_here(*line) == 1
-    assert {c.info.status for c in family(tmp_path)[1].values()} == {"KILLED"}
+    assert {c.info.status for c in read_runs(tmp_path)[1].values()} == {"KILLED"}

@@ -1,4 +1,4 @@
-"""Bits per byte: every token scored once, with enough context, against hand-computed cases."""
+"""Bits per byte: every token is scored once and with enough context, compared with hand-computed cases."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_each_token_but_the_first_is_predicted_once_after_enough_others(
         assert len(window.ids) <= context + 1
         for t in range(window.first, len(window.ids) - 1):
             predicted.append(window.ids[t + 1])
-            assert t + 1 >= min(window.ids[t + 1], context - stride)  # what it is predicted from
+            assert t + 1 >= min(window.ids[t + 1], context - stride)  # the tokens that it is predicted from
     assert predicted == ids[1:]
 
 

@@ -1,4 +1,4 @@
-"""A pretraining that was interrupted continues, and ends in the same numbers bit for bit."""
+"""An interrupted pretraining resumes and gives the same numbers bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -33,14 +33,14 @@ def test_an_interrupted_pretraining_ends_in_the_same_numbers(
     assert crux_here(*TINY, "tracking=none", f"output_dir={tmp_path / 'whole'}") == 0
     step = LanguageModel.training_step
 
-    def interrupted(self: LanguageModel, batch: torch.Tensor, batch_idx: int) -> None:
+    def stop_at_step(self: LanguageModel, batch: torch.Tensor, batch_idx: int) -> None:
         if self.global_step == 6:
             raise KeyboardInterrupt
         step(self, batch, batch_idx)
 
     outputs = f"output_dir={tmp_path / 'parts'}"
     with monkeypatch.context() as patch:
-        patch.setattr(LanguageModel, "training_step", interrupted)
+        patch.setattr(LanguageModel, "training_step", stop_at_step)
         assert crux_here(*TINY, outputs) == 130
     run = only_run(tmp_path / "parts")
     assert not run.done

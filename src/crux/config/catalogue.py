@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from crux.config.paths import ROOT
-from crux.config.registry import SUFFIX, keys_of, options_by_group, plugin_folders
+from crux.config.registry import SUFFIX, list_keys, options_by_group, plugin_folders
 
 MAIN_JOB = "train"
 """The option of the group `job` that conf/config.yaml chooses."""
@@ -33,14 +33,14 @@ def option_files(group: str) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found) if not name.rpartition("/")[2].startswith("_")}
 
 
-def groups() -> list[str]:
+def list_groups() -> list[str]:
     """Return the groups whose options a command line names; experiments choose those of the group `job`."""
     folders = {folder.name for place in conf_folders() for folder in place.iterdir() if folder.is_dir()}
     return sorted({*folders - {"hydra", "job"}, "hydra/launcher", "sweeps"})
 
 
 class Choice(NamedTuple):
-    """What a command line chooses: a job, and an option for each group that this job reads."""
+    """The choices of a command line: a job, and an option for each group that this job reads."""
 
     job: str
     options: dict[str, str]
@@ -48,7 +48,7 @@ class Choice(NamedTuple):
 
 
 @cache
-def chosen_by(experiment: str | None) -> Choice:
+def read_experiment(experiment: str | None) -> Choice:
     """Return what an experiment chooses, or the main job if there is no experiment."""
     options: dict[str, str] = {}
     if experiment is not None and experiment in option_files("experiment"):
@@ -92,10 +92,10 @@ def options_class(group: str, option: str) -> type | None:
     return next((found for name in [*schemas, *parents] if (found := options_class(group, name)) is not None), None)
 
 
-def choice_of(overrides: Sequence[str]) -> Choice:
+def read_choice(overrides: Sequence[str]) -> Choice:
     """Return what a command line chooses: by its experiment, and by its options of groups."""
     pairs = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
-    choice = chosen_by(pairs.get("experiment"))
+    choice = read_experiment(pairs.get("experiment"))
     others = {group: pairs[group] for group in choice.options if pairs.get(group, "") in option_files(group)}
     return Choice(choice.job, choice.options | others)
 
@@ -112,10 +112,10 @@ def has_key(choice: Choice, key: str) -> bool:
 
 @cache
 def _keys(kind: type) -> frozenset[str]:
-    return frozenset(keys_of(kind)) if hasattr(kind, "__dataclass_fields__") else frozenset()
+    return frozenset(list_keys(kind)) if hasattr(kind, "__dataclass_fields__") else frozenset()
 
 
-def options_with(key: str, choice: Choice) -> list[str]:
+def find_options(key: str, choice: Choice) -> list[str]:
     """Return the options, such as `sae=topk`, that would give a job a key which it does not have."""
     section = key.partition(".")[0]
     if section not in choice.options:
@@ -124,7 +124,7 @@ def options_with(key: str, choice: Choice) -> list[str]:
     return [f"{section}={name}" for name in names]
 
 
-def experiments_with(key: str) -> list[str]:
+def find_experiments(key: str) -> list[str]:
     """Return the experiments, such as `experiment=toy/basic`, whose jobs have a key, those of the key's section first."""
-    found = [name for name in option_files("experiment") if has_key(chosen_by(name), key)]
+    found = [name for name in option_files("experiment") if has_key(read_experiment(name), key)]
     return [f"experiment={name}" for name in sorted(found, key=lambda name: not name.startswith(key.partition(".")[0]))]

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.config.catalogue import choice_of, experiments_with, groups, has_key, option_files, options_with
+from crux.config.catalogue import find_experiments, find_options, has_key, list_groups, option_files, read_choice
 from crux.config.descriptions import describe_type, field_descriptions, option_comment
 from crux.config.errors import UserError
 from crux.config.messages import explain_synonym, launcher_keys, launchers_with, nearest
@@ -88,7 +88,7 @@ def help_text(words: Sequence[str]) -> str:
     topics = [word for word in words if "=" not in word and not word.startswith("-")]
     if topics:
         return "\n\n".join(_topic(topic, overrides) for topic in topics)
-    if len(overrides) == 1 and (group := overrides[0].partition("=")[0]) in groups():
+    if len(overrides) == 1 and (group := overrides[0].partition("=")[0]) in list_groups():
         return _option(group, overrides[0].partition("=")[2], overrides)
     return _page(overrides)
 
@@ -100,7 +100,9 @@ def _page(overrides: Sequence[str]) -> str:
     more = [(f"{program} {command}", text) for command, text in MORE]
     parts = [_wrap(INTRODUCTION, indent=0), _table("Start", start), _table("More help", more)]
     choices = _choices(config)
-    shown = [group for group in GROUPS if group in groups()] + [group for group in groups() if group not in GROUPS]
+    shown = [group for group in GROUPS if group in list_groups()] + [
+        group for group in list_groups() if group not in GROUPS
+    ]
     parts += [_heading("Options (group=option; * is chosen in this job)")]
     parts += [_group(group, choices) for group in shown if group in choices]
     parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
@@ -111,14 +113,14 @@ def _topic(topic: str, overrides: Sequence[str]) -> str:
     """Return the help of a group, a section or a key."""
     if topic.startswith("hydra.launcher"):
         return _launcher_topic(topic, overrides)
-    is_group, is_key = topic in groups(), topic in known_keys()
+    is_group, is_key = topic in list_groups(), topic in known_keys()
     if not is_group and not is_key:
         raise UserError(_unknown(topic, overrides))
     parts = []
-    if is_key and not has_key(choice_of(overrides), topic):  # show the first job that has it
-        found = options_with(topic, choice_of(overrides)) or experiments_with(topic)
-        others = f"; so have {_enumerate(found[1:])}" if found[1:] else ""
-        parts = [_wrap(f"This is {topic} of {found[0]}{others}.", indent=0)] if found else []
+    if is_key and not has_key(read_choice(overrides), topic):  # show the first job that has it
+        found = find_options(topic, read_choice(overrides)) or find_experiments(topic)
+        others = f"; also of {_enumerate(found[1:])}" if found[1:] else ""
+        parts = [_wrap(f"A key of {found[0]}, shown below{others}.", indent=0)] if found else []
         overrides = [*overrides, *found[:1]]
     config = _compose(overrides)
     if is_group:
@@ -185,9 +187,11 @@ def _launcher_keys(config: DictConfig) -> Iterator[str]:
 def _unknown(topic: str, overrides: Sequence[str]) -> str:
     if (line := explain_synonym(topic, overrides=overrides)) is not None:
         return line
-    choices = [*groups(), *known_keys()]
+    choices = [*list_groups(), *known_keys()]
     guess = nearest(topic, choices)
-    return f"--help {topic}: no such group, section or key; {guess or 'groups are ' + ', '.join(groups())}".rstrip()
+    return (
+        f"--help {topic}: no such group, section or key; {guess or 'groups are ' + ', '.join(list_groups())}".rstrip()
+    )
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -198,7 +202,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 def _choices(config: DictConfig) -> dict[str, str | None]:
     """Return the option of each group that a job reads."""
     chosen = dict(config.hydra.runtime.choices)
-    return {group: chosen[group] for group in groups() if group in chosen}
+    return {group: chosen[group] for group in list_groups() if group in chosen}
 
 
 def _group(group: str, choices: dict[str, str | None]) -> str:

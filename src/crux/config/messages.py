@@ -10,9 +10,17 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from crux.config.catalogue import choice_of, chosen_by, experiments_with, groups, has_key, option_files, options_with
+from crux.config.catalogue import (
+    find_experiments,
+    find_options,
+    has_key,
+    list_groups,
+    option_files,
+    read_choice,
+    read_experiment,
+)
 from crux.config.errors import UserError
-from crux.config.registry import SUFFIX, dataclasses_by_name, keys_of, known_keys
+from crux.config.registry import SUFFIX, dataclasses_by_name, known_keys, list_keys
 from crux.config.synonyms import NOT_HERE, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
@@ -56,10 +64,10 @@ def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) 
     there = [k for k in everywhere if k.rpartition(".")[0] == section] or [k for k in everywhere if "." not in k]
     if (lacking := dataclasses_by_name().get(kind or "")) is not None:
         prefix = f"{section}." if section else ""
-        there = [prefix + k for k in keys_of(lacking) if "." not in k and k != "_target_"]
+        there = [prefix + k for k in list_keys(lacking) if "." not in k and k != "_target_"]
         everywhere = there + [k for k in everywhere if "." in k]
         if key in known_keys():
-            choice = choice_of(overrides)
+            choice = read_choice(overrides)
             named = f"{section}={choice.options[section]}" if section in choice.options else "this job"
             named = named if not named.endswith(SUFFIX) else "this job"
             return f"{key}: {named} has no such key{_owners(key, overrides)}; allowed there are {', '.join(sorted(there)) or 'none'}"
@@ -68,11 +76,11 @@ def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) 
 
 def _owners(key: str, overrides: Sequence[str]) -> str:
     """Return `; sae=topk has it`, with everything that can be chosen to have a key, or nothing if nothing can."""
-    choice, main = choice_of(overrides), chosen_by(None)
-    if not (found := options_with(key, choice)) and choice.job != main.job:
-        in_main = "the main job" if has_key(main, key) else " or ".join(options_with(key, main)[:3])
+    choice, main = read_choice(overrides), read_experiment(None)
+    if not (found := find_options(key, choice)) and choice.job != main.job:
+        in_main = "the main job" if has_key(main, key) else " or ".join(find_options(key, main)[:3])
         found = [f"{in_main} (without experiment=)"] if in_main else []
-    found = found or experiments_with(key)
+    found = found or find_experiments(key)
     if len(found) > 8:
         found = [*found[:5], f"{len(found) - 5} other experiments"]
     return f"; {', '.join(found)} {'have' if len(found) > 1 else 'has'} it" if found else ""
@@ -84,9 +92,9 @@ def explain_synonym(key: str, *, overrides: Sequence[str]) -> str | None:
     Args:
         overrides: the command line, which chooses the job that should have the key.
     """
-    choice = choice_of(overrides)
+    choice = read_choice(overrides)
     name, leaf = find_synonym(key), key.lstrip("+-").rpartition(".")[2]
-    if name in SYNONYMS and (ours := [k for k in SYNONYMS[name].keys if k in groups() or has_key(choice, k)]):
+    if name in SYNONYMS and (ours := [k for k in SYNONYMS[name].keys if k in list_groups() or has_key(choice, k)]):
         note = f" ({SYNONYMS[name].note})" if SYNONYMS[name].note else ""
         return f"{key}: called {' or '.join(ours)} here{note}"
     same = [k for k in known_keys() if k.count(".") == 1 and k.endswith(f".{leaf}") and has_key(choice, k)]
@@ -142,7 +150,7 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     key = key or next((x.strip()[10:] for x in str(cause).splitlines() if x.strip().startswith("full_key: ")), "")
     for pattern, words in PHRASES.items():
         if match := re.fullmatch(pattern, message):
-            return key + words.format(*match.groups())
+            return key + words.format(*match.list_groups())
     return f"{key}: {message}" if key else message
 
 
@@ -168,7 +176,7 @@ def explain_dashes(words: Sequence[str]) -> str | None:
         key = name.removeprefix("--")
         if key == name or key in HYDRA_FLAGS:
             continue
-        if key in known_keys() or key in groups():
+        if key in known_keys() or key in list_groups():
             return f"{word}: keys have no dashes, write {key}={value or '…'}"
         line = explain_synonym(name, overrides=words)
         return (

@@ -50,13 +50,13 @@ def options_by_group() -> dict[str, dict[str, type]]:
     return found
 
 
-def keys_of(options: type) -> Iterator[str]:
+def list_keys(options: type) -> Iterator[str]:
     """Yield the dotted keys of an options dataclass, without the name of its section."""
     hints = get_type_hints(options)
     for field in fields(options):
         yield field.name
         if isinstance(inner := hints[field.name], type) and is_dataclass(inner):
-            yield from (f"{field.name}.{key}" for key in keys_of(inner))
+            yield from (f"{field.name}.{key}" for key in list_keys(inner))
 
 
 @cache
@@ -84,7 +84,7 @@ def known_keys() -> dict[str, list[str]]:
     for group, options in options_by_group().items():
         for option, kind in options.items():
             prefix = "" if group == "job" else f"{group}."
-            for key in keys_of(kind):
+            for key in list_keys(kind):
                 found.setdefault(prefix + key, []).append("" if group == "job" else f"{group}={option}")
     return found
 

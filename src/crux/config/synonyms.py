@@ -1,4 +1,4 @@
-"""Names that other libraries have for crux's keys and options, so that whoever types one of them is told ours.
+"""Names that other libraries use for crux's keys and options; whoever types one of them reads ours in the error message.
 
 The libraries are SAELens (versions 3 to 6), sparsify, dictionary_learning, Lightning and e2e_sae.
 """

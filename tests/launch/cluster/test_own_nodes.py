@@ -18,7 +18,7 @@ HEAD, SECOND, PORT = "127.0.0.2", "127.0.0.3", 26379
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which `auto` finds the cluster, which takes nobody who lacks its token."""
+    """Return the environment in which `auto` finds the cluster, which demands a token."""
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_worker_niceness": "0"}
     head = [*RAY, "--head", f"--node-ip-address={HEAD}", f"--port={PORT}", "--include-dashboard=false"]
     second = [*RAY, f"--node-ip-address={SECOND}", f"--address={HEAD}:{PORT}"]
@@ -28,7 +28,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         for n, command in enumerate((head, second), start=1):
             started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, text=True))
             wait_for(lambda n=n: place.read_text().count("Ray runtime started") == n, started[-1], seconds=200)
-    env |= {"RAY_ADDRESS": f"{HEAD}:{PORT}"}  # what `auto` looks at first: other clusters may run here
+    env |= {"RAY_ADDRESS": f"{HEAD}:{PORT}"}  # `auto` looks here first, because other clusters may run on this machine
     yield env
     for process in reversed(started):
         process.terminate()
