@@ -43,13 +43,13 @@ class SaeTrainer(BatchTrainer):
     accumulate: Count = MISSING
     """Micro-batches per optimiser step."""
     strategy: Strategy = MISSING
-    """One device, or several."""
+    """One device, or one process on each of several; trainer=ddp sets it."""
     devices: Count | None = None
-    """Processes that share each micro-batch; every GPU if not given."""
+    """Number of devices that share each micro-batch; null: every GPU."""
     precision: Precision = MISSING
-    """auto, float32 or bfloat16; the SAE's own weights stay in float32."""
+    """Precision of the computation; auto: bfloat16 on CUDA, float32 on the CPU. The SAE's weights stay in float32."""
     val_every: Annotated[int, Ge(0)] = MISSING
-    """Steps between short evaluations; 0: none."""
+    """Steps between short evaluations during training; 0: none."""
 
 
 @dataclass
@@ -57,13 +57,13 @@ class Evaluation:
     """The evaluation on held-out text."""
 
     tokens: Count = MISSING
-    """Held-out tokens of the evaluation at the end."""
+    """Number of held-out tokens of the evaluation at the end."""
     val_tokens: Count = MISSING
-    """Held-out tokens of the short evaluations during training."""
+    """Number of held-out tokens of the short evaluations during training."""
     alive_window: Count = MISSING
     """alive_train_<N>: a latent is alive if it fired in the last N training tokens (500,000 in Braun et al. 2405.12241)."""
     latents: Annotated[int, Ge(0)] = MISSING
-    """Latents on the HTML page; 0: no page."""
+    """Number of latents on the HTML page of examples; 0: no page."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class SparseTraining(Job):
     """What every training of an SAE has, whatever its subject."""
 
     sparsity: Annotated[float, Ge(0)] = MISSING
-    """λ, the coefficient of the penalty; its first value if target_l0 is given. 0 with a fixed k."""
+    """λ, the coefficient of the sparsity penalty; its initial value if target_l0 is given; 0 if k fixes L0."""
     sae: SaeOptions = MISSING
     optimizer: Optimizer = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,19 +82,19 @@ class SaeJob(SparseTraining):
     """Trains one SAE, or several, on a language model, and evaluates them."""
 
     layer: int = MISSING
-    """Block whose input residual stream the SAE reads."""
+    """Block whose input (residual stream) the SAE reads, from 0."""
     hook_point: str = MISSING
-    """TransformerLens name of the hook point; depends on `layer` unless given."""
+    """TransformerLens name of the hook point that the SAE reads, instead of layer."""
     hook_points: Annotated[list[str], MinLen(1)] | None = None
-    """Several hook points, each with its SAE, in the network's order; takes precedence over hook_point."""
+    """Several hook points in the network's order, each with an SAE of its own; takes precedence over hook_point."""
     target_l0: Rate | None = None
-    """Steer λ until each SAE has so many active latents per token."""
+    """Adjust λ during training until each SAE has this L0, the mean number of active latents per token; null: constant λ."""
     sparsities: Annotated[list[Annotated[float, Ge(0)]], MinLen(1)] | None = None
-    """Train an SAE for each of these λ at once, on one clean pass, each a run of its own (sae=relu)."""
+    """Train one SAE for each of these λ at once, on the same clean passes; each is a run (sae=relu)."""
     ks: Annotated[list[Count], MinLen(1)] | None = None
-    """Train an SAE for each of these k at once (sae=topk)."""
+    """Train one SAE for each of these k at once, on the same clean passes; each is a run (sae=topk)."""
     cache: str | None = None
-    """Where tokenised text is kept; $CRUX_CACHE or ~/.cache/crux if not given."""
+    """Folder for tokenised text; null: $CRUX_CACHE or ~/.cache/crux."""
     model: LanguageModel = MISSING
     data: Data = MISSING
     loss: LossOptions = MISSING
@@ -175,7 +175,7 @@ class ReportJob(Job):
     """Writes a sweep's tables and figures again, from its run folders alone."""
 
     sweep: str | None = None
-    """The sweep; `sweep_name` if not given."""
+    """Name of the sweep; null: that of sweep_name."""
 
     runner: ClassVar[str] = "crux.sae.sweeps.report.run"
 
