@@ -71,7 +71,7 @@ def test_the_page_shows_every_option_with_its_description() -> None:
 
 def test_a_key_has_its_value_meaning_and_bounds(help_of: Callable[..., str]) -> None:
     words = " ".join(help_of("sae.ratio").split())
-    assert words.startswith("sae.ratio=16 Latents per dimension of the activation")
+    assert words.startswith("sae.ratio=16 Number of latents per dimension of the activation")
     assert words.endswith("[number, more than 0, or null]")
     assert "sae.k=8" in " ".join(help_of("sae.k", "sae=topk", "sae.k=8").split())
 
@@ -81,7 +81,7 @@ def test_one_group_is_shown_with_the_keys_of_its_option(help_of: Callable[..., s
     assert "* e2e_ds" in page
     assert "kl_finetune" in page
     assert "loss.downstream=" in page
-    assert "sae" not in page
+    assert "sae.ratio" not in page
     assert "* local" in help_of("loss", "loss=local")
 
 
