@@ -65,7 +65,7 @@ def test_every_other_name_of_an_option_leads_to_an_option() -> None:
         ("experiment=toy/basic n_features=8", "n_features: called toy.n_features here"),
         (
             "experiment=toy/basic expansion_factor=8",
-            "expansion_factor: called sae.ratio here, but this job does not have it; the main job (without experiment=) has it",
+            "expansion_factor: called sae.ratio here, but this job does not have it; the main job has it",
         ),
         ("+experiment_name=x", "experiment_name: called tracking.experiment here"),
         ("--foo=1", "--foo: no such flag; keys have no dashes: key=value"),

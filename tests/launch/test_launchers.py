@@ -1,4 +1,4 @@
-"""Launchers: refusals at once, a GPU or a share of the cores for each job, jobs that die alone, nothing left behind."""
+"""Launchers: early refusals, a GPU or a share of the cores per job, isolated failures, and no processes left behind."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from crux.config.errors import UserError
 from crux.launch import refusals
-from crux.launch.on_ray import Share, shared
+from crux.launch.on_ray import JobResources, divide_resources
 
 ROOT = Path(__file__).parents[2]
 SAYING = [
@@ -29,8 +29,8 @@ GPUS = ["hydra/launcher=gpus", "hydra.launcher.ray.init.num_gpus=2"]
 RAY = ("raylet", "gcs_server", "ray::")
 
 
-def rays(environment_mark: str) -> list[str]:
-    """Ray's processes that were started with this mark in their environment."""
+def find_ray_processes(environment_mark: str) -> list[str]:
+    """Return Ray's processes that have this mark in their environment."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -42,7 +42,7 @@ def rays(environment_mark: str) -> list[str]:
 
 
 def places() -> dict[str, str]:
-    """The environment, in which this checkout's crux is found by a script beside the tests."""
+    """Return the environment in which a script among the tests finds this checkout's crux."""
     return os.environ | {"PYTHONPATH": str(ROOT / "src")}
 
 
@@ -52,7 +52,7 @@ def said(outputs: Path) -> dict[int, dict[str, Any]]:
 
 
 def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path) -> None:
-    """Five jobs and one that is killed, over two GPUs that Ray is told of: this machine needs none."""
+    """Run five jobs and one that is killed on two GPUs that Ray is made to believe in; the machine needs none."""
     mark = f"CRUX_TEST_MARK={tmp_path}"
     env = places() | dict([mark.split("=", 1)]) | {"OMP_NUM_THREADS": "64", "MLFLOW_TRACKING_URI": "sqlite:////none"}
     line = [*SAYING, *GPUS, "seed=0,1,2,7,3,4", "output_dir=out"]
@@ -82,7 +82,7 @@ def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path
         assert job["sparsity"] > 0  # a resolver of crux's made it
     first = (tmp_path / "out/sweeps/here/seed=0/output.log").read_text()
     assert f"process {jobs[0]['pid']} on 127.0.0.1" in first
-    assert rays(mark) == []
+    assert find_ray_processes(mark) == []
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_cpus_runs_so_many_processes_and_shows_them_no_gpu(tmp_path: Path) -> No
 def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
     number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]
 ) -> None:
-    """Its jobs say in MLflow that they were stopped, and keep their checkpoints."""
+    """The jobs record in MLflow that they were stopped, and keep their checkpoints."""
     mark = f"CRUX_TEST_MARK={tmp_path}"
     words = ["-m", "seed=0,1,2", "loss=local", "sweep_name=here", "trainer.max_steps=1000000", "trainer.val_every=0"]
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
@@ -141,7 +141,7 @@ def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
         sweep.kill()
     assert sweep.returncode == code
     assert "Traceback" not in err
-    assert rays(mark) == []
+    assert find_ray_processes(mark) == []
     import sqlite3
 
     connection = sqlite3.connect(tmp_path / "mlflow.db")
@@ -152,7 +152,7 @@ def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
 
 @pytest.mark.slow
 def test_real_jobs_on_gpus_are_children_of_one_run(tmp_path: Path, short: tuple[str, ...], command: list[str]) -> None:
-    """From another working directory; e2e_ds behind the last residual stream is a mistake, and the other two run."""
+    """Start from another working directory; e2e_ds at the last residual stream is an error, and the other two jobs run."""
     words = ["-m", "loss=local,e2e_ds,e2e", "hook_point=blocks.7.hook_resid_post", "sweep_name=here", "output_dir=out"]
     ended = subprocess.run([*command, *short, *words, *GPUS], cwd=tmp_path, capture_output=True, text=True, timeout=580)
     assert ended.returncode == 1, ended.stderr
@@ -175,23 +175,23 @@ NO_LIMITS: dict[str, Any] = {"threads": None, "processes": None}
 @pytest.mark.parametrize(
     ("nodes", "asked", "share"),
     [
-        ([NODE], {"jobs": 24, "gpus": 1}, Share(1, 4, 4)),
-        ([NODE], {"jobs": 2, "gpus": 1}, Share(1, 8, 2)),
-        ([NODE], {"jobs": 24, "gpus": 0.5}, Share(0.5, 2, 8)),
-        ([NODE], {"jobs": 24, "gpus": 0.1}, Share(0.1, 1, 16)),
-        ([NODE], {"jobs": 24, "gpus": 1, "threads": 8}, Share(1, 8, 2)),
-        ([NODE], {"jobs": 24, "gpus": 0}, Share(0, 1, 16)),
-        ([NODE], {"jobs": 24, "gpus": 0, "processes": 5}, Share(0, 3, 5)),
-        ([NODE], {"jobs": 3, "gpus": 0, "processes": 5}, Share(0, 5, 3)),
-        ([{"CPU": 2.0}], {"jobs": 24, "gpus": 0, "processes": 5}, Share(0, 1, 2)),
-        ([NODE, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0}], {"jobs": 24, "gpus": 1}, Share(1, 2, 8)),
-        ([{"CPU": 1.0}, {"CPU": 1.0}], {"jobs": 4, "gpus": 0}, Share(0, 1, 2)),
+        ([NODE], {"jobs": 24, "gpus": 1}, JobResources(1, 4, 4)),
+        ([NODE], {"jobs": 2, "gpus": 1}, JobResources(1, 8, 2)),
+        ([NODE], {"jobs": 24, "gpus": 0.5}, JobResources(0.5, 2, 8)),
+        ([NODE], {"jobs": 24, "gpus": 0.1}, JobResources(0.1, 1, 16)),
+        ([NODE], {"jobs": 24, "gpus": 1, "threads": 8}, JobResources(1, 8, 2)),
+        ([NODE], {"jobs": 24, "gpus": 0}, JobResources(0, 1, 16)),
+        ([NODE], {"jobs": 24, "gpus": 0, "processes": 5}, JobResources(0, 3, 5)),
+        ([NODE], {"jobs": 3, "gpus": 0, "processes": 5}, JobResources(0, 5, 3)),
+        ([{"CPU": 2.0}], {"jobs": 24, "gpus": 0, "processes": 5}, JobResources(0, 1, 2)),
+        ([NODE, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0}], {"jobs": 24, "gpus": 1}, JobResources(1, 2, 8)),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], {"jobs": 4, "gpus": 0}, JobResources(0, 1, 2)),
     ],
 )
 def test_neither_gpus_nor_cores_are_given_twice(
-    nodes: list[dict[str, float]], asked: dict[str, Any], share: Share
+    nodes: list[dict[str, float]], asked: dict[str, Any], share: JobResources
 ) -> None:
-    assert shared(nodes, **NO_LIMITS | asked) == share
+    assert divide_resources(nodes, **NO_LIMITS | asked) == share
     if len(nodes) == 1:
         assert share.at_once * share.threads <= nodes[0]["CPU"]
         assert share.at_once * share.gpus <= nodes[0].get("GPU", 0)
@@ -202,9 +202,9 @@ def test_neither_gpus_nor_cores_are_given_twice(
     [([{"CPU": 8.0}], {"gpus": 1}), ([NODE], {"gpus": 1, "threads": 17}), ([{"CPU": 8.0, "GPU": 0.25}], {"gpus": 0.5})],
 )
 def test_what_no_machine_has_is_refused(nodes: list[dict[str, float]], asked: dict[str, Any]) -> None:
-    """Ray would wait for it for ever."""
+    """Ray would wait for such a machine for ever."""
     with pytest.raises(UserError, match="no machine of Ray's has"):
-        shared(nodes, **NO_LIMITS | {"jobs": 2} | asked)
+        divide_resources(nodes, **NO_LIMITS | {"jobs": 2} | asked)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
     note: str | None, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Ray notes where its last cluster was started, and tries that for minutes."""
+    """Ray remembers where its last cluster was started, and tries to reach it for minutes."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     if note is not None:
@@ -261,7 +261,7 @@ def test_a_launcher_without_a_sweep_is_refused(
     tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert crux_here("hydra/launcher=cpus", f"output_dir={tmp_path}") == 2
-    assert "say -m" in capfd.readouterr().err
+    assert "add -m" in capfd.readouterr().err
 
 
 def test_a_machine_without_a_gpu_says_so_before_anything_large_is_imported(tmp_path: Path, command: list[str]) -> None:
@@ -280,7 +280,7 @@ def test_a_machine_without_a_gpu_says_so_before_anything_large_is_imported(tmp_p
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("gpus", "ray"), ("cpus", "ray"), ("slurm", "submitit")])
-def test_a_missing_extra_is_told_with_its_pip_command(
+def test_a_missing_extra_is_reported_with_its_pip_command(
     launcher: str,
     package: str,
     crux_here: Callable[..., int],
@@ -298,7 +298,7 @@ def test_a_missing_extra_is_told_with_its_pip_command(
 def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
     crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With any launcher: they run by themselves, without the process that started them."""
+    """This holds for any launcher, because such jobs run without the process that started them."""
     note = tmp_path / "sweeps" / "here" / ".slurm_jobs"
     note.parent.mkdir(parents=True)
     note.write_text("17\n")
@@ -306,7 +306,7 @@ def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
     for answer, said in (
         (None, f"where you know that none is, remove {note}"),
         ("echo no route >&2; exit 1", f"where you know that none is, remove {note}"),
-        ("echo 17_0; echo 17_2", "2 jobs of this sweep are in SLURM's queue: wait for them, or say scancel 17"),
+        ("echo 17_0; echo 17_2", "2 jobs of this sweep are in SLURM's queue: wait for them, or run scancel 17"),
     ):
         if answer is not None:
             (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
@@ -331,7 +331,7 @@ def test_gpus_are_counted_as_cuda_shows_them(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(refusals, "Path", lambda place: tmp_path)  # a machine without device files
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert refusals.visible_gpus() == 2
+    assert refusals.count_visible_gpus() == 2
     for hidden in ("", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert refusals.visible_gpus() == 0
+        assert refusals.count_visible_gpus() == 0

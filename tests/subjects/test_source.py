@@ -43,7 +43,7 @@ def test_unreachable_hub_suggests_alternatives() -> None:
 
 @pytest.mark.usefixtures("no_cache")
 def test_invalid_hub_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "hub_unreachable", lambda seconds: "no answer")
+    monkeypatch.setattr(source, "explain_unreachable_hub", lambda seconds: "no answer")
     with pytest.raises(UserError, match="not a valid name on the hub"):
         find_folder("gpt 2")
 
@@ -54,7 +54,7 @@ def test_a_cached_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "models--gpt2" / "refs").mkdir()
     (tmp_path / "models--gpt2" / "refs" / "main").write_text("abc")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(source, "hub_unreachable", lambda seconds: "no answer")
+    monkeypatch.setattr(source, "explain_unreachable_hub", lambda seconds: "no answer")
     (snapshot / "config.json").touch()
     with pytest.raises(UserError, match="not in the local cache"):
         find_folder("gpt2")  # an incomplete download does not count

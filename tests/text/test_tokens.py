@@ -28,7 +28,7 @@ import crux.text.sources
 import crux.text.token_file
 import crux.text.tokenise
 from crux.config.errors import UserError
-from crux.config.progress import shown
+from crux.config.progress import show_progress
 from crux.text.packaged import held_out_ids, packaged_documents
 from crux.text.sources import HubDataset, PackagedText, SourceDocument, TextFiles
 from crux.text.token_file import default_cache, open_token_file, token_dtype, write_token_file
@@ -352,10 +352,10 @@ def test_progress_in_tokens(tmp_path, capfd, monkeypatch):
     prepare(source, tmp_path / "one")
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr(crux.config.progress, "PLAIN_AFTER", 0.0)
-    with shown(False):
+    with show_progress(False):
         prepare(source, tmp_path / "two")
     assert capfd.readouterr() == ("", "")
-    with shown(True):
+    with show_progress(True):
         prepare(source, tmp_path / "three")
     assert capfd.readouterr() == ("", "tokenising a.jsonl (tokens) ...\n")
 
@@ -449,7 +449,7 @@ def fake_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple
             raise error
         return iter(rows)
 
-    monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: None)
+    monkeypatch.setattr(crux.text.hub, "explain_unreachable_hub", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     return calls
 
@@ -466,7 +466,7 @@ def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch):
     tokens = prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
     assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]
-    monkeypatch.setattr(crux.text.hub, "hub_unreachable", lambda seconds: "no network")
+    monkeypatch.setattr(crux.text.hub, "explain_unreachable_hub", lambda seconds: "no network")
     assert prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100).path == tokens.path  # read from the cache
 
 

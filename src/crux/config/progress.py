@@ -1,12 +1,11 @@
-"""Progress of work that may take long: a bar on a terminal, else one plain line.
+"""Progress of work that may take long: a bar on a terminal, one plain line elsewhere.
 
     for tokens in track(batches, "evaluating on held-out text"): ...
     with progress("tokenising", total=n_tokens) as advance: advance(1000)
 
-On a terminal a bar with the remaining time appears once the work has taken DELAY seconds, and goes when it ends; work within work
-has a bar below. A notebook shows the same bars as text. Elsewhere (logs, pipes) the outermost work prints its description once, when
-it has taken PLAIN_AFTER seconds. All of it goes to standard error. `shown` switches it off; the switch belongs to the process, as the
-terminal does: results do not depend on it.
+On a terminal, a bar with the remaining time appears once the work has taken DELAY seconds and disappears when it ends; nested work
+has a bar below. A notebook shows the same bars as text. Elsewhere (logs, pipes), the outermost work prints its description once,
+after PLAIN_AFTER seconds. Everything goes to standard error. `show_progress` switches progress on or off for the process.
 """
 
 import atexit
@@ -27,25 +26,25 @@ from rich.text import Text
 from crux.config.notebook_bars import NotebookBars, in_notebook
 
 DELAY, PLAIN_AFTER = 1.0, 5.0
-"""Seconds before a bar or a plain line appears."""
+"""Seconds until a bar and until a plain line appears."""
 
 LIVE = Console(stderr=True, highlight=False, markup=False, force_jupyter=False)
-"""Bars that are drawn at the same time must be on one console."""
+"""The console of all bars: those that are drawn at the same time must share one."""
 
 Item = TypeVar("Item")
 clock = time.monotonic
 
 
 class Advance(Protocol):
-    """Counts what has been done."""
+    """A function that counts finished items."""
 
     def __call__(self, n: float = 1, /) -> None: ...
 
 
 class _Process:
-    """The state of progress bars, of which a process has one."""
+    """The state of the progress bars of this process."""
 
-    shown = True
+    visible = True
     bars: "_Bars | NotebookBars | None" = None
     line: "_Line | None" = None
     printed: frozenset[str] = frozenset()
@@ -53,18 +52,18 @@ class _Process:
 
 
 @contextmanager
-def shown(on: bool) -> Iterator[None]:
-    """Show progress within this block, or not; a block within one that shows nothing shows nothing either."""
-    before = _Process.shown
-    _Process.shown, _Process.printed = before and on, frozenset()
+def show_progress(on: bool) -> Iterator[None]:
+    """Show progress within this block, or not; a block within a block without progress shows none either."""
+    before = _Process.visible
+    _Process.visible, _Process.printed = before and on, frozenset()
     try:
         yield
     finally:
-        _Process.shown = before
+        _Process.visible = before
 
 
 def track(items: Iterable[Item], description: str, *, total: float | None = None) -> Iterator[Item]:
-    """Yield the items and show how many have been worked on; `total` is needed if they have no length."""
+    """Yield the items and show how many are done; `total` is needed if they have no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(description, total=total) as advance:
@@ -75,10 +74,14 @@ def track(items: Iterable[Item], description: str, *, total: float | None = None
 
 @contextmanager
 def progress(description: str, *, total: float | None) -> Iterator[Advance]:
-    """Show the progress of the block, which calls what it is given; a `total` of None has no remaining time."""
+    """Show the progress of a block, which calls the yielded function for finished items.
+
+    Args:
+        total: number of items; None if it is unknown, which shows no remaining time.
+    """
     encoding = LIVE.encoding or "ascii"
     description = description.encode(encoding, "replace").decode(encoding)
-    if not _Process.shown:
+    if not _Process.visible:
         yield lambda n=1, /: None
     elif not LIVE.is_interactive and not in_notebook():
         outermost = _Process.line is None
@@ -102,7 +105,7 @@ def progress(description: str, *, total: float | None) -> Iterator[Advance]:
 
 
 class _Line:
-    """One line, for what is no terminal."""
+    """The plain line of outputs that are no terminal."""
 
     def __init__(self, description: str, total: float | None) -> None:
         self.description, self.total = description, total
@@ -113,10 +116,12 @@ class _Line:
         passed = clock() - self.start
         if passed > PLAIN_AFTER and self.description not in _Process.printed:
             _Process.printed |= {self.description}
-            LIVE.print(f"{self.description} ... {_left(passed, self.done, self.total)}".rstrip(), soft_wrap=True)
+            LIVE.print(
+                f"{self.description} ... {_remaining_time(passed, self.done, self.total)}".rstrip(), soft_wrap=True
+            )
 
 
-def _left(passed: float, done: float, total: float | None) -> str:
+def _remaining_time(passed: float, done: float, total: float | None) -> str:
     """Return the remaining time in words, if it is known."""
     if not total or not done:
         return ""
@@ -125,11 +130,11 @@ def _left(passed: float, done: float, total: float | None) -> str:
 
 
 class _Counts(ProgressColumn):
-    """`1,200/5,000 about 3:20 left`."""
+    """The column `1,200/5,000 about 3:20 left`."""
 
     def render(self, task: Task) -> Text:
         of = "" if task.total is None else f"/{task.total:,.0f}"
-        return Text(f"{task.completed:,.0f}{of} {_left(task.elapsed or 0.0, task.completed, task.total)}")
+        return Text(f"{task.completed:,.0f}{of} {_remaining_time(task.elapsed or 0.0, task.completed, task.total)}")
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
@@ -144,14 +149,14 @@ def _notebook_bars() -> NotebookBars:
 
 
 class _Bars(Progress):
-    """The bars of work that has taken DELAY seconds, the outermost first."""
+    """The bars of all work that has taken DELAY seconds, the outermost first."""
 
     def __init__(self) -> None:
         super().__init__(
             *_columns(),
             console=LIVE,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # else it would end in standard error
+            redirect_stdout=sys.stdout.isatty(),  # otherwise it would go to standard error
             get_time=clock,
         )
         self._closed, self._opening = False, Lock()
@@ -172,7 +177,7 @@ class _Bars(Progress):
                     self._closed = True
 
     def close(self) -> None:
-        """Take the bars off the screen."""
+        """Remove the bars from the screen."""
         self._timer.cancel()
         with self._opening:
             self._closed = True
@@ -180,7 +185,7 @@ class _Bars(Progress):
 
 
 @atexit.register
-def _close() -> None:
-    """Give the cursor back, if the process ends within the work."""
+def _restore_cursor() -> None:
+    """Show the cursor again if the process ends within the work."""
     if isinstance(_Process.bars, _Bars):
         _Process.bars.close()

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from crux.config.errors import UserError
-from crux.config.hub import hub_unreachable
+from crux.config.hub import explain_unreachable_hub
 from crux.text.readers import COLUMNS
 
 PROBE_SECONDS = 3.0  # longest wait for the check whether the hub can be reached
@@ -20,7 +20,7 @@ def hub_documents(
     Raises:
         UserError: if there is no network or no such data set, config, split or column.
     """
-    if why := hub_unreachable(seconds=PROBE_SECONDS):
+    if why := explain_unreachable_hub(seconds=PROBE_SECONDS):
         raise UserError(
             f"data set {name}: the Hugging Face hub cannot be reached ({why}); use data=packaged, or download its Parquet "
             "files elsewhere and give their folder as data.path"

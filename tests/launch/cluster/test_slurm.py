@@ -35,7 +35,7 @@ SLURM = [
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands find the cluster."""
+    """Return the environment in which SLURM's commands find the cluster."""
     started = subprocess.run([SCRIPT, "start"], stdout=subprocess.PIPE, text=True, check=True)
     name, _, value = started.stdout.strip().partition("=")
     yield os.environ | {name: value}
@@ -48,7 +48,7 @@ def scontrol(env: dict[str, str], *words: str) -> str:
 
 @pytest.fixture
 def start(slurm: dict[str, str], command: list[str]) -> Iterator[Start]:
-    """Starts a sweep; none outlives its test."""
+    """Return a function that starts a sweep, which ends with the test."""
     begun: list[subprocess.Popen[str]] = []
 
     def call(*words: str) -> subprocess.Popen[str]:
@@ -63,10 +63,10 @@ def start(slurm: dict[str, str], command: list[str]) -> Iterator[Start]:
             process.communicate(timeout=60)
 
 
-def test_stopped_jobs_go_on_from_their_checkpoints(
+def test_stopped_jobs_resume_from_their_checkpoints(
     slurm: dict[str, str], command: list[str], start: Start, tmp_path: Path
 ) -> None:
-    """Of a 2×2 sweep one job is preempted as submitit has it (SIGUSR2), one is requeued by the cluster (SIGTERM, SIGKILL)."""
+    """In a 2×2 sweep one job is preempted as by submitit (SIGUSR2), and one is requeued by the cluster (SIGTERM, SIGKILL)."""
     sweep = start(*GRID, f"output_dir={tmp_path}")
     place = tmp_path / "sweeps" / "grid"
     stopped, signalled = {}, []
@@ -94,9 +94,9 @@ def test_stopped_jobs_go_on_from_their_checkpoints(
         assert times[1] == times[5] == 1, "it began anew"
     assert count_states(tmp_path) == {
         "FINISHED": 5
-    }  # the sweep and its jobs: the stopped ones went on in their own runs
+    }  # the sweep and its jobs; the stopped jobs resumed in their own runs
 
-    for seed in stopped:  # as if nothing had happened
+    for seed in stopped:  # the same results as without a stop
         alone = tmp_path / f"alone{seed}"
         words = ["loss=local", f"seed={seed}", "tracking=none", f"output_dir={alone}"]
         subprocess.run([*command, *JOB, *words], env=slurm | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
@@ -105,10 +105,10 @@ def test_stopped_jobs_go_on_from_their_checkpoints(
         assert read_metrics(folder) == read_metrics(reference)
 
 
-def test_a_job_that_times_out_is_queued_again_and_goes_on(
+def test_a_job_that_times_out_is_queued_again_and_resumes(
     slurm: dict[str, str], command: list[str], start: Start, tmp_path: Path
 ) -> None:
-    """A job of about 150 s within two minutes, of which it has less: SLURM warns it between 10 and 70 s before its end."""
+    """A job of about 150 s has a limit of two minutes, and SLURM warns it between 10 and 70 s before that."""
     job = ["loss=e2e", "trainer.batch=4"]
     alone = [*command, *JOB, *job, "trainer.max_steps=50", f"output_dir={tmp_path / 'alone'}"]
     subprocess.run(alone, env=slurm | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
@@ -126,18 +126,18 @@ def test_a_job_that_times_out_is_queued_again_and_goes_on(
     print(*(line for line in log.splitlines() if line.startswith(("process ", "submitit"))), sep="\n")
     stops = len(
         set(re.findall(r"\((.*)\) - Caught signal SIGUSR2 on .*: this job is timed-out", log))
-    )  # each is told twice
+    )  # each is reported twice
     assert stops >= 1
     assert len(re.findall("^process ", log, re.MULTILINE)) == stops + 1
     times = count_logged_steps(tmp_path, folder)
     print(f"{steps} steps; again: {sorted(step for step, n in times.items() if n > 1)}")
     assert times[1] == 1
-    assert times.total() - steps <= 5 * stops  # what it did behind its last checkpoint
+    assert times.total() - steps <= 5 * stops  # the steps after its last checkpoint
     assert count_states(tmp_path) == {"FINISHED": 2}
 
 
 def test_ctrl_c_takes_the_jobs_off_the_cluster(slurm: dict[str, str], start: Start, tmp_path: Path) -> None:
-    """And a start after the launching process was SIGKILLed waits until the jobs that it left are gone, and goes on with them."""
+    """Ctrl-C cancels the jobs; after a SIGKILL of the launching process the next start waits for its jobs to end, and resumes them."""
     line = [*GRID, "trainer.max_steps=1000000", f"output_dir={tmp_path}"]
     place = tmp_path / "sweeps" / "grid"
 
@@ -157,7 +157,7 @@ def test_ctrl_c_takes_the_jobs_off_the_cluster(slurm: dict[str, str], start: Sta
     assert too_early.returncode == 2
     assert "4 jobs of this sweep are in SLURM's queue" in err
     print(err)
-    assert count_states(tmp_path) == {"RUNNING": 3}  # nothing was touched
+    assert count_states(tmp_path) == {"RUNNING": 3}  # nothing was changed
     subprocess.run(err.strip().rpartition("say ")[2].split(), env=slurm, check=True)
     deadline = time.monotonic() + 60
     while queue():
@@ -173,7 +173,7 @@ def test_ctrl_c_takes_the_jobs_off_the_cluster(slurm: dict[str, str], start: Sta
     out, _ = sweep.communicate(timeout=60)
     print(out)
     assert sweep.returncode == 130
-    assert "4 jobs, 2 to go on with" in out
+    assert "4 jobs, 2 to resume" in out
     assert count_states(tmp_path) == {"KILLED": 3}
     time.sleep(12)  # SLURM's KillWait
     assert queue() == ""
