@@ -20,8 +20,8 @@ HEAVY = {
     "ray", "submitit", "IPython",
 }  # fmt: skip
 """Libraries of which each takes about as long to import as everything that answers the help page and a wrong configuration."""
-MODULES = 1200
-"""Modules that may be imported for such an answer; there are about 900."""
+MODULES = 800
+"""Modules that may be imported for such an answer. It takes about 400, and 600 if the Hugging Face hub is asked for a model."""
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +233,12 @@ def test_help_imports_nothing_heavy(topic: str, tmp_path: Path, command: list[st
 
 
 @pytest.mark.parametrize(
-    ("words", "most"), [(["--help"], 25), (["--help", "loss"], 25), (["--help", "sae.k"], 25), (["spasity=1"], 25)]
+    ("words", "most"), [(["--help"], 25), (["--help", "loss"], 25), (["--help", "sae.k"], 25), (["spasity=1"], 45)]
 )
 def test_an_answer_loads_only_the_files_of_its_job(
     words: list[str], most: int, crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Composing loads 19 files, however many experiments there are; a second composition would double that."""
+    """A composition loads 19 files, however many experiments there are; Hydra's command line composes twice."""
     loaded: list[object] = []
 
     def load(file: object) -> Container:

@@ -152,7 +152,7 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     key = key or next((x.strip()[10:] for x in str(cause).splitlines() if x.strip().startswith("full_key: ")), "")
     for pattern, words in PHRASES.items():
         if match := re.fullmatch(pattern, message):
-            return key + words.format(*match.list_groups())
+            return key + words.format(*match.groups())
     return f"{key}: {message}" if key else message
 
 
