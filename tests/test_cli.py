@@ -100,7 +100,7 @@ MORE = {
     "seed=null": ("seed=null", "must have a value"),
     "resume=maybe": ("resume=maybe", "true or false"),
     "resume=true": ("resume=true", "no unfinished run"),
-    "resume_from={}/folder": ("folder", "no run folder"),
+    "resume_from={}/folder": ("folder", "not a run folder"),
     "resume=true resume_from={}/folder": ("both given",),
     "experiment=paper/gpt2_layer7_local": ("gpt2_layer7_local", "did you mean paper/gpt2_layer"),
     "experiment=paper/gpt2_layer2_local layer=12": ("layer=12", "12 layers", "0 to 11"),
