@@ -78,10 +78,8 @@ def _owners(key: str, overrides: Sequence[str]) -> str:
     """Return `; sae=topk has it`, with everything that can be chosen to have a key, or nothing if nothing can."""
     choice, main = read_choice(overrides), read_experiment(None)
     if not (found := find_options(key, choice)) and choice.job != main.job:
-        if has_key(main, key):
-            found = ["the main job"]
-        else:
-            found = [f"the main job with {option}" for option in find_options(key, main)[:1]]
+        with_option = [f"the main job with {option}" for option in find_options(key, main)[:1]]
+        found = ["the main job"] if has_key(main, key) else with_option
     found = found or find_experiments(key)
     if len(found) > 8:
         found = [*found[:5], f"{len(found) - 5} other experiments"]
