@@ -42,7 +42,7 @@ def all_hooks(subject: Subject) -> list[str]:
 
 def test_finite_differences_at_every_hook(subject: Subject) -> None:
     loss, hooks = cross_entropy(subject), all_hooks(subject)
-    clean, gradients = subject.clean_with_gradients(TOKENS, of=hooks, loss=loss)
+    clean, gradients = subject.clean_with_gradients(TOKENS, gradient_hooks=hooks, loss=loss)
     assert list(gradients) == list(clean.activations) == hooks
     generator = torch.Generator().manual_seed(2)
     # Hugging Face's RMSNorm computes in float32 for any input
@@ -64,9 +64,9 @@ def test_finite_differences_at_every_hook(subject: Subject) -> None:
 
 def test_one_hook_at_a_time_all_hooks_and_the_spliced_pass_agree(subject: Subject) -> None:
     loss, hooks = cross_entropy(subject), all_hooks(subject)
-    together = subject.clean_with_gradients(TOKENS, of=hooks, loss=loss)[1]
+    together = subject.clean_with_gradients(TOKENS, gradient_hooks=hooks, loss=loss)[1]
     for name in hooks:
-        clean, single = subject.clean_with_gradients(TOKENS, of=[name], loss=loss)
+        clean, single = subject.clean_with_gradients(TOKENS, gradient_hooks=[name], loss=loss)
         x = clean.activations[name].clone().requires_grad_()
         (truth,) = torch.autograd.grad(loss(subject.spliced(clean, {name: lambda _, x=x: x}).final), x)
         assert truth.abs().max() > 1e-3
@@ -80,7 +80,9 @@ def test_clean_pass_is_the_same_as_without_gradients(subject: Subject, kind: str
     subject.to(dtype=torch.float32)
     hooks = all_hooks(subject)
     of = ["blocks.1.attn.hook_z" if kind == "z" else f"blocks.1.hook_{kind}"]
-    clean, gradients = subject.clean_with_gradients(TOKENS, of=of, loss=cross_entropy(subject), capture=hooks)
+    clean, gradients = subject.clean_with_gradients(
+        TOKENS, gradient_hooks=of, loss=cross_entropy(subject), capture=hooks
+    )
     want = subject.clean(TOKENS, capture=hooks)
     torch.testing.assert_close(clean.activations, want.activations, rtol=0, atol=0)
     torch.testing.assert_close(clean.final, want.final, rtol=0, atol=0)
@@ -95,9 +97,9 @@ def test_clean_pass_is_the_same_as_without_gradients(subject: Subject, kind: str
         )
 
 
-def test_hooks_in_of_are_captured_too(gpt2: Subject) -> None:
+def test_gradient_hooks_are_captured_too(gpt2: Subject) -> None:
     of, also = ["blocks.2.hook_mlp_out", "blocks.1.hook_resid_pre"], "blocks.0.attn.hook_z"
-    clean, gradients = gpt2.clean_with_gradients(TOKENS, of=of, loss=Tensor.sum, capture=[also])
+    clean, gradients = gpt2.clean_with_gradients(TOKENS, gradient_hooks=of, loss=Tensor.sum, capture=[also])
     assert list(clean.activations) == sort_hooks([*of, also])
     assert list(gradients) == sort_hooks(of)
 
@@ -105,12 +107,12 @@ def test_hooks_in_of_are_captured_too(gpt2: Subject) -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_works_under_any_gradient_mode(gpt2: Subject, mode: Callable[[], Any]) -> None:
     of = ["blocks.1.hook_resid_pre"]
-    want = gpt2.clean_with_gradients(TOKENS, of=of, loss=cross_entropy(gpt2))[1]
+    want = gpt2.clean_with_gradients(TOKENS, gradient_hooks=of, loss=cross_entropy(gpt2))[1]
     gpt2._arguments.clear()  # so that a first pass runs under this mode
     with mode():
         before = torch.is_grad_enabled()
         tokens = TOKENS.clone()
-        clean, gradients = gpt2.clean_with_gradients(tokens, of=of, loss=cross_entropy(gpt2))
+        clean, gradients = gpt2.clean_with_gradients(tokens, gradient_hooks=of, loss=cross_entropy(gpt2))
         assert torch.is_grad_enabled() == before
     torch.testing.assert_close(gradients, want, rtol=0, atol=0)
     scale = torch.ones(D_MODEL, requires_grad=True)
@@ -122,7 +124,7 @@ def test_a_surrounding_graph_is_left_alone(gpt2: Subject) -> None:
     weight = torch.ones(D_MODEL, requires_grad=True)
     before = (weight * 2).sum()
     of = "blocks.1.hook_resid_pre"
-    _, gradients = gpt2.clean_with_gradients(TOKENS, of=[of], loss=lambda final: (final * weight).sum())
+    _, gradients = gpt2.clean_with_gradients(TOKENS, gradient_hooks=[of], loss=lambda final: (final * weight).sum())
     assert weight.grad is None
     (before + (gradients[of] * weight).sum()).backward()
     torch.testing.assert_close(weight.grad, 2 + gradients[of].sum((0, 1)))
@@ -130,19 +132,19 @@ def test_a_surrounding_graph_is_left_alone(gpt2: Subject) -> None:
 
 def test_a_loss_in_bfloat16(gpt2: Subject) -> None:
     of = "blocks.1.attn.hook_z"
-    want = gpt2.clean_with_gradients(TOKENS, of=[of], loss=cross_entropy(gpt2))[1][of]
+    want = gpt2.clean_with_gradients(TOKENS, gradient_hooks=[of], loss=cross_entropy(gpt2))[1][of]
     gpt2.to(dtype=torch.bfloat16)
     loss = cross_entropy(gpt2)
-    gradient = gpt2.clean_with_gradients(TOKENS, of=[of], loss=lambda final: loss(final).float())[1][of]
+    gradient = gpt2.clean_with_gradients(TOKENS, gradient_hooks=[of], loss=lambda final: loss(final).float())[1][of]
     assert gradient.dtype == torch.bfloat16
     assert (gradient.float() - want).norm() < 0.1 * want.norm()
 
 
 def test_error_messages(gpt2: Subject) -> None:
     with pytest.raises(UserError, match=r"no hook point given at which to take the gradient$"):
-        gpt2.clean_with_gradients(TOKENS, of=[], loss=Tensor.sum)
+        gpt2.clean_with_gradients(TOKENS, gradient_hooks=[], loss=Tensor.sum)
     with pytest.raises(UserError, match=r"nearest are blocks\.1\.attn\.hook_z"):
-        gpt2.clean_with_gradients(TOKENS, of=["blocks.1.hook_z"], loss=Tensor.sum)
+        gpt2.clean_with_gradients(TOKENS, gradient_hooks=["blocks.1.hook_z"], loss=Tensor.sum)
 
 
 def _product_flops(q: torch.Size, k: torch.Size) -> int:
@@ -185,5 +187,7 @@ def test_gradient_costs_one_backward_pass_of_the_suffix_without_weight_gradients
     ]:
         clean = _count_flops(lambda: gpt2.clean(TOKENS, capture=[]))
         assert clean == 3 * (qkv + 2 * attention + out + mlp)
-        with_gradient = _count_flops(lambda of=of: gpt2.clean_with_gradients(TOKENS, of=[of, *also], loss=Tensor.sum))
+        with_gradient = _count_flops(
+            lambda of=of: gpt2.clean_with_gradients(TOKENS, gradient_hooks=[of, *also], loss=Tensor.sum)
+        )
         assert with_gradient - clean == suffix, of

@@ -43,21 +43,19 @@ class Curvature(NamedTuple):
 def measure_curvature(landscape: Landscape) -> Curvature:
     """Measure the loss around w* of each case on the fixed data."""
     centre, n_chains = landscape.coordinates.start(landscape.n_chains), landscape.n_chains
-    curvature = estimate_spectrum(landscape.hessian_product(centre), centre, rows_per_case=n_chains, seed=SEED)
+    spectrum = estimate_spectrum(landscape.hessian_product(centre), centre, rows_per_case=n_chains, seed=SEED)
     data = landscape.fixed_data.get_batch(0, landscape.rows)
     _, gradient = compute_loss_and_gradient(landscape.loss, landscape.coordinates, centre, data)
-    noise = torch.zeros_like(curvature.values)
+    noise = torch.zeros_like(spectrum.values)
     if isinstance(landscape.gradient_data, Minibatches):
-        variance = _gradient_variance(landscape, centre, curvature.vectors)
-        noise = (
-            variance if curvature.vectors is not None else variance.mean(1, keepdim=True).expand_as(curvature.values)
-        )
+        variance = _gradient_variance(landscape, centre, spectrum.vectors)
+        noise = variance if spectrum.vectors is not None else variance.mean(1, keepdim=True).expand_as(spectrum.values)
     return Curvature(
-        curvature.values.cpu(),
-        curvature.weights.cpu(),
+        spectrum.values.cpu(),
+        spectrum.weights.cpu(),
         noise.cpu(),
         gradient[::n_chains].double().norm(dim=1).cpu(),
-        None if curvature.vectors is None else curvature.vectors.cpu(),
+        None if spectrum.vectors is None else spectrum.vectors.cpu(),
     )
 
 

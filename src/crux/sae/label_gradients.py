@@ -26,7 +26,7 @@ def clean_with_label_gradients(
     def loss(final: Tensor) -> Tensor:
         return label_loss(final, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target=target, generator=generator)
 
-    return subject.clean_with_gradients(tokens, of=hooks, loss=loss, capture=capture)
+    return subject.clean_with_gradients(tokens, gradient_hooks=hooks, loss=loss, capture=capture)
 
 
 class LabelGradients(NamedTuple):

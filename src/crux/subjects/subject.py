@@ -1,4 +1,4 @@
-"""The subject: a frozen causal language model, run untouched (clean pass) or with activations replaced (spliced pass).
+"""The subject: a frozen causal language model, run unmodified (clean pass) or with activations replaced (spliced pass).
 
 The modules of each Hugging Face block are called one by one. Every hook point is therefore a plain tensor, a pass can
 start and end at any hook point, and attention still runs as SDPA. Hook points have their TransformerLens names; the tests
@@ -20,7 +20,7 @@ from crux.subjects.hooks import FINAL, Hook, check_continuation, check_hook, hoo
 from crux.subjects.prologue import attention_arguments
 from crux.subjects.walk import walk
 
-_LENGTHS_KEPT = 4  # masks of long contexts are large
+_LENGTHS_KEPT = 4  # sequence lengths whose attention arguments are cached; masks of long contexts are large
 
 
 class Unembed(NamedTuple):
@@ -136,8 +136,8 @@ class Subject:
         if not final and not capture:
             raise UserError("clean(final=False): nothing to compute, capture is empty")
         if FINAL not in capture:
-            return self._run(tokens, capture=capture, of=(), final=final)[0]
-        clean = self._run(tokens, capture=[name for name in capture if name != FINAL], of=(), final=True)[0]
+            return self._run(tokens, capture=capture, gradient_hooks=(), final=final)[0]
+        clean = self._run(tokens, capture=[name for name in capture if name != FINAL], gradient_hooks=(), final=True)[0]
         assert clean.final is not None
         return clean._replace(activations={**clean.activations, FINAL: clean.final})
 
@@ -145,29 +145,36 @@ class Subject:
         self,
         tokens: Int[Tensor, "batch pos"],
         *,
-        of: Collection[str],
+        gradient_hooks: Collection[str],
         loss: Callable[[Tensor], Tensor],
         capture: Collection[str] = (),
     ) -> tuple[Clean, dict[str, Tensor]]:
-        """Run a clean pass and return it with ∂loss(final hidden state)/∂activation at each hook point in `of`.
+        """Run a clean pass and return it with ∂loss(final hidden state)/∂activation at each of `gradient_hooks`.
 
         One backward pass goes from `loss` to the first of these hook points and computes gradients of activations only; no
         autograd graph is built before that hook point. The gradients have the activations' shapes and carry no graph. The
-        clean pass equals that of `clean`, gradient-free, with the hook points in `capture` and `of`. This works under
-        `no_grad` and `inference_mode` too. Raises UserError as `clean` does, and if `of` is empty.
+        clean pass equals that of `clean`, gradient-free, with the hook points in `capture` and `gradient_hooks`. This works under
+        `no_grad` and `inference_mode` too. Raises UserError as `clean` does, and if `gradient_hooks` is empty.
         """
-        if not of:
+        if not gradient_hooks:
             raise UserError("clean_with_gradients: no hook point given at which to take the gradient")
         with torch.inference_mode(False), torch.enable_grad():
-            clean, watched = self._run(tokens, capture={*capture, *of}, of=of, final=True)
+            clean, watched = self._run(
+                tokens, capture={*capture, *gradient_hooks}, gradient_hooks=gradient_hooks, final=True
+            )
             assert clean.final is not None
             gradients = torch.autograd.grad(loss(clean.final), list(watched.values()))
         return clean._replace(final=clean.final.detach()), dict(zip(watched, gradients, strict=True))
 
     def _run(
-        self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], of: Collection[str], final: bool
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        capture: Collection[str],
+        gradient_hooks: Collection[str],
+        final: bool,
     ) -> tuple[Clean, dict[str, Tensor]]:
-        """Run a clean pass; return it with the activations at the hook points in `of`, the first of which starts the graph."""
+        """Run a clean pass; return it with the activations at `gradient_hooks`, the first of which starts the graph."""
         for name in capture:
             self.check_hook(name)
         stop = self._last if final else sort_hooks(capture)[-1]
@@ -179,8 +186,8 @@ class Subject:
         step = next(steps)
         while True:
             name, value = step.name, step.value
-            if name in of:
-                # the network is frozen: an activation that depends on no earlier hook point in `of` has no graph yet
+            if name in gradient_hooks:
+                # the network is frozen: an activation after no other gradient hook has no graph yet
                 watched[name] = value if value.requires_grad else value.detach().requires_grad_()
                 value = watched[name].view_as(value)  # torch's FLOP counter fails if a module reads a leaf tensor
             if name in capture:

@@ -73,7 +73,7 @@ def test_surrogate_over_kl_goes_to_one_as_the_error_shrinks_and_block_diagonal_d
     def loss(h: Tensor) -> Tensor:
         return label_loss(h, W_U, b_U=b_U, softcap=softcap, tokens=many, target="sampled", generator=generator)
 
-    gradient = subject.clean_with_gradients(many, of=[hook], loss=loss)[1][hook]
+    gradient = subject.clean_with_gradients(many, gradient_hooks=[hook], loss=loss)[1][hook]
     clean = subject.clean(tokens, capture=[hook])
     x = clean.activations[hook]
     delta = 0.5 * x.std() * torch.randn(x.shape[-1], generator=generator, dtype=x.dtype).expand_as(x)
