@@ -64,13 +64,13 @@ class ToySubject(Subject):
         self,
         tokens: Tensor,
         *,
-        of: Collection[str],
+        gradient_hooks: Collection[str],
         loss: Callable[[Tensor], Tensor],
         capture: Collection[str] = (),
     ) -> tuple[Clean, dict[str, Tensor]]:
-        clean = self.clean(tokens, capture={*capture, *of})
+        clean = self.clean(tokens, capture={*capture, *gradient_hooks})
         gradients = {}
-        for hook in of:
+        for hook in gradient_hooks:
             with torch.enable_grad():
                 x = clean.activations[hook].clone().requires_grad_()
                 gradients[hook] = torch.autograd.grad(loss(self._from(x, hook, (), {})[1]), x)[0]
