@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crux.llc.known import KnownLLC, deep_linear_llc, monomial_llc
     from crux.llc.landscape import Landscape
     from crux.llc.language_models import next_token_loss, select_parameters
-    from crux.llc.losses import FixedData, Minibatches
+    from crux.llc.losses import FixedData, Minibatches, map_over_chains
     from crux.llc.prediction import predict_llc
     from crux.llc.samplers.hmc import HMC
     from crux.llc.samplers.interface import Posterior, Sampler
@@ -57,6 +57,7 @@ __all__ = [
     "gauss_newton_product",
     "lanczos_spectrum",
     "largest_eigenvalue",
+    "map_over_chains",
     "measure_curvature",
     "monomial_llc",
     "next_token_loss",
