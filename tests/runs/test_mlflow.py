@@ -1,4 +1,4 @@
-"""MLflow: cold starts, true end states, one run going on, and what is said when the database cannot be used."""
+"""MLflow runs: several first starts at once, end states, resumed runs, and the message if the database cannot be used."""
 
 import socket
 import sqlite3
@@ -30,7 +30,7 @@ def start(outputs: Path, uri: str | None = None) -> Tracker:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four processes have started a run here at once, with neither database nor experiment there before."""
+    """An outputs folder in which four processes have started a run at once, without a database before."""
     place = tmp_path_factory.mktemp("outputs")
     code = (
         "import sys; from pathlib import Path; from crux.runs.mlflow import Tracker, default_uri\n"
@@ -60,7 +60,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_four_cold_starts_at_once_give_four_runs_in_one_experiment(outputs: Path) -> None:
+def test_four_first_starts_at_once_give_four_runs_in_one_experiment(outputs: Path) -> None:
     client = MlflowClient(default_uri(outputs))
     experiment = client.get_experiment_by_name("crux")
     assert experiment is not None
@@ -70,19 +70,19 @@ def test_four_cold_starts_at_once_give_four_runs_in_one_experiment(outputs: Path
     assert sorted(name for name in names if name.startswith("job")) == [f"job {i}" for i in range(4)]
 
 
-def test_the_database_writes_ahead(outputs: Path) -> None:
+def test_the_database_is_in_wal_mode(outputs: Path) -> None:
     connection = sqlite3.connect(outputs / "mlflow.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
 
-def test_preparing_again_finds_the_experiment(outputs: Path) -> None:
+def test_preparing_the_store_twice_gives_the_same_experiment(outputs: Path) -> None:
     uri = default_uri(outputs)
     assert prepare_store(uri, "crux", outputs) == prepare_store(uri, "crux", outputs)
     assert prepare_store(uri, "another", outputs) != prepare_store(uri, "crux", outputs)
 
 
-def test_a_run_ends_goes_on_and_stays_one(outputs: Path) -> None:
+def test_a_resumed_run_stays_one_run(outputs: Path) -> None:
     tracker = start(outputs)
     tracker.log_metrics(1, {"train/loss": 2.0, "train/l0": 30.0})
     tracker.end("KILLED")
@@ -117,12 +117,12 @@ def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
     assert found == {"config.yaml", "metrics.json", "figures", "figures/a.png", "sae", "sae/cfg.json"}
 
 
-def test_a_run_that_is_not_there_cannot_go_on(outputs: Path) -> None:
+def test_a_missing_run_cannot_be_resumed(outputs: Path) -> None:
     with pytest.raises(UserError, match=r"MLflow cannot use sqlite:///.*tracking=none"):
         Tracker.resume(default_uri(outputs), "0" * 32, tags={})
 
 
-def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_is_a_user_error(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.1)
     holder = sqlite3.connect(outputs / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -134,7 +134,7 @@ def test_a_locked_database_is_told(outputs: Path, monkeypatch: pytest.MonkeyPatc
     start(outputs).end("FINISHED")
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, though of some length\n" * 100)
     with pytest.raises(UserError, match="file is not a database"):
         start(tmp_path)
@@ -142,7 +142,7 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
         start(tmp_path, uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
-def test_a_server_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         check_tracking(f"http://127.0.0.1:{port}")

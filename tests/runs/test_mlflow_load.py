@@ -1,4 +1,4 @@
-"""MLflow under load: eight cold starts at once lose nothing, time after time; a sweep against a server."""
+"""MLflow under load: repeatedly, eight first starts at once lose nothing; a sweep reports to a server."""
 
 import os
 import socket
@@ -33,8 +33,8 @@ for line in sys.stdin:  # the next round's folder: now
 
 
 @pytest.mark.slow
-def test_eight_cold_starts_at_once_lose_nothing_again_and_again(tmp_path: Path) -> None:
-    """Real processes, and each round a database that is not there yet: every run, parameter and metric arrives."""
+def test_eight_first_starts_at_once_lose_nothing(tmp_path: Path) -> None:
+    """In each round, eight processes start without a database; every run, parameter and metric arrives."""
     jobs = [
         subprocess.Popen([sys.executable, "-c", JOB, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SRC)
         for i in range(JOBS)
@@ -69,7 +69,7 @@ def test_eight_cold_starts_at_once_lose_nothing_again_and_again(tmp_path: Path) 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """An MLflow server on the loopback device, as it would stand on another machine."""
+    """The address of an MLflow server on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = [

@@ -1,4 +1,4 @@
-"""The run folder: written whole, cut after a kill, found again."""
+"""The run folder: its files are complete, its history is cut after a kill, and unfinished runs are found."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_folder_from_start_to_end(tmp_path: Path) -> None:
     assert not list(folder.path.glob(".*"))  # no temporary file stays
 
 
-def test_rows_after_the_checkpoint_are_forgotten_and_a_cut_line_too(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_and_an_incomplete_line_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     for step in (1, 2, 3, 4):
         folder.add_row(step, {"train/loss": float(step)})
@@ -52,7 +52,7 @@ def test_rows_after_the_checkpoint_are_forgotten_and_a_cut_line_too(tmp_path: Pa
     assert folder.read_history() == []
 
 
-def test_a_folder_in_which_nothing_was_trained_can_be_taken_back(tmp_path: Path) -> None:
+def test_only_a_folder_in_which_nothing_was_trained_is_removed(tmp_path: Path) -> None:
     fresh, trained = (RunFolder.create(tmp_path / name, CONFIG) for name in ("fresh", "trained"))
     for folder in (fresh, trained):
         folder.drop_rows_after(0)
@@ -63,7 +63,7 @@ def test_a_folder_in_which_nothing_was_trained_can_be_taken_back(tmp_path: Path)
     assert trained.path.exists()
 
 
-def test_names_do_not_collide(tmp_path: Path) -> None:
+def test_runs_that_start_at_once_have_different_names(tmp_path: Path) -> None:
     paths = []
     for _ in range(3):
         path = new_run_path(tmp_path, "e2e_L6_s1")
@@ -73,7 +73,7 @@ def test_names_do_not_collide(tmp_path: Path) -> None:
     assert all(p.parent == tmp_path / "runs" and "e2e_L6_s1" in p.name for p in paths)
 
 
-def test_what_is_compared_is_flat_and_leaves_places_and_tracking_out() -> None:
+def test_comparable_keys_are_flat_and_leave_out_places_and_tracking() -> None:
     assert comparable_keys(CONFIG) == {"layer": 6, "loss.name": "e2e", "loss.kl": 1.0}
     moved = CONFIG | {"resume": True, "tracking": {"mlflow": False, "uri": "x"}, "output_dir": "/b", "cache": "/c"}
     assert list_differences(CONFIG, moved) == []
@@ -81,37 +81,37 @@ def test_what_is_compared_is_flat_and_leaves_places_and_tracking_out() -> None:
     assert list_differences(CONFIG, other) == ["extra: None / 1", "layer: 6 / 2", "loss.kl: 1.0 / 0.5"]
 
 
-def named(outputs: Path, name: str, config: dict[str, Any]) -> RunFolder:
+def create_run(outputs: Path, name: str, config: dict[str, Any]) -> RunFolder:
     return RunFolder.create(outputs / "runs" / name, config)
 
 
-def test_the_newest_unfinished_run_of_this_configuration_is_found(tmp_path: Path) -> None:
+def test_find_unfinished_returns_the_newest_run_with_the_same_configuration(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no unfinished run"):
         find_unfinished(tmp_path, CONFIG)
-    named(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
-    newer = named(tmp_path, "2026-01-02_00-00-00_a", CONFIG)
-    named(tmp_path, "2026-01-03_00-00-00_a", CONFIG | {"layer": 2})
-    named(tmp_path, "2026-01-04_00-00-00_a", CONFIG).finish()
+    create_run(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
+    newer = create_run(tmp_path, "2026-01-02_00-00-00_a", CONFIG)
+    create_run(tmp_path, "2026-01-03_00-00-00_a", CONFIG | {"layer": 2})
+    create_run(tmp_path, "2026-01-04_00-00-00_a", CONFIG).finish()
     (tmp_path / "runs" / "2026-01-05_no_run").mkdir()
     assert find_unfinished(tmp_path, CONFIG | {"resume": True}).path == newer.path
 
 
-def test_a_run_started_within_the_same_second_is_the_newer_one(tmp_path: Path) -> None:
+def test_of_runs_in_the_same_second_the_last_one_counts_as_newest(tmp_path: Path) -> None:
     numbers = ["", *(f"-{i}" for i in range(2, 12))]
-    runs = [named(tmp_path, f"2026-01-01_00-00-00_a{number}", CONFIG) for number in numbers]
+    runs = [create_run(tmp_path, f"2026-01-01_00-00-00_a{number}", CONFIG) for number in numbers]
     assert find_unfinished(tmp_path, CONFIG).path == runs[-1].path
 
 
 def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
-    good = named(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
+    good = create_run(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
     for name, text in (("2026-01-02_00-00-00_a", "{layer: ["), ("2026-01-03_00-00-00_a", "")):
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "config.yaml").write_text(text)
     assert find_unfinished(tmp_path, CONFIG).path == good.path
 
 
-def test_a_named_run_must_be_one_and_the_same(tmp_path: Path) -> None:
-    folder = named(tmp_path, "a", CONFIG)
+def test_open_unfinished_accepts_only_an_unfinished_run_with_the_same_configuration(tmp_path: Path) -> None:
+    folder = create_run(tmp_path, "a", CONFIG)
     assert open_unfinished(folder.path, CONFIG).path == folder.path
     with pytest.raises(UserError, match=r"not a run folder \(it has no config.yaml\)"):
         open_unfinished(tmp_path, CONFIG)

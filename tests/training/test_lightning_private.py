@@ -1,11 +1,11 @@
-"""What crux takes from the private parts of Lightning is still there."""
+"""The private parts of Lightning that crux uses still exist."""
 
 import lightning as L
 
 from crux.training.lightning_private import skip_sigterm_broadcast
 
 
-def test_lightning_still_asks_about_sigterm_where_crux_stops_it() -> None:
+def test_lightning_still_calls_the_function_that_crux_replaces() -> None:
     """`Trainer.fit` calls the function that `skip_sigterm_broadcast` replaces, if a run has several processes."""
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     loop = trainer.fit_loop.epoch_loop

@@ -1,4 +1,4 @@
-"""The optimiser that every training uses."""
+"""The optimiser of every training run."""
 
 from typing import Any
 

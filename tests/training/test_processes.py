@@ -1,4 +1,4 @@
-"""What the processes of a run are handed, and which signals they listen to."""
+"""Processes of a run on several devices: memory-mapped text is shared, and SIGTERM keeps its handler."""
 
 import pickle
 import signal
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from crux.training.processes import KeepSigtermHandler
 
 
-def test_memory_mapped_text_is_handed_over_as_its_place_in_its_file(tmp_path: Path) -> None:
+def test_memory_mapped_text_is_pickled_as_a_position_in_its_file(tmp_path: Path) -> None:
     numbers = np.arange(100_000, dtype=np.uint16)
     (tmp_path / "tokens").write_bytes(b"header!!" + numbers.tobytes())
     whole = np.memmap(tmp_path / "tokens", np.uint16, mode="r", offset=8, shape=(100_000,))
@@ -44,7 +44,7 @@ class OneStep(L.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*", "ignore:.*does not have many workers.*")
 def test_training_keeps_the_handler_of_sigterm() -> None:
-    """Lightning replaces it when `fit` begins; KeepSigtermHandler has the last word."""
+    """Lightning replaces the handler when `fit` begins; KeepSigtermHandler restores it."""
     before = signal.getsignal(signal.SIGTERM)
     module = OneStep()
     trainer = L.Trainer(

@@ -1,3 +1,5 @@
+"""The schedule of the learning rate, by hand and as a law."""
+
 import math
 
 import pytest
@@ -20,7 +22,7 @@ from crux.training.schedule import warmup_cosine
         (13, 0.2),
     ],
 )
-def test_the_schedule_by_hand(step: int, share: float) -> None:
+def test_the_schedule_has_the_values_computed_by_hand(step: int, share: float) -> None:
     found = warmup_cosine(step, warmup_steps=4, max_steps=12, min_lr_factor=0.2)
     assert found == pytest.approx(share, abs=1e-12)
 
@@ -35,7 +37,7 @@ def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
     least=st.floats(0, 1),
     step=st.integers(0, 300),
 )
-def test_it_rises_then_falls_and_stays_between_its_ends(warmup: int, length: int, least: float, step: int) -> None:
+def test_the_rate_rises_then_falls_to_its_end(warmup: int, length: int, least: float, step: int) -> None:
     def share(at: int) -> float:
         return warmup_cosine(at, warmup_steps=warmup, max_steps=length, min_lr_factor=least)
 

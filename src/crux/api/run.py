@@ -32,7 +32,7 @@ HEADLINE = re.compile(
 class Run:
     """One run, finished or not, read from its folder. Files are read when they are first needed.
 
-    A job that trains several SAEs at once, each as a run of its own (`sparsities=[…]`), has these in `runs`.
+    A job that trains several SAEs at once, one run per SAE (`sparsities=[…]`), has these in `runs`.
     """
 
     def __init__(self, folder: str | Path) -> None:
