@@ -60,7 +60,7 @@ def test_a_run_has_its_numbers_its_table_and_its_sae_and_the_process_is_unchange
     assert run.config["layer"] == 2
     assert run.config["loss"]["name"] == "local"
     assert list(run.history.index) == [1, 2, 3, 4]
-    assert run.history["train/loss"].notna().all()
+    assert np.isfinite(run.history["train/loss"].to_numpy()).all()
     assert run.sae.n_latents == 2048
     assert list(run.saes) == ["blocks.2.hook_resid_pre"]
     assert set(run.figures) == {"densities", "downstream", "loss_curves"}
