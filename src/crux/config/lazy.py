@@ -17,6 +17,8 @@ def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], li
     def get_attribute(name: str) -> object:
         module = sys.modules[package]
         if name in module.__all__:
+            if "IPython" in sys.modules:
+                import_module("crux.config.notebook_bars").import_tqdm_quietly()
             value = getattr(import_module(_origins(Path(module.__file__ or ""))[name]), name)
             setattr(module, name, value)
             return value

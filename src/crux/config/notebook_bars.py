@@ -3,6 +3,8 @@
 import sys
 import time
 import uuid
+import warnings
+from importlib import import_module
 from io import StringIO
 from typing import Any
 
@@ -20,6 +22,14 @@ def in_notebook() -> bool:
     """Return True if this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")  # a kernel has imported it
     return getattr(ipython.get_ipython(), "kernel", None) is not None if ipython is not None else False
+
+
+def import_tqdm_quietly() -> None:
+    """Import tqdm, which other libraries use, without its warning that ipywidgets is missing: crux draws its own bars."""
+    if in_notebook():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            import_module("tqdm.auto")
 
 
 class NotebookBars(Progress):
