@@ -50,9 +50,10 @@ def test_a_run_has_its_numbers_its_table_and_its_sae_and_the_process_is_unchange
     short: tuple[str, ...], tmp_path: Path
 ) -> None:
     """It is called in a process in which the user has initialised Hydra, as in a notebook."""
+    train = crux.train  # imports libraries, which add warning filters of their own
     with initialize_config_dir(str(tmp_path), version_base="1.2"):
         before = process_state()
-        run = crux.train(["loss=local", "layer=2", *short, f"output_dir={tmp_path}"])
+        run = train(["loss=local", "layer=2", *short, f"output_dir={tmp_path}"])
         assert process_state() == before
     assert run.state == "finished"
     assert run.metrics == json.loads((run.folder / "metrics.json").read_text())
@@ -101,9 +102,10 @@ def test_an_experiment_has_a_report_and_no_sae(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(short: tuple[str, ...], tmp_path: Path) -> None:
     job = ["loss=local", "tracking=none", *short, "trainer.checkpoint_every=1", f"output_dir={tmp_path}"]
     stop = [f"+callbacks.stop._target_={__name__}.Interrupt"]
+    train = crux.train
     before = process_state()
     with pytest.raises(KeyboardInterrupt):
-        crux.train([*job, *stop])
+        train([*job, *stop])
     assert process_state() == before
     (folder,) = (tmp_path / "runs").iterdir()
     run = crux.load_run(folder)
