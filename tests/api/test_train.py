@@ -23,7 +23,9 @@ import crux
 class Interrupt(L.Callback):
     """A callback that acts as if the user had pressed Ctrl-C after the second step."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 2:
             raise KeyboardInterrupt
 
