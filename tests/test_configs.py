@@ -159,7 +159,7 @@ def test_the_papers_runs_have_the_papers_numbers(layer: int, loss: str, composed
     assert (c.loss.name, c.layer, c.hook_point) == (loss, layer, f"blocks.{layer}.hook_resid_pre")
     expected = {"reconstruction": reconstruction, "kl": kl, "downstream": downstream}
     assert c.sparsity == sparsity
-    assert {key: c.loss.numbers.get(key, 0.0) for key in expected} == expected
+    assert {key: c.loss.numeric_options.get(key, 0.0) for key in expected} == expected
     if (
         loss == "e2e_ds"
     ):  # every later hook_resid_pre; the last hook_resid_post is in neither loss nor metrics of theirs

@@ -1,4 +1,4 @@
-"""`sparsities=[…]` and `ks=[…]` on the command line: what a job of many SAEs leaves, and that each reads like a run of its own."""
+"""`sparsities=[…]` and `ks=[…]` on the command line: each SAE of the job has the same results as a separate run."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Command = Callable[..., Path]
 
 @pytest.fixture
 def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> Command:
-    """Runs a short job and gives its folder."""
+    """Return a function that runs a short job and returns its folder."""
 
     def make(*overrides: str, code: int = 0) -> Path:
         before = set((tmp_path / "runs").glob("*"))
@@ -28,24 +28,24 @@ def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -
     return make
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
+def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
-def history_of(folder: Path) -> list[dict[str, float]]:
+def read_history(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
 
 
-def files_of(folder: Path) -> set[str]:
+def list_files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-def mlflow_runs(outputs: Path) -> dict[str, Any]:
-    """By name."""
+def find_mlflow_runs(outputs: Path) -> dict[str, Any]:
+    """Return the MLflow runs by name."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{outputs}/mlflow.db")
@@ -61,24 +61,24 @@ def mlflow_runs(outputs: Path) -> dict[str, Any]:
         ("k=16", "ks=[16,4]", "sae.k=16", ("loss=local", "sae=topk")),
     ],
 )
-def test_each_run_reads_like_one_that_was_trained_alone(
+def test_each_run_equals_one_that_was_trained_separately(
     name: str, many: str, one: str, common: tuple[str, ...], run: Command, tmp_path: Path
 ) -> None:
     job, alone = run(many, *common), run(one, *common, "tracking=none")
     assert {p.name for p in job.iterdir() if p.is_file()} == {"config.yaml", "DONE", "mlflow_run_id"}
     assert checkpoint_step(job / "checkpoints" / "last.ckpt") == 4
     part = job / name
-    assert files_of(part) == files_of(alone) - {"checkpoints/last.ckpt"} | {"mlflow_run_id"}
-    differing = {k for k, v in config_of(part).items() if v != config_of(alone)[k]}
+    assert list_files(part) == list_files(alone) - {"checkpoints/last.ckpt"} | {"mlflow_run_id"}
+    differing = {k for k, v in read_config(part).items() if v != read_config(alone)[k]}
     assert differing == {"tracking"}
-    found, expected = metrics_of(part), metrics_of(alone)
+    found, expected = read_metrics(part), read_metrics(alone)
     assert found.pop("final/tokens_per_second") > 0
     assert expected.pop("final/tokens_per_second") > 0
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    for row, expected_row in zip(history_of(part), history_of(alone), strict=True):
+    for row, expected_row in zip(read_history(part), read_history(alone), strict=True):
         assert row == pytest.approx(expected_row, rel=1e-4, abs=1e-5)
 
-    runs = mlflow_runs(tmp_path)
+    runs = find_mlflow_runs(tmp_path)
     assert len(runs) == 3
     parent = runs.pop(next(n for n in runs if "," in n))
     assert parent.info.status == "FINISHED"
@@ -96,7 +96,7 @@ def test_each_run_reads_like_one_that_was_trained_alone(
     assert child.info.run_name in ("e2e_ds L6 λ=3", "topk local L6 k=16")
 
 
-def test_a_bad_one_fails_and_the_others_are_finished(
+def test_a_run_fails_and_the_others_are_finished(
     run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     job = run("sparsities=[1,1e38,3]", "loss=local", "evaluation.latents=0", code=2)
@@ -109,15 +109,15 @@ def test_a_bad_one_fails_and_the_others_are_finished(
     bad = job / "sparsity=1e+38"
     assert "at step 1;" in (bad / "FAILED").read_text()
     assert not (bad / "metrics.json").exists()
-    assert history_of(bad) == []
-    assert {name: r.info.status for name, r in mlflow_runs(tmp_path).items()} == {
+    assert read_history(bad) == []
+    assert {name: r.info.status for name, r in find_mlflow_runs(tmp_path).items()} == {
         "local L6 λ=1": "FINISHED", "local L6 λ=3": "FINISHED", "local L6 λ=1e+38": "FAILED", "local L6 λ=1,1e+38,3": "FAILED",
     }  # fmt: skip
-    assert "at step 1;" in mlflow_runs(tmp_path)["local L6 λ=1e+38"].data.tags["failure"]
+    assert "at step 1;" in find_mlflow_runs(tmp_path)["local L6 λ=1e+38"].data.tags["failure"]
 
 
 @pytest.mark.parametrize("given", ["sparsities=[1,3]", "sparsities=[1,1e38]"])
-def test_a_stopped_job_goes_on_and_ends_with_the_same_bytes(
+def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
     given: str, run: Command, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -125,36 +125,36 @@ def test_a_stopped_job_goes_on_and_ends_with_the_same_bytes(
     whole = run(*words, "tracking=none", code=code)
     original = SAEModule.on_train_batch_start
 
-    def stopped(self: SAEModule, batch: Any, batch_idx: int) -> None:
+    def stop_training(self: SAEModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 3:
             raise KeyboardInterrupt
         original(self, batch, batch_idx)
 
-    # the whole one is as unfinished where a run of it failed; `resume` takes the newest
+    # a job with a failed run counts as unfinished too; `resume` takes the newest
     with monkeypatch.context() as patch:
-        patch.setattr(SAEModule, "on_train_batch_start", stopped)
+        patch.setattr(SAEModule, "on_train_batch_start", stop_training)
         broken = run(*words, code=130)
     assert checkpoint_step(broken / "checkpoints" / "last.ckpt") == 2
-    assert {r.info.status for r in mlflow_runs(tmp_path).values()} <= {"KILLED", "FAILED"}
+    assert {r.info.status for r in find_mlflow_runs(tmp_path).values()} <= {"KILLED", "FAILED"}
     assert crux_here(*short, *words, "resume=true", f"output_dir={tmp_path}") == code
     assert (broken / "DONE").exists() == (whole / "DONE").exists() == (code == 0)
     for name in ("sparsity=1", given.rpartition(",")[2].rstrip("]").replace("1e", "1e+").join(("sparsity=", ""))):
-        assert history_of(broken / name) == history_of(whole / name)
+        assert read_history(broken / name) == read_history(whole / name)
         assert (broken / name / "DONE").exists() == (whole / name / "DONE").exists()
         if (whole / name / "DONE").exists():
             weights = [(f / name / "sae" / "sae_weights.safetensors").read_bytes() for f in (whole, broken)]
             assert weights[0] == weights[1]
-            one, two = metrics_of(whole / name), metrics_of(broken / name)
+            one, two = read_metrics(whole / name), read_metrics(broken / name)
             assert one.pop("final/tokens_per_second") > 0
             assert two.pop("final/tokens_per_second") > 0
             assert one == two
-    states = {name: r.info.status for name, r in mlflow_runs(tmp_path).items()}
+    states = {name: r.info.status for name, r in find_mlflow_runs(tmp_path).items()}
     assert len(states) == 3
     assert set(states.values()) == ({"FINISHED"} if code == 0 else {"FINISHED", "FAILED"})
 
 
-def test_a_sweep_of_such_jobs(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> None:
-    """Its report takes the runs, not the jobs; in MLflow they are the sweep's children."""
+def test_a_sweep_of_jobs_with_many_saes(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> None:
+    """The report contains the runs, not the jobs; in MLflow they are children of the sweep."""
     words = ("-m", "loss=local,e2e", "sparsities=[1,3]", "sweep_name=two", "evaluation.latents=0")
     assert crux_here(*short, *words, f"output_dir={tmp_path}") == 0
     sweep = tmp_path / "sweeps" / "two"
@@ -163,7 +163,7 @@ def test_a_sweep_of_such_jobs(crux_here: Callable[..., int], short: tuple[str, .
     assert found["loss"].tolist() == ["local", "local", "e2e", "e2e"]
     assert found["asked for"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
     assert (sweep / "report.md").exists()
-    runs = mlflow_runs(tmp_path)
+    runs = find_mlflow_runs(tmp_path)
     parent = runs.pop("two")
     assert set(runs) == {"local L6 λ=1", "local L6 λ=3", "e2e L6 λ=1", "e2e L6 λ=3"}
     jobs = {path.name for path in sweep.iterdir() if (path / "DONE").exists()}

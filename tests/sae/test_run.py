@@ -1,4 +1,4 @@
-"""The main job, whole: what one run leaves in its folder and in MLflow, and that its numbers hold when taken again."""
+"""The main job from start to end: its run folder, its MLflow run, and the reproducibility of its numbers."""
 
 import json
 import math
@@ -15,7 +15,7 @@ import yaml
 
 STEPS, TOKENS = 4, 1024
 SUBSETS = ("", "/pos0", "/rest")
-SPLIT = [  # each under final/ and again with /pos0 and /rest
+SPLIT = [  # each with final/, and again with /pos0 and /rest
     *("ce_clean", "ce_spliced", "ce_zero", "ce_mean", "ce_increase", "loss_recovered_zero", "loss_recovered_mean"),
     *("kl", "top1_agreement", "l0", "mse", "explained_variance", "cosine", "norm_ratio"),
     *("downstream_mse/7", "downstream_mse/8", "downstream_ev/7", "downstream_ev/8"),
@@ -29,7 +29,7 @@ NAMES = {
 
 
 class Run(NamedTuple):
-    """A finished run."""
+    """The folder, metrics and output of a finished run."""
 
     folder: Path
     outputs: Path
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def made(
+def make_run(
     crux_here: Callable[..., int], short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Run]:
     def make(*overrides: str) -> Run:
@@ -52,16 +52,16 @@ def made(
 
 
 @pytest.fixture(scope="module")
-def tracked(made: Callable[..., Run]) -> Run:
-    return made()
+def tracked(make_run: Callable[..., Run]) -> Run:
+    return make_run()
 
 
 @pytest.fixture(scope="module")
-def untracked(made: Callable[..., Run]) -> Run:
-    return made("tracking=none")
+def untracked(make_run: Callable[..., Run]) -> Run:
+    return make_run("tracking=none")
 
 
-def test_the_run_folder_holds_everything(tracked: Run) -> None:
+def test_the_run_folder_is_complete(tracked: Run) -> None:
     found = {str(p.relative_to(tracked.folder)) for p in tracked.folder.rglob("*") if p.is_file()}
     assert found == {
         "config.yaml", "metrics.json", "history.jsonl", "latents.html", "mlflow_run_id", "DONE", "checkpoints/last.ckpt",
@@ -83,7 +83,7 @@ def test_the_configuration_is_resolved(tracked: Run) -> None:
 
 
 def test_metrics_have_the_promised_names_and_are_numbers(tracked: Run) -> None:
-    # an explained variance has no value where the activation does not vary; none of the others may be missing
+    # an explained variance has no value if the activation does not vary; no other metric may be missing
     optional = {n for n in NAMES if ("explained_variance" in n or "downstream_ev" in n) and n.endswith("/pos0")}
     assert NAMES - optional <= tracked.metrics.keys() <= NAMES
     assert all(isinstance(v, float) and math.isfinite(v) for v in tracked.metrics.values())
@@ -107,7 +107,7 @@ def test_metrics_agree_with_one_another(tracked: Run) -> None:
     assert m["downstream_positions"] == 2
 
 
-def test_the_history_has_a_row_a_step_and_the_short_judgements(tracked: Run) -> None:
+def test_the_history_has_one_row_per_step_and_the_short_evaluations(tracked: Run) -> None:
     rows = [json.loads(line) for line in (tracked.folder / "history.jsonl").read_text("utf-8").splitlines()]
     training = [row for row in rows if "train/loss" in row]
     short = [row for row in rows if "val/ce_increase" in row]
@@ -123,7 +123,7 @@ def test_the_history_has_a_row_a_step_and_the_short_judgements(tracked: Run) -> 
             "train/lr",
         } <= row.keys()
     for row in short:
-        assert not any("zero" in name or "mean" in name for name in row)  # ablations are for the end
+        assert not any("zero" in name or "mean" in name for name in row)  # ablations are only in the final evaluation
     assert all(math.isfinite(v) for row in rows for v in row.values())
 
 
@@ -138,7 +138,7 @@ def test_the_checkpoint_holds_the_sae_and_not_the_subject(tracked: Run) -> None:
     assert 3 * sae < path.stat().st_size < 3 * sae + 200_000
 
 
-def test_the_screen_shows_the_judgement_and_where_all_lies(tracked: Run) -> None:
+def test_the_screen_shows_the_evaluation_and_the_paths(tracked: Run) -> None:
     for word in ("CE loss increase", "L0", "loss recovered, mean ablation", "nats/token", str(tracked.folder)):
         assert word in tracked.shown
     assert f"mlflow ui --backend-store-uri sqlite:///{tracked.outputs}/mlflow.db" in tracked.shown
@@ -197,15 +197,15 @@ def test_the_same_command_gives_the_same_numbers(tracked: Run, untracked: Run) -
     assert weights[0] == weights[1]
 
 
-def test_another_seed_gives_other_numbers(untracked: Run, made: Callable[..., Run]) -> None:
-    other = made("tracking=none", "seed=1", "evaluation.latents=0")
-    assert other.metrics["final/ce_clean"] == untracked.metrics["final/ce_clean"]  # judged on the same windows
-    assert other.metrics["final/ce_mean"] == untracked.metrics["final/ce_mean"]  # so is the mean that ablates
+def test_another_seed_gives_other_numbers(untracked: Run, make_run: Callable[..., Run]) -> None:
+    other = make_run("tracking=none", "seed=1", "evaluation.latents=0")
+    assert other.metrics["final/ce_clean"] == untracked.metrics["final/ce_clean"]  # evaluated on the same windows
+    assert other.metrics["final/ce_mean"] == untracked.metrics["final/ce_mean"]  # with the same mean ablation
     assert other.metrics["final/mse"] != untracked.metrics["final/mse"]
     assert not (other.folder / "latents.html").exists()
 
 
-def test_the_saved_sae_is_judged_the_same_again(untracked: Run) -> None:
+def test_the_saved_sae_has_the_same_evaluation_again(untracked: Run) -> None:
     import crux
 
     subject = crux.load_subject("tiny")

@@ -1,4 +1,4 @@
-"""Whole short jobs beyond the main one: other architectures and losses, several hook points, transcoders, sweeps that go on."""
+"""Short jobs besides the main one: other architectures and losses, several hook points, transcoders, resumed sweeps."""
 
 import json
 import math
@@ -18,7 +18,7 @@ Command = Callable[..., Path]
 
 @pytest.fixture
 def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> Command:
-    """Runs a short job without MLflow and gives its folder."""
+    """Return a function that runs a short job without MLflow and returns its folder."""
 
     def make(*overrides: str) -> Path:
         before = set((tmp_path / "out" / "runs").glob("*"))
@@ -29,14 +29,14 @@ def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -
     return make
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
+def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("sae", ARCHITECTURES)
 def test_every_architecture_is_an_option_whose_folder_opens_again(sae: str, run: Command) -> None:
     folder = run(f"sae={sae}", "loss=local", "sae.auxk.coefficient=0.03", "sae.auxk.dead_after=300")
-    metrics = metrics_of(folder)
+    metrics = read_metrics(folder)
     loaded, about = crux.load_sae(folder / "sae")
     assert about["sae"] == sae
     torch.testing.assert_close(loaded.W_dec.norm(dim=-1), torch.ones(loaded.n_latents))
@@ -52,9 +52,9 @@ def test_every_architecture_is_an_option_whose_folder_opens_again(sae: str, run:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "kl_finetune", "fisher"])
 @pytest.mark.parametrize("sae", ARCHITECTURES)
-def test_every_pair_is_trained_and_judged_by_the_same_command(sae: str, loss: str, run: Command) -> None:
-    """That each pair learns, and goes on bit for bit where it was killed, is in training/test_pairs.py."""
-    metrics = metrics_of(run(f"sae={sae}", f"loss={loss}", "evaluation.latents=0"))
+def test_the_same_command_trains_and_evaluates_every_pair(sae: str, loss: str, run: Command) -> None:
+    """training/test_pairs.py checks that each pair learns, and that a resumed run equals an uninterrupted one."""
+    metrics = read_metrics(run(f"sae={sae}", f"loss={loss}", "evaluation.latents=0"))
     assert {
         f"final/{name}" for name in ("ce_increase", "kl", "l0", "explained_variance", "tokens_per_second")
     } <= metrics.keys()
@@ -63,15 +63,15 @@ def test_every_pair_is_trained_and_judged_by_the_same_command(sae: str, loss: st
 
 @pytest.mark.parametrize("loss", ["fisher", "kl_finetune", "e2e"])
 def test_a_g_sae_under_the_other_losses(loss: str, run: Command) -> None:
-    metrics = metrics_of(run("sae=gradient_topk", f"loss={loss}", "sae.gradient_target=sampled", "sae.k=16"))
+    metrics = read_metrics(run("sae=gradient_topk", f"loss={loss}", "sae.gradient_target=sampled", "sae.k=16"))
     assert metrics["final/l0"] <= 16
     assert metrics["final/with_gradient/ce_increase"] != metrics["final/ce_increase"]
 
 
-def test_several_hook_points_are_judged_one_by_one_and_together(run: Command) -> None:
+def test_several_hook_points_are_evaluated_one_by_one_and_together(run: Command) -> None:
     hooks = ["blocks.2.hook_resid_post", "blocks.5.attn.hook_z"]
     folder = run("loss=e2e_ds", f"hook_points=[{','.join(hooks)}]", "target_l0=100")
-    metrics = metrics_of(folder)
+    metrics = read_metrics(folder)
     for hook in hooks:
         assert {
             f"final/{hook}/{name}" for name in ("ce_increase", "l0", "explained_variance", "sparsity")
@@ -80,7 +80,7 @@ def test_several_hook_points_are_judged_one_by_one_and_together(run: Command) ->
         assert (folder / "figures" / f"densities_{hook}.png").exists()
         assert (folder / f"latents_{hook}.html").exists()
     alone = [metrics[f"final/{hook}/ce_increase"] for hook in hooks]
-    assert metrics["final/ce_increase"] > max(alone)  # together they cost more than either
+    assert metrics["final/ce_increase"] > max(alone)  # together they increase the CE more than either
     assert metrics["final/l0"] > max(metrics[f"final/{hook}/l0"] for hook in hooks)  # all their latents
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
     assert {f"train/l0/{hook}" for hook in hooks} | {"train/l0", "train/lambda", "train/kl"} <= history[0].keys()
@@ -94,20 +94,20 @@ def test_a_transcoder(run: Command) -> None:
     subject = crux.load_subject("tiny")
     text = crux.held_out_batches(subject, n_tokens=1024, batch=2)
     again = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text).metrics
-    assert metrics_of(folder)["final/ce_increase"] == pytest.approx(again["ce_increase"], rel=1e-4)
+    assert read_metrics(folder)["final/ce_increase"] == pytest.approx(again["ce_increase"], rel=1e-4)
 
 
 @pytest.mark.parametrize("sae", ["relu", "topk", "jumprelu", "gated"])
-def test_finetuning_a_saved_sae_begins_where_it_ended(sae: str, run: Command) -> None:
+def test_finetuning_starts_from_the_saved_sae(sae: str, run: Command) -> None:
     first = run(f"sae={sae}", "loss=local")
     still = ("optimizer.lr=1e-12", "loss=kl_finetune", "loss.finetune_share=1.0")
     second = run(f"sae={sae}", f"sae.start_from={first / 'sae'}", *still)
-    one, two = metrics_of(first), metrics_of(second)
+    one, two = read_metrics(first), read_metrics(second)
     for name in ("ce_increase", "l0", "mse", "kl"):
         assert two[f"final/{name}"] == pytest.approx(one[f"final/{name}"], rel=1e-3, abs=1e-4), name
 
 
-def test_another_architectures_folder_is_refused(
+def test_a_folder_of_another_architecture_is_rejected(
     run: Command,
     crux_here: Callable[..., int],
     short: tuple[str, ...],
@@ -119,11 +119,11 @@ def test_another_architectures_folder_is_refused(
     assert "holds a TopKSAE, which a ReluSAE cannot start from" in capsys.readouterr().err
 
 
-def test_a_named_sweep_goes_on_where_it_was_stopped_and_ends_with_its_table(
+def test_a_stopped_sweep_is_resumed_and_ends_with_its_table(
     crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The second of three jobs is stopped behind its checkpoint; the same command does the rest, and no more than that."""
+    """The second of three jobs is stopped after its checkpoint; the same command then does only the remaining steps."""
     from crux.sae.training.sae_module import SAEModule
 
     command = (
@@ -132,14 +132,14 @@ def test_a_named_sweep_goes_on_where_it_was_stopped_and_ends_with_its_table(
     )  # fmt: skip
     original, steps = SAEModule.on_train_batch_start, []
 
-    def stopped(self: SAEModule, batch: Any, batch_idx: int) -> None:
+    def stop_training(self: SAEModule, batch: Any, batch_idx: int) -> None:
         steps.append(batch_idx)
         if len(steps) == 4 + 4:  # in the last step of the second job
             raise KeyboardInterrupt
         original(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SAEModule, "on_train_batch_start", stopped)
+        patch.setattr(SAEModule, "on_train_batch_start", stop_training)
         assert crux_here(*command) == 130
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 1
@@ -155,7 +155,7 @@ def test_a_named_sweep_goes_on_where_it_was_stopped_and_ends_with_its_table(
 
     monkeypatch.setattr(SAEModule, "on_train_batch_start", counted)
     assert crux_here(*command) == 0
-    assert len(steps) == 2 + 4 + 4, "a finished job runs not at all, a stopped one from its checkpoint"
+    assert len(steps) == 2 + 4 + 4, "a finished job does not run again, a stopped one continues from its checkpoint"
     shown = capsys.readouterr().out
     assert "done before" in shown
     report = (sweep / "report.md").read_text("utf-8")

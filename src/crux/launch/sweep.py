@@ -179,11 +179,11 @@ def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> No
     from crux.sae.sweeps.report import write_report
 
     try:
-        shown = write_report(folder, at=config.report_l0)
+        report = write_report(folder, at=config.report_l0)
     except UserError as error:  # no run has finished
         print(f"crux: {error}", file=sys.stderr)
         return
-    shown.show()
+    report.print()
     if tracked is not None:
         tracked.log_files(folder)
 

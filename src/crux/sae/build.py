@@ -1,4 +1,4 @@
-"""From the options of a job to its SAEs, the module that trains them, and the batches that it trains on."""
+"""Builds the SAEs of a job, the module that trains them, and the training batches from the job's options."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from crux.training.data import ConcatenatedBatches
 def build_sites(
     options: SaeOptions, sites: Sequence[tuple[str, str]], *, typical: Mapping[str, TypicalActivation], seed: int
 ) -> list[Site]:
-    """Return an SAE at each pair of hook points, fresh or the saved one to start from; the seed determines the weights."""
+    """Return a new SAE, or the saved SAE to start from, at each pair of hook points; the seed determines new weights."""
     return [
         Site(read, write, build_sae(options, read=typical[read], written=typical[write], seed=seed))
         for read, write in sites
@@ -39,11 +39,11 @@ def build_sites(
 
 
 def build_sae(options: SaeOptions, *, read: TypicalActivation, written: TypicalActivation, seed: int) -> SAE:
-    """Return a fresh SAE for activations like these, or the saved one to start from.
+    """Return a new SAE for activations with these statistics, or the saved SAE to start from.
 
     Args:
-        read: typical activation at the hook point that it reads.
-        written: typical activation at the hook point that it reconstructs.
+        read: statistics of the activation that the SAE reads.
+        written: statistics of the activation that it reconstructs.
     """
     d_model, d_out = read.mean.shape[0], written.mean.shape[0]
     transcodes = options.output_hook is not None
@@ -72,24 +72,24 @@ def build_sae(options: SaeOptions, *, read: TypicalActivation, written: TypicalA
 
 
 def build_loss(options: LossOptions) -> Loss[Any]:
-    """Return the loss that its options name, which may be a user's own."""
+    """Return the loss that the options name, which may be a user's class."""
     return find_class(options._target_, key="loss._target_", base=Loss)(options)
 
 
 def build_label_gradients(
     options: SaeOptions, sites: Sequence[tuple[str, str]], subject: Subject
 ) -> LabelGradients | None:
-    """Return the gradient that the architecture looks at, or None if it looks at none."""
+    """Return the gradients that the architecture's encoder uses, or None if it uses none."""
     if options.gradient_labels is None:
         return None
     return LabelGradients(subject, tuple(write for _, write in sites), options.gradient_labels)
 
 
 def build_module(config: SaeJob, *, subject: Subject, sites: Sequence[Site], later: Sequence[str]) -> SAEModule:
-    """Return the module that trains a job's SAEs on a language model.
+    """Return the module that trains the SAEs of a job on a language model.
 
     Args:
-        later: the later hook points that the loss compares.
+        later: later hook points whose activations the loss compares.
     """
     loss = build_loss(config.loss)
     passes: Passes = ActivationPasses(max_norm=config.loss.max_norm)
@@ -119,7 +119,7 @@ def build_sae_module(
     runs: Sequence[str],
     kind: type[Module] = SAEModule,
 ) -> Module:
-    """Return the module that trains these SAEs under any loss, on any network; `kind` may be a subclass."""
+    """Return the module that trains these SAEs with any loss on any network; `kind` may be a subclass of `SAEModule`."""
     return kind(
         sites,
         passes=passes,
@@ -135,7 +135,7 @@ def build_sae_module(
 
 
 def training_data(config: SaeJob, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
-    """Return the batches that the loss trains on: shuffled activations, token batches, or first these, then those."""
+    """Return the training batches of the loss: shuffled activations, token batches, or the former followed by the latter."""
     steps, accumulate, share = config.trainer.max_steps, config.trainer.accumulate, config.loss.token_share
     n_shuffled = round((1 - share) * steps) * accumulate
 

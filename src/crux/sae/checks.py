@@ -20,20 +20,20 @@ from crux.text.paths import check_path
 
 
 def check_job(job: SaeJob, given: Collection[str]) -> None:
-    """Check what can be checked before the subject is at hand.
+    """Check everything that can be checked before the subject is loaded.
 
     Args:
-        given: the keys on the command line; they tell a hook point that was given from one that depends on the layer.
+        given: the keys on the command line, which distinguish a given hook point from one that depends on the layer.
 
     Raises:
-        UserError: for the first thing that cannot work, in one line.
+        UserError: for the first problem, in one line.
     """
     if {"layer", "hook_point"} <= set(given):
-        raise UserError("layer and hook_point both given: hook_point names the place in full, give one of them")
-    if job.hook_points is not None and (one := sorted({"layer", "hook_point"} & set(given))):
-        raise UserError(f"hook_points and {one[0]} both given: give one of them")
+        raise UserError("layer and hook_point both given: hook_point includes the layer, give one of them")
+    if job.hook_points is not None and (other := sorted({"layer", "hook_point"} & set(given))):
+        raise UserError(f"hook_points and {other[0]} both given: give one of them")
     if job.hook_points is not None and job.sae.output_hook is not None:
-        raise UserError("sae.output_hook goes with one hook_point, not with hook_points")
+        raise UserError("sae.output_hook needs one hook_point, not hook_points")
     _check_name("sae", job.sae)
     _check_name("loss", job.loss)
     _check_many(job, given)
@@ -55,10 +55,10 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
 
 
 def check_subject(job: SaeJob) -> None:
-    """Check that the subject is within reach and whole, and that the configuration fits it; a hub model is fetched for that.
+    """Check that the subject can be loaded and that the configuration fits it; a hub model is downloaded for that.
 
     Raises:
-        UserError: no such folder, no hub within reach, config.json or weights missing or broken, no such hook point in it.
+        UserError: if folder or hub cannot be reached, config.json or weights are missing or broken, or a hook point does not exist.
     """
     if job.model._target_ is not None:
         return
@@ -70,13 +70,13 @@ def check_subject(job: SaeJob) -> None:
 
 
 def check_saved_sae(folder: str | None) -> None:
-    """Check that the SAE to start from is a saved one."""
+    """Check that the folder to start from holds a saved SAE."""
     if folder is not None and not (Path(folder) / "cfg.json").is_file():
         raise UserError(f"sae.start_from={folder}: not an SAE folder, there is no cfg.json in it")
 
 
 def check_text(data: Data, *, context: int) -> None:
-    """Check that files of text are there and long enough for two sequences."""
+    """Check that text files exist and are long enough for two sequences."""
     if isinstance(data, Files) and data.path is not None:
         try:
             check_path(Path(data.path), column=data.column, min_tokens=2 * context)
@@ -85,42 +85,42 @@ def check_text(data: Data, *, context: int) -> None:
 
 
 def check_shares(trainer: SaeTrainer, loss: LossOptions, *, devices: int) -> None:
-    """Check that every device's share of a batch counts the same in the batch's mean."""
+    """Check that the batch can be divided so that each device's share has the same weight in the mean over the batch."""
     if devices == 1:
         return
     if trainer.batch % devices:
         raise UserError(
-            f"trainer.batch={trainer.batch}: the sequences of all {devices} devices together, must be a multiple of {devices}"
+            f"trainer.batch={trainer.batch}: must be a multiple of {devices}, since {devices} devices share the batch"
         )
     if loss.max_norm is not None:
         raise UserError(
-            "loss.max_norm leaves out more tokens on one device than on another, whose means would not make the batch's; "
+            "loss.max_norm leaves out different numbers of tokens on different devices, so their means cannot be averaged; "
             "use it with one device"
         )
 
 
 def _check_name(group: str, options: SaeOptions | LossOptions) -> None:
-    """Check that nobody renames an option: its name says in tables and metadata what it is."""
-    own = [option for option, kind in options_by_group()[group].items() if kind is type(options)]
-    if options.name not in own:
+    """Check that the name of an option was not changed: it identifies the option in tables and metadata."""
+    names = [option for option, kind in options_by_group()[group].items() if kind is type(options)]
+    if options.name not in names:
         what = {"sae": "an architecture", "loss": "a loss"}[group]
-        raise UserError(f"{group}.name={options.name}: cannot be given; choose {what} by {group}=…")
+        raise UserError(f"{group}.name={options.name}: cannot be set; choose {what} by {group}=…")
 
 
 def check_sparsity(sae: SaeOptions, sparsity: float, *, target_l0: float | None) -> None:
-    """Check λ, and the L0 towards which it is to be steered, against what the architecture can do."""
+    """Check that λ and the target L0 fit the architecture."""
     if sae.fixed_k and sparsity != 0:
         raise UserError(f"sparsity={sparsity:g}: sae={sae.name} fixes L0 by sae.k={sae.arguments['k']} and has no λ")
     if target_l0 is not None and sae.fixed_k:
-        raise UserError(f"target_l0={target_l0:g}: sae={sae.name} fixes L0 by sae.k; say sae.k={target_l0:g}")
+        raise UserError(f"target_l0={target_l0:g}: sae={sae.name} fixes L0 by sae.k; give sae.k={target_l0:g}")
     if target_l0 is not None and not sparsity > 0:
-        raise UserError("target_l0 steers λ from where sparsity starts it: sparsity must be more than 0")
+        raise UserError("target_l0 steers λ, which starts at sparsity: sparsity must be more than 0")
 
 
 def _check_left_out(sae: SaeOptions, loss: LossOptions) -> None:
     if sae.batch_wide and loss.leaves_tokens_out:
         raise UserError(
-            f"sae={sae.name} chooses over the whole batch, so no token of it can be left out of the loss: "
+            f"sae={sae.name} selects latents over the whole batch, so the loss cannot leave out any token: "
             "loss.max_norm must be null, and loss.skip_positions empty unless the loss is local"
         )
 
@@ -134,17 +134,17 @@ def _check_lengths(evaluation: Evaluation, loss: LossOptions, *, context: int) -
 
 
 def _check_many(job: SaeJob, given: Collection[str]) -> None:
-    """Check a job that trains many SAEs at once."""
+    """Check a job that trains many SAEs at once, in one run each."""
     lists = {"sparsities": (job.sparsities, "sparsity"), "ks": (job.ks, "sae.k")}
     for key, (values, single) in lists.items():
         if values is None:
             continue
         if job.sae.list_key != key:
             other = f"; give {job.sae.list_key}" if job.sae.list_key else ", one run for each value"
-            suited = {"sparsities": "relu", "ks": "topk"}[key]
-            raise UserError(f"{key}: many SAEs at once are for sae={suited}, not sae={job.sae.name}{other}")
+            architecture = {"sparsities": "relu", "ks": "topk"}[key]
+            raise UserError(f"{key}: many SAEs at once are for sae={architecture}, not sae={job.sae.name}{other}")
         if len(set(values)) < len(values):
-            raise UserError(f"{key}={values}: names a value twice")
+            raise UserError(f"{key}={values}: contains a value twice")
         if single in given:
             raise UserError(f"{key} and {single} both given: give one of them")
         if job.trainer.devices != 1:
@@ -152,22 +152,20 @@ def _check_many(job: SaeJob, given: Collection[str]) -> None:
         if job.target_l0 is not None:
             raise UserError(f"{key} and target_l0 both given: λ is either one of the list or steered")
         if job.hook_points is not None and len(job.hook_points) > 1:
-            raise UserError(f"{key}: many SAEs at once stand at one hook point, not at {len(job.hook_points)}")
+            raise UserError(f"{key}: many SAEs at once need one hook point, not {len(job.hook_points)}")
 
 
 def _check_devices(trainer: SaeTrainer, loss: LossOptions) -> None:
-    """Check that several devices are asked for in a way that can work: each has an equal share of the batch."""
+    """Check the options for several devices, and that each of them gets an equal share of the batch."""
     if trainer.strategy is Strategy.single:
         if trainer.devices != 1:
-            raise UserError(
-                f"trainer.devices={trainer.devices}: several devices share a run under trainer=ddp, say that too"
-            )
+            raise UserError(f"trainer.devices={trainer.devices}: several devices need trainer=ddp, give that too")
         return
     if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         raise UserError(
-            "trainer=ddp starts its processes itself: run it once, without torchrun and as one task of srun"
+            "trainer=ddp starts its processes itself: run it once, without torchrun and as a single srun task"
         )
     if trainer.accelerator.value == "cpu" and trainer.devices is None:
-        raise UserError("trainer.devices=null: on the CPU, say over how many processes, such as trainer.devices=2")
+        raise UserError("trainer.devices=null: on the CPU, give the number of processes, such as trainer.devices=2")
     if trainer.devices is not None:
         check_shares(trainer, loss, devices=trainer.devices)

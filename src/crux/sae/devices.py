@@ -1,4 +1,4 @@
-"""The devices of a job that trains SAEs: one, or a process on each of several."""
+"""The devices of a job that trains SAEs: one device, or several with one process each."""
 
 import torch
 
@@ -10,17 +10,19 @@ from crux.training.devices import choose_device
 
 
 def count_devices(trainer: SaeTrainer, loss: LossOptions) -> int:
-    """Return over how many devices the run trains, one process each.
+    """Return the number of devices on which the run trains, with one process each.
 
     Raises:
-        UserError: if there are not so many, or the batch cannot be shared.
+        UserError: if there are fewer devices, or the batch cannot be divided equally among them.
     """
     if trainer.strategy is Strategy.single:
         return 1
     wanted, on_cpu = trainer.devices, choose_device(trainer.accelerator).type == "cpu"
     gpus = torch.cuda.device_count()
     if wanted is None and on_cpu:
-        raise UserError("trainer=ddp: torch sees no GPU here; on the CPU, say how many processes: trainer.devices=2")
+        raise UserError(
+            "trainer=ddp: torch sees no GPU here; on the CPU, give the number of processes: trainer.devices=2"
+        )
     if wanted is not None and not on_cpu and wanted > gpus:
         raise UserError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
     n = wanted if wanted is not None else gpus

@@ -1,4 +1,4 @@
-"""A job that trains SAEs on a language model, top to bottom: subject and text, training, evaluation, and what it leaves."""
+"""The job that trains SAEs on a language model: it loads subject and text, trains, evaluates, and writes the results."""
 
 import re
 from collections.abc import Mapping
@@ -35,13 +35,13 @@ def run(config: SaeJob, *, folder: Path | None) -> RunFolder:
         folder: the run folder, if a sweep has assigned one; None: a new one.
 
     Raises:
-        NonFiniteLossError: if the loss of a run stopped being a number; the job's other runs are finished all the same.
+        NonFiniteLossError: if the loss of a run is no longer finite; the other runs of the job are finished nevertheless.
     """
     return run_job(config, folder=folder, prepare=lambda: SaeTraining(config).prepared_job())
 
 
 class SaeTraining:
-    """The training and evaluation of a job's SAEs, with everything loaded that they need."""
+    """The training and evaluation of a job's SAEs. Creating it loads everything that they need."""
 
     def __init__(self, config: SaeJob) -> None:
         torch.manual_seed(config.seed)
@@ -54,28 +54,28 @@ class SaeTraining:
         self.evaluated = self.subject if exact else load_model(config.model, device=device, dtype=torch.float32)
         self.later = downstream_hooks(config.loss, config.sites, n_layers=self.subject.n_layers)
         self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
-        sample = self.windows(self.tokens.train, config.evaluation.tokens)
+        sample = self.spread_windows(self.tokens.train, config.evaluation.tokens)
         hooks = {hook for site in config.sites for hook in site}
         typical = {hook: measure_typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
         self.means = {hook: typical[hook].mean for hook in hooks}
-        made = [
+        sites = [
             site
-            for one in self.runs.values()
-            for site in build_sites(one.sae, one.sites, typical=typical, seed=config.seed)
+            for single in self.runs.values()
+            for site in build_sites(single.sae, single.sites, typical=typical, seed=config.seed)
         ]
-        self.sites = [site._replace(sae=site.sae.to(self.subject.device)) for site in made]
+        self.sites = [site._replace(sae=site.sae.to(self.subject.device)) for site in sites]
         self.module = build_module(config, subject=self.subject, sites=self.sites, later=self.later)
         self.feed = Feed(
             training_data(config, subject=self.subject, tokens=self.tokens), accumulate=config.trainer.accumulate
         )
 
-    def windows(self, stream: np.ndarray, n_tokens: int) -> list[Tensor]:
-        """Return batches of a text that are the same for every SAE of a subject, whatever its seed."""
+    def spread_windows(self, stream: np.ndarray, n_tokens: int) -> list[Tensor]:
+        """Return batches of token windows that are spread over a text; they do not depend on the seed."""
         model, batch = self.config.model, self.config.trainer.batch
         return list(spread_batches(stream, context=model.context, batch=batch, n_tokens=n_tokens))
 
     def prepared_job(self) -> PreparedJob:
-        """Return what the job does."""
+        """Return the job's functions and settings for the common life cycle."""
         return PreparedJob(
             name=results.file_stem(self.config.run_name()),
             execute=self.execute,
@@ -86,24 +86,32 @@ class SaeTraining:
         )
 
     def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
-        """Train, then evaluate the runs whose loss has stayed a number."""
+        """Train all runs, then evaluate those whose loss has stayed finite."""
         rate = self.fit(run)
-        return {part.name: self.finish(part, rate) for part in run.tracked_runs if part.name not in self.module.failed}
+        return {
+            tracked_run.name: self.finish(tracked_run, rate)
+            for tracked_run in run.tracked_runs
+            if tracked_run.name not in self.module.failed
+        }
 
     def failure(self) -> NonFiniteLossError:
-        """Return the error that names the runs whose loss stopped being a number, and the steps."""
+        """Return the error that names the failed runs and the steps at which their loss was no longer finite."""
         at = ", ".join(f"step {step} ({name})" for name, step in self.module.failed.items())
         return NonFiniteLossError(at=at, kept="the other runs are finished")
 
-    def saes_of(self, part: TrackedRun) -> range:
-        """Return which of the job's SAEs are those of one run."""
-        each, i = len(self.sites) // len(self.runs), list(self.runs).index(part.name)
-        return range(i * each, (i + 1) * each)
+    def sae_indices(self, tracked_run: TrackedRun) -> range:
+        """Return the indices of the SAEs that belong to one run."""
+        per_run, i = len(self.sites) // len(self.runs), list(self.runs).index(tracked_run.name)
+        return range(i * per_run, (i + 1) * per_run)
 
     def fit(self, run: ActiveRun) -> float | None:
-        """Train; return training tokens per second, None if no step was left to do."""
+        """Train, and return the training tokens per second, or None if no step was left to do."""
         many = bool(run.tracked_runs[0].name)
-        shown = {f"{part.prefix}train/l0": f"L0({part.name})" for part in run.tracked_runs} if many else {}
+        shown = (
+            {f"{tracked_run.prefix}train/l0": f"L0({tracked_run.name})" for tracked_run in run.tracked_runs}
+            if many
+            else {}
+        )
 
         def add_row(step: int, row: dict[str, float]) -> None:
             run.add_row(step, row)
@@ -128,79 +136,84 @@ class SaeTraining:
             on_abandon=run.abandon,
         )
         self.module.to(self.subject.device)
-        self.module.end_failed_runs()  # a job that continues after its last step calls no hook
+        self.module.end_failed_runs()  # no hook is called if a resumed job has no steps left
         mark_failed_runs(run, self.module)
         return rate
 
-    def evaluate(self, part: TrackedRun, n_tokens: int, *, short: bool) -> SitesEvaluation:
+    def evaluate(self, tracked_run: TrackedRun, n_tokens: int, *, short: bool) -> SitesEvaluation:
         """Evaluate the SAEs of one run on held-out text."""
         return evaluate_sites(
             self.evaluated,
-            [self.sites[i] for i in self.saes_of(part)],
-            batches=self.windows(self.tokens.held_out, n_tokens),
+            [self.sites[i] for i in self.sae_indices(tracked_run)],
+            batches=self.spread_windows(self.tokens.held_out, n_tokens),
             means=self.means,
             gradient=self.config.sae.gradient_labels,
             short=short,
         )
 
     def short_evaluations(self, run: ActiveRun) -> dict[str, float]:
-        """Evaluate every run on little text, without ablations."""
+        """Evaluate every run on a little text, without ablations."""
         self.module.end_failed_runs()
         row: dict[str, float] = {}
-        for part in run.tracked_runs:
-            if part.name not in self.module.failed:
-                metrics = self.evaluate(part, self.config.evaluation.val_tokens, short=True).metrics
-                whole = {k: v for k, v in metrics.items() if not k.endswith(("/pos0", "/rest"))}
-                row |= {f"{part.prefix}val/{k}": v for k, v in whole.items()}
+        for tracked_run in run.tracked_runs:
+            if tracked_run.name not in self.module.failed:
+                metrics = self.evaluate(tracked_run, self.config.evaluation.val_tokens, short=True).metrics
+                all_positions = {k: v for k, v in metrics.items() if not k.endswith(("/pos0", "/rest"))}
+                row |= {f"{tracked_run.prefix}val/{k}": v for k, v in all_positions.items()}
         return row
 
-    def finish(self, part: TrackedRun, rate: float | None) -> RunOutcome:
-        """Evaluate one run, and write its SAEs, figures and pages."""
-        config, saes = self.runs[part.name], self.saes_of(part)
+    def finish(self, tracked_run: TrackedRun, rate: float | None) -> RunOutcome:
+        """Evaluate one run, and write its SAEs, figures and pages of latents."""
+        config, saes = self.runs[tracked_run.name], self.sae_indices(tracked_run)
         sites = [self.sites[i] for i in saes]
-        evaluation = self.evaluate(part, config.evaluation.tokens, short=False)
-        found = evaluation.metrics | self.training_metrics(config, saes)
-        metrics = {f"final/{name}": value for name, value in found.items()}
+        evaluation = self.evaluate(tracked_run, config.evaluation.tokens, short=False)
+        final = evaluation.metrics | self.training_metrics(config, saes)
+        metrics = {f"final/{name}": value for name, value in final.items()}
         metrics |= without_counts(metrics)
         metrics |= {"final/downstream_positions": float(len(self.later))}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
         lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
-        results.write_saes(part.folder, config, sites, lambdas)
-        results.write_figures(part.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels())
+        results.write_saes(tracked_run.folder, config, sites, lambdas)
+        results.write_figures(
+            tracked_run.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels()
+        )
         results.write_latents_pages(
-            part.folder,
+            tracked_run.folder,
             config,
             subject=self.evaluated,
             sites=sites,
             evaluation=evaluation,
-            batches=self.windows(self.tokens.held_out, config.evaluation.tokens),
+            batches=self.spread_windows(self.tokens.held_out, config.evaluation.tokens),
         )
         return RunOutcome(metrics, lambda: results.print_evaluation(config.run_name(), config.hooks_read, metrics))
 
     def training_metrics(self, config: SaeJob, saes: range) -> dict[str, float]:
         """Return, per SAE, the number and share of latents that fired in the last N training tokens, and the final λ."""
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for i in saes:
             site = self.sites[i]
             prefix = "" if len(saes) == 1 else f"{site.write}/"
             alive, n = self.module.alive(i, window=config.evaluation.alive_window)
-            found |= {
+            metrics |= {
                 f"{prefix}alive_train_{n}": float(alive),
                 f"{prefix}alive_train_{n}_frac": alive / site.sae.n_latents,
             }
             if not config.sae.fixed_k:
-                found[f"{prefix}sparsity"] = float(self.module.sparsity.weight[i])
-        return found
+                metrics[f"{prefix}sparsity"] = float(self.module.sparsity.weight[i])
+        return metrics
 
 
 def mark_failed_runs(run: ActiveRun, module: SAEModule) -> None:
-    """End the runs whose loss has stopped being a number."""
-    for part in run.tracked_runs:
-        if (step := module.failed.get(part.name)) is not None:
-            part.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs go on"))
+    """Mark the runs whose loss is no longer finite as failed."""
+    for tracked_run in run.tracked_runs:
+        if (step := module.failed.get(tracked_run.name)) is not None:
+            tracked_run.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs continue"))
 
 
 def without_counts(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return `alive_heldout_<N>` and the like again without N: one column in MLflow for runs of all lengths."""
+    """Return `alive_heldout_<N>`, `alive_train_<N>` and their shares without the number N in their names.
+
+    Then MLflow has one column for runs of all lengths.
+    """
     pattern = r"(.*\balive_(?:heldout|train))_\d+(_frac)?"
     return {m[1] + (m[2] or ""): value for name, value in metrics.items() if (m := re.fullmatch(pattern, name))}

@@ -1,4 +1,4 @@
-"""The gradient of a label's loss at hook points, from the clean pass and one activation-only backward pass."""
+"""Gradients of a label loss at hook points, from the clean pass and a backward pass that only forms activation gradients."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -20,7 +20,7 @@ def clean_with_label_gradients(
     generator: torch.Generator,
     capture: Collection[str],
 ) -> tuple[Clean, dict[str, Float[Tensor, "batch pos _d"]]]:
-    """The clean pass, and g = ∂(Σ of the labels' losses)/∂activation by hook; `generator` draws `sampled` labels."""
+    """Return the clean pass and, by hook point, g = ∂(summed label loss)/∂activation; `generator` draws `sampled` labels."""
     W_U, b_U, softcap = subject.unembed
 
     def loss(final: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def clean_with_label_gradients(
 
 
 class LabelGradients(NamedTuple):
-    """g = ∂(Σ of the labels' losses)/∂activation at some hook points: what SAEs look at in training, or a loss does."""
+    """The gradients g = ∂(summed label loss)/∂activation at some hook points, which gradient SAEs or a loss use in training."""
 
     subject: Subject
     hooks: tuple[str, ...]
@@ -39,7 +39,7 @@ class LabelGradients(NamedTuple):
     def clean(
         self, tokens: Int[Tensor, "batch pos"], *, capture: Collection[str], generator: torch.Generator
     ) -> tuple[Clean, dict[str, Float[Tensor, "batch pos _d"]]]:
-        """Return the clean pass and g by hook; `generator` draws `sampled` labels."""
+        """Return the clean pass and g by hook point; `generator` draws `sampled` labels."""
         return clean_with_label_gradients(
             self.subject, tokens, hooks=self.hooks, target=self.target, generator=generator, capture=capture
         )

@@ -1,4 +1,4 @@
-"""Loads what the sections `model` and `data` describe: the subject and its tokens of the text."""
+"""Loading the subject and the tokenised text that the sections `model` and `data` describe."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ from crux.text.tokens import Tokens, prepare_tokens
 
 
 def load_model(model: LanguageModel, *, device: torch.device, dtype: torch.dtype) -> Subject:
-    """Load the frozen network, by the user's own function if the options name one."""
+    """Load the frozen network; with the user's function if the options name one."""
     if model._target_ is not None:
         subject = call_function(model._target_, model, key="model._target_", device=device, dtype=dtype)
-        assert isinstance(subject, Subject), f"{model._target_} returned {type(subject)}, no Subject"
+        assert isinstance(subject, Subject), f"{model._target_} returned a {type(subject)}, not a Subject"
         return subject
     return load_subject(model_source(model), process_weights=model.process_weights, device=device, dtype=dtype)
 
 
 def text_source(data: Data) -> Source:
-    """Return where the text comes from."""
+    """Return the source of the text."""
     match data:
         case Files(path=str(path)):
             return sources.TextFiles(Path(path), data.column)
@@ -38,7 +38,7 @@ def text_source(data: Data) -> Source:
 
 
 def load_tokens(data: Data, *, model: LanguageModel, cache: str | None) -> Tokens:
-    """Return the subject's tokens of the text, from the cache if they are there."""
+    """Return the text as tokens of the subject; from the cache if it is there."""
     tokenizer, end_of_text = load_tokenizer(model_source(model))
     return prepare_tokens(
         text_source(data),

@@ -1,4 +1,4 @@
-"""The jobs that train SAEs on language models, and their sections. Torch-free."""
+"""The options of jobs that train SAEs on language models. Torch-free."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from crux.sae.losses.options import LossOptions
 
 
 class Strategy(Enum):
-    """One device, or a process on each of several (trainer=ddp)."""
+    """The number of devices: one, or several with one process each (trainer=ddp)."""
 
     single = "single"
     ddp = "ddp"
@@ -38,7 +38,7 @@ class Strategy(Enum):
 
 @dataclass
 class SaeTrainer(BatchTrainer):
-    """How an SAE is trained."""
+    """Training of SAEs: length, batches, devices and logging."""
 
     accumulate: Count = MISSING
     """Micro-batches per optimiser step."""
@@ -54,21 +54,21 @@ class SaeTrainer(BatchTrainer):
 
 @dataclass
 class Evaluation:
-    """The evaluation on held-out text."""
+    """Evaluation on held-out text."""
 
     tokens: Count = MISSING
     """Number of held-out tokens of the evaluation at the end."""
     val_tokens: Count = MISSING
     """Number of held-out tokens of the short evaluations during training."""
     alive_window: Count = MISSING
-    """alive_train_<N>: a latent is alive if it fired in the last N training tokens (500,000 in Braun et al. 2405.12241)."""
+    """N of alive_train_<N>: a latent is alive if it fired in the last N training tokens (500,000 in Braun et al. 2405.12241)."""
     latents: Annotated[int, Ge(0)] = MISSING
     """Number of latents on the HTML page of examples; 0: no page."""
 
 
 @dataclass
 class SparseTraining(Job):
-    """What every training of an SAE has, whatever its subject."""
+    """The options of every job that trains SAEs, on any subject."""
 
     sparsity: Annotated[float, Ge(0)] = MISSING
     """λ, the coefficient of the sparsity penalty; its initial value if target_l0 is given; 0 if k fixes L0."""
@@ -79,7 +79,7 @@ class SparseTraining(Job):
 
 @dataclass
 class SaeJob(SparseTraining):
-    """Trains one SAE, or several, on a language model, and evaluates them."""
+    """A job that trains one or several SAEs on a language model and evaluates them."""
 
     layer: int = MISSING
     """Block whose input (residual stream) the SAE reads, from 0."""
@@ -116,11 +116,11 @@ class SaeJob(SparseTraining):
 
     @property
     def tokens(self) -> int:
-        """Training tokens of the whole run."""
+        """The number of training tokens of the whole run."""
         return self.trainer.max_steps * self.trainer.batch * self.trainer.accumulate * self.model.context
 
     def per_sae(self) -> dict[str, "SaeJob"]:
-        """Return one configuration per SAE, keyed by the name of its folder, if the job trains many at once; else none."""
+        """Return one configuration per SAE, keyed by folder name, if the job trains several runs; otherwise an empty dict."""
         if self.sparsities is not None:
             return {
                 f"sparsity={str(float(value)).removesuffix('.0')}": replace(self, sparsities=None, sparsity=value)
@@ -146,14 +146,14 @@ class SaeJob(SparseTraining):
         return f"λ={self.sparsity:g}" if self.target_l0 is None else f"L0={self.target_l0:g}"
 
     def mlflow_params(self) -> dict[str, object]:
-        many = self.sparsities is not None or self.ks is not None  # then each of the job's runs has its own value
-        found = {
+        several_runs = self.sparsities is not None or self.ks is not None  # each run has its own value
+        params = {
             "loss": self.loss.name,
             "layer": self.layer if self.hook_points is None else None,
             "hook_point": ",".join(self.hooks_read),
-            "sparsity": None if many else self.sparsity,
+            "sparsity": None if several_runs else self.sparsity,
             "target_l0": self.target_l0,
-            "k": None if many else self.sae.arguments.get("k"),
+            "k": None if several_runs else self.sae.arguments.get("k"),
             "seed": self.seed,
             "sae": self.sae.name,
             "model": self.model.path or self.model.name,
@@ -161,9 +161,9 @@ class SaeJob(SparseTraining):
             "lr": self.optimizer.lr,
             "max_steps": self.trainer.max_steps,
             "tokens": self.tokens,
-            **self.loss.numbers,
+            **self.loss.numeric_options,
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in params.items() if value is not None}
 
     def mlflow_tags(self) -> dict[str, str | None]:
         layer = str(self.layer) if self.hook_points is None else None
@@ -172,7 +172,7 @@ class SaeJob(SparseTraining):
 
 @dataclass
 class ReportJob(Job):
-    """Writes a sweep's tables and figures again, from its run folders alone."""
+    """A job that writes the tables and figures of a sweep again, from its run folders."""
 
     sweep: str | None = None
     """Name of the sweep; null: that of sweep_name."""
@@ -184,7 +184,7 @@ class ReportJob(Job):
 
 
 def text_name(data: Data) -> str:
-    """Return what to call the text in tables and metadata."""
+    """Return the name of the text in tables and metadata."""
     match data:
         case Files(path=str(path)):
             return path
@@ -195,7 +195,7 @@ def text_name(data: Data) -> str:
 
 
 def model_source(model: LanguageModel) -> str | Path:
-    """Return the subject's folder if one is given, else its name."""
+    """Return the folder of the subject if one is given, otherwise its name."""
     return Path(model.path) if model.path is not None else model.name
 
 

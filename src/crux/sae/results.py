@@ -1,4 +1,4 @@
-"""What a finished run shows: figures, the page of its latents, the table on the screen."""
+"""The results of a finished run: saved SAEs, figures, the page of latents, and the table on the screen."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ from crux.subjects.tokenizer import load_tokenizer
 
 
 def file_stem(name: str) -> str:
-    """Return a run's name for the file system, such as `e2e_ds_L6_s1.5`."""
+    """Return a file name for a run, such as `e2e_ds_L6_s1.5`."""
     return re.sub(r"[^\w.+-]+", "_", name.replace("λ=", "s"))
 
 
 def sae_metadata(config: SaeJob, site: Site, *, sparsity: float) -> dict[str, Any]:
-    """What must be known of the SAE before it may be judged again."""
+    """Return the metadata of a saved SAE, which an evaluation of it needs."""
     return {
         "model_name": str(model_source(config.model)),
         "hook_name": site.read,
@@ -52,38 +52,38 @@ def sae_metadata(config: SaeJob, site: Site, *, sparsity: float) -> dict[str, An
 
 
 def write_saes(folder: RunFolder, config: SaeJob, sites: Sequence[Site], sparsities: Sequence[float]) -> None:
-    """`sae/`, or with several hook points `sae/<hook point>/`; with the λ that each was trained under at the end."""
+    """Save each SAE with its final λ to `sae/`, or to `sae/<hook point>/` if there are several."""
     for site, sparsity in zip(sites, sparsities, strict=True):
-        place = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
-        saelens.save_sae(site.sae, place, sae_metadata(config, site, sparsity=sparsity))
+        path = folder.path / "sae" if len(sites) == 1 else folder.path / "sae" / site.write
+        saelens.save_sae(site.sae, path, sae_metadata(config, site, sparsity=sparsity))
 
 
 def write_figures(
     folder: RunFolder, subject: Subject, sites: Sequence[Site], evaluation: SitesEvaluation, *, terms: Mapping[str, str]
 ) -> None:
-    """Loss curves, and for each SAE downstream reconstruction and firing densities, as PNG."""
+    """Write loss curves and, for each SAE, downstream reconstruction and firing densities, as PNG files."""
     write_loss_curves(folder, terms)
-    for site, found in zip(sites, evaluation.evaluations, strict=True):
+    for site, of_sae in zip(sites, evaluation.evaluations, strict=True):
         hook, suffix = parse_hook(site.write), _suffix(site, sites)
-        drawn = {
+        figures = {
             "downstream": plot_downstream(
-                found.metrics, hook=site.write, n_layers=subject.n_layers, at=hook.layer + (hook.kind == "resid_post")
+                of_sae.metrics, hook=site.write, n_layers=subject.n_layers, at=hook.layer + (hook.kind == "resid_post")
             ),
-            "densities": plot_densities(found.densities.numpy(), n_tokens=found.n_tokens),
+            "densities": plot_densities(of_sae.densities.numpy(), n_tokens=of_sae.n_tokens),
         }
-        for name, figure in drawn.items():
+        for name, figure in figures.items():
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
 
 
 def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
-    """Draw the terms of the loss, by key and label, and L0 over the training."""
+    """Write the curves of the loss terms (key → label) and of L0 over the training."""
     save_figure(
         plot_loss_curves(folder.read_history(), terms=terms, l0="train/l0"), folder.path / "figures" / "loss_curves.png"
     )
 
 
 def _suffix(site: Site, sites: Sequence[Site]) -> str:
-    """Tells the files of several SAEs apart."""
+    """Return the part of a file name that distinguishes the files of several SAEs."""
     return "" if len(sites) == 1 else f"_{site.write}"
 
 
@@ -100,26 +100,26 @@ def write_latents_pages(
     batches: Sequence[Tensor],
     evaluation: SitesEvaluation,
 ) -> None:
-    """`latents.html`, one an SAE: densities, strongest contexts and logit effects of some latents."""
-    for site, found in zip(sites, evaluation.evaluations, strict=True):
-        latents = choose_latents(found.densities, found.maxima, n=config.evaluation.latents)
+    """Write one `latents.html` per SAE, with densities, strongest contexts and logit effects of some latents."""
+    for site, of_sae in zip(sites, evaluation.evaluations, strict=True):
+        latents = choose_latents(of_sae.densities, of_sae.maxima, n=config.evaluation.latents)
         if len(latents) == 0:
-            continue  # none wanted, or nothing fires
-        page = _page(
-            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches, found=found,
+            continue  # no page is wanted, or no latent fires
+        page = _render_page(
+            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches, evaluation=of_sae,
             latents=latents,
         )  # fmt: skip
         write_text(folder.path / f"latents{_suffix(site, sites)}.html", page)
 
 
-def _page(
+def _render_page(
     title: str,
     source: str | Path,
     *,
     subject: Subject,
     site: Site,
     batches: Sequence[Tensor],
-    found: SaeEvaluation,
+    evaluation: SaeEvaluation,
     latents: Int[Tensor, "latents"],
 ) -> str:
     sae, before = site.sae.fold(), 12
@@ -141,10 +141,10 @@ def _page(
         facts={
             "subject": str(source),
             "hook point": site.read if site.read == site.write else f"{site.read} → {site.write}",
-            "L0": f"{found.metrics['l0']:.1f}",
-            "CE loss increase": f"{found.metrics['ce_increase']:+.3f} nats",
+            "L0": f"{evaluation.metrics['l0']:.1f}",
+            "CE loss increase": f"{evaluation.metrics['ce_increase']:+.3f} nats",
             "latents": f"{len(latents)} of {sae.n_latents}",
-            "held-out tokens": f"{found.n_tokens:,}",
+            "held-out tokens": f"{evaluation.n_tokens:,}",
         },
         decode=lambda token: tokenizer.decode([token], skip_special_tokens=False),
         latents=contexts.latents.numpy(),
@@ -175,15 +175,15 @@ ROWS = {
 
 
 def print_evaluation(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
-    """Print the evaluation as one table, and each SAE's own if there are several; `hooks` are those that they read."""
+    """Print the evaluation as a table, and one more table per SAE if there are several; `hooks` are those that they read."""
     console = make_console(width=110)
     if len(hooks) == 1:
         console.print(_table(f"{name} on held-out text", metrics))
         return
     console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
     for hook in hooks:
-        own = {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k}
-        console.print(_table(f"{hook} alone", own))
+        of_sae = {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k}
+        console.print(_table(f"{hook} alone", of_sae))
 
 
 def _table(title: str, metrics: Mapping[str, float]) -> Table:
@@ -199,14 +199,14 @@ def _table(title: str, metrics: Mapping[str, float]) -> Table:
     for name, (label, unit) in ROWS.items():
         if f"final/{name}" in metrics:
             table.add_row(label, *_cells(metrics, f"final/{name}"), unit)
-        if f"final/{WITH_GRADIENT}/{name}" in metrics and name in CHANGED_BY_CHOICE:
-            table.add_row("  latents chosen by gradient*", *_cells(metrics, f"final/{WITH_GRADIENT}/{name}"), unit)
+        if f"final/{WITH_GRADIENT}/{name}" in metrics and name in GRADIENT_METRICS:
+            table.add_row("  latents selected by gradient*", *_cells(metrics, f"final/{WITH_GRADIENT}/{name}"), unit)
     later = sorted(int(k.split("/")[2]) for k in metrics if re.fullmatch(r"final/downstream_mse/\d+", k))
     for k in later:
         table.add_row(f"explained variance entering block {k}", *_cells(metrics, f"final/downstream_ev/{k}"), "share")
     for name in sorted(k for k in metrics if re.fullmatch(r"final/alive_(heldout|train)_\d+", k)):
-        where, n = name.removeprefix("final/alive_").rsplit("_", 1)
-        label = f"alive, {'held-out' if where == 'heldout' else 'last training'} {int(n):,} tokens"
+        split, n = name.removeprefix("final/alive_").rsplit("_", 1)
+        label = f"alive, {'held-out' if split == 'heldout' else 'last training'} {int(n):,} tokens"
         table.add_row(label, f"{metrics[name]:,.0f}", "", "", f"latents ({metrics[f'{name}_frac']:.0%})")
     if sparsity := metrics.get("final/sparsity"):
         table.add_row("sparsity λ", f"{sparsity:.4g}", "", "", "")
@@ -215,12 +215,12 @@ def _table(title: str, metrics: Mapping[str, float]) -> Table:
     if positions := int(metrics.get("final/downstream_positions", 0)):
         table.add_row("downstream positions in the loss", str(positions), "", "", "")
     if f"final/{WITH_GRADIENT}/ce_increase" in metrics:
-        table.caption = "* a choice that has seen the label's gradient: not how the SAE can be used"
+        table.caption = "* with the gradient of the label, which is not available when the SAE is used"
     return table
 
 
-CHANGED_BY_CHOICE = ("ce_increase", "kl", "explained_variance")
-"""What the table shows again for latents that were chosen by the gradient."""
+GRADIENT_METRICS = ("ce_increase", "kl", "explained_variance")
+"""Metrics that the table also shows for latents selected by the gradient."""
 
 
 def _cells(metrics: Mapping[str, float], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a run's SAEs stand in the subject: hook points read and written, and the later ones that a loss compares. Torch-free."""
+"""Checks of the hook points of a run's SAEs, and of the later ones that its loss compares. Torch-free."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,25 +10,25 @@ from crux.sae.options import SaeJob
 from crux.subjects.hooks import check_hook, check_layer, later_residuals, parse_hook
 from crux.subjects.shape import Shape
 
-Site = tuple[str, str]
+HookPair = tuple[str, str]
 """The hook points that an SAE reads and writes."""
 
 
 def check_sites(job: SaeJob, shape: Shape | None, *, hook_given: bool) -> None:
-    """Check that every hook point exists, in an order that makes sense, and that its dictionary is large enough.
+    """Check that the hook points exist and are in order, and that the dictionaries are large enough.
 
     Args:
-        shape: of the subject; None if it is not there yet.
-        hook_given: whether hook_point was given, and does not depend on `layer`.
+        shape: shape of the subject; None if it is not available yet.
+        hook_given: whether the user gave `hook_point` instead of `layer`.
 
     Raises:
-        UserError: in one line.
+        UserError: for the first problem, in one line.
     """
     if shape is not None and job.model.context > shape.n_ctx:
         raise UserError(f"model.context={job.model.context}: the model's context has {shape.n_ctx} tokens")
     n_layers = shape.n_layers if shape is not None else job.model.n_layers
     if n_layers is None:
-        return  # a hub model of unknown depth: checked once it is there
+        return  # a hub model of unknown depth is checked after it has been downloaded
     if not hook_given and job.hook_points is None:
         check_layer(job.layer, n_layers=n_layers)
     for read, write in job.sites:
@@ -42,15 +42,15 @@ def check_sites(job: SaeJob, shape: Shape | None, *, hook_given: bool) -> None:
 
 
 def _place(hook: str, n_layers: int) -> tuple[int, int]:
-    """Return where a hook point is in the network; a block's `hook_resid_post` is the next one's `hook_resid_pre`."""
-    found = parse_hook(hook)
-    if found.kind == "resid_post" and found.layer + 1 < n_layers:
-        found = found._replace(layer=found.layer + 1, kind="resid_pre")
-    return found.order
+    """Return the order of a hook point in the network; a block's `hook_resid_post` is the same as the next `hook_resid_pre`."""
+    parsed = parse_hook(hook)
+    if parsed.kind == "resid_post" and parsed.layer + 1 < n_layers:
+        parsed = parsed._replace(layer=parsed.layer + 1, kind="resid_pre")
+    return parsed.order
 
 
-def _check_order(sites: Sequence[Site], n_layers: int) -> None:
-    """Check that the SAEs follow the network, and that a transcoder writes behind what it reads."""
+def _check_order(sites: Sequence[HookPair], n_layers: int) -> None:
+    """Check that the SAEs are in the network's order, and that a transcoder writes after the hook point that it reads."""
     orders = [_place(read, n_layers) for read, _ in sites]
     if any(a >= b for a, b in pairwise(orders)):
         names = ", ".join(read for read, _ in sites)
@@ -58,18 +58,18 @@ def _check_order(sites: Sequence[Site], n_layers: int) -> None:
     for read, write in sites:
         if write != read and _place(write, n_layers) <= _place(read, n_layers):
             raise UserError(
-                f"sae.output_hook={write}: does not lie behind {read}, which a transcoder reads; "
-                "leave it out to reconstruct what is read"
+                f"sae.output_hook={write}: is not after {read}, which the transcoder reads; "
+                "leave it out to reconstruct the activation that is read"
             )
 
 
-def downstream_hooks(loss: LossOptions, sites: Sequence[Site], *, n_layers: int) -> list[str]:
-    """Return the later hook points that the loss compares: those given, or every later residual; none if it compares none.
+def downstream_hooks(loss: LossOptions, sites: Sequence[HookPair], *, n_layers: int) -> list[str]:
+    """Return the later hook points that the loss compares: those given, or every later residual; empty if it compares none.
 
-    Later than the first SAE's output, and not at another SAE's.
+    They are after the hook point that the first SAE writes, and no other SAE writes there.
 
     Raises:
-        UserError: if a hook point does not lie behind the SAE, or none is left.
+        UserError: if a given hook point is not after the SAE, or no hook point is left.
     """
     written = [write for _, write in sites]
     taken = [_place(hook, n_layers) for hook in written]
@@ -78,7 +78,7 @@ def downstream_hooks(loss: LossOptions, sites: Sequence[Site], *, n_layers: int)
 
 
 def check_n_latents(sae: SaeOptions, width: int, *, target_l0: float | None) -> None:
-    """Check that a dictionary for activations of this width has latents, and as many as are asked to fire."""
+    """Check that a dictionary for activations of this width has latents, and at least as many as are to be active."""
     n_latents = sae.count_latents(width)
     if n_latents < 1:
         raise UserError(

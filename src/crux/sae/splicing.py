@@ -1,4 +1,4 @@
-"""Several SAEs in one spliced pass: each encodes what stands at its read hook by then, the others' effect included."""
+"""Spliced passes with one or several SAEs, each of which encodes the activation as the earlier SAEs have changed it."""
 
 from bisect import bisect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,32 +16,32 @@ from crux.subjects.subject import Clean, Spliced, Subject
 
 
 class SaePass(NamedTuple):
-    """What went through one SAE in a spliced pass, batch and positions flattened."""
+    """The input, codes and reconstruction of one SAE in a pass; batch and positions are flattened."""
 
     x: Float[Tensor, "tokens d_model"]
-    """What it encoded, in its own dtype."""
+    """The activation that it encoded, in the SAE's dtype."""
     codes: Codes
     reconstruction: Float[Tensor, "tokens d_out"]
-    """What it put in its write hook's place."""
+    """The reconstruction, which replaces the activation at the SAE's write hook."""
 
 
 def splice_sites(
     sites: Sequence[Site], *, sides: Mapping[str, Float[Tensor, "*tokens _d"]] | None
 ) -> tuple[dict[str, Callable[[Tensor], Tensor]], list[SaePass]]:
-    """The functions for `Subject.spliced`, and a list that the pass fills: one `SaePass` a site, in the order given.
+    """Return the functions for `Subject.spliced`, and a list that the pass fills with one `SaePass` per site, in order.
 
-    The functions hold for one pass. The first hook's function is given the clean activation, a constant; what later
-    SAEs read depends on the earlier ones, and gradients flow through it. A transcoder's read hook is spliced with a
-    function that returns its argument. What reads where another SAE writes reads what was written there.
+    The functions can be used for one pass only. The function of the first hook receives the clean activation, a constant. The
+    inputs of later SAEs depend on the earlier ones, and gradients flow through them. At the read hook of a transcoder the
+    function returns its argument unchanged. An SAE that reads where another one writes reads the written activation.
 
     Args:
-        sides: by write hook, what SAEs look at besides the activation; None: nothing.
+        sides: additional inputs of encoders (gradients), by write hook; None: there are none.
 
     Raises:
-        UserError: where two SAEs write at one hook point, or one writes before it reads.
+        UserError: if two SAEs write at the same hook point, or an SAE writes before it reads.
     """
     for site in sites:
-        check_hook_order(site.read, site.write)
+        check_read_before_write(site.read, site.write)
     writers = {site.write: i for i, site in enumerate(sites)}
     if len(writers) < len(sites):
         twice = next(site.write for i, site in enumerate(sites) if writers[site.write] != i)
@@ -57,7 +57,7 @@ def splice_sites(
         codes = site.sae.encode(x, None if side is None else side.flatten(0, -2))
         reconstruction = site.sae.decode(codes)
         written[site.write] = reconstruction.view(*value.shape[:-1], site.sae.d_out)
-        assert i not in filled, "the functions hold for one pass"
+        assert i not in filled, "these functions can be used for one pass only"
         place = bisect(filled, i)
         filled.insert(place, i)
         passed.insert(place, SaePass(x, codes, reconstruction))
@@ -84,13 +84,13 @@ def splice_sites(
 def splice_each(
     subject: Subject, clean: Clean, sites: Sequence[Site], *, capture: Collection[str]
 ) -> tuple[Spliced, list[SaePass]]:
-    """A spliced pass for each SAE, with that one alone in place: SAEs that all stand where the first one does.
+    """Run a separate spliced pass for each of several SAEs that all have the same hook points.
 
-    One replay of the suffix, of `len(sites)` times the sequences: the first SAE's first, then the second's. Many short calls
-    would cost the device more than one long one.
+    The suffix is replayed once, on `len(sites)` times as many sequences: first those of the first SAE, then those of the second,
+    and so on. One long call is faster than many short ones.
     """
     read, write, _ = sites[0]
-    assert all((site.read, site.write) == (read, write) for site in sites), "one place for all"
+    assert all((site.read, site.write) == (read, write) for site in sites), "all SAEs must have the same hook points"
     value = clean.activations[read]
     passed: list[SaePass] = []
     for site in sites:
@@ -98,20 +98,20 @@ def splice_each(
         codes = site.sae.encode(x)
         passed.append(SaePass(x, codes, site.sae.decode(codes)))
     replaced = torch.cat([p.reconstruction for p in passed]).view(-1, *value.shape[1:-1], sites[0].sae.d_out)
-    many = subject.repeat_clean(clean, write, times=len(sites))
-    return subject.spliced(many, {write: lambda _: replaced}, capture=capture), passed
+    repeated = subject.repeat_clean(clean, write, times=len(sites))
+    return subject.spliced(repeated, {write: lambda _: replaced}, capture=capture), passed
 
 
-def check_hook_order(read: str, write: str) -> None:
-    """UserError where an SAE writes before it reads."""
+def check_read_before_write(read: str, write: str) -> None:
+    """Raise a UserError if an SAE writes before it reads."""
     if parse_hook(write).order < parse_hook(read).order:
-        raise UserError(f"hook points out of order: {write}, which is written, lies before {read}, which is read")
+        raise UserError(f"hook points out of order: {write}, which the SAE writes, is before {read}, which it reads")
 
 
 def check_site(subject: Subject, site: Site) -> None:
-    """UserError where the subject has not both hook points, or not of the SAE's widths, or in the other order."""
-    sides = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
-    for does, (name, width) in sides.items():
-        if (has := subject.hook_width(subject.check_hook(name).kind)) != width:
-            raise UserError(f"the SAE {does} {width} dimensions, {name} has {has}")
-    check_hook_order(site.read, site.write)
+    """Raise a UserError if the subject lacks one of the hook points, or their widths or their order do not fit the SAE."""
+    needed = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
+    for verb, (name, width) in needed.items():
+        if (actual := subject.hook_width(subject.check_hook(name).kind)) != width:
+            raise UserError(f"the SAE {verb} {width} dimensions, {name} has {actual}")
+    check_read_before_write(site.read, site.write)

@@ -271,7 +271,7 @@ class ToySaeJob(SparseTraining):
             "lr": self.optimizer.lr,
             "max_steps": self.trainer.max_steps,
             "tokens": self.trainer.max_steps * self.samples * self.trainer.accumulate,
-            **self.loss.numbers,
+            **self.loss.numeric_options,
         }
         return {key: value for key, value in params.items() if value is not None}
 

@@ -7,13 +7,13 @@ from crux.sae.architectures.batch_topk import BatchTopKSAE, kth_largest
 from crux.sae.architectures.jumprelu import JumpReluSAE
 
 
-def made(k: int = 4) -> BatchTopKSAE:
+def make_sae(k: int = 4) -> BatchTopKSAE:
     return BatchTopKSAE(**base(), k=k)
 
 
 @pytest.mark.parametrize("k", [1, 4, 11])
-def test_k_times_tokens_of_the_batch(k: int) -> None:
-    sae = made(k)
+def test_it_keeps_k_times_tokens_values_of_the_batch(k: int) -> None:
+    sae = make_sae(k)
     codes = sae.encode(3 * normal(50, 8))
     fires = codes.c > 0
     assert fires.sum() == k * 50
@@ -24,8 +24,8 @@ def test_k_times_tokens_of_the_batch(k: int) -> None:
     assert torch.equal(codes.c[fires], codes.pre[fires])
 
 
-def test_fewer_positive_than_k_times_tokens() -> None:
-    codes = made(24).encode(normal(50, 8))
+def test_all_values_are_kept_if_fewer_are_positive() -> None:
+    codes = make_sae(24).encode(normal(50, 8))
     assert torch.equal(codes.c, codes.pre.relu())
     assert codes.observed == 0
 
@@ -33,13 +33,13 @@ def test_fewer_positive_than_k_times_tokens() -> None:
 def test_the_kth_largest() -> None:
     values = torch.tensor([3.0, 0.0, 5.0, 1.0, 0.0])
     assert [kth_largest(values, k).item() for k in (1, 2, 3, 4, 5)] == [5, 3, 1, 0, 0]
-    meta = kth_largest(values.to("meta"), 2)  # the other devices' way has the same shape
+    meta = kth_largest(values.to("meta"), 2)  # the selection on other devices has the same shape
     assert meta.shape == ()
     assert values.topk(3, sorted=False).values.min() == kth_largest(values, 3)
 
 
 def test_the_threshold_is_a_running_mean() -> None:
-    sae = made()
+    sae = make_sae()
     seen = []
     batches = [sae.encode(3 * normal(50, 8, seed=seed)) for seed in range(4)]
     for codes in batches:
@@ -50,11 +50,11 @@ def test_the_threshold_is_a_running_mean() -> None:
     sae.observed_n.fill_(10_000)
     before = sae.threshold.clone()
     sae.observe(batches[-1])
-    torch.testing.assert_close(sae.threshold, 0.95 * before + 0.05 * seen[-1])  # old batches fade
+    torch.testing.assert_close(sae.threshold, 0.95 * before + 0.05 * seen[-1])  # old batches lose weight
 
 
 def test_the_calibrated_threshold_gives_k_on_fresh_tokens() -> None:
-    sae = made()
+    sae = make_sae()
     for seed in range(30):
         sae.observe(sae.encode(3 * normal(200, 8, seed=seed)))
     fresh = 3 * normal(5000, 8, seed=99)
@@ -66,8 +66,8 @@ def test_the_calibrated_threshold_gives_k_on_fresh_tokens() -> None:
     assert (folded.encode(fresh).c > 0).sum(-1).float().mean().item() == pytest.approx(l0, rel=1e-3)
 
 
-def test_judged_as_a_strict_jumprelu() -> None:
-    sae = made().eval()
+def test_it_folds_to_a_strict_jumprelu() -> None:
+    sae = make_sae().eval()
     x = normal(1, 8)
     pre = sae.encode(x).pre
     sae.threshold.copy_(pre.max())
@@ -76,19 +76,19 @@ def test_judged_as_a_strict_jumprelu() -> None:
     assert (sae.encode(x).c > 0).sum() == 1
 
 
-def test_unobserved_it_folds_to_a_relu() -> None:
+def test_without_training_it_folds_to_a_relu() -> None:
     x = normal(20, 8)
-    codes = made().fold().encode(x)
+    codes = make_sae().fold().encode(x)
     torch.testing.assert_close(codes.c, codes.pre.relu())
 
 
-def test_the_gradient_passes_kept_values_alone() -> None:
-    sae = made()
+def test_only_kept_values_have_a_gradient() -> None:
+    sae = make_sae()
     codes = sae.encode(3 * normal(50, 8))
     (grad,) = torch.autograd.grad(codes.c.sum(), codes.pre)
     assert torch.equal(grad, (codes.c > 0).float())
 
 
-def test_k_beyond_the_dictionary() -> None:
+def test_k_larger_than_the_dictionary_is_rejected() -> None:
     with pytest.raises(UserError, match="between 1 and the 24 latents"):
-        made(25)
+        make_sae(25)

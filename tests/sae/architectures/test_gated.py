@@ -5,8 +5,8 @@ from tests.support.architectures import base, normal
 from crux.sae.architectures.gated import GatedSAE
 
 
-def by_hand() -> GatedSAE:
-    """d_model 2, three latents; decoder rows of norm 5, 2 and 1."""
+def hand_made_sae() -> GatedSAE:
+    """Return an SAE with d_model 2 and three latents, whose decoder rows have norms 5, 2 and 1."""
     sae = GatedSAE(**base(d_model=2, n_latents=3))
     values = {
         "W_enc": [[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]],
@@ -28,20 +28,20 @@ C = torch.tensor([[0.0, 1.0, 0.0], [2.5, 0.0, 0.0]])
 
 
 def test_codes_by_hand() -> None:
-    codes = by_hand().encode(X)
+    codes = hand_made_sae().encode(X)
     torch.testing.assert_close(codes.pre, GATE)
     torch.testing.assert_close(codes.c, C)
 
 
-def test_an_open_gate_without_magnitude_is_no_code() -> None:
-    sae = by_hand()
+def test_an_open_gate_without_magnitude_has_code_zero() -> None:
+    sae = hand_made_sae()
     with torch.no_grad():
         sae.b_gate.fill_(10.0)
     torch.testing.assert_close(sae.encode(X).c, torch.tensor([[1.5, 1.0, 0.0], [2.5, 0.0, 0.0]]))
 
 
 def test_penalty_and_auxiliary_by_hand() -> None:
-    sae = by_hand()
+    sae = hand_made_sae()
     codes = sae.encode(X)
     assert sae.penalty(codes, weight=None).item() == pytest.approx((1.0 + 0.5) / 2 / 2)
     assert sae.penalty(codes, weight=torch.tensor([0.0, 1.0])).item() == pytest.approx(0.5 / 2)
@@ -51,8 +51,8 @@ def test_penalty_and_auxiliary_by_hand() -> None:
     assert sae.auxiliary(codes, X, weight=torch.tensor([1.0, 0.0])).item() == pytest.approx((81 + 324) / 2)
 
 
-def test_the_auxiliary_term_trains_the_gate_alone() -> None:
-    sae = by_hand()
+def test_the_auxiliary_term_only_trains_the_gate() -> None:
+    sae = hand_made_sae()
     sae.auxiliary(sae.encode(X), X, weight=None).backward()
     assert sae.W_dec.grad is None
     assert sae.b_dec.grad is None
@@ -63,15 +63,15 @@ def test_the_auxiliary_term_trains_the_gate_alone() -> None:
         assert trained.grad.any()
 
 
-def test_the_reconstruction_does_not_train_the_gates_bias() -> None:
-    sae = by_hand()
+def test_the_reconstruction_does_not_train_the_bias_of_the_gate() -> None:
+    sae = hand_made_sae()
     sae(X).square().sum().backward()
     assert sae.b_gate.grad is None
     assert sae.r_mag.grad is not None
     assert sae.r_mag.grad.any()
 
 
-def test_at_first_gate_and_magnitude_agree() -> None:
+def test_gate_and_magnitude_agree_at_initialisation() -> None:
     sae = GatedSAE(**base())
     codes = sae.encode(3 * normal(20, 8))
     assert torch.equal(codes.c, codes.pre.relu())

@@ -10,7 +10,9 @@ PRE = torch.tensor([[0.3], [0.9], [1.05], [1.3], [2.0], [-1.0]])
 """Two values within ε/2 = 0.2 of θ = 1: one on either side."""
 
 
-def gradients(function: type[torch.autograd.Function], upstream: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def compute_gradients(
+    function: type[torch.autograd.Function], upstream: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
     pre, theta = PRE.clone().requires_grad_(), torch.tensor([1.0], requires_grad=True)
     value = function.apply(pre, theta, torch.tensor(0.4))
     assert isinstance(value, Tensor)
@@ -19,26 +21,26 @@ def gradients(function: type[torch.autograd.Function], upstream: Tensor) -> tupl
     return value.detach(), pre.grad, theta.grad
 
 
-def test_the_papers_closed_form() -> None:
+def test_gradients_are_the_closed_form_of_the_paper() -> None:
     upstream = torch.arange(1.0, 7.0)[:, None]
-    value, by_pre, by_theta = gradients(JumpReLU, upstream)
+    value, by_pre, by_theta = compute_gradients(JumpReLU, upstream)
     assert torch.equal(value, torch.tensor([[0], [0], [1.05], [1.3], [2.0], [0]]))
     assert by_pre is not None
     assert torch.equal(by_pre, torch.tensor([[0.0], [0], [3], [4], [5], [0]]))  # H(pre − θ) · upstream
     torch.testing.assert_close(by_theta, torch.tensor([-(1.0 / 0.4) * (2 + 3)]))  # −(θ/ε) Σ K · upstream
-    value, by_pre, by_theta = gradients(Heaviside, upstream)
+    value, by_pre, by_theta = compute_gradients(Heaviside, upstream)
     assert torch.equal(value, torch.tensor([[0.0], [0], [1], [1], [1], [0]]))
     assert by_pre is None
     torch.testing.assert_close(by_theta, torch.tensor([-(1 / 0.4) * (2 + 3)]))
 
 
 @pytest.mark.parametrize(("theta", "bandwidth"), [(0.2, 0.1), (1.0, 0.5), (2.0, 0.01)])
-def test_each_element_against_the_closed_form(theta: float, bandwidth: float) -> None:
+def test_each_element_has_the_closed_form(theta: float, bandwidth: float) -> None:
     pre = 2 * normal(40, 3)
     thetas, upstream = torch.full((40, 3), theta), normal(40, 3, seed=2)
     kernel = ((pre - theta).abs() / bandwidth < 0.5).float()
     for function, height in ((JumpReLU, theta), (Heaviside, 1.0)):
-        # a latent a token: nothing is summed up
+        # one latent per token, so that nothing is summed
         own = thetas.flatten().clone().requires_grad_()
         value = function.apply(pre.flatten()[None], own, torch.tensor(bandwidth))
         assert isinstance(value, Tensor)
@@ -48,9 +50,9 @@ def test_each_element_against_the_closed_form(theta: float, bandwidth: float) ->
 
 
 @pytest.mark.parametrize("theta", [0.5, 1.0])
-def test_on_average_it_is_the_expected_losss_gradient(theta: float) -> None:
-    """d/dθ E[(c − y)² + λ · H(pre − θ)] over pre ~ N(0, 1), y = pre: exactly −(λ − θ²) φ(θ), and finite differences of the mean
-    over a fine grid; the estimate comes nearer as the bandwidth shrinks."""
+def test_the_mean_estimate_is_the_gradient_of_the_expected_loss(theta: float) -> None:
+    """With pre ~ N(0, 1) and y = pre, d/dθ E[(c − y)² + λ · H(pre − θ)] is −(λ − θ²) φ(θ), which finite differences of the mean
+    over a fine grid confirm. The estimate approaches it as the bandwidth shrinks."""
     coefficient = 0.7
     grid = torch.linspace(-6, 6, 240_001, dtype=torch.float64)[:, None]
     density = torch.exp(-grid.square() / 2) / (2 * torch.pi) ** 0.5 * (12 / 240_000)
@@ -78,12 +80,12 @@ def test_on_average_it_is_the_expected_losss_gradient(theta: float) -> None:
     assert errors == sorted(errors, reverse=True)
 
 
-def made(threshold: float = 0.3, bandwidth: float = 0.5, **changed: int) -> JumpReluSAE:
+def make_sae(threshold: float = 0.3, bandwidth: float = 0.5, **changed: int) -> JumpReluSAE:
     return JumpReluSAE(**base(**changed), threshold=threshold, bandwidth=bandwidth)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_penalty_is_the_mean_l0() -> None:
-    sae = made()
+    sae = make_sae()
     codes = sae.encode(3 * normal(50, 8))
     penalty = sae.penalty(codes, weight=None)
     torch.testing.assert_close(penalty, (codes.c > 0).sum(-1).float().mean())
@@ -91,11 +93,13 @@ def test_the_penalty_is_the_mean_l0() -> None:
     assert sae.W_enc.grad is None
     assert sae.log_threshold.grad is not None
     near = ((codes.pre - 0.3).abs() < 0.25).sum(0)
-    torch.testing.assert_close(sae.log_threshold.grad, -0.3 / 0.5 * near / 50)  # by log θ: θ times that by θ
+    torch.testing.assert_close(
+        sae.log_threshold.grad, -0.3 / 0.5 * near / 50
+    )  # with respect to log θ: θ times that with respect to θ
 
 
 def test_codes_jump_at_the_threshold() -> None:
-    sae = made()
+    sae = make_sae()
     codes = sae.encode(3 * normal(50, 8))
     fires = codes.pre > sae.threshold
     assert torch.equal(codes.c, codes.pre * fires)
@@ -104,9 +108,9 @@ def test_codes_jump_at_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.2, 6.0])
-def test_thresholds_gradients_survive_folding(scale: float) -> None:
-    """θ and ε have the codes' unit: the folded SAE has the same gradient by log θ on the same activations."""
-    sae = made().start_at(torch.zeros(8), input_scale=scale)
+def test_folding_preserves_the_gradients_of_thresholds(scale: float) -> None:
+    """θ and ε have the unit of the codes: the folded SAE has the same gradient with respect to log θ on the same activations."""
+    sae = make_sae().start_at(torch.zeros(8), input_scale=scale)
     assert isinstance(sae, JumpReluSAE)
     folded = sae.fold()
     assert isinstance(folded, JumpReluSAE)
@@ -119,6 +123,6 @@ def test_thresholds_gradients_survive_folding(scale: float) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "bandwidth"), [(0.0, 0.1), (-1.0, 0.1), (0.1, 0.0), (0.1, float("nan"))])
-def test_nonsense(threshold: float, bandwidth: float) -> None:
+def test_thresholds_that_are_not_positive_are_rejected(threshold: float, bandwidth: float) -> None:
     with pytest.raises(UserError, match="must be positive, not"):
-        made(threshold, bandwidth)
+        make_sae(threshold, bandwidth)

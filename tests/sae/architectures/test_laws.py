@@ -1,4 +1,4 @@
-"""What holds for every architecture."""
+"""Laws that hold for every architecture."""
 
 import copy
 import importlib
@@ -18,14 +18,14 @@ from crux.sae.architectures.sae import SAE, BaseArguments, Codes
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
-def made(name: str, **changed: object) -> SAE:
+def make_sae(name: str, **changed: object) -> SAE:
     return perturb_sae(ARCHITECTURES[name](base(**changed)))  # pyright: ignore[reportArgumentType]
 
 
 @every
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_is_decode_of_encode(name: str, training: bool) -> None:
-    sae = made(name).train(training)
+    sae = make_sae(name).train(training)
     x = 3 * normal(6, 5, 8)
     codes = sae.encode(x.flatten(0, 1))
     assert torch.equal(sae(x), sae.decode(codes).view(6, 5, 8))
@@ -35,13 +35,13 @@ def test_forward_is_decode_of_encode(name: str, training: bool) -> None:
 
 @every
 def test_the_effective_decoder_has_unit_norm(name: str) -> None:
-    torch.testing.assert_close(made(name).dictionary().norm(dim=-1), torch.ones(24))
+    torch.testing.assert_close(make_sae(name).dictionary().norm(dim=-1), torch.ones(24))
 
 
 @every
 @pytest.mark.parametrize("training", [True, False])
-def test_codes_are_not_negative_and_go_with_positive_pre_activations(name: str, training: bool) -> None:
-    sae = made(name).train(training)
+def test_codes_are_positive_only_for_positive_pre_activations(name: str, training: bool) -> None:
+    sae = make_sae(name).train(training)
     codes = sae.encode(3 * normal(50, 8), normal(50, 8, seed=2))
     assert (codes.c >= 0).all()
     assert codes.pre.shape == codes.c.shape
@@ -51,7 +51,7 @@ def test_codes_are_not_negative_and_go_with_positive_pre_activations(name: str, 
 
 @every
 def test_encoding_is_deterministic_and_changes_no_state(name: str) -> None:
-    sae = made(name)
+    sae = make_sae(name)
     before = copy.deepcopy(sae.state_dict())
     x, side = 3 * normal(50, 8), normal(50, 8, seed=2)
     one, two = sae.encode(x, side), sae.encode(x, side)
@@ -68,11 +68,11 @@ def test_encoding_is_deterministic_and_changes_no_state(name: str) -> None:
     shape=st.sampled_from([(False, None), (True, None), (False, 5)]),
     seed=st.integers(0, 10),
 )
-def test_folded_is_the_same_function_of_a_token(
+def test_folding_preserves_the_function_of_a_token(
     name: str, scales: tuple[float, float], shape: tuple[bool, int | None], seed: int
 ) -> None:
     subtract_b_dec, d_out = shape
-    sae = made(name, subtract_b_dec=subtract_b_dec, d_out=d_out, seed=seed).eval()
+    sae = make_sae(name, subtract_b_dec=subtract_b_dec, d_out=d_out, seed=seed).eval()
     mean = normal(sae.d_out, seed=seed + 50)
     sae.start_at(mean, input_scale=scales[0], output_scale=scales[1])
     before = copy.deepcopy(sae.state_dict())
@@ -85,7 +85,7 @@ def test_folded_is_the_same_function_of_a_token(
     assert folded.input_scale.item() == folded.output_scale.item() == 1
     torch.testing.assert_close(folded.W_dec.norm(dim=-1), torch.ones(24))
     torch.testing.assert_close(folded.b_dec, mean, rtol=1e-4, atol=1e-5)
-    sure = ~near_a_choice(sae, codes)
+    sure = ~find_tokens_near_a_jump(sae, codes)
     for got, wanted in ((folded.encode(x).c, codes.c / scales[1]), (folded(x), sae.decode(codes))):
         close = (got - wanted).abs() <= 1e-4 * wanted.abs().max()
         assert close[sure].all()
@@ -93,14 +93,12 @@ def test_folded_is_the_same_function_of_a_token(
     together, alone = folded.encode(x).c, torch.cat([folded.encode(row[None]).c for row in x])
     torch.testing.assert_close(
         together, alone, rtol=1e-4, atol=1e-4 * float(together.detach().abs().max())
-    )  # a token by itself
-    assert all(
-        torch.equal(value, before[key]) for key, value in sae.state_dict().items()
-    )  # the original is left as it was
+    )  # one token at a time
+    assert all(torch.equal(value, before[key]) for key, value in sae.state_dict().items())  # the original is unchanged
 
 
-def near_a_choice(sae: SAE, codes: Codes) -> Tensor:
-    """Tokens with a pre-activation so near to where a code jumps that rounding may decide."""
+def find_tokens_near_a_jump(sae: SAE, codes: Codes) -> Tensor:
+    """Return the tokens with a pre-activation so close to a jump of the codes that rounding may decide."""
     threshold = getattr(sae, "threshold", torch.zeros(()))
     near = ((codes.pre - threshold).abs() < 1e-4).any(-1)
     if (k := getattr(sae, "k", None)) is not None:
@@ -111,7 +109,7 @@ def near_a_choice(sae: SAE, codes: Codes) -> Tensor:
 
 @every
 def test_permuting_the_latents_permutes_the_codes(name: str) -> None:
-    sae, permuted = made(name), made(name)
+    sae, permuted = make_sae(name), make_sae(name)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     state = {
         key: value.index_select(value.shape.index(24), order) if 24 in value.shape else value
@@ -127,9 +125,9 @@ def test_permuting_the_latents_permutes_the_codes(name: str) -> None:
 
 
 @every
-def test_the_state_is_whole(name: str) -> None:
-    """An SAE made from another seed, with the state of this one, is this one: the thresholds and running means too."""
-    sae, other = made(name), ARCHITECTURES[name](base(seed=5))
+def test_the_state_dict_is_complete(name: str) -> None:
+    """An SAE with other initial weights becomes the same SAE when it loads this state, including thresholds and running means."""
+    sae, other = make_sae(name), ARCHITECTURES[name](base(seed=5))
     other.load_state_dict(sae.state_dict())
     x, side = 3 * normal(30, 8), normal(30, 8, seed=2)
     for progress in (0.5, 0.9):
@@ -144,8 +142,8 @@ def test_the_state_is_whole(name: str) -> None:
 
 @every
 def test_gradients_against_finite_differences(name: str) -> None:
-    """Of the squared error by all but JumpReLU's threshold, whose gradient is a made one; no jump is near these inputs."""
-    sae = made(name, d_model=3, n_latents=6).double()
+    """Check the gradient of the squared error, except for JumpReLU's threshold, whose gradient is an estimate. No jump is near."""
+    sae = make_sae(name, d_model=3, n_latents=6).double()
     x, side = 3 * normal(5, 3).double(), normal(5, 3, seed=2).double()
     smooth = {key: value for key, value in sae.named_parameters() if key != "log_threshold"}
     values = tuple(value.detach().clone().requires_grad_() for value in smooth.values())
@@ -162,11 +160,11 @@ def test_gradients_against_finite_differences(name: str) -> None:
 
 
 @every
-def test_no_product_is_spent_on_a_gradient_to_the_input(name: str) -> None:
-    """Five products with the dictionary's shape a step: two forward, three backward; more where an architecture says so."""
+def test_no_gradient_to_the_input_is_computed(name: str) -> None:
+    """A step needs five products with the dictionary's shape, two forward and three backward; some architectures need more."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    sae = made(name, d_model=16, n_latents=64)
+    sae = make_sae(name, d_model=16, n_latents=64)
     x, side = normal(50, 16), normal(50, 16, seed=2)
     extra = {"gated": 2, "gradient_topk": 1, "matryoshka": 3 / 2}  # half of the latents are in a prefix: three products
     with FlopCounterMode(display=False) as counted:
@@ -178,8 +176,8 @@ def test_no_product_is_spent_on_a_gradient_to_the_input(name: str) -> None:
 
 
 @every
-def test_the_weight_leaves_tokens_out(name: str) -> None:
-    sae = made(name)
+def test_tokens_of_weight_zero_are_left_out(name: str) -> None:
+    sae = make_sae(name)
     x = 3 * normal(30, 8)
     codes = sae.encode(x)
     some = Codes(codes.c[:10], codes.pre[:10])
@@ -191,9 +189,9 @@ def test_the_weight_leaves_tokens_out(name: str) -> None:
 
 
 @every
-def test_own_terms_are_in_scaled_units(name: str) -> None:
-    """Activations of another size with the scale that undoes it: the same penalty and the same auxiliary term."""
-    sae = made(name)
+def test_penalty_and_auxiliary_term_are_in_scaled_units(name: str) -> None:
+    """Scaled activations with the inverse scale give the same penalty and the same auxiliary term."""
+    sae = make_sae(name)
     x = 3 * normal(30, 8)
     codes = sae.encode(x)
     wanted = sae.penalty(codes, weight=None), auxiliary_term(sae, codes, x, weight=None)
@@ -206,8 +204,8 @@ def test_own_terms_are_in_scaled_units(name: str) -> None:
 
 @every
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_fires_without_a_number_going_wrong(name: str, training: bool) -> None:
-    sae = made(name).train(training)
+def test_an_sae_in_which_nothing_fires_has_finite_gradients(name: str, training: bool) -> None:
+    sae = make_sae(name).train(training)
     with torch.no_grad():
         for key in ("b_enc", "b_gate"):
             if hasattr(sae, key):
@@ -224,7 +222,7 @@ def test_nothing_fires_without_a_number_going_wrong(name: str, training: bool) -
     assert all(p.grad.isfinite().all() for p in sae.parameters() if p.grad is not None)
 
 
-def test_the_list_is_of_all_architectures() -> None:
+def test_the_list_contains_all_architectures() -> None:
     modules = [
         importlib.import_module(f"crux.sae.architectures.{module.name}")
         for module in pkgutil.iter_modules(crux.sae.architectures.__path__)
@@ -235,9 +233,9 @@ def test_the_list_is_of_all_architectures() -> None:
 
 
 @every
-def test_only_a_batch_wide_choice_looks_at_other_tokens(name: str) -> None:
-    """In training; a running mean of g's effect is no choice."""
-    sae = made(name)
+def test_only_batch_wide_architectures_use_other_tokens(name: str) -> None:
+    """Compare codes of a batch with codes of its tokens in training mode; the running mean of g's effect does not count."""
+    sae = make_sae(name)
     x, side = 3 * normal(40, 8), normal(40, 8, seed=2)
     x[20:] *= 5
     together, alone = sae.encode(x, side).c[:20], sae.encode(x[:20], side[:20]).c
@@ -245,8 +243,8 @@ def test_only_a_batch_wide_choice_looks_at_other_tokens(name: str) -> None:
 
 
 @every
-def test_every_parameter_is_in_one_group_of_the_optimiser(name: str) -> None:
-    sae = made(name)
+def test_every_parameter_is_in_exactly_one_optimiser_group(name: str) -> None:
+    sae = make_sae(name)
     groups = sae.parameter_groups(0.1)
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in sae.parameters())
     assert len(groups) == (2 if name == "jumprelu" else 1)

@@ -10,12 +10,12 @@ from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.sae import Codes
 
 
-def made(prefixes: Sequence[float] = (0.25, 0.5), coefficient: float = 1.0) -> MatryoshkaSAE:
+def make_sae(prefixes: Sequence[float] = (0.25, 0.5), coefficient: float = 1.0) -> MatryoshkaSAE:
     return MatryoshkaSAE(**base(), k=4, prefixes=prefixes, prefix_coefficient=coefficient)
 
 
 def test_auxiliary_by_hand() -> None:
-    """d_model 2, four latents, prefixes of one and of two; the third and fourth latent are of the loss itself."""
+    """d_model is 2, and of four latents the prefixes have one and two; only the loss itself covers the third and fourth."""
     sae = MatryoshkaSAE(**base(d_model=2, n_latents=4), k=1, prefixes=[0.25, 0.5], prefix_coefficient=0.5)
     with torch.no_grad():
         sae.W_dec.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [1.0, 0.0]]))
@@ -28,8 +28,8 @@ def test_auxiliary_by_hand() -> None:
 
 
 @pytest.mark.parametrize("weight", [None, torch.arange(30).ge(5).float()])
-def test_auxiliary_is_the_sum_over_prefixes(weight: torch.Tensor | None) -> None:
-    sae = made(coefficient=0.7)
+def test_the_auxiliary_term_is_the_sum_over_prefixes(weight: torch.Tensor | None) -> None:
+    sae = make_sae(coefficient=0.7)
     x = 3 * normal(30, 8)
     codes = sae.encode(x)
     wanted = torch.zeros(())
@@ -47,7 +47,7 @@ def test_auxiliary_is_the_sum_over_prefixes(weight: torch.Tensor | None) -> None
 
 
 def test_it_is_a_batch_topk() -> None:
-    sae = made()
+    sae = make_sae()
     codes = sae.encode(3 * normal(50, 8))
     assert (codes.c > 0).sum() == 200
     sae.observe(codes)
@@ -57,11 +57,11 @@ def test_it_is_a_batch_topk() -> None:
 
 
 @pytest.mark.parametrize("prefixes", [(), (0.5, 0.25), (0.5, 0.5), (0.0, 0.5), (0.5, 1.0), (-0.5, 0.5), (0.001,)])
-def test_prefixes_that_are_none(prefixes: tuple[float, ...]) -> None:
+def test_invalid_prefixes_are_rejected(prefixes: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="increasing shares of the 24 latents"):
-        made(prefixes)
+        make_sae(prefixes)
 
 
-def test_a_negative_coefficient() -> None:
+def test_a_negative_coefficient_is_rejected() -> None:
     with pytest.raises(UserError, match="must not be negative, but is"):
-        made(coefficient=-1.0)
+        make_sae(coefficient=-1.0)

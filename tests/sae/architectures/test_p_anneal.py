@@ -8,11 +8,11 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes
 
 
-def made(p_end: float = 0.2, p_start: float = 0.2, p_stop: float = 1.0, p_updates: int = 4) -> PAnnealSAE:
+def make_sae(p_end: float = 0.2, p_start: float = 0.2, p_stop: float = 1.0, p_updates: int = 4) -> PAnnealSAE:
     return PAnnealSAE(**base(), p_end=p_end, p_start=p_start, p_stop=p_stop, p_updates=p_updates)
 
 
-def stage(sae: PAnnealSAE, progress: float) -> int:
+def find_stage(sae: PAnnealSAE, progress: float) -> int:
     sae.advance(progress)
     return int(sae.stage)
 
@@ -21,7 +21,7 @@ def test_lp_by_hand() -> None:
     c = torch.tensor([[0.0, 4.0, 9.0]])
     found = lp_penalty(c, 0.5).item()
     assert found == pytest.approx(4.001**0.5 + 9.001**0.5 - 2 * 0.001**0.5, rel=1e-5)
-    assert found == pytest.approx(2 + 3, rel=0.02)  # Σ √c, but for ε
+    assert found == pytest.approx(2 + 3, rel=0.02)  # Σ √c, apart from ε
     assert lp_penalty(c, 1.0).item() == 13
     assert lp_penalty(torch.zeros(1, 5), 0.3).item() == 0
 
@@ -36,24 +36,24 @@ def test_the_gradient_stays_bounded(p: float) -> None:
 
 
 def test_the_stages_of_p() -> None:
-    sae = made()
-    assert [stage(sae, progress) for progress in (0.0, 0.19, 0.21, 0.39, 0.41, 0.61, 0.79, 0.81, 0.99, 1.0)] == [
+    sae = make_sae()
+    assert [find_stage(sae, progress) for progress in (0.0, 0.19, 0.21, 0.39, 0.41, 0.61, 0.79, 0.81, 0.99, 1.0)] == [
         *(0, 0, 1, 1, 2, 3, 3, 4, 4, 4)
     ]
     assert [sae.p(s) for s in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_at_first_it_is_the_relus_penalty() -> None:
-    sae = made()
+def test_the_penalty_is_initially_that_of_relu() -> None:
+    sae = make_sae()
     plain = ReluSAE(**base())
     codes = sae.encode(3 * normal(30, 8))
     assert torch.equal(codes.c, plain.encode(3 * normal(30, 8)).c)
     torch.testing.assert_close(sae.penalty(codes, weight=None), plain.penalty(codes, weight=None))
 
 
-def test_the_penalty_goes_on_where_it_was() -> None:
-    """By hand at a change of stage: the ten same batches before it, the same batch after it."""
-    sae = made()
+def test_the_penalty_does_not_jump_between_stages() -> None:
+    """Check one change of stage by hand, with ten equal batches before it and the same batch after it."""
+    sae = make_sae()
     codes = sae.encode(3 * normal(30, 8))
     penalties = []
     for progress in (0.1, 0.3, 0.5, 0.7, 0.9):
@@ -67,8 +67,8 @@ def test_the_penalty_goes_on_where_it_was() -> None:
     assert sae.scale.item() != pytest.approx(1, rel=0.1)
 
 
-def test_the_means_are_of_about_the_last_ten_batches() -> None:
-    sae = made()
+def test_the_means_cover_about_the_last_ten_batches() -> None:
+    sae = make_sae()
     sae.advance(0.0)
     near, far = (Codes(c, c) for c in (torch.full((1, 24), 4.0), torch.full((1, 24), 0.5)))
     for codes in (near, far):
@@ -82,27 +82,27 @@ def test_the_means_are_of_about_the_last_ten_batches() -> None:
     torch.testing.assert_close(sae.sums, wanted)  # the plain mean of as many as there are
 
 
-def test_within_a_stage_the_scale_stays() -> None:
-    sae = made()
+def test_the_scale_is_constant_within_a_stage() -> None:
+    sae = make_sae()
     for i, progress in enumerate((0.21, 0.25, 0.3, 0.35)):
         sae.advance(progress)
         sae.observe(sae.encode(3 * normal(30, 8, seed=i)))
-        assert sae.scale.item() == 1  # nothing was seen before the first change
+        assert sae.scale.item() == 1  # there was no batch before the first change
     sae.advance(0.41)
     assert sae.scale.item() != 1
     assert sae.observed_n.item() == 0
 
 
-def test_resuming_at_any_step_is_the_same() -> None:
-    """Interrupted in every place, also right before a change of stage: bit for bit the uninterrupted run's scale."""
-    whole, resumed = made(), made()
+def test_resuming_at_any_step_changes_nothing() -> None:
+    """A run that is interrupted at any step, also right before a change of stage, has the same scale bit for bit."""
+    whole, resumed = make_sae(), make_sae()
     steps = [i / 40 for i in range(40)]
     for i, progress in enumerate(steps):
         for sae in (whole, resumed):
             sae.advance(progress)
             sae.observe(sae.encode(3 * normal(20, 8, seed=i)))
         state = resumed.state_dict()
-        resumed = made()
+        resumed = make_sae()
         resumed.load_state_dict(state)
         assert torch.equal(whole.scale, resumed.scale)
         assert torch.equal(whole.sums, resumed.sums)
@@ -110,8 +110,8 @@ def test_resuming_at_any_step_is_the_same() -> None:
     assert whole.scale.item() != 1
 
 
-def test_it_is_shared_as_a_plain_relu() -> None:
-    assert type(made().fold()) is ReluSAE
+def test_it_folds_to_a_plain_relu() -> None:
+    assert type(make_sae().fold()) is ReluSAE
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_it_is_shared_as_a_plain_relu() -> None:
         ({"p_updates": 0}, "at least 1, not 0"),
     ],
 )
-def test_nonsense(changed: dict[str, float], message: str) -> None:
+def test_invalid_arguments_are_rejected(changed: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        made(**changed)  # pyright: ignore[reportArgumentType]
+        make_sae(**changed)  # pyright: ignore[reportArgumentType]
 
 
-def test_p_has_its_last_value_from_p_stop_on() -> None:
-    sae = made(p_start=0.2, p_stop=0.8, p_updates=3)
+def test_p_has_its_last_value_after_p_stop() -> None:
+    sae = make_sae(p_start=0.2, p_stop=0.8, p_updates=3)
     stages = []
     for progress in (0.0, 0.19, 0.21, 0.39, 0.41, 0.61, 0.79, 0.81, 1.0):
         sae.advance(progress)

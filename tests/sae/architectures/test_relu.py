@@ -8,15 +8,15 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes, Init
 
 
-def made(
+def make_sae(
     *, init: Init = "paper", d_model: int = 8, n_latents: int = 24, seed: int = 0, subtract_b_dec: bool = False
 ) -> ReluSAE:
     return ReluSAE(**base(init=init, d_model=d_model, n_latents=n_latents, seed=seed, subtract_b_dec=subtract_b_dec))
 
 
-def by_hand() -> ReluSAE:
-    """d_model 2, three latents; decoder rows of norm 5, 2 and 1."""
-    sae = made(d_model=2, n_latents=3)
+def hand_made_sae() -> ReluSAE:
+    """Return an SAE with d_model 2 and three latents, whose decoder rows have norms 5, 2 and 1."""
+    sae = make_sae(d_model=2, n_latents=3)
     values = {
         "W_enc": [[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]],
         "b_enc": [0.5, -1.0, 0.0],
@@ -31,7 +31,7 @@ X = torch.tensor([[1.0, 1.0], [-2.0, 0.0]])
 
 
 def test_codes_and_reconstruction_by_hand() -> None:
-    sae = by_hand()
+    sae = hand_made_sae()
     codes = sae.encode(X)
     torch.testing.assert_close(codes.c, torch.tensor([[1.5, 1.0, 0.0], [0.0, 0.0, 2.0]]))
     expected = torch.tensor([[1.5 * 0.6 + 10, 1.5 * 0.8 - 1.0 + 20], [12.0, 20.0]])
@@ -40,8 +40,8 @@ def test_codes_and_reconstruction_by_hand() -> None:
 
 
 def test_penalty_by_hand() -> None:
-    """‖c‖₁ = 2.5 and 2 a token, d_model = 2."""
-    sae = by_hand()
+    """The tokens have ‖c‖₁ = 2.5 and 2, and d_model is 2."""
+    sae = hand_made_sae()
     codes = sae.encode(X)
     assert sae.penalty(codes, weight=None).item() == pytest.approx((2.5 + 2.0) / 2 / 2)
     assert sae.penalty(codes, weight=torch.tensor([0.0, 1.0])).item() == pytest.approx(2.0 / 2)
@@ -49,24 +49,24 @@ def test_penalty_by_hand() -> None:
 
 
 def test_scales_by_hand() -> None:
-    """What is read is multiplied, what is written divided; a transcoder's two need not be the same."""
-    sae, plain = by_hand(), by_hand()
+    """Inputs are multiplied and outputs divided by a scale; the two scales of a transcoder may differ."""
+    sae, plain = hand_made_sae(), hand_made_sae()
     sae.input_scale.fill_(0.5)
     sae.output_scale.fill_(4.0)
     torch.testing.assert_close(sae.encode(X).c, plain.encode(0.5 * X).c)
     torch.testing.assert_close(sae(X), plain(0.5 * X) / 4.0)
 
 
-def test_subtracting_the_decoders_bias_by_hand() -> None:
-    sae, plain = by_hand(), by_hand()
+def test_subtracting_the_decoder_bias_by_hand() -> None:
+    sae, plain = hand_made_sae(), hand_made_sae()
     sae.subtract_b_dec = True
     torch.testing.assert_close(sae.encode(X + sae.b_dec).c, plain.encode(X).c)
     torch.testing.assert_close(sae.fold().encode(X + sae.b_dec).c, plain.encode(X).c)
 
 
-def test_the_decoders_norm_has_no_gradient_and_no_effect() -> None:
-    """The normalisation is part of the forward pass: the gradient stands at right angles to each direction."""
-    sae, longer = made(), made()
+def test_the_decoder_norm_has_no_gradient_and_no_effect() -> None:
+    """The normalisation is part of the forward pass, so the gradient is orthogonal to each direction."""
+    sae, longer = make_sae(), make_sae()
     with torch.no_grad():
         longer.W_dec.mul_(3.0)
     x = torch.randn(20, 8, generator=torch.Generator().manual_seed(1))
@@ -78,7 +78,7 @@ def test_the_decoders_norm_has_no_gradient_and_no_effect() -> None:
 
 
 def test_gradients_against_finite_differences() -> None:
-    sae = made(d_model=3, n_latents=5).double()
+    sae = make_sae(d_model=3, n_latents=5).double()
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).double()
     parameters = tuple(p.detach().clone().requires_grad_() for p in sae.parameters())
     names = [name for name, _ in sae.named_parameters()]
@@ -89,8 +89,8 @@ def test_gradients_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(loss, parameters)
 
 
-def test_the_papers_initialisation() -> None:
-    sae = made(d_model=64, n_latents=512)
+def test_the_initialisation_of_the_paper() -> None:
+    sae = make_sae(d_model=64, n_latents=512)
     bound = 64**-0.5
     for parameter in (sae.W_enc, sae.b_enc):
         assert parameter.abs().max() <= bound
@@ -105,29 +105,29 @@ def test_the_papers_initialisation() -> None:
 
 
 def test_the_tied_initialisation() -> None:
-    sae = made(init="tied", d_model=64, n_latents=512)
+    sae = make_sae(init="tied", d_model=64, n_latents=512)
     assert torch.equal(sae.W_enc, sae.W_dec.T)
-    assert sae.W_enc.data_ptr() != sae.W_dec.data_ptr()  # equal at first, not tied for good
+    assert sae.W_enc.data_ptr() != sae.W_dec.data_ptr()  # equal at initialisation, but separate parameters
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.full((512,), 0.1))
     assert not sae.b_enc.any()
     assert not sae.b_dec.any()
 
 
 @pytest.mark.parametrize("init", ["paper", "tied"])
-def test_the_generator_decides(init: Init) -> None:
-    one, same, other = (made(init=init, seed=seed) for seed in (0, 0, 1))
+def test_the_generator_determines_the_weights(init: Init) -> None:
+    one, same, other = (make_sae(init=init, seed=seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not torch.equal(one.W_enc, other.W_enc)
 
 
 def test_starting_at_the_mean_reconstructs_it_without_codes() -> None:
     mean = torch.arange(8.0)
-    sae = made(init="tied").start_at(mean, input_scale=0.2)
+    sae = make_sae(init="tied").start_at(mean, input_scale=0.2)
     none = torch.zeros(1, 24)
     torch.testing.assert_close(sae.decode(Codes(none, none)), mean[None])
 
 
-def test_a_transcoders_shapes_and_start() -> None:
+def test_shapes_and_initial_bias_of_a_transcoder() -> None:
     sae = ReluSAE(**base(init="tied", d_out=5))
     torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.full((24,), 0.1))
     sae.start_at(torch.arange(5.0), input_scale=2.0, output_scale=0.5)
@@ -136,6 +136,6 @@ def test_a_transcoders_shapes_and_start() -> None:
     assert sae(torch.zeros(2, 3, 8)).shape == (2, 3, 5)
 
 
-def test_no_latents() -> None:
+def test_an_sae_without_latents_is_rejected() -> None:
     with pytest.raises(UserError, match="at least one latent, not 0"):
-        made(n_latents=0)
+        make_sae(n_latents=0)

@@ -6,16 +6,16 @@ from crux.config.errors import UserError
 from crux.sae.architectures.topk import TopKSAE, keep_largest
 
 
-def test_the_choice_by_hand() -> None:
+def test_the_selection_by_hand() -> None:
     pre = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-3.0, -1.0, 0.5, -2.0]], requires_grad=True)
     kept = keep_largest(pre, 2, score=pre)
     assert torch.equal(kept, torch.tensor([[3.0, 0, 2, 0], [0, 0, 0.5, 0]]))
     (kept * torch.tensor([1.0, 2, 3, 4])).sum().backward()
     assert pre.grad is not None
-    assert torch.equal(pre.grad, torch.tensor([[1.0, 0, 3, 0], [0, 0, 3, 0]]))  # through what is kept alone
+    assert torch.equal(pre.grad, torch.tensor([[1.0, 0, 3, 0], [0, 0, 3, 0]]))  # only through the kept values
 
 
-def test_the_score_chooses_and_the_value_stays() -> None:
+def test_the_score_selects_and_values_are_kept() -> None:
     pre = torch.tensor([[3.0, 1.0, 2.0]])
     assert torch.equal(keep_largest(pre, 1, score=torch.tensor([[0.0, 9.0, 1.0]])), torch.tensor([[0.0, 1.0, 0.0]]))
 
@@ -37,6 +37,6 @@ def test_ties_keep_k() -> None:
 
 
 @pytest.mark.parametrize("k", [0, -1, 25])
-def test_k_beyond_the_dictionary(k: int) -> None:
+def test_k_larger_than_the_dictionary_is_rejected(k: int) -> None:
     with pytest.raises(UserError, match=f"between 1 and the 24 latents of the dictionary, not be {k}"):
         TopKSAE(**base(), k=k)

@@ -1,4 +1,4 @@
-"""Each metric of the judgement: by hand where a hand suffices, else against plain torch on the full logits."""
+"""All metrics of an evaluation, against values computed by hand or with plain torch on full logits."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ LN3, LN9 = math.log(3), math.log(9)
 
 
 def two_token_subject() -> ToySubject:
-    """Vocabulary {0, 1}, d_model 2, one block that does nothing, W_U = 1: the residual *is* the logits.
+    """Return a subject with vocabulary {0, 1}, d_model 2, one block that does nothing, and W_U = 1: the residual is the logits.
 
     Token 0 is embedded as (ln 9, 0): p = (0.9, 0.1). Token 1 as (0, 2 ln 3) = (0, ln 9): p = (0.1, 0.9).
     """
@@ -33,7 +33,7 @@ def two_token_subject() -> ToySubject:
 HALF_KL = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)  # logits halved: (ln 3, 0), q = (0.75, 0.25)
 
 
-def judge_by_hand(
+def evaluate_halving_sae(
     tokens: list[list[int]], *, scale: float = 0.5, mean: tuple[float, float] = (LN9, 0.0)
 ) -> SaeEvaluation:
     return evaluate_sae(
@@ -46,9 +46,9 @@ def judge_by_hand(
 
 
 class TestByHand:
-    """x̂ = x/2 on windows [0, 0, 1]: predicted well at position 0 (0 → 0), badly at position 1 (0 → 1)."""
+    """An SAE with x̂ = x/2 on windows [0, 0, 1], predicted well at position 0 (0 → 0) and badly at position 1 (0 → 1)."""
 
-    metrics = judge_by_hand([[0, 0, 1]]).metrics
+    metrics = evaluate_halving_sae([[0, 0, 1]]).metrics
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -58,7 +58,7 @@ class TestByHand:
             ("ce_clean/rest", -math.log(0.1)),
             ("ce_spliced/pos0", -math.log(0.75)),
             ("ce_spliced/rest", -math.log(0.25)),
-            # worse where it was right, better where it was wrong: the sign is spliced − clean
+            # worse at position 0, better at position 1: the sign is spliced − clean
             ("ce_increase/pos0", math.log(0.9 / 0.75)),
             ("ce_increase/rest", math.log(0.1 / 0.25)),
             ("ce_increase", (math.log(0.9 / 0.75) + math.log(0.1 / 0.25)) / 2),
@@ -89,7 +89,7 @@ class TestByHand:
     def test_value(self, name: str, value: float) -> None:
         assert self.metrics[name] == pytest.approx(value, abs=1e-6)
 
-    def test_what_has_no_value_is_left_out(self) -> None:
+    def test_metrics_without_a_value_are_left_out(self) -> None:
         assert "explained_variance/pos0" not in self.metrics  # one token there: no variance
         assert "downstream_ev/1/pos0" not in self.metrics
         assert "loss_recovered_mean/pos0" not in self.metrics  # mean ablation changes nothing there
@@ -101,30 +101,30 @@ class TestByHand:
             *("loss_recovered_mean", "explained_variance", "mse", "cosine", "norm_ratio", "top1_agreement"),
             *("downstream_mse/1", "downstream_ev/1"),
         ]
-        metrics = judge_by_hand([[0, 0, 1], [1, 1, 0]], mean=(1.0, 0.0)).metrics
+        metrics = evaluate_halving_sae([[0, 0, 1], [1, 1, 0]], mean=(1.0, 0.0)).metrics
         names = [name + suffix for name in split for suffix in ("", "/pos0", "/rest")]
         assert metrics.keys() == {*names, "alive_heldout_6", "alive_heldout_6_frac"}
 
     def test_densities_and_maxima(self) -> None:
-        judgement = judge_by_hand([[0, 0, 1]])
+        judgement = evaluate_halving_sae([[0, 0, 1]])
         torch.testing.assert_close(judgement.maxima, torch.tensor([LN9 / 2, LN9 / 2, 0.0, 0.0]))
         torch.testing.assert_close(judgement.densities, torch.tensor([2 / 3, 1 / 3, 0.0, 0.0]))
         assert judgement.n_tokens == 3
 
 
-class TestPeersErrors:
-    """Errors of the authors' implementation (docs/reference/end_to_end_saes.md §7) and of others."""
+class TestErrorsOfOtherImplementations:
+    """Errors of other implementations, such as the authors' (docs/reference/end_to_end_saes.md §7), that crux must not have."""
 
     def test_kl_is_clean_to_spliced(self) -> None:
-        metrics = judge_by_hand([[0, 0]]).metrics
+        metrics = evaluate_halving_sae([[0, 0]]).metrics
         reverse = 0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1)
         assert metrics["kl"] == pytest.approx(HALF_KL, abs=1e-6)
         assert abs(metrics["kl"] - reverse) > 0.01
 
     def test_explained_variance_divides_by_the_variance_of_the_truth(self) -> None:
-        """x̂ = 0.5 x of centred data explains 0.75; with the arguments swapped it is 1 − 0.25/0.25 = 0."""
+        """For centred data, x̂ = 0.5 x explains 0.75 of the variance; with the arguments swapped it would be 1 − 0.25/0.25 = 0."""
         subject = ToySubject(embed=torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), blocks=[lambda h: h], W_U=torch.eye(2))
-        judged = evaluate_sae(
+        evaluation = evaluate_sae(
             subject,
             scaling_sae(0.5, d_model=2),
             hook="blocks.0.hook_resid_pre",
@@ -132,53 +132,53 @@ class TestPeersErrors:
             mean_activation=torch.zeros(2),
         )
         for name in ("explained_variance", "explained_variance/pos0", "downstream_ev/1"):
-            assert judged.metrics[name] == pytest.approx(0.75)
+            assert evaluation.metrics[name] == pytest.approx(0.75)
 
     def test_explained_variance_has_the_mean_of_the_whole_set(self) -> None:
-        """Two batches, constant each: about their own means they do not vary, about the set's by ±(½, −½) ln9."""
-        judged = evaluate_sae(
+        """Each of two batches is constant. They do not vary about their own means, but by ±(½, −½) ln9 about the common mean."""
+        evaluation = evaluate_sae(
             two_token_subject(),
             scaling_sae(0.5, d_model=2),
             hook="blocks.0.hook_resid_pre",
             batches=[torch.tensor([[0, 0]]), torch.tensor([[1, 1]])],
             mean_activation=torch.zeros(2),
         )
-        assert judged.metrics["explained_variance"] == pytest.approx(1 - (4 / 4) / (4 / 2), abs=1e-6)
+        assert evaluation.metrics["explained_variance"] == pytest.approx(1 - (4 / 4) / (4 / 2), abs=1e-6)
 
     def test_explained_variance_is_a_ratio_of_sums(self) -> None:
-        """Errors 0.1² and 1 about deviations 1 and 10, twice each: 1 − 2.02/202, not 1 − mean(0.01, 0.01)."""
+        """Errors 0.1² and 1 with deviations 1 and 10, twice each, give 1 − 2.02/202, not 1 − mean(0.01, 0.01)."""
         embed = torch.tensor([[1.0], [-1.0], [10.0], [-10.0]])
         sae = relu_sae(torch.tensor([[1.0]]), torch.zeros(1), torch.ones(1, 1), torch.zeros(1))  # loses the negative
         subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.ones(4, 1))
         tokens = torch.tensor([[0, 1, 2, 3, 0]])  # mean 0.2; of the sum of squares about it, 203 − 5 · 0.04 = 202.8
-        judged = evaluate_sae(
+        evaluation = evaluate_sae(
             subject, sae, hook="blocks.0.hook_resid_pre", batches=[tokens], mean_activation=torch.zeros(1)
         )
-        assert judged.metrics["explained_variance"] == pytest.approx(1 - 101 / 202.8, abs=1e-6)
+        assert evaluation.metrics["explained_variance"] == pytest.approx(1 - 101 / 202.8, abs=1e-6)
 
     def test_agreement_is_between_passes_and_not_with_the_tokens(self) -> None:
-        """A network that only ever repeats its token: agreement is 1 with the identity, 0 with the sign turned."""
+        """In a network that always repeats its token, agreement is 1 for the identity, and 0 if the sign is flipped."""
         tokens = [[0, 1, 0, 1]]
-        assert judge_by_hand(tokens, scale=1.0).metrics["top1_agreement"] == 1.0
+        assert evaluate_halving_sae(tokens, scale=1.0).metrics["top1_agreement"] == 1.0
         eye, zeros = torch.eye(2), torch.zeros(2)
         swap = relu_sae(eye, zeros, eye.flip(0), zeros)  # writes the other token's direction
-        judged = evaluate_sae(
+        evaluation = evaluate_sae(
             two_token_subject(),
             swap,
             hook="blocks.0.hook_resid_pre",
             batches=[torch.tensor(tokens)],
             mean_activation=zeros,
         )
-        assert judged.metrics["top1_agreement"] == 0.0
+        assert evaluation.metrics["top1_agreement"] == 0.0
 
     def test_cross_entropy_is_shifted(self) -> None:
         """A network that repeats its token is right on [0, 0] and wrong on [0, 1]."""
-        assert judge_by_hand([[0, 0]]).metrics["ce_clean"] == pytest.approx(-math.log(0.9), abs=1e-6)
-        assert judge_by_hand([[0, 1]]).metrics["ce_clean"] == pytest.approx(-math.log(0.1), abs=1e-6)
+        assert evaluate_halving_sae([[0, 0]]).metrics["ce_clean"] == pytest.approx(-math.log(0.9), abs=1e-6)
+        assert evaluate_halving_sae([[0, 1]]).metrics["ce_clean"] == pytest.approx(-math.log(0.1), abs=1e-6)
 
 
-def plain(subject: ToySubject, sae: ReluSAE, tokens: Tensor, hook: str) -> dict[str, float]:
-    """The same numbers from full logits, in float64, a line each."""
+def compute_plainly(subject: ToySubject, sae: ReluSAE, tokens: Tensor, hook: str) -> dict[str, float]:
+    """Return the same metrics computed from full logits in float64, one line each."""
     names = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
     clean = subject.clean(tokens, capture=names)
     x = clean.activations[hook]
@@ -216,19 +216,19 @@ def plain(subject: ToySubject, sae: ReluSAE, tokens: Tensor, hook: str) -> dict[
 
 
 @pytest.mark.parametrize("cut", [24, 10])
-def test_equals_the_plain_formulas_however_the_set_is_cut(cut: int) -> None:
+def test_plain_formulas_for_any_batch_size(cut: int) -> None:
     subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
     tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
     hook = "blocks.1.hook_resid_pre"
-    judged = evaluate_sae(subject, sae, hook=hook, batches=tokens.split(cut), mean_activation=torch.zeros(6))
-    for name, value in plain(subject, sae, tokens, hook).items():
-        assert judged.metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
-    assert "downstream_mse/1" not in judged.metrics  # the hook point itself
-    assert judged.n_tokens == 168
-    assert "alive_heldout_168" in judged.metrics
+    evaluation = evaluate_sae(subject, sae, hook=hook, batches=tokens.split(cut), mean_activation=torch.zeros(6))
+    for name, value in compute_plainly(subject, sae, tokens, hook).items():
+        assert evaluation.metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
+    assert "downstream_mse/1" not in evaluation.metrics  # the hook point itself
+    assert evaluation.n_tokens == 168
+    assert "alive_heldout_168" in evaluation.metrics
 
 
-def test_one_pass_of_each_kind_a_batch() -> None:
+def test_one_pass_of_each_kind_per_batch() -> None:
     subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
     batches = [torch.zeros(2, 3, dtype=torch.long)] * 2
     arguments = {"hook": "blocks.1.hook_resid_pre", "batches": batches, "mean_activation": torch.zeros(6)}
@@ -242,14 +242,14 @@ def test_one_pass_of_each_kind_a_batch() -> None:
 
 
 def test_a_perfect_sae_loses_nothing() -> None:
-    metrics = judge_by_hand([[0, 0, 1], [1, 0, 1]], scale=1.0, mean=(0.0, 0.0)).metrics
+    metrics = evaluate_halving_sae([[0, 0, 1], [1, 0, 1]], scale=1.0, mean=(0.0, 0.0)).metrics
     for name in ("ce_increase", "kl", "mse", "downstream_mse/1"):
         assert metrics[name] == pytest.approx(0, abs=1e-7)
     for name in ("loss_recovered_zero", "loss_recovered_mean", "explained_variance", "norm_ratio", "cosine"):
         assert metrics[name] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_position_0_that_varies_by_rounding_alone_has_no_explained_variance() -> None:
+def test_position_0_with_only_rounding_has_no_explained_variance() -> None:
     embed = torch.tensor([[3000.0, 1.0], [3000.0 * (1 + 2**-22), 1.0], [1.0, -1.0]])
     subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(3, 2))
     tokens = torch.tensor([[0, 2, 0], [1, 2, 1]])
@@ -265,8 +265,8 @@ def test_a_position_0_that_varies_by_rounding_alone_has_no_explained_variance() 
     assert 0.9 < metrics["explained_variance"] < 1
 
 
-def test_explained_variance_is_sound_far_from_the_origin() -> None:
-    """Unit variance at distance 3000: Σx² − (Σx)²/n in float32 would have no digit left."""
+def test_explained_variance_is_precise_far_from_the_origin() -> None:
+    """With unit variance at distance 3000, Σx² − (Σx)²/n in float32 would have no correct digit."""
     generator = torch.Generator().manual_seed(0)
     embed = 3000 + torch.randn(50, 4, generator=generator)
     subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(50, 4))
@@ -282,7 +282,7 @@ def test_explained_variance_is_sound_far_from_the_origin() -> None:
     )
 
 
-class _Largest(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.elements = 0
@@ -295,15 +295,15 @@ class _Largest(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_of_tokens_times_vocabulary() -> None:
+def test_no_tokens_times_vocabulary_tensor() -> None:
     subject, sae = random_toy(seed=0, d_vocab=500), random_sae(d_model=6, n_latents=8, seed=1)
     tokens = torch.randint(500, (4, 32), generator=torch.Generator().manual_seed(2))
-    with _Largest() as largest:
+    with LargestTensor() as largest:
         evaluate_sae(subject, sae, hook="blocks.1.hook_resid_pre", batches=[tokens], mean_activation=torch.zeros(6))
     assert 0 < largest.elements <= tokens.numel() * 500 / 4
 
 
-class _Syncs(TorchDispatchMode):
+class HostSyncs(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
@@ -317,7 +317,7 @@ def test_no_number_is_read_from_the_device_inside_the_loop() -> None:
     subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
     counts = []
     for n_batches in (1, 5):
-        with _Syncs() as syncs:
+        with HostSyncs() as syncs:
             evaluate_sae(
                 subject,
                 sae,
@@ -356,7 +356,7 @@ def test_downstream_is_every_later_residual(hook: str, ks: set[int]) -> None:
         ([torch.zeros(3, 2, dtype=torch.long)], 3, "the SAE reads 3 dimensions, blocks.0.hook_resid_pre has 2"),
     ],
 )
-def test_mistakes(batches: list[Tensor], width: int, message: str) -> None:
+def test_user_errors(batches: list[Tensor], width: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate_sae(
             two_token_subject(),
@@ -368,16 +368,18 @@ def test_mistakes(batches: list[Tensor], width: int, message: str) -> None:
 
 
 def doubling_subject() -> ToySubject:
-    """Like the two-token subject, but its block doubles: the residual behind it is the logits, tokens of ½ ln 9 each."""
+    """Return a two-token subject whose block doubles: the residual after it is the logits, and tokens are embedded as ½ ln 9."""
     return ToySubject(embed=torch.eye(2) * LN9 / 2, blocks=[lambda h: 2 * h], W_U=torch.eye(2))
 
 
 class TestTranscoder:
-    """Reads before the doubling block and writes behind it."""
+    """A transcoder that reads before the doubling block and writes after it."""
 
     read, write = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_post"
 
-    def judge(self, scale: float, *, mean: tuple[float, float] = (LN9, 0.0), **options: Any) -> dict[str, float]:
+    def run_evaluation(
+        self, scale: float, *, mean: tuple[float, float] = (LN9, 0.0), **options: Any
+    ) -> dict[str, float]:
         return evaluate_sae(
             doubling_subject(),
             scaling_sae(scale, d_model=2),
@@ -389,22 +391,28 @@ class TestTranscoder:
         ).metrics
 
     def test_by_hand(self) -> None:
-        """x̂ = x: half of what stands behind the block."""
-        found, halved = self.judge(1.0), judge_by_hand([[0, 0, 1]]).metrics
+        """x̂ = x is half of the activation after the block."""
+        found, halved = self.run_evaluation(1.0), evaluate_halving_sae([[0, 0, 1]]).metrics
         for name in ("kl", "ce_clean", "ce_increase", "ce_zero", "ce_mean", "loss_recovered_zero", "ce_increase/rest"):
             assert found[name] == pytest.approx(halved[name], abs=1e-6), name
-        for name in ("mse", "cosine", "norm_ratio", "explained_variance", "l0"):  # against what stands at the output
+        for name in (
+            "mse",
+            "cosine",
+            "norm_ratio",
+            "explained_variance",
+            "l0",
+        ):  # compared with the activation at the output hook point
             assert found[name] == pytest.approx(halved[name], abs=1e-6), name
         assert not any(name.startswith("downstream") for name in found)  # it writes the last residual
 
-    def test_a_perfect_one_loses_nothing(self) -> None:
-        found = self.judge(2.0)
+    def test_a_perfect_transcoder_loses_nothing(self) -> None:
+        found = self.run_evaluation(2.0)
         for name in ("kl", "mse", "ce_increase"):
             assert found[name] == pytest.approx(0, abs=1e-7)
         assert found["loss_recovered_zero"] == found["explained_variance"] == pytest.approx(1)
 
     def test_equals_the_plain_formulas(self) -> None:
-        """Read at block 0, written at block 2: the residual entering block 1 is not touched, block 3 is downstream."""
+        """With reading at block 0 and writing at block 2, the residual entering block 1 is unchanged, and block 3 is downstream."""
         subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
         tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
         names = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
@@ -434,7 +442,7 @@ class TestTranscoder:
             assert found[name] == pytest.approx(value, rel=1e-5), name
         assert {name.split("/")[1] for name in found if name.startswith("downstream_mse/")} == {"3"}
 
-    def test_mistakes(self) -> None:
+    def test_user_errors(self) -> None:
         for hook, output_hook, message in (
             ("blocks.2.hook_resid_pre", "blocks.1.hook_resid_pre", "^hook points out of order: blocks.1"),
             ("blocks.1.hook_resid_pre", "blocks.9.hook_resid_pre", "has 3 layers"),
@@ -459,8 +467,8 @@ class TestTranscoder:
             )
 
 
-class Watching(ReluSAE):
-    """Notes the gradients that it is shown."""
+class RecordingSAE(ReluSAE):
+    """An SAE that records the gradients that its encoder is given."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -480,13 +488,13 @@ class Watching(ReluSAE):
 
 
 class TestGradient:
-    """The encoder is shown ∂(summed loss)/∂(what the SAE writes), of the labels asked for."""
+    """The encoder is given ∂(summed loss)/∂(activation that the SAE writes) for the requested labels."""
 
     tokens = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(2))
     hook, output = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"
 
-    def seen(self, target: LabelTarget) -> Tensor:
-        sae = Watching()
+    def record_gradients(self, target: LabelTarget) -> Tensor:
+        sae = RecordingSAE()
         evaluate_sae(
             random_toy(seed=0),
             sae,
@@ -500,7 +508,7 @@ class TestGradient:
         return torch.cat(sae.seen)
 
     def gradient(self, hook: str) -> Tensor:
-        """Of the next tokens' summed cross-entropy, by hand."""
+        """Return the gradient of the summed cross-entropy of the next tokens, by hand."""
         subject = random_toy(seed=0)
         x = h = subject.clean(self.tokens, capture=[hook]).activations[hook].requires_grad_()
         for block in subject.blocks[int(hook.split(".")[1]) :]:
@@ -510,15 +518,15 @@ class TestGradient:
         assert x.grad is not None
         return x.grad.flatten(0, 1)
 
-    def test_of_the_next_tokens(self) -> None:
-        torch.testing.assert_close(self.seen("data"), self.gradient(self.output), rtol=1e-4, atol=1e-6)
+    def test_gradient_of_the_next_tokens(self) -> None:
+        torch.testing.assert_close(self.record_gradients("data"), self.gradient(self.output), rtol=1e-4, atol=1e-6)
 
     def test_drawn_labels_are_the_same_at_every_call_and_not_in_every_batch(self) -> None:
-        first = self.seen("sampled")
-        assert torch.equal(first, self.seen("sampled"))
-        assert not torch.allclose(first, self.seen("data"))
+        first = self.record_gradients("sampled")
+        assert torch.equal(first, self.record_gradients("sampled"))
+        assert not torch.allclose(first, self.record_gradients("data"))
 
-    def test_the_choice_looks_at_it(self) -> None:
+    def test_the_selection_uses_the_gradient(self) -> None:
         sae = GradientTopKSAE(
             d_model=6,
             n_latents=20,
@@ -530,19 +538,21 @@ class TestGradient:
             generator=torch.Generator().manual_seed(1),
         )
 
-        def judge(judged: SAE, gradient: LabelTarget | None) -> dict[str, float]:
+        def run_evaluation(evaluation: SAE, gradient: LabelTarget | None) -> dict[str, float]:
             return evaluate_sae(
                 random_toy(seed=0),
-                judged,
+                evaluation,
                 hook=self.hook,
                 batches=[self.tokens],
                 mean_activation=torch.zeros(6),
                 gradient=gradient,
             ).metrics
 
-        assert judge(sae, None) == pytest.approx(judge(sae.fold(), "data"), rel=1e-5, abs=1e-6)  # a TopK does not look
+        assert run_evaluation(sae, None) == pytest.approx(
+            run_evaluation(sae.fold(), "data"), rel=1e-5, abs=1e-6
+        )  # a TopK does not use the gradient
         x = random_toy(seed=0).clean(self.tokens, capture=[self.hook]).activations[self.hook].flatten(0, 1)
         gradient = self.gradient(self.hook)
-        with_label = judge(sae, "data")
+        with_label = run_evaluation(sae, "data")
         assert with_label["mse"] == pytest.approx(mse(sae.decode(sae.encode(x, gradient)), x, weight=None).item())
-        assert abs(with_label["mse"] - judge(sae, None)["mse"]) > 0.01
+        assert abs(with_label["mse"] - run_evaluation(sae, None)["mse"]) > 0.01

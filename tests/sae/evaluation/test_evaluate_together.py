@@ -1,4 +1,4 @@
-"""Several SAEs judged in one pass: one alone is the usual judgement, two are two splices by hand."""
+"""The evaluation of several SAEs in one pass, compared with that of one SAE and with two splices by hand."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def sae(seed: int) -> SAE:
 
 @pytest.mark.parametrize(("read", "write"), [(PRE[1], PRE[1]), (PRE[0], PRE[2])])
 @pytest.mark.parametrize("ablations", [True, False])
-def test_one_alone_is_the_usual_judgement(read: str, write: str, ablations: bool) -> None:
+def test_one_sae_has_its_usual_evaluation(read: str, write: str, ablations: bool) -> None:
     subject = random_toy(seed=0)
     together = evaluate_together(
         subject, [Site(read, write, sae(1))], batches=TOKENS.split(10), means=MEANS, ablations=ablations
@@ -46,15 +46,15 @@ def test_one_alone_is_the_usual_judgement(read: str, write: str, ablations: bool
         assert value == pytest.approx(alone[name], rel=1e-6), name
 
 
-def test_two_by_hand_whatever_their_order() -> None:
-    """An SAE before block 0 and a transcoder over block 1; the means are put before block 0 and behind block 1."""
+def test_two_by_hand_in_any_order() -> None:
+    """An SAE reads before block 0 and a transcoder replaces block 1; mean ablation is before block 0 and after block 1."""
     subject, first, second = random_toy(seed=0), sae(1), sae(2)
     sites = [Site(PRE[0], PRE[0], first), Site(PRE[1], PRE[2], second)]
     found = evaluate_together(subject, sites, batches=[TOKENS], means=MEANS)
     x, labels = subject.embed[TOKENS], TOKENS[:, 1:].flatten()
 
     def log_q(residual: Tensor) -> Tensor:
-        """Of the residual entering block 2."""
+        """Return log-probabilities from the residual entering block 2."""
         return (subject.blocks[2](residual) @ subject.unembed.W_U.T).log_softmax(-1)
 
     def ce(residual: Tensor) -> float:
@@ -79,7 +79,7 @@ def test_two_by_hand_whatever_their_order() -> None:
 
 
 def test_every_written_hook_point_is_ablated() -> None:
-    """Behind the first of the two means stand the blocks, behind the second only the unembedding."""
+    """The blocks follow the first ablated hook point, and only the unembedding follows the second."""
     subject = random_toy(seed=0)
     sites = [Site(PRE[3], PRE[3], sae(2)), Site(PRE[0], PRE[0], sae(1))]
     found = evaluate_together(subject, sites, batches=[TOKENS], means=MEANS)
@@ -89,7 +89,7 @@ def test_every_written_hook_point_is_ablated() -> None:
     assert "loss_recovered_mean/pos0" in found
 
 
-def test_three_passes_and_a_clean_one_a_batch() -> None:
+def test_three_passes_and_a_clean_one_per_batch() -> None:
     subject = random_toy(seed=0)
     sites = [Site(PRE[0], PRE[0], sae(1)), Site(PRE[1], PRE[2], sae(2))]
     evaluate_together(subject, sites, batches=TOKENS.split(12), means=MEANS)
@@ -107,6 +107,6 @@ def test_three_passes_and_a_clean_one_a_batch() -> None:
         ([Site(PRE[0], PRE[0], sae(1))], [TOKENS[:, :1]], "at least 2"),
     ],
 )
-def test_mistakes(sites: list[Site], batches: list[Tensor], message: str) -> None:
+def test_user_errors(sites: list[Site], batches: list[Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate_together(random_toy(seed=0), sites, batches=batches, means=MEANS)

@@ -8,13 +8,13 @@ from crux.subjects.subject import Unembed
 
 
 def counting_subject(d_vocab: int) -> ToySubject:
-    """The residual is the token's number: a latent that passes it on fires by the token's number."""
+    """Return a subject whose residual is the number of the token, so that a latent that copies it fires with that value."""
     embed = torch.arange(d_vocab, dtype=torch.float)[:, None]
     return ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(d_vocab, 1))
 
 
 def passing_sae(*weights: float) -> ReluSAE:
-    """Latent i is ReLU(weights[i] · x)."""
+    """Return an SAE whose latent i is ReLU(weights[i] · x)."""
     sae = ReluSAE(
         d_model=1,
         n_latents=len(weights),
@@ -30,7 +30,7 @@ def passing_sae(*weights: float) -> ReluSAE:
 
 
 def test_contexts_by_hand() -> None:
-    """Peaks 9 (first batch), 8 (second), 5: each window once, cut at its ends, strongest first across batches."""
+    """The peaks are 9 (first batch), 8 (second) and 5. Each window appears once, cut at its ends, strongest first."""
     batches = [torch.tensor([[1, 9, 8, 0], [0, 0, 0, 0]]), torch.tensor([[2, 3, 4, 8], [5, 1, 1, 1]])]
     found = strongest_contexts(
         counting_subject(10),
@@ -50,7 +50,7 @@ def test_contexts_by_hand() -> None:
     assert found.latents.tolist() == [1, 2]
 
 
-def test_contexts_equal_a_plain_search_however_the_text_is_cut() -> None:
+def test_contexts_equal_a_plain_search_for_any_batch_size() -> None:
     subject = random_toy(seed=0)
     sae = ReluSAE(
         d_model=6,
@@ -102,7 +102,7 @@ def test_logit_effects_are_centred_over_the_vocabulary() -> None:
     assert found.suppressed_effects[1, 0] == -2.0
 
 
-def test_chosen_latents_are_alive_spread_and_strong() -> None:
+def test_selected_latents_are_alive_spread_and_strong() -> None:
     densities = torch.linspace(0, 1, 101)  # latent i fires on i % of tokens; latent 0 is dead
     maxima = torch.zeros(101)
     maxima[[7, 42]] = 5.0
@@ -114,7 +114,7 @@ def test_chosen_latents_are_alive_spread_and_strong() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 50])
-def test_as_many_as_asked_for(n: int) -> None:
+def test_number_of_selected_latents(n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     densities, maxima = torch.rand(80, generator=generator), torch.rand(80, generator=generator)
     chosen = choose_latents(densities, maxima, n=n)

@@ -1,4 +1,4 @@
-"""Several SAEs in one pass, against the same done by hand, block by block."""
+"""Several SAEs in one spliced pass, compared with a computation by hand, block by block."""
 
 from collections.abc import Sequence
 
@@ -22,16 +22,16 @@ def sae(seed: int) -> SAE:
     return random_sae(d_model=6, n_latents=8, seed=seed)
 
 
-def run(sites: Sequence[Site]) -> tuple[Tensor, list[SaePass]]:
+def run_spliced(sites: Sequence[Site]) -> tuple[Tensor, list[SaePass]]:
     subject = random_toy(seed=0)
     splice, passed = splice_sites(sites, sides=None)
     assert passed == []
     return subject.spliced(subject.clean(TOKENS, capture=PRE), splice).final, passed
 
 
-def test_the_later_sees_what_the_earlier_leaves() -> None:
+def test_the_later_sae_reads_what_the_earlier_one_wrote() -> None:
     one, two, subject = sae(1), sae(2), random_toy(seed=0)
-    final, passed = run([Site(PRE[0], PRE[0], one), Site(PRE[2], PRE[2], two)])
+    final, passed = run_spliced([Site(PRE[0], PRE[0], one), Site(PRE[2], PRE[2], two)])
     x = subject.embed[TOKENS]
     entering = subject.blocks[1](subject.blocks[0](one(x)))
     torch.testing.assert_close(final, subject.blocks[2](two(entering)))
@@ -41,49 +41,49 @@ def test_the_later_sees_what_the_earlier_leaves() -> None:
         torch.testing.assert_close(through.reconstruction, each(read).flatten(0, 1))
 
 
-def test_gradients_reach_the_earlier_through_what_the_later_reads() -> None:
+def test_gradients_reach_the_earlier_sae_through_the_later_one() -> None:
     one, two = sae(1), sae(2)
-    _, (first, second) = run([Site(PRE[0], PRE[0], one), Site(PRE[2], PRE[2], two)])
+    _, (first, second) = run_spliced([Site(PRE[0], PRE[0], one), Site(PRE[2], PRE[2], two)])
     assert not first.x.requires_grad
     gradient, none = torch.autograd.grad(second.codes.c.sum(), (one.W_enc, two.W_dec), allow_unused=True)
     assert gradient.abs().sum() > 0
     assert none is None
 
 
-def test_the_order_in_which_they_are_given_does_not_matter() -> None:
+def test_the_order_of_the_arguments_does_not_matter() -> None:
     sites = [Site(PRE[0], PRE[1], sae(1)), Site(PRE[1], PRE[2], sae(2)), Site(PRE[3], PRE[3], sae(3))]
-    final, passed = run(sites)
+    final, passed = run_spliced(sites)
     for order in ([2, 1, 0], [1, 2, 0]):
-        again, moved = run([sites[i] for i in order])
+        again, moved = run_spliced([sites[i] for i in order])
         assert torch.equal(again, final)
         for at, i in enumerate(order):
             assert torch.equal(moved[at].reconstruction, passed[i].reconstruction)
 
 
-def test_a_transcoder_reads_before_what_is_written_in_between() -> None:
+def test_a_transcoder_reads_before_writes_in_between() -> None:
     over, between, subject = sae(1), sae(2), random_toy(seed=0)
-    final, (passed, _) = run([Site(PRE[0], PRE[2], over), Site(PRE[1], PRE[1], between)])
+    final, (passed, _) = run_spliced([Site(PRE[0], PRE[2], over), Site(PRE[1], PRE[1], between)])
     x = subject.embed[TOKENS]
-    torch.testing.assert_close(final, subject.blocks[2](over(x)))  # nothing else reaches the residual behind it
+    torch.testing.assert_close(final, subject.blocks[2](over(x)))  # the later residual depends on nothing else
     torch.testing.assert_close(passed.x, x.flatten(0, 1))
 
 
 @pytest.mark.parametrize("earlier_reads", [PRE[0], PRE[1]])
-def test_reading_where_another_writes_is_reading_what_it_wrote(earlier_reads: str) -> None:
-    """Halved at PRE[1], there read and doubled, and put at PRE[2] in the place of all that the block did."""
+def test_an_sae_reads_what_another_one_wrote(earlier_reads: str) -> None:
+    """The residual is halved at PRE[1]; a transcoder reads it there, doubles it, and replaces the residual at PRE[2]."""
     sites = [
         Site(PRE[1], PRE[2], scaling_sae(2.0, d_model=6)),
         Site(earlier_reads, PRE[1], scaling_sae(0.5, d_model=6)),
     ]
     subject = random_toy(seed=0)
-    final, (later, _) = run(sites)
+    final, (later, _) = run_spliced(sites)
     x = subject.clean(TOKENS, capture=PRE).activations[earlier_reads]
     torch.testing.assert_close(later.x, 0.5 * x.flatten(0, 1))
     torch.testing.assert_close(final, subject.blocks[2](x))
 
 
-class Shown(ReluSAE):
-    """Encodes what it is shown."""
+class EncodesSide(ReluSAE):
+    """An SAE that encodes its side input."""
 
     def encode(self, x: Tensor, side: Tensor | None = None) -> Codes:
         assert side is not None
@@ -91,8 +91,10 @@ class Shown(ReluSAE):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_each_is_shown_its_own_side(flat: bool) -> None:
-    shown = Shown(d_model=6, n_latents=8, init="tied", init_norm=1.0, subtract_b_dec=False, generator=torch.Generator())
+def test_each_encoder_is_given_its_side(flat: bool) -> None:
+    shown = EncodesSide(
+        d_model=6, n_latents=8, init="tied", init_norm=1.0, subtract_b_dec=False, generator=torch.Generator()
+    )
     sites = [Site(PRE[0], PRE[1], shown), Site(PRE[2], PRE[2], sae(1))]
     side = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(0))
     splice, passed = splice_sites(sites, sides={PRE[1]: side.flatten(0, 1) if flat else side})
@@ -101,7 +103,7 @@ def test_each_is_shown_its_own_side(flat: bool) -> None:
     torch.testing.assert_close(passed[0].codes.c, torch.relu(side.flatten(0, 1) @ shown.W_enc))
 
 
-def test_codes_are_made_in_the_saes_own_dtype() -> None:
+def test_codes_have_the_dtype_of_the_sae() -> None:
     subject = random_toy(seed=0)
     clean = subject.clean(TOKENS, capture=PRE)
     splice, passed = splice_sites([Site(PRE[0], PRE[0], sae(1))], sides=None)
@@ -109,8 +111,8 @@ def test_codes_are_made_in_the_saes_own_dtype() -> None:
     assert passed[0].x.dtype == passed[0].reconstruction.dtype == torch.float32
 
 
-def test_mistakes() -> None:
+def test_user_errors() -> None:
     with pytest.raises(UserError, match=r"two SAEs write at blocks\.1\.hook_resid_pre"):
         splice_sites([Site(PRE[0], PRE[1], sae(1)), Site(PRE[1], PRE[1], sae(2))], sides=None)
-    with pytest.raises(UserError, match=r"out of order: blocks\.0.*, which is written, lies before blocks\.1"):
+    with pytest.raises(UserError, match=r"out of order: blocks\.0.*, which the SAE writes, is before blocks\.1"):
         splice_sites([Site(PRE[1], PRE[0], sae(1))], sides=None)

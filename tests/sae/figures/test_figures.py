@@ -1,4 +1,4 @@
-"""What the figures show is read back from their axes; that they look well was looked at."""
+"""The contents of the figures, read back from their axes."""
 
 import io
 
@@ -25,13 +25,13 @@ METRICS = {
 }
 
 
-def rendered(figure: Figure) -> bytes:
+def render(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
 
 
-def test_loss_curves_show_every_term_there_is() -> None:
+def test_loss_curves_show_every_term() -> None:
     history = [{"step": s, "train/kl": 1 / s, "train/l0": 50.0 - s} for s in range(1, 30)]
     history += [{"step": 30, "val/kl": 0.5}]
     figure = plot_loss_curves(
@@ -42,17 +42,17 @@ def test_loss_curves_show_every_term_there_is() -> None:
     np.testing.assert_allclose(points(find_line(above, "KL"))[:, 1], [1 / s for s in range(1, 30)])
     assert points(below.lines[0])[-1].tolist() == [29, 21]
     assert "step" in below.get_xlabel()
-    assert rendered(figure).startswith(b"\x89PNG")
+    assert render(figure).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     "history", [[], [{"step": 1, "train/l0": 0.0, "train/kl": 0.0}], [{"step": 1, "train/kl": float("nan")}]]
 )
 def test_loss_curves_of_short_or_broken_runs(history: list[dict[str, float]]) -> None:
-    rendered(plot_loss_curves(history, terms={"train/kl": "KL"}, l0="train/l0"))
+    render(plot_loss_curves(history, terms={"train/kl": "KL"}, l0="train/l0"))
 
 
-def test_downstream_begins_at_the_sae_and_leaves_out_what_is_missing() -> None:
+def test_downstream_starts_at_the_sae_without_missing_values() -> None:
     figure = plot_downstream(METRICS, hook="blocks.6.hook_resid_pre", n_layers=8, at=6)
     left, right = find_panel(figure, y="MSE"), find_panel(figure, y="explained variance")
     assert points(left.lines[0]).tolist() == [[6, 0.5], [7, 0.8], [8, 0.9]]
@@ -63,7 +63,7 @@ def test_downstream_begins_at_the_sae_and_leaves_out_what_is_missing() -> None:
 
 
 def test_downstream_at_the_last_residual_is_rendered() -> None:
-    rendered(plot_downstream({"mse": 1.0}, hook="blocks.7.hook_resid_post", n_layers=8, at=8))
+    render(plot_downstream({"mse": 1.0}, hook="blocks.7.hook_resid_post", n_layers=8, at=8))
 
 
 def test_densities_count_the_dead() -> None:
@@ -72,8 +72,8 @@ def test_densities_count_the_dead() -> None:
     axes = find_panel(figure)
     assert sum(bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)) == 3
     assert axes.get_title(loc="left") == "3 of 5 latents fire in 1,000 tokens; 2 (40.0 %) never do"
-    rendered(figure)
+    render(figure)
 
 
 def test_densities_of_an_sae_that_is_dead() -> None:
-    rendered(plot_densities(np.zeros(4), n_tokens=100))
+    render(plot_densities(np.zeros(4), n_tokens=100))

@@ -8,7 +8,7 @@ VOCABULARY = {0: "", 1: " the", 2: "<script>alert(1)</script>", 3: '"&\n', 4: "�
 
 
 class _Reader(HTMLParser):
-    """Checks that tags nest, and gathers what a browser would run or fetch."""
+    """Checks that tags are nested correctly, and collects everything that a browser would run or load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_well_formed_self_contained_and_escaped() -> None:
     assert "12 &amp; more" in page()
 
 
-def test_what_it_shows() -> None:
+def test_contents() -> None:
     reader = _Reader()
     reader.feed(page())
     assert reader.marked == ["<script>alert(1)</script>", "⟨0⟩"]  # the peaks; a token without text by its number
@@ -68,8 +68,8 @@ def test_what_it_shows() -> None:
     text = page()
     assert "fires on 50 % of tokens" in text
     assert "fires on no token" in text
-    assert "does not fire in the text" in text
+    assert "does not fire in the held-out text" in text
     assert "+1.25" in text
     assert "-1.50" in text
-    assert "↵" in text  # a line break within a token is seen, not obeyed
+    assert "↵" in text  # a line break within a token is shown as a symbol
     assert "prefers-color-scheme: dark" in text

@@ -1,4 +1,4 @@
-"""SAELens's folder: by its keys and shapes here; opened with sae-lens itself in test_saelens_opens.py (slow)."""
+"""SAELens's format: keys, shapes and functions; test_saelens_opens.py (slow) opens folders with sae-lens itself."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "sae"
 
 
-def same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
-    """What is saved is read as the folded SAE: the same codes bit for bit."""
+def assert_same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
+    """Assert that a saved SAE is loaded as the folded SAE, with the same codes bit for bit."""
     saelens.save_sae(sae, folder, metadata)
     found, told = saelens.load_sae(folder)
     wanted = sae.fold()
@@ -35,14 +35,14 @@ def same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     assert told["input_scale"] == 0.25
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "cfg.json").read_text())
 
 
 @pytest.mark.parametrize(("kind", "name"), SAVED_AS.items())
-def test_every_architecture_comes_back(tmp_path: Path, kind: str, name: str) -> None:
-    same_codes(tmp_path / "sae", make_trained_sae(kind), METADATA)
-    config = config_of(tmp_path / "sae")
+def test_every_architecture_is_loaded_as_saved(tmp_path: Path, kind: str, name: str) -> None:
+    assert_same_codes(tmp_path / "sae", make_trained_sae(kind), METADATA)
+    config = read_config(tmp_path / "sae")
     assert config["architecture"] == name
     assert config["apply_b_dec_to_input"] is False
     assert (config.get("k"), config.get("rescale_acts_by_decoder_norm")) == (
@@ -51,38 +51,38 @@ def test_every_architecture_comes_back(tmp_path: Path, kind: str, name: str) -> 
 
 
 @pytest.mark.parametrize(("kind", "name"), TRANSCODERS.items())
-def test_transcoders_come_back(tmp_path: Path, kind: str, name: str) -> None:
+def test_transcoders_are_loaded_as_saved(tmp_path: Path, kind: str, name: str) -> None:
     written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
-    same_codes(tmp_path / "wide", make_trained_sae(kind, d_out=5), written)
-    same_codes(tmp_path / "even", make_trained_sae(kind), written)
-    assert [config_of(tmp_path / f)["architecture"] for f in ("wide", "even")] == [name, name]
-    assert [config_of(tmp_path / f)["d_out"] for f in ("wide", "even")] == [5, 6]
+    assert_same_codes(tmp_path / "wide", make_trained_sae(kind, d_out=5), written)
+    assert_same_codes(tmp_path / "even", make_trained_sae(kind), written)
+    assert [read_config(tmp_path / f)["architecture"] for f in ("wide", "even")] == [name, name]
+    assert [read_config(tmp_path / f)["d_out"] for f in ("wide", "even")] == [5, 6]
 
 
 @pytest.mark.parametrize("kind", ["topk", "gradient_topk", "gated"])
-def test_what_sae_lens_has_no_transcoder_of(tmp_path: Path, kind: str) -> None:
-    """Between equal widths an SAE's format will do; between others there is none, and that can be known beforehand."""
+def test_transcoders_that_sae_lens_does_not_have(tmp_path: Path, kind: str) -> None:
+    """With equal widths the format of ordinary SAEs is used; with different widths there is none, which is known before training."""
     written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
-    same_codes(tmp_path / "even", make_trained_sae(kind), written)
-    assert config_of(tmp_path / "even")["architecture"] == SAVED_AS[kind]
+    assert_same_codes(tmp_path / "even", make_trained_sae(kind), written)
+    assert read_config(tmp_path / "even")["architecture"] == SAVED_AS[kind]
     saelens.check_saveable(make_trained_sae(kind), transcodes=True)
     wide = make_trained_sae(kind, d_out=5)
     for refused in (
         lambda: saelens.save_sae(wide, tmp_path / "wide", written),
         lambda: saelens.check_saveable(wide, transcodes=True),
     ):
-        with pytest.raises(UserError, match=r"that reads 6 dimensions and writes 5; .* ReLU and JumpReLU alone$"):
+        with pytest.raises(UserError, match=r"that reads 6 dimensions and writes 5; .* only has ReLU and JumpReLU$"):
             refused()
     assert not (tmp_path / "wide").exists()
 
 
-def test_heads_side_by_side(tmp_path: Path) -> None:
-    """SAELens lays the heads of hook_z side by side where it is told to."""
+def test_concatenated_heads(tmp_path: Path) -> None:
+    """SAELens concatenates the heads of hook_z if cfg.json says so."""
     heads = METADATA | {"hook_name": "blocks.6.attn.hook_z"}
-    same_codes(tmp_path / "sae", make_trained_sae("relu"), heads)
-    assert config_of(tmp_path / "sae")["reshape_activations"] == "hook_z"
+    assert_same_codes(tmp_path / "sae", make_trained_sae("relu"), heads)
+    assert read_config(tmp_path / "sae")["reshape_activations"] == "hook_z"
     saelens.save_sae(make_trained_sae("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
-    assert config_of(tmp_path / "from")["reshape_activations"] == "none"
+    assert read_config(tmp_path / "from")["reshape_activations"] == "none"
 
 
 def test_saving_twice_changes_nothing(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_saving_twice_changes_nothing(folder: Path) -> None:
         torch.testing.assert_close(value, first[name], rtol=1e-6, atol=1e-7)
 
 
-def test_what_sae_lens_asks_for(folder: Path) -> None:
+def test_keys_that_sae_lens_needs(folder: Path) -> None:
     config = json.loads((folder / "cfg.json").read_text())
     metadata = config.pop("metadata")
     assert config == {
@@ -118,7 +118,7 @@ def test_what_sae_lens_asks_for(folder: Path) -> None:
     torch.testing.assert_close(tensors["W_dec"].norm(dim=-1), torch.ones(20))
 
 
-def test_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / saelens.WEIGHTS).read_bytes()
 
     def fail(*_: Any, **__: Any) -> None:
@@ -134,8 +134,8 @@ def test_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 SHAPES = {"W_enc": (3, 5), "W_dec": (5, 3), "b_dec": (3,)}
 
 
-def anothers(folder: Path, *names: str, **config: Any) -> dict[str, Tensor]:
-    """A stranger's folder: a decoder of any norm, tensors of a number a latent of those names."""
+def write_foreign_folder(folder: Path, *names: str, **config: Any) -> dict[str, Tensor]:
+    """Write a folder as another tool would: a decoder with any norms, and the named tensors with one number per latent."""
     generator = torch.Generator().manual_seed(0)
     shapes = SHAPES | dict.fromkeys(names, (5,))
     W = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -145,7 +145,7 @@ def anothers(folder: Path, *names: str, **config: Any) -> dict[str, Tensor]:
 
 
 def assert_same_function(folder: Path, x: Tensor, codes: Tensor, W: dict[str, Tensor]) -> None:
-    """Codes in units of the decoder's norm, and the reconstruction as it was."""
+    """Assert equal reconstructions, and codes that are multiplied by the norms of the decoder."""
     sae, metadata = saelens.load_sae(folder)
     norm = W["W_dec"].norm(dim=-1)
     assert (norm - 1).abs().min() > 0.01
@@ -159,13 +159,13 @@ X = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("subtracts", [True, False, None])
-class TestAnothers:
-    """SAELens's formulas, with and without the decoder bias subtracted; SAELens does where nothing is said."""
+class TestForeignFolders:
+    """SAELens's formulas, with and without subtraction of the decoder bias; SAELens subtracts it by default."""
 
     @staticmethod
     def read(folder: Path, subtracts: bool | None, *names: str, **config: Any) -> tuple[Tensor, dict[str, Tensor]]:
         told = {} if subtracts is None else {"apply_b_dec_to_input": subtracts}
-        W = anothers(folder, *names, **told, **config)
+        W = write_foreign_folder(folder, *names, **told, **config)
         return (X if subtracts is False else X - W["b_dec"]) @ W["W_enc"], W
 
     def test_standard(self, tmp_path: Path, subtracts: bool | None) -> None:
@@ -183,7 +183,7 @@ class TestAnothers:
         codes = (u + W["b_gate"] > 0) * torch.relu(u * W["r_mag"].exp() + W["b_mag"])
         assert_same_function(tmp_path, X, codes, W)
 
-    def test_topk_that_chooses_by_the_decoders_norm(self, tmp_path: Path, subtracts: bool | None) -> None:
+    def test_topk_that_uses_the_decoder_norms(self, tmp_path: Path, subtracts: bool | None) -> None:
         u, W = self.read(tmp_path, subtracts, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=True)
         pre = (u + W["b_enc"]) * W["W_dec"].norm(dim=-1)
         values, chosen = pre.topk(2)
@@ -193,10 +193,10 @@ class TestAnothers:
         torch.testing.assert_close(sae(X), theirs / W["W_dec"].norm(dim=-1, keepdim=True).T @ W["W_dec"] + W["b_dec"])
 
 
-def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
-    """Of one norm for all latents it is a TopK of crux; of different ones it is not, and not read as one."""
-    W = anothers(tmp_path, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=False)
-    with pytest.raises(UserError, match="chooses its k latents before the decoder's norms count"):
+def test_a_topk_that_ignores_the_decoder_norms(tmp_path: Path) -> None:
+    """With equal decoder norms it is a TopK SAE of crux; with different norms it is not, and loading it is an error."""
+    W = write_foreign_folder(tmp_path, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=False)
+    with pytest.raises(UserError, match="selects its k latents without regard to the decoder norms"):
         saelens.load_sae(tmp_path)
     W["W_dec"] = 3 * torch.nn.functional.normalize(W["W_dec"], dim=-1)
     save_file(W, tmp_path / saelens.WEIGHTS)
@@ -220,8 +220,8 @@ def test_a_topk_that_chooses_before_the_decoders_norm(tmp_path: Path) -> None:
         ({"architecture": "standard", "activation_fn_str": "topk"}, "activation_fn_str='topk' cannot be read"),
     ],
 )
-def test_another_function_is_not_read(tmp_path: Path, config: dict[str, Any], message: str) -> None:
-    anothers(tmp_path, "b_enc", **config)
+def test_another_function_is_an_error(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    write_foreign_folder(tmp_path, "b_enc", **config)
     with pytest.raises(UserError, match=message) as caught:
         saelens.load_sae(tmp_path)
     assert "\n" not in str(caught.value)
@@ -259,13 +259,13 @@ def drop_tensor(folder: Path) -> None:
         (drop_tensor, "holds W_dec, W_enc, b_dec, not"),
     ],
 )
-def test_mistakes(folder: Path, spoil: Any, message: str) -> None:
+def test_user_errors(folder: Path, spoil: Any, message: str) -> None:
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:
         saelens.load_sae(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_must_say_where_the_sae_belongs(tmp_path: Path) -> None:
+def test_metadata_is_required(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="hook_name"):
         saelens.save_sae(make_trained_sae("relu"), tmp_path / "sae", {"model_name": "tiny"})

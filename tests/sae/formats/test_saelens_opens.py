@@ -1,4 +1,4 @@
-"""sae-lens itself, in an environment of its own (it needs TransformerLens < 4), opens what crux saves."""
+"""sae-lens itself opens the SAEs that crux saves, in a separate environment (it needs TransformerLens < 4)."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ save_file(found, outputs)
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The interpreter of an environment with sae-lens; built once, kept in the cache."""
+    """Return the interpreter of an environment with sae-lens, which is built once and kept in the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crux-tests"
     home = cache / f"sae-lens-{saelens.FORMAT_VERSION}-torch-{torch.__version__}"
     found = home / "bin" / "python"

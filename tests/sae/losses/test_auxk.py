@@ -6,20 +6,22 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.losses.auxk import auxk_loss
 
 
-def normal(*shape: int, seed: int) -> Tensor:
+def draw_normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 DEAD = torch.tensor([True, False, True, True, False, False, True, False])
 
 
-def alone(mean: Tensor) -> Tensor:
-    """These tokens are the whole batch."""
+def identity(mean: Tensor) -> Tensor:
+    """Return the mean unchanged, since these tokens are the whole batch."""
     return mean
 
 
-def plain(pre: Tensor, dictionary: Tensor, residual: Tensor, *, dead: Tensor, k: int, weight: Tensor | None) -> Tensor:
-    """The formula as it stands, with a dense product."""
+def compute_plainly(
+    pre: Tensor, dictionary: Tensor, residual: Tensor, *, dead: Tensor, k: int, weight: Tensor | None
+) -> Tensor:
+    """Compute the formula literally, with a dense product."""
     kept = residual.detach() if weight is None else residual.detach()[weight > 0]
     pre = pre if weight is None else pre[weight > 0]
     only_dead = pre[:, dead]
@@ -31,26 +33,28 @@ def plain(pre: Tensor, dictionary: Tensor, residual: Tensor, *, dead: Tensor, k:
 
 
 def test_by_hand() -> None:
-    """e = (1, 0) and (−1, 0): variance 1 · 1 a token. Dead are the last two latents; the larger one is taken."""
+    """e = (1, 0) and (−1, 0) have variance 1 per token. The last two latents are dead; the larger one is used."""
     pre = torch.tensor([[9.0, 0.5, -1.0], [9.0, -3.0, -2.0]])
     dictionary = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     residual = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     dead = torch.tensor([False, True, True])
-    found = auxk_loss(pre, dictionary, residual, dead=dead, k=1, weight=None, mean_over_ranks=alone)
+    found = auxk_loss(pre, dictionary, residual, dead=dead, k=1, weight=None, mean_over_ranks=identity)
     # ê = (0.5, 0) and −2 · (0, 1): e − ê = (0.5, 0), (−1, 2)
     assert found.item() == pytest.approx((0.25 + 5) / 2)
-    first = auxk_loss(pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), mean_over_ranks=alone)
+    first = auxk_loss(
+        pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), mean_over_ranks=identity
+    )
     assert first.item() == 0  # one token has no variance
 
 
 @pytest.mark.parametrize("weight", [None, torch.arange(20).ge(6).float()])
 @pytest.mark.parametrize("k", [1, 3, 4, 8])
 def test_value_and_gradient_against_autograd_of_the_formula(k: int, weight: Tensor | None) -> None:
-    pre, dictionary = normal(20, 8, seed=0).requires_grad_(), normal(8, 5, seed=1).requires_grad_()
-    residual = normal(20, 5, seed=2).requires_grad_()
+    pre, dictionary = draw_normal(20, 8, seed=0).requires_grad_(), draw_normal(8, 5, seed=1).requires_grad_()
+    residual = draw_normal(20, 5, seed=2).requires_grad_()
     values = [
-        auxk_loss(pre, dictionary, residual, dead=DEAD, k=k, weight=weight, mean_over_ranks=alone),
-        plain(pre, dictionary, residual, dead=DEAD, k=k, weight=weight),
+        auxk_loss(pre, dictionary, residual, dead=DEAD, k=k, weight=weight, mean_over_ranks=identity),
+        compute_plainly(pre, dictionary, residual, dead=DEAD, k=k, weight=weight),
     ]
     torch.testing.assert_close(*values)
     for parameter in (pre, dictionary):
@@ -61,39 +65,42 @@ def test_value_and_gradient_against_autograd_of_the_formula(k: int, weight: Tens
 
 
 def test_gradient_against_finite_differences() -> None:
-    pre, dictionary = normal(6, 8, seed=0).double().requires_grad_(), normal(8, 3, seed=1).double().requires_grad_()
-    residual = normal(6, 3, seed=2).double()
+    pre, dictionary = (
+        draw_normal(6, 8, seed=0).double().requires_grad_(),
+        draw_normal(8, 3, seed=1).double().requires_grad_(),
+    )
+    residual = draw_normal(6, 3, seed=2).double()
     assert torch.autograd.gradcheck(
         lambda pre, dictionary: auxk_loss(
-            pre, dictionary, residual, dead=DEAD, k=2, weight=None, mean_over_ranks=alone
+            pre, dictionary, residual, dead=DEAD, k=2, weight=None, mean_over_ranks=identity
         ),
         (pre, dictionary),
     )
 
 
-def test_it_has_no_unit() -> None:
-    pre, dictionary, residual = normal(20, 8, seed=0), normal(8, 5, seed=1), normal(20, 5, seed=2)
+def test_the_scale_of_the_residual_does_not_matter() -> None:
+    pre, dictionary, residual = draw_normal(20, 8, seed=0), draw_normal(8, 5, seed=1), draw_normal(20, 5, seed=2)
     small, large = (
-        auxk_loss(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None, mean_over_ranks=alone)
+        auxk_loss(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None, mean_over_ranks=identity)
         for s in (1.0, 1000.0)
     )
     torch.testing.assert_close(small, large)
 
 
 @pytest.mark.parametrize(("what", "value"), [("no latent is dead", 1.0), ("no variance", 1.3), ("no variance", 0.0)])
-def test_zero_where_there_is_nothing_to_do(what: str, value: float) -> None:
-    pre, dictionary = normal(20, 8, seed=0).requires_grad_(), normal(8, 5, seed=1).requires_grad_()
-    residual = normal(20, 5, seed=2) if what == "no latent is dead" else torch.full((20, 5), value)
+def test_it_is_zero_without_dead_latents_or_variance(what: str, value: float) -> None:
+    pre, dictionary = draw_normal(20, 8, seed=0).requires_grad_(), draw_normal(8, 5, seed=1).requires_grad_()
+    residual = draw_normal(20, 5, seed=2) if what == "no latent is dead" else torch.full((20, 5), value)
     dead = torch.zeros(8, dtype=torch.bool) if what == "no latent is dead" else DEAD
-    found = auxk_loss(pre, dictionary, residual, dead=dead, k=3, weight=None, mean_over_ranks=alone)
+    found = auxk_loss(pre, dictionary, residual, dead=dead, k=3, weight=None, mean_over_ranks=identity)
     assert found.item() == 0
     for gradient in torch.autograd.grad(found, (pre, dictionary)):
         assert not gradient.any()  # and not a NaN
         assert gradient.isfinite().all()
 
 
-def test_it_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
-    """The latents of a ReLU SAE with so low a bias never fire: through a ReLU they would get no gradient."""
+def test_only_dead_latents_receive_a_gradient() -> None:
+    """The latents of a ReLU SAE with a very low bias never fire, so they would get no gradient through a ReLU."""
     sae = ReluSAE(
         d_model=5,
         n_latents=8,
@@ -104,11 +111,11 @@ def test_it_reaches_encoder_and_decoder_of_dead_latents_alone() -> None:
     )
     with torch.no_grad():
         sae.b_enc[DEAD] = -50.0
-    x = normal(20, 5, seed=2)
+    x = draw_normal(20, 5, seed=2)
     codes = sae.encode(x)
     assert not codes.c[:, DEAD].any()
     x_hat = sae.decode(codes)
-    auxk_loss(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None, mean_over_ranks=alone).backward()
+    auxk_loss(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None, mean_over_ranks=identity).backward()
     for gradient in (sae.W_enc.grad, sae.W_dec.grad):
         assert gradient is not None
         by_latent = gradient.any(0 if gradient.shape[0] == 5 else 1)

@@ -29,15 +29,15 @@ def test_by_hand(block_diagonal: bool, weight: Tensor | None, value: float) -> N
     assert fisher_surrogate(G, DELTA, block_diagonal=block_diagonal, weight=weight).item() == pytest.approx(value)
 
 
-def test_sequences_are_averaged_each_over_its_own_tokens() -> None:
+def test_sequences_are_averaged_after_division_by_their_tokens() -> None:
     weight = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     assert fisher_surrogate(G, DELTA, block_diagonal=False, weight=weight).item() == pytest.approx((9 / 2 + 1 / 6) / 2)
 
 
 @pytest.mark.parametrize("block_diagonal", [False, True])
 @pytest.mark.parametrize("weight", [None, WEIGHT])
-def test_gradient_by_hand_and_none_through_g(block_diagonal: bool, weight: Tensor | None) -> None:
-    """∂/∂δ_t = w_t g_t · (Σ w g·δ)/T a sequence; block-diagonal w_t g_t (g_t·δ_t) a token."""
+def test_the_gradient_by_hand_with_none_through_g(block_diagonal: bool, weight: Tensor | None) -> None:
+    """∂/∂δ_t is w_t g_t · (Σ w g·δ)/T for a sequence; if block-diagonal, it is w_t g_t (g_t·δ_t) per token."""
     g, delta = G.clone().requires_grad_(), DELTA.clone().requires_grad_()
     fisher_surrogate(g, delta, block_diagonal=block_diagonal, weight=weight).backward()
     w = torch.ones(2, 3) if weight is None else weight
@@ -63,8 +63,8 @@ def _log_probabilities(subject: Subject, final: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"])
-def test_surrogate_over_kl_goes_to_one_as_the_error_shrinks_and_block_diagonal_does_not(hook: str) -> None:
-    """Over many draws of a sequence's labels, for an error that all positions share; the tolerance is their standard error."""
+def test_the_surrogate_approaches_the_kl_as_the_error_shrinks_and_block_diagonal_does_not(hook: str) -> None:
+    """Average over many draws of labels, for an error that is the same at all positions; the tolerance is the standard error."""
     subject = gpt2().to(dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, subject.d_vocab, (1, 12), generator=generator)

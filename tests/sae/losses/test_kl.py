@@ -23,10 +23,10 @@ def case(n_tokens: int, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
     return h.requires_grad_(), g, W_U, torch.randn(V, generator=generator).to(dtype)
 
 
-def plain(
+def compute_plainly(
     h: Tensor, g: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, weight: Tensor | None
 ) -> Tensor:
-    """Full logits, float64, autograd's own gradient."""
+    """Compute the KL from full logits in float64, with the gradient of autograd."""
 
     def log_probabilities(x: Tensor) -> Tensor:
         u = F.linear(x.double(), W_U.double(), None if b_U is None else b_U.double())
@@ -56,7 +56,7 @@ def test_value_and_gradient(
     found = mean_kl(h, g, W_U, b_U=arguments[0], softcap=softcap, weight=weight)
     (3 * found).backward()  # an outer coefficient reaches the gradient
     gradient, h.grad = h.grad, None
-    truth = plain(h, g, W_U, *arguments)
+    truth = compute_plainly(h, g, W_U, *arguments)
     (3 * truth).backward()
     torch.testing.assert_close(found, truth.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, h.grad, rtol=1e-4, atol=1e-6)
@@ -72,7 +72,7 @@ def test_direction_is_clean_to_spliced() -> None:
     assert found.item() == pytest.approx(0.3681, abs=1e-4)
 
 
-def test_zero_with_zero_gradient_where_nothing_changed() -> None:
+def test_unchanged_states_have_zero_kl_and_zero_gradient() -> None:
     h, _, W_U, b_U = case(9)
     found = mean_kl(h, h.detach(), W_U, b_U=b_U, softcap=30.0, weight=None)
     found.backward()
@@ -83,13 +83,13 @@ def test_zero_with_zero_gradient_where_nothing_changed() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.01, 30))
-def test_never_negative(seed: int, scale: float) -> None:
+def test_kl_is_never_negative(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     log_p, log_q = ((scale * torch.randn(4, 20, generator=generator)).log_softmax(-1) for _ in range(2))
     assert (token_kl(log_p, log_q) >= -1e-6).all()
 
 
-def test_no_gradient_to_anything_but_the_spliced_states() -> None:
+def test_only_the_spliced_states_receive_a_gradient() -> None:
     h, g, W_U, b_U = case(6)
     for tensor in (g, W_U, b_U):
         tensor.requires_grad_()
@@ -109,7 +109,7 @@ def test_bfloat16_states_keep_a_float32_loss() -> None:
     assert found.dtype == torch.float32
     assert low[0].grad is not None
     assert low[0].grad.dtype == torch.bfloat16
-    truth = plain(h, g, W_U, b_U, None, None)
+    truth = compute_plainly(h, g, W_U, b_U, None, None)
     assert found.item() == pytest.approx(truth.item(), rel=0.05)
 
 

@@ -18,18 +18,20 @@ TARGETS: list[LabelTarget] = list(get_args(LabelTarget))
 
 @pytest.fixture
 def case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, W_U, b_U, tokens."""
+    """Return h, W_U, b_U and tokens."""
     generator = torch.Generator().manual_seed(1)
     h, W_U, b_U = (torch.randn(*shape, generator=generator) for shape in [(BATCH, T, D), (V, D), (V,)])
     return h.requires_grad_(), W_U, b_U, torch.randint(0, V, (BATCH, T), generator=generator)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def make_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def plain(h: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """From full logits: the cross-entropy of every label, and every label's logit."""
+def compute_plainly(
+    h: Tensor, W_U: Tensor, b_U: Tensor | None, softcap: float | None, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy and the logit of every label, from full logits."""
     u = F.linear(h.double(), W_U.double(), None if b_U is None else b_U.double())
     z = u if softcap is None else softcap * torch.tanh(u / softcap)
     return F.cross_entropy(z.mT, labels, reduction="none"), z.gather(-1, labels[..., None])[..., 0]
@@ -45,11 +47,11 @@ def truth(
     drawn: Tensor,
 ) -> Tensor:
     if target == "data":
-        return plain(h[:, :-1], W_U, b_U, softcap, tokens[:, 1:])[0].sum()
+        return compute_plainly(h[:, :-1], W_U, b_U, softcap, tokens[:, 1:])[0].sum()
     if target == "sampled":
-        return plain(h, W_U, b_U, softcap, drawn)[0].sum()
+        return compute_plainly(h, W_U, b_U, softcap, drawn)[0].sum()
     top = F.linear(h, W_U, b_U).argmax(-1)
-    return -plain(h, W_U, b_U, softcap, top)[1].sum()
+    return -compute_plainly(h, W_U, b_U, softcap, top)[1].sum()
 
 
 @pytest.mark.parametrize("chunk_elements", [V, 3 * V, 2**21])  # chunks of 1 and 3 tokens; the whole in four
@@ -67,14 +69,14 @@ def test_value_and_gradient(
     monkeypatch.setitem(readout.CHUNK_ELEMENTS, "cpu", chunk_elements)
     labels: list[Tensor] = []
 
-    def noted(q: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw_and_record(q: Tensor, generator: torch.Generator | None) -> Tensor:
         labels.append(draw_labels(q, generator))
         return labels[-1]
 
-    monkeypatch.setattr(label, "draw_labels", noted)
+    monkeypatch.setattr(label, "draw_labels", draw_and_record)
     h, W_U, b_U, tokens = case
     b_U = b_U if bias else None
-    found = label_loss(h, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target=target, generator=seeded())
+    found = label_loss(h, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target=target, generator=make_generator())
     (3 * found).backward()  # an outer coefficient reaches the gradient
     gradient, h.grad = h.grad, None
     drawn = torch.cat(labels).view(BATCH, T) if labels else tokens
@@ -88,9 +90,9 @@ def test_value_and_gradient(
 def test_by_hand() -> None:
     """Logits (0, log 3) at both positions: q = (¼, ¾); W_U is the identity, so gradients are those of the logits."""
     h = torch.tensor([[[0.0, 1.0986123], [0.0, 1.0986123]]], requires_grad=True)
-    arguments = {"b_U": None, "softcap": None, "tokens": torch.tensor([[1, 0]]), "generator": seeded()}
+    arguments = {"b_U": None, "softcap": None, "tokens": torch.tensor([[1, 0]]), "generator": make_generator()}
     cases: list[tuple[LabelTarget, float, list[list[float]]]] = [
-        ("data", 1.3862944, [[0.25 - 1, 0.75], [0.0, 0.0]]),  # −log ¼, of token 0 behind token 1; no label behind that
+        ("data", 1.3862944, [[0.25 - 1, 0.75], [0.0, 0.0]]),  # −log ¼; the last token has no label
         ("top_logit", -2 * 1.0986123, [[0.0, -1.0], [0.0, -1.0]]),
     ]
     for target, value, gradient in cases:
@@ -103,7 +105,7 @@ def test_by_hand() -> None:
 def test_labels_have_the_softmax_frequencies() -> None:
     n = 200_000
     q = torch.tensor([0.5, 0.3, 0.15, 0.05, 1e-4, 0.0]).div(1.0001)
-    counts = draw_labels(q.expand(n, -1), seeded()).bincount(minlength=6)
+    counts = draw_labels(q.expand(n, -1), make_generator()).bincount(minlength=6)
     assert counts[5] == 0
     expected = n * q[:5].double()
     chi_squared = ((counts[:5] - expected).square() / expected).sum()
@@ -116,7 +118,7 @@ def test_labels_are_drawn_at_the_clean_logits(case: tuple[Tensor, Tensor, Tensor
     h, W_U, b_U, tokens = (x[:1, :1] if x.ndim == 3 else x for x in case)
     many = h.detach().expand(n, 1, D).clone().requires_grad_()
     tokens = tokens[:1, :1].expand(n, 1)
-    found = label_loss(many, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target="sampled", generator=seeded())
+    found = label_loss(many, W_U, b_U=b_U, softcap=softcap, tokens=tokens, target="sampled", generator=make_generator())
     found.backward()
     assert many.grad is not None
     spread = many.grad.std(0) / n**0.5
@@ -127,30 +129,32 @@ def test_labels_are_drawn_at_the_clean_logits(case: tuple[Tensor, Tensor, Tensor
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_it_depends_on(case: tuple[Tensor, Tensor, Tensor, Tensor], target: LabelTarget) -> None:
-    """`sampled` on the generator's state alone, not on the text; `data` on the text alone."""
+def test_each_target_depends_on_its_own_inputs(
+    case: tuple[Tensor, Tensor, Tensor, Tensor], target: LabelTarget
+) -> None:
+    """`sampled` depends on the state of the generator and not on the text; `data` depends on the text."""
     h, W_U, b_U, tokens = case
 
     def gradient(generator: torch.Generator, tokens: Tensor) -> Tensor:
         found = label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=generator)
         return torch.autograd.grad(found, h)[0]
 
-    generator = seeded()
+    generator = make_generator()
     state = generator.get_state()
     first = gradient(generator, tokens)
     assert torch.equal(generator.get_state(), state) == (target != "sampled")
     assert torch.equal(gradient(generator, tokens), first) == (target != "sampled")
-    torch.manual_seed(77)  # the global generator has no say
+    torch.manual_seed(77)  # the global generator is not used
     assert torch.equal(gradient(generator.set_state(state), tokens), first)
-    assert torch.equal(gradient(seeded(), (tokens + 1) % V), first) == (target != "data")
+    assert torch.equal(gradient(make_generator(), (tokens + 1) % V), first) == (target != "data")
 
 
-def test_no_gradient_to_anything_but_the_states(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_only_the_states_receive_a_gradient(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     h, W_U, b_U, tokens = case
     for target in TARGETS:
         W_U.requires_grad_()
         b_U.requires_grad_()
-        label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=seeded()).backward()
+        label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=make_generator()).backward()
     assert h.grad is not None
     assert W_U.grad is None
     assert b_U.grad is None
@@ -171,21 +175,21 @@ def test_bfloat16_states_keep_a_float32_loss(case: tuple[Tensor, Tensor, Tensor,
     low = h.detach().bfloat16().requires_grad_()
     for target in TARGETS:
         arguments = {"softcap": 2.0, "tokens": tokens, "target": target}
-        found = label_loss(low, W_U.bfloat16(), b_U=b_U.bfloat16(), generator=seeded(), **arguments)
+        found = label_loss(low, W_U.bfloat16(), b_U=b_U.bfloat16(), generator=make_generator(), **arguments)
         found.backward()
         assert found.dtype == torch.float32
         assert low.grad is not None
         assert low.grad.dtype == torch.bfloat16
         if target != "sampled":
-            want = label_loss(h, W_U, b_U=b_U, generator=seeded(), **arguments)
+            want = label_loss(h, W_U, b_U=b_U, generator=make_generator(), **arguments)
             assert found.item() == pytest.approx(want.item(), rel=0.05)
 
 
 @pytest.mark.parametrize(("target", "products"), [("data", 2), ("sampled", 2), ("top_logit", 1)])
-def test_its_cost(target: LabelTarget, products: int) -> None:
-    """Two d·V products a prediction, no tokens × vocab tensor, no host sync."""
+def test_the_number_of_products(target: LabelTarget, products: int) -> None:
+    """A prediction costs two d·V products, without a tokens × vocab tensor or a host sync."""
     batch, pos, d, vocab = 2, 32, 8, 1000
-    generator = seeded()
+    generator = make_generator()
     h = torch.randn(batch, pos, d, generator=generator).requires_grad_()
     W_U, tokens = torch.randn(vocab, d, generator=generator), torch.randint(0, vocab, (batch, pos), generator=generator)
 
@@ -204,7 +208,7 @@ def test_its_cost(target: LabelTarget, products: int) -> None:
 def test_the_value_without_a_gradient(case: tuple[Tensor, Tensor, Tensor, Tensor], target: LabelTarget) -> None:
     h, W_U, b_U, tokens = case
     with_gradient, without = (
-        label_loss(x, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=seeded())
+        label_loss(x, W_U, b_U=b_U, softcap=None, tokens=tokens, target=target, generator=make_generator())
         for x in (h, h.detach())
     )
     assert with_gradient.requires_grad
@@ -212,7 +216,7 @@ def test_the_value_without_a_gradient(case: tuple[Tensor, Tensor, Tensor, Tensor
     torch.testing.assert_close(without, with_gradient.detach(), rtol=0, atol=0)
 
 
-def test_sampling_wants_a_generator(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_sampling_needs_a_generator(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     h, W_U, b_U, tokens = case
     with pytest.raises(AssertionError, match="generator"):
         label_loss(h, W_U, b_U=b_U, softcap=None, tokens=tokens, target="sampled", generator=None)

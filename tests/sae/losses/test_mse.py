@@ -16,7 +16,7 @@ def test_weight_leaves_tokens_out_of_the_mean() -> None:
     assert mse(X_HAT, X, weight=torch.tensor([[1.0, 1.0, 0.0]])).item() == pytest.approx(3.5)
 
 
-def test_gradient_is_that_of_torchs_own() -> None:
+def test_the_gradient_is_that_of_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(4, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2))
     mine, theirs = a.clone().requires_grad_(), a.clone().requires_grad_()
@@ -32,12 +32,12 @@ def test_low_precision_is_summed_in_float32() -> None:
     assert found.item() == pytest.approx(float(error[0, 0]) ** 2, rel=1e-5)
 
 
-def test_downstream_divides_by_the_number_of_positions() -> None:
+def test_downstream_divides_by_the_number_of_hook_points() -> None:
     clean = {"a": X, "b": X, "unused": X}
     assert downstream_mse({"a": X_HAT, "b": X}, clean, weight=None).item() == pytest.approx(107 / 6)
     assert downstream_mse({"a": X_HAT}, clean, weight=torch.tensor([[0.0, 1.0, 0.0]])).item() == pytest.approx(2.0)
 
 
-def test_downstream_needs_a_position() -> None:
+def test_downstream_needs_a_hook_point() -> None:
     with pytest.raises(AssertionError, match="later hook point"):
         downstream_mse({}, {}, weight=None)

@@ -1,4 +1,4 @@
-"""The options of the losses: what they need, what they refuse, and that a loss of the user's own is found by them."""
+"""The options of the losses: what they need, what they reject, and how a user's loss is found."""
 
 import subprocess
 import sys
@@ -33,19 +33,19 @@ def options(loss: str, **changed: Any) -> LossOptions:
     return OPTIONS[loss](**{"name": loss, "skip_positions": [], **GOOD[loss], **changed})
 
 
-def declared(loss: str) -> dict[str, Any]:
-    """The keys in conf/loss/<name>.yaml and its parents."""
+def read_yaml_keys(loss: str) -> dict[str, Any]:
+    """Return the keys in conf/loss/<name>.yaml and its parents."""
     own = yaml.safe_load((ROOT / "conf" / "loss" / f"{loss}.yaml").read_text("utf-8"))
     parents = [parent for parent in own.pop("defaults") if not parent.endswith("_options")]
-    return {key: value for parent in parents for key, value in declared(parent).items()} | own
+    return {key: value for parent in parents for key, value in read_yaml_keys(parent).items()} | own
 
 
 @pytest.mark.parametrize("loss", OPTIONS)
 def test_every_yaml_holds_the_keys_of_its_options_and_names_its_class(loss: str) -> None:
-    made = OPTIONS[loss](**declared(loss))
+    made = OPTIONS[loss](**read_yaml_keys(loss))
     made.check_section("loss")
     optional = {"max_norm", "downstream_hooks"}
-    assert declared(loss).keys() == {field.name for field in fields(made)} - optional
+    assert read_yaml_keys(loss).keys() == {field.name for field in fields(made)} - optional
     formula = build_loss(made)
     assert formula.options is made
     assert next(iter(formula.row_labels())) == "train/loss"
@@ -54,12 +54,12 @@ def test_every_yaml_holds_the_keys_of_its_options_and_names_its_class(loss: str)
     } <= formula.row_labels().keys()
 
 
-def test_they_are_free_of_torch() -> None:
+def test_they_do_not_import_torch() -> None:
     code = "import sys; import crux.sae.losses.options; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
 
 
-def test_bounds_are_at_the_fields() -> None:
+def test_fields_have_bounds() -> None:
     hints = get_type_hints(KLFinetune, include_extras=True)
     assert hints["reconstruction"].__metadata__ == (Ge(0),)
     assert Gt(0) in [m for part in hints["max_norm"].__args__ for m in getattr(part, "__metadata__", ())]
@@ -68,7 +68,7 @@ def test_bounds_are_at_the_fields() -> None:
 @pytest.mark.parametrize(
     ("loss", "share"), [("local", 0.0), ("e2e", 1.0), ("e2e_ds", 1.0), ("fisher", 1.0), ("kl_finetune", 0.25)]
 )
-def test_what_the_batches_are_and_hold(loss: str, share: float) -> None:
+def test_kind_and_contents_of_the_batches(loss: str, share: float) -> None:
     assert options(loss).token_share == share
     assert not options(loss).leaves_tokens_out
     assert options(loss, max_norm=3.0).leaves_tokens_out
@@ -78,15 +78,19 @@ def test_what_the_batches_are_and_hold(loss: str, share: float) -> None:
 @pytest.mark.parametrize(
     ("loss", "changed", "message"),
     [
-        ("local", {"reconstruction": 0.0}, r"loss=local: all of its coefficients are 0, there is nothing to train for"),
+        (
+            "local",
+            {"reconstruction": 0.0},
+            r"loss=local: all of its coefficients are 0, so there is nothing to minimise",
+        ),
         ("e2e", {"kl": 0.0}, r"loss=e2e: all of its coefficients are 0"),
         ("e2e_ds", {"downstream": 0.0}, r"loss=e2e_ds: all of its coefficients are 0"),
         ("fisher", {"fisher": 0.0}, r"loss=fisher: all of its coefficients are 0"),
-        ("fisher", {"fisher": 0.0, "reconstruction": 1.0}, r"loss\.block_diagonal is a form of the Fisher term"),
-        ("kl_finetune", {"reconstruction": 0.0}, r"loss\.finetune_share weighs the KL against the MSE"),
+        ("fisher", {"fisher": 0.0, "reconstruction": 1.0}, r"loss\.block_diagonal changes the Fisher term"),
+        ("kl_finetune", {"reconstruction": 0.0}, r"loss\.finetune_share scales the KL to the MSE"),
     ],
 )
-def test_what_makes_no_loss_is_refused(loss: str, changed: dict[str, float], message: str) -> None:
+def test_contradictory_options_are_rejected(loss: str, changed: dict[str, float], message: str) -> None:
     options(loss).check_section("loss")
     with pytest.raises(UserError, match=message):
         options(loss, **changed).check_section("loss")
@@ -98,21 +102,21 @@ def test_later_hooks() -> None:
     assert options("e2e_ds").later_hooks(available, written=written) == available
     assert options("e2e_ds", downstream=0.0).later_hooks(available, written=written) == []
     assert options("e2e_ds", downstream_hooks=available[1:]).later_hooks(available, written=written) == available[1:]
-    with pytest.raises(UserError, match=r"loss\.downstream_hooks: blocks\.1\.hook_mlp_out is not a residual behind"):
+    with pytest.raises(UserError, match=r"loss\.downstream_hooks: blocks\.1\.hook_mlp_out is not a residual after"):
         options("e2e_ds", downstream_hooks=["blocks.1.hook_mlp_out"]).later_hooks(available, written=written)
-    with pytest.raises(UserError, match=r"loss=e2e_ds: no later residual is left behind"):
+    with pytest.raises(UserError, match=r"loss=e2e_ds: no later residual is left after"):
         options("e2e_ds").later_hooks([], written=written)
 
 
 @dataclass
-class OwnOptions(LossOptions):
-    """Of a loss outside of crux."""
+class UserOptions(LossOptions):
+    """Options of a loss outside of crux."""
 
     weight: float = 2.0
 
 
-class OwnLoss(Loss[OwnOptions]):
-    """weight · MSE + λ · penalty."""
+class UserLoss(Loss[UserOptions]):
+    """The loss weight · MSE + λ · penalty."""
 
     term_labels: ClassVar = {"mse": "MSE"}
 
@@ -120,8 +124,8 @@ class OwnLoss(Loss[OwnOptions]):
         return self.options.weight * step.mse() + step.sparsity()
 
 
-def test_a_loss_of_ones_own_is_found_by_its_target() -> None:
-    own = OwnOptions(_target_=f"{__name__}.OwnLoss", name="own", skip_positions=[])
+def test_a_users_loss_is_found_by_its_target() -> None:
+    own = UserOptions(_target_=f"{__name__}.OwnLoss", name="own", skip_positions=[])
     own.check_section("loss")
     loss = build_loss(own)
     assert type(loss).__name__ == "OwnLoss"

@@ -1,4 +1,4 @@
-"""Interpolation at equal L0 and the ratio's interval, by hand."""
+"""Interpolation at equal L0 and the interval of a ratio, by hand."""
 
 import math
 from itertools import product
@@ -9,7 +9,7 @@ import pytest
 from crux.sae.sweeps.matched import interpolate_at_l0, ratio_of_means
 
 
-def test_linear_between_neighbours_and_nothing_outside() -> None:
+def test_interpolation_is_linear_and_undefined_outside() -> None:
     points = [40, 10, 20], [0.1, 0.4, 0.2]
     assert interpolate_at_l0(*points, l0=15) == pytest.approx(0.3)
     assert interpolate_at_l0(*points, l0=40) == pytest.approx(0.1)
@@ -18,15 +18,15 @@ def test_linear_between_neighbours_and_nothing_outside() -> None:
     assert math.isnan(interpolate_at_l0([], [], l0=10))
 
 
-def test_a_ratio_is_of_means_and_its_range_of_seeds() -> None:
+def test_a_ratio_is_between_means_and_its_range_between_seeds() -> None:
     found = ratio_of_means([1.0, 3.0], [2.0, 3.0])
     assert found.of_means == pytest.approx(4 / 5)
     assert (found.lowest, found.highest) == (0.5, 1.0)
     assert found.interval is None
 
 
-def test_the_interval_is_that_of_every_resample_of_the_seeds() -> None:
-    """Five seeds have 5⁵ resamples: the percentiles of all of them, and of the drawn ones, within the drawing's error."""
+def test_the_interval_is_that_of_all_resamples() -> None:
+    """Five seeds have 5⁵ resamples; their percentiles agree with those of the drawn resamples within the sampling error."""
     above, below = np.array([1.0, 2.0, 3.0, 4.0, 10.0]), np.array([2.0, 3.0, 4.0, 4.0, 5.0])
     every = np.array([above[list(d)].mean() / below[list(d)].mean() for d in product(range(5), repeat=5)])
     low, high = np.percentile(every, [2.5, 97.5])

@@ -1,4 +1,4 @@
-"""A sweep's report: the same from the same folders, whatever the sweep was of."""
+"""The report of a sweep, for sweeps of all kinds of jobs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from crux.sae.sweeps.report import write_report
 AT = [20.0, 25.0]
 
 
-def sweep_of(
+def make_sweep(
     folder: Path, *, losses: tuple[str, ...], seeds: int, sparsities: int, layers: tuple[int, ...] = (6,)
 ) -> None:
     for loss in losses:
@@ -49,8 +49,8 @@ SWEEPS = {
 
 
 @pytest.mark.parametrize("which", SWEEPS)
-def test_it_is_the_same_byte_for_byte_from_the_same_folders(which: str, tmp_path: Path) -> None:
-    sweep_of(tmp_path, **SWEEPS[which])  # pyright: ignore[reportArgumentType]
+def test_the_same_folders_give_the_same_report_byte_for_byte(which: str, tmp_path: Path) -> None:
+    make_sweep(tmp_path, **SWEEPS[which])  # pyright: ignore[reportArgumentType]
 
     def written() -> dict[str, bytes]:
         write_report(tmp_path, at=AT)
@@ -68,7 +68,7 @@ def test_it_is_the_same_byte_for_byte_from_the_same_folders(which: str, tmp_path
 
 
 def test_the_figures_show_the_runs(tmp_path: Path) -> None:
-    sweep_of(tmp_path, losses=("local", "e2e"), seeds=2, sparsities=3)
+    make_sweep(tmp_path, losses=("local", "e2e"), seeds=2, sparsities=3)
     drawn = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
     axes = find_panel(drawn["pareto_l0"])
     assert len(axes.lines) == 2 * (2 + 1)  # the seeds and their mean, of each loss
@@ -82,8 +82,8 @@ def test_the_figures_show_the_runs(tmp_path: Path) -> None:
     assert points(find_line(right, "local, L0 20"))[:, 1] == pytest.approx([0.5, 0.405, 0.3])
 
 
-def test_each_place_has_its_own_panel(tmp_path: Path) -> None:
-    sweep_of(tmp_path, losses=("local", "e2e"), seeds=1, sparsities=1, layers=(2, 4, 6))
+def test_each_hook_point_has_its_own_panel(tmp_path: Path) -> None:
+    make_sweep(tmp_path, losses=("local", "e2e"), seeds=1, sparsities=1, layers=(2, 4, 6))
     drawn = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
     titles = [axes.get_title(loc="left") for axes in find_panels(drawn["pareto_l0"])]
     assert titles == [f"blocks.{layer}.hook_resid_pre" for layer in (2, 4, 6)]
@@ -94,7 +94,7 @@ def test_each_place_has_its_own_panel(tmp_path: Path) -> None:
     assert len(find_panels(drawn["downstream"], y="explained variance")) == 3
 
 
-def test_runs_without_an_l0_of_their_own_are_in_the_table_alone(tmp_path: Path) -> None:
+def test_runs_without_an_l0_are_only_in_the_table(tmp_path: Path) -> None:
     from crux.runs.run_folder import RunFolder
 
     folder = RunFolder.create(tmp_path / "a", {"loss": {"name": "e2e"}, "sparsity": 1, "seed": 0})
@@ -105,11 +105,11 @@ def test_runs_without_an_l0_of_their_own_are_in_the_table_alone(tmp_path: Path) 
     assert "final/bits_per_byte/kjv" in (tmp_path / "runs.csv").read_text()
 
 
-def test_the_command_rebuilds_it(
+def test_the_command_writes_it_again(
     crux_here: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweeps" / "made"
-    sweep_of(folder, losses=("local", "e2e"), seeds=2, sparsities=3)
+    make_sweep(folder, losses=("local", "e2e"), seeds=2, sparsities=3)
     assert crux_here("experiment=report", "sweep=made", "report_l0=[20]", f"output_dir={tmp_path}") == 0
     assert "e2e / local" in capfd.readouterr().out
     assert {p.name for p in folder.glob("*.*")} == {"report.md", "runs.csv", "matched.csv"}
@@ -117,7 +117,7 @@ def test_the_command_rebuilds_it(
     assert not list(tmp_path.rglob("FAILED"))
 
 
-def test_toy_models_have_columns_of_their_own(tmp_path: Path) -> None:
+def test_toy_models_have_their_own_columns(tmp_path: Path) -> None:
     for seed in (0, 1):
         config = {"loss": {"name": "e2e_ds"}, "sparsity": 1.0, "seed": seed, "toy": {"experiment": "geometry"}}
         folder = RunFolder.create(tmp_path / f"seed={seed}", config)
@@ -129,7 +129,7 @@ def test_toy_models_have_columns_of_their_own(tmp_path: Path) -> None:
     assert table["Runs"].astype(str).to_numpy().tolist() == [["geometry", "2", "4 (4 to 4)", "0.5 (0 to 1)"]]
 
 
-def test_saes_on_toy_models_are_told_by_what_they_recover(tmp_path: Path) -> None:
+def test_saes_on_toy_models_show_the_features_that_they_recover(tmp_path: Path) -> None:
     for loss in ("local", "e2e"):
         config = {"loss": {"name": loss}, "sparsity": 1.0, "seed": 0, "hook_point": "hook_hidden"}
         folder = RunFolder.create(tmp_path / loss, config)

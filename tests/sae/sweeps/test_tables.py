@@ -36,7 +36,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def matched(folder: Path, at: Sequence[float]) -> pd.DataFrame:
+def build_matched_table(folder: Path, at: Sequence[float]) -> pd.DataFrame:
     return matched_table(match_losses(build_curves(read_finished_runs(folder)), at=at))
 
 
@@ -45,11 +45,11 @@ def columns(table: pd.DataFrame, row: int) -> dict[str, str]:
 
 
 def rows(table: pd.DataFrame) -> list[list[str]]:
-    """As they are printed."""
+    """Return the rows as they are printed."""
     return table.astype(str).to_numpy().tolist()
 
 
-def test_a_line_a_loss_and_sparsity(sweep: Path) -> None:
+def test_one_line_per_loss_and_sparsity(sweep: Path) -> None:
     table = runs_table(read_finished_runs(sweep))
     asked = [["local", "λ=1", "2"], ["local", "λ=2", "2"], ["e2e", "λ=1", "2"], ["e2e", "λ=2", "2"]]
     assert [r[:3] for r in rows(table)] == asked
@@ -57,7 +57,7 @@ def test_a_line_a_loss_and_sparsity(sweep: Path) -> None:
 
 
 def test_matched_l0_is_interpolated_within_a_seed(sweep: Path) -> None:
-    table = matched(sweep, [20, 50])
+    table = build_matched_table(sweep, [20, 50])
     found = columns(table, 0)
     assert found["CE loss increase, local"] == "0.4 (0.3 to 0.5)"
     assert found["CE loss increase, e2e"] == "0.15 (0.15 to 0.15)"
@@ -70,12 +70,12 @@ def test_matched_l0_is_interpolated_within_a_seed(sweep: Path) -> None:
     assert pd.isna(columns(exact, 1)["ratio_ci95_low"]), "two seeds have no bootstrap interval"
 
 
-def test_a_ratio_has_an_interval_from_five_seeds_on(tmp_path: Path) -> None:
+def test_a_ratio_has_an_interval_with_five_seeds_or_more(tmp_path: Path) -> None:
     for seed in range(5):
         for loss, ce in (("local", 0.4), ("e2e", 0.2 + 0.01 * seed)):
             for l0 in (10, 30):
                 made_up_run(tmp_path, loss=loss, sparsity=l0, seed=seed, l0=l0, ce=ce)
-    words = columns(matched(tmp_path, [20]), 0)["e2e / local"]
+    words = columns(build_matched_table(tmp_path, [20]), 0)["e2e / local"]
     assert words.startswith("0.55 (0.5 to 0.6; 95 %: 0.5")
 
 
@@ -83,17 +83,17 @@ def test_one_loss_and_one_seed_have_no_ratio(tmp_path: Path) -> None:
     made_up_run(tmp_path, loss="e2e", sparsity=1, l0=30, ce=0.1)
     assert match_losses(build_curves(read_finished_runs(tmp_path)), at=[30]) == [], "one run is no curve"
     made_up_run(tmp_path, loss="e2e", sparsity=2, l0=10, ce=0.2)
-    table = matched(tmp_path, [20])
+    table = build_matched_table(tmp_path, [20])
     assert (list(table), rows(table)) == (["L0", "CE loss increase, e2e"], [["20", "0.15"]])
 
 
-def test_curves_of_topk_are_over_k_and_places_and_architectures_are_never_mixed(tmp_path: Path) -> None:
+def test_curves_of_topk_are_over_k_and_hook_points_and_architectures_are_separate(tmp_path: Path) -> None:
     for layer in (2, 10):
         for sae in ("topk", "batch_topk"):
             for loss, ce in (("e2e", 0.1), ("e2e_ds", 0.05)):
                 for k in (8, 16, 32):
                     made_up_run(tmp_path, loss=loss, sparsity=0, k=k, layer=layer, sae=sae, l0=k, ce=ce * layer)
-    table = matched(tmp_path, [20])
+    table = build_matched_table(tmp_path, [20])
     assert list(table)[:3] == ["hook point", "architecture", "L0"]
     places = [(row[0].split(".")[1], row[1]) for row in rows(table)]
     assert places == [("2", "batch_topk"), ("2", "topk"), ("10", "batch_topk"), ("10", "topk")]
@@ -101,17 +101,17 @@ def test_curves_of_topk_are_over_k_and_places_and_architectures_are_never_mixed(
     assert list(table)[-1] == "e2e_ds / e2e", "the first that is there of local, e2e, e2e_ds"
 
 
-def test_losses_that_differ_in_a_coefficient_are_two(tmp_path: Path) -> None:
+def test_losses_with_different_coefficients_are_separate(tmp_path: Path) -> None:
     for kl in (0.5, 1.0):
         for l0 in (10, 30):
             made_up_run(tmp_path, loss="e2e", sparsity=l0, l0=l0, ce=kl, more={"loss": {"name": "e2e", "kl": kl}})
-    assert list(matched(tmp_path, [20]))[1:3] == [
+    assert list(build_matched_table(tmp_path, [20]))[1:3] == [
         "CE loss increase, e2e loss.kl=0.5",
         "CE loss increase, e2e loss.kl=1.0",
     ]
 
 
-def test_a_sweep_without_finished_runs_is_a_mistake(tmp_path: Path) -> None:
+def test_a_sweep_without_finished_runs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished runs"):
         read_finished_runs(tmp_path)
     (tmp_path / "sweeps" / "pareto").mkdir(parents=True)
@@ -132,12 +132,12 @@ def test_runs_that_differ_in_anything_are_not_pooled_as_seeds(tmp_path: Path) ->
         folder = RunFolder.create(tmp_path / "deep" / str(n), config)
         folder.write_metrics(
             {"final/l0": 10.0, "final/ce_increase": lr}
-        )  # as of several SAEs: not every metric is there
+        )  # as for several SAEs, some metrics are missing
         folder.finish()
     table = runs_table(read_finished_runs(tmp_path))
     assert list(table)[:3] == ["loss", "optimizer.lr", "seeds"]
     assert [row[1:3] for row in rows(table)] == [["0.1", "1"], ["0.2", "1"]]
-    assert list(table)[3:] == ["L0", "CE loss increase"]  # no column that no run has a value for
+    assert list(table)[3:] == ["L0", "CE loss increase"]  # no column without values
     lines = runs_numbers(read_finished_runs(tmp_path)).to_csv(index=False).splitlines()
     assert lines == [
         "run,loss.name,optimizer.lr,seed,sparsity,final/ce_increase,final/l0",
@@ -146,7 +146,7 @@ def test_runs_that_differ_in_anything_are_not_pooled_as_seeds(tmp_path: Path) ->
     ]
 
 
-def test_times_are_against_the_e2e_run_of_the_same_place(tmp_path: Path) -> None:
+def test_times_are_relative_to_the_e2e_run_with_the_same_settings(tmp_path: Path) -> None:
     rates = {("e2e", 2): 100.0, ("e2e", 4): 50.0, ("local", 2): 200.0, ("local", 4): 200.0}
     for (loss, layer), rate in rates.items():
         made_up_run(tmp_path, loss=loss, layer=layer, l0=10, ce=0.1, metrics={"final/tokens_per_second": rate})
@@ -157,7 +157,7 @@ def test_times_are_against_the_e2e_run_of_the_same_place(tmp_path: Path) -> None
 
 
 def test_a_key_that_an_option_does_not_have_is_like_a_null_one(tmp_path: Path) -> None:
-    """As in runs of older versions, which wrote every key."""
+    """Runs of older versions wrote every key."""
     for name, config in {
         "old": {"task": "train", "loss": {"name": "local", "kl": None}, "sae": {"name": "topk", "k": 8, "alpha": None}},
         "new": {"loss": {"name": "local"}, "sae": {"name": "topk", "k": 8}},
@@ -170,7 +170,7 @@ def test_a_key_that_an_option_does_not_have_is_like_a_null_one(tmp_path: Path) -
     assert runs.settings["asked for"].tolist() == ["k=8", "k=8"]
 
 
-def test_experiments_without_a_loss_are_told_apart_by_their_name(tmp_path: Path) -> None:
+def test_experiments_without_a_loss_are_distinguished_by_name(tmp_path: Path) -> None:
     for name in ("kgon", "linear"):
         folder = RunFolder.create(tmp_path / name, {"seed": 0, "llc": {"experiment": name, "draws": 800}})
         folder.write_metrics({"final/checks": 4.0})

@@ -1,4 +1,4 @@
-"""One thread: the networks here are so small that two would only wait for each other."""
+"""Tests of the training run on one thread, since the networks are so small that two threads would be slower."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Two ranks that share each batch: the numbers of one process, and the same state on both."""
+"""Training with two processes that share each batch: it gives the numbers of one process, and the same state in both."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.support.two_ranks import STEPS, Trace, train_job
 from crux.training.processes import torchrun_variables
 
 ROOT = Path(__file__).resolve().parents[3]
-SAME = [  # clipped hard in one of them, with AuxK of latents that die, accumulated, with positions left out
+SAME = [  # in one of them: strong clipping, AuxK with dying latents, accumulation, and skipped positions
     "local/relu/auxk",
     "local/topk/clip",
     "e2e/relu/skip",
@@ -48,7 +48,7 @@ RESUMED = ["local/batch_topk/steered/resume", "fisher/topk/accumulate/resume", "
 
 
 def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
-    """By job and rank what was trained: one trace, or of a resumed job two."""
+    """Return the traces by job and rank: one per job, or two for a resumed job."""
     more = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.support.two_ranks", str(folder), *jobs]
     logs = [folder / f"log_{rank}" for rank in (0, 1)]
@@ -86,7 +86,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trac
 
 
 def assert_equal_states(a: Trace, b: Trace) -> None:
-    """Bit for bit: weights, thresholds, tallies, λ, running sums, the first bad step."""
+    """Assert that weights, thresholds, tallies, λ, running sums and the first bad step are equal bit for bit."""
     assert a.state.keys() == b.state.keys() >= {"saes.0.W_dec", "tallies.0.last_fired", "watch.first_bad_step"}
     for name, value in a.state.items():
         assert torch.equal(value, b.state[name]), name
@@ -94,8 +94,8 @@ def assert_equal_states(a: Trace, b: Trace) -> None:
         assert all(torch.equal(g, h) for g, h in zip(one, other, strict=True))
 
 
-def assert_the_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder: Path) -> None:
-    """Losses, every other number of the history, and gradients, to 1e-5, over all steps; counts exactly."""
+def assert_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder: Path) -> None:
+    """Assert that losses, other numbers of the history and gradients agree to 1e-5 in all steps, and counts exactly."""
     alone = train_job(job, devices=1, rank=0, folder=folder)
     ((first,), (second,)) = ranks
     assert len(alone.rows) == len(alone.gradients) == STEPS
@@ -109,7 +109,7 @@ def assert_the_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder
     for name in ("tallies.0.last_fired", "tallies.0.tokens_seen"):
         assert torch.equal(alone.state[name], first.state[name])
     for name, value in alone.state.items():
-        torch.testing.assert_close(first.state[name], value, rtol=1e-4, atol=1e-4)  # Adam enlarges what rounding leaves
+        torch.testing.assert_close(first.state[name], value, rtol=1e-4, atol=1e-4)  # Adam amplifies rounding errors
     assert_equal_states(first, second)
 
 
@@ -117,7 +117,7 @@ def assert_the_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder
 def test_two_ranks_have_the_numbers_of_one_process(
     job: str, same: dict[str, list[list[Trace]]], tmp_path: Path
 ) -> None:
-    assert_the_numbers_of_one_process(job, same[job], tmp_path)
+    assert_numbers_of_one_process(job, same[job], tmp_path)
     if "auxk" in job:
         assert any(row["train/auxk"] > 0 for row in same[job][0][0].rows), "latents should have died"
     if "clip" in job:
@@ -126,8 +126,10 @@ def test_two_ranks_have_the_numbers_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", [job for job in OTHERS if not job.startswith("fisher")])
-def test_so_has_every_loss_that_draws_nothing(job: str, others: dict[str, list[list[Trace]]], tmp_path: Path) -> None:
-    assert_the_numbers_of_one_process(job, others[job], tmp_path)
+def test_every_loss_without_drawn_labels_has_them_too(
+    job: str, others: dict[str, list[list[Trace]]], tmp_path: Path
+) -> None:
+    assert_numbers_of_one_process(job, others[job], tmp_path)
     if "steered" in job:
         weights = {row["train/lambda"] for row in others[job][0][0].rows}
         assert len(weights) > 3, "λ should have moved"
@@ -135,7 +137,7 @@ def test_so_has_every_loss_that_draws_nothing(job: str, others: dict[str, list[l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", [*OTHERS, *OWN])
-def test_both_ranks_hold_the_same_state(job: str, others: dict[str, list[list[Trace]]]) -> None:
+def test_both_processes_have_the_same_state(job: str, others: dict[str, list[list[Trace]]]) -> None:
     ((first,), (second,)) = others[job]
     assert len(first.gradients) == STEPS
     assert_equal_states(first, second)
@@ -148,8 +150,8 @@ def test_both_ranks_hold_the_same_state(job: str, others: dict[str, list[list[Tr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", RESUMED)
-def test_going_on_equals_never_having_stopped(job: str, others: dict[str, list[list[Trace]]]) -> None:
-    """Bit for bit, on both ranks, which each draw their own labels."""
+def test_a_resumed_run_equals_an_uninterrupted_one(job: str, others: dict[str, list[list[Trace]]]) -> None:
+    """A resumed run equals an uninterrupted one bit for bit in both processes, each of which draws its own labels."""
     for whole, again in others[job]:
         assert len(whole.gradients) == STEPS
         assert len(again.gradients) == STEPS - 5, "it should go on at the checkpoint of step 5"
@@ -159,7 +161,7 @@ def test_going_on_equals_never_having_stopped(job: str, others: dict[str, list[l
 
 
 @pytest.mark.slow
-def test_a_number_that_goes_wrong_on_one_rank_stops_both(others: dict[str, list[list[Trace]]]) -> None:
+def test_a_non_finite_number_in_one_process_stops_both(others: dict[str, list[list[Trace]]]) -> None:
     ((first,), (second,)) = others["e2e/relu/broken"]
     assert "at step 4;" in first.error
     assert first.error == second.error

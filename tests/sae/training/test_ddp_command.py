@@ -1,4 +1,4 @@
-"""trainer=ddp through the command line: one run whatever happens to its processes, and what is refused."""
+"""trainer=ddp on the command line: interrupted and failing processes, and options that are rejected."""
 
 import json
 import os
@@ -43,21 +43,21 @@ def start(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, inherited)
 
 
-def followers(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that it started for further devices."""
+def find_child_processes(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that a command has started for further devices."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def rows(outputs: Path) -> list[dict[str, float]]:
-    """Of the only run's history."""
+def read_rows(outputs: Path) -> list[dict[str, float]]:
+    """Return the rows of the history of the only run."""
     (path,) = (outputs / "runs").glob("*/history.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
@@ -72,7 +72,7 @@ def states(outputs: Path) -> list[str]:
         return [status for (status,) in database.execute("select status from runs")]
 
 
-def until(what: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 500) -> None:
+def wait_until(what: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 500) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert process.poll() is None, process.communicate()
@@ -81,15 +81,15 @@ def until(what: Callable[[], bool], process: subprocess.Popen[str], *, seconds: 
 
 
 def has_steps(outputs: Path, n: int) -> Callable[[], bool]:
-    return lambda: bool(list((outputs / "runs").glob("*/history.jsonl"))) and len(rows(outputs)) >= n
+    return lambda: bool(list((outputs / "runs").glob("*/history.jsonl"))) and len(read_rows(outputs)) >= n
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run over two processes in the midst of its training, beyond a checkpoint."""
+def running_job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a run with two processes and return it during training, after a checkpoint."""
     process = start(*TWO, *ENDLESS, outputs=tmp_path)
     try:
-        until(has_steps(tmp_path, EVERY + 5), process)
+        wait_until(has_steps(tmp_path, EVERY + 5), process)
         yield process
     finally:
         process.kill()
@@ -97,8 +97,8 @@ def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str, str]:
-    """The outputs of a run over two processes, and what it wrote to the screen."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str, str]:
+    """Return the outputs of a finished run with two processes, and what it printed."""
     outputs = tmp_path_factory.mktemp("whole")
     process = start(*TWO, outputs=outputs)
     out, err = process.communicate(timeout=550)
@@ -107,8 +107,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, 
 
 
 @pytest.mark.slow
-def test_it_is_one_run_with_the_numbers_of_one_process(whole: tuple[Path, str, str], tmp_path: Path) -> None:
-    outputs, out, err = whole
+def test_it_is_one_run_with_the_numbers_of_one_process(finished_run: tuple[Path, str, str], tmp_path: Path) -> None:
+    outputs, out, err = finished_run
     run(compose_sae_job(*SMALL, "tracking=none", "trainer.progress=false", f"output_dir={tmp_path}"), folder=None)
     assert states(outputs) == ["FINISHED"]
     folder, alone = only_run(outputs), only_run(tmp_path)
@@ -117,7 +117,7 @@ def test_it_is_one_run_with_the_numbers_of_one_process(whole: tuple[Path, str, s
     assert err.count(f"{STEPS}/{STEPS}") == 1, "one progress bar"
     lines = [line for line in err.splitlines() if line.strip() and f"{STEPS}/{STEPS}" not in line]
     assert all(" ... " in line for line in lines), "besides, at most lines that say what takes long"
-    for a, b in zip(rows(tmp_path), rows(outputs), strict=True):
+    for a, b in zip(read_rows(tmp_path), read_rows(outputs), strict=True):
         assert a.keys() == b.keys()
         assert all(b[name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in a.items())
     a, b = (json.loads((f / "metrics.json").read_text()) for f in (alone, folder))
@@ -130,16 +130,18 @@ def test_it_is_one_run_with_the_numbers_of_one_process(whole: tuple[Path, str, s
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with_it_ends_the_same(whole: tuple[Path, str, str], tmp_path: Path) -> None:
-    """SIGKILL of the first process: the other one ends too. Then bit for bit what an uninterrupted run leaves."""
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
+    finished_run: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    """After SIGKILL of the first process the other one ends too. The resumed run equals an uninterrupted one bit for bit."""
     process = start(*TWO, outputs=tmp_path)
     try:
-        until(has_steps(tmp_path, EVERY + 3), process)
-        (other,) = followers(process)
+        wait_until(has_steps(tmp_path, EVERY + 3), process)
+        (other,) = find_child_processes(process)
         process.kill()
         process.communicate()
         deadline = time.monotonic() + 20
-        while alive(other):
+        while is_alive(other):
             assert time.monotonic() < deadline, "a process was left behind"
             time.sleep(0.1)
     finally:
@@ -153,18 +155,18 @@ def test_killed_and_gone_on_with_it_ends_the_same(whole: tuple[Path, str, str], 
     _, err = again.communicate(timeout=550)
     assert again.returncode == 0, err
     assert states(tmp_path) == ["FINISHED"]
-    assert rows(tmp_path) == rows(whole[0])
-    a, b = (load_file(only_run(place) / "sae" / "sae_weights.safetensors") for place in (whole[0], tmp_path))
+    assert read_rows(tmp_path) == read_rows(finished_run[0])
+    a, b = (load_file(only_run(place) / "sae" / "sae_weights.safetensors") for place in (finished_run[0], tmp_path))
     assert a.keys() == b.keys()
     assert all(torch.equal(weight, b[name]) for name, weight in a.items())
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_run(endless: subprocess.Popen[str], tmp_path: Path) -> None:
-    (other,) = followers(endless)
+def test_a_process_that_fails_ends_the_run(running_job: subprocess.Popen[str], tmp_path: Path) -> None:
+    (other,) = find_child_processes(running_job)
     os.kill(other, signal.SIGKILL)
-    _, err = endless.communicate(timeout=60)
-    assert endless.returncode == 2
+    _, err = running_job.communicate(timeout=60)
+    assert running_job.returncode == 2
     assert re.fullmatch(r"crux: process 1 of processes 0 to 1 ended with signal 9 \(SIGKILL\)[^\n]*\n", err), err
     assert states(tmp_path) == ["FAILED"]
     assert checkpoint_step(only_run(tmp_path) / "checkpoints" / "last.ckpt") >= EVERY
@@ -174,8 +176,8 @@ def test_a_process_that_fails_ends_the_run(endless: subprocess.Popen[str], tmp_p
 def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> None:
     process = start(*TWO, *ENDLESS, outputs=tmp_path)
     try:
-        until(lambda: bool(followers(process)), process)
-        os.kill(followers(process)[0], signal.SIGKILL)
+        wait_until(lambda: bool(find_child_processes(process)), process)
+        os.kill(find_child_processes(process)[0], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -188,29 +190,29 @@ def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_is_killed_in_mlflow_and_leaves_no_process(
-    number: signal.Signals, code: int, endless: subprocess.Popen[str], tmp_path: Path
+    number: signal.Signals, code: int, running_job: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    (other,) = followers(endless)
-    os.kill(other, number)  # as a terminal and a cluster do: to every process
-    endless.send_signal(number)
-    _, err = endless.communicate(timeout=60)
-    assert endless.returncode == code, err
+    (other,) = find_child_processes(running_job)
+    os.kill(other, number)  # a terminal and a cluster send the signal to every process
+    running_job.send_signal(number)
+    _, err = running_job.communicate(timeout=60)
+    assert running_job.returncode == code, err
     assert err.count("\n") <= 1, err
-    assert not alive(other)
+    assert not is_alive(other)
     assert states(tmp_path) == ["KILLED"]
 
 
 REFUSED = {
-    "trainer.devices=2": "say that too",
+    "trainer.devices=2": "give that too",
     "trainer=ddp trainer.devices=0": "1 or more",
     "trainer=ddp trainer.devices=3": "must be a multiple of 3",
     "trainer=ddp trainer.devices=2 loss.max_norm=100": "use it with one device",
-    "trainer=ddp trainer.accelerator=cpu": "say over how many processes",
+    "trainer=ddp trainer.accelerator=cpu": "give the number of processes",
 }
 
 
 @pytest.mark.parametrize("given", REFUSED)
-def test_what_cannot_work_is_one_line(given: str) -> None:
+def test_invalid_options_give_one_line(given: str) -> None:
     with pytest.raises(UserError, match=REFUSED[given]) as caught:
         check(*given.split())
     assert "\n" not in str(caught.value)
@@ -224,7 +226,7 @@ def check(*overrides: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_STEP_NUM_TASKS"])
-def test_processes_that_something_else_started_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_started_by_other_launchers_are_rejected(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "2")
     with pytest.raises(UserError, match="starts its processes itself"):
         check(*TWO)
@@ -233,7 +235,7 @@ def test_processes_that_something_else_started_are_refused(variable: str, monkey
         check(*TWO)
 
 
-def test_devices_of_which_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_devices_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from crux.sae.devices import count_devices
 
     def n_devices(config: SaeJob) -> int:
@@ -254,7 +256,7 @@ def test_devices_of_which_there_are_not_so_many(monkeypatch: pytest.MonkeyPatch)
         n_devices(compose_sae_job("trainer=ddp"))
 
 
-def test_a_sweep_refuses_it_once(
+def test_a_sweep_rejects_it_once(
     crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert crux_here("-m", *TWO, "seed=0,1", f"output_dir={tmp_path}", "tracking=none") == 2

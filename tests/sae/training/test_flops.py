@@ -1,7 +1,7 @@
-"""The step's arithmetic against the analytic minimum (docs/architecture.md §5), at the packaged model's shape.
+"""The arithmetic of a training step, compared with the analytic minimum (docs/architecture.md §5), for the packaged model.
 
-Counted are the matrix products. Attention counts the whole T × T square, causal or not, in the count and in the formula
-alike: 2 products forward, and 2.5 times that backward (5 products).
+Matrix products are counted. Attention counts as the whole T × T square, causal or not, both in the count and in the formula:
+2 products forward, and 2.5 times that backward (5 products).
 """
 
 from collections.abc import Callable
@@ -61,35 +61,35 @@ ATTENTION = 2 * 2 * N * T * D
 READ_OUT = 2 * N * D * V
 DICTIONARY = 2 * N * D * N_LATENTS
 FORWARD = LINEAR + ATTENTION  # a block's
-BACKWARD = LINEAR + ATTENTION * 5 // 2  # towards activations alone
+BACKWARD = LINEAR + ATTENTION * 5 // 2  # only to activations
 
 
 def end_to_end_minimum(layer: int) -> int:
-    """Clean pass; spliced suffix; backward of it towards activations alone; three d·V and five d·F products."""
+    """Return the minimum: clean pass, spliced suffix, its backward pass to activations, three d·V and five d·F products."""
     return L * FORWARD + (L - layer) * (FORWARD + BACKWARD) + 3 * READ_OUT + 5 * DICTIONARY
 
 
 def local_minimum(layer: int) -> int:
-    """The prefix; five d·F products: encode, decode, and backward both weights and the codes, not the input."""
+    """Return the minimum: the prefix and five d·F products (encode, decode, and the gradients of both weights and the codes)."""
     return layer * FORWARD + 5 * DICTIONARY
 
 
 def gradient_minimum(loss: Loss, layer: int) -> int:
-    """What g costs: a backward pass of the clean suffix, two d·V products, and one d·F for the scores.
+    """Return the cost of g: a backward pass of the clean suffix, two d·V products, and one d·F product for the scores.
 
-    End to end the suffix has run forward anyway.
+    In an end-to-end loss the forward pass of the suffix is needed anyway.
     """
     forward = (L - layer) * FORWARD if loss == "local" else 0
     return forward + (L - layer) * BACKWARD + 2 * READ_OUT + DICTIONARY
 
 
 def fisher_minimum(layer: int) -> int:
-    """Clean pass, backward of its suffix, two d·V products; the local SAE's five of d·F."""
+    """Return the minimum: clean pass, backward pass of its suffix, two d·V products, and five d·F products as for local SAEs."""
     return L * FORWARD + (L - layer) * BACKWARD + 2 * READ_OUT + 5 * DICTIONARY
 
 
 def many_minimum(loss: Loss, layer: int, *, n: int) -> int:
-    """Of n SAEs at one place: the clean pass and its logits once, the rest for each."""
+    """Return the minimum for n SAEs at one hook point: the clean pass and its logits once, the rest for each SAE."""
     if loss == "local":
         return layer * FORWARD + n * 5 * DICTIONARY
     if loss == "fisher":
@@ -108,7 +108,7 @@ def minimum(loss: Loss, layer: int) -> int:
 
 
 def step_flops(subject: Subject, loss: Loss, *saes: SAE, layer: int) -> float:
-    """A training step's, its share of the filling of the buffer included; of several SAEs each is a run."""
+    """Count the FLOPs of a training step with its share of filling the buffer; each of several SAEs is a separate run."""
     hook = f"blocks.{layer}.hook_resid_pre"
     sites = [Site(hook, hook, sae) for sae in saes]
     runs = [str(i) for i in range(len(saes))] if len(saes) > 1 else []
@@ -131,7 +131,7 @@ def gradient_topk() -> GradientTopKSAE:
 
 
 def test_the_counter_counts_attention(subject: Subject) -> None:
-    """Without the mapping it would count none on the CPU."""
+    """The counter needs a mapping for the attention operation on the CPU, which it would otherwise ignore."""
     hook = "blocks.1.hook_resid_pre"
     tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
     assert flops(lambda: subject.clean(tokens, capture=[hook], final=False)) == LINEAR + ATTENTION
@@ -139,7 +139,7 @@ def test_the_counter_counts_attention(subject: Subject) -> None:
 
 @pytest.mark.parametrize("layer", [2, 6])
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
-def test_a_step_is_the_analytic_minimum(subject: Subject, loss: Loss, layer: int) -> None:
+def test_a_step_needs_the_analytic_minimum(subject: Subject, loss: Loss, layer: int) -> None:
     found = step_flops(subject, loss, sae_for(subject, n_latents=N_LATENTS), layer=layer)
     ratio = found / minimum(loss, layer)
     print(f"{loss} layer {layer}: {ratio:.5f} of the minimum")
@@ -149,7 +149,7 @@ def test_a_step_is_the_analytic_minimum(subject: Subject, loss: Loss, layer: int
 @pytest.mark.parametrize("layer", [2, 6])
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds"])
 def test_a_gradient_sae_costs_one_backward_pass_more_than_topk(subject: Subject, loss: Loss, layer: int) -> None:
-    """TopK itself has five d·F products, as the choice is none and b_dec's way through the encoder is none over tokens."""
+    """TopK has five d·F products: neither the selection nor the product of b_dec with the encoder needs one over tokens."""
     plain = step_flops(subject, loss, topk(), layer=layer)
     assert 1.0 <= plain / minimum(loss, layer) <= 1.02
     whole = step_flops(subject, loss, gradient_topk(), layer=layer)
@@ -170,8 +170,8 @@ def test_many_saes_cost_the_clean_pass_once(subject: Subject, loss: Loss, sae: s
     assert 1.0 <= ratio <= 1.02
 
 
-def test_equal_compute_is_what_the_sweep_gives(subject: Subject) -> None:
-    """`sweeps=losses` gives TopK as many more steps as a step of g-SAE costs."""
+def test_the_sweep_gives_equal_compute(subject: Subject) -> None:
+    """`sweeps=losses` gives TopK more steps, in proportion to the cost of a step of g-SAE."""
     sweep = yaml.safe_load((ROOT / "sweeps" / "losses.yaml").read_text("utf-8"))
     of_both = sweep["trainer"]["max_steps"]
     longer = {g["loss"]: g["trainer.max_steps"] for g in sweep["hydra"]["sweeper"]["grids"] if "trainer.max_steps" in g}

@@ -1,4 +1,4 @@
-"""What the modules minimise equals the papers' formulas written out plainly, in value and in gradient."""
+"""The losses of the training modules equal the formulas of the papers, written out literally, in value and gradient."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Plain(NamedTuple):
 
 
 def plain_sae(sae: SAE, x: Tensor) -> Plain:
-    """c and x̂ of the paper, s = 1."""
+    """Return c and x̂ of the paper, with s = 1."""
     pre = x @ sae.W_enc + sae.b_enc
     c = torch.relu(pre)
     return Plain(c, c @ (sae.W_dec / sae.W_dec.norm(dim=-1, keepdim=True)) + sae.b_dec, pre)
@@ -84,7 +84,7 @@ def plain_kl(toy: ToySubject, clean: Tensor, spliced: Tensor, counted: Tensor) -
 def plain_end_to_end(
     toy: ToySubject, sae: ReluSAE, counted: Tensor, *, downstream: bool, reconstruction: float
 ) -> Tensor:
-    """Braun et al. §2.2 and 2.3, with the 1/d of their code; `counted` (batch × pos) says which tokens count."""
+    """Return the loss of Braun et al. §2.2 and §2.3 with the 1/d of their code; `counted` (batch × pos) marks counted tokens."""
     x = toy.blocks[0](toy.embed[TOKENS])
     c, x_hat, _ = plain_sae(sae, x)
     clean, spliced = [toy.blocks[1](x)], [toy.blocks[1](x_hat)]  # entering block 2, then the end
@@ -121,9 +121,9 @@ def test_end_to_end_is_the_plain_formula(
 
 
 @pytest.mark.parametrize(("skip_positions", "bounded"), [((), False), ((0, 3), False), ((0,), True)])
-def test_several_end_to_end_are_the_plain_formula(skip_positions: tuple[int, ...], bounded: bool) -> None:
-    """The second reads what the first left; each leaves out of its own terms what its own clean activation says, and the
-    network's terms leave out both."""
+def test_several_end_to_end_saes_are_the_plain_formula(skip_positions: tuple[int, ...], bounded: bool) -> None:
+    """The second SAE reads what the first one wrote. Its own clean activation determines which tokens the terms of an SAE leave
+    out; the terms of the network leave out the tokens of both."""
     toy, saes = random_toy(seed=1), [toy_sae(), toy_sae(seed=6)]
     x = toy.blocks[0](toy.embed[TOKENS])
     y = toy.blocks[1](x)
@@ -152,7 +152,7 @@ def test_several_end_to_end_are_the_plain_formula(skip_positions: tuple[int, ...
 
 @pytest.mark.parametrize(("skip_positions", "bounded"), [((), False), ((0, 3), True)])
 def test_the_finetune_step_is_the_plain_formula(skip_positions: tuple[int, ...], bounded: bool) -> None:
-    """½ (MSE + α · KL), α = MSE / KL without a gradient: both terms weigh the same."""
+    """The loss is ½ (MSE + α · KL) with α = MSE / KL without gradient, so that both terms have the same weight."""
     toy, sae = random_toy(seed=1), toy_sae()
     x = toy.blocks[0](toy.embed[TOKENS])
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
@@ -170,7 +170,7 @@ def test_the_finetune_step_is_the_plain_formula(skip_positions: tuple[int, ...],
 
 
 @pytest.mark.parametrize("bounded", [False, True])
-def test_before_it_the_finetuned_sae_is_a_local_one(bounded: bool) -> None:
+def test_before_the_finetuning_the_loss_is_local(bounded: bool) -> None:
     toy, sae, x = random_toy(seed=1), toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
     options: Any = {
         "reconstruction": 1.5, "skip_positions": [], "max_norm": float(x.norm(dim=-1).median()) if bounded else None
@@ -196,8 +196,8 @@ def test_local_is_the_plain_formula(bounded: bool) -> None:
 
 
 @pytest.mark.parametrize("bounded", [False, True])
-def test_several_local_ones_are_the_sum_of_their_losses(bounded: bool) -> None:
-    """Each on the clean activation at its own place, with its own λ and its own tokens left out."""
+def test_several_local_saes_have_the_sum_of_their_losses(bounded: bool) -> None:
+    """Each SAE reads the clean activation at its own hook point, with its own λ and its own skipped tokens."""
     saes = [toy_sae(), toy_sae(seed=6)]
     x, y = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
@@ -230,7 +230,7 @@ Part = Callable[[Tensor], Tensor]
 
 
 def clean_parts(subject: Subject) -> tuple[Part, list[Part], Part]:
-    """Embedding, blocks and final norm: the Hugging Face modules, as functions."""
+    """Return embedding, blocks and final norm of the Hugging Face model as functions."""
     network = subject.model.get_submodule("transformer")
 
     def block(module: nn.Module) -> Part:
@@ -258,7 +258,7 @@ class Plainly(NamedTuple):
 def plain_gradients(
     subject: Subject, tokens: Tensor, *, target: LabelTarget, generator: torch.Generator | None = None
 ) -> Plainly:
-    """∂(Σ of the labels' cross-entropies)/∂x at both hook points, from full logits and autograd."""
+    """Return ∂(summed cross-entropy of the labels)/∂x at both hook points, from full logits and autograd."""
     embed, blocks, final_norm = clean_parts(subject)
     x = blocks[0](embed(tokens)).detach().requires_grad_()
     y = blocks[1](x)
@@ -290,7 +290,7 @@ def plain_fisher(g: Tensor, delta: Tensor, counted: Tensor, *, block_diagonal: b
 def test_fisher_is_the_plain_formula(
     block_diagonal: bool, skip_positions: tuple[int, ...], bounded: bool, hooks: list[str]
 ) -> None:
-    """The labels are those that the module's seed draws, the same for every SAE."""
+    """The labels are drawn with the module's seed and are the same for every SAE."""
     subject = gpt2()
     saes = [sae_for(subject, seed=5 + i) for i in range(len(hooks))]
     (tokens,) = token_batches(subject, n=1)
@@ -325,7 +325,7 @@ def test_labels_are_drawn_anew_for_every_batch() -> None:
     assert toy.passes == 4 * ["clean"], "no spliced pass"
 
 
-def test_a_local_gradient_transcoder_is_shown_the_gradient_where_it_writes() -> None:
+def test_a_local_gradient_transcoder_is_given_the_gradient_where_it_writes() -> None:
     sae = GradientTopKSAE(**base(d_model=6, n_latents=20, seed=5), k=3, beta=2.0)
     x, target, g, other = torch.randn(4, 40, 6, generator=torch.Generator().manual_seed(2))
     batch = Activations({BLOCK_1: x, BLOCK_2: target}, {BLOCK_1: other, BLOCK_2: g})
@@ -337,8 +337,8 @@ def test_a_local_gradient_transcoder_is_shown_the_gradient_where_it_writes() -> 
 
 @pytest.mark.parametrize("target", ["data", "sampled"])
 @pytest.mark.parametrize("loss", ["e2e", "fisher"])
-def test_a_gradient_sae_is_shown_the_gradient_of_its_own_labels(loss: Loss, target: LabelTarget) -> None:
-    """Under fisher drawn labels are drawn once, for both uses; the text's are another loss's gradient."""
+def test_a_gradient_sae_is_given_the_gradient_of_its_own_labels(loss: Loss, target: LabelTarget) -> None:
+    """With loss=fisher, drawn labels are drawn once for both uses; the labels of the text give another gradient."""
     subject = gpt2()
     (tokens,) = token_batches(subject, n=1)
     sae = GradientTopKSAE(**base(d_model=16, n_latents=32), k=3, beta=2.0)
@@ -361,7 +361,7 @@ def test_a_gradient_sae_is_shown_the_gradient_of_its_own_labels(loss: Loss, targ
 
 
 def dead_latents(module: SAEModule, *, dead: Sequence[int]) -> None:
-    """Latents that have not fired for long; all others have."""
+    """Mark some latents as dead and all others as alive."""
     (tally,) = module.tallies
     assert isinstance(tally, Tally)
     tally.tokens_seen.fill_(1000)
@@ -370,7 +370,7 @@ def dead_latents(module: SAEModule, *, dead: Sequence[int]) -> None:
 
 
 def plain_auxk(sae: SAE, x: Tensor, counted: Tensor, *, dead: list[int], k: int) -> Tensor:
-    """Gao et al. A.2, token by token: the k dead latents with the largest pre-activations fit the residual."""
+    """Return AuxK of Gao et al. A.2, token by token: the k dead latents with the largest pre-activations fit the residual."""
     _, x_hat, pre = plain_sae(sae, x)
     residual = (x - x_hat).detach()[counted]
     directions = F.normalize(sae.W_dec, dim=-1)
@@ -385,7 +385,7 @@ def plain_auxk(sae: SAE, x: Tensor, counted: Tensor, *, dead: list[int], k: int)
 @pytest.mark.parametrize("k", [None, 2, 20])
 @pytest.mark.parametrize("loss", ["local", "e2e", "fisher", "kl_finetune"])
 def test_dead_latents_fit_the_residual(loss: Loss, k: int | None) -> None:
-    """The loss is larger by coefficient · AuxK, in value and gradient, where there are dead latents, and the same where not."""
+    """With dead latents the loss is larger by coefficient · AuxK, in value and gradient; without them it is unchanged."""
     subject, dead = gpt2(), [2, 3, 5, 7, 11, 13, 17, 19, 23]
     (tokens,) = token_batches(subject, n=1)
     x = subject.clean(tokens, capture=[HOOK]).activations[HOOK].flatten(0, 1)
@@ -395,7 +395,7 @@ def test_dead_latents_fit_the_residual(loss: Loss, k: int | None) -> None:
     without = module_for(loss, subject, sae=sae, max_norm=max_norm)
     module = module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=Auxk(0.25, k, dead_after=100))
     same = without.training_step(batch, 0)
-    assert torch.equal(module.training_step(batch, 0), same)  # before the first 100 tokens nothing is dead
+    assert torch.equal(module.training_step(batch, 0), same)  # no latent can be dead before the first 100 tokens
     without, module = (
         module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=auxk) for auxk in (NO_AUXK, Auxk(0.25, k, 100))
     )
@@ -422,7 +422,7 @@ TRANSCODER = ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out")
 
 
 def plain_transcoder(subject: Subject, sae: SAE, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """c, x̂ and what it stands for, and the final hidden states without and with it."""
+    """Return c, x̂ and the target of a transcoder, and the final hidden states without and with it."""
     embed, blocks, final_norm = clean_parts(subject)
     block = subject.model.get_submodule("transformer.h.1")
     attn, ln_1, ln_2, mlp = (block.get_submodule(name) for name in ("attn", "ln_1", "ln_2", "mlp"))
@@ -435,7 +435,7 @@ def plain_transcoder(subject: Subject, sae: SAE, tokens: Tensor) -> tuple[Tensor
 
 @pytest.mark.parametrize("loss", ["local", "e2e", "kl_finetune"])
 def test_a_transcoder_is_the_plain_formula(loss: Loss) -> None:
-    """It encodes the residual before the MLP and stands for what the MLP adds: the residual itself goes on untouched."""
+    """The transcoder encodes the residual before the MLP and replaces the output of the MLP; the residual is unchanged."""
     subject = gpt2()
     (tokens,) = token_batches(subject, n=1)
     sae, (read, write) = sae_for(subject), TRANSCODER
@@ -463,7 +463,7 @@ def test_a_normalised_transcoder_scales_what_it_reads_and_what_it_writes() -> No
 
 
 @pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
-def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
+def test_only_the_sae_receives_gradients(loss: Loss) -> None:
     subject = gpt2()
     module = module_for(loss, subject)
     module.training_step(token_batches(subject, n=1)[0], 0).backward()
@@ -485,8 +485,8 @@ def test_gradients_reach_the_sae_alone(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", ["e2e_ds", "fisher", "kl_finetune"])
-def test_with_a_perfect_reconstruction_only_the_sparsity_is_left(loss: Loss) -> None:
-    """Codes ±x: the spliced pass is the clean one, KL, downstream and surrogate vanish (and α is a number)."""
+def test_a_perfect_reconstruction_leaves_only_the_sparsity_term(loss: Loss) -> None:
+    """With codes ±x the spliced pass equals the clean one; KL, downstream MSE and surrogate vanish, and α is finite."""
     subject = gpt2()
     sae, eye = sae_for(subject, n_latents=2 * subject.d_model), torch.eye(subject.d_model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Many SAEs on one clean pass: each is what it would be alone, and a bad one takes none of the others down."""
+"""Many SAEs on one clean pass: each equals an SAE that is trained by itself, and a failing one does not affect the others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ KS = {"k=2": 2, "k=5": 5, "k=9": 9}
 
 
 class Kind(NamedTuple):
-    """What K runs differ in."""
+    """The settings in which several runs differ."""
 
     runs: tuple[str, ...]
     saes: list[SAE]
@@ -50,7 +50,7 @@ class Kind(NamedTuple):
 
 
 def kind(name: str, subject: Subject) -> Kind:
-    """ReLU under three λ, or TopK with three k and AuxK; all from the same weights."""
+    """Return ReLU with three λ, or TopK with three k and AuxK, all with the same initial weights."""
     if name == "relu":
         return Kind(tuple(LAMBDAS), [sae_for(subject) for _ in LAMBDAS], list(LAMBDAS.values()), NO_AUXK)
     saes = [TopKSAE(**base(d_model=subject.d_model, n_latents=48, subtract_b_dec=True), k=k) for k in KS.values()]
@@ -58,7 +58,7 @@ def kind(name: str, subject: Subject) -> Kind:
 
 
 class Trained(NamedTuple):
-    """A short training."""
+    """The results of a short training."""
 
     module: SAEModule
     gradients: list[dict[str, Tensor]]
@@ -66,7 +66,7 @@ class Trained(NamedTuple):
     rows: Rows
 
 
-def trained(
+def train(
     loss: Loss, subject: Subject, module: SAEModule, folder: Path, *, accumulate: int = 1, checkpoint_every: int = 1000,
     source: Sequence[Any] | None = None,
 ) -> Trained:  # fmt: skip
@@ -88,8 +88,8 @@ def trained(
 
 @pytest.mark.parametrize(("sae", "accumulate"), [("relu", 1), ("topk", 2)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_is_what_it_would_be_alone(loss: Loss, sae: str, accumulate: int, tmp_path: Path) -> None:
-    """Gradients and rows of ten steps, and what they leave in weights, optimiser and tally; position 0 left out of the loss."""
+def test_each_equals_an_sae_trained_by_itself(loss: Loss, sae: str, accumulate: int, tmp_path: Path) -> None:
+    """Compare gradients and rows of ten steps, final weights, optimiser and tally; position 0 is left out of the loss."""
     subject = gpt2()
     made = kind(sae, subject)
     sites = [Site(HOOK, HOOK, each) for each in made.saes]
@@ -100,13 +100,13 @@ def test_each_is_what_it_would_be_alone(loss: Loss, sae: str, accumulate: int, t
         "skip_positions": (0,),
     }
     module = module_for(loss, subject, sites=sites, sparsity=made.sparsity, runs=made.runs, **options)
-    together = trained(loss, subject, module, tmp_path / "together", accumulate=accumulate)
+    together = train(loss, subject, module, tmp_path / "together", accumulate=accumulate)
     assert len(together.gradients) == len(together.rows) == STEPS
     moments = module.trainer.optimizers[0].state
     for i, run in enumerate(made.runs):
         fresh = kind(sae, subject).saes[i]
         alone_module = module_for(loss, subject, sae=fresh, sparsity=made.sparsity[i], **options)
-        alone = trained(loss, subject, alone_module, tmp_path / run, accumulate=accumulate)
+        alone = train(loss, subject, alone_module, tmp_path / run, accumulate=accumulate)
         for ours, theirs in zip(together.gradients, alone.gradients, strict=True):
             assert theirs.keys() == {"0.W_enc", "0.b_enc", "0.W_dec", "0.b_dec"}
             for name, gradient in theirs.items():
@@ -134,8 +134,8 @@ def test_each_is_what_it_would_be_alone(loss: Loss, sae: str, accumulate: int, t
         )
 
 
-def test_one_replay_is_each_ones_own_pass() -> None:
-    """At a hook inside a block, whose residual is carried along, and for transcoders, which write at another hook."""
+def test_one_replay_equals_separate_passes() -> None:
+    """Compare at a hook inside a block, where the residual is carried along, and for transcoders, which write at another hook."""
     subject = gpt2()
     tokens = token_batches(subject, n=1)[0]
     later = ["blocks.2.hook_resid_pre", "blocks.2.hook_resid_post"]
@@ -160,7 +160,7 @@ def test_one_replay_is_each_ones_own_pass() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_subject_is_run_once_for_all(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many clean passes with three SAEs as with one; the suffix is replayed in one call."""
+    """Three SAEs need as many clean passes as one, and the suffix is replayed in one call."""
     calls: dict[int, list[str]] = {}
     for n in (1, 3):
         subject, seen = gpt2(), calls.setdefault(n, [])
@@ -182,7 +182,7 @@ BAD = ("sparsity=0.1", "sparsity=1e+38", "sparsity=3")
 
 
 def bad_module(loss: Loss, subject: Subject, *, bad: float, steps: int = STEPS, log_every: int = 4) -> SAEModule:
-    """Three SAEs, the middle one of which has this λ."""
+    """Return a module with three SAEs, of which the middle one has this λ."""
     sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in BAD]
     return module_for(
         loss, subject, sites=sites, sparsity=[0.1, bad, 3.0], runs=BAD, max_steps=steps, log_every=log_every
@@ -191,15 +191,13 @@ def bad_module(loss: Loss, subject: Subject, *, bad: float, steps: int = STEPS, 
 
 @pytest.mark.parametrize("checkpoint_every", [3, 5])
 @pytest.mark.parametrize("loss", ["local", "e2e_ds", "fisher"])
-def test_a_bad_one_ends_and_the_others_are_what_they_would_have_been(
-    loss: Loss, checkpoint_every: int, tmp_path: Path
-) -> None:
-    """Seen by a row or by a checkpoint, whichever comes first; bit for bit."""
+def test_a_failed_sae_ends_and_the_others_are_unchanged(loss: Loss, checkpoint_every: int, tmp_path: Path) -> None:
+    """The failure is noticed by a row or a checkpoint, whichever comes first; the other SAEs are equal bit for bit."""
     outcomes: dict[float, Trained] = {}
     for bad in (1.0, 1e38):
         subject = gpt2()
         module = bad_module(loss, subject, bad=bad)
-        outcomes[bad] = trained(loss, subject, module, tmp_path / str(bad), checkpoint_every=checkpoint_every)
+        outcomes[bad] = train(loss, subject, module, tmp_path / str(bad), checkpoint_every=checkpoint_every)
     good, found = outcomes[1.0].module, outcomes[1e38].module
     assert good.failed == {}
     assert found.failed == {"sparsity=1e+38": 1}
@@ -220,17 +218,17 @@ def test_a_bad_one_ends_and_the_others_are_what_they_would_have_been(
     assert not any(w.any() for k, w in state["state_dict"].items() if k.startswith("saes.1.") and "scale" not in k)
 
 
-def test_where_all_are_bad_the_job_fails(tmp_path: Path) -> None:
+def test_the_job_fails_if_all_saes_fail(tmp_path: Path) -> None:
     subject = gpt2()
     sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(2)]
     module = module_for("e2e", subject, sites=sites, sparsity=[2e38, 1e38], runs=("a", "b"))
     with pytest.raises(NonFiniteLossError, match=r"at step 1 \(a\), step 1 \(b\);"):
-        trained("e2e", subject, module, tmp_path, checkpoint_every=2)
+        train("e2e", subject, module, tmp_path, checkpoint_every=2)
     assert not list(tmp_path.iterdir())
 
 
-def test_behind_the_last_step_a_bad_one_is_still_bad(tmp_path: Path) -> None:
-    """A job that was killed while it was judged trains no more, and must not judge the SAE that ended."""
+def test_a_failed_sae_is_still_failed_after_the_last_step(tmp_path: Path) -> None:
+    """A job that was killed during the evaluation is not trained again, and must not evaluate the failed SAE."""
     for resume in (None, tmp_path / "last.ckpt"):
         subject = gpt2()
         module = bad_module("local", subject, bad=1e38, steps=6)
@@ -242,7 +240,7 @@ def test_behind_the_last_step_a_bad_one_is_still_bad(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [1.0, 1e38])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_going_on_equals_never_having_stopped(loss: Loss, bad: float, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(loss: Loss, bad: float, tmp_path: Path) -> None:
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
         module = bad_module(loss, subject, bad=bad, steps=6, log_every=2)

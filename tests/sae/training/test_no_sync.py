@@ -1,4 +1,4 @@
-"""Nothing in a step waits for the device: no scalar leaves it, no operation's shape depends on its values."""
+"""A step never waits for the device: it reads no scalar, and no shape depends on values."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_selec
 
 
 class Methods(TorchFunctionMode):
-    """Collects the ways out that no operation shows while everything is on the CPU."""
+    """Records tensor methods that read from the device but appear as no operation while everything is on the CPU."""
 
     def __init__(self, found: list[str]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Methods(TorchFunctionMode):
 
 
 class Waits(TorchDispatchMode):
-    """Collects the operations that would wait for a device."""
+    """Records the operations that would wait for a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ class Waits(TorchDispatchMode):
         lambda x: torch.equal(x, x + 1),
     ],
 )
-def test_what_waits_is_caught(waits: Any) -> None:
+def test_waiting_is_detected(waits: Any) -> None:
     with Waits() as seen:
         waits(torch.arange(4.0) - 1)
     assert seen.found
 
 
 class WatchBatch(L.Callback):
-    """Watches one batch from before its first hook until Lightning is through with it."""
+    """Watches one batch from its first hook until Lightning has finished it."""
 
     def __init__(self, batch: int) -> None:
         self.batch, self.waits = batch, Waits()
@@ -98,9 +98,9 @@ class WatchBatch(L.Callback):
 def test_a_step_between_two_rows_does_not_wait(
     loss: Loss, accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward, backward, clipping, optimiser and schedule, through the trainer, with AuxK and a steered λ.
+    """Watch forward, backward, clipping, optimiser and schedule in the trainer, with AuxK and a steered λ.
 
-    The batch that is watched ends the fourth step: of kl_finetune it is the first of tokens.
+    The watched batch ends the fourth step; with loss=kl_finetune it is the first token batch.
     """
     subject = gpt2()
     watch = WatchBatch(4 * accumulate - 1)
@@ -126,7 +126,7 @@ def test_a_step_between_two_rows_does_not_wait(
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The watched batch ends the fourth step; the second SAE's loss has been infinite from the first, and nobody has looked."""
+    """The watched batch ends the fourth step; the loss of the second SAE is infinite from the first step, but not yet noticed."""
     subject, watch = gpt2(), WatchBatch(3)
     sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(3)]
     module = module_for(
@@ -156,7 +156,7 @@ def test_no_architecture_waits(architecture: str, loss: Loss) -> None:
     source = source_for(loss, subject, token_batches(subject, n=2), sites=sites, target="sampled")
     subject.clean(token_batches(subject, n=1)[0], capture=[])  # a length's attention mask is made once
     with Waits() as seen:
-        for i, progress in enumerate((0.0, 0.9)):  # p goes down in between
+        for i, progress in enumerate((0.0, 0.9)):  # p falls in between
             sites[0].sae.advance(progress)
             module.training_step(source[i], i).backward()
     assert not seen.found

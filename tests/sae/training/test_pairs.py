@@ -1,4 +1,4 @@
-"""Every architecture under every loss: it trains, and going on after a kill is never having stopped."""
+"""Every architecture with every loss: it trains, and a resumed run equals an uninterrupted one."""
 
 import math
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ START = {"relu": 0.05, "p_anneal": 0.05, "jumprelu": 0.001, "gated": 0.05}
 TERM = {"local": "mse", "e2e": "kl", "e2e_ds": "downstream", "fisher": "mse", "kl_finetune": "mse"}
 
 
-def sae_of(architecture: str) -> SAE:
+def make_sae(architecture: str) -> SAE:
     return ARCHITECTURES[architecture](base(d_model=16, n_latents=32, init_norm=1.0))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: Path) -> None:
-    """With all that has a state: AuxK on what has been dead for two steps, drawn labels, a steered λ, schedules.
+def test_every_pair_trains_and_resumes(architecture: str, loss: Loss, tmp_path: Path) -> None:
+    """Train with everything that has a state: AuxK with latents dead for two steps, drawn labels, a steered λ, and schedules.
 
-    The checkpoint at 3 lies within p-annealing's first stage, within λ's being led and within kl_finetune's local half.
+    At the checkpoint after step 3, p-annealing is in its first stage, λ is being steered, and kl_finetune is still local.
     """
 
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
-        sites = [Site(HOOK, HOOK, sae_of(architecture))]
+        sites = [Site(HOOK, HOOK, make_sae(architecture))]
         module = module_for(
             loss,
             subject,
@@ -77,10 +77,10 @@ def test_every_pair_trains_and_goes_on(architecture: str, loss: Loss, tmp_path: 
 
 @pytest.mark.parametrize("loss", ["local", "e2e"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_mixed_precision_has_one_type_where_one_is_needed(architecture: str, loss: Loss) -> None:
-    """As on CUDA, where products come out in bfloat16 and weights stay in float32."""
+def test_mixed_precision_has_consistent_dtypes(architecture: str, loss: Loss) -> None:
+    """Train as on CUDA, where products are in bfloat16 and weights stay in float32."""
     subject = gpt2()
-    sites = [Site(HOOK, HOOK, sae_of(architecture))]
+    sites = [Site(HOOK, HOOK, make_sae(architecture))]
     module = module_for(loss, subject, sites=sites, auxk=Auxk(1 / 32, 4, dead_after=-1))
     batch = source_for(loss, subject, token_batches(subject, n=1), sites=sites)[0]
     with torch.autocast("cpu", torch.bfloat16):

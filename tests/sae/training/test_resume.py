@@ -1,4 +1,4 @@
-"""A run that was killed and goes on ends where an uninterrupted one ends, bit for bit."""
+"""A killed and resumed run ends like an uninterrupted one, bit for bit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ from crux.training.fit import checkpoint_step
 
 @pytest.mark.parametrize(("accumulate", "log_every"), [(1, 1), (2, 2)])  # rows every 2: one spans the checkpoint at 3
 @pytest.mark.parametrize("loss", LOSSES)
-def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_every: int, tmp_path: Path) -> None:
-    """Six steps; kl_finetune's token batches begin with the fourth, the first after the checkpoint."""
+def test_a_resumed_run_equals_an_uninterrupted_one(loss: Loss, accumulate: int, log_every: int, tmp_path: Path) -> None:
+    """Train six steps; the token batches of kl_finetune begin with the fourth, the first one after the checkpoint."""
 
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
@@ -32,7 +32,7 @@ def test_going_on_equals_never_having_stopped(loss: Loss, accumulate: int, log_e
     assert torch.equal(drawn, fresh) == (loss != "fisher"), "the labels' generator goes on too"
 
 
-def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> None:
+def test_a_finetuned_sae_resumes_within_its_token_batches(tmp_path: Path) -> None:
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
         module = module_for("kl_finetune", subject, max_steps=10)
@@ -42,7 +42,7 @@ def test_a_finetuned_sae_goes_on_within_its_token_batches(tmp_path: Path) -> Non
     assert ["train/kl" in row for row in whole.read_history()] == 5 * [False] + 5 * [True]
 
 
-def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> None:
+def test_a_checkpoint_has_no_subject_and_no_pickled_object(tmp_path: Path) -> None:
     subject = gpt2()
     module = module_for("e2e_ds", subject)
     run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
@@ -56,7 +56,7 @@ def test_a_checkpoint_holds_no_subject_and_no_pickled_object(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"cut"])
-def test_a_broken_checkpoint_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
+def test_a_broken_checkpoint_gives_one_clear_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     if content == b"cut":
         subject = gpt2()

@@ -1,4 +1,4 @@
-"""The real command, killed with SIGKILL in the middle of training and gone on with; and what resuming refuses."""
+"""The command line, killed with SIGKILL during training and resumed, and attempts to resume that are rejected."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     whole: Path
     """Run folder of the uninterrupted run."""
     broken: Path
-    """Run folder of the run that was killed and went on."""
+    """Folder of the run that was killed and resumed."""
     rows_at_kill: int
     """Last step in its history when it was killed."""
     checkpoint_at_kill: int
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def start(*overrides: str, log: Path) -> subprocess.Popen[bytes]:
-    """`python src/main.py …`, one thread, its words in a file."""
+    """Start `python src/main.py …` on one thread, with its output in a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, str(ROOT / "src" / "main.py"), *SMALL, *overrides]
@@ -57,7 +57,7 @@ def only_run(outputs: Path) -> Path:
 
 
 def kill_mid_training(process: subprocess.Popen[bytes], outputs: Path, log: Path) -> None:
-    """SIGKILL, once the history has gone three to ten steps beyond a checkpoint."""
+    """Send SIGKILL when the history is three to ten steps beyond a checkpoint."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, f"it ended before it could be killed: {log.read_text()}"
@@ -74,13 +74,13 @@ def kill_mid_training(process: subprocess.Popen[bytes], outputs: Path, log: Path
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory, cache: Path, _one_thread: None) -> dict[str, Outcome]:
-    """Both jobs, killed side by side and gone on with; and the same, uninterrupted, in this process.
+    """Return the outcomes of two jobs that were killed and resumed, and of the same jobs without interruption.
 
-    e2e_ds goes on by the command again, local in this process: a command spends seconds on loading libraries.
+    e2e_ds is resumed by the command, local in this process, since a command spends seconds on loading libraries.
     """
     place = tmp_path_factory.mktemp("resume")
 
-    def killed(name: str) -> tuple[int, int]:
+    def kill_and_resume(name: str) -> tuple[int, int]:
         outputs, log = place / name, place / f"{name}.log"
         kill_mid_training(start(*JOBS[name], f"cache={cache}", f"output_dir={outputs}", log=log), outputs, log)
         folder = only_run(outputs)
@@ -92,7 +92,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, cache: Path, _one_thread:
         run(compose_sae_job(*SMALL, JOBS[name][0], "tracking=none", f"output_dir={outputs}", *more), folder=None)
 
     with ThreadPoolExecutor(2) as pool:
-        at_kill = dict(zip(JOBS, pool.map(killed, JOBS), strict=True))
+        at_kill = dict(zip(JOBS, pool.map(kill_and_resume, JOBS), strict=True))
     log = place / "again.log"
     again = start(*JOBS["e2e_ds"], f"cache={cache}", f"output_dir={place / 'e2e_ds'}", "resume=true", log=log)
     here("local", place / "local", "resume=true")
@@ -142,8 +142,8 @@ def test_mlflow_has_one_run_with_its_true_end(outcomes: dict[str, Outcome]) -> N
     assert not (outcomes["local"].broken.parents[1] / "mlflow.db").exists()
 
 
-def refused(*overrides: str, tmp_path: Path) -> str:
-    """The one line that a mistake is answered with."""
+def read_error(*overrides: str, tmp_path: Path) -> str:
+    """Return the single line of the error message."""
     log = tmp_path / "log"
     assert start(*overrides, log=log).wait(120) == 2, log.read_text()
     text = log.read_text()
@@ -151,20 +151,20 @@ def refused(*overrides: str, tmp_path: Path) -> str:
     return text
 
 
-def test_nothing_to_go_on_with(tmp_path: Path) -> None:
-    text = refused("resume=true", "tracking=none", f"output_dir={tmp_path / 'outputs'}", tmp_path=tmp_path)
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    text = read_error("resume=true", "tracking=none", f"output_dir={tmp_path / 'outputs'}", tmp_path=tmp_path)
     assert "resume=true: no unfinished run" in text
     assert not list((tmp_path / "outputs").glob("*/*"))
 
 
-def test_another_configuration_is_refused_with_the_keys_that_differ(
+def test_another_configuration_is_rejected_with_the_keys_that_differ(
     outcomes: dict[str, Outcome], tmp_path: Path
 ) -> None:
     folder = outcomes["local"].broken
     done = (folder / "DONE").read_text()
     (folder / "DONE").unlink()
     try:
-        text = refused(*JOBS["local"], f"resume_from={folder}", "sparsity=7", "seed=4", tmp_path=tmp_path)
+        text = read_error(*JOBS["local"], f"resume_from={folder}", "sparsity=7", "seed=4", tmp_path=tmp_path)
     finally:
         (folder / "DONE").write_text(done)
     assert re.search(r"seed: 0 / 4", text)
@@ -172,7 +172,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(
     assert "optimizer.lr" not in text
 
 
-def test_a_finished_run_is_refused(outcomes: dict[str, Outcome]) -> None:
+def test_a_finished_run_is_rejected(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["local"].broken
     with pytest.raises(UserError, match="is finished"):
         run(compose_sae_job(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
@@ -180,8 +180,8 @@ def test_a_finished_run_is_refused(outcomes: dict[str, Outcome]) -> None:
         run(compose_sae_job(*SMALL, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
 
 
-def test_a_corrupt_checkpoint_is_one_line(outcomes: dict[str, Outcome]) -> None:
-    """It stays as it is, and so does the run."""
+def test_a_corrupt_checkpoint_gives_one_line(outcomes: dict[str, Outcome]) -> None:
+    """The checkpoint and the run stay unchanged."""
     folder = outcomes["local"].broken
     last = folder / "checkpoints" / "last.ckpt"
     done, whole = (folder / "DONE").read_text(), last.read_bytes()

@@ -1,4 +1,4 @@
-"""The local variant's food: activations shuffled across sequences, in any order of access, and what comes behind them."""
+"""The batches of local losses: activations shuffled across sequences, for any order of access, and token batches after them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +16,7 @@ from crux.sae.training.activations import Activations, ShuffledActivations
 from crux.subjects.subject import Subject
 from crux.training.data import ConcatenatedBatches
 
-N_BATCHES, GROUP = 7, 3  # the last group is a short one
+N_BATCHES, GROUP = 7, 3  # the last group is shorter
 SECOND = "blocks.1.hook_mlp_out"
 
 
@@ -25,7 +25,7 @@ def network() -> Subject:
     return gpt2()
 
 
-def shuffled(
+def make_source(
     *,
     seed: int = 0,
     group: int = GROUP,
@@ -52,40 +52,40 @@ def assert_equal(a: Activations, b: Activations) -> None:
 
 
 def activations(first: int, last: int) -> Tensor:
-    """batch × pos × d of token batches `first` to `last`."""
+    """Return the activations of token batches `first` to `last`, with shape batch × pos × d."""
     tokens = torch.cat(token_batches(network(), n=N_BATCHES)[first:last])
     return network().clean(tokens, capture=[HOOK], final=False).activations[HOOK]
 
 
-def in_order(rows: Tensor) -> Tensor:
+def sort_rows(rows: Tensor) -> Tensor:
     return rows[rows[:, 0].sort(stable=True).indices]
 
 
 @pytest.mark.parametrize("group", [(0, 3), (3, 6), (6, 7)])
 def test_a_group_is_a_permutation_of_its_activations_across_sequences(group: tuple[int, int]) -> None:
-    source = shuffled()
+    source = make_source()
     rows = [source[i].values[HOOK] for i in range(*group)]
     clean = activations(*group)
     assert [len(r) for r in rows] == [24] * len(rows)
-    torch.testing.assert_close(in_order(torch.cat(rows)), in_order(clean.flatten(0, 1)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sort_rows(torch.cat(rows)), sort_rows(clean.flatten(0, 1)), rtol=1e-5, atol=1e-6)
     near = torch.cdist(rows[0].double(), clean.flatten(0, 1).double()).argmin(1)
     assert len(set((near // clean.shape[1]).tolist())) > 1, "all rows of a batch come from one sequence"
     assert near.tolist() != sorted(near.tolist())
 
 
 def test_skipped_positions_are_left_out() -> None:
-    source = shuffled(skip_positions=(0, 5))
+    source = make_source(skip_positions=(0, 5))
     rows = torch.cat([source[i].values[HOOK] for i in range(GROUP)])
     kept = [p for p in range(12) if p not in (0, 5)]
     expected = activations(0, GROUP)[:, kept].flatten(0, 1)
     assert len(rows) == GROUP * 2 * 10
-    torch.testing.assert_close(in_order(rows), in_order(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sort_rows(rows), sort_rows(expected), rtol=1e-5, atol=1e-6)
 
 
 @cache
-def alone(seed: int, target: LabelTarget | None, i: int) -> Activations:
-    """Batch i, the first that a new source is asked for."""
-    return shuffled(seed=seed, target=target, hooks=(HOOK, SECOND))[i]
+def first_batch(seed: int, target: LabelTarget | None, i: int) -> Activations:
+    """Return batch i from a new source, as the first batch that is requested."""
+    return make_source(seed=seed, target=target, hooks=(HOOK, SECOND))[i]
 
 
 @settings(deadline=None, max_examples=30)
@@ -95,18 +95,18 @@ def alone(seed: int, target: LabelTarget | None, i: int) -> Activations:
     st.sampled_from([None, "data", "sampled"]),
 )
 def test_batch_i_is_a_pure_function_of_seed_and_i(order: list[int], seed: int, target: LabelTarget | None) -> None:
-    """Drawn labels included."""
-    source = shuffled(seed=seed, target=target, hooks=(HOOK, SECOND))
+    """This includes drawn labels."""
+    source = make_source(seed=seed, target=target, hooks=(HOOK, SECOND))
     for i in order:
-        assert_equal(source[i], alone(seed, target, i))
+        assert_equal(source[i], first_batch(seed, target, i))
 
 
 def test_seeds_and_groups_shuffle_differently() -> None:
-    assert not torch.equal(shuffled(seed=0)[0].values[HOOK], shuffled(seed=1)[0].values[HOOK])
-    source = shuffled(tokens=[token_batches(network(), n=1)[0]] * 2, group=1, target="sampled")
+    assert not torch.equal(make_source(seed=0)[0].values[HOOK], make_source(seed=1)[0].values[HOOK])
+    source = make_source(tokens=[token_batches(network(), n=1)[0]] * 2, group=1, target="sampled")
     first, second = source[0], source[1]
     assert not torch.equal(first.values[HOOK], second.values[HOOK])
-    # the same text, other labels: g is another even where the activation is the same
+    # other labels for the same text: g differs even if the activation is the same
     matched = torch.cdist(first.values[HOOK].double(), second.values[HOOK].double()).argmin(1)
     torch.testing.assert_close(second.values[HOOK][matched], first.values[HOOK])
     apart = (second.gradients[HOOK][matched] - first.gradients[HOOK]).norm(dim=-1)
@@ -119,7 +119,7 @@ def test_rows_of_all_hook_points_and_gradients_belong_to_one_token(
     target: LabelTarget, skip_positions: tuple[int, ...]
 ) -> None:
     hooks = (HOOK, SECOND)
-    source = shuffled(hooks=hooks, target=target, skip_positions=skip_positions)
+    source = make_source(hooks=hooks, target=target, skip_positions=skip_positions)
     kept = [p for p in range(12) if p not in skip_positions]
     expected: list[Activations] = []
     for tokens in token_batches(network(), n=N_BATCHES)[3:6]:
@@ -150,7 +150,7 @@ def test_joined_batches_are_the_first_ones_then_the_second_ones_from_there() -> 
     assert [batches[i] for i in (4, 0, 1, 2, 3)] == ["z", "a", "b", "x", "y"]
 
 
-def test_the_local_step_runs_the_prefix_alone() -> None:
+def test_the_local_step_only_runs_the_prefix() -> None:
     subject, calls = gpt2(), [0, 0, 0]
 
     def counting(k: int) -> None:

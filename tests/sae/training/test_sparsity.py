@@ -1,4 +1,4 @@
-"""λ: given, or led to a target L0."""
+"""The coefficient λ: constant, or steered to a target L0."""
 
 import math
 from pathlib import Path
@@ -11,11 +11,11 @@ from torch import Tensor
 from crux.sae.training.sparsity import Sparsity, Steering
 
 
-def steered(*, target: float = 10.0, max_steps: int = 10, n_saes: int = 2, start: float = 2.0) -> Sparsity:
+def make_steered(*, target: float = 10.0, max_steps: int = 10, n_saes: int = 2, start: float = 2.0) -> Sparsity:
     return Sparsity(start, n_saes=n_saes, steering=Steering(target, max_steps))
 
 
-def test_without_steering_it_stays() -> None:
+def test_without_steering_it_is_constant() -> None:
     sparsity = Sparsity(0.7, n_saes=2, steering=None)
     for step in range(10):
         sparsity.observe(torch.tensor([1.0, 99.0]), step=step)
@@ -23,21 +23,19 @@ def test_without_steering_it_stays() -> None:
 
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two SAEs, each with its own λ, over ten steps: from L0 20 down to 10, and at 10 from the first."""
+    """Steer two SAEs, each with its own λ, for ten steps: one from L0 20 to 10, the other already at 10."""
     for name, value in {"PROPORTIONAL": 1.5, "INTEGRAL": 2.0, "MEMORY": 0.1, "CLIP": 0.2, "CALM": 0.5}.items():
         monkeypatch.setattr(Sparsity, name, value)
-    sparsity, log2 = steered(), math.log(2)
+    sparsity, log2 = make_steered(), math.log(2)
     sparsity.observe(torch.tensor([20.0, 10.0]), step=0)
     assert torch.equal(sparsity.weight, torch.tensor([2.0, 2.0])), "the first tenth is left alone"
     sparsity.observe(
         torch.tensor([20.0, 5.0]), step=1
-    )  # 20 is wanted still; of the running mean of log L0, a tenth is new
+    )  # the wanted L0 is still 20; a tenth of the running mean of log L0 is new
     e = [0.0, -0.1 * log2]
     expected = [2 * math.exp(1.5 * x + 2 * x) for x in e]
     torch.testing.assert_close(sparsity.weight, torch.tensor(expected))
-    sparsity.observe(
-        torch.tensor([40.0, 5.0]), step=2
-    )  # log 20 + 0.1 log 2 where log 10 + ½ log 2 is wanted; −0.19 log 2
+    sparsity.observe(torch.tensor([40.0, 5.0]), step=2)  # log 20 + 0.1 log 2, with log 10 + ½ log 2 wanted; −0.19 log 2
     expected = [2 * math.exp(1.5 * x + 2 * (x + y)) for x, y in zip([0.6 * log2, -0.19 * log2], e, strict=True)]
     assert 0.6 * log2 > 0.2 > 0.19 * log2
     expected[0] = 2 * math.exp(1.5 * 0.2 + 2 * 0.2)  # clipped
@@ -50,28 +48,26 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("l0", "wanted"), [(40.0, [40, 40, 20, 10, 10]), (5.0, [10] * 5)])
-def test_what_is_wanted_glides_down_to_the_target_and_does_not_climb(l0: float, wanted: list[float]) -> None:
-    sparsity = steered(max_steps=100, n_saes=1)
+def test_the_wanted_l0_falls_to_the_target_and_never_rises(l0: float, wanted: list[float]) -> None:
+    sparsity = make_steered(max_steps=100, n_saes=1)
     for step in range(10):
         sparsity.observe(torch.tensor([l0]), step=step)
-    found = [float(sparsity._wanted(progress).exp()) for progress in (0.0999999, 0.1, 0.2, 0.3, 0.7)]
+    found = [float(sparsity._wanted_log_l0(progress).exp()) for progress in (0.0999999, 0.1, 0.2, 0.3, 0.7)]
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
 def test_too_many_latents_raise_it_and_too_few_lower_it() -> None:
-    sparsity = steered(n_saes=3)
+    sparsity = make_steered(n_saes=3)
     for step in range(7):
-        sparsity.observe(
-            torch.tensor([30.0, 10.0, 0.0]), step=step
-        )  # a dictionary all of whose latents are silent, too
+        sparsity.observe(torch.tensor([30.0, 10.0, 0.0]), step=step)  # also if no latent fires
     more, same, fewer = sparsity.weight.tolist()
     assert fewer < same == 2.0 < more
     assert math.isfinite(fewer)
     assert fewer > 0
 
 
-def test_it_moves_between_the_first_tenth_and_the_last_fifth_alone() -> None:
-    sparsity, weights = steered(max_steps=100), [torch.full((2,), 2.0)]
+def test_it_only_moves_between_the_first_tenth_and_the_last_fifth() -> None:
+    sparsity, weights = make_steered(max_steps=100), [torch.full((2,), 2.0)]
     for step in range(100):
         sparsity.observe(torch.tensor([30.0, 3.0]), step=step)
         weights.append(sparsity.weight.clone())
@@ -80,7 +76,7 @@ def test_it_moves_between_the_first_tenth_and_the_last_fifth_alone() -> None:
 
 
 def test_it_is_frozen_at_the_running_mean_of_its_logarithm() -> None:
-    sparsity, logs = steered(max_steps=100, n_saes=1), list[float]()
+    sparsity, logs = make_steered(max_steps=100, n_saes=1), list[float]()
     for step in range(81):
         sparsity.observe(torch.tensor([10.0 * math.exp(0.4 * math.sin(step))]), step=step)
         logs.append(math.log(float(sparsity.weight) / 2.0))
@@ -95,7 +91,7 @@ def test_all_its_state_is_in_buffers() -> None:
     def l0(step: int) -> Tensor:
         return torch.tensor([30.0, 4.0]) * (1 + 0.3 * math.sin(step))
 
-    whole, first, second = steered(max_steps=40), steered(max_steps=40), steered(max_steps=40)
+    whole, first, second = make_steered(max_steps=40), make_steered(max_steps=40), make_steered(max_steps=40)
     for step in range(40):
         whole.observe(l0(step), step=step)
     for step in range(17):
@@ -111,9 +107,9 @@ def test_all_its_state_is_in_buffers() -> None:
 @pytest.mark.parametrize("max_steps", [200, 400, 1200])
 @pytest.mark.parametrize("elasticity", [0.5, 0.75, 1.0])
 @pytest.mark.parametrize("off", [1 / 1.6, 1.0, 1.6])
-def test_a_network_that_answers_slowly_is_led_to_the_target(max_steps: int, elasticity: float, off: float) -> None:
-    """log L0 goes to −elasticity · log λ (from `off` times the target, under λ₀) with a lag of 20 steps."""
-    sparsity = steered(target=30.0, max_steps=max_steps, n_saes=1)
+def test_a_slowly_responding_network_reaches_the_target(max_steps: int, elasticity: float, off: float) -> None:
+    """Simulate a log L0 that follows −elasticity · log λ with a lag of 20 steps, starting at `off` times the target."""
+    sparsity = make_steered(target=30.0, max_steps=max_steps, n_saes=1)
     log_l0 = start = math.log(30.0 * off)
     for step in range(max_steps):
         sparsity.observe(torch.tensor([math.exp(log_l0)]), step=step)
@@ -122,7 +118,7 @@ def test_a_network_that_answers_slowly_is_led_to_the_target(max_steps: int, elas
     assert math.exp(log_l0) == pytest.approx(30.0, rel=0.05)
 
 
-def trained(tmp_path: Path, *, target: float, accumulate: int = 1, max_steps: int = 200) -> list[dict[str, float]]:
+def train(tmp_path: Path, *, target: float, accumulate: int = 1, max_steps: int = 200) -> list[dict[str, float]]:
     subject, rows = gpt2(), list[dict[str, float]]()
     module = module_for(
         "local",
@@ -141,8 +137,8 @@ def trained(tmp_path: Path, *, target: float, accumulate: int = 1, max_steps: in
 
 
 @pytest.mark.parametrize("target", [6.0, 12.0])
-def test_a_run_lands_at_its_target(target: float, tmp_path: Path) -> None:
-    rows = trained(tmp_path, target=target)
+def test_a_run_reaches_its_target(target: float, tmp_path: Path) -> None:
+    rows = train(tmp_path, target=target)
     print([(round(r["train/l0"], 2), round(r["train/lambda"], 3)) for r in rows])
     assert rows[-1]["train/l0"] == pytest.approx(target, rel=0.1)
     assert rows[-1]["train/lambda"] == pytest.approx(rows[-2]["train/lambda"])
@@ -152,10 +148,10 @@ def test_a_run_lands_at_its_target(target: float, tmp_path: Path) -> None:
 
 
 def test_micro_batches_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """λ is moved once an optimiser step, by the mean L0 of its micro-batches."""
+    """λ changes once per optimiser step, by the mean L0 of its micro-batches."""
     told: list[tuple[int, float]] = []
     monkeypatch.setattr(Sparsity, "observe", lambda self, l0, *, step: told.append((step, float(l0))))
-    rows = trained(tmp_path, target=6.0, accumulate=4, max_steps=20)
+    rows = train(tmp_path, target=6.0, accumulate=4, max_steps=20)
     assert [step for step, _ in told] == list(range(20))
     for (_, l0), row in zip(told, rows, strict=True):
         assert l0 == pytest.approx(row["train/l0"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""When each latent last fired, by hand and through the modules."""
+"""The record of when each latent last fired, by hand and in the training module."""
 
 import torch
 from tests.support.small_runs import HOOK, gpt2, module_for
@@ -8,8 +8,8 @@ from crux.sae.training.activations import Activations
 from crux.sae.training.tally import Tally
 
 
-def fires(*latents: int, tokens: int) -> Tensor:
-    """The last of the tokens fires these of five latents."""
+def make_firings(*latents: int, tokens: int) -> Tensor:
+    """Return firings in which the last token fires these of five latents."""
     found = torch.zeros(tokens, 5, dtype=torch.bool)
     found[-1, list(latents)] = True
     return found
@@ -19,18 +19,18 @@ def test_by_hand() -> None:
     tally = Tally(5)
     assert tally.alive(10) == (0, 0)
     assert not tally.dead(after=0).any()
-    tally.count(fires(0, 1, 2, tokens=3))
-    tally.count(fires(0, 1, tokens=4))
-    tally.count(fires(0, tokens=2))
+    tally.count(make_firings(0, 1, 2, tokens=3))
+    tally.count(make_firings(0, 1, tokens=4))
+    tally.count(make_firings(0, tokens=2))
     assert int(tally.tokens_seen) == 9
     assert tally.last_fired.tolist() == [9, 7, 3, -1, -1]
-    # alive: within the last N tokens; a batch's tokens all count as its last one
+    # alive: fired within the last N tokens; all tokens of a batch count as its last one
     assert tally.alive(2) == (1, 2)
     assert tally.alive(3) == (2, 3)
     assert tally.alive(6) == (2, 6)
     assert tally.alive(7) == (3, 7)
     assert tally.alive(500) == (3, 9)
-    # dead: not for more than N tokens; what never fired has waited since the start
+    # dead: has not fired for more than N tokens; a latent that never fired counts from the start
     assert tally.dead(after=1).tolist() == [False, True, True, True, True]
     assert tally.dead(after=2).tolist() == [False, False, True, True, True]
     assert tally.dead(after=6).tolist() == [False, False, False, True, True]
@@ -38,21 +38,21 @@ def test_by_hand() -> None:
     assert not tally.dead(after=9).any()
 
 
-def test_a_latent_comes_back() -> None:
+def test_a_dead_latent_can_fire_again() -> None:
     tally = Tally(5)
-    tally.count(fires(tokens=8))
+    tally.count(make_firings(tokens=8))
     assert tally.dead(after=7).all()
-    tally.count(fires(3, tokens=1))
+    tally.count(make_firings(3, tokens=1))
     assert tally.dead(after=7).tolist() == [True, True, True, False, True]
     assert tally.alive(1) == (1, 1)
 
 
-def test_counts_go_into_the_checkpoint_and_on() -> None:
+def test_counts_continue_from_a_checkpoint() -> None:
     tally, again = Tally(5), Tally(5)
-    tally.count(fires(0, 4, tokens=3))
+    tally.count(make_firings(0, 4, tokens=3))
     again.load_state_dict(tally.state_dict())
     for each in (tally, again):
-        each.count(fires(1, tokens=2))
+        each.count(make_firings(1, tokens=2))
     assert again.state_dict().keys() == {"last_fired", "tokens_seen"}
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in tally.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Whole short trainings: every loss improves, micro-batches add up, and what goes wrong ends as it should."""
+"""Short trainings: every loss improves, micro-batches add up, and failures end the run with the right error."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,15 +68,15 @@ def test_every_loss_goes_down(loss: Loss, name: str, tmp_path: Path) -> None:
         assert last[f"train/{term}"] < 0.7 * first[f"train/{term}"], term
     always = {f"train/{k}" for k in (*own, "loss", "sparsity", "l0", "grad_norm", "lr")}
     assert first.keys() == always
-    if loss == "kl_finetune":  # steps 31 to 60 look at the KL too
+    if loss == "kl_finetune":  # steps 31 to 60 also use the KL
         assert [row.keys() - always for _, row in rows] == 3 * [set()] + 3 * [{"train/kl"}]
         assert last["train/kl"] < rows[3][1]["train/kl"]
     else:
         assert last.keys() == always
 
 
-def test_thresholds_move_by_their_own_rate_and_do_not_decay(tmp_path: Path) -> None:
-    """Adam's first step is lr · sign(gradient); a weight decay of 10 would take 10 · lr of every weight besides."""
+def test_thresholds_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
+    """Adam's first step is lr · sign(gradient); a weight decay of 10 would also subtract 10 · lr of every weight."""
     subject = gpt2()
     sae = JumpReluSAE(**base(d_model=16, n_latents=32, init_norm=1.0), threshold=0.3, bandwidth=0.5, threshold_rate=7.0)
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
@@ -84,7 +84,7 @@ def test_thresholds_move_by_their_own_rate_and_do_not_decay(tmp_path: Path) -> N
     module = module_for("local", subject, optimizer=bold, max_steps=1, sae=sae)
     run_fit(module, source_for("local", subject, token_batches(subject, n=1, batch=8)), checkpoints=tmp_path)
     moved = (sae.get_parameter("log_threshold") - before["log_threshold"]).abs().detach()
-    moved = moved[moved > 0]  # of latents with a token in their window
+    moved = moved[moved > 0]  # for latents that fire on some token
     assert len(moved) > 5
     torch.testing.assert_close(moved, torch.full_like(moved, 7e-3), rtol=1e-3, atol=0.0)
     W_dec = before["W_dec"] * (1 - 1e-2)
@@ -92,7 +92,7 @@ def test_thresholds_move_by_their_own_rate_and_do_not_decay(tmp_path: Path) -> N
 
 
 def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:
-    """loss = kl + 2 · downstream + λ · sparsity, in every row; a row of two steps is the mean of two rows of one."""
+    """In every row, loss = kl + 2 · downstream + λ · sparsity; a row of two steps is the mean of two rows of one step."""
     found: dict[int, Rows] = {1: [], 2: []}
     for log_every, rows in found.items():
         subject = gpt2()
@@ -107,13 +107,13 @@ def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:
         assert (a_step, b_step) == (step - 1, step)
         for key in ("train/loss", "train/kl", "train/downstream", "train/sparsity", "train/l0"):
             assert row[key] == pytest.approx((a[key] + b[key]) / 2, rel=1e-5)
-    # step 0 already moves: the rows tell the rate after their step, warm-up 2, then a cosine over 4 steps to 0.1
+    # rows have the rate after their step: a warm-up of 2 steps, then a cosine over 4 steps to 0.1
     assert found[1][0][1]["train/lr"] == pytest.approx(3e-3)
     assert found[1][-1][1]["train/lr"] == pytest.approx(3e-4)
 
 
 class Gradients:
-    """The gradients that the optimiser is given, step by step."""
+    """Records the gradients that the optimiser receives in each step."""
 
     def __init__(self, module: SAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[list[Tensor]] = []
@@ -124,8 +124,8 @@ class Gradients:
         monkeypatch.setattr(module, "on_before_optimizer_step", note)
 
 
-def joined(batches: Sequence[Any]) -> Any:
-    """Batches of one kind as one."""
+def join_batches(batches: Sequence[Any]) -> Any:
+    """Return several batches of one kind as one batch."""
     if isinstance(batches[0], Tensor):
         return torch.cat(list(batches))
     return Activations({h: torch.cat([b.values[h] for b in batches]) for h in batches[0].values}, {})
@@ -133,14 +133,14 @@ def joined(batches: Sequence[Any]) -> Any:
 
 @pytest.mark.parametrize(
     "loss", [loss for loss in LOSSES if loss != "kl_finetune"]
-)  # its α = MSE/KL is the batch's own
-def test_two_micro_batches_are_one_batch(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label, "draw_labels", lambda q, generator: q.argmin(-1))  # fisher's draws go by the batch
+)  # its α = MSE/KL is computed for each batch
+def test_two_micro_batches_equal_one_batch(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label, "draw_labels", lambda q, generator: q.argmin(-1))  # fisher draws labels per batch
     subject = gpt2()
     tokens = token_batches(subject, n=12)
     source = source_for(loss, subject, tokens)
     small = [source[i] for i in range(12)]
-    large = [joined(small[i : i + 2]) for i in range(0, 12, 2)]
+    large = [join_batches(small[i : i + 2]) for i in range(0, 12, 2)]
     gradients: list[Gradients] = []
     modules: list[SAEModule] = []
     for accumulate, batches in ((2, small), (1, large)):
@@ -184,7 +184,7 @@ def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 class Poisoned(Sequence[Activations]):
-    """Activations of which batch `bad` holds one infinite number."""
+    """Batches of activations, of which batch `bad` contains one infinite number."""
 
     def __init__(self, subject: Subject, *, bad: int) -> None:
         self.bad, self.clean = bad, source_for("local", subject, token_batches(subject, n=40))
@@ -201,14 +201,14 @@ class Poisoned(Sequence[Activations]):
 
 @pytest.mark.parametrize(
     ("log_every", "checkpoint_every", "kept"),
-    [(1, 2, 6), (10, 3, 6), (10, 100, None), (100, 100, None)],  # seen by a row, by a checkpoint, by a row, at the end
+    [(1, 2, 6), (10, 3, 6), (10, 100, None), (100, 100, None)],  # noticed by a row, a checkpoint, a row, and at the end
 )
-def test_a_poisoned_batch_stops_the_run_and_is_never_written(
+def test_a_non_finite_batch_stops_the_run_and_is_never_saved(
     log_every: int, checkpoint_every: int, kept: int | None, tmp_path: Path
 ) -> None:
     subject, rows = gpt2(), Rows()
     module = module_for("local", subject, max_steps=12, log_every=log_every)
-    with pytest.raises(NonFiniteLossError, match=r"at step 7;"):  # batch 6 is the seventh step's
+    with pytest.raises(NonFiniteLossError, match=r"at step 7;"):  # batch 6 belongs to the seventh step
         run_fit(
             module,
             Poisoned(subject, bad=6),
@@ -238,10 +238,10 @@ def test_a_huge_rate_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
-def test_ctrl_c_comes_out_as_such_and_leaves_the_checkpoint(
+def test_ctrl_c_stays_a_keyboard_interrupt_and_keeps_the_checkpoint(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning would turn it into SystemExit(1). SIGTERM's SystemExit and other errors come out as they are."""
+    """Lightning would turn KeyboardInterrupt into SystemExit(1); SIGTERM's SystemExit and other errors are not changed either."""
     subject = gpt2()
     module = module_for("e2e", subject)
 
@@ -257,7 +257,7 @@ def test_ctrl_c_comes_out_as_such_and_leaves_the_checkpoint(
 
 
 def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_path: Path) -> None:
-    """‖s·x‖ is √d_model on average; x̂ of codes that are all zero is the mean activation."""
+    """On average ‖s·x‖ is √d_model, and x̂ is the mean activation if all codes are zero."""
     from tests.support.sae_jobs import compose_sae_job
 
     from crux.sae.build import build_sae

@@ -1,4 +1,4 @@
-"""No tensor of tokens × vocab elements, in a training step and in the judgement."""
+"""Neither a training step nor the evaluation holds a tensor of tokens × vocab elements."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ TOKENS = BATCH * T  # logits: 524,288 elements; W_U has 65,536, a chunk's logits
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns."""
+    """Records the size of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def subject() -> Subject:
     return gpt2(d_vocab=V, n_ctx=T)
 
 
-def test_a_full_softmax_would_be_caught(subject: Subject) -> None:
+def test_a_full_softmax_is_detected(subject: Subject) -> None:
     tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
     with Largest() as largest:
         final = subject.clean(tokens, capture=[]).final
@@ -69,7 +69,7 @@ def test_many_saes_at_once_hold_no_more_logits_than_one(subject: Subject, loss: 
 
 
 @pytest.mark.parametrize("ablations", [True, False])
-def test_the_judgement_never_holds_all_logits(subject: Subject, ablations: bool) -> None:
+def test_the_evaluation_never_holds_all_logits(subject: Subject, ablations: bool) -> None:
     batches = token_batches(subject, n=2, batch=BATCH, pos=T)
     with Largest() as largest:
         evaluate_sae(

@@ -1,8 +1,8 @@
-"""The judgement: how much of what the network computes survives an SAE, on held-out text, the same for every loss.
+"""The evaluation of one SAE on held-out text: how much of what the network computes is preserved. It is the same for every loss.
 
-Per batch: one clean pass, one spliced pass and, with `ablations`, one pass each with zeros and with the mean
-activation in the SAE's place. Sums stay on the device until the end; all arithmetic here is in float32, whatever the
-networks' own dtype (a judgement to be quoted wants both in float32).
+Per batch it takes one clean pass, one spliced pass and, with `ablations`, two passes in which zeros or the mean activation
+replace the activation. Sums stay on the device until the end. All arithmetic here is in float32, whatever the dtype of the
+network; results that are to be quoted need the network and the SAE in float32 too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,16 +25,16 @@ from crux.subjects.subject import Clean, Subject
 
 
 class SaeEvaluation(NamedTuple):
-    """How good an SAE is."""
+    """The evaluation of an SAE: metrics, and statistics of its latents."""
 
     metrics: dict[str, float]
-    """Flat names, those of metrics.json without its `final/`; what has no value (see `evaluate`) is left out."""
+    """The metrics by their names in metrics.json, without `final/`. Metrics without a value (see `evaluate_sae`) are left out."""
     densities: Float[Tensor, "n_latents"]
-    """Share of the held-out tokens on which each latent fires; on the CPU."""
+    """The share of held-out tokens on which each latent fires; on the CPU."""
     n_tokens: int
-    """Tokens that were read."""
+    """Number of held-out tokens."""
     maxima: Float[Tensor, "n_latents"]
-    """Largest code of each latent on them, 0 where it never fires; on the CPU."""
+    """The largest code of each latent on them, 0 if it never fires; on the CPU."""
 
 
 @torch.no_grad()
@@ -49,36 +49,36 @@ def evaluate_sae(
     output_hook: str | None = None,
     gradient: LabelTarget | None = None,
 ) -> SaeEvaluation:
-    """Judges `sae` at `hook` on held-out token windows. Every name but `alive_…` comes again with `/pos0` and `/rest`.
+    """Evaluate `sae` at `hook` on held-out token windows. All metrics but `alive_…` are also given with `/pos0` and `/rest`.
 
-    Over the T−1 predictions of a window (CE at t predicts t+1, and belongs to position t), in nats:
+    Means over the T−1 predictions of a window, in nats (the CE of position t is that of predicting token t+1):
         ce_clean, ce_spliced, ce_zero, ce_mean     cross-entropy of the four passes
         ce_increase                                ce_spliced − ce_clean; positive is worse
         loss_recovered_zero, loss_recovered_mean   (ce_ablated − ce_spliced) / (ce_ablated − ce_clean)
-    Over all T positions:
+    Means over all T positions:
         kl                                         KL(clean ‖ spliced), nats
-        top1_agreement                             share of positions whose likeliest next token stays the same
+        top1_agreement                             share of positions with the same likeliest next token
         l0                                         non-zero latents per token
-        mse, explained_variance                    of the reconstruction; mse is a mean over tokens and dimensions
-        cosine, norm_ratio                         means per token of cos(x̂, x) and ‖x̂‖/‖x‖
-        downstream_mse/<k>, downstream_ev/<k>      the same two for the residual entering block k, spliced against clean
-        alive_heldout_<N>, alive_heldout_<N>_frac  latents that fired at least once in the N tokens read
+        mse, explained_variance                    of the reconstruction; mse is averaged over dimensions too
+        cosine, norm_ratio                         means of the per-token values cos(x̂, x) and ‖x̂‖/‖x‖
+        downstream_mse/<k>, downstream_ev/<k>      mse and explained variance of the residual entering block k
+        alive_heldout_<N>, alive_heldout_<N>_frac  latents that fired at least once in the N tokens
 
     Args:
-        mean_activation: the mean over *training* tokens: what mean ablation puts at every position.
-        ablations: False leaves out the two ablated passes with what follows from them (a short pass during training).
-        output_hook: where a transcoder writes: its reconstruction is compared with the activation there and put in its
-            place, as zeros and the mean are; the residuals are those behind it. None: at `hook`.
-        gradient: shows the encoder the gradient of these labels' loss at what is written. With `data` the codes have seen
-            the next token: the numbers leak the label. `sampled` labels are the same at every call. None: no gradient.
+        mean_activation: the mean over *training* tokens, which replaces the activation at every position in mean ablation.
+        ablations: False leaves out the two ablated passes and their metrics (for short evaluations during training).
+        output_hook: the hook point that a transcoder writes. Reconstruction and ablations replace the activation there, and
+            the residuals of the downstream metrics come after it. None: the same as `hook`.
+        gradient: give the encoder the gradient of the loss of these labels at the activation that is written. With `data` the
+            codes have seen the next token, so that the metrics leak the label. `sampled` labels are the same at every call.
+            None: no gradient.
 
-    A metric without a value is left out: an explained variance where the activation does not vary (position 0, where
-    every window starts with the same token), a loss recovered where ablation costs nothing, `/rest` of predictions
-    where T = 2.
+    A metric without a value is left out: an explained variance if the activation does not vary (at position 0, if every window
+    starts with the same token), a loss recovered if ablation does not increase the loss, and `/rest` of predictions if T = 2.
 
     Raises:
-        UserError: where there are no batches, a window has less than two tokens, the SAE's widths are not the hook
-            points', or these do not exist or are out of order.
+        UserError: if there are no batches, a window has less than two tokens, the widths of the SAE do not fit the hook
+            points, or these do not exist or are out of order.
     """
     site = Site(hook, hook if output_hook is None else output_hook, sae)
     check_site(subject, site)
@@ -112,12 +112,12 @@ def evaluate_sae(
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
-    found = predictions.results() | _reconstruction_results(local, downstream)
+    results = predictions.results() | _reconstruction_results(local, downstream)
     dtype = sum_dtype(subject.device)
     alive = (fired > 0).sum().to(dtype)
-    found |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
+    results |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
     densities = (fired.to(dtype) / n_tokens).float().cpu()
-    return SaeEvaluation(to_numbers(found, device=subject.device), densities, n_tokens, maxima.cpu())
+    return SaeEvaluation(to_numbers(results, device=subject.device), densities, n_tokens, maxima.cpu())
 
 
 def _clean_pass(
@@ -129,7 +129,7 @@ def _clean_pass(
     gradient: LabelTarget | None,
     generator: torch.Generator,
 ) -> tuple[Clean, Float[Tensor, "tokens d_out"] | None]:
-    """Run the clean pass; return the gradient that the encoder is shown, too, if it is shown one."""
+    """Run the clean pass; return it with the gradient for the encoder, or None if the encoder is given no gradient."""
     if gradient is None:
         return subject.clean(tokens, capture=captured), None
     clean, gradients = clean_with_label_gradients(
@@ -142,15 +142,15 @@ def _reconstruction_results(
     local: ReconstructionSums, downstream: Mapping[int, ReconstructionSums]
 ) -> dict[str, Tensor]:
     """Return MSE and explained variance of the reconstruction, and of the residuals entering later blocks, by name."""
-    found = {name + suffix: value for name, values in local.results().items() for suffix, value in values.items()}
+    metrics = {name + suffix: value for name, values in local.results().items() for suffix, value in values.items()}
     for k, stream in downstream.items():
         results = stream.results()
-        found |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
-        found |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
-    return found
+        metrics |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
+        metrics |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
+    return metrics
 
 
 def _entered_block(residual: str) -> int:
-    """k of the residual entering block k; n_layers for the last `hook_resid_post`."""
+    """Return k for the residual entering block k; n_layers for the last `hook_resid_post`."""
     hook = parse_hook(residual)
     return hook.layer + (hook.kind == "resid_post")

@@ -1,4 +1,7 @@
-"""Evaluates the SAEs of a run: each by itself, also with latents chosen by the gradient if it looks at one, and all together."""
+"""The evaluation of all SAEs of a run: each SAE separately, and all together.
+
+Gradient SAEs are evaluated a second time with latents that are selected with the gradient, as in training.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,17 +16,17 @@ from crux.sae.losses.label import LabelTarget
 from crux.subjects.subject import Subject
 
 WITH_GRADIENT = "with_gradient"
-"""Before the names of what is measured with latents chosen by the label's gradient: such a choice has seen the label."""
+"""Prefix of metrics with latents that are selected by the gradient of a label loss. Such a selection has seen the label."""
 
 
 class SitesEvaluation(NamedTuple):
-    """How good a run's SAEs are."""
+    """The evaluation of all SAEs of a run."""
 
     metrics: dict[str, float]
-    """Flat names, without `final/`. One SAE: those of `evaluate`. Several: those of `evaluate_together`, and each SAE's own
-    behind the name of its hook point."""
+    """Metrics by name, without `final/`. For one SAE, those of `evaluate_sae`. For several SAEs, those of `evaluate_together`, and
+    those of `evaluate_sae` for each SAE with its hook point as a prefix."""
     evaluations: list[SaeEvaluation]
-    """One an SAE."""
+    """One evaluation per SAE."""
 
 
 def evaluate_sites(
@@ -35,12 +38,12 @@ def evaluate_sites(
     gradient: LabelTarget | None,
     short: bool,
 ) -> SitesEvaluation:
-    """Evaluate the folded SAEs: functions of one token's activation, as they would be used.
+    """Evaluate the folded SAEs, which are functions of a single token's activation, as they would be used.
 
     Args:
-        means: mean activation by hook point, over training tokens.
-        gradient: the labels whose gradient the SAEs look at in training; None: they look at none.
-        short: leave the ablated passes out, and the second evaluation with gradients.
+        means: mean activation over training tokens, by hook point.
+        gradient: the labels whose gradient the SAEs use in training; None: they use no gradient.
+        short: leave out the ablated passes and the second evaluation with gradients.
     """
     batches = list(batches)
     folded = [Site(site.read, site.write, site.sae.fold()) for site in sites]
@@ -57,11 +60,11 @@ def evaluate_sites(
         )  # fmt: skip
         metrics |= {prefix + name: value for name, value in evaluations[-1].metrics.items()}
         if gradient is not None and not short:
-            seen = evaluate_sae(
+            with_gradient = evaluate_sae(
                 subject, raw.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
                 gradient=gradient,
             )  # fmt: skip
-            metrics |= {f"{WITH_GRADIENT}/{prefix}{name}": value for name, value in seen.metrics.items()}
+            metrics |= {f"{WITH_GRADIENT}/{prefix}{name}": value for name, value in with_gradient.metrics.items()}
     if len(sites) > 1:
         metrics |= evaluate_together(subject, folded, batches=batches, means=means, ablations=not short)
     return SitesEvaluation(metrics, evaluations)

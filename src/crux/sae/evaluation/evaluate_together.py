@@ -1,4 +1,4 @@
-"""The judgement of several SAEs spliced into one pass, where each has to live with what the others leave of the network."""
+"""The evaluation of several SAEs in one spliced pass, in which each reads what the earlier ones have changed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,18 +22,18 @@ def evaluate_together(
     means: Mapping[str, Float[Tensor, "_d"]],
     ablations: bool = True,
 ) -> dict[str, float]:
-    """Judges SAEs that stand in the network at once, each encoding what the earlier ones have left it.
+    """Evaluate several SAEs that are spliced into the network at once.
 
-    ce_clean, ce_spliced, ce_zero, ce_mean, ce_increase, loss_recovered_zero, loss_recovered_mean, kl, top1_agreement and l0,
-    with `/pos0` and `/rest`: averaged, and left out where they have no value, as by `evaluate_sae`. l0 is the sum over the
-    SAEs; zeros and means are put at every hook point that is written.
+    The metrics are ce_clean, ce_spliced, ce_zero, ce_mean, ce_increase, loss_recovered_zero, loss_recovered_mean, kl,
+    top1_agreement and l0, also with `/pos0` and `/rest`. They are defined as in `evaluate_sae`, but l0 is the sum over the SAEs,
+    and the ablations replace the activation at every hook point that is written.
 
     Args:
-        means: by hook point that is written, the mean activation over training tokens; others are not looked at.
-        ablations: False leaves out the two ablated passes with what follows from them.
+        means: mean activation over training tokens, by hook point written; other hook points are ignored.
+        ablations: False leaves out the two ablated passes and their metrics.
 
     Raises:
-        UserError: as `evaluate_sae` does, and where two SAEs write at one hook point.
+        UserError: as `evaluate_sae`, and if two SAEs write at the same hook point.
     """
     for site in sites:
         check_site(subject, site)
@@ -44,6 +44,6 @@ def evaluate_together(
         clean = subject.clean(tokens, capture=captured)
         splice, passed = splice_sites(sites, sides=None)
         predictions.add(tokens, clean, subject.spliced(clean, splice))
-        l0 = torch.stack([(each.codes.c != 0).sum(-1) for each in passed]).sum(0)
+        l0 = torch.stack([(sae_pass.codes.c != 0).sum(-1) for sae_pass in passed]).sum(0)
         predictions.means.add("l0", l0.view_as(tokens))
     return to_numbers(predictions.results(), device=subject.device)

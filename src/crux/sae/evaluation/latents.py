@@ -1,4 +1,4 @@
-"""What single latents respond to, and what they push the network to say: the material of the latents' page."""
+"""The contexts that activate single latents, and their effects on the logits, for the page of latents."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,24 +12,24 @@ from crux.sae.architectures.sae import SAE
 from crux.subjects.subject import Subject, Unembed
 
 NO_TOKEN = -1
-"""Fills a context beyond the window's ends, and contexts of a latent that fires in fewer windows than asked for."""
+"""Fills a context beyond the ends of its window, and missing contexts of a latent that fires in few windows."""
 
 
 class Contexts(NamedTuple):
-    """Where each latent fires most: one context a held-out window, strongest first; on the CPU."""
+    """The contexts in which each latent fires most, at most one per held-out window, strongest first; on the CPU."""
 
     latents: Int[Tensor, "latents"]
-    """Indices in the dictionary."""
+    """Indices of the latents in the dictionary."""
     densities: Float[Tensor, "latents"]
-    """Share of the tokens read on which the latent fires."""
+    """The share of held-out tokens on which each latent fires."""
     tokens: Int[Tensor, "latents contexts width"]
-    """Token ids around the peak, which stands at index `before`; `NO_TOKEN` where there is none."""
+    """Token ids around the peak, which is at index `before`; `NO_TOKEN` if there is no token."""
     activations: Float[Tensor, "latents contexts width"]
-    """The latent's code on each of them."""
+    """The code of the latent on each of these tokens."""
 
 
 class LogitEffects(NamedTuple):
-    """Which tokens a latent's direction makes likelier and unlikelier, strongest first; on the CPU."""
+    """The tokens that each latent's direction makes more and less likely, strongest first; on the CPU."""
 
     promoted: Int[Tensor, "latents top"]
     """Token ids with the largest effects."""
@@ -38,15 +38,15 @@ class LogitEffects(NamedTuple):
     suppressed: Int[Tensor, "latents top"]
     """Token ids with the smallest effects."""
     suppressed_effects: Float[Tensor, "latents top"]
-    """Negative where the effect is below the vocabulary's mean."""
+    """Logits per unit of direction, relative to the vocabulary's mean; usually negative."""
 
 
 def choose_latents(
     densities: Float[Tensor, "n_latents"], maxima: Float[Tensor, "n_latents"], *, n: int
 ) -> Int[Tensor, "chosen"]:
-    """Up to n alive latents, densest first.
+    """Return the indices of up to n alive latents, densest first.
 
-    A third of them have the largest codes, the others are evenly spread over the ranks of density.
+    A third of them are those with the largest codes; the others are evenly spaced in the order of density.
     """
     by_density = densities.argsort(descending=True, stable=True)
     by_density = by_density[densities[by_density] > 0]
@@ -72,10 +72,10 @@ def strongest_contexts(
     before: int,
     after: int,
 ) -> Contexts:
-    """The `n_contexts` windows in which each latent's code peaks highest, cut to the tokens about the peak.
+    """Return the contexts with the largest codes of each latent: the tokens around the peak in `n_contexts` windows.
 
-    A context has `before` + 1 + `after` tokens. One pass over the batches, the network's prefix alone; all latents at
-    once, and only the running best are kept.
+    A context has `before` + 1 + `after` tokens. This takes one pass over the batches for all latents, of only the network's
+    prefix; only the best contexts so far are kept.
     """
     device, n, width = subject.device, len(latents), before + 1 + after
     chosen = latents.to(device)
@@ -97,12 +97,12 @@ def strongest_contexts(
         place = place.gather(1, window)[..., None] + offsets
         inside = (place >= 0) & (place < pos)
         flat = window[..., None] * pos + place.clamp(0, pos - 1)
-        found = torch.where(inside, tokens.flatten()[flat], NO_TOKEN)
+        tokens_there = torch.where(inside, tokens.flatten()[flat], NO_TOKEN)
         codes_there = codes.flatten(1).gather(1, flat.flatten(1)).view_as(flat) * inside
 
         peaks, order = torch.cat([peaks, peak], 1).topk(min(n_contexts, peaks.shape[1] + peak.shape[1]), dim=1)
         order = order[..., None].expand(-1, -1, width)
-        best_tokens = torch.cat([best_tokens, found], 1).gather(1, order)
+        best_tokens = torch.cat([best_tokens, tokens_there], 1).gather(1, order)
         best_codes = torch.cat([best_codes, codes_there], 1).gather(1, order)
 
     fires = (peaks > 0)[..., None]
@@ -113,10 +113,10 @@ def strongest_contexts(
 
 @torch.no_grad()
 def logit_effects(directions: Float[Tensor, "latents d_model"], unembed: Unembed, *, n_top: int) -> LogitEffects:
-    """direction @ W_Uᵀ, less its mean over the vocabulary: a latent's direct way to the logits, past all later blocks.
+    """Return the direct effects on the logits: direction @ W_Uᵀ minus its mean over the vocabulary, without later blocks.
 
-    The final norm is left out: its scale differs from token to token, and its weights count only where they are not
-    folded into W_U (`process_weights`).
+    The final norm is ignored: its scale differs between tokens, and its weights are part of W_U if they are folded into it
+    (`process_weights`).
     """
     effects = directions.to(unembed.W_U) @ unembed.W_U.T
     effects = (effects - effects.mean(-1, keepdim=True)).float().cpu()

@@ -1,4 +1,4 @@
-"""What a splice costs the network's predictions: the same numbers for one SAE and for several together."""
+"""Metrics of the network's predictions in a spliced pass, for one SAE or several together."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -15,10 +15,10 @@ from crux.subjects.subject import Clean, Spliced, Subject
 
 
 class PredictionMetrics:
-    """Cross-entropies, loss recovered, KL and agreement over a stream of batches, as `evaluate_sae` defines them.
+    """Accumulates cross-entropies, loss recovered, KL and top-1 agreement over batches, as `evaluate_sae` defines them.
 
     Args:
-        ablate: what mean ablation puts at each hook point that is written; None: no ablated passes.
+        ablate: the mean activation at each hook point that is written, for mean ablation; None: no ablated passes.
     """
 
     def __init__(self, subject: Subject, *, ablate: Mapping[str, Float[Tensor, "_d"]] | None) -> None:
@@ -29,40 +29,40 @@ class PredictionMetrics:
             self._passes["zero"] = dict.fromkeys(means, torch.zeros_like)
             self._passes["mean"] = {hook: replace_with(mean) for hook, mean in means.items()}
         self.means = TokenMeans()
-        """Takes in further quantities of the same tokens."""
+        """The accumulated means, to which callers may add further quantities of the same tokens."""
 
     def add(self, tokens: Int[Tensor, "batch pos"], clean: Clean, spliced: Spliced) -> None:
-        """Takes in one batch; runs the ablated passes. `clean` has the first of the hook points that are written."""
-        assert clean.final is not None, "a clean pass with final=True ends with the final hidden state"
+        """Run the ablated passes of one batch and add its metrics; `clean` has captured the first hook point that is written."""
+        assert clean.final is not None, "the clean pass must have been run with final=True"
         finals = {"clean": clean.final, "spliced": spliced.final}
         for name, splice in self._passes.items():
             finals[name] = self._subject.spliced(clean, splice).final
-        labels = F.pad(tokens[:, 1:], (0, 1))  # the last position has no next token: its CE is cut off below
-        read_out = compare_predictions(
+        labels = F.pad(tokens[:, 1:], (0, 1))  # the last position has no next token: its CE is dropped below
+        compared = compare_predictions(
             {name: final.flatten(0, 1) for name, final in finals.items()},
             labels=labels.flatten(),
             unembed=self._subject.unembed,
         )
-        for name, ce in read_out.ce.items():
+        for name, ce in compared.ce.items():
             self.means.add(f"ce_{name}", ce.view_as(tokens)[:, :-1])
-        self.means.add("kl", read_out.kl.view_as(tokens))
-        self.means.add("top1_agreement", read_out.agrees.view_as(tokens))
+        self.means.add("kl", compared.kl.view_as(tokens))
+        self.means.add("top1_agreement", compared.agrees.view_as(tokens))
 
     def results(self) -> dict[str, Float[Tensor, ""]]:
-        """name + suffix → value, on the device."""
-        found = self.means.means()
+        """Return the metrics by name and suffix, on the device."""
+        metrics = self.means.means()
         for suffix in SUBSETS:
-            if f"ce_clean{suffix}" in found:
-                found |= _from_cross_entropies(found, suffix)
-        return found
+            if f"ce_clean{suffix}" in metrics:
+                metrics |= _derive_from_cross_entropies(metrics, suffix)
+        return metrics
 
 
 def replace_with(value: Float[Tensor, "*tokens d"]) -> Callable[[Tensor], Tensor]:
-    """A splice that puts one vector a token, or one vector at every token, in place of the activation."""
+    """Return a splice function that replaces the activation by one vector per token, or by the same vector at every token."""
 
     def splice(activation: Tensor) -> Tensor:
-        value_here = value.to(activation.dtype)
-        return value_here.view_as(activation) if value.ndim > 1 else value_here.expand_as(activation)
+        replacement = value.to(activation.dtype)
+        return replacement.view_as(activation) if value.ndim > 1 else replacement.expand_as(activation)
 
     return splice
 
@@ -70,28 +70,32 @@ def replace_with(value: Float[Tensor, "*tokens d"]) -> Callable[[Tensor], Tensor
 def iterate_held_out(
     batches: Iterable[Int[Tensor, "_batch _pos"]], *, device: torch.device
 ) -> Iterator[Int[Tensor, "_batch _pos"]]:
-    """The batches, on the device; UserError for windows without a prediction, and where there is not one batch."""
+    """Yield the held-out batches on the device, with a progress bar.
+
+    Raises:
+        UserError: if a window has less than two tokens, or there is no batch.
+    """
     tokens = None
     for tokens in track(batches, "evaluating on held-out text"):
         if tokens.shape[1] < 2:
             raise UserError("a held-out window has 1 token; a next-token prediction needs at least 2")
         yield tokens.to(device)
     if tokens is None:
-        raise UserError("there is no held-out text to judge on: not one batch")
+        raise UserError("there is no held-out text for the evaluation: not one batch")
 
 
-def to_numbers(found: Mapping[str, Tensor], *, device: torch.device) -> dict[str, float]:
-    """Metrics as plain numbers, read from the device at once; what has no value is left out."""
-    values = torch.stack([value.to(sum_dtype(device)) for value in found.values()]).tolist()
-    return {name: value for name, value in zip(found, values, strict=True) if value != UNDEFINED}
+def to_numbers(metrics: Mapping[str, Tensor], *, device: torch.device) -> dict[str, float]:
+    """Return metrics as Python numbers, with one transfer from the device; metrics without a value are left out."""
+    values = torch.stack([value.to(sum_dtype(device)) for value in metrics.values()]).tolist()
+    return {name: value for name, value in zip(metrics, values, strict=True) if value != UNDEFINED}
 
 
-def _from_cross_entropies(found: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
-    """What the four cross-entropies of a subset say together."""
-    clean, spliced = found[f"ce_clean{suffix}"], found[f"ce_spliced{suffix}"]
+def _derive_from_cross_entropies(metrics: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    """Return CE increase and loss recovered of a subset, which follow from its cross-entropies."""
+    clean, spliced = metrics[f"ce_clean{suffix}"], metrics[f"ce_spliced{suffix}"]
     derived = {f"ce_increase{suffix}": spliced - clean}
     for ablation in ("zero", "mean"):
-        if (ablated := found.get(f"ce_{ablation}{suffix}")) is not None:
+        if (ablated := metrics.get(f"ce_{ablation}{suffix}")) is not None:
             recovered = torch.where(ablated == clean, UNDEFINED, (ablated - spliced) / (ablated - clean))
             derived[f"loss_recovered_{ablation}{suffix}"] = recovered
     return derived

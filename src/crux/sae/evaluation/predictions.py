@@ -1,4 +1,4 @@
-"""How the next-token predictions change: cross-entropy, KL and top-1 agreement, a chunk of tokens at a time."""
+"""Per-token comparison of next-token predictions: cross-entropy, KL and top-1 agreement, computed in chunks of tokens."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,24 +13,24 @@ from crux.subjects.subject import Unembed
 
 
 class Predictions(NamedTuple):
-    """Per token, by the name of the pass; `clean` is one of the passes in `ce`."""
+    """The comparison of the predictions of several passes, per token."""
 
     ce: dict[str, Float[Tensor, "tokens"]]
-    """−log q(label), nats."""
+    """The cross-entropy −log q(label) in nats, by the name of the pass; `clean` is one of them."""
     kl: Float[Tensor, "tokens"]
-    """KL(clean ‖ spliced), nats."""
+    """KL(clean ‖ spliced), in nats."""
     agrees: Bool[Tensor, "tokens"]
-    """Whether clean and spliced pass hold the same token for the likeliest."""
+    """Whether the clean and the spliced pass have the same likeliest token."""
 
 
 @torch.no_grad()
 def compare_predictions(
     finals: Mapping[str, Float[Tensor, "tokens d_model"]], *, labels: Int[Tensor, "tokens"], unembed: Unembed
 ) -> Predictions:
-    """Reads out the final hidden states of the passes `clean`, `spliced` and any others, and compares them.
+    """Compare the predictions of the passes `clean`, `spliced` and any others, given their final hidden states.
 
-    `labels` are the next tokens (what stands where there is none is the caller's to leave out). A chunk's clean
-    log-probabilities are computed once and serve all three; `tokens × vocab` elements never exist at once.
+    `labels` are the next tokens; the caller must ignore the results of positions that have none. The clean log-probabilities of
+    a chunk are computed only once; a `tokens × vocab` tensor never exists.
     """
     W_U, b_U, softcap = unembed
     ce: dict[str, list[Tensor]] = {name: [] for name in finals}

@@ -1,7 +1,7 @@
-"""Sums over a stream of tokens, kept on the device and split by the position that is read: position 0, the rest, all.
+"""Running sums over tokens, on the device, for all positions, for position 0 and for the other positions.
 
-Position 0 stands apart because its residual is often an outlier tens of times the others' norm (GPT-2: about 3000
-against 150), which one mean over all positions would hide, or be ruled by.
+Position 0 is reported separately because the norm of its residual is often tens of times that of the others (GPT-2: about 3000
+against 150). In a mean over all positions it would dominate or go unnoticed.
 """
 
 import torch
@@ -12,26 +12,26 @@ SUBSETS = ("", "/pos0", "/rest")
 """Suffixes of a metric's name: all positions, position 0, every other position."""
 
 CONSTANT = 1e-10
-"""Share of Σ‖x‖² below which a spread is float32's rounding, not variance: where every window starts with one token."""
+"""A variance below this share of Σ‖x‖² is rounding of float32: the activation is constant, as at position 0 with a fixed first token."""
 
 UNDEFINED = float("inf")
-"""Stands for a quotient without a denominator until the numbers leave the device; such a metric is then left out."""
+"""The value on the device of a quotient whose denominator is zero; such a metric is left out of the results."""
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: sums over millions of tokens outgrow float32."""
+    """Return float64 if the device has it, since sums over millions of tokens need more precision than float32."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class TokenMeans:
-    """Means of per-token quantities, by name; sums stay on the device, counts are known from the shapes."""
+    """Accumulates means of per-token quantities by name. Sums stay on the device; counts follow from the shapes."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of position 0 and of the rest
         self._counts: dict[str, tuple[int, int]] = {}
 
     def add(self, name: str, values: Shaped[Tensor, "batch pos"]) -> None:
-        """Takes in one batch of a quantity; column t belongs to the position t that was read."""
+        """Add one batch of a quantity; column t belongs to position t of the input."""
         dtype = sum_dtype(values.device)
         first, rest = values[:, 0], values[:, 1:]
         first_sum, rest_sum = self._sums.get(name, (0, 0))
@@ -40,19 +40,19 @@ class TokenMeans:
         self._counts[name] = (n_first + first.numel(), n_rest + rest.numel())
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
-        """name + suffix → mean, for every subset that has tokens."""
-        found = {}
+        """Return the mean by name and suffix, for every subset that has tokens."""
+        means = {}
         for name, (first, rest) in self._sums.items():
             n_first, n_rest = self._counts[name]
-            found[name] = (first + rest) / (n_first + n_rest)
-            found[name + "/pos0"] = first / n_first
+            means[name] = (first + rest) / (n_first + n_rest)
+            means[name + "/pos0"] = first / n_first
             if n_rest:
-                found[name + "/rest"] = rest / n_rest
-        return found
+                means[name + "/rest"] = rest / n_rest
+        return means
 
 
 class _Spread:
-    """Σ‖x−x̂‖², Σ(x−s) and Σ‖x−s‖² of one subset; s, its first batch's mean, keeps the sums small, hence sound."""
+    """The sums Σ‖x−x̂‖², Σ(x−s) and Σ‖x−s‖² of one subset. s is the mean of its first batch, which keeps the sums small and exact."""
 
     def __init__(self, x: Float[Tensor, "tokens d"]) -> None:
         self.n, self.d = 0, x.shape[-1]
@@ -62,11 +62,11 @@ class _Spread:
         self.first = x.new_zeros(self.d, dtype=self.dtype)
 
     def add(self, x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> None:
-        away = x - self.shift
+        shifted = x - self.shift
         self.n += x.shape[0]
         self.error = self.error + (x - x_hat).square().sum(dtype=self.dtype)
-        self.first = self.first + away.sum(0, dtype=self.dtype)
-        self.second = self.second + away.square().sum(dtype=self.dtype)
+        self.first = self.first + shifted.sum(0, dtype=self.dtype)
+        self.second = self.second + shifted.square().sum(dtype=self.dtype)
 
     @property
     def mean(self) -> Float[Tensor, "d"]:
@@ -79,19 +79,18 @@ class _Spread:
 
 
 class ReconstructionSums:
-    """Mean squared error and explained variance of a stream of (x, x̂).
+    """Accumulates the mean squared error and the explained variance of pairs (x, x̂).
 
         mse = Σ‖x−x̂‖² / (n·d),    explained variance = 1 − Σ‖x−x̂‖² / Σ‖x−mean‖²
 
-    with sums and mean over the whole stream (of a subset: over that subset): neither a batch's own mean nor a mean
-    of ratios.
+    Sums and mean are over all tokens, or all tokens of a subset; they are not means of per-batch ratios.
     """
 
     def __init__(self) -> None:
         self._spreads: list[_Spread] = []
 
     def add(self, x: Float[Tensor, "batch pos d"], x_hat: Float[Tensor, "batch pos d"]) -> None:
-        """Takes in one batch: the truth first."""
+        """Add one batch of activations and their reconstructions."""
         x, x_hat = x.float(), x_hat.float()
         first, rest = (x[:, 0], x_hat[:, 0]), (x[:, 1:].flatten(0, 1), x_hat[:, 1:].flatten(0, 1))
         parts = [first, rest] if rest[0].shape[0] else [first]
@@ -100,7 +99,7 @@ class ReconstructionSums:
             spread.add(truth, guess)
 
     def results(self) -> dict[str, dict[str, Float[Tensor, ""]]]:
-        """`mse` and `explained_variance`, each suffix → value; `UNDEFINED` where x does not vary."""
+        """Return `mse` and `explained_variance` by suffix; the latter is `UNDEFINED` if x does not vary."""
         sets = {"": self._spreads} | {s: [part] for s, part in zip(SUBSETS[1:], self._spreads, strict=False)}
         mse, explained = {}, {}
         for suffix, parts in sets.items():

@@ -1,4 +1,4 @@
-"""The mean activation over training tokens: what mean ablation puts everywhere, and where a decoder bias starts."""
+"""The mean activation over training tokens, which is used for mean ablation and as the initial decoder bias."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,22 +13,22 @@ from crux.subjects.subject import Subject
 
 
 class TypicalActivation(NamedTuple):
-    """An activation's first moments over tokens."""
+    """The mean and the mean norm of an activation over tokens."""
 
     mean: Float[Tensor, "d"]
-    """Mean activation, float32."""
+    """The mean activation, in float32."""
     norm: float
-    """Mean of ‖x‖, in activation units."""
+    """The mean of ‖x‖, in activation units."""
 
 
 @torch.no_grad()
 def measure_typical_activation(
     subject: Subject, *, hook: str, batches: Iterable[Int[Tensor, "_batch _pos"]]
 ) -> TypicalActivation:
-    """Mean and mean norm at one hook point; only the subject's prefix runs.
+    """Return the mean and the mean norm of the activation at one hook point; only the subject's prefix runs.
 
     Raises:
-        UserError: where there are no batches.
+        UserError: if there are no batches.
     """
     n_tokens, total, norms = 0, None, None
     for tokens in track(batches, f"mean activation at {hook}"):
@@ -38,5 +38,5 @@ def measure_typical_activation(
         norms = x.norm(dim=-1).sum() if norms is None else norms + x.norm(dim=-1).sum()
         n_tokens += len(x)
     if total is None or norms is None:
-        raise UserError("no training text to take the mean activation of")
+        raise UserError("there is no training text from which to compute the mean activation")
     return TypicalActivation((total / n_tokens).float(), float(norms / n_tokens))

@@ -1,4 +1,4 @@
-"""How often the latents fire: the histogram in which dead and always-on latents stand out."""
+"""The histogram of firing densities, which shows dead latents and latents that are always on."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,11 +8,11 @@ from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
 
 def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
-    """Histogram of log10(share of tokens a latent fires on) over the alive latents; the dead are counted in the title.
+    """Plot a histogram of log10(firing density) over the alive latents; the title has the number of dead latents.
 
     Args:
-        densities: share of tokens per latent, 0 for the dead.
-        n_tokens: tokens that were counted: no density below 1/n_tokens can be seen, and the axis starts there.
+        densities: share of tokens on which each latent fires, 0 for dead latents.
+        n_tokens: number of tokens; the axis starts at the smallest possible density, 1/n_tokens.
     """
     shares = np.asarray(densities, float)
     alive = np.log10(shares[shares > 0])
@@ -28,7 +28,7 @@ def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
         axes.text(
             median,
             0.97,
-            f" median {_share(10**median)}",
+            f" median {_format_share(10**median)}",
             transform=axes.get_xaxis_transform(),
             color=PALETTE[1],
             va="top",
@@ -43,10 +43,10 @@ def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
     )
     axes.axvline(floor, color=GREY, linewidth=0.8, linestyle=":")
     axes.text(floor, 0.85, " once", transform=axes.get_xaxis_transform(), color=GREY, fontsize=8, va="top")
-    axes.margins(y=0.15)  # room for the words
+    axes.margins(y=0.15)  # room for the text
     axes.set_xlim(floor - 0.15, 0.05)
     return figure
 
 
-def _share(share: float) -> str:
+def _format_share(share: float) -> str:
     return f"{100 * share:.2g} % of tokens"

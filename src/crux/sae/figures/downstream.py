@@ -1,4 +1,4 @@
-"""The paper's downstream reconstruction: what is left of each later residual when the SAE is spliced in."""
+"""The reconstruction of later residuals in the spliced pass of one SAE (Braun et al. 2405.12241, figs. 2 and 12)."""
 
 from collections.abc import Mapping
 
@@ -13,28 +13,28 @@ SUBSETS = {"": "all positions", "/rest": "without position 0"}
 
 
 def plot_downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, at: int) -> Figure:
-    """MSE (left) and explained variance (right) by the block that the residual enters (Braun et al., figs. 2 and 12).
+    """Plot MSE (left) and explained variance (right) by the block that the residual enters (Braun et al., figs. 2 and 12).
 
     Args:
-        metrics: a judgement's; read are `mse`, `explained_variance`, `downstream_mse/<k>`, `downstream_ev/<k>` and
-            their `/rest`.
+        metrics: metrics of an evaluation; `mse`, `explained_variance`, `downstream_mse/<k>`, `downstream_ev/<k>` and the same
+            with `/rest` are used.
         hook: the SAE's hook point, for the title.
-        n_layers: k = n_layers is the residual that leaves the last block.
-        at: where the SAE itself stands on the axis: the k of its hook point.
+        n_layers: number of blocks; k = n_layers is the residual that leaves the last block.
+        at: the k of the SAE's own hook point.
     """
     figure = new_figure(width=9.0, height=3.8)
     left, right = figure.subplots(1, 2)
     for n, (suffix, label) in enumerate(SUBSETS.items()):
-        for axes, own, later in ((left, "mse", "downstream_mse"), (right, "explained_variance", "downstream_ev")):
-            found = {at: metrics.get(own + suffix)} | {
+        for axes, at_sae, later in ((left, "mse", "downstream_mse"), (right, "explained_variance", "downstream_ev")):
+            values = {at: metrics.get(at_sae + suffix)} | {
                 k: metrics.get(f"{later}/{k}{suffix}") for k in range(n_layers + 1) if k != at
             }
-            points = sorted((k, value) for k, value in found.items() if value is not None)
+            points = sorted((k, value) for k, value in values.items() if value is not None)
             k, value = np.asarray(points, float).reshape(-1, 2).T
             dash = ("-", "--")[n]
             axes.plot(k, value, color=PALETTE[n], marker=MARKERS[n], markersize=5, linestyle=dash, label=label)
     left.set_ylim(bottom=0)
-    right.axhline(0, color=GREY, linewidth=0.8)  # beside which the mean would do better
+    right.axhline(0, color=GREY, linewidth=0.8)  # below zero, the mean would be a better reconstruction
     right.set_ylim(bottom=min(right.get_ylim()[0], -0.05), top=1.02)
     style_axes(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=f"SAE at {hook}")
     style_axes(right, x="residual entering block", y="explained variance (1 is perfect)")
@@ -45,7 +45,7 @@ def plot_downstream(metrics: Mapping[str, float], *, hook: str, n_layers: int, a
 
 
 def mark_sae(axes: Axes, *, at: int, n_layers: int) -> None:
-    """The SAE's own place, whole numbers, and `end` for the residual that enters no block."""
+    """Mark the SAE's position, and label the axis with block numbers and with `end` for the residual after the last block."""
     axes.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
     axes.text(at, 0.99, " SAE", transform=axes.get_xaxis_transform(), color=GREY, fontsize=8, va="top")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Downstream reconstruction by loss: what is left of each later residual, at one L0, one row of panels a place in the network."""
+"""The reconstruction of later residuals for several losses at the same L0, with one row of panels per hook point."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,34 +12,34 @@ from crux.sae.figures.downstream import mark_sae
 
 
 class DownstreamCurve(NamedTuple):
-    """One loss at one place."""
+    """The downstream reconstruction of one loss at one hook point."""
 
     panel: str
-    """Title of the row."""
+    """Title of the row of panels."""
     label: str
-    """The loss, and where it was read off."""
+    """The loss, and the L0 at which it is evaluated."""
     loss: str
     at: int
-    """The k at which the SAE itself stands."""
+    """The k of the SAE's own hook point."""
     blocks: Float[np.ndarray, "_k"]
-    """k of each residual: the one that enters block k."""
+    """The k of each residual, which enters block k."""
     mse: Float[np.ndarray, "_seeds _k"]
-    """Squared activation, a dimension."""
+    """Squared activation, per dimension."""
     explained_variance: Float[np.ndarray, "_seeds _k"]
 
 
 def plot_downstream_by_loss(lines: Sequence[DownstreamCurve], *, n_layers: int) -> Figure:
-    """MSE (left) and explained variance (right) by the block that the residual enters; a band is the range over seeds.
+    """Plot MSE (left) and explained variance (right) by the block that the residual enters; bands are the range over seeds.
 
     Args:
-        n_layers: k = n_layers is the residual that leaves the last block.
+        n_layers: number of blocks; k = n_layers is the residual that leaves the last block.
     """
     panels, losses = (list(dict.fromkeys(getattr(line, key) for line in lines)) for key in ("panel", "loss"))
     figure = new_figure(width=10.5, height=3.8 * len(panels))
     grid = figure.subplots(len(panels), 2, squeeze=False)
     for (left, right), panel in zip(grid, panels, strict=True):
-        here = [line for line in lines if line.panel == panel]
-        for line in here:
+        panel_lines = [line for line in lines if line.panel == panel]
+        for line in panel_lines:
             n = losses.index(line.loss)
             for axes, values in ((left, line.mse), (right, line.explained_variance)):
                 color, marker = PALETTE[n % len(PALETTE)], MARKERS[n % len(MARKERS)]
@@ -48,11 +48,11 @@ def plot_downstream_by_loss(lines: Sequence[DownstreamCurve], *, n_layers: int) 
                     line.blocks, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
                 )
         left.set_ylim(bottom=0)
-        right.axhline(0, color=GREY, linewidth=0.8)  # beside which the mean would do better
+        right.axhline(0, color=GREY, linewidth=0.8)  # below zero, the mean would be a better reconstruction
         right.set_ylim(bottom=min(right.get_ylim()[0], -0.05), top=1.02)
         style_axes(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=panel)
         style_axes(right, x="residual entering block", y="explained variance (1 is perfect)")
         for axes in (left, right):
-            mark_sae(axes, at=here[0].at, n_layers=n_layers)
+            mark_sae(axes, at=panel_lines[0].at, n_layers=n_layers)
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8.5)
     return figure

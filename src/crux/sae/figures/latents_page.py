@@ -1,6 +1,6 @@
-"""One static HTML page of latents: how often each fires, on which text, and which tokens it speaks for.
+"""A static HTML page of latents: how often each latent fires, on which text, and which tokens it makes more likely.
 
-Self-contained: no scripts, nothing fetched, everything that comes from text or tokenizer escaped.
+The page is self-contained: it has no scripts and loads nothing, and all text and tokens are escaped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ from crux.sae.figures.latents_page_style import STYLE
 
 NO_TOKEN = -1
 _LEGEND = (
-    "A context is the part of a held-out text about the token on which the latent fires most (framed); shading is the "
-    "code's size. Raises, lowers: logits that a unit of the latent's direction adds at the network's end, against the "
-    "vocabulary's mean, past all later blocks and the final norm."
+    "A context is the part of a held-out text around the token on which the latent fires most (framed); the shading shows "
+    "the size of the code. Raises, lowers: the logits that one unit of the latent's direction adds directly, without later "
+    "blocks and the final norm, relative to the mean over the vocabulary."
 )
 _VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", "\v": "␋", "\f": "␌"})
 
@@ -35,19 +35,21 @@ def render_latents_page(
     suppressed: ArrayLike,
     suppressed_effects: ArrayLike,
 ) -> str:
-    """The page's text.
+    """Return the HTML of the page.
 
     Args:
         title: heading, such as the run's name.
-        facts: what the reader should know first, name → value, under the heading.
+        facts: name → value, shown under the heading.
         decode: token id → its text.
         latents: (latents,) indices in the dictionary, in the order of the page.
-        densities: (latents,) share of tokens each fires on.
-        tokens: (latents, contexts, width) ids of the contexts, strongest first; −1 where there is none.
-        activations: (latents, contexts, width) the latent's code on each of them.
+        densities: (latents,) share of tokens on which each latent fires.
+        tokens: (latents, contexts, width) ids of the contexts, strongest first; −1 if there is no token.
+        activations: (latents, contexts, width) the code of the latent on each of them.
         peak: index along `width` of the token with the largest code.
-        promoted: (latents, top) ids of the tokens with the largest logit effects; `promoted_effects`: the effects.
-        suppressed: the same for the smallest; `suppressed_effects`.
+        promoted: (latents, top) ids of the tokens with the largest logit effects.
+        promoted_effects: (latents, top) these effects.
+        suppressed: (latents, top) ids of the tokens with the smallest logit effects.
+        suppressed_effects: (latents, top) these effects.
     """
     index, density = np.asarray(latents), np.asarray(densities, float)
     ids, codes = np.asarray(tokens), np.asarray(activations, float)
@@ -60,21 +62,21 @@ def render_latents_page(
             + _effects("lowers", effects[2][n], effects[3][n], decode)
         )  # fmt: skip
         sections.append(
-            f'<section id="latent-{latent}"><h2>latent {latent}</h2><p class="facts">{_density(density[n])} · '
+            f'<section id="latent-{latent}"><h2>latent {latent}</h2><p class="facts">{_describe_density(density[n])} · '
             f"largest code {codes[n].max(initial=0):.3g}</p>"
             f'<div class="latent"><div class="contexts">{contexts}</div>'
             f'<div class="effects">{columns}</div></div></section>'
         )
-    index_of = "".join(
+    links = "".join(
         f'<a href="#latent-{latent}">{latent}<small>{_percent(share)}</small></a>'
         for latent, share in zip(index, density, strict=True)
     )
-    known = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    fact_list = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>"
-        f"<dl>{known}</dl><nav>{index_of}</nav>"
+        f"<dl>{fact_list}</dl><nav>{links}</nav>"
         f'<p class="facts">{_LEGEND}</p>\n' + "\n".join(sections) + "</body></html>\n"
     )
 
@@ -91,26 +93,26 @@ def _contexts(ids: np.ndarray, codes: np.ndarray, *, peak: int, decode: Callable
                 continue
             shade = f' style="--a:{value / largest:.2f}" title="{value:.3g}"' if value > 0 else ""
             tag = "mark" if place == peak else "span"
-            words.append(f"<{tag}{shade}>{_text(decode, int(token))}</{tag}>")
+            words.append(f"<{tag}{shade}>{_token_text(decode, int(token))}</{tag}>")
         lines.append(f'<p><b>{code[peak]:.2f}</b><span class="text">{"".join(words)}</span></p>')
-    return "".join(lines) or '<p class="facts">It does not fire in the text that was read.</p>'
+    return "".join(lines) or '<p class="facts">It does not fire in the held-out text.</p>'
 
 
 def _effects(heading: str, ids: Sequence[int] | np.ndarray, effects: np.ndarray, decode: Callable[[int], str]) -> str:
     rows = "".join(
-        f"<tr><td><code>{_text(decode, int(token))}</code></td><td>{effect:+.2f}</td></tr>"
+        f"<tr><td><code>{_token_text(decode, int(token))}</code></td><td>{effect:+.2f}</td></tr>"
         for token, effect in zip(ids, effects, strict=True)
     )
     return f"<table><caption>{heading}</caption>{rows}</table>"
 
 
-def _text(decode: Callable[[int], str], token: int) -> str:
-    """A token as visible, escaped text; its number where it has no text of its own."""
+def _token_text(decode: Callable[[int], str], token: int) -> str:
+    """Return a token as visible, escaped text, or its number if its text is empty."""
     text = decode(token).translate(_VISIBLE)
     return escape(text) if text else f"⟨{token}⟩"
 
 
-def _density(share: float) -> str:
+def _describe_density(share: float) -> str:
     if share <= 0:
         return "fires on no token"
     return f"fires on {_percent(share)} of tokens" + (f" (1 in {1 / share:,.0f})" if share < 0.1 else "")

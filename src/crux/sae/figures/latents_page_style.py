@@ -1,4 +1,4 @@
-"""The latents' page's style sheet, for light and dark screens."""
+"""The style sheet of the page of latents, for light and dark screens."""
 
 STYLE = """
 :root {

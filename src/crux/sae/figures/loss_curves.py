@@ -1,4 +1,4 @@
-"""Loss terms and L0 over a training run."""
+"""The curves of the loss terms and of L0 over a training run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +10,15 @@ from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
 
 def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
-    """Above the loss terms on a logarithmic axis, below the L0, against the optimiser step.
+    """Plot the loss terms on a logarithmic axis (above) and L0 (below) against the optimiser step.
 
     Args:
         history: rows of the training history, each with `step`; a row need not have every key.
-        terms: key → label with its unit, as `{"train/kl": "KL (nats/token)"}`; keys that no row has, or that
-            are zero in all, are passed over.
+        terms: key → label with its unit, as in `{"train/kl": "KL (nats/token)"}`; keys that no row has, or whose
+            values are all zero, are left out.
         l0: key of the L0.
 
-    Values that a logarithmic axis has no place for (zero, negative) and non-finite ones leave a gap.
+    Values that are not positive or not finite leave a gap.
     """
     figure = new_figure(height=5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])

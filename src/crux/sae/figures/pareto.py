@@ -1,4 +1,4 @@
-"""The Pareto figure of a sweep: CE loss increase against what it costs, one colour a loss, one panel a place in the network."""
+"""The Pareto figure of a sweep: CE loss increase against L0 or alive latents, one colour per loss, one panel per hook point."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,33 +13,36 @@ from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 
 class Front(NamedTuple):
-    """One curve."""
+    """The Pareto curve of one loss and architecture."""
 
     panel: str
-    """Title of the panel that it is drawn in; "" where there is one alone."""
+    """Title of its panel; "" if there is only one panel."""
     loss: str
     architecture: str
-    """"" where there is one alone."""
+    """Empty if there is only one architecture."""
     seeds: list[Float[np.ndarray, "_runs 2"]]
-    """Each seed's runs: x, CE loss increase, in the order in which they are joined."""
+    """The points (x, CE loss increase) of each seed, in the order in which they are connected."""
     mean: Float[np.ndarray, "_runs 2"]
-    """Over seeds, by what the runs were asked for."""
+    """The means over seeds of runs with the same sparsity setting."""
 
 
 def plot_pareto(fronts: Sequence[Front], *, x: str) -> Figure:
-    """CE loss increase (nats a token) against x, whose label with its unit is given; down and to the left is better.
+    """Plot CE loss increase (nats per token) against x; down and to the left is better.
 
-    Each seed is a thin line, the mean over seeds a thick one with markers.
+    Each seed is a thin line; the mean over seeds is a thick line with markers.
+
+    Args:
+        x: label of the x axis, with its unit.
     """
     panels = list(dict.fromkeys(front.panel for front in fronts))
     losses = list(dict.fromkeys(front.loss for front in fronts))
     architectures = list(dict.fromkeys(front.architecture for front in fronts))
     figure = new_figure(width=2.2 + 4.6 * min(len(panels), 3), height=0.3 + 3.9 * -(-len(panels) // 3))
     grid = figure.subplots(-(-len(panels) // 3), min(len(panels), 3), squeeze=False).ravel()
-    told_apart = losses if architectures == [""] else architectures
+    with_markers = losses if architectures == [""] else architectures
     for axes, panel in zip(grid, panels, strict=False):
         for front in (front for front in fronts if front.panel == panel):
-            marker = MARKERS[told_apart.index(front.architecture or front.loss) % len(MARKERS)]
+            marker = MARKERS[with_markers.index(front.architecture or front.loss) % len(MARKERS)]
             _draw(axes, front, color=PALETTE[losses.index(front.loss) % len(PALETTE)], marker=marker)
         axes.set_xlim(0, 1.05 * axes.dataLim.x1)
         axes.set_ylim(0, 1.05 * axes.dataLim.y1)
@@ -60,13 +63,13 @@ def _draw(axes: Axes, front: Front, *, color: str, marker: str) -> None:
 
 
 def _legend(fronts: Sequence[Front], losses: Sequence[str], architectures: Sequence[str]) -> list[Line2D]:
-    alone = list(architectures) == [""]
+    single = list(architectures) == [""]
     handles = [
-        Line2D([], [], color=PALETTE[i % len(PALETTE)], linewidth=2, marker=MARKERS[i % len(MARKERS)] if alone else None,
+        Line2D([], [], color=PALETTE[i % len(PALETTE)], linewidth=2, marker=MARKERS[i % len(MARKERS)] if single else None,
                label=loss)
         for i, loss in enumerate(losses)
     ]  # fmt: skip
-    if not alone:
+    if not single:
         handles += [
             Line2D([], [], color=GREY, linewidth=0, marker=MARKERS[i % len(MARKERS)], label=name)
             for i, name in enumerate(architectures)

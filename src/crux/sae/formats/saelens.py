@@ -1,7 +1,8 @@
-"""SAELens's folder: `cfg.json` and `sae_weights.safetensors`, as SAELens, SAEDashboard, SAEBench and Neuronpedia read.
+"""Saving and loading SAEs in SAELens's format, which SAELens, SAEDashboard, SAEBench and Neuronpedia read.
 
-crux saves the folded SAE (unit-norm decoder, no input scale, a function of one token) as the architecture of SAELens's
-version 6 that has its function; see saelens_architectures.py. The weights are data; nothing of a folder is ever executed.
+An SAE is a folder with `cfg.json` and `sae_weights.safetensors`. crux saves the folded SAE (unit-norm decoder, no input scale, a
+function of one token) as the architecture of SAELens 6 that computes the same function; see saelens_architectures.py. The weights
+are plain data; no code in a folder is ever executed.
 """
 
 import json
@@ -26,33 +27,34 @@ from crux.sae.formats.saelens_architectures import (
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 FORMAT_VERSION = "6.54.12"
-"""The sae-lens whose format this is, and that the tests open it with; without a version ≥ 6 it loses the metadata."""
+"""The version of sae-lens whose format this is, and which the tests use. sae-lens drops the metadata if no version ≥ 6 is given."""
 
 REQUIRED = ("model_name", "hook_name", "process_weights", "context_size", "prepend_bos", "dataset_path")
-"""What must be known of an SAE before it may be judged again; names are SAELens's where SAELens has one."""
+"""Metadata without which an SAE cannot be evaluated again, by SAELens's names if SAELens has them."""
 
 _READABLE: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", False, None),
-    "reshape_activations": ("none", "hook_z"),  # crux has the heads of hook_z side by side
+    "reshape_activations": ("none", "hook_z"),  # crux concatenates the heads of hook_z
     "activation_fn": ("relu",),
-    "activation_fn_str": ("relu",),  # before version 6, where a TopK was `standard` with another activation
+    "activation_fn_str": ("relu",),  # before version 6, TopK was `standard` with another activation function
 }
 
 
 def check_saveable(sae: SAE, *, transcodes: bool) -> None:
-    """UserError where a trained SAE of this kind could not be saved."""
+    """Raise a UserError if an SAE of this architecture could not be saved after training."""
     find_architecture(sae.fold(), transcodes=transcodes)
 
 
 def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Writes the folder whole or not at all; a folder of that name is replaced.
+    """Save an SAE to a folder, completely or not at all; an existing folder is replaced.
 
-    `metadata` (plain JSON values) holds at least `REQUIRED`, a transcoder's `hook_name_out` (where it writes), and may hold
-    more; it comes back from `load_sae`, and as `sae.cfg.metadata` in SAELens. Added here: the version of the format, the scale
-    that was folded away (`input_scale`) and how TransformerLens must process the network (`model_from_pretrained_kwargs`).
+    `metadata` (plain JSON values) must have the keys `REQUIRED` and, for a transcoder, `hook_name_out`, the hook point that it
+    writes. It may have more. `load_sae` returns it, and in SAELens it is `sae.cfg.metadata`. Three keys are added: the version
+    of the format, the scale that was folded into the weights (`input_scale`), and how TransformerLens must process the network
+    (`model_from_pretrained_kwargs`).
 
     Raises:
-        UserError: where SAELens has no such architecture.
+        UserError: if SAELens has no such architecture.
     """
     folder = Path(folder)
     missing = [key for key in REQUIRED if key not in metadata]
@@ -67,7 +69,7 @@ def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
         "d_in": sae.d_model,
         "d_sae": sae.n_latents,
         **({"d_out": sae.d_out} if architecture.transcodes else {}),
-        **{key: getattr(folded, key) for key in architecture.keys},
+        **{key: getattr(folded, key) for key in architecture.integer_keys},
         **architecture.constant_keys,
         "dtype": "float32",
         "device": "cpu",
@@ -89,10 +91,10 @@ def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
 
 
 def load_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
-    """The SAE of a folder and its metadata; other people's SAEs too, with whatever decoder norms and input bias.
+    """Load an SAE and its metadata from a folder; it may come from other tools, with any decoder norms and input bias.
 
     Raises:
-        UserError: where folder or file is missing or broken, shapes do not fit, or crux has no SAE of that function.
+        UserError: if the folder or a file is missing or broken, shapes do not fit, or crux has no SAE with this function.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -107,7 +109,7 @@ def load_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """cfg.json, checked for what `load_sae` relies on."""
+    """Return the contents of cfg.json after checking the keys that `load_sae` uses."""
     if not folder.is_dir():
         raise UserError(f"no SAE folder at {folder}")
     path = folder / CONFIG
@@ -125,14 +127,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if key in config and config[key] not in readable:
             raise UserError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {readable[0]!r}")
     architecture = ARCHITECTURES[name]
-    for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.keys):
+    for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.integer_keys):
         if type(config.get(key)) is not int or config[key] < 1:
             raise UserError(f"{path}: {key} is {config.get(key)!r}, not a positive integer")
     return config
 
 
 def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of those names and shapes, float32, and no others."""
+    """Return the tensors in float32 after checking that the file has exactly these names and shapes."""
     if not path.is_file():
         raise UserError(f"{path.parent} is not an SAE folder: no {WEIGHTS} in it")
     try:
@@ -142,6 +144,6 @@ def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     if tensors.keys() != shapes.keys():
         raise UserError(f"{path}: holds {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
     for name, shape in shapes.items():
-        if (found := tuple(tensors[name].shape)) != shape:
-            raise UserError(f"{path}: {name} is {found}, not {shape} as {CONFIG} says")
+        if (actual := tuple(tensors[name].shape)) != shape:
+            raise UserError(f"{path}: {name} is {actual}, not {shape} as {CONFIG} says")
     return {name: tensor.float() for name, tensor in tensors.items()}

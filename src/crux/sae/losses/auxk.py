@@ -1,4 +1,4 @@
-"""AuxK: dead latents learn to reconstruct what the others leave over (Gao et al. 2406.04093, appendix A.2)."""
+"""AuxK: an auxiliary loss by which dead latents learn to reconstruct the residual (Gao et al. 2406.04093, appendix A.2)."""
 
 from collections.abc import Callable
 
@@ -18,24 +18,27 @@ def auxk_loss(
     weight: Float[Tensor, "tokens"] | None,
     mean_over_ranks: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, ""]:
-    """‖e − ê‖² / ‖e − mean e‖², both means over tokens: e the residual x − x̂, ê = z D, z the k largest `pre` of dead latents.
+    """Return ‖e − ê‖² / ‖e − mean e‖², where both norms are means over tokens.
 
-    Without a unit, as in the authors' code: 1 − the share of the residual's variance that the dead latents explain. Fewer than
-    k dead latents: all of them. Zero without dead latents or without variance. `weight` (0 or 1 a token) leaves tokens out.
-    `together` takes a mean over these tokens to the mean over the batch that they are a share of: the variance is the batch's.
+    e = x − x̂ is the residual, and ê = z D its reconstruction by z, the k largest `pre` among the dead latents (all of them if
+    there are fewer than k). The result has no unit, as in the authors' code: it is 1 − the share of the residual's variance that
+    the dead latents explain. It is zero if no latent is dead or the residual has no variance. Gradients flow to `pre` and
+    `dictionary`, but not through e or the denominator to the live latents.
 
-    Its gradient reaches `pre` and `dictionary`, and not the live latents through e (detached) or the denominator.
+    Args:
+        weight: tokens of weight 0 (not 1) are left out; None: all count.
+        mean_over_ranks: averages a mean over these tokens over the processes that share the batch, so that the variance is that
+            of the whole batch.
     """
     e = residual.detach()
-    # no ReLU on z: a ReLU SAE's dead latents have negative pre-activations everywhere, and would get no gradient through it
+    # no ReLU on z: the dead latents of a ReLU SAE have only negative pre-activations and would get no gradient through it
     chosen = pre.detach().masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False).indices
     z = torch.where(dead[chosen], pre.gather(-1, chosen), 0.0)
-    e_hat = F.embedding_bag(
-        chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum"
-    )  # k rows of D a token, not all of them
+    # read only k rows of D per token
+    e_hat = F.embedding_bag(chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum")
     share = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
     variance = mean_over_ranks(share @ (e - mean_over_ranks(share @ e)).square().sum(-1))
     error = share @ (e - e_hat).square().sum(-1)
-    # of equal residuals rounding leaves some variance, by which nothing may be divided
+    # if all residuals are equal, rounding leaves a tiny variance, which must not be divided by
     usable = dead.any() & (variance > 1e-10 * mean_over_ranks(share @ e.square().sum(-1)))
     return torch.where(usable, error / torch.where(usable, variance, 1.0), 0.0)

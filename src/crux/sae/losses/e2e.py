@@ -1,4 +1,4 @@
-"""SAE_e2e and SAE_e2e+ds: trained against what the network computes behind it (Braun et al. 2405.12241, §2.2 and 2.3)."""
+"""SAE_e2e and SAE_e2e+ds: losses on what the network computes after the SAE (Braun et al. 2405.12241, §2.2 and §2.3)."""
 
 from typing import ClassVar
 
@@ -11,12 +11,14 @@ from crux.sae.losses.step import TrainingStep
 
 
 class E2ELoss(Loss[E2E]):
-    """kl · KL(clean ‖ spliced) + reconstruction · MSE(x̂, x) + λ · penalty, on token batches. In the paper reconstruction is 0.
+    """The loss kl · KL(clean ‖ spliced) + reconstruction · MSE(x̂, x) + λ · penalty, on token batches.
 
-    One clean pass, one spliced pass of the suffix with every SAE in place, one backward pass through it. The loss is one: what a
-    later SAE reads depends on the earlier ones, and so do its own terms, whose gradient reaches these too.
+    This is SAE_e2e of Braun et al. 2405.12241, §2.2, where reconstruction is 0. It needs one clean pass, one spliced pass of the
+    suffix with all SAEs in place, and one backward pass through the suffix. SAEs at several hook points share one loss: the
+    input of a later SAE, and therefore its terms, depend on the earlier SAEs, which receive their gradient too.
 
-    Of several runs each has a spliced pass with its own SAE alone, and a loss of its own; the clean pass and its logits serve all.
+    If a job trains several separate runs, each run has its own loss and its own spliced pass with only its SAE. The clean pass
+    and its logits are computed once for all runs.
     """
 
     term_labels: ClassVar = {"kl": "KL (nats/token)", "mse": "MSE"}
@@ -28,9 +30,10 @@ class E2ELoss(Loss[E2E]):
 
 
 class E2EDownstreamLoss(Loss[E2EDownstream]):
-    """kl · KL(clean ‖ spliced) + downstream · mean MSE at later positions + reconstruction · MSE(x̂, x) + λ · penalty.
+    """The loss kl · KL(clean ‖ spliced) + downstream · mean later MSE + reconstruction · MSE(x̂, x) + λ · penalty.
 
-    Passes and runs are those of `E2ELoss` (Braun et al., §2.3).
+    This is SAE_e2e+ds of Braun et al. 2405.12241, §2.3. The mean is over the MSEs of the activations at later hook points. Passes
+    and runs are the same as in `E2ELoss`.
     """
 
     term_labels: ClassVar = {"kl": "KL (nats/token)", "downstream": "downstream MSE", "mse": "MSE"}

@@ -1,9 +1,10 @@
-"""The Fisher-weighted error: the end-to-end KL's second order, from the clean pass alone (docs/reference/gradient_saes.md §5).
+"""The Fisher loss: a second-order estimate of the end-to-end KL that only needs the clean pass (docs/reference/gradient_saes.md §5).
 
     ½ (Σ_t g_t · δ_t)² / T,   g = ∂(Σ_t −log q_t(y_t))/∂x at the clean activations,   y_t ~ q_t,   δ = x̂ − x
 
-Over labels drawn from the model's own predictions, E[(Σ_t g_t · δ_t)²] = δᵀ F δ with F the Fisher information, and the KL
-summed over positions is ½ δᵀ F δ + O(δ³): one sample, unbiased to that order, without a spliced pass.
+Over labels drawn from the predictions of the network, E[(Σ_t g_t · δ_t)²] = δᵀ F δ with F the Fisher information, and the KL
+summed over positions is ½ δᵀ F δ + O(δ³). One draw of the labels gives an estimate that is unbiased to that order, without a
+spliced pass.
 """
 
 from typing import ClassVar
@@ -17,10 +18,10 @@ from crux.sae.losses.step import TrainingStep
 
 
 class FisherLoss(Loss[Fisher]):
-    """reconstruction · MSE + fisher · ½ (Σ_t g_t·δ_t)² / T + λ · penalty, on token batches.
+    """The loss reconstruction · MSE + fisher · ½ (Σ_t g_t·δ_t)² / T + λ · penalty, on token batches.
 
-    The labels of g are drawn from the clean predictions, anew for every batch and independently of the text. An SAE that looks
-    at a gradient itself is shown the one of its own labels, which are the same draw if those are drawn too.
+    The labels of g are drawn from the clean predictions, anew for every batch and independently of the text. A gradient SAE is
+    given the gradient of its own `gradient_target`; if that is `sampled`, both gradients are of the same drawn labels.
     """
 
     term_labels: ClassVar = {"mse": "MSE", "fisher": "Fisher surrogate (nats/token)"}
@@ -31,7 +32,7 @@ class FisherLoss(Loss[Fisher]):
         return step.sparsity() + o.reconstruction * step.mse() + o.fisher * self.surrogate(step)
 
     def surrogate(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        """Return each run's surrogate of the KL, summed over its SAEs."""
+        """Return the surrogate of the KL for each run, summed over its SAEs."""
         values: list[Tensor] = []
         for site, passed, target, weight in step.by_sae():
             gradient = step.forward.drawn[site.write].to(target.dtype)
@@ -50,18 +51,17 @@ def fisher_surrogate(
     block_diagonal: bool,
     weight: Float[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, ""]:
-    """One-sample surrogate of the mean KL(clean ‖ spliced), in nats a token, averaged over sequences.
+    """Return a one-sample surrogate of the mean KL(clean ‖ spliced), in nats per token, averaged over sequences.
 
-    `gradient` is g, of a loss *summed* over tokens (`label_loss`, target `sampled`), a constant here; `error` is δ. With
-    `block_diagonal` it is the mean over tokens of ½ (g_t · δ_t)², less noisy but blind to what the errors of two positions
-    do together. `weight` (0 or 1 a token) leaves tokens out, of the sum and of T.
+    `gradient` is g, the gradient of a loss that is *summed* over tokens (`label_loss` with target `sampled`); it is treated as a
+    constant. `error` is δ. With `block_diagonal` the result is the mean over tokens of ½ (g_t · δ_t)², which is less noisy but
+    ignores interactions between the errors at two positions. Tokens of `weight` 0 (not 1) are left out of the sum and of T.
     """
-    change = (gradient.detach().float() * error.float()).sum(-1)  # of the labels' summed loss, to first order
+    change = (gradient.detach().float() * error.float()).sum(-1)  # first-order change of the summed label loss
     if weight is not None:
         change = change * weight
     if block_diagonal:
         return 0.5 * (change.square().mean() if weight is None else change.square().sum() / weight.sum())
-    n_tokens = (
-        change.shape[1] if weight is None else weight.sum(1).clamp_min(1)
-    )  # a sequence of which nothing counts adds nothing
+    # a sequence without counted tokens contributes zero
+    n_tokens = change.shape[1] if weight is None else weight.sum(1).clamp_min(1)
     return 0.5 * (change.sum(1).square() / n_tokens).mean()

@@ -1,8 +1,9 @@
-"""KL(clean ‖ spliced) of the next-token distributions: the end-to-end loss (Braun et al. 2405.12241, §2.2).
+"""The end-to-end loss: KL(clean ‖ spliced) of the next-token distributions (Braun et al. 2405.12241, §2.2).
 
     KL_t = Σ_v p_tv (log p_tv − log q_tv),   p = softmax(clean logits), q = softmax(spliced logits),   in nats
 
-Averaged over all T positions. The direction is the paper's and the code's; the docstring of the authors' code states the other one.
+It is averaged over all T positions. The direction is that of the paper and of the authors' code; a docstring in that code states
+the opposite direction.
 """
 
 from typing import Any
@@ -15,12 +16,14 @@ from crux.sae.losses.readout import hidden_gradient, logits, token_chunks
 
 
 def token_kl(log_p: Float[Tensor, "chunk d_vocab"], log_q: Float[Tensor, "chunk d_vocab"]) -> Float[Tensor, "chunk"]:
-    """KL(p ‖ q) a token, in nats, from log-probabilities."""
+    """Return KL(p ‖ q) per token, in nats, from log-probabilities."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 class _MeanKL(torch.autograd.Function):
-    """The weighted means, with each chunk's gradient formed beside its loss: 1 + 2K products with W_U a chunk, no recompute.
+    """The weighted mean KL of K spliced passes. The gradient of a chunk is computed together with its loss.
+
+    This takes 1 + 2K products with W_U per chunk, and nothing is recomputed in the backward pass.
 
     With u the raw spliced logits and z their capped values, ∂KL_t/∂u = (q − p) · ∂z/∂u and ∂z/∂u = 1 − (z/s)².
     """
@@ -43,7 +46,7 @@ class _MeanKL(torch.autograd.Function):
             log_p = logits(h_clean[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1)
             p = log_p.exp()
             share_part = share if weight is None else share[part]
-            for i in range(n_passes):  # one pass's logits alive at a time
+            for i in range(n_passes):  # keep the logits of only one pass in memory
                 z = logits(h_spliced[i, part], W_U, b_U=b_U, softcap=softcap)
                 log_q = z.log_softmax(-1)
                 totals[i] += (token_kl(log_p, log_q) * share_part).sum()
@@ -68,11 +71,11 @@ def mean_kl(
     softcap: float | None,
     weight: Float[Tensor, "tokens"] | None,
 ) -> Float[Tensor, "*passes"]:
-    """Mean over tokens of KL(clean ‖ spliced), in nats a token; differentiable in `h_spliced` alone.
+    """Return the mean over tokens of KL(clean ‖ spliced), in nats per token; only differentiable in `h_spliced`.
 
-    Of one spliced pass, or of several of the same tokens, whose clean logits are then formed once. `h_*` are final hidden states
-    (after the final norm); `weight` (0 or 1 a token) leaves tokens out of the mean.
+    `h_*` are final hidden states (after the final norm). There may be several spliced passes of the same tokens; then the clean
+    logits are computed only once. Tokens of `weight` 0 (not 1) are left out of the mean.
     """
-    passes, each = h_spliced.shape[:-2], h_spliced.shape[-2:]
-    means = _MeanKL.apply(h_spliced.reshape(-1, *each), h_clean, W_U, b_U, softcap, weight)
+    passes, tokens_and_width = h_spliced.shape[:-2], h_spliced.shape[-2:]
+    means = _MeanKL.apply(h_spliced.reshape(-1, *tokens_and_width), h_clean, W_U, b_U, softcap, weight)
     return means.view(passes)  # pyright: ignore[reportOptionalMemberAccess]

@@ -1,4 +1,4 @@
-"""A local SAE whose last tokens look at the KL too (Karvonen 2503.17272, "a short finetune is all you need")."""
+"""KL fine-tuning: a local loss that also uses the KL at the end of training (Karvonen 2503.17272)."""
 
 from typing import ClassVar
 
@@ -13,9 +13,12 @@ from crux.training import ranks
 
 
 class KLFinetuneLoss(Loss[KLFinetune]):
-    """MSE + λ · penalty on shuffled activations, then ½ (MSE + α · KL) + λ · penalty on token batches, α = (MSE / KL).detach().
+    """The loss of KL fine-tuning (Karvonen 2503.17272).
 
-    So the two terms weigh the same at every step, and the loss keeps its scale when the second part begins.
+        first, on shuffled activations   MSE + λ · penalty
+        then, on token batches           ½ (MSE + α · KL) + λ · penalty,   α = (MSE / KL).detach()
+
+    MSE and KL have the same weight at every step, and the scale of the loss does not change when the fine-tuning begins.
     """
 
     term_labels: ClassVar = {"kl": "KL (nats/token)", "mse": "MSE"}

@@ -1,10 +1,12 @@
-"""The loss whose gradient a gradient SAE looks at: summed over tokens, so that no batch size is in it (g-SAE, 2411.10397).
+"""Label losses, whose gradients are used by g-SAEs (Olmo et al. 2411.10397) and by the Fisher loss.
 
-    data         Σ_t −log q_t(token t+1)          the text's own next tokens: the label leaks into what looks at the gradient
-    sampled      Σ_t −log q_t(y_t),  y_t ~ q_t    independent of the data; E[g gᵀ] is the predictions' information matrix
-    top_logit    Σ_t −max_v z_tv                  minus the top logit, so that every target falls as its label gets likelier
+They are summed over tokens, so that they do not depend on the batch size:
 
-with z the (capped) logits, q = softmax(z). In nats, but for `top_logit`, which has the unit of a logit.
+    data         Σ_t −log q_t(token t+1)          the next tokens of the text: codes that use the gradient have seen the label
+    sampled      Σ_t −log q_t(y_t),  y_t ~ q_t    independent of the text; E[g gᵀ] is the Fisher information of the predictions
+    top_logit    Σ_t −max_v z_tv                  minus the top logit, so that each loss falls when its label becomes likelier
+
+with z the (capped) logits and q = softmax(z). The unit is nats; `top_logit` has the unit of a logit.
 """
 
 from typing import Any, Literal
@@ -19,7 +21,10 @@ LabelTarget = Literal["data", "sampled", "top_logit"]
 
 
 class _LabelLoss(torch.autograd.Function):
-    """The sum, with each chunk's gradient formed beside its loss: ∂(−log q(y))/∂z = q − 1_y, ∂(−z_y)/∂z = −1_y."""
+    """The summed label loss. The gradient of a chunk is computed together with its loss.
+
+    ∂(−log q(y))/∂z = q − 1_y and ∂(−z_y)/∂z = −1_y.
+    """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -39,7 +44,7 @@ class _LabelLoss(torch.autograd.Function):
             if target == "top_logit":
                 top, label = z.max(-1)
                 total -= top.sum()
-                if gradient is not None:  # one row of W_U a token: no product
+                if gradient is not None:  # one row of W_U per token: no matrix product
                     cap = torch.ones_like(top) if softcap is None else 1 - (top / softcap).square()
                     gradient[part] = (-cap[:, None] * W_U[label]).to(h.dtype)
                 continue
@@ -60,7 +65,10 @@ class _LabelLoss(torch.autograd.Function):
 
 
 def draw_labels(q: Float[Tensor, "chunk d_vocab"], generator: torch.Generator | None) -> Int[Tensor, "chunk"]:
-    """A label a token from its distribution: the first arrival of Poisson processes with rates q. No host sync."""
+    """Draw one label per token from its distribution q, without waiting for the device.
+
+    The label is the first arrival among Poisson processes with rates q.
+    """
     return (q / torch.empty_like(q).exponential_(generator=generator)).argmax(-1)
 
 
@@ -74,13 +82,13 @@ def label_loss(
     target: LabelTarget,
     generator: torch.Generator | None,
 ) -> Float[Tensor, ""]:
-    """Summed loss of the labels that `target` names, given final hidden states; differentiable in `h` alone.
+    """Return the summed loss of the labels that `target` names, given final hidden states; only differentiable in `h`.
 
-    `data` sums over the T − 1 predictions of each sequence, as its last position has no label; the others sum over all T.
-    `tokens` matter to `data` alone, `generator` (on the device of `h`) to `sampled` alone. Two d·V products a token, for
-    `top_logit` one. A tokens × vocab tensor never exists.
+    `data` sums over the T − 1 predictions of each sequence, as its last position has no label; the other targets sum over all T
+    positions. Only `data` uses `tokens`, only `sampled` uses `generator` (on the device of `h`). The cost is two d·V products per
+    token, one for `top_logit`. A tokens × vocab tensor never exists.
     """
-    assert target != "sampled" or generator is not None, "labels are drawn from a generator that is passed in"
+    assert target != "sampled" or generator is not None, "drawn labels need a generator"
     if target == "data":
         h, tokens = h[:, :-1], tokens[:, 1:]
     flat = h.reshape(-1, h.shape[-1])

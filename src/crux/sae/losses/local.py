@@ -1,4 +1,4 @@
-"""SAE_local: reconstructs the activation (Braun et al. 2405.12241, §2.1). Only the subject's prefix runs."""
+"""SAE_local: the loss that only reconstructs the activation (Braun et al. 2405.12241, §2.1)."""
 
 from typing import ClassVar
 
@@ -11,7 +11,10 @@ from crux.sae.losses.step import TrainingStep
 
 
 class LocalLoss(Loss[Local]):
-    """reconstruction · MSE(x̂, x) + λ · penalty, on shuffled activations."""
+    """The loss reconstruction · MSE(x̂, x) + λ · penalty, on shuffled activations (Braun et al. 2405.12241, §2.1).
+
+    Only the subject's prefix runs.
+    """
 
     term_labels: ClassVar = {"mse": "MSE"}
 

@@ -1,4 +1,4 @@
-"""What a loss is: a formula over the terms of a step, and what it needs from a batch."""
+"""The base class of all losses: a formula over the terms of a training step, and what it needs from a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,27 +14,27 @@ Options = TypeVar("Options", bound=LossOptions)
 
 
 class Loss(ABC, Generic[Options]):
-    """The formula that SAEs are trained to minimise.
+    """A loss that SAEs are trained to minimise.
 
-    A loss of your own is one file in your package: a subclass of this class and a subclass of `LossOptions`, whose `_target_` names it.
-    Whether its batches are token sequences or shuffled activations, and which later hook points it compares, is in the options.
+    To add a loss, write a subclass of this class and a subclass of `LossOptions` whose `_target_` names it. The options say
+    whether the batches are token sequences or shuffled activations, and which later hook points the loss compares.
     """
 
     term_labels: ClassVar[Mapping[str, str]]
-    """The loss's own terms by their names in a step, with their units: how figures call them."""
+    """Labels of the loss's own terms in figures, with their units, by the names under which the step records them."""
     needs_spliced_pass: ClassVar[bool] = False
-    """Whether token batches run through the network a second time, with the SAEs in place."""
+    """Whether token batches need a spliced pass: the network runs a second time, with the SAEs in place."""
     needs_drawn_gradients: ClassVar[bool] = False
-    """Whether it looks at the gradients of the log-probabilities of labels that are drawn from the clean predictions."""
+    """Whether the loss needs the gradients of the log-probabilities of labels that are drawn from the clean predictions."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
     @abstractmethod
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        """Return each run's loss."""
+        """Return the loss of each run."""
 
     def row_labels(self) -> dict[str, str]:
-        """Return the labels of all terms by their keys in the training history."""
+        """Return the labels of all terms in figures, by their keys in the training history."""
         shared = {"sparsity": "penalty", "auxiliary": "auxiliary", "auxk": "AuxK (share of variance)"}
         return {f"train/{term}": label for term, label in {"loss": "loss", **self.term_labels, **shared}.items()}

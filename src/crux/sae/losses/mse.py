@@ -1,4 +1,4 @@
-"""Mean squared error between activations: the local loss and, summed over later layers, the downstream one."""
+"""The mean squared error between activations, at the SAE's hook point and at later ones."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def mse(
     reconstruction: Float[Tensor, "... d"], target: Float[Tensor, "... d"], *, weight: Float[Tensor, "..."] | None
 ) -> Float[Tensor, ""]:
-    """mean over tokens *and* dimensions of (x̂ − x)², in squared activation units.
+    """Return the mean over tokens *and* dimensions of (x̂ − x)², in squared activation units.
 
-    `weight` (0 or 1 a token) leaves tokens out. The paper writes ‖x̂ − x‖², a sum over d; its code, and so its coefficients,
+    Tokens of `weight` 0 (not 1) are left out. The paper writes ‖x̂ − x‖², a sum over d; its code, and so its coefficients,
     take the mean (docs/reference/end_to_end_saes.md §2).
     """
     per_token = (reconstruction - target).float().square().mean(-1)
@@ -24,9 +24,9 @@ def downstream_mse(
     *,
     weight: Float[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, ""]:
-    """(1 / number of positions) · Σ_k mse(â⁽ᵏ⁾, a⁽ᵏ⁾) over the hook points of `spliced` (Braun et al. eq. 1, as coded).
+    """Return (1 / number of hook points) · Σ_k mse(â⁽ᵏ⁾, a⁽ᵏ⁾) over the hook points of `spliced`.
 
-    Raw residuals: no layer norm, no variance weighting, as in the paper.
+    This is eq. 1 of Braun et al. 2405.12241, as in the authors' code: raw residuals without layer norm or variance weighting.
     """
     assert spliced, "a downstream loss needs at least one later hook point"
     terms = [mse(activation, clean[hook], weight=weight) for hook, activation in spliced.items()]

@@ -1,4 +1,4 @@
-"""The options of each loss. Torch-free: the command line answers from here."""
+"""The options of each loss. Torch-free, so that the command line can check them quickly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ from crux.config.errors import UserError
 
 @dataclass
 class LossOptions:
-    """What every loss has. A loss of your own derives its options from this class."""
+    """The options that every loss has. The options of a new loss derive from this class."""
 
     _target_: str = MISSING
     """The class of the loss; it is constructed from these options."""
@@ -26,23 +26,23 @@ class LossOptions:
     """Leave tokens out of the loss whose activation has a larger norm than this, in activation units; null: keep all."""
 
     coefficients: ClassVar[tuple[str, ...]] = ()
-    """The keys that weigh its terms: not all of them may be 0."""
+    """The keys of the coefficients of its terms, of which at least one must not be 0."""
     real_outputs: ClassVar[bool] = False
-    """Whether the loss exists for networks whose outputs are real numbers: the MSE of the outputs then replaces the KL."""
+    """Whether the loss can also be used for networks whose outputs are real numbers. There the MSE of the outputs replaces the KL."""
 
     @property
     def token_share(self) -> float:
-        """Share of the steps, the last ones, whose batches are token sequences. The others' are shuffled activations."""
+        """Share of the steps whose batches are token sequences. They come last; the steps before use shuffled activations."""
         return 1.0
 
     @property
     def leaves_tokens_out(self) -> bool:
-        """Whether a batch may hold tokens that the loss does not count. Shuffled activations hold no skipped positions."""
+        """Whether the loss leaves out some tokens of a batch. Batches of shuffled activations do not contain skipped positions."""
         return self.max_norm is not None or (self.token_share > 0 and len(self.skip_positions) > 0)
 
     @property
-    def numbers(self) -> dict[str, float]:
-        """The loss's own numbers by their keys: parameters by which runs are compared."""
+    def numeric_options(self) -> dict[str, float]:
+        """The numeric options that only this loss has, by their keys: parameters by which runs are compared."""
         shared = {field.name for field in fields(LossOptions)}
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
         return {name: value for name, value in values.items() if isinstance(value, int | float)}
@@ -51,23 +51,23 @@ class LossOptions:
         """Return the later hook points whose activations the loss compares.
 
         Args:
-            available: the residuals behind `written` at which no SAE stands, in the network's order.
+            available: the residuals after `written` at which there is no SAE, in the order of the network.
             written: the hook point that the first SAE writes.
 
         Raises:
-            UserError: if one that was asked for is not available, or none is.
+            UserError: if a requested hook point is not available, or if there is none to compare.
         """
         return []
 
     def check_section(self, key: str) -> None:
-        """Raise a UserError if these options do not make one loss; `key` is their section's name in the configuration."""
+        """Raise a UserError if these options contradict each other; `key` is the name of their section in the configuration."""
         if self.coefficients and not any(getattr(self, name) for name in self.coefficients):
-            raise UserError(f"{key}={self.name}: all of its coefficients are 0, there is nothing to train for")
+            raise UserError(f"{key}={self.name}: all of its coefficients are 0, so there is nothing to minimise")
 
 
 @dataclass
 class Local(LossOptions):
-    """reconstruction · MSE + λ · penalty."""
+    """SAE_local: reconstruction · MSE + λ · penalty (Braun et al. 2405.12241, §2.1)."""
 
     reconstruction: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the MSE at the hook point itself; 0: no such term."""
@@ -82,7 +82,7 @@ class Local(LossOptions):
 
 @dataclass
 class E2E(LossOptions):
-    """kl · KL + reconstruction · MSE + λ · penalty."""
+    """SAE_e2e: kl · KL + reconstruction · MSE + λ · penalty (Braun et al. 2405.12241, §2.2)."""
 
     kl: Annotated[float, Ge(0)] = MISSING
     """Coefficient of KL(clean ‖ spliced), which is in nats per token."""
@@ -95,7 +95,7 @@ class E2E(LossOptions):
 
 @dataclass
 class E2EDownstream(E2E):
-    """kl · KL + downstream · mean MSE later + reconstruction · MSE + λ · penalty."""
+    """SAE_e2e+ds: kl · KL + downstream · mean later MSE + reconstruction · MSE + λ · penalty (Braun et al. 2405.12241, §2.3)."""
 
     downstream: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the mean of the MSEs at the later hook points, loss.downstream_hooks."""
@@ -112,12 +112,12 @@ class E2EDownstream(E2E):
         for hook in hooks:
             if hook not in available:
                 raise UserError(
-                    f"loss.downstream_hooks: {hook} is not a residual behind {written}; allowed are "
+                    f"loss.downstream_hooks: {hook} is not a residual after {written}; allowed are "
                     f"{', '.join(available) or 'none'}"
                 )
         if not hooks:
             raise UserError(
-                f"loss={self.name}: no later residual is left behind {written} to compare; allowed are "
+                f"loss={self.name}: no later residual is left after {written} to compare; allowed are "
                 "earlier hook points, or loss=local and loss=e2e"
             )
         return hooks
@@ -125,7 +125,7 @@ class E2EDownstream(E2E):
 
 @dataclass
 class Fisher(Local):
-    """reconstruction · MSE + fisher · Fisher surrogate of the KL + λ · penalty."""
+    """Fisher: reconstruction · MSE + fisher · Fisher surrogate of the KL + λ · penalty."""
 
     fisher: Annotated[float, Ge(0)] = MISSING
     """Coefficient of the Fisher surrogate of the KL, ½ (Σ_t g_t·δ_t)² / T in nats per token; g is the gradient of the loss for a sampled
@@ -143,12 +143,12 @@ class Fisher(Local):
     def check_section(self, key: str) -> None:
         super().check_section(key)
         if self.block_diagonal and self.fisher == 0:
-            raise UserError(f"{key}.block_diagonal is a form of the Fisher term: {key}.fisher must be more than 0")
+            raise UserError(f"{key}.block_diagonal changes the Fisher term: {key}.fisher must be more than 0")
 
 
 @dataclass
 class KLFinetune(Local):
-    """Local, then ½ (MSE + α · KL) + λ · penalty with α = (MSE / KL).detach()."""
+    """SAE_local, then ½ (MSE + α · KL) + λ · penalty with α = (MSE / KL).detach() (Karvonen 2503.17272)."""
 
     finetune_share: Annotated[float, Ge(0), Le(1)] = MISSING
     """Share of the steps, at the end, that train on the KL as well as on the MSE."""
@@ -161,9 +161,7 @@ class KLFinetune(Local):
 
     def check_section(self, key: str) -> None:
         if self.finetune_share > 0 and self.reconstruction == 0:
-            raise UserError(
-                f"{key}.finetune_share weighs the KL against the MSE: {key}.reconstruction must be more than 0"
-            )
+            raise UserError(f"{key}.finetune_share scales the KL to the MSE: {key}.reconstruction must be more than 0")
         super().check_section(key)
 
 

@@ -1,4 +1,4 @@
-"""From final hidden states to logits and cross-entropy, a chunk of tokens at a time: a `tokens × vocab` tensor never exists."""
+"""Logits and cross-entropy from final hidden states, in chunks of tokens: a `tokens × vocab` tensor never exists."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits alive at once: fits the CPU's cache, fills a GPU
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits in memory at once: fits the CPU's cache, fills a GPU
 
 
 def token_chunks(n_tokens: int, d_vocab: int, device: torch.device) -> Iterator[slice]:
-    """Slices of tokens whose logits fit; at least four of them, however short the batch."""
+    """Return slices of tokens whose logits fit into memory; at least four of them, even if the batch is short."""
     chunk = max(1, min(CHUNK_ELEMENTS.get(device.type, 2**24) // d_vocab, -(-n_tokens // 4)))
     return (slice(start, start + chunk) for start in range(0, n_tokens, chunk))
 
@@ -22,7 +22,7 @@ def logits(
     b_U: Float[Tensor, "d_vocab"] | None,
     softcap: float | None,
 ) -> Float[Tensor, "chunk d_vocab"]:
-    """float32 logits u = h W_Uᵀ + b_U, capped to s·tanh(u/s) where the network does so (Gemma 2)."""
+    """Return float32 logits u = h W_Uᵀ + b_U, capped to s·tanh(u/s) if the network has a soft-cap s (Gemma 2)."""
     u = torch.nn.functional.linear(h.to(W_U.dtype), W_U, b_U).float()
     return u if softcap is None else softcap * torch.tanh(u / softcap)
 
@@ -34,14 +34,17 @@ def hidden_gradient(
     *,
     softcap: float | None,
 ) -> Float[Tensor, "chunk d_model"]:
-    """∂loss/∂h from `slope`, which is ∂loss/∂z, overwritten; z are the logits, and ∂z/∂u = 1 − (z/s)²."""
+    """Return ∂loss/∂h from `slope` = ∂loss/∂z, which is overwritten; z are the capped logits, with ∂z/∂u = 1 − (z/s)²."""
     if softcap is not None:
         slope *= 1 - (z / softcap).square_()
     return slope.to(W_U.dtype) @ W_U
 
 
 def token_cross_entropy(log_q: Float[Tensor, "chunk d_vocab"], labels: Int[Tensor, "chunk"]) -> Float[Tensor, "chunk"]:
-    """Return −log q(label) per token, nats. The label of position t is the token at t + 1: shifting is the caller's."""
+    """Return −log q(label) per token, in nats.
+
+    The label of position t is the token at t + 1; the caller must have shifted the labels.
+    """
     return -log_q.gather(-1, labels[:, None])[:, 0]
 
 
@@ -54,7 +57,7 @@ def chunked_cross_entropy(
     softcap: float | None,
     labels: Int[Tensor, "tokens"],
 ) -> Float[Tensor, "tokens"]:
-    """Return the cross-entropy of each token, nats, as in `token_cross_entropy`; nothing is differentiated."""
+    """Return the cross-entropy of each token in nats, without gradients; the labels are as in `token_cross_entropy`."""
     parts = [
         token_cross_entropy(logits(h[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1), labels[part])
         for part in token_chunks(len(h), len(W_U), h.device)

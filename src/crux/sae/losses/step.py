@@ -1,4 +1,4 @@
-"""The terms that losses are made of, in one training step."""
+"""The terms of losses in one training step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,36 +17,38 @@ from crux.subjects.subject import Clean, Spliced, Unembed
 from crux.training import ranks
 
 Weight = Float[Tensor, "tokens"] | None
-"""1 for a token that the loss counts, 0 for one that it leaves out; None: it counts all."""
+"""1 for a token that the loss counts, 0 for a token that it leaves out; None if it counts all tokens."""
 
 
 class ForwardResults(NamedTuple):
-    """What the forward passes of one batch left. Sequences are by SAE, batch and positions flattened."""
+    """The results of the forward passes of one batch. Sequences have one entry per SAE; batch and positions are flattened."""
 
     sae_passes: Sequence[SaePass]
-    """What each SAE read, its codes and its reconstruction."""
+    """Input, codes and reconstruction of each SAE."""
     targets: Sequence[Float[Tensor, "tokens _d"]]
-    """The clean activations that they reconstruct."""
+    """The clean activation that each SAE reconstructs."""
     weights: Sequence[Weight]
+    """The tokens that the loss counts, for each SAE."""
     clean: Clean | None = None
-    """The network's clean pass; None if the batch holds activations."""
+    """The clean pass of the network; None if the batch consists of activations."""
     spliced: Spliced | None = None
-    """Its spliced pass, of several runs one behind the other; None if the loss needs none."""
+    """The spliced pass, or those of several runs concatenated along the batch; None if the loss needs none."""
     unembed: Unembed | None = None
-    """From final hidden states to logits, if there is a spliced pass."""
+    """The unembedding, which maps final hidden states to logits; None if there is no spliced pass."""
     drawn: Mapping[str, Float[Tensor, "batch pos _d"]] = {}
-    """By write hook, the gradient of the drawn labels' loss; empty if the loss does not look at it."""
+    """The gradients of the loss of drawn labels, by the hook point written; empty if the loss does not need them."""
 
 
 class TrainingStep:
-    """The terms of one step. Each is recorded in `terms`, and so in the history, when it is computed.
+    """The terms of a loss in one training step. A term that is computed is also recorded in `terms`, and so in the history.
 
-    A term is returned by run. Values that are one per SAE are added up over a run's SAEs; `terms` holds them one by one.
+    Each method returns one value per run. If a term has one value per SAE, these are summed over the SAEs of a run; `terms`
+    holds the values of the single SAEs.
 
     Args:
-        separate: whether each SAE is a run of its own; otherwise all are one.
+        separate: whether each SAE is a separate run; otherwise all SAEs are one run.
         sparsity: λ of each SAE.
-        dead: by SAE, the latents that AuxK brings back; empty if `auxk.coefficient` is 0.
+        dead: the dead latents of each SAE, which AuxK trains; empty if `auxk.coefficient` is 0.
     """
 
     def __init__(
@@ -64,11 +66,11 @@ class TrainingStep:
         self.terms: dict[str, list[Tensor]] = {}
 
     def by_sae(self) -> Iterator[tuple[Site, SaePass, Tensor, Weight]]:
-        """Iterate over the SAEs: site, what went through it, its target, the tokens' weights."""
+        """Iterate over the SAEs: site, forward pass through the SAE, target, and weights of the tokens."""
         return zip(self.sites, self.forward.sae_passes, self.forward.targets, self.forward.weights, strict=True)
 
     def record(self, name: str, values: Sequence[Float[Tensor, ""]]) -> Float[Tensor, "runs"]:
-        """Record a term under `name` and return it by run; `values` are one per SAE or one per run."""
+        """Record a term under `name` and return it for each run; `values` has one entry per SAE or per run."""
         self.terms[name] = list(values)
         return self._by_run(values)
 
@@ -77,7 +79,7 @@ class TrainingStep:
         return stacked if self.separate else stacked.sum()[None]
 
     def mse(self) -> Float[Tensor, "runs"]:
-        """Return MSE(x̂, x) of normalised activations, so that λ means the same whatever their scale."""
+        """Return MSE(x̂, x) of normalised activations, so that the meaning of λ does not depend on their scale."""
         return self.record(
             "mse",
             [
@@ -106,22 +108,22 @@ class TrainingStep:
         assert clean is not None
         assert clean.final is not None
         assert spliced is not None
-        everywhere, batch = self._shared_weight(), clean.final.shape[:2]
-        by_position = None if everywhere is None else everywhere.view(batch)
+        weight, batch = self._shared_weight(), clean.final.shape[:2]
+        by_position = None if weight is None else weight.view(batch)
         values: list[Tensor] = []
         for first in range(0, len(spliced.final), batch[0]):
-            one = {hook: value[first : first + batch[0]] for hook, value in spliced.activations.items()}
-            values.append(downstream_mse(one, clean.activations, weight=by_position))
+            of_run = {hook: value[first : first + batch[0]] for hook, value in spliced.activations.items()}
+            values.append(downstream_mse(of_run, clean.activations, weight=by_position))
         return self.record("downstream", values)
 
     def _shared_weight(self) -> Weight:
-        """1 for tokens that every SAE counts."""
+        """Return 1 for tokens that are counted at every SAE, else 0."""
         weights = [weight for weight in self.forward.weights if weight is not None]
         return torch.stack(weights).prod(0) if weights else None
 
     def sparsity(self) -> Float[Tensor, "runs"]:
-        """Return what does not depend on the loss: λ · penalty + the architecture's auxiliary term + AuxK."""
-        return self._by_run([self._sparsity_terms(i, *about) for i, about in enumerate(self.by_sae())])
+        """Return the terms that every loss has: λ · penalty + the architecture's auxiliary term + AuxK."""
+        return self._by_run([self._sparsity_terms(i, *sae_data) for i, sae_data in enumerate(self.by_sae())])
 
     def _sparsity_terms(self, i: int, site: Site, passed: SaePass, target: Tensor, weight: Weight) -> Float[Tensor, ""]:
         sae, codes = site.sae, passed.codes

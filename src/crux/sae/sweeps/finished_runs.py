@@ -1,4 +1,4 @@
-"""The finished runs of a sweep, and what they differ in, from their run folders alone."""
+"""The finished runs of a sweep, read from their run folders, and the settings in which they differ."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,17 +12,17 @@ from crux.config.messages import nearest
 from crux.runs.run_folder import RunFolder, comparable_keys
 
 ORDER = ("local", "e2e", "e2e_ds")
-"""Losses in tables and figures; others follow by name. Ratios are to the first one that is there."""
+"""The order of losses in tables and figures; others follow by name. Ratios are relative to the first loss that is present."""
 
 EXPERIMENT, ARCHITECTURE, LOSS, HOOK_POINT = "experiment", "architecture", "loss", "hook point"
 ASKED, STEPS = "asked for", "steps"
 
 Keys = Mapping[str, Any]
-"""A configuration, flat: `sae.k` → 32. A key that an option does not have may be null or absent."""
+"""A flat configuration, such as `sae.k` → 32. A key that an option does not have may be null or absent."""
 
 
 def _sparsity_setting(keys: Keys) -> str:
-    """Return how sparse the run was to be."""
+    """Return the sparsity setting of a run: k, target L0 or λ."""
     for key, shown in (("sae.k", "k={}"), ("target_l0", "L0={:g}"), ("sparsity", "λ={:g}")):
         if keys.get(key) is not None:
             return shown.format(keys[key])
@@ -30,7 +30,7 @@ def _sparsity_setting(keys: Keys) -> str:
 
 
 def _experiment(keys: Keys) -> str:
-    """Return the name of the experiment that was made; empty if an SAE was trained."""
+    """Return the name of the experiment; empty if the job trained an SAE."""
     sections = ("toy",) if keys.get("loss.name") else ("toy", "llc", "degeneracy", "interaction_basis")
     return next((name for section in sections if (name := keys.get(f"{section}.experiment"))), "")
 
@@ -43,52 +43,52 @@ SETTINGS: dict[str, Callable[[Keys], str]] = {
     ASKED: _sparsity_setting,
     STEPS: lambda keys: str(keys.get("trainer.max_steps", "")),
 }
-"""What runs of a sweep may differ in, besides the seed; a column if they do."""
+"""The settings in which runs of a sweep may differ, besides the seed. Those that differ become columns of the tables."""
 
 
 class FinishedRuns(NamedTuple):
-    """Finished runs of a sweep: one row per run in each frame, named after its folder within the sweep's."""
+    """The finished runs of a sweep: each frame has one row per run, named after its folder."""
 
     settings: pd.DataFrame
-    """`SETTINGS` of each run."""
+    """The `SETTINGS` of each run."""
     keys: pd.DataFrame
-    """Every key of the configurations, as text; "None" if it is null or absent."""
+    """All keys of the configurations, as text; "None" if a key is null or absent."""
     metrics: pd.DataFrame
-    """Every metric by its name in metrics.json; NaN if a run does not have it."""
+    """All metrics by their names in metrics.json; NaN if a run does not have a metric."""
 
     def key(self, name: str) -> pd.Series:
-        """Return a column of `keys`, also if no run has it."""
+        """Return a column of `keys`, which is "None" if no run has the key."""
         return pd.Series(self.keys.get(name, "None"), index=self.keys.index)
 
     def with_metrics(self, *names: str) -> "FinishedRuns":
         """Return the runs that have these metrics."""
-        there = self.metrics.reindex(columns=list(names)).dropna().index
-        return FinishedRuns(*(frame.loc[there] for frame in self))
+        complete = self.metrics.reindex(columns=list(names)).dropna().index
+        return FinishedRuns(*(frame.loc[complete] for frame in self))
 
 
 def sweep_folder(outputs: Path, name: str) -> Path:
-    """Return `<outputs>/sweeps/<name>`.
+    """Return the folder `<outputs>/sweeps/<name>`.
 
     Raises:
-        UserError: if there is none, with the nearest.
+        UserError: if it does not exist; the message names the nearest sweep.
     """
     folder = outputs / "sweeps" / name
     if not name or not folder.is_dir():
-        there = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
+        sweeps = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
         raise UserError(
-            f"sweep={name}: no such sweep in {outputs / 'sweeps'}; {nearest(name, there)}"
-            f"there are {', '.join(there) or 'none'}"
+            f"sweep={name}: no such sweep in {outputs / 'sweeps'}; {nearest(name, sweeps)}"
+            f"there are {', '.join(sweeps) or 'none'}"
         )
     return folder
 
 
 def read_finished_runs(folder: Path) -> FinishedRuns:
-    """Return the runs in a sweep's folder that have ended, ordered by their settings and seed.
+    """Return the finished runs in a sweep's folder, ordered by settings and seed.
 
     Raises:
         UserError: if the folder has none.
     """
-    found = []
+    rows = []
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
         if run.done:
@@ -101,10 +101,10 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
                 keys.get("sparsity") or 0.0,
                 *settings.values(),
             )
-            found.append(((*order, keys.get("seed") or 0, name), settings, keys, metrics))
-    if not found:
+            rows.append(((*order, keys.get("seed") or 0, name), settings, keys, metrics))
+    if not rows:
         raise UserError(f"no finished runs in {folder}")
-    order, settings, keys, metrics = zip(*sorted(found, key=lambda row: row[0]), strict=True)
+    order, settings, keys, metrics = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
     names = pd.Index([row[-1] for row in order], name="run")
     columns = sorted({key for row in keys for key in row})
     texts = [[str(row.get(key)) for key in columns] for row in keys]
@@ -115,15 +115,15 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
 
 
 def loss_order(loss: str) -> tuple[int, str]:
-    """Return where a loss stands among the others, for sorting; further words may follow its name."""
+    """Return the sort key of a loss; further words may follow its name."""
     name = loss.partition(" ")[0]
     return (ORDER.index(name) if name in ORDER else len(ORDER), loss)
 
 
 def differences(runs: FinishedRuns) -> pd.DataFrame:
-    """Return what the runs differ in besides the seed, a column each.
+    """Return the settings in which the runs differ besides the seed, one column per setting.
 
-    These are columns of `SETTINGS`, and every other key that differs between runs which those cannot tell apart.
+    These are columns of `SETTINGS`, and every other key that differs between runs with the same `SETTINGS`.
     """
     settings, keys = runs.settings, runs.keys.drop(columns="seed", errors="ignore")
     differing = keys.groupby([settings[title] for title in settings]).nunique().gt(1).any()
@@ -133,6 +133,6 @@ def differences(runs: FinishedRuns) -> pd.DataFrame:
 
 
 def group_by_setting(rows: pd.DataFrame, *, by: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:
-    """Yield each combination of settings, in the order in which they first appear, and the rows of the runs that have it."""
+    """Yield each combination of settings, in the order of first appearance, with the rows of its runs."""
     for setting, group in rows.groupby([by[title] for title in by], sort=False):
         yield list(setting), group  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""A sweep's runs as curves over L0: those of a curve differ in how sparse they were to be, and in the seed, and in nothing else."""
+"""The runs of a sweep as curves over L0; the runs of one curve only differ in the sparsity setting and the seed."""
 
 from typing import NamedTuple
 
@@ -19,44 +19,44 @@ SPARSITIES = (ASKED, "sparsity", "sae.k", "target_l0")
 
 
 class L0Curve(NamedTuple):
-    """The runs of a loss at one place."""
+    """The runs of one loss and architecture at one hook point, with several sparsity settings and seeds."""
 
     place: dict[str, str]
-    """What of the sweep's settings it shares with the curves that it may be compared with: hook point, steps, ..."""
+    """The settings that it has in common with the curves it may be compared with: hook point, steps, ..."""
     architecture: str
     """Empty if all runs have the same."""
     loss: str
     runs: pd.DataFrame
-    """One row per run: `seed`, `asked for`, `hook` (where the SAE writes), and the metrics without `final/`."""
+    """One row per run: `seed`, `asked for`, `hook` (the hook point that the SAE writes), and the metrics without `final/`."""
 
     def interpolate(self, metric: str, *, l0: float) -> pd.Series:
-        """Return the metric at an L0 by seed, for the seeds whose runs lie on both sides of it."""
+        """Return the metric at an L0 for each seed that has runs on both sides of it."""
         seeds = self.runs.dropna(subset=[metric]).groupby("seed", sort=False)
-        found = {
+        values = {
             seed: interpolate_at_l0(runs["l0"].tolist(), runs[metric].tolist(), l0=l0)
             for seed, runs in seeds
             if len(runs) > 1
         }
-        return pd.Series(found, dtype=float).dropna()
+        return pd.Series(values, dtype=float).dropna()
 
     def reaches(self, l0: float) -> bool:
-        """Return whether each seed's runs lie on both sides of an L0."""
+        """Return whether every seed has runs on both sides of an L0."""
         return len(self.interpolate("ce_increase", l0=l0)) == self.runs["seed"].nunique()
 
     def means(self) -> pd.DataFrame:
-        """Return the mean metrics over seeds by what was asked for, ordered by L0."""
+        """Return the mean metrics over seeds for each sparsity setting, ordered by L0."""
         return pd.DataFrame(self.runs.groupby(ASKED, sort=False).mean(numeric_only=True)).sort_values(
             "l0", kind="stable"
         )
 
     @property
     def comparable(self) -> tuple[str, ...]:
-        """Curves that agree in this are compared."""
+        """The settings in which curves must agree to be compared."""
         return (*self.place.values(), self.architecture)
 
 
 def build_curves(runs: FinishedRuns) -> list[L0Curve]:
-    """Return every curve of a sweep, without runs that have no L0 (language models, several SAEs in one run)."""
+    """Return all curves of a sweep, ignoring runs without an L0 and CE loss increase (toy models, pretraining)."""
     runs = runs.with_metrics("final/l0", "final/ce_increase")
     if runs.metrics.empty:
         return []

@@ -1,4 +1,4 @@
-"""A sweep's runs as tables: side by side, and at equal L0."""
+"""Tables of a sweep: all settings, training times, and losses at equal L0."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ MEASURED = {
     "checks failed": "checks_failed",
     "alive": r"alive_heldout_\d+_frac",
 }
-"""Columns of the table, if runs have them, and the metrics in them; those from the network's loss increase on are toy models'."""
+"""Columns of the table, if runs have them → their metrics, as patterns. The rows from `network's loss increase` on are for toy models."""
 
 RATE = "final/tokens_per_second"
 
@@ -35,16 +35,16 @@ def runs_table(runs: FinishedRuns) -> pd.DataFrame:
     """Return one row per setting: the mean over seeds, with the range."""
     varied = differences(runs)
     names = {t: [m for m in runs.metrics if re.fullmatch(f"final/{pattern}", m)] for t, pattern in MEASURED.items()}
-    columns = {title: found for title, found in names.items() if found}
+    columns = {title: metrics for title, metrics in names.items() if metrics}
     rows = [
-        [*setting, len(group), *(format_spread(group[found].stack().dropna().tolist()) for found in columns.values())]
+        [*setting, len(group), *(format_spread(group[names].stack().dropna().tolist()) for names in columns.values())]
         for setting, group in group_by_setting(runs.metrics, by=varied)
     ]
     return pd.DataFrame(rows, columns=[*varied, "seeds", *columns])
 
 
 LOSS_SETTINGS = (LOSS, ASKED, STEPS)
-"""Settings in which a run may differ from the e2e run that it is timed against."""
+"""Settings in which a run may differ from the e2e run with which its training time is compared."""
 
 
 def times_table(runs: FinishedRuns) -> pd.DataFrame:
@@ -60,27 +60,27 @@ def times_table(runs: FinishedRuns) -> pd.DataFrame:
 
 
 class Match(NamedTuple):
-    """A loss at an L0."""
+    """The CE loss increase of one loss at one L0."""
 
     curve: L0Curve
     l0: float
     values: pd.Series
-    """CE loss increase by seed."""
+    """The CE loss increase of each seed."""
     baseline: str
-    """The loss that the ratio is to: the first that is there of local, e2e, e2e_ds and the others by name."""
+    """The loss that is the denominator of the ratio: the first of local, e2e, e2e_ds and others by name that is present."""
     ratio: Ratio | None
-    """None for the baseline itself, and if no seed has both."""
+    """The ratio to the baseline; None for the baseline itself, and if no seed has both losses."""
 
     @property
     def place(self) -> dict[str, str]:
-        """What tells apart curves that are not compared, by the title of its column."""
+        """The settings that distinguish it from curves with which it is not compared, by column title."""
         architecture = self.curve.architecture
         return self.curve.place | ({"architecture": architecture} if architecture else {})
 
 
 def match_losses(curves: Sequence[L0Curve], *, at: Sequence[float]) -> list[Match]:
-    """Return the CE loss increase at each L0, for every loss; nothing if no loss was asked for two sparsities or more."""
-    found: list[Match] = []
+    """Return the CE loss increase of every loss at each L0; empty if no loss has two sparsity settings or more."""
+    matches: list[Match] = []
     for _, group in groupby(curves, key=lambda c: c.comparable):
         compared = list(group)
         if not any(curve.runs["seed"].duplicated().any() for curve in compared):
@@ -91,28 +91,28 @@ def match_losses(curves: Sequence[L0Curve], *, at: Sequence[float]) -> list[Matc
                 values = curve.interpolate("ce_increase", l0=l0)
                 seeds = sorted(values.index.intersection(base.index)) if curve is not compared[0] else []
                 to_base = ratio_of_means(values[seeds].tolist(), base[seeds].tolist()) if seeds else None
-                found.append(Match(curve, l0, values, compared[0].loss, to_base))
-    return found
+                matches.append(Match(curve, l0, values, compared[0].loss, to_base))
+    return matches
 
 
-def matched_table(found: Sequence[Match]) -> pd.DataFrame:
-    """Return a table for people: one row per L0, one column per loss, then the ratios."""
+def matched_table(matches: Sequence[Match]) -> pd.DataFrame:
+    """Return a table to read: one row per L0, one column per loss, then the ratios."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     increases, ratios = {}, {}
-    for m in found:
+    for m in matches:
         row = rows.setdefault((*m.place.values(), f"{m.l0:g}"), m.place | {"L0": f"{m.l0:g}"})
         increases[f"CE loss increase, {m.curve.loss}"] = row[f"CE loss increase, {m.curve.loss}"] = format_spread(
             m.values.tolist()
         )
         if m.curve.loss != m.baseline:
             ratios[f"{m.curve.loss} / {m.baseline}"] = row[f"{m.curve.loss} / {m.baseline}"] = format_ratio(m.ratio)
-    return pd.DataFrame(list(rows.values()), columns=[*found[0].place, "L0", *increases, *ratios]).fillna("–")
+    return pd.DataFrame(list(rows.values()), columns=[*matches[0].place, "L0", *increases, *ratios]).fillna("–")
 
 
-def matched_numbers(found: Sequence[Match]) -> pd.DataFrame:
-    """Return a table for programs: one row per L0 and loss, every number in full."""
+def matched_numbers(matches: Sequence[Match]) -> pd.DataFrame:
+    """Return a table to process: one row per L0 and loss, with all digits."""
     rows = []
-    for m in found:
+    for m in matches:
         v, r = m.values.tolist(), m.ratio
         row = m.place | {"l0": f"{m.l0:g}", "loss": m.curve.loss, "seeds": len(v)}
         row |= {"ce_increase": sum(v) / len(v), "ce_increase_min": min(v), "ce_increase_max": max(v)} if v else {}
@@ -123,28 +123,28 @@ def matched_numbers(found: Sequence[Match]) -> pd.DataFrame:
         rows.append(row)
     measured = ["ce_increase", "ce_increase_min", "ce_increase_max", "baseline"]
     ratios = ["ratio", "ratio_min", "ratio_max", "ratio_ci95_low", "ratio_ci95_high"]
-    return pd.DataFrame(rows, columns=[*found[0].place, "l0", "loss", "seeds", *measured, *ratios])
+    return pd.DataFrame(rows, columns=[*matches[0].place, "l0", "loss", "seeds", *measured, *ratios])
 
 
 def runs_numbers(runs: FinishedRuns) -> pd.DataFrame:
-    """Return one row per run: its folder, every key that differs between runs, every metric."""
+    """Return one row per run: its folder, all keys that differ between runs, and all metrics."""
     always = ("loss.name", "sparsity", "seed")
     keys = runs.keys.loc[:, [key in always or runs.keys[key].nunique() > 1 for key in runs.keys]]
     return pd.concat([keys.replace("None", ""), runs.metrics], axis=1).reset_index()
 
 
 def format_spread(values: Sequence[float]) -> str:
-    """Return `mean (lowest to highest)`; a dash if there is nothing."""
+    """Return `mean (lowest to highest)` as text; a dash if there are no values."""
     if not values:
         return "–"
     mean = sum(values) / len(values)
     return f"{mean:.3g}" if len(values) == 1 else f"{mean:.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def format_ratio(found: Ratio | None) -> str:
-    """Return `ratio (lowest to highest; 95 %: low to high)`; a dash if there is none."""
-    if found is None:
+def format_ratio(ratio: Ratio | None) -> str:
+    """Return `ratio (lowest to highest; 95 %: low to high)` as text; a dash if there is no ratio."""
+    if ratio is None:
         return "–"
-    words = [f"{found.lowest:.3g} to {found.highest:.3g}"] if found.lowest != found.highest else []
-    words += [f"95 %: {found.interval[0]:.3g} to {found.interval[1]:.3g}"] if found.interval is not None else []
-    return f"{found.of_means:.3g}" + (f" ({'; '.join(words)})" if words else "")
+    words = [f"{ratio.lowest:.3g} to {ratio.highest:.3g}"] if ratio.lowest != ratio.highest else []
+    words += [f"95 %: {ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"] if ratio.interval is not None else []
+    return f"{ratio.of_means:.3g}" + (f" ({'; '.join(words)})" if words else "")

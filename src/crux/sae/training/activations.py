@@ -1,4 +1,4 @@
-"""Activations as batches: rows at some hook points, shuffled across sequences."""
+"""Batches of activations at some hook points, shuffled across sequences."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from crux.training import ranks
 
 
 class Activations(NamedTuple):
-    """Rows of activations, the same token in the same row of each."""
+    """Rows of activations at several hook points; the same row belongs to the same token at all of them."""
 
     values: dict[str, Float[Tensor, "tokens _d"]]
-    """By hook point."""
+    """The activations, by hook point."""
     gradients: dict[str, Float[Tensor, "tokens _d"]]
-    """A label's gradient at them, by hook point; empty where no SAE looks at one."""
+    """The gradients of a label loss, by hook point; empty if no SAE uses them."""
 
     def select_rows(self, index: Any) -> "Activations":
-        """Some of the rows."""
+        """Return some of the rows."""
         return Activations(
             {h: v[index] for h, v in self.values.items()}, {h: g[index] for h, g in self.gradients.items()}
         )
@@ -31,16 +31,17 @@ class Activations(NamedTuple):
 class ShuffledActivations(Sequence[Activations]):
     """Activations at some hook points, shuffled across the sequences of `group` token batches.
 
-    Batch i is a pure function of (seed, i): group i // `group` is computed anew and permuted by (seed, group), so nothing
-    has to be saved for a resumed run. The suffix of the subject runs only where gradients are wanted.
+    Batch i is a pure function of (seed, i): the activations of its group, i // `group`, are computed anew and permuted with a
+    generator seeded by (seed, i // `group`). So nothing has to be saved for a resumed run. The suffix of the subject only runs if
+    gradients are needed.
 
-    Of several ranks, each computes its share of every token batch, takes in the others' once a group, and hands out its share
-    of the rows of batch i: together they see the batch that one process would.
+    In a distributed run, each process computes its share of every token batch, exchanges rows with the others once per group,
+    and returns its share of the rows of batch i. Together the processes see the same batch as a single process would.
 
     Args:
-        gradients: None: none are wanted.
-        group: token batches whose activations are shuffled together.
-        skip_positions: positions in the sequence that are left out; the batches are that much smaller.
+        gradients: the gradients that SAEs use besides activations; None: none.
+        group: number of token batches whose activations are shuffled together.
+        skip_positions: positions in the sequence that are left out, which makes the batches smaller.
     """
 
     def __init__(
@@ -65,20 +66,20 @@ class ShuffledActivations(Sequence[Activations]):
     def __getitem__(self, i: int) -> Activations:  # pyright: ignore[reportIncompatibleMethodOverride]
         if i // self.group != self._index:
             self._fill(i // self.group)
-        rows = len(self._buffer.values[self.hooks[0]]) // self._batches(self._index)
+        n_rows = len(self._buffer.values[self.hooks[0]]) // self._count_batches(self._index)
         place = i % self.group
-        return self._buffer.select_rows(slice(place * rows, (place + 1) * rows))
+        return self._buffer.select_rows(slice(place * n_rows, (place + 1) * n_rows))
 
-    def _batches(self, index: int) -> int:
+    def _count_batches(self, index: int) -> int:
         return min(self.group, len(self.tokens) - index * self.group)
 
     def _fill(self, index: int) -> None:
-        self._buffer = Activations({}, {})  # let go of the old rows before the new ones are made
+        self._buffer = Activations({}, {})  # free the old rows before the new ones are computed
         seeds = np.random.SeedSequence([self.seed, index]).generate_state(2 + ranks.current_rank())
         generator = torch.Generator(self.subject.device).manual_seed(int(seeds[-1]))
         parts = [
-            self._activations(self.tokens[i], generator)
-            for i in range(index * self.group, index * self.group + self._batches(index))
+            self._compute(self.tokens[i], generator)
+            for i in range(index * self.group, index * self.group + self._count_batches(index))
         ]
         joined = Activations(
             {h: gather_rows([part.values[h] for part in parts]) for h in parts[0].values},
@@ -90,7 +91,7 @@ class ShuffledActivations(Sequence[Activations]):
         order = batches[:, ranks.rank_slice(batches.shape[1])].flatten()
         self._index, self._buffer = index, joined.select_rows(order.to(self.subject.device))
 
-    def _activations(self, tokens: Tensor, generator: torch.Generator) -> Activations:
+    def _compute(self, tokens: Tensor, generator: torch.Generator) -> Activations:
         tokens = tokens[ranks.rank_slice(len(tokens))].to(self.subject.device, non_blocking=True)
         if self.gradients is None:
             clean, gradients = self.subject.clean(tokens, capture=self.hooks, final=False), {}
@@ -107,5 +108,5 @@ class ShuffledActivations(Sequence[Activations]):
 
 
 def gather_rows(parts: Sequence[Float[Tensor, "share d"]]) -> Float[Tensor, "rows d"]:
-    """The rows of all ranks' shares of some batches, in the batches' order."""
+    """Return the rows of some batches from all processes, each of which holds a share, in the order of the batches."""
     return ranks.gather(torch.stack(list(parts))).transpose(0, 1).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""The random numbers of training: labels drawn from the network's predictions."""
+"""The random generator for labels that are drawn from the network's predictions."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from crux.config.errors import UserError
 from crux.training import ranks
 
 RANKS_APART = 1_000_003
-"""Between the seeds of two ranks' labels: no run's seed is another one's rank."""
+"""Difference between the seeds of two processes; so large that the seeds of different runs and processes do not coincide."""
 
 
 class DrawnLabels:
-    """The generator of drawn labels, on the device. Each rank draws its own; a checkpoint holds the states of all."""
+    """The generator of drawn labels, on the device. Each process has its own; a checkpoint holds the states of all."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -19,7 +19,7 @@ class DrawnLabels:
         self._loaded: Tensor | None = None
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return the generator, made at the first call: a checkpoint is loaded before the module is on its device."""
+        """Return the generator; it is created at the first call, since a checkpoint is loaded before the module is on its device."""
         if self._generator is None:
             self._generator = torch.Generator(device).manual_seed(self.seed + RANKS_APART * ranks.current_rank())
             if self._loaded is not None:
@@ -27,20 +27,20 @@ class DrawnLabels:
         return self._generator
 
     def state(self, device: torch.device) -> Tensor:
-        """Return what a checkpoint holds: the generator's state, by rank if there are several."""
+        """Return the state for a checkpoint: that of the generator, or one per process if there are several."""
         state = self.generator(device).get_state()
         return ranks.gather(state.to(device)).cpu() if ranks.n_ranks() > 1 else state
 
     def load(self, state: Tensor) -> None:
-        """Continue from a checkpoint's state.
+        """Continue from the state in a checkpoint.
 
         Raises:
-            UserError: if it is of a run over another number of devices.
+            UserError: if the checkpoint is from a run on another number of devices.
         """
         states = torch.atleast_2d(state.cpu())
         if len(states) != ranks.n_ranks():
             raise UserError(
-                f"the checkpoint is of a run over {len(states)} devices, here are {ranks.n_ranks()}; give trainer.devices={len(states)}"
+                f"the checkpoint is from a run on {len(states)} devices, not {ranks.n_ranks()}; give trainer.devices={len(states)}"
             )
         self._generator = None
-        self._loaded = states[ranks.current_rank()].clone()  # set_state reads from where the storage begins
+        self._loaded = states[ranks.current_rank()].clone()  # set_state reads from the beginning of the storage

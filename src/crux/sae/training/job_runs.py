@@ -1,4 +1,4 @@
-"""The runs of one job: all SAEs together, or each SAE by itself next to others that share its data and its clean pass."""
+"""The runs of one job: either all SAEs are one run, or each SAE is a separate run that shares data and clean pass with the others."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,23 +9,23 @@ from crux.sae.training.non_finite import NonFiniteLossError
 
 
 class JobRuns:
-    """Names of a job's runs, and which of them have ended early.
+    """The names of a job's runs, and the runs that have failed because their loss is no longer finite.
 
     Args:
-        names: one per SAE, each of which is a run of its own. Empty: all SAEs are one run without a name.
+        names: one name per SAE if each SAE is a separate run; empty if all SAEs are one run, which has no name.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names) or ("",)
         self.separate = len(names) > 0
         self.failed: dict[str, int] = {}
-        """The runs that have ended, and their first bad step."""
+        """The first bad step of each failed run, by name."""
 
-    def end(self, first_bad: Sequence[int]) -> list[int]:
-        """Mark the runs with a first bad step as ended and return the indices of those that had not yet.
+    def mark_failed(self, first_bad: Sequence[int]) -> list[int]:
+        """Mark the runs that have a first bad step as failed, and return the indices of the newly failed ones.
 
         Raises:
-            NonFiniteLossError: if no run is left.
+            NonFiniteLossError: if all runs have failed.
         """
         bad = {i: step for i, step in enumerate(first_bad) if step >= 0}
         if len(bad) == len(self.names):
@@ -36,17 +36,20 @@ class JobRuns:
         return new
 
     def row(self, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """Return one row of the history for the runs that go on: `train/<name>`, or `<run>/train/<name>` of several."""
+        """Return one row of the history with the runs that have not failed.
+
+        The keys are `train/<name>`, or `<run>/train/<name>` if runs are separate.
+        """
         prefixes = {
             i: f"{run}/train/" if run else "train/" for i, run in enumerate(self.names) if run not in self.failed
         }
-        return {prefix + name: each[i] for i, prefix in prefixes.items() for name, each in values.items()}
+        return {prefix + name: by_run[i] for i, prefix in prefixes.items() for name, by_run in values.items()}
 
 
 @torch.no_grad()
 def zero_and_freeze(sae: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Zero an ended run's SAE and its optimiser state, and freeze it: nothing is left that could be non-finite, or move."""
+    """Set the SAE of a failed run and its optimiser state to zero, and freeze it, so that no value can be non-finite."""
     for parameter in sae.parameters():
         parameter.requires_grad_(False).grad = None
         for value in (parameter, *optimizer.state.get(parameter, {}).values()):
-            value.zero_()  # in place: the checkpoint that is being written holds these very tensors
+            value.zero_()  # in place, since the checkpoint that is being written refers to these tensors

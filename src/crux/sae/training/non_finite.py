@@ -1,4 +1,4 @@
-"""The watch for losses and gradients that stop being finite numbers."""
+"""Detection of losses and gradients that are not finite."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from crux.config.errors import UserError
 
 
 class NonFiniteLossError(UserError):
-    """The loss or its gradient stopped being a number: the optimiser's settings are too bold for the data."""
+    """The error of a run whose loss or gradient is no longer finite; usually the learning rate is too high."""
 
     def __init__(self, *, at: str, kept: str) -> None:
         super().__init__(
@@ -18,16 +18,16 @@ class NonFiniteLossError(UserError):
 
 
 class NonFiniteWatch(nn.Module):
-    """Notes on the device, without waiting for it, the first step of each run that showed a non-finite value."""
+    """Records the first step of each run with a non-finite value, on the device and without waiting for it."""
 
     first_bad_step: Tensor
-    """By run, counted from 1; −1: none yet."""
+    """For each run, the first bad step, counted from 1; −1 if there has been none."""
 
     def __init__(self, n_runs: int) -> None:
         super().__init__()
         self.register_buffer("first_bad_step", torch.full((n_runs,), -1, dtype=torch.long))
 
     def check(self, values: Float[Tensor, "runs"], *, step: int) -> None:
-        """Take in one value of each run; `step` counts from 1, as the history does."""
+        """Check one value of each run; `step` counts from 1, as in the history."""
         bad = ~torch.isfinite(values) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, step, self.first_bad_step)

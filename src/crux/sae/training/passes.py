@@ -1,4 +1,4 @@
-"""The forward passes of a batch: the network without and with the SAEs, and the SAEs."""
+"""The forward passes of a training batch: the SAEs, and the network without and with them."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -20,18 +20,18 @@ Gradients = dict[str, Float[Tensor, "batch pos _d"]]
 
 @runtime_checkable
 class Passes(Protocol):
-    """How a kind of batch runs through the network and the SAEs."""
+    """A way to run a kind of batch through the network and the SAEs."""
 
     def run(self, batch: Any, sites: Sequence[Site], *, generator: torch.Generator) -> ForwardResults:
-        """Run one batch; `generator` is the source of drawn labels."""
+        """Run one batch; `generator` draws labels if the loss or an SAE needs them."""
         ...
 
 
 class ActivationPasses:
-    """Runs the SAEs on activations in any order; the network has run before.
+    """Runs the SAEs on activations that have been computed before, in any order.
 
     Args:
-        max_norm: tokens with a longer activation are left out of the loss; activation units.
+        max_norm: tokens whose activation has a larger norm are left out of the loss; in activation units.
     """
 
     def __init__(self, *, max_norm: float | None) -> None:
@@ -42,15 +42,15 @@ class ActivationPasses:
 
 
 class TokenPasses:
-    """Runs token sequences through the network once, and through its suffix again with the SAEs if the loss needs that.
+    """Runs token sequences through the network, and through its suffix again with the SAEs if the loss needs a spliced pass.
 
-    Activations among the batches run as in `ActivationPasses`.
+    Batches of activations are processed as by `ActivationPasses`.
 
     Args:
-        loss: what says which passes are needed, and which tokens it leaves out.
-        sae_gradients: the gradients that the SAEs look at besides activations; None: none.
-        later: the hook points behind the SAEs whose activations the loss compares.
-        separate: whether each SAE is a run of its own, with a spliced pass of its own.
+        loss: the loss, which determines the passes that are needed and the tokens that are left out.
+        sae_gradients: the gradients that the SAEs use besides activations; None: none.
+        later: hook points after the SAEs whose activations the loss compares.
+        separate: whether each SAE is a separate run with its own spliced pass.
     """
 
     def __init__(
@@ -62,35 +62,29 @@ class TokenPasses:
         later: Sequence[str],
         separate: bool,
     ) -> None:
-        self.subject, self.loss, self.sae_gradients, self.later, self.separate = (
-            subject,
-            loss,
-            sae_gradients,
-            tuple(later),
-            separate,
-        )
+        self.subject, self.loss, self.sae_gradients = subject, loss, sae_gradients
+        self.later, self.separate = tuple(later), separate
 
     def run(self, batch: Activations | Tensor, sites: Sequence[Site], *, generator: torch.Generator) -> ForwardResults:
         options = self.loss.options
         if isinstance(batch, Activations):
             return run_on_activations(batch, sites, kept=None, max_norm=options.max_norm)
-        clean, sae_gradients, drawn = self._clean(batch, sites, generator)
+        clean, sae_gradients, drawn = self._run_clean(batch, sites, generator)
         kept = kept_positions(batch, options.skip_positions)
-        flat, flat_shown = (
-            {hook: a.flatten(0, 1) for hook, a in each.items()} for each in (clean.activations, sae_gradients)
-        )
+        flat = {hook: a.flatten(0, 1) for hook, a in clean.activations.items()}
+        flat_gradients = {hook: g.flatten(0, 1) for hook, g in sae_gradients.items()}
         if not self.loss.needs_spliced_pass:
-            forward = run_on_activations(Activations(flat, flat_shown), sites, kept=kept, max_norm=options.max_norm)
+            forward = run_on_activations(Activations(flat, flat_gradients), sites, kept=kept, max_norm=options.max_norm)
             return forward._replace(clean=clean, drawn=drawn)
-        spliced, passed = self._spliced(clean, sites, sae_gradients)
+        spliced, passed = self._run_spliced(clean, sites, sae_gradients)
         targets = [flat[site.write].to(site.sae.W_enc.dtype) for site in sites]
         weights = [counted_tokens(flat[site.read], kept, max_norm=options.max_norm) for site in sites]
         return ForwardResults(passed, targets, weights, clean, spliced, self.subject.unembed, drawn)
 
-    def _clean(
+    def _run_clean(
         self, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], generator: torch.Generator
     ) -> tuple[Clean, Gradients, Gradients]:
-        """The clean pass; the gradients that SAEs look at, and those of the loss's drawn labels, by write hook."""
+        """Return the clean pass, the gradients that the SAEs use, and those of the loss's drawn labels, by hook point written."""
         capture = {hook for site in sites for hook in (site.read, site.write)} | set(self.later)
         if not self.loss.needs_drawn_gradients:
             if self.sae_gradients is None:
@@ -105,9 +99,11 @@ class TokenPasses:
             return clean, drawn, drawn
         return clean, self.sae_gradients.clean(tokens, capture=capture, generator=generator)[1], drawn
 
-    def _spliced(self, clean: Clean, sites: Sequence[Site], sae_gradients: Gradients) -> tuple[Spliced, list[SaePass]]:
+    def _run_spliced(
+        self, clean: Clean, sites: Sequence[Site], sae_gradients: Gradients
+    ) -> tuple[Spliced, list[SaePass]]:
         if self.separate:
-            assert not sae_gradients, "an architecture that looks at gradients is no run among others"
+            assert not sae_gradients, "an architecture that uses gradients cannot be one of several separate runs"
             return splice_each(self.subject, clean, sites, capture=self.later)
         splice, passed = splice_sites(sites, sides=sae_gradients)
         return self.subject.spliced(clean, splice, capture=self.later), passed
@@ -116,7 +112,7 @@ class TokenPasses:
 def run_on_activations(
     batch: Activations, sites: Sequence[Site], *, kept: Bool[Tensor, "tokens"] | None, max_norm: float | None
 ) -> ForwardResults:
-    """Run each SAE on the activations that it reads, which may be in any order."""
+    """Run each SAE on the activations that it reads; tokens may be in any order."""
     passed, targets, weights = [], [], []
     for site in sites:
         x = batch.values[site.read].to(site.sae.W_enc.dtype)
@@ -132,7 +128,7 @@ def kept_positions(tokens: Int[Tensor, "batch pos"], skipped: Sequence[int]) -> 
     if not skipped:
         return None
     kept = torch.ones_like(tokens, dtype=torch.bool)
-    for position in skipped:  # an index list would have to be copied to the device, which waits for it
+    for position in skipped:  # indexing with a list would copy it to the device and wait
         kept[:, position] = False
     return kept.flatten()
 

@@ -1,4 +1,4 @@
-"""The row of the history that is being filled: sums on the device, read once per row."""
+"""The current row of the training history: sums on the device, which are read once per row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 class RowState(TypedDict):
-    """What a checkpoint holds of an unfinished row."""
+    """The state of an unfinished row in a checkpoint."""
 
     sums: dict[str, Tensor]
     micro_batches: int
 
 
 class RunningRow:
-    """Sums of the values that micro-batches showed since the last row.
+    """The sums of all values of the micro-batches since the last row.
 
     Args:
-        hooks: by SAE, the hook point that it writes; keys of values that are one per SAE end with it.
-        separate: whether each SAE is a run of its own, with a column of its own; otherwise all are one.
+        hooks: the hook point that each SAE writes, which is appended to the keys of values that are given per SAE.
+        separate: whether each SAE is a separate run with its own values; otherwise all SAEs are one run.
     """
 
     def __init__(self, hooks: Sequence[str], *, separate: bool) -> None:
@@ -30,15 +30,18 @@ class RunningRow:
         self.micro_batches = 0
 
     def add(self, values: Mapping[str, Sequence[Float[Tensor, ""]]]) -> None:
-        """Add a micro-batch's values, which are one per SAE or one per run. Of one run, the mean over its SAEs is added, of L0 the sum."""
-        for name, each in values.items():
-            stacked = torch.stack(list(each))
+        """Add the values of a micro-batch, given per SAE or per run.
+
+        In a single run, the mean over the SAEs is added, or the sum for L0, and each SAE's value under its own key.
+        """
+        for name, per_sae in values.items():
+            stacked = torch.stack(list(per_sae))
             if self.separate:
                 self._add(name, stacked)
                 continue
             self._add(name, stacked.sum() if name == "l0" else stacked.mean())
-            if len(each) > 1:
-                for hook, value in zip(self.hooks, each, strict=True):
+            if len(per_sae) > 1:
+                for hook, value in zip(self.hooks, per_sae, strict=True):
                     self._add(f"{name}/{hook}", value)
         self.micro_batches += 1
 
@@ -46,11 +49,11 @@ class RunningRow:
         self.sums[name] = self.sums.get(name, 0.0) + value.detach()
 
     def means(self) -> dict[str, Tensor]:
-        """Return the means over the micro-batches, by run or one in all."""
+        """Return the means over the micro-batches; one value per run if runs are separate."""
         return {name: sums / self.micro_batches for name, sums in self.sums.items()}
 
     def forget_run(self, i: int) -> None:
-        """Zero the sums of a run that has ended."""
+        """Set the sums of a failed run to zero."""
         for sums in self.sums.values():
             sums[i] = 0.0
 
@@ -59,19 +62,20 @@ class RunningRow:
         self.sums, self.micro_batches = {}, 0
 
     def state(self) -> RowState:
-        """Return what a checkpoint holds of the row."""
+        """Return the state of the row for a checkpoint."""
         return {"sums": self.sums, "micro_batches": self.micro_batches}
 
     def load(self, state: RowState, device: torch.device) -> None:
-        """Continue the row of a checkpoint."""
+        """Continue the row from a checkpoint."""
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.micro_batches = state["micro_batches"]
 
 
 class LogRows(L.Callback):
-    """Logs a row every so many optimiser steps. A callback, because Lightning writes checkpoints before a module's own hook:
+    """Logs one row every `every` optimiser steps.
 
-    a checkpoint without the row of its step would lose that row to a kill in between.
+    This is a callback because Lightning calls the hooks of a module after it has written checkpoints. If the process were killed
+    between the checkpoint and the row of the same step, that row would be lost.
     """
 
     def __init__(self, read: Callable[[], dict[str, float]], *, every: int) -> None:

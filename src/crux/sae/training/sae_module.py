@@ -1,4 +1,4 @@
-"""The training of SAEs: one step, from the batch to the row of the history."""
+"""The Lightning module that trains SAEs: one step, from the batch to the row of the history."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,18 +27,18 @@ from crux.training.optimizer import build_optimizer
 
 
 class SAEModule(L.LightningModule):
-    """Trains the SAEs of one or several hook points, under any loss and on any network.
+    """Trains SAEs at one or several hook points, with any loss and on any network.
 
-    Nothing in a step waits for the device: terms are summed on it and read every `log_every` steps. Of several `runs`, one whose
-    loss stops being a number ends there: its SAE is emptied (all zeros) when that is seen, and the others go on as if it were
-    none of theirs.
+    A step never waits for the device: terms are summed there and read every `log_every` steps. If the loss of one of several
+    `runs` is no longer finite, that run fails: once this is noticed, its SAE is set to zero, and the other runs continue
+    unchanged.
 
     Args:
         sites: the SAEs and their hook points, in the network's order.
-        passes: how a batch runs through the network and the SAEs.
+        passes: the forward passes of a batch.
         sparsity: λ, the coefficient of each SAE's penalty.
-        seed: of what the training draws (labels); batches have their own.
-        runs: the SAEs' names if each is a run of its own; empty if all are one run.
+        seed: seed of the drawn labels; the batches have a separate seed.
+        runs: one name per SAE if each SAE is a separate run; empty if all are one run.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class SAEModule(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip each SAE's gradient as if it were trained alone, and move λ: once per optimiser step, whose micro-batches λ sees as one."""
+        """Clip the gradient of each SAE separately, and update λ with the mean L0 of the micro-batches of this optimiser step."""
         norms = torch.stack([self._clip(site.sae) for site in self.sites])
         self.grad_norm = norms if self.runs.separate else norms.max()[None]
         self.watch.check(self.grad_norm, step=self.global_step + 1)
@@ -118,7 +118,7 @@ class SAEModule(L.LightningModule):
         self._l0 = []
 
     def _clip(self, sae: SAE) -> Tensor:
-        if not sae.W_dec.requires_grad:  # of a run that has ended
+        if not sae.W_dec.requires_grad:  # a failed run
             return torch.zeros((), device=self.device)
         return nn.utils.clip_grad_norm_(sae.parameters(), self.optimizer_options.clip)
 
@@ -126,7 +126,7 @@ class SAEModule(L.LightningModule):
         return [LogRows(self.read_row, every=self.log_every)]
 
     def read_row(self) -> dict[str, float]:
-        """Return the means since the last row, for every run that goes on: one transfer from the device."""
+        """Return the means since the last row for all runs that have not failed, with one transfer from the device."""
         means = self.row.means() | {"grad_norm": self.grad_norm}
         n_runs = len(self.runs.names)
         columns = [value.double().expand(n_runs) for value in (*means.values(), self.watch.first_bad_step)]
@@ -137,16 +137,16 @@ class SAEModule(L.LightningModule):
         return self.runs.row(dict(zip(means, values, strict=True)) | {"lr": [lr] * n_runs})
 
     def alive(self, i: int, *, window: int) -> tuple[int, int]:
-        """Return how many latents of the i-th SAE fired in the last `window` training tokens, and the number of those tokens."""
+        """Return the number of latents of the i-th SAE that fired in the last `window` training tokens, and the number of these tokens."""
         return self._tallies[i].alive(window)
 
     @property
     def failed(self) -> dict[str, int]:
-        """The runs that have ended early, and their first bad step."""
+        """The first bad step of each run that has failed, by name."""
         return self.runs.failed
 
     def end_failed_runs(self) -> None:
-        """End the runs that have gone wrong by now. Waits for the device.
+        """End the runs that have had a non-finite loss or gradient. This waits for the device.
 
         Raises:
             NonFiniteLossError: if no run is left.
@@ -154,20 +154,20 @@ class SAEModule(L.LightningModule):
         self._end(self.watch.first_bad_step.tolist())
 
     def _end(self, first_bad: Sequence[int]) -> None:
-        for i in self.runs.end(first_bad):
+        for i in self.runs.mark_failed(first_bad):
             zero_and_freeze(self.sites[i].sae, self.trainer.optimizers[0])
             self.row.forget_run(i)
 
     def on_train_start(self) -> None:
-        """A checkpoint may hold runs that have ended."""
+        """End the runs that have already failed according to the checkpoint."""
         self.end_failed_runs()
 
     def on_train_end(self) -> None:
-        """Steps since the last row may have gone wrong too."""
+        """End the runs that have failed since the last row."""
         self.end_failed_runs()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint with a non-finite number in it is never written; what the next row sums up goes with it."""
+        """Add the unfinished row and the generator; a checkpoint never contains a non-finite number, as failed runs are ended first."""
         self.end_failed_runs()
         checkpoint["row"] = self.row.state()
         checkpoint["generator"] = self.drawn_labels.state(self.device)

@@ -1,4 +1,4 @@
-"""The sparsity coefficient λ: given, or steered until each SAE fires as many latents a token as was asked for."""
+"""The sparsity coefficient λ: constant, or steered so that each SAE reaches a target L0."""
 
 import math
 from collections.abc import Sequence
@@ -8,31 +8,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FROM, THERE, CALMER, UNTIL = 0.1, 0.3, 0.5, 0.8
-"""Shares of the steps at which λ begins to move, L0 is to be at its target, λ begins to calm down, and λ is frozen."""
+START, ON_TARGET, DAMPED, FROZEN = 0.1, 0.3, 0.5, 0.8
+"""Shares of the steps at which λ begins to move, L0 should be at its target, damping of λ begins, and λ is frozen."""
 
 
 class Steering(NamedTuple):
-    """How λ is led to a target L0."""
+    """Settings of the controller that steers λ to a target L0."""
 
     target: float
-    """Mean non-zero latents a token."""
+    """The L0 to reach: mean number of non-zero latents per token."""
     max_steps: int
 
 
 class Sparsity(nn.Module):
-    """λ of each SAE of a run.
+    """The coefficient λ of each SAE of a job, either constant or steered to a target L0.
 
-    Steered, log λ follows e = log(L0 / wanted) of the running mean over about the last ten steps, clipped to ± CLIP:
+    The controller compares the running mean of L0 over about the last ten steps with the wanted L0:
 
+        e = log(L0 / wanted L0), clipped to ± CLIP
         log λ = log λ₀ + PROPORTIONAL · w · e + INTEGRAL · Σ w · e
 
-    with w = 1 for the first half of the steps, and then down to CALM where λ is frozen: λ must not swing then.
+    w is 1 for the first half of the steps and then falls to CALM when λ is frozen, so that λ does not oscillate at the end.
 
-    What is wanted glides, on a line in log L0, from the L0 that the run has after a tenth of the steps down to the target at three
-    tenths: a λ that rises as fast as it can raises JumpReLU's thresholds so far that no smaller λ brings them back. An L0 below
-    the target is led up at once. For the last fifth of the steps λ is frozen at the running mean of log λ over a twentieth of
-    them. All of the controller's state is in buffers, so in the checkpoint.
+    The wanted L0 starts at the L0 that the run has after a tenth of the steps, and reaches the target at three tenths, linearly in
+    log L0. Without this ramp, λ would rise as fast as possible, and JumpReLU's thresholds so far that no smaller λ brings them
+    back. If L0 is below the target, the wanted L0 is the target from the start. For the last fifth of the steps λ is frozen at the
+    running mean of log λ over a twentieth of the steps. The state of the controller is in buffers, so checkpoints contain it.
     """
 
     PROPORTIONAL, INTEGRAL, MEMORY, CLIP, CALM = 3.0, 0.08, 0.1, 0.5, 1 / 3
@@ -45,7 +46,7 @@ class Sparsity(nn.Module):
     start: Tensor
 
     def __init__(self, start: float | Sequence[float], *, n_saes: int, steering: Steering | None) -> None:
-        """`start` is λ at first: one for all SAEs, or one each."""
+        """Create the coefficients; `start` is the initial λ, one for all SAEs or one per SAE."""
         super().__init__()
         self.steering = steering
         self.register_buffer("start", torch.tensor(start, dtype=torch.float).expand(n_saes).clone(), persistent=False)
@@ -55,26 +56,26 @@ class Sparsity(nn.Module):
 
     @torch.no_grad()
     def observe(self, l0: Float[Tensor, "n_saes"], *, step: int) -> None:
-        """Takes in the L0 of optimiser step `step` (from 0) and moves λ for the next one."""
+        """Record the L0 of optimiser step `step` (from 0) and update λ for the next step."""
         if self.steering is None:
             return
         steps, log_l0 = self.steering.max_steps, l0.clamp_min(1e-3).log()
         self.log_l0 = log_l0 if step == 0 else torch.lerp(self.log_l0, log_l0, self.MEMORY)
-        if step < FROM * steps:
+        if step < START * steps:
             self.log_first = self.log_l0
-        elif step >= UNTIL * steps:
+        elif step >= FROZEN * steps:
             self.weight = self.start * self.log_mean.exp()
         else:
-            calm = max(0.0, (step / steps - CALMER) / (UNTIL - CALMER))
-            error = (self.log_l0 - self._wanted(step / steps)).clamp(-self.CLIP, self.CLIP)
-            error = error * (1 - (1 - self.CALM) * calm)
+            damping = max(0.0, (step / steps - DAMPED) / (FROZEN - DAMPED))
+            error = (self.log_l0 - self._wanted_log_l0(step / steps)).clamp(-self.CLIP, self.CLIP)
+            error = error * (1 - (1 - self.CALM) * damping)
             self.integral += self.INTEGRAL * error
             log_ratio = self.PROPORTIONAL * error + self.integral
             self.log_mean = torch.lerp(self.log_mean, log_ratio, min(1.0, 20 / steps))
             self.weight = self.start * log_ratio.exp()
 
-    def _wanted(self, progress: float) -> Float[Tensor, "n_saes"]:
-        """log of the L0 that is wanted when that share of the steps is done."""
+    def _wanted_log_l0(self, progress: float) -> Float[Tensor, "n_saes"]:
+        """Return the log of the L0 that is wanted after this share of the steps."""
         assert self.steering is not None
-        target, left = math.log(self.steering.target), max(0.0, (THERE - progress) / (THERE - FROM))
+        target, left = math.log(self.steering.target), max(0.0, (ON_TARGET - progress) / (ON_TARGET - START))
         return target + left * (self.log_first - target).clamp_min(0)

@@ -1,4 +1,4 @@
-"""When each latent last fired."""
+"""A record of when each latent last fired, which defines dead and alive latents."""
 
 import torch
 from jaxtyping import Bool
@@ -8,7 +8,7 @@ from crux.training import ranks
 
 
 class Tally(nn.Module):
-    """Counts in training tokens, on the device; goes into the checkpoint."""
+    """Records the last firing of each latent, in training tokens. It stays on the device and is saved in checkpoints."""
 
     last_fired: Tensor
     tokens_seen: Tensor
@@ -19,16 +19,19 @@ class Tally(nn.Module):
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
 
     def count(self, fires: Bool[Tensor, "tokens n_latents"]) -> None:
-        """Takes in one batch, all of whose tokens count as its last one; of several ranks, each its share of it."""
+        """Record one batch, or this process's share of it. All tokens of the batch are treated as if they were its last token."""
         self.tokens_seen += len(fires) * ranks.n_ranks()
         self.last_fired = torch.where(ranks.any_rank(fires.any(0)), self.tokens_seen, self.last_fired)
 
     def dead(self, *, after: int) -> Bool[Tensor, "n_latents"]:
-        """Latents that have not fired for more than `after` tokens; one that never fired is counted from the start."""
+        """Return true for latents that have not fired for more than `after` tokens, or never since the start."""
         return self.tokens_seen - self.last_fired.clamp_min(0) > after
 
     def alive(self, window: int) -> tuple[int, int]:
-        """How many latents fired within the last N tokens, and N (`window`, or all tokens where fewer). Waits for the device."""
+        """Return the number of latents that fired within the last N tokens, and N. This waits for the device.
+
+        N is `window`, or the number of all tokens so far if there are fewer.
+        """
         seen = int(self.tokens_seen)
         n = min(window, seen)
         return int(((self.last_fired >= 0) & (seen - self.last_fired < n)).sum()), n
