@@ -38,7 +38,7 @@ def help_of(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str]) -
 
 def key_names(config: DictConfig, prefix: str = "") -> list[str]:
     found = []
-    for name in config:
+    for name in map(str, config):
         missing = OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name)
         inner = None if missing else config[name]
         if isinstance(inner, DictConfig) and inner and OmegaConf.get_type(inner) is not dict:
@@ -159,7 +159,7 @@ def test_descriptions_are_the_strings_below_the_fields() -> None:
     [
         (int, "integer"),
         (Annotated[int, Ge(1)], "integer, 1 or more"),
-        (Annotated[float, Gt(0)] | None, "number, more than 0, or null"),
+        (Annotated[float, Gt(0)] | None, "number, more than 0, or null"),  # pyright: ignore[reportOperatorIssue]
         (Annotated[float, Ge(0), Le(1)], "number, from 0 to 1"),
         (bool, "true or false"),
         (str | None, "text or null"),

@@ -304,8 +304,8 @@ def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
     note.write_text("17\n")
     monkeypatch.setenv("PATH", str(tmp_path))
     for answer, said in (
-        (None, f"where you know that none is, remove {note}"),
-        ("echo no route >&2; exit 1", f"where you know that none is, remove {note}"),
+        (None, f"if you know that none is, remove {note}"),
+        ("echo no route >&2; exit 1", f"if you know that none is, remove {note}"),
         ("echo 17_0; echo 17_2", "2 jobs of this sweep are in SLURM's queue: wait for them, or run scancel 17"),
     ):
         if answer is not None:

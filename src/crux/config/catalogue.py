@@ -94,7 +94,8 @@ def options_class(group: str, option: str) -> type | None:
 
 def read_choice(overrides: Sequence[str]) -> Choice:
     """Return what a command line chooses: by its experiment, and by its options of groups."""
-    pairs = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    split = [override.lstrip("+").partition("=") for override in overrides]
+    pairs = {key: value for key, _, value in split}
     choice = read_experiment(pairs.get("experiment"))
     others = {group: pairs[group] for group in choice.options if pairs.get(group, "") in option_files(group)}
     return Choice(choice.job, choice.options | others)

@@ -242,6 +242,7 @@ def _section_title(section: str, config: DictConfig) -> str:
 def _keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
     """Yield the keys of a section, those of its own dataclass before those of the dataclasses that it is derived from."""
     kind = OmegaConf.get_type(section)
+    assert kind is not None
     hints, hints_with_bounds = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     descriptions = field_descriptions(kind)
     order = list(dict.fromkeys(name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})))
@@ -262,7 +263,9 @@ def _value(section: DictConfig, name: str) -> str:
     try:
         return _write(section[name])
     except OmegaConfBaseException:  # it refers to a value that must be given
-        return str(OmegaConf.to_container(section, resolve=False)[name])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        values = OmegaConf.to_container(section, resolve=False)
+        assert isinstance(values, dict)
+        return str(values[name])
 
 
 def _write(value: Any) -> str:
