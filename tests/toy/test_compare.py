@@ -1,4 +1,4 @@
-"""Instances side by side: on shared samples, in pieces and as a whole, polished."""
+"""Comparing instances: shared samples, tiles of a program, and polishing on samples."""
 
 import torch
 
@@ -9,8 +9,8 @@ from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import SuperpositionModel, Weights, sampled_loss
 
 
-def made(kind: Kind, *, streams: int, settings: int) -> TrainedProgram:
-    """Random instances of four features in two dimensions."""
+def build_trained(kind: Kind, *, streams: int, settings: int) -> TrainedProgram:
+    """Return random instances of four features in two dimensions."""
     torch.manual_seed(0)
     program = Program(
         name="model",
@@ -27,8 +27,8 @@ def made(kind: Kind, *, streams: int, settings: int) -> TrainedProgram:
     return TrainedProgram(program, weights, torch.rand(streams, settings), {})
 
 
-def test_shared_losses_are_those_of_the_first_seeds_samples() -> None:
-    trained = made(Kind.absolute_value, streams=6, settings=2)
+def test_shared_samples_are_those_of_the_first_seed() -> None:
+    trained = build_trained(Kind.absolute_value, streams=6, settings=2)
     found = losses_on_shared_samples(trained, n_seeds=3, samples=500)
     assert found.shape == (6, 2)
     for stream in (1, 5):
@@ -40,9 +40,9 @@ def test_shared_losses_are_those_of_the_first_seeds_samples() -> None:
         torch.testing.assert_close(found[stream], sampled_loss(one.model, x, one.program.importance)[0].double())
 
 
-def test_pieces_make_the_whole() -> None:
+def test_joined_tiles_equal_the_whole_program() -> None:
     for kind in (Kind.relu_hidden, Kind.absolute_value):
-        trained = made(kind, streams=5, settings=1)
+        trained = build_trained(kind, streams=5, settings=1)
         again = join_tiles(
             [select_streams(trained, torch.tensor([0, 1, 2])), select_streams(trained, torch.tensor([3, 4]))]
         )
@@ -53,8 +53,8 @@ def test_pieces_make_the_whole() -> None:
         assert torch.equal(again.program.importance, trained.program.importance)
 
 
-def test_polishing_ends_where_there_is_no_slope_and_leaves_the_original() -> None:
-    trained = made(Kind.linear, streams=2, settings=1)
+def test_polishing_reaches_a_zero_gradient_and_copies_the_weights() -> None:
+    trained = build_trained(Kind.linear, streams=2, settings=1)
     before = trained.weights.W.clone()
     found = polish_on_samples(trained, active=256, max_iterations=300)
     assert torch.equal(trained.weights.W, before)

@@ -1,4 +1,4 @@
-"""Synthetic features: their statistics, and that a stream is the same alone and beside a hundred others."""
+"""Synthetic features: their statistics, and the independence of a stream from other streams."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def batches(
     )
 
 
-def near(share: Tensor, p: Tensor, n: int) -> None:
-    """Five standard errors of a share of n; a magnitude may be exactly 0, once in 2²⁴."""
+def assert_share_is_near(share: Tensor, p: Tensor, n: int) -> None:
+    """Check that a share of n is within five standard errors of p; a magnitude may be exactly 0, once in 2²⁴."""
     assert bool(((share - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-5).all()), (share, p)
 
 
@@ -40,25 +40,25 @@ def near(share: Tensor, p: Tensor, n: int) -> None:
 def test_independent_features_have_their_density_and_uniform_magnitudes(p: float) -> None:
     n = 200_000
     x = batches(INDEPENDENT, torch.full((1, 3), p), seeds=[1], batch=n)[0][0]
-    near((x > 0).double().mean(0), torch.full((3,), p), n)
+    assert_share_is_near((x > 0).double().mean(0), torch.full((3,), p), n)
     active = x[x > 0].double()
     m = len(active)
     assert 0 < active.min() < active.max() < 1
     assert abs(active.mean() - 0.5) < 5 / (12 * m) ** 0.5
     assert abs(active.square().mean() - 1 / 3) < 5 * (4 / 45 / m) ** 0.5
     both = ((x[:, 0] > 0) & (x[:, 1] > 0)).double().mean()
-    near(both, torch.tensor(p * p), n)
+    assert_share_is_near(both, torch.tensor(p * p), n)
 
 
-def test_each_feature_has_its_own_density_also_where_places_are_drawn() -> None:
+def test_densities_may_differ_between_features() -> None:
     p = torch.tensor([[0.05, 0.02, 0.002], [0.5, 0.05, 0.01]])
     n = 400_000
     x = batches(INDEPENDENT, p, seeds=[0, 0], batch=n)[0]
     for stream, density in zip(x, p, strict=True):
-        near((stream > 0).double().mean(0), density, n)
+        assert_share_is_near((stream > 0).double().mean(0), density, n)
 
 
-def test_unit_samples_keep_their_directions_and_empty_ones_stay() -> None:
+def test_unit_samples_keep_their_directions_and_empty_ones_stay_empty() -> None:
     p = torch.full((1, 20), 0.05)
     plain = batches(INDEPENDENT, p, seeds=[3], batch=500)[0][0]
     unit = batches(INDEPENDENT._replace(unit=True), p, seeds=[3], batch=500)[0][0]
@@ -73,7 +73,7 @@ def test_signed_magnitudes_are_symmetric() -> None:
     x = batches(FeatureDistribution(Cooccurrence.independent, 1, True), torch.full((1, 2), 0.4), seeds=[2], batch=n)[0][
         0
     ]
-    near((x != 0).double().mean(0), torch.full((2,), 0.4), n)
+    assert_share_is_near((x != 0).double().mean(0), torch.full((2,), 0.4), n)
     active = x[x != 0].double()
     assert abs(active.mean()) < 5 / (3 * len(active)) ** 0.5
     assert abs(active.square().mean() - 1 / 3) < 5 * (4 / 45 / len(active)) ** 0.5
@@ -81,39 +81,39 @@ def test_signed_magnitudes_are_symmetric() -> None:
     assert 0.99 < active.max() < 1
 
 
-def test_a_correlated_set_is_active_together_with_magnitudes_apart() -> None:
+def test_a_correlated_set_is_active_together_with_independent_magnitudes() -> None:
     n, p = 200_000, 0.2
     distribution = FeatureDistribution(Cooccurrence.correlated, 2, False)
     x = batches(distribution, torch.full((1, 6), p), seeds=[3], batch=n)[0][0].double()
     active = (x > 0).unflatten(1, (2, 3))
     assert bool((active.all(2) == active.any(2)).all())
-    near(active[:, :, 0].double().mean(0), torch.full((2,), p), n)
-    near((active[:, 0, 0] & active[:, 1, 0]).double().mean(), torch.tensor(p * p), n)
+    assert_share_is_near(active[:, :, 0].double().mean(0), torch.full((2,), p), n)
+    assert_share_is_near((active[:, 0, 0] & active[:, 1, 0]).double().mean(), torch.tensor(p * p), n)
     together = x[active[:, 0, 0]][:, :3]
     assert torch.corrcoef(together.T).triu(1).abs().max() < 5 / len(together) ** 0.5
 
 
-def test_of_an_anticorrelated_set_at_most_one_is_active_each_with_the_density() -> None:
+def test_at_most_one_feature_of_an_anticorrelated_set_is_active() -> None:
     n, p = 200_000, 0.2
     distribution = FeatureDistribution(Cooccurrence.anticorrelated, 2, False)
     x = batches(distribution, torch.full((1, 6), p), seeds=[4], batch=n)[0][0]
     active = (x > 0).unflatten(1, (2, 3))
     assert int(active.sum(2).max()) == 1
-    near((x > 0).double().mean(0), torch.full((6,), p), n)
-    near((active.any(2).all(1)).double().mean(), torch.tensor((3 * p) ** 2), n)
+    assert_share_is_near((x > 0).double().mean(0), torch.full((6,), p), n)
+    assert_share_is_near((active.any(2).all(1)).double().mean(), torch.tensor((3 * p) ** 2), n)
 
 
-def test_exactly_one_is_active_each_as_often() -> None:
+def test_exactly_one_feature_is_active_uniformly() -> None:
     n = 100_000
     x = batches(FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 5), 0.2), seeds=[5], batch=n)[0][
         0
     ]
     assert bool(((x > 0).sum(1) == 1).all())
-    near((x > 0).double().mean(0), torch.full((5,), 0.2), n)
+    assert_share_is_near((x > 0).double().mean(0), torch.full((5,), 0.2), n)
 
 
 @pytest.mark.parametrize("together", list(Cooccurrence))
-def test_a_stream_is_the_same_alone_and_among_a_hundred(together: Cooccurrence) -> None:
+def test_a_stream_does_not_depend_on_other_streams(together: Cooccurrence) -> None:
     distribution = FeatureDistribution(together, 2, False)
     p = (
         torch.full((100, 4), 0.25)
@@ -126,11 +126,11 @@ def test_a_stream_is_the_same_alone_and_among_a_hundred(together: Cooccurrence) 
         alone = batches(distribution, p[k : k + 1], seeds=[seeds[k]], batch=64)
         for i in (0, 3):
             assert torch.equal(alone[i][0], many[i][k])
-    assert torch.equal(many[2], many[2])  # of (seed, i) alone, in any order
+    assert torch.equal(many[2], many[2])  # depends only on (seed, i), not on the order of access
     assert not torch.equal(many[2], many[1])
 
 
-def test_seeds_and_purposes_have_numbers_of_their_own() -> None:
+def test_seeds_and_purposes_have_different_numbers() -> None:
     p = torch.full((1, 4), 0.5)
     training = batches(INDEPENDENT, p, seeds=[0], batch=64)
     other = batches(INDEPENDENT, p, seeds=[1], batch=64)
@@ -141,13 +141,13 @@ def test_seeds_and_purposes_have_numbers_of_their_own() -> None:
     assert not torch.equal(training[0], held_out[0])
 
 
-def test_finite_data_are_every_batch() -> None:
+def test_finite_data_are_the_same_in_every_batch() -> None:
     data = batches(INDEPENDENT, torch.full((2, 4), 0.5), seeds=[0, 1], batch=64, points=7)
     assert data[0].shape == (2, 7, 4)
     assert torch.equal(data[0], data[3])
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_distributions_are_rejected() -> None:
     with pytest.raises(UserError, match="more than 0"):
         batches(INDEPENDENT, torch.zeros(1, 2), seeds=[0], batch=2)
     with pytest.raises(UserError, match=r"a density can be at most 0\.5"):

@@ -1,4 +1,4 @@
-"""SAEs on toy models: the end-to-end loss by hand, and the planted case that shows what it is for."""
+"""SAEs on toy models: the end-to-end loss by hand, and a planted case in which it differs from the local loss."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ SCALE = 5.0
 """How much longer the directions are that the output does not use."""
 
 
-def planted() -> ToySubject:
-    """Ten features, each a hidden direction of its own; the output reads six. The other four are five times as long."""
+def build_planted_subject() -> ToySubject:
+    """Return a subject with ten features in orthogonal directions. The output reads six; the other four are five times as long."""
     n = USED + UNUSED
     rotation = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0))).Q
     lengths = torch.tensor([1.0] * USED + [SCALE] * UNUSED)
@@ -54,7 +54,7 @@ def planted() -> ToySubject:
     return ToySubject(program, weights)
 
 
-def module_of(sae: SAE, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEModule:
+def build_module(sae: SAE, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEModule:
     return SAEModule(
         [Site(HOOK, HOOK, sae)],
         passes=ActivationPasses(max_norm=None),
@@ -69,19 +69,19 @@ def module_of(sae: SAE, loss: Loss[Any], *, steps: int, sparsity: float) -> SAEM
     )
 
 
-def fresh(seed: int) -> SAE:
+def build_fresh_sae(seed: int) -> SAE:
     return ReluSAE(
         d_model=USED + UNUSED, d_out=None, n_latents=6, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
 
 
-def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float, folder: Path) -> SAE:
+def train_sae(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float, folder: Path) -> SAE:
     steps = 1500
     features = subject.features(batch=512, n_batches=steps, seed=1, purpose=Purpose.training)
     local, output = Local(reconstruction=1.0), E2E(kl=1.0, reconstruction=0.0)
     loss = OutputLoss(output, subject=subject) if end_to_end else LocalLoss(local)
-    module = module_of(sae, loss, steps=steps, sparsity=sparsity)
+    module = build_module(sae, loss, steps=steps, sparsity=sparsity)
     feed = Feed(HiddenActivations(features, subject=subject, hook=HOOK), accumulate=1)
     fit(
         module, feed, trainer=Trainer(False, Accelerator.cpu, steps, 50, 10**6), hardware=CPU, items_per_step=512,
@@ -91,46 +91,52 @@ def trained(subject: ToySubject, sae: SAE, *, end_to_end: bool, sparsity: float,
     return sae
 
 
-class Found(NamedTuple):
+class Contents(NamedTuple):
     long: int
-    """Of the long directions, which the output does not read, how many are in the dictionary."""
+    """Number of long directions, which the output does not read, in the dictionary."""
     read: float
-    """Explained variance of that part of the hidden activation which the output reads."""
+    """Explained variance of the part of the hidden activation that the output reads."""
     unread: float
-    """And of the rest."""
+    """Explained variance of the rest."""
     loss_increase: float
 
 
 @torch.no_grad()
-def found(subject: ToySubject, sae: SAE) -> Found:
-    judged = evaluate_on_toy(subject, sae, n_samples=20_000)
+def measure_contents(subject: ToySubject, sae: SAE) -> Contents:
+    evaluation = evaluate_on_toy(subject, sae, n_samples=20_000)
     W_out = subject.model.W_out
     assert W_out is not None
     basis = torch.linalg.svd(W_out[0, 0])[2]
     h = subject.hidden(subject.features(batch=20_000, n_batches=1, seed=0, purpose=Purpose.held_out)[0][0])
     parts = (sae.decode(sae.encode(h)) @ basis.T, h @ basis.T)
     read, unread = (explained_variance(*(part[:, s] for part in parts)) for s in (slice(USED), slice(USED, None)))
-    return Found(int((judged.recovery.cosine[USED:] > 0.9).sum()), read, unread, judged.metrics["loss_increase"])
+    n_long = int((evaluation.recovery.cosine[USED:] > 0.9).sum())
+    return Contents(n_long, read, unread, evaluation.metrics["loss_increase"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_local_keeps_what_is_large_and_end_to_end_what_the_output_uses(seed: int, tmp_path: Path) -> None:
-    """Six latents for ten directions: local spends them on the four long ones, which the output does not read; end-to-end drops those.
+def test_local_keeps_long_directions_and_end_to_end_those_that_are_used(seed: int, tmp_path: Path) -> None:
+    """With six latents for ten directions, local training learns the four long ones, which the output does not read; end-to-end drops them.
 
-    (Its dictionary is not the read features: nothing draws a decoder direction's unread part to zero, so it is judged by what it does.)
+    The end-to-end dictionary need not equal the directions that are read, because nothing removes the unread part of a decoder direction.
+    The test therefore measures the explained variance of both parts.
     """
-    subject = planted()
-    local = found(subject, trained(subject, fresh(seed), end_to_end=False, sparsity=0.5, folder=tmp_path / "local"))
-    e2e = found(subject, trained(subject, fresh(seed), end_to_end=True, sparsity=0.02, folder=tmp_path / "e2e"))
+    subject = build_planted_subject()
+    local = measure_contents(
+        subject, train_sae(subject, build_fresh_sae(seed), end_to_end=False, sparsity=0.5, folder=tmp_path / "local")
+    )
+    e2e = measure_contents(
+        subject, train_sae(subject, build_fresh_sae(seed), end_to_end=True, sparsity=0.02, folder=tmp_path / "e2e")
+    )
     assert (local.long, e2e.long) == (UNUSED, 0)
     assert local.unread > 0.9 > 0.3 > e2e.unread
     assert e2e.read > local.read + 0.2
     assert e2e.loss_increase < 0.25 * local.loss_increase
 
 
-def test_the_loss_and_its_gradient_by_hand(tmp_path: Path) -> None:
-    subject, sae = planted(), fresh(0)
-    module = module_of(sae, OutputLoss(E2E(kl=2.0, reconstruction=0.3), subject=subject), steps=10, sparsity=0.0)
+def test_loss_and_gradient_equal_hand_computed_values(tmp_path: Path) -> None:
+    subject, sae = build_planted_subject(), build_fresh_sae(0)
+    module = build_module(sae, OutputLoss(E2E(kl=2.0, reconstruction=0.3), subject=subject), steps=10, sparsity=0.0)
     batches = subject.features(batch=16, n_batches=1, seed=3, purpose=Purpose.training)
     features, batch = batches[0], HiddenActivations(batches, subject=subject, hook=HOOK)[0]
     module.training_step(batch, 0).backward()

@@ -1,4 +1,4 @@
-"""Toy models against the formulas by hand, one instance at a time."""
+"""Toy models compared with their formulas, one instance at a time."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_every_instance_computes_its_formula(kind: Kind, n_features: int, n_hidd
                 torch.testing.assert_close(hidden[s, g, t], h, atol=1e-5, rtol=1e-5)
 
 
-def test_the_error_by_hand() -> None:
+def test_sampled_loss_equals_a_hand_computed_value() -> None:
     W = torch.tensor([[1.0, -1.0]])  # n_features 2, n_hidden 1: x' = ReLU(x_0 - x_1, x_1 - x_0)
     found = SuperpositionModel(Kind.relu_output, Weights(W[None, None], torch.zeros(1, 1, 2), None))
     x = torch.tensor([[[0.5, 0.0], [0.5, 0.2]]])  # errors: (0, 0); (0.5 - 0.3, 0.2 - 0)
@@ -53,7 +53,7 @@ def test_the_error_by_hand() -> None:
     )
 
 
-def test_the_absolute_value_is_the_target_of_its_kind_alone() -> None:
+def test_only_the_absolute_value_model_has_absolute_targets() -> None:
     x = torch.tensor([[[-0.5, 0.25]]])
     assert torch.equal(model(Kind.absolute_value, 2, 2).target(x), x.abs())
     assert torch.equal(model(Kind.relu_hidden, 2, 2).target(x), x)

@@ -23,7 +23,7 @@ SAE = (
 
 @pytest.fixture(scope="module")
 def toy_run(crux_here: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pentagon's run folder."""
+    """Return the run folder of a pentagon."""
     outputs = tmp_path_factory.mktemp("toy")
     assert crux_here(*TOY, f"output_dir={outputs}") == 0
     (run,) = (outputs / "runs").iterdir()
@@ -49,7 +49,7 @@ def test_a_topk_sae_recovers_the_pentagon(crux_here: Callable[..., int], toy_run
     assert logged.data.params["hook_point"] == "hook_hidden"
 
 
-def test_end_to_end_keeps_more_of_the_output_for_each_latent_that_fires(
+def test_end_to_end_preserves_more_of_the_output_per_active_latent(
     crux_here: Callable[..., int], toy_run: Path, tmp_path: Path
 ) -> None:
     found = {}
@@ -70,7 +70,7 @@ def test_end_to_end_keeps_more_of_the_output_for_each_latent_that_fires(
     assert found["e2e"]["final/output_explained_variance"] > found["local"]["final/output_explained_variance"]
 
 
-def test_an_interrupted_training_ends_in_the_same_numbers(
+def test_an_interrupted_training_has_the_same_results(
     crux_here: Callable[..., int], toy_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = (*SAE, "tracking=none", f"model.path={toy_run}", "loss=e2e", "target_l0=0.4", "trainer.max_steps=30")
@@ -109,7 +109,7 @@ def test_an_interrupted_training_ends_in_the_same_numbers(
         ("trainer.accelerator=cuda", "an SAE on a toy model is trained on the CPU"),
     ],
 )
-def test_what_a_toy_model_does_not_have_is_refused_in_one_line(
+def test_unsuitable_options_are_rejected_in_one_line(
     given: str,
     says: str,
     crux_here: Callable[..., int],
@@ -122,7 +122,7 @@ def test_what_a_toy_model_does_not_have_is_refused_in_one_line(
     assert says in line
 
 
-def test_a_run_with_several_models_is_told_apart(
+def test_a_run_with_several_models_is_rejected(
     crux_here: Callable[..., int], toy_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for name in ("a", "b"):
@@ -134,6 +134,6 @@ def test_a_run_with_several_models_is_told_apart(
     assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
 
 
-def test_the_main_job_says_how_a_toy_model_is_studied(toy_run: Path, refusal: Callable[..., str]) -> None:
+def test_the_main_job_points_to_the_toy_job(toy_run: Path, refusal: Callable[..., str]) -> None:
     for place in (toy_run, toy_run / "programs" / "model"):
         assert f"{place} is a toy model: use experiment=toy/sae" in refusal(f"model.path={place}")

@@ -1,4 +1,4 @@
-"""Training toy models: an instance is the same alone and in a batch of a hundred, and what comes out is what is known."""
+"""Training toy models: instances do not depend on each other, losses decrease, and results are written and read back."""
 
 from pathlib import Path
 
@@ -30,18 +30,18 @@ def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float =
     )
 
 
-def first(of: Program) -> Weights:
+def first_instance(of: Program) -> Weights:
     n_settings = of.importance.shape[1]
     return initial_weights(
         of.kind, seeds=of.seeds, n_settings=n_settings, n_features=of.n_features, n_hidden=of.n_hidden, scale=1.0
     )
 
 
-def trained(
+def train(
     of: Program, steps: int, folder: Path, *, batch: int = 64, lr: float = 1e-3, snapshots: tuple[int, ...] = ()
 ) -> Weights:
     module = SuperpositionModule(
-        SuperpositionModel(of.kind, first(of)),
+        SuperpositionModel(of.kind, first_instance(of)),
         importance=of.importance,
         optimizer=Adam(lr, [0.9, 0.999], 1e-8, 0.01, 0, 1.0),
         max_steps=steps,
@@ -61,52 +61,52 @@ def trained(
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_an_instance_alone_is_the_instance_in_a_batch_of_a_hundred(kind: Kind, tmp_path: Path) -> None:
+def test_an_instance_does_not_depend_on_other_instances(kind: Kind, tmp_path: Path) -> None:
     many, k = program(list(range(100)), kind=kind), 42
     alone = program([k], kind=kind)
-    for a, b in zip(first(alone), first(many), strict=True):
+    for a, b in zip(first_instance(alone), first_instance(many), strict=True):
         assert (a is None) == (b is None)
         assert a is None or b is None or torch.equal(a[0], b[k])
-    together = trained(many, 10, tmp_path / "many")
-    by_itself = trained(alone, 10, tmp_path / "alone")
+    together = train(many, 10, tmp_path / "many")
+    by_itself = train(alone, 10, tmp_path / "alone")
     for a, b in zip(by_itself, together, strict=True):
         if a is not None and b is not None:
             assert not torch.equal(a, torch.zeros_like(a))
             torch.testing.assert_close(a[0], b[k], atol=1e-5, rtol=0)
 
 
-def test_initial_weights_have_xaviers_scale_however_many_there_are() -> None:
+def test_initial_weights_have_xavier_scale_for_any_number_of_instances() -> None:
     for n in (1, 500):
         of = program(list(range(n)), n_features=200)
-        std = first(of).W.std()
+        std = first_instance(of).W.std()
         assert std == pytest.approx((2 / 202) ** 0.5, rel=0.15 if n == 1 else 0.01)
 
 
 def test_settings_share_the_data_and_not_the_weights(tmp_path: Path) -> None:
     importance = torch.tensor([[[1.0] * 5, [5.0] * 5]])
     both = program([3])._replace(importance=importance)
-    together = trained(both, 10, tmp_path / "both")
+    together = train(both, 10, tmp_path / "both")
     for g in range(2):
-        alone = trained(both._replace(importance=importance[:, g : g + 1]), 10, tmp_path / f"{g}")
+        alone = train(both._replace(importance=importance[:, g : g + 1]), 10, tmp_path / f"{g}")
         torch.testing.assert_close(alone.W[:, 0], together.W[:, g], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_training_lowers_the_loss(kind: Kind, tmp_path: Path) -> None:
     of = program([0, 1], kind=kind, density=0.1)
-    after = trained(of, 300, tmp_path, lr=1e-2)
-    before, now = (held_out_loss(of, w, samples=4096, batch=1024) for w in (first(of), after))
+    after = train(of, 300, tmp_path, lr=1e-2)
+    before, now = (held_out_loss(of, w, samples=4096, batch=1024) for w in (first_instance(of), after))
     assert bool((now < 0.8 * before).all())
 
 
-def test_snapshots_and_the_folder_come_back(tmp_path: Path) -> None:
+def test_program_and_snapshots_are_restored_from_the_folder(tmp_path: Path) -> None:
     of = program([0, 1])
-    weights = trained(of, 20, tmp_path, snapshots=(0, 7, 20))
+    weights = train(of, 20, tmp_path, snapshots=(0, 7, 20))
     loss = held_out_loss(of, weights, samples=1024, batch=1024)
     save_program(tmp_path, TrainedProgram(of._replace(name=tmp_path.name), weights, loss, {}))
     back = load_program(tmp_path)
     assert sorted(back.snapshots) == [0, 7, 20]
-    assert torch.equal(back.snapshots[0].W, first(of).W)
+    assert torch.equal(back.snapshots[0].W, first_instance(of).W)
     assert torch.equal(back.snapshots[20].W, weights.W)
     assert torch.equal(back.weights.W, weights.W)
     assert torch.equal(back.loss, loss)
@@ -114,9 +114,9 @@ def test_snapshots_and_the_folder_come_back(tmp_path: Path) -> None:
     assert torch.equal(back.program.density, of.density)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"instances stopped being a finite number by step 5; try a lower optimizer.lr"
     ):
-        trained(program([0]), 10, tmp_path, lr=1e30)
+        train(program([0]), 10, tmp_path, lr=1e30)
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()

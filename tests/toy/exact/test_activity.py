@@ -1,4 +1,4 @@
-"""Patterns and their probabilities: by hand, and what they sum to."""
+"""Activity patterns and their probabilities: hand-computed values, marginals and sums."""
 
 import pytest
 import torch
@@ -49,7 +49,9 @@ def test_anticorrelated_sets_have_one_member_at_most() -> None:
     activity = enumerate_anticorrelated(torch.tensor([0.2, 0.3], dtype=F64), set_size=2)
     assert len(activity.patterns) == 9
     assert activity.weights.sum().item() == pytest.approx(1)
-    assert marginals(activity).tolist() == pytest.approx([0.1, 0.1, 0.15, 0.15])  # the set's density, shared out
+    assert marginals(activity).tolist() == pytest.approx(
+        [0.1, 0.1, 0.15, 0.15]
+    )  # the density of the set divided by its size
     assert together(activity, 0, 1) == 0
     assert together(activity, 1, 2) == pytest.approx(0.1 * 0.15)
 

@@ -1,4 +1,4 @@
-"""Moments over the cube against corner sums in 80 digits, and those against scipy's adaptive quadrature."""
+"""Moments over the cube compared with corner sums in 80 digits, which in turn are compared with adaptive quadrature."""
 
 from itertools import product
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor
 from crux.toy.exact.cube_moments import relu_moments
 
 
-def by_corners(a: list, b: Any) -> tuple[Any, Any, Any]:
-    """The three moments as signed sums over all corners, in 80 digits, where cancellation does no harm; no a is zero.
+def sum_corners(a: list, b: Any) -> tuple[Any, Any, Any]:
+    """Return the three moments as signed sums over all corners, in 80 digits, where cancellation does no harm; no a may be zero.
 
     With f(c) = c₊^(k+r)/(k+r)!·r! the mean of u₊^r is Σ_S (−1)^(k−|S|) f(b + Σ_S a) / Π a. For t_k u₊, the last variable's
-    ∫ t g(c + a t) dt = G(c + a)/a − (H(c + a) − H(c))/a², G and H the first and second antiderivatives of g.
+    ∫ t g(c + a t) dt = G(c + a)/a − (H(c + a) − H(c))/a², where G and H are the first and second antiderivatives of g.
     """
     k = len(a)
     with mpmath.workdps(80):
@@ -38,9 +38,10 @@ def by_corners(a: list, b: Any) -> tuple[Any, Any, Any]:
 
 
 def rows(k: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Large and small coefficients mixed in one row, and offsets at which the sign changes in the cube.
+    """Return rows that mix large and small coefficients, with offsets at which the sign changes inside the cube.
 
-    Half of the rows have every size from 1 to 1e-9; the others one size of small ones, often close to where the method changes.
+    Half of the rows have coefficients of every size from 1 to 1e-9; the others have small coefficients of one size, often near the
+    size at which the method of integration changes.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -55,29 +56,29 @@ def rows(k: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_against_80_digits(k: int) -> None:
+def test_moments_agree_with_80_digit_sums(k: int) -> None:
     a, b = rows(k, 400 if k < 7 else 60, seed=k)
     moments = torch.stack(list(relu_moments(a, b)), 1)
-    truth = [[float(m) for m in by_corners(a[i].tolist(), b[i].item())] for i in range(len(a))]
+    truth = [[float(m) for m in sum_corners(a[i].tolist(), b[i].item())] for i in range(len(a))]
     scale = a.abs().sum(1, keepdim=True)
     error = ((moments - torch.tensor(truth, dtype=torch.float64)) / torch.cat([scale, scale**2, scale], 1)).abs()
     assert error.max() < 1e-11
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_gradients_against_80_digits(k: int) -> None:
+def test_gradients_agree_with_80_digit_sums(k: int) -> None:
     a, b = rows(k, 60, seed=100 + k)
     a.requires_grad_()
     b.requires_grad_()
     gradients = [torch.autograd.grad(m.sum(), [a, b], retain_graph=True) for m in relu_moments(a, b)]
-    h = mpmath.mpf(2) ** -90  # of the order 1e-27, which 80 digits leave exact enough
+    h = mpmath.mpf(2) ** -90  # about 1e-27, so that the difference quotient is exact enough in 80 digits
     with mpmath.workdps(80):
         for i in range(len(a)):
             point = [*a[i].tolist(), b[i].item()]
             scale = a[i].abs().sum().item()
             for j in range(k + 1):
                 up, down = ([v + (sign * h if c == j else 0) for c, v in enumerate(point)] for sign in (1, -1))
-                ups, downs = by_corners(up[:-1], up[-1]), by_corners(down[:-1], down[-1])
+                ups, downs = sum_corners(up[:-1], up[-1]), sum_corners(down[:-1], down[-1])
                 for which, (slope_a, slope_b) in enumerate(gradients):
                     truth = float((ups[which] - downs[which]) / (2 * h))
                     slope = slope_b[i].item() if j == k else slope_a[i, j].item()
@@ -85,7 +86,7 @@ def test_gradients_against_80_digits(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_the_corner_sums_against_adaptive_quadrature(k: int) -> None:
+def test_corner_sums_agree_with_adaptive_quadrature(k: int) -> None:
     a, b = rows(k, 3, seed=200 + k)
     for row, start in zip(a.tolist(), b.tolist(), strict=True):
 
@@ -94,11 +95,11 @@ def test_the_corner_sums_against_adaptive_quadrature(k: int) -> None:
 
         integrands = (relu, lambda *t: relu(*t) ** 2, lambda *t: t[-1] * relu(*t))
         truth = [nquad(f, [(0, 1)] * k, opts={"epsabs": 1e-8, "epsrel": 1e-8, "limit": 200})[0] for f in integrands]
-        assert [float(m) for m in by_corners(row, start)] == pytest.approx(truth, abs=1e-6)
+        assert [float(m) for m in sum_corners(row, start)] == pytest.approx(truth, abs=1e-6)
 
 
-def test_by_hand() -> None:
-    """u = t − ½: E = ⅛, E² = 1/24, E[t u₊] = ∫_½¹ t(t − ½) = 5/48. All positive: u = 1 + t₁ + t₂, E = 2, E² = 4 + 1/6, E[t₂u] = 13/12."""
+def test_moments_equal_hand_computed_values() -> None:
+    """For u = t − ½: E = ⅛, E² = 1/24, E[t u₊] = ∫_½¹ t(t − ½) = 5/48. For u = 1 + t₁ + t₂ > 0: E = 2, E² = 4 + 1/6, E[t₂u] = 13/12."""
     moments = relu_moments(torch.tensor([[1.0]]).double(), torch.tensor([-0.5]).double())
     assert [m.item() for m in moments] == pytest.approx([1 / 8, 1 / 24, 5 / 48], abs=1e-15)
     moments = relu_moments(torch.ones(1, 2).double(), torch.ones(1).double())
@@ -108,13 +109,13 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("start", [-0.3, 0.0, 0.4])
 def test_value_and_gradient_at_zero(k: int, start: float) -> None:
-    """At a = 0: E = b₊, E² = b₊², E[t u₊] = b₊/2, and their slopes."""
+    """E = b₊, E² = b₊² and E[t u₊] = b₊/2 at a = 0, with their derivatives."""
     a = torch.zeros(1, k, dtype=torch.float64, requires_grad=True)
     b = torch.tensor([start], dtype=torch.float64, requires_grad=True)
     mean, square, own = relu_moments(a, b)
     on, height = float(start > 0), max(start, 0.0)
     assert [m.item() for m in (mean, square, own)] == pytest.approx([height, height**2, height / 2], abs=1e-15)
-    if start == 0:  # the square alone has a slope there
+    if start == 0:  # only the square is differentiable there
         slope_a, slope_b = torch.autograd.grad(square.sum(), [a, b])
         assert slope_a.eq(0).all()
         assert slope_b.eq(0).all()
@@ -135,7 +136,7 @@ def test_gradcheck_where_some_coefficients_are_zero(sign: int, zeros: tuple[int,
     )
 
 
-def test_float32_stays_usable() -> None:
+def test_float32_results_are_accurate_to_single_precision() -> None:
     a, b = rows(4, 200, seed=7)
     low, high = relu_moments(a.float(), b.float()), relu_moments(a, b)
     for x, y in zip(low, high, strict=True):

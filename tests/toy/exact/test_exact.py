@@ -1,4 +1,4 @@
-"""The exact loss against other ways to integrate, and its gradient where feature geometry is special."""
+"""The exact loss compared with other ways to integrate, and its gradient at special geometries of the features."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from scipy.stats import qmc
-from tests.toy.exact.test_cube_moments import by_corners
+from tests.toy.exact.test_cube_moments import sum_corners
 from torch import Tensor
 
 from crux.toy.exact.activity import (
@@ -26,13 +26,13 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 
 def polygon(k: int, norm: float, n: int) -> Tensor:
-    """k columns on a regular polygon in the plane, the other n − k zero."""
+    """Return k columns on a regular polygon in the plane; the other n − k columns are zero."""
     angle = 2 * math.pi * torch.arange(k, dtype=F64) / k
     return torch.cat([norm * torch.stack([angle.cos(), angle.sin()]), torch.zeros(2, n - k, dtype=F64)], 1)
 
 
-def by_hand(W: Tensor, b: Tensor, importance: Tensor, activity: Activity, signed: bool) -> float:
-    """One instance: a loop over patterns and outputs of corner sums in 80 digits."""
+def loss_from_corner_sums(W: Tensor, b: Tensor, importance: Tensor, activity: Activity, signed: bool) -> float:
+    """Return the loss of one instance by a loop over patterns and outputs, with corner sums in 80 digits."""
     A, total = W.T @ W, 0.0
     for pattern, weight in zip(activity.patterns, activity.weights.tolist(), strict=True):
         active = pattern.nonzero()[:, 0].tolist()
@@ -41,7 +41,7 @@ def by_hand(W: Tensor, b: Tensor, importance: Tensor, activity: Activity, signed
             a, start = A[i, features].tolist(), b[i].item()
             if signed:
                 start, a = start - sum(a), [2 * v for v in a]
-            mean, square, own = by_corners(a, start) if a else (0.0, max(0.0, start) ** 2, 0.0)
+            mean, square, own = sum_corners(a, start) if a else (0.0, max(0.0, start) ** 2, 0.0)
             error = float(square)
             if i in active:
                 error += 1 / 3 - 2 * float(2 * own - mean if signed else own)
@@ -59,28 +59,28 @@ KINDS: dict[str, Callable[[], Activity]] = {
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_corner_sums(kind: str, signed: bool) -> None:
+def test_six_features_agree_with_corner_sums(kind: str, signed: bool) -> None:
     W, b, importance = draw(3, 6, seed=1), 0.3 * draw(6, seed=2), draw(6, seed=3).exp()
     activity = KINDS[kind]()
     found = tied_loss(W, b, importance=importance, activity=activity, signed=signed)
-    assert found.item() == pytest.approx(by_hand(W, b, importance, activity, signed), abs=1e-10)
+    assert found.item() == pytest.approx(loss_from_corner_sums(W, b, importance, activity, signed), abs=1e-10)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_five_features_against_corner_sums(seed: int, signed: bool) -> None:
+def test_five_features_agree_with_corner_sums(seed: int, signed: bool) -> None:
     W, b, activity = (
         draw(2, 5, seed=seed),
         0.3 * draw(5, seed=10 + seed),
         enumerate_independent(torch.full((5,), 0.4, dtype=F64)),
     )
     found = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=activity, signed=signed)
-    assert found.item() == pytest.approx(by_hand(W, b, torch.ones(5), activity, signed), abs=1e-10)
+    assert found.item() == pytest.approx(loss_from_corner_sums(W, b, torch.ones(5), activity, signed), abs=1e-10)
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_against_points_of_the_data(signed: bool) -> None:
-    """No formula shared: 2¹⁹ Sobol points of (active or not, magnitude); their error is about 1e-5."""
+def test_exact_loss_agrees_with_sampled_data(signed: bool) -> None:
+    """The comparison shares no formula: 2¹⁹ Sobol points of (active or not, magnitude), with an error of about 1e-5."""
     n = 5
     W, b, density = (
         polygon(5, 1.1, n) + 0.1 * draw(2, n, seed=4),
@@ -94,8 +94,8 @@ def test_against_points_of_the_data(signed: bool) -> None:
     assert found.item() == pytest.approx(truth.item(), abs=1e-4)
 
 
-def test_any_matrix_in_place_of_the_gram_matrix() -> None:
-    """Five features, A not symmetric: Sobol points again."""
+def test_relu_loss_accepts_any_matrix() -> None:
+    """A is not symmetric; the comparison uses Sobol points."""
     A, b = 0.5 * draw(5, 5, seed=6) + torch.eye(5, dtype=F64), 0.2 * draw(5, seed=7)
     u = torch.as_tensor(qmc.Sobol(5, rng=0).random_base2(18))
     truth = (u - (u @ A.T + b).relu()).square().mean(0).sum()
@@ -115,8 +115,8 @@ def test_broadcasts_over_instances_densities_and_importances() -> None:
     torch.testing.assert_close(whole[2, 4, 1], one, rtol=1e-12, atol=1e-14)
 
 
-def test_sums_over_features() -> None:
-    """The convention: a sum over features. Nothing represented and b = 0 loses Σ I_i p_i / 3."""
+def test_loss_is_summed_over_features() -> None:
+    """A model that represents nothing, with b = 0, has the loss Σ I_i p_i / 3."""
     density, importance = torch.tensor([0.1, 0.4, 0.7], dtype=F64), torch.tensor([1.0, 2.0, 3.0], dtype=F64)
     zero = torch.zeros(3, dtype=F64)
     for signed in (False, True):
@@ -152,8 +152,8 @@ def test_gradcheck_at_special_points(name: str, signed: bool) -> None:
     assert torch.autograd.gradcheck(loss, (W, b), atol=1e-7)
 
 
-def test_finite_at_the_kink_itself() -> None:
-    """W = 0 and b = 0: every pre-activation sits on the kink."""
+def test_gradient_is_finite_at_the_kink() -> None:
+    """W = 0 and b = 0: every pre-activation is at the kink."""
     W, b = torch.zeros(2, 5, dtype=F64, requires_grad=True), torch.zeros(5, dtype=F64, requires_grad=True)
     density = torch.full((5,), 0.2, dtype=F64)
     loss = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=enumerate_independent(density), signed=False)
@@ -167,8 +167,8 @@ def test_finite_at_the_kink_itself() -> None:
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_linear_model_is_the_relu_model_where_nothing_is_cut(kind: str, signed: bool) -> None:
-    """With b = 9 every pre-activation is positive: the two losses are one."""
+def test_linear_loss_equals_relu_loss_if_no_output_is_clipped(kind: str, signed: bool) -> None:
+    """With b = 9 every pre-activation is positive, and the two losses agree."""
     activity, W = KINDS[kind](), 0.5 * draw(2, 6, seed=11)
     b, importance = torch.full((6,), 9.0, dtype=F64), draw(6, seed=12).exp()
     mean, second = feature_moments(activity, signed=signed)
@@ -176,8 +176,8 @@ def test_linear_model_is_the_relu_model_where_nothing_is_cut(kind: str, signed: 
     torch.testing.assert_close(found, tied_loss(W, b, importance=importance, activity=activity, signed=signed))
 
 
-def test_linear_optimum_of_many_features() -> None:
-    """n = 50, m = 20: the kept features lose nothing; a dropped one with b = p/2 loses p/3 − p²/4."""
+def test_linear_loss_of_many_features_equals_its_formula() -> None:
+    """n = 50, m = 20: represented features have no loss; a dropped one with b = p/2 has p/3 − p²/4."""
     density, importance = torch.full((50,), 0.3, dtype=F64), 0.9 ** torch.arange(50, dtype=F64)
     kept = (torch.arange(50) < 20).to(F64)
     mean, second = independent_feature_moments(density, signed=False)
@@ -186,7 +186,7 @@ def test_linear_optimum_of_many_features() -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_independent_moments_are_those_of_the_patterns(signed: bool) -> None:
+def test_moments_of_independent_features_equal_those_of_their_patterns(signed: bool) -> None:
     density = torch.tensor([0.1, 0.6, 1.0], dtype=F64)
     for found, truth in zip(
         independent_feature_moments(density, signed=signed),
@@ -205,7 +205,7 @@ def test_independent_moments_are_those_of_the_patterns(signed: bool) -> None:
         (0.01, 1.163, -0.275, 0.001001),
     ],
 )
-def test_published_pentagons(density: float, norm: float, bias: float, published: float) -> None:
+def test_pentagons_have_their_published_losses(density: float, norm: float, bias: float, published: float) -> None:
     """Reference 1.4(5), its norms and biases in three digits."""
     activity = enumerate_independent(torch.full((5,), density, dtype=F64))
     found = tied_loss(

@@ -1,4 +1,4 @@
-"""Batched L-BFGS against scipy's, alone and in company, and where functions are ill-behaved."""
+"""Batched L-BFGS compared with scipy's, for single and many instances, and on ill-behaved functions."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def run(loss, *start: Tensor, max_iterations: int = 1000, tolerance: float = 1e-
     return minimise(loss, start, max_iterations=max_iterations, gradient_tolerance=tolerance, history=10)
 
 
-def test_quadratics_of_every_condition_and_scale() -> None:
-    """Instance i has its own spectrum, up to a condition of 1e6, and its own minimum."""
+def test_quadratics_of_any_condition_and_scale_converge() -> None:
+    """Instances differ in their spectrum, with conditions up to 1e6, and in their minimum."""
     centre, spectrum = draw(30, 6, seed=0), 10 ** (6 * torch.rand(30, 6, dtype=F64) - 3)
 
     def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def rosenbrock(x: Tensor) -> Tensor:
     return (100 * (x[..., 1:] - x[..., :-1].square()).square() + (1 - x[..., :-1]).square()).sum(-1)
 
 
-def test_rosenbrock_like_scipy() -> None:
+def test_rosenbrock_minima_agree_with_scipy() -> None:
     start = 0.5 * draw(20, 6, seed=1)
     found = run(lambda parameters, which: rosenbrock(parameters[0]), start)
     assert found.converged.all()
@@ -69,8 +69,8 @@ def toy_loss(density: Tensor, importance: Tensor):
     return loss
 
 
-def test_alone_and_in_company_find_the_same_optimum() -> None:
-    """Toy models of different densities; among them one that starts at NaN, one far out, one at a flat place."""
+def test_instances_do_not_influence_each_other() -> None:
+    """Toy models of different densities, including one that starts at NaN, one that starts far away, and one with zero gradient."""
     n = 12
     density, importance = torch.linspace(0.05, 0.9, n, dtype=F64)[:, None].expand(n, 3), torch.ones(n, 3, dtype=F64)
     W, b = draw(n, 2, 3, seed=2), 0.1 * draw(n, 3, seed=3)
@@ -87,7 +87,7 @@ def test_alone_and_in_company_find_the_same_optimum() -> None:
             torch.testing.assert_close(alone.parameters[1][0], together.parameters[1][i], rtol=0, atol=1e-7)
 
 
-def test_scipy_finds_nothing_lower_from_a_toy_optimum() -> None:
+def test_scipy_finds_no_lower_toy_model_loss() -> None:
     n = 4
     density, importance = torch.full((n, 4), 0.2, dtype=F64), 0.9 ** torch.arange(4, dtype=F64).expand(n, 4)
     W, b = draw(n, 2, 4, seed=4), torch.zeros(n, 4, dtype=F64)
@@ -109,8 +109,8 @@ def test_scipy_finds_nothing_lower_from_a_toy_optimum() -> None:
         assert found.loss[i].item() == pytest.approx(again.fun, rel=1e-12)
 
 
-def test_ends_at_kinks() -> None:
-    """|x| + ReLU sums have no zero gradient to converge to; the point is found all the same."""
+def test_search_terminates_at_kinks() -> None:
+    """|x| and sums of ReLUs have no zero gradient to converge to; the minimum is found nevertheless."""
     start = draw(10, 3, seed=5)
     weight = torch.tensor([1.0, 3.0, 0.5], dtype=F64)
     found = run(lambda parameters, which: (weight * (parameters[0] - 0.3).abs()).sum(1), start, max_iterations=60)
@@ -123,8 +123,8 @@ def test_ends_at_kinks() -> None:
     assert found.loss.max() < 1e-6
 
 
-def test_starts_at_a_kink_and_at_an_optimum() -> None:
-    """ReLU models at W = 0, b = 0, where all units are on the kink; and x² at 0, done before the first step."""
+def test_search_can_start_at_a_kink_or_an_optimum() -> None:
+    """ReLU models start at W = 0, b = 0, where all units are at the kink; x² starts at 0 and takes no step."""
     density, importance = torch.full((1, 3), 0.2, dtype=F64), torch.ones(1, 3, dtype=F64)
     found = run(toy_loss(density, importance), torch.zeros(1, 2, 3, dtype=F64), torch.zeros(1, 3, dtype=F64))
     assert found.loss.isfinite().all()
@@ -133,14 +133,14 @@ def test_starts_at_a_kink_and_at_an_optimum() -> None:
     assert found.iterations.eq(0).all()
 
 
-def test_unbounded_below_ends() -> None:
+def test_search_terminates_if_the_loss_is_unbounded() -> None:
     found = run(lambda parameters, which: -parameters[0].exp().sum(1), torch.zeros(1, 1, dtype=F64), max_iterations=50)
     assert not found.converged.any()
     assert found.loss.item() < -1
 
 
-def test_a_wall_of_infinity_is_stepped_back_from() -> None:
-    """−log x + x, infinite or NaN at x ≤ 0: the minimum is 1 at x = 1."""
+def test_search_steps_back_from_infinite_losses() -> None:
+    """−log x + x is infinite or NaN at x ≤ 0; its minimum is 1 at x = 1."""
     start = torch.tensor([[1e-3], [50.0]], dtype=F64)
     found = run(lambda parameters, which: (parameters[0] - parameters[0].log()).sum(1), start)
     assert found.converged.all()

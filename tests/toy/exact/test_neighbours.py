@@ -1,4 +1,4 @@
-"""A pixel that missed the best basin gets it from the pixel beside it."""
+"""A pixel that missed the best basin gets it from a neighbouring pixel."""
 
 import torch
 
@@ -12,13 +12,13 @@ from crux.toy.superposition import Weights
 POLISH = {"gradient_tolerance": 1e-8, "max_iterations": 300}
 
 
-def sharing(W: torch.Tensor) -> torch.Tensor:
-    """1 where the two features are opposite, 0 where the second is dropped."""
+def classify_sharing(W: torch.Tensor) -> torch.Tensor:
+    """Return 1 if the two features are opposite, 0 if the second is dropped."""
     return (W[..., 0, 1].abs() > 0.5).long()
 
 
-def test_the_better_optimum_spreads_and_no_other() -> None:
-    n = 4  # along the ratio, at one density; the digon is the optimum everywhere, only the last pixel found it
+def test_only_the_better_optimum_spreads() -> None:
+    n = 4  # ratios at one density; the digon is the optimum everywhere, but only the last pixel has it
     program = Program(
         name="2_1",
         kind=Kind.relu_output,
@@ -34,12 +34,12 @@ def test_the_better_optimum_spreads_and_no_other() -> None:
     b = torch.tensor([0.0, 0.05]).expand(1, n, 2).clone()
     b[0, -1] = 0.0
     own = polish(program, Weights(dropped, b, None), **POLISH)
-    assert sharing(own.weights.W).tolist() == [[0, 0, 0, 1]]
-    found, lowered = polish_from_neighbours(program, own, classes=sharing, **POLISH)
+    assert classify_sharing(own.weights.W).tolist() == [[0, 0, 0, 1]]
+    found, lowered = polish_from_neighbours(program, own, classes=classify_sharing, **POLISH)
     assert lowered == n - 1
-    assert sharing(found.weights.W).tolist() == [[1] * n]
+    assert classify_sharing(found.weights.W).tolist() == [[1] * n]
     assert bool((found.loss <= own.loss).all())
     assert found.loss[0, -1] == own.loss[0, -1]
-    again, more = polish_from_neighbours(program, found, classes=sharing, **POLISH)
+    again, more = polish_from_neighbours(program, found, classes=classify_sharing, **POLISH)
     assert more == 0
     assert torch.equal(again.loss, found.loss)

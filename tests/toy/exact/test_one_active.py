@@ -14,8 +14,8 @@ from crux.toy.exact.one_active import one_active_relu_loss, one_active_tied_loss
 F64 = torch.float64
 
 
-def gon(k: int, c: int, norm: float, bias: float, dead_bias: list[float]) -> tuple[Tensor, Tensor]:
-    """A k-gon among c features, the others W = 0 with the biases given."""
+def build_k_gon(k: int, c: int, norm: float, bias: float, dead_bias: list[float]) -> tuple[Tensor, Tensor]:
+    """Return a k-gon among c features; the others have W = 0 and the given bias."""
     angle = 2 * math.pi * torch.arange(k, dtype=F64) / k
     W = torch.zeros(2, c, dtype=F64)
     W[:, :k] = norm * torch.stack([angle.cos(), angle.sin()])
@@ -39,11 +39,11 @@ GONS = {  # k: (l*, b*, h_k)
 
 @pytest.mark.parametrize("k", GONS)
 @pytest.mark.parametrize("dead", [0, 1, 2, 3])
-def test_published_gons(k: int, dead: int) -> None:
-    """L(k, c) = (h_k + c − k) / (3c), dead features with negative bias."""
+def test_k_gons_have_their_published_losses_and_biases(k: int, dead: int) -> None:
+    """L(k, c) = (h_k + c − k) / (3c) if dead features have a negative bias."""
     norm, bias, h = GONS[k]
     c = k + dead
-    found = uniform_loss(*gon(k, c, norm, bias, [-0.1] * dead))
+    found = uniform_loss(*build_k_gon(k, c, norm, bias, [-0.1] * dead))
     assert found.item() == pytest.approx((h + c - k) / (3 * c), abs=2e-7)
 
 
@@ -62,29 +62,29 @@ def test_published_gons(k: int, dead: int) -> None:
         (4, 6, 0.1111111),
     ],
 )
-def test_published_losses(k: int, c: int, published: float) -> None:
+def test_losses_equal_published_values(k: int, c: int, published: float) -> None:
     norm, bias, _ = GONS[k]
-    assert uniform_loss(*gon(k, c, norm, bias, [-0.1] * (c - k))).item() == pytest.approx(published, abs=6e-7)
+    assert uniform_loss(*build_k_gon(k, c, norm, bias, [-0.1] * (c - k))).item() == pytest.approx(published, abs=6e-7)
 
 
 @pytest.mark.parametrize(
     ("k", "c", "n_plus", "published"),
     [(5, 6, 1, 0.061799), (4, 5, 1, 0.0566667), (4, 6, 1, 0.1041667), (4, 6, 2, 0.0972222)],
 )
-def test_dead_features_with_their_best_bias(k: int, c: int, n_plus: int, published: float) -> None:
-    """k+, k++: b = 1/(2c) on a dead feature lowers the loss by 1/(4c²), 1/144 at c = 6."""
+def test_optimal_bias_of_a_dead_feature_lowers_the_loss(k: int, c: int, n_plus: int, published: float) -> None:
+    """k+ and k++: b = 1/(2c) on a dead feature lowers the loss by 1/(4c²), which is 1/144 at c = 6."""
     norm, bias, h = GONS[k]
     dead = [1 / (2 * c)] * n_plus + [-0.1] * (c - k - n_plus)
-    found = uniform_loss(*gon(k, c, norm, bias, dead)).item()
+    found = uniform_loss(*build_k_gon(k, c, norm, bias, dead)).item()
     assert found == pytest.approx(published, abs=6e-7)
     assert found == pytest.approx((h + c - k) / (3 * c) - n_plus / (4 * c**2), abs=2e-7)
 
 
 @pytest.mark.parametrize("k", [5, 6, 7, 8])
-def test_the_gons_are_optima(k: int) -> None:
-    """L-BFGS from a rough k-gon ends at the published l*, b* (in 7 digits), where no slope is left."""
+def test_published_k_gons_are_optima(k: int) -> None:
+    """L-BFGS from a perturbed k-gon ends at the published l*, b* (to 7 digits), where the gradient is zero."""
     norm, bias, h = GONS[k]
-    W, b = gon(k, k, 1.05 * norm, 0.9 * bias, [])
+    W, b = build_k_gon(k, k, 1.05 * norm, 0.9 * bias, [])
     found = minimise(
         lambda parameters, which: uniform_loss(*parameters),
         (W[None], b[None]),
@@ -99,7 +99,7 @@ def test_the_gons_are_optima(k: int) -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_is_the_enumerated_loss(signed: bool) -> None:
+def test_loss_equals_the_enumerated_loss(signed: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     W, b = (torch.randn(*shape, generator=generator, dtype=F64) for shape in ((6, 3, 5), (6, 5)))
     importance, q = (
@@ -124,8 +124,8 @@ def test_gradcheck_with_dead_features(signed: bool, bias: float) -> None:
     assert torch.autograd.gradcheck(loss, (W, b))
 
 
-def test_many_features() -> None:
-    """400 → 30: finite, with a finite gradient; all dead and b = 0 loses 1/3."""
+def test_loss_of_many_features_is_finite() -> None:
+    """400 → 30: loss and gradient are finite; with all features dead and b = 0 the loss is 1/3."""
     W = torch.zeros(30, 400, dtype=F64, requires_grad=True)
     loss = uniform_loss(W, torch.zeros(400, dtype=F64))
     (slope,) = torch.autograd.grad(loss, W)

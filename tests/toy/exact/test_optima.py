@@ -36,7 +36,7 @@ RUNNER_UP = {0.5: 0.2819, 0.3: 0.14763, 0.2: 0.08304, 0.1: 0.03747, 0.05: 0.0177
 
 @pytest.mark.slow
 @pytest.mark.parametrize("density", TABLE)
-def test_published_table(density: float) -> None:
+def test_optima_equal_the_published_table(density: float) -> None:
     geometry, loss, norm, bias = TABLE[density]
     found = optima(torch.full((5,), density, dtype=F64))
     best, b = found.W[0], found.b[0]
@@ -69,7 +69,9 @@ def test_published_table(density: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "pentagon", "digons"), [(4.0, 0.00596, 0.00583), (3.0, 0.00651, 0.00722)])
-def test_a_sparser_fifth_feature(ratio: float, pentagon: float, digons: float) -> None:
+def test_pentagon_and_digons_have_published_losses_if_the_fifth_feature_is_sparser(
+    ratio: float, pentagon: float, digons: float
+) -> None:
     """p = .05 and a fifth feature sparser by the ratio: pentagon (all five alive) and two digons cross at about 3.7.
 
     The published digon losses are those of a fifth feature dead with b ≤ 0; its best bias b = p/2 takes p²/4 off.
@@ -84,7 +86,7 @@ def test_a_sparser_fifth_feature(ratio: float, pentagon: float, digons: float) -
 
 
 def test_two_features_in_one_dimension() -> None:
-    """Sparse: the digon; W₁ and W₂ opposite and equal. Every optimum is polished and stationary, the best comes first."""
+    """For sparse features the optimum is the digon, with W₁ = −W₂. Every optimum is stationary, and the best comes first."""
     found = optima(torch.full((2,), 0.1, dtype=F64), n_hidden=1)
     assert found.W[0, 0, 0].item() == pytest.approx(-found.W[0, 0, 1].item(), abs=1e-6)
     assert (found.gradient <= 1e-6).all()
@@ -97,15 +99,15 @@ def test_enough_dimensions_lose_nothing() -> None:
     assert found.loss[0].item() == pytest.approx(0, abs=1e-15)
 
 
-def test_importance_decides_who_is_kept() -> None:
-    """Dense features, importances 3, 2, 1: the first two get a dimension each."""
+def test_most_important_features_are_represented() -> None:
+    """With dense features of importance 3, 2, 1, the first two get a dimension each."""
     found = optima(torch.full((3,), 1.0, dtype=F64), importance=torch.tensor([1.0, 3.0, 2.0], dtype=F64), n_random=2)
     assert found.loss[0].item() == pytest.approx(1 / 12)  # the variance of U[0, 1]
     assert found.W[0].norm(dim=0).tolist() == pytest.approx([0, 1, 1], abs=1e-5)
 
 
-def test_structures_up_to_swaps() -> None:
-    """Four alike in two dimensions. One used: 1, 2; two used: 1+1, 1+2, 2+2, 3-gon, 4-gon."""
+def test_arrangements_are_distinct_up_to_swaps() -> None:
+    """Four interchangeable features in two dimensions: 1 and 2 use one dimension; 1+1, 1+2, 2+2, 3-gon and 4-gon use two."""
     alike = distinct_arrangements([0, 0, 0, 0], 2)
     assert sorted(sorted(map(len, parts)) for parts in alike) == [[1], [1, 1], [1, 2], [2], [2, 2], [3], [4]]
     assert (
@@ -113,7 +115,7 @@ def test_structures_up_to_swaps() -> None:
     )  # all different: every choice of features
 
 
-def test_start_of_a_structure() -> None:
+def test_start_places_digon_and_dead_features() -> None:
     mean = torch.full((5,), 0.05, dtype=F64)
     W, b = build_start(((0,), (1, 3)), n_hidden=2, mean=mean)
     assert W.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, -1, 0]]

@@ -1,4 +1,4 @@
-"""Phase boundaries: the published ones, the formulas, and against the best of many starts on both sides of a boundary."""
+"""Phase boundaries compared with published values, with the formulas, and with the best of many starts on both sides."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ from crux.toy.exact.phase_theory import (
 F64 = torch.float64
 
 
-def test_published_exact_boundaries() -> None:
+def test_exact_boundaries_equal_published_values() -> None:
     """Reference 1.4.3: r* = 0.536, 0.205, 0.0487; the upper boundary is the inverse, the features being alike."""
     lower, upper = exact_boundaries(torch.tensor([0.5, 0.3, 0.1], dtype=F64), n_hidden=1)
     assert lower.tolist() == pytest.approx([0.536, 0.205, 0.0487], rel=2e-3)
     assert (lower * upper).tolist() == pytest.approx([1] * 3)
 
 
-def test_fixed_weight_boundaries_are_where_the_formulas_meet() -> None:
+def test_losses_are_equal_at_fixed_weight_boundaries() -> None:
     density = torch.tensor([0.05, 0.2, 0.5], dtype=F64)
     lower, upper = fixed_weight_boundaries(density, n_hidden=1)
     for r, other in ((lower, lower * dropped_loss(density)), (upper, dropped_loss(density))):
@@ -44,13 +44,13 @@ def test_classes() -> None:
     ]
 
 
-def test_other_dimensions_are_refused() -> None:
+def test_other_dimensions_are_rejected() -> None:
     with pytest.raises(UserError, match="1 or 2"):
         fixed_weight_boundaries(torch.tensor([0.5], dtype=F64), n_hidden=3)
 
 
 def measured_class(r: float, density: float, n_hidden: int) -> int:
-    """Of the best of all structures and 10 random starts, by the extra feature's norm and its overlap with others."""
+    """Return the class of the best of all structured starts and 10 random ones, by norm and overlap of the extra feature."""
     n = n_hidden + 1
     best = exact_optima(
         n_hidden=n_hidden,
@@ -70,15 +70,15 @@ def measured_class(r: float, density: float, n_hidden: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_hidden", "density"), [(1, 0.1), (1, 0.5), (1, 0.55), (1, 0.7), (2, 0.1), (2, 0.5)])
-def test_best_of_many_starts_on_both_sides(n_hidden: int, density: float) -> None:
-    """Three per cent inside and outside of each boundary, trained from scratch, the class is the one that theory says."""
+def test_class_is_correct_on_both_sides_of_exact_boundaries(n_hidden: int, density: float) -> None:
+    """Three per cent inside and outside of each boundary, models trained from scratch have the theoretical class."""
     edges = exact_boundaries(torch.tensor([density], dtype=F64), n_hidden=n_hidden)
     r = torch.cat([edges.lower * 0.97, edges.lower * 1.03, edges.upper * 0.97, edges.upper * 1.03])
     theory = classes_between_boundaries(r, edges)[0].tolist()
     assert [measured_class(v, density, n_hidden) for v in r.tolist()] == theory == [0, 1, 1, 2]
 
 
-def test_leaving_zero() -> None:
-    """Always active (p = 1) nothing is cut, and the features are alike: r = 1. The others: found by Newton's steps on the exact loss."""
+def test_smooth_onset_equals_known_values() -> None:
+    """At p = 1 no output is clipped and the features are interchangeable: r = 1. Others are from Newton's method on the exact loss."""
     found = smooth_onset(torch.tensor([1.0, 0.7, 0.6, 0.55], dtype=F64))
     assert found.tolist() == pytest.approx([1, 0.7726, 0.6654, 0.6085], abs=1e-3)

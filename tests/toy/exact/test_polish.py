@@ -1,4 +1,4 @@
-"""Polishing ends at the optimum of the basin: scipy's, row by row, and with the bias of dropped features put right."""
+"""Polishing reaches the optimum of the basin, as scipy does row by row, and corrects the bias of dropped features."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def program(density: torch.Tensor, importance: torch.Tensor) -> Program:
     return Program("model", Kind.relu_output, 1, distribution, torch.arange(len(density)), density, importance, None)
 
 
-def test_every_instance_ends_in_its_own_optimum() -> None:
+def test_every_instance_reaches_the_optimum_of_its_basin() -> None:
     density, importance = torch.tensor([[0.1, 0.1], [0.4, 0.4]]), torch.rand(2, 3, 2) + 0.5
     it = program(density, importance)
     weights = Weights(torch.tensor([0.9, -0.7]).expand(2, 3, 1, 2), torch.zeros(2, 3, 2), None)
@@ -37,8 +37,8 @@ def test_every_instance_ends_in_its_own_optimum() -> None:
             assert found.loss[stream, setting].item() == pytest.approx(truth.fun, rel=1e-5)
 
 
-def test_the_bias_of_a_dropped_feature_is_put_right() -> None:
-    """With W_2 = 0 and b_2 < 0 its output is off and has no gradient; Var(x) = p/3 − p²/4 is what its absence has to cost."""
+def test_negative_bias_of_a_dropped_feature_is_corrected() -> None:
+    """With W_2 = 0 and b_2 < 0 the output is 0 without gradient; the optimal bias gives the loss Var(x) = p/3 − p²/4."""
     p = 0.4
     it = program(torch.full((1, 2), p), torch.ones(1, 1, 2))
     weights = Weights(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.0, -0.3]).view(1, 1, 2), None)

@@ -1,4 +1,4 @@
-"""The exact loss of every kind of features is what a large sample says."""
+"""The exact loss of every kind of features agrees with a large sample."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from crux.toy.superposition import Weights
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("together", list(Cooccurrence))
 @pytest.mark.parametrize("kind", [Kind.linear, Kind.relu_output])
-def test_it_is_the_mean_of_a_large_sample(kind: Kind, together: Cooccurrence, signed: bool) -> None:
+def test_exact_loss_agrees_with_a_large_sample(kind: Kind, together: Cooccurrence, signed: bool) -> None:
     torch.manual_seed(0)
     p = torch.tensor([0.25] if together is Cooccurrence.one_active else [0.5, 0.1])
     n = len(p)
@@ -34,7 +34,7 @@ def test_it_is_the_mean_of_a_large_sample(kind: Kind, together: Cooccurrence, si
     torch.testing.assert_close(exact, sampled, rtol=0.02, atol=1e-4)
 
 
-def test_large_and_hidden_relu_models_have_none() -> None:
+def test_large_and_hidden_relu_models_have_no_exact_loss() -> None:
     program = Program(
         name="model",
         kind=Kind.relu_hidden,

@@ -1,4 +1,4 @@
-"""|x| with a hidden ReLU layer: two neurons a feature, then polysemantic ones."""
+"""|x| with a hidden ReLU layer: two neurons per feature, then polysemantic neurons."""
 
 import json
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 from crux.toy.experiments.absolute_value import count_separate_features
 
 
-def shortened(crux_here: Callable[..., int], tmp_path: Path, *given: str) -> Path:
-    """The folder of a run."""
+def run_shortened(crux_here: Callable[..., int], tmp_path: Path, *given: str) -> Path:
+    """Run the experiment for a few seconds and return its folder."""
     common = ("trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
     assert crux_here("experiment=toy/absolute_value", *common, *given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     return run
 
 
-def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], tmp_path: Path) -> None:
     given = ("trainer.max_steps=20", "trainer.batch=64", "toy.seeds=2", "toy.held_out=1024", "toy.densities=[1.0,0.01]")
-    run = shortened(crux_here, tmp_path, *given)
+    run = run_shortened(crux_here, tmp_path, *given)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 5
     for density in ("1", "0.01"):
@@ -34,7 +34,7 @@ def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int
     assert (run / "figures" / "enough.png").stat().st_size > 10_000
 
 
-def test_a_feature_needs_a_neuron_for_either_sign() -> None:
+def test_a_separate_feature_has_one_neuron_per_sign() -> None:
     W = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.8]])
     assert count_separate_features(W) == 1
     W[3, 1] = -0.8
@@ -44,7 +44,9 @@ def test_a_feature_needs_a_neuron_for_either_sign() -> None:
 
 
 @pytest.mark.slow
-def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    metrics = json.loads((shortened(crux_here, tmp_path) / "metrics.json").read_text())
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    metrics = json.loads((run_shortened(crux_here, tmp_path) / "metrics.json").read_text())
     assert metrics["final/checks"] == 7
-    assert metrics["final/checks_failed"] <= 1  # where a restart ends hangs on rounding, and so on the machine
+    assert (
+        metrics["final/checks_failed"] <= 1
+    )  # the optimum that a restart reaches depends on rounding, and so on the machine

@@ -1,4 +1,4 @@
-"""Vulnerability against features per dimension."""
+"""The experiment on vulnerability and features per dimension."""
 
 import json
 from collections.abc import Callable
@@ -38,16 +38,14 @@ def test_a_short_run_attacks_every_instance(crux_here: Callable[..., int], tmp_p
         ("toy.kind=linear", "attacks relu_output"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
+def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
     assert says in refusal(*SMALL, given)
 
 
 @pytest.mark.slow
-def test_the_small_setting_is_more_vulnerable_where_features_crowd(
-    crux_here: Callable[..., int], tmp_path: Path
-) -> None:
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here(*SMALL, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert (
         json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1
-    )  # where a restart ends hangs on rounding, and so on the machine
+    )  # the optimum that a restart reaches depends on rounding, and so on the machine

@@ -1,4 +1,4 @@
-"""Which features are represented, and which share a direction: the paper's basic results."""
+"""The basic results of Elhage et al.: which features are represented, and which share a direction."""
 
 import json
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from crux.toy.superposition import Weights
 SMALL = ("experiment=toy/basic", "trainer.progress=false", "tracking=none")
 
 
-def test_the_linear_optimum_is_what_the_dropped_features_vary() -> None:
-    """By hand: p = 1/2 has variance 1/6 − 1/16 = 5/48; of I = 1, 1/2, 1/4 with one dimension the last two are lost."""
+def test_linear_optimum_is_the_variance_of_the_dropped_features() -> None:
+    """p = 1/2 has variance 1/6 − 1/16 = 5/48; of I = 1, 1/2, 1/4 in one dimension the last two are dropped."""
     density, importance = torch.full((3,), 0.5, dtype=torch.float64), torch.tensor([1.0, 0.5, 0.25]).double()
     found = linear_optimum(density, importance=importance, n_hidden=1)
     assert found == pytest.approx(0.75 * 5 / 48, rel=1e-12)
 
 
-def test_no_linear_model_is_below_the_optimum_and_the_dedicated_one_is_at_it() -> None:
+def test_linear_optimum_is_a_lower_bound_and_is_attained() -> None:
     density, m, n = torch.tensor([[0.3], [0.01]]).repeat(1, 6), 2, 6
     importance = (0.7 ** torch.arange(n)).expand(2, 1, n)
     distribution = FeatureDistribution(Cooccurrence.independent, 1, False)
@@ -43,17 +43,17 @@ def test_no_linear_model_is_below_the_optimum_and_the_dedicated_one_is_at_it() -
         assert (linear_excess(dedicated._replace(weights=shaken)) > 0).all()
 
 
-def test_gaps_are_the_largest_errors() -> None:
+def test_errors_are_the_largest_over_models() -> None:
     W = torch.tensor([[1.0, 0.0, 0.5]])[None]  # WᵀW = [[1, 0, .5], [0, 0, 0], [.5, 0, .25]]
     assert gram_error(W) == pytest.approx(2 * 0.25 + 0.0625)
     assert gram_error(torch.stack([W[0], torch.tensor([[1.0, 0.0, 0.0]])])) == gram_error(W)  # the worst model counts
     assert count_misplaced(W) == 0
     assert count_misplaced(torch.tensor([[[0.0, 1.0, 0.6]]])) == 3
-    weights = Weights(W, torch.tensor([[9.0, 0.3, 0.1]]), None)  # p/2 = .2: off by half of it, and half
+    weights = Weights(W, torch.tensor([[9.0, 0.3, 0.1]]), None)  # p/2 = 0.2: both are off by half of it
     assert bias_error(weights, torch.tensor([0.4]), 1) == pytest.approx(0.5)
 
 
-def test_a_short_run_leaves_a_panel_a_density(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_draws_one_panel_per_density(crux_here: Callable[..., int], tmp_path: Path) -> None:
     short = ("trainer.max_steps=20", "trainer.batch=64", "toy.held_out=1024", "trainer.log_every=10")
     assert crux_here(*SMALL, *short, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -73,12 +73,12 @@ def test_a_short_run_leaves_a_panel_a_density(crux_here: Callable[..., int], tmp
         ("toy.n_hidden=20", "fewer hidden dimensions than features"),
     ],
 )
-def test_what_the_comparison_cannot_be_about_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
+def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
     assert says in refusal(*SMALL, given)
 
 
 @pytest.mark.slow
-def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here(*SMALL, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())

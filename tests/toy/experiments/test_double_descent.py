@@ -1,4 +1,4 @@
-"""Finite training sets: points in superposition, then features, and a bump of the test loss between."""
+"""Finite training sets: first points in superposition, then features, with a peak of the test loss in between."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from crux.toy.superposition import Weights
 START = ("experiment=toy/double_descent", "trainer.progress=false", "tracking=none")
 
 
-def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], tmp_path: Path) -> None:
     given = ("trainer.max_steps=20", "toy.seeds=2", "toy.held_out=1024", "toy.points=[30,3,5]")
     assert crux_here(*START, *given, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -43,14 +43,14 @@ def test_a_short_run_leaves_its_figures_and_numbers(crux_here: Callable[..., int
         ("toy.densities=[0.1,0.2]", "double_descent needs toy.points"),
     ],
 )
-def test_what_it_cannot_draw_is_refused(
+def test_unsuitable_options_are_rejected(
     given: str, says: str, crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert crux_here(*START, given, f"output_dir={tmp_path}") == 2
     assert says in capsys.readouterr().err
 
 
-def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
+def test_best_seed_has_the_lowest_training_loss() -> None:
     torch.manual_seed(0)
     program = Program(
         name="model",
@@ -66,19 +66,19 @@ def test_the_best_seed_is_the_one_that_fits_its_own_points() -> None:
     size = measure_size(
         TrainedProgram(program, Weights(W, torch.zeros(2, 1, 4), None), torch.zeros(2, 1), {}), n_seeds=2, held_out=64
     )
-    assert size.train[1] == pytest.approx(1 - 1 / 6 * (6 - len(with_a_feature(program, 1))))
+    assert size.train[1] == pytest.approx(1 - 1 / 6 * (6 - len(nonzero_points(program, 1))))
     assert size.best == int(np.argmin(size.train))
-    assert size.hidden.shape == (2, len(with_a_feature(program, size.best)))  # points without a feature are left out
+    assert size.hidden.shape == (2, len(nonzero_points(program, size.best)))  # points without a feature are left out
 
 
-def with_a_feature(program: Program, seed: int) -> torch.Tensor:
-    """The points of a seed that have a feature."""
+def nonzero_points(program: Program, seed: int) -> torch.Tensor:
+    """Return the points of a seed that have an active feature."""
     x = program.data(batch=6, n_batches=1, purpose=Purpose.training)[0][seed]
     return x[x.any(-1)]
 
 
-def size(points: int, *, train: float, test: float, feature: list[float], point: float) -> TrainingSetFit:
-    """What a model might have learned."""
+def build_fit(points: int, *, train: float, test: float, feature: list[float], point: float) -> TrainingSetFit:
+    """Return a made-up result of training on one training set size."""
     return TrainingSetFit(
         points=points,
         train=np.array([train]),
@@ -91,28 +91,30 @@ def size(points: int, *, train: float, test: float, feature: list[float], point:
     )
 
 
-def test_the_checks_tell_the_regimes_apart() -> None:
+def test_checks_distinguish_the_regimes() -> None:
     memory, general = [0.1] * 20, [0.4] * 5 + [0.0] * 15
     assert top_dimensions(np.array(general)) == pytest.approx(2)
     good = [
-        size(5, train=0.0, test=1.0, feature=memory, point=2 / 5),
-        size(50, train=0.6, test=1.4, feature=memory, point=0.04),
-        size(500, train=0.88, test=0.9, feature=general, point=0.004),
+        build_fit(5, train=0.0, test=1.0, feature=memory, point=2 / 5),
+        build_fit(50, train=0.6, test=1.4, feature=memory, point=0.04),
+        build_fit(500, train=0.88, test=0.9, feature=general, point=0.004),
     ]
     assert all(check.passed for check in check_regimes(good))
-    no_bump = [good[0], size(50, train=0.6, test=0.95, feature=memory, point=0.04), good[2]]
+    no_bump = [good[0], build_fit(50, train=0.6, test=0.95, feature=memory, point=0.04), good[2]]
     assert [check.what for check in check_regimes(no_bump) if not check.passed] == [
         "test loss is worst at so many points",
         "worst test loss over that of 5 points",
     ]
-    messy = [size(5, train=0.0, test=1.0, feature=general, point=0.2), *good[1:]]
+    messy = [build_fit(5, train=0.0, test=1.0, feature=general, point=0.2), *good[1:]]
     assert sum(not check.passed for check in check_regimes(messy)) == 3
 
 
 @pytest.mark.slow
-def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here(*START, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 12
-    assert metrics["final/checks_failed"] <= 1  # where a restart ends hangs on rounding, and so on the machine
+    assert (
+        metrics["final/checks_failed"] <= 1
+    )  # the optimum that a restart reaches depends on rounding, and so on the machine

@@ -1,4 +1,4 @@
-"""Trained restarts against exact optima, and what one program saves."""
+"""Trained restarts compared with exact optima, and the speed of training as one program."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,9 @@ def test_two_features_in_one_dimension_find_the_digon(crux_here: Callable[..., i
 
 
 @pytest.mark.slow
-def test_five_in_two_at_every_published_density(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_five_features_reach_the_optimum_at_every_published_density(
+    crux_here: Callable[..., int], tmp_path: Path
+) -> None:
     metrics = run(crux_here, tmp_path, "experiment=toy/exact_optima")
     assert metrics["final/checks"] == 14
     assert metrics["final/checks_failed"] == 0
@@ -31,14 +33,14 @@ def test_five_in_two_at_every_published_density(crux_here: Callable[..., int], t
         assert metrics[f"final/exact/{density}"] == pytest.approx(loss, rel=1e-3)
 
 
-def test_what_has_no_exact_optimum_is_refused(
+def test_models_without_exact_optimum_are_rejected(
     crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert crux_here("experiment=toy/exact_optima", "toy.n_features=20", f"output_dir={tmp_path}") == 2
     assert "up to 6 features" in capsys.readouterr().err
 
 
-def test_the_speed_of_one_program_is_told(
+def test_speed_experiment_reports_shares(
     crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("crux.toy.experiments.speed.SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Correlated and anticorrelated features, and the collapse of pairs: shortened runs, refusals, the small settings."""
+"""Correlated and anticorrelated features, and the collapse of pairs: shortened runs, rejected options, and the small settings."""
 
 import json
 from collections.abc import Callable
@@ -22,8 +22,8 @@ def metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_correlated_sets_get_a_basis_each_or_lie_side_by_side(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    """So short that polishing does most of it; the wide model, which has no exact loss, is only trained."""
+def test_correlated_sets_form_bases_or_narrow_cones(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    """The training is so short that polishing does most of the work; the wide model has no exact loss and is only trained."""
     found = run(
         crux_here, tmp_path, "experiment=toy/correlated", "toy.sizes=[[4,2,2],[6,2,3],[10,5,2]]", "toy.densities=[0.04]",
         "trainer.max_steps=300", "trainer.batch=256", "toy.held_out=4096",
@@ -59,7 +59,7 @@ def test_dense_pairs_collapse_and_sparse_ones_do_not(crux_here: Callable[..., in
     assert "| 0.18 |" in (found / "report.md").read_text()
 
 
-def test_what_may_collapse_is_what_the_paper_saw_or_the_exact_optimum() -> None:
+def test_expected_counts_are_those_of_the_paper_or_of_the_exact_optimum() -> None:
     assert [expected_counts(p) for p in (0.03, 0.1, 0.18, 0.3, 0.45, 0.6)] == [
         [0, 0],
         [1, 1],
@@ -68,7 +68,7 @@ def test_what_may_collapse_is_what_the_paper_saw_or_the_exact_optimum() -> None:
         [3, 3],
         [],
     ]
-    assert expected_counts(0.22) == [2]  # the paper says nothing there
+    assert expected_counts(0.22) == [2]  # the paper has no value there
     for ranges in (PAPER, EXACT):
         assert all(low < high for low, high in ranges.values())
 
@@ -84,14 +84,12 @@ def test_what_may_collapse_is_what_the_paper_saw_or_the_exact_optimum() -> None:
         ("pca_collapse", "toy.sizes=[[6,2,3]]"),
     ],
 )
-def test_other_features_are_refused(experiment: str, given: str, refusal: Callable[..., str]) -> None:
+def test_other_features_are_rejected(experiment: str, given: str, refusal: Callable[..., str]) -> None:
     assert refusal(*QUIET, f"experiment=toy/{experiment}", given).startswith("crux: ")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["correlated", "anticorrelated", "pca_collapse"])
-def test_the_small_settings_find_what_the_paper_says(
-    experiment: str, crux_here: Callable[..., int], tmp_path: Path
-) -> None:
+def test_small_settings_reproduce_the_paper(experiment: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
     found = run(crux_here, tmp_path, f"experiment=toy/{experiment}")
     assert metrics(found)["final/checks_failed"] == 0

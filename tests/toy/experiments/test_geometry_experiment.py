@@ -1,4 +1,4 @@
-"""D* and feature dimensionality over sparsity: the measures of stickiness, and the run."""
+"""D* and feature dimensionality against sparsity: measures of the clustering at fractions, and the run."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from crux.toy.experiments.geometry import STICKY, plateau_width, share_near, smo
 SMALL = ("experiment=toy/geometry", "trainer.progress=false", "tracking=none")
 
 
-def test_shares_by_hand() -> None:
+def test_shares_equal_hand_computed_values() -> None:
     D = torch.tensor([0.5, 0.519, 0.53, 0.7])
     assert share_near(D, [0.5, 2 / 3]) == 0.5
     # bands .48–.52 in .4–.6, .419–.619, .43–.63: a fifth of each; none in .6–.8
@@ -28,12 +28,12 @@ def test_bands_that_overlap_count_once_and_end_at_one() -> None:
     assert smooth_share_near(torch.tensor([0.95]), [1.0]) == pytest.approx(0.02 / 0.15, rel=1e-4)
 
 
-def test_an_even_spread_is_no_more_at_the_fractions_than_smooth() -> None:
+def test_uniform_dimensionalities_have_the_share_of_a_smooth_density() -> None:
     D = torch.linspace(0.2, 0.9, 7001)
     assert share_near(D, STICKY) == pytest.approx(smooth_share_near(D, STICKY), rel=0.05)
 
 
-def test_the_plateau_is_the_longest_run_of_densities() -> None:
+def test_plateau_is_the_longest_run_of_densities() -> None:
     densities = [1.0, 0.5, 0.4, 0.25, 0.2, 0.1, 0.05]
     spread = torch.tensor([1.0, 0.51, 0.49, 0.48, 0.4, 0.5, 0.3])
     assert plateau_width(densities, spread) == pytest.approx(2)  # .5 to .25
@@ -42,7 +42,7 @@ def test_the_plateau_is_the_longest_run_of_densities() -> None:
     assert plateau_width([1.0, 0.5], torch.tensor([1.0, 0.6])) == 0
 
 
-def test_a_short_run_in_pieces_leaves_all_densities(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_in_tiles_has_all_densities(crux_here: Callable[..., int], tmp_path: Path) -> None:
     short = ("trainer.max_steps=20", "trainer.batch=32", "toy.held_out=1024", "trainer.log_every=10", "toy.tile=9")
     assert crux_here(*SMALL, *short, "toy.densities=[1.0,0.5,0.1]", "toy.seeds=4", f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -56,9 +56,9 @@ def test_a_short_run_in_pieces_leaves_all_densities(crux_here: Callable[..., int
 
 
 @pytest.mark.slow
-def test_the_small_setting_sticks_to_the_fractions(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here(*SMALL, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert (
         json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1
-    )  # where a restart ends hangs on rounding, and so on the machine
+    )  # the optimum that a restart reaches depends on rounding, and so on the machine

@@ -1,4 +1,4 @@
-"""Two, four, five features: the paper's first figure."""
+"""The first figure of Elhage et al.: two, four and five features in two dimensions."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
     given = ("experiment=toy/intro_polygon", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
     assert crux_here(*given) == 0
     (run,) = (tmp_path / "runs").iterdir()

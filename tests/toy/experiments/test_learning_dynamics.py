@@ -1,4 +1,4 @@
-"""Learning in jumps, and the shapes on the way."""
+"""Learning in jumps, and the shapes during training."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ QUIET = ("trainer.progress=false", "tracking=none")
 SHORT = ("trainer.max_steps=60", "trainer.batch=64", "toy.snapshots=20", "toy.held_out=1024", "toy.seeds=2")
 
 
-def test_cosines_of_an_octahedron_and_of_parted_sets() -> None:
+def test_mean_cosines_of_an_octahedron_and_of_separated_sets() -> None:
     octahedron = torch.cat([torch.eye(3), -2 * torch.eye(3)], dim=1)
     assert mean_cosine_within_sets(octahedron, n_sets=2) == pytest.approx(0)
     assert mean_cosine_between_sets(octahedron, n_sets=2) == pytest.approx(-1 / 3)
@@ -29,7 +29,7 @@ def test_cosines_of_an_octahedron_and_of_parted_sets() -> None:
     assert mean_cosine_between_sets(parted, n_sets=2) == pytest.approx(-1)
 
 
-def test_the_seed_that_is_shown_ended_well_and_dropped_often() -> None:
+def test_chosen_seed_has_a_good_loss_and_many_drops() -> None:
     loss = torch.tensor([1.004, 1.0, 1.003, 1.01])
     assert choose_seed(loss, [3, 2, 3, 5]) == 2
     assert choose_seed(loss, [2, 2, 2, 5]) == 1
@@ -70,17 +70,15 @@ def test_initial_weights_are_scaled(crux_here: Callable[..., int], tmp_path: Pat
         ("toy.init_scale=0.0", "toy.init_scale=0: must be more than 0"),
     ],
 )
-def test_what_cannot_be_watched_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
+def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
     assert says in refusal("experiment=toy/learning_dynamics", *QUIET, given)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["learning_dynamics", "learning_dynamics_correlated"])
-def test_the_small_setting_finds_what_the_paper_finds(
-    experiment: str, crux_here: Callable[..., int], tmp_path: Path
-) -> None:
+def test_small_setting_reproduces_the_paper(experiment: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here(f"experiment=toy/{experiment}", *QUIET, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert (
         json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1
-    )  # where a restart ends hangs on rounding, and so on the machine
+    )  # the optimum that a restart reaches depends on rounding, and so on the machine

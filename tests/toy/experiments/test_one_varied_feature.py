@@ -1,4 +1,4 @@
-"""Local optima of five features, one of them varied: names, branches and crossings by hand, a shortened run, the small setting."""
+"""Local optima of five features, one of them varied: names and crossings by hand, a shortened run, and the small setting."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from crux.toy.geometry.polytopes import polygon
 TWO_DIGONS = torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 1, -1, 0]])
 
 
-def test_names() -> None:
+def test_geometries_are_named() -> None:
     assert name_geometry(polygon(5).float()) == PENTAGON
     stretched = polygon(5).float() * torch.tensor([[1.3], [0.8]])
     assert name_geometry(stretched) == PENTAGON
@@ -31,7 +31,7 @@ def test_names() -> None:
     assert name_geometry(torch.tensor([[1.0, -1, 0, 0, 0], [0, 0, 0, 0, 1]])) == "dedicated + digon"
 
 
-def test_restarts_that_ended_alike_are_one_optimum() -> None:
+def test_restarts_with_equal_results_are_one_optimum() -> None:
     W = torch.stack([TWO_DIGONS, polygon(5).float(), TWO_DIGONS])
     found = distinct_optima(torch.tensor([0.3, 0.2, 0.300001]), W)
     assert [(o.name, o.n) for o in found] == [(PENTAGON, 1), (DIGONS, 2)]
@@ -46,7 +46,7 @@ def test_crossing_is_linear_between_the_ratios_that_have_both() -> None:
     assert math.isnan(find_crossing(first, {0.8: 9.0})[0])
 
 
-def test_a_branch_is_the_lowest_of_its_name() -> None:
+def test_lowest_losses_are_those_of_the_named_geometry() -> None:
     found = {
         1.0: [Optimum("a", 0.2, TWO_DIGONS, 1), Optimum("a", 0.1, TWO_DIGONS, 1)],
         2.0: [Optimum("b", 0.3, TWO_DIGONS, 1)],
@@ -69,7 +69,7 @@ def test_a_shortened_run_finds_the_crossing(crux_here: Callable[..., int], tmp_p
 @pytest.mark.parametrize(
     "given", ["toy.n_features=4", "toy.densities=[0.1,0.2]", "toy.ratios=[30.0]", "toy.ratios=null"]
 )
-def test_what_the_experiment_is_not_about_is_refused(given: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_unsuitable_options_are_rejected(given: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here("experiment=toy/one_varied_feature", "tracking=none", given, f"output_dir={tmp_path}") == 2
 
 

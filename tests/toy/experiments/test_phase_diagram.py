@@ -1,4 +1,4 @@
-"""Phase diagrams of one extra feature: classes and distances by hand, a shortened run, the small setting against theory."""
+"""Phase diagrams of one extra feature: classes and distances by hand, a shortened run, and the small setting compared with theory."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ SHORT = ("experiment=toy/phase_diagram", "trainer.max_steps=60", "trainer.batch=
 def test_classes_of_the_last_feature() -> None:
     W = torch.tensor(
         [
-            [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],  # not there
+            [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],  # not represented
             [[1.0, 0.0, 0.0], [0.0, 1.0, -0.9]],  # antipodal with the second
-            [[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]],  # the others share
-            [[1.0, 0.0, 0.05], [0.0, 0.01, 1.0]],  # alone but for what is not represented
+            [[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]],  # the other two share a dimension
+            [[1.0, 0.0, 0.05], [0.0, 0.01, 1.0]],  # overlaps only with a feature that is not represented
         ]
     )
     assert classify_extra_feature(W).tolist() == [0, 1, 2, 2]
 
 
-def test_deviation_is_in_pixels_along_the_ratio() -> None:
-    """Superposition from 1 to 4, pixels at 1/4 … 16 in steps of 2; a class is off by the distance to where it is right."""
+def test_distance_from_the_boundary_is_in_pixels() -> None:
+    """Superposition is from 1 to 4, pixels at 1/4 … 16 in steps of 2; the distance is to the nearest ratio with the pixel's class."""
     edges = Boundaries(torch.tensor([1.0]), torch.tensor([4.0]))
     ratios = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
     right = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
@@ -49,7 +49,7 @@ def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path)
     assert found["2_1/loss"].shape == (2, 5)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 1
-    assert metrics["final/checks_failed"] == 0  # even so short: polishing does the rest
+    assert metrics["final/checks_failed"] == 0  # a short training suffices, because the instances are polished
     assert metrics["final/local_optima/2_1"] > 1
     for name in ("phases", "norm_and_superposition"):
         assert (run / "figures" / f"{name}.png").stat().st_size > 10_000
@@ -66,11 +66,11 @@ def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path)
         ("toy.ratios=[1.0]", "toy.ratios=[1.0]: must be a list of at least 2"),
     ],
 )
-def test_what_no_diagram_can_be_made_of_is_refused(given: str, says: str, refusal: Callable[..., str]) -> None:
+def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
     assert says in refusal(*SHORT[:-1], given)
 
 
-def test_a_polish_that_was_interrupted_continues_with_the_next_piece(
+def test_interrupted_polishing_continues_with_the_next_piece(
     crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("crux.toy.exact.polish.ROWS", 8)  # of 12 instances: two pieces
@@ -101,7 +101,7 @@ def test_a_polish_that_was_interrupted_continues_with_the_next_piece(
 
 
 @pytest.mark.slow
-def test_the_small_setting_has_the_exact_borders(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_has_the_exact_boundaries(crux_here: Callable[..., int], tmp_path: Path) -> None:
     given = ("experiment=toy/phase_diagram", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
     assert crux_here(*given) == 0
     (run,) = (tmp_path / "runs").iterdir()

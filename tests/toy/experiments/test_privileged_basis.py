@@ -1,4 +1,4 @@
-"""Neurons of a privileged basis: monosemantic, then circuits, then a pair for each feature."""
+"""Neurons of a privileged basis: monosemantic neurons, then circuits, then a pair of neurons for each feature."""
 
 import json
 import math
@@ -13,17 +13,17 @@ from crux.toy.experiments.privileged_basis import check_regime, describe_circuit
 from crux.toy.geometry.neurons import Circuit
 
 
-def shortened(crux_here: Callable[..., int], experiment: str, tmp_path: Path, *given: str) -> Path:
-    """The folder of a run of seconds."""
+def run_shortened(crux_here: Callable[..., int], experiment: str, tmp_path: Path, *given: str) -> Path:
+    """Run the experiment for a few seconds and return its folder."""
     common = ("trainer.log_every=5", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
     assert crux_here(f"experiment=toy/{experiment}", *common, *given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     return run
 
 
-def test_a_short_run_leaves_its_figure_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_writes_figure_and_metrics(crux_here: Callable[..., int], tmp_path: Path) -> None:
     given = ("trainer.max_steps=20", "trainer.batch=64", "toy.seeds=3", "toy.held_out=1024", "toy.densities=[1.0,0.3]")
-    run = shortened(crux_here, "privileged_basis", tmp_path, *given, "toy.tile=4")
+    run = run_shortened(crux_here, "privileged_basis", tmp_path, *given, "toy.tile=4")
     metrics = json.loads((run / "metrics.json").read_text())
     assert len(list((run / "programs").iterdir())) == 2
     assert metrics["final/checks"] == 2
@@ -35,7 +35,7 @@ def test_a_short_run_leaves_its_figure_and_numbers(crux_here: Callable[..., int]
     assert (run / "figures" / "neurons.png").stat().st_size > 10_000
 
 
-def test_each_density_has_its_regime() -> None:
+def test_regime_of_each_density() -> None:
     one = torch.eye(10)[:5]
     three = one.clone()
     three[3, 5], three[4, 5] = 1, 1  # features 3, 4 and 5 in neurons 3 and 4
@@ -50,14 +50,16 @@ def test_each_density_has_its_regime() -> None:
     assert check_regime(models, losses, 0.13) == []
 
 
-def test_circuits_in_words() -> None:
+def test_circuits_are_described() -> None:
     parts = [Circuit((0, 1, 2), (0, 1)), Circuit((3,), (2,)), Circuit((4,), (3,))]
     assert describe_circuits(parts) == "2 × 1 in 1, 3 in 2"
 
 
 @pytest.mark.slow
-def test_the_small_setting_finds_what_the_paper_finds(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    run = shortened(crux_here, "privileged_basis", tmp_path, "trainer.log_every=100")
+def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
+    run = run_shortened(crux_here, "privileged_basis", tmp_path, "trainer.log_every=100")
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 8
-    assert metrics["final/checks_failed"] <= 1  # where a restart ends hangs on rounding, and so on the machine
+    assert (
+        metrics["final/checks_failed"] <= 1
+    )  # the optimum that a restart reaches depends on rounding, and so on the machine

@@ -1,4 +1,4 @@
-"""Toy experiments from the command line: what they leave, how they go on, what they refuse."""
+"""Toy experiments from the command line: the files they write, how they resume, and what they reject."""
 
 import json
 import os
@@ -18,14 +18,14 @@ SHORT = ("experiment=toy/intro_polygon", "trainer.max_steps=30", "trainer.batch=
          "trainer.checkpoint_every=10", "trainer.progress=false", "toy.held_out=1024", "toy.seeds=2")  # fmt: skip
 
 
-def only_run(outputs: Path) -> RunFolder:
+def find_run(outputs: Path) -> RunFolder:
     (found,) = (outputs / "runs").iterdir()
     return RunFolder(found)
 
 
-def test_a_run_leaves_everything_and_is_in_mlflow(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_run_writes_its_files_and_is_in_mlflow(crux_here: Callable[..., int], tmp_path: Path) -> None:
     assert crux_here(*SHORT, f"output_dir={tmp_path}") == 0
-    run = only_run(tmp_path)
+    run = find_run(tmp_path)
     assert run.done
     assert [row["step"] for row in run.read_history()] == [10, 20, 30]
     metrics = json.loads((run.path / "metrics.json").read_text())
@@ -46,9 +46,7 @@ def test_a_run_leaves_everything_and_is_in_mlflow(crux_here: Callable[..., int],
     assert "train/loss" in logged.data.metrics
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
-    crux_here: Callable[..., int], command: list[str], tmp_path: Path
-) -> None:
+def test_a_resumed_run_has_the_same_results(crux_here: Callable[..., int], command: list[str], tmp_path: Path) -> None:
     longer = [*SHORT, "trainer.max_steps=1000", "trainer.checkpoint_every=200", "tracking=none"]
     assert crux_here(*longer, f"output_dir={tmp_path / 'whole'}") == 0
     killed = subprocess.Popen([*command, *longer, f"output_dir={tmp_path / 'killed'}"])
@@ -61,9 +59,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
     finally:
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
-    assert not only_run(tmp_path / "killed").done
+    assert not find_run(tmp_path / "killed").done
     assert crux_here(*longer, f"output_dir={tmp_path / 'killed'}", "resume=true") == 0
-    whole, gone_on = only_run(tmp_path / "whole"), only_run(tmp_path / "killed")
+    whole, gone_on = find_run(tmp_path / "whole"), find_run(tmp_path / "killed")
     assert gone_on.done
     assert gone_on.read_history() == whole.read_history()
     a, b = (load_file(run.programs / "model" / "model.safetensors") for run in (whole, gone_on))
@@ -89,5 +87,5 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_numbers(
         ("toy.held_out=1500", "must be a multiple of 1024, or less than 1024"),
     ],
 )
-def test_what_has_no_meaning_is_refused_in_one_line(given: str, says: str, refusal: Callable[..., str]) -> None:
+def test_unsuitable_keys_are_rejected_in_one_line(given: str, says: str, refusal: Callable[..., str]) -> None:
     assert says in refusal(*SHORT, given)

@@ -1,4 +1,4 @@
-"""What the toy models' figures show is read back from their axes; that they look well was looked at."""
+"""The contents of the toy models' figures, read back from their axes."""
 
 import io
 
@@ -28,7 +28,7 @@ def bars(axes: Axes) -> list[Rectangle]:
     return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
-def rendered(figure: Figure) -> None:
+def render(figure: Figure) -> None:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     assert out.getvalue().startswith(b"\x89PNG")
@@ -43,7 +43,7 @@ def test_titles_say_density_and_sparsity(density: float, title: str) -> None:
 
 
 @pytest.mark.parametrize("panels", [1, 5, 7])
-def test_polygons_have_a_panel_a_model_and_a_ray_a_feature(panels: int) -> None:
+def test_polygons_have_one_panel_per_model_and_one_ray_per_feature(panels: int) -> None:
     weights = np.stack([PENTAGON * (1 + k) for k in range(panels)])
     importances = 0.9 ** np.arange(5)
     figure = plot_polygons(weights, importances=importances, titles=[f"model {k}" for k in range(panels)])
@@ -59,13 +59,13 @@ def test_polygons_have_a_panel_a_model_and_a_ray_a_feature(panels: int) -> None:
     assert models[0].get_ylabel() == "hidden unit 2"
     assert models[-1].get_xlabel() == "hidden unit 1"
     assert find_panel(figure, y="importance of the feature")
-    rendered(figure)
+    render(figure)
 
 
-def test_equal_importances_need_no_scale_of_colours() -> None:
+def test_equal_importances_need_no_colour_bar() -> None:
     figure = plot_polygons(PENTAGON[None], importances=np.ones(5), titles=["p"])
     assert not find_panels(figure, y="importance")
-    rendered(figure)
+    render(figure)
 
 
 def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
@@ -90,10 +90,10 @@ def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
     assert bars(below[0])[0].get_facecolor() == colours[-1]  # bright from 1 on
     assert find_panel(figure, y="$W^T W$, and bias")
     assert find_panel(figure, y="superposition")
-    rendered(figure)
+    render(figure)
 
 
-def test_dimensionality_goes_through_the_mean_of_seeds_and_names_the_fractions() -> None:
+def test_dimensionality_line_is_the_mean_over_seeds() -> None:
     densities = np.array([0.1, 1.0, 0.1])
     spread = np.array([0.4, 1.0, 0.6])
     D = np.array([[0.4, 0.4, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
@@ -108,12 +108,12 @@ def test_dimensionality_goes_through_the_mean_of_seeds_and_names_the_fractions()
     assert [text.get_text() for text in axes.texts] == NAMES
     marked = [points(line)[0, 1] for line in axes.lines if line.get_linestyle() == ":"]
     assert marked == pytest.approx(FRACTIONS)
-    rendered(figure)
+    render(figure)
 
 
 def test_dimensionality_of_one_model() -> None:
     one = np.ones(1)
-    rendered(plot_dimensionality(densities=0.1 * one, dimensions_per_feature=one, dimensionality=np.full((1, 4), 0.5)))
+    render(plot_dimensionality(densities=0.1 * one, dimensions_per_feature=one, dimensionality=np.full((1, 4), 0.5)))
 
 
 def test_dynamics_share_their_steps() -> None:
@@ -130,7 +130,7 @@ def test_dynamics_share_their_steps() -> None:
     assert (below.get_xlabel(), below.get_ylabel()) == ("optimiser step", "loss")
     assert find_panel(figure, y="feature i")
     assert [text.get_text() for text in above.texts] == NAMES
-    rendered(figure)
+    render(figure)
 
 
 def test_the_names_of_the_fractions_do_not_overlap() -> None:
@@ -140,12 +140,12 @@ def test_the_names_of_the_fractions_do_not_overlap() -> None:
         steps=np.arange(2), dimensionality=np.ones((2, 1)), loss_steps=np.arange(2), loss=np.ones(2)
     )
     for drawn in (figure, below):
-        rendered(drawn)
+        render(drawn)
         boxes = [text.get_window_extent() for text in find_panel(drawn, y="dimension").texts]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_vulnerability_beside_features_per_dimension() -> None:
+def test_vulnerability_and_features_per_dimension() -> None:
     densities = np.array([1.0, 0.1, 0.3])
     figure = plot_vulnerability(
         densities=densities,
@@ -161,10 +161,10 @@ def test_vulnerability_beside_features_per_dimension() -> None:
     np.testing.assert_allclose(stronger[:, 1], [1, 2.5, 3.5])
     np.testing.assert_allclose(crowd[:, 1], [1, 1.5, 4])
     np.testing.assert_allclose(np.asarray(right.collections[0].get_offsets()), [[1, 1], [4, 3], [1.5, 2]])
-    rendered(figure)
+    render(figure)
 
 
-def test_stages_have_a_panel_each_and_their_letters_on_the_loss() -> None:
+def test_stages_are_marked_on_the_loss() -> None:
     weights = np.stack([np.concatenate([np.eye(3), -np.eye(3)], axis=1) * (k + 1) for k in range(3)])
     steps, loss = np.arange(0, 101, 10), np.linspace(1, 0.5, 11)
     figure = plot_stages(
@@ -184,4 +184,4 @@ def test_stages_have_a_panel_each_and_their_letters_on_the_loss() -> None:
         np.testing.assert_allclose(tips, W)
     assert [text.get_text() for text in below.texts] == ["A", "B", "C"]
     np.testing.assert_allclose([points(line)[0] for line in below.lines[1:]], [[0, 1], [40, 0.8], [100, 0.5]])
-    rendered(figure)
+    render(figure)

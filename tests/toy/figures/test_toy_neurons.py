@@ -1,4 +1,4 @@
-"""Neurons as stacked bars, and what finite training sets leave: what the figures hold."""
+"""Figures of neurons as stacked bars, and of finite training sets."""
 
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
@@ -25,8 +25,8 @@ def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
     assert high >= 2
 
 
-def sizes() -> list[TrainingSetFit]:
-    """Three sizes with random vectors."""
+def build_fits() -> list[TrainingSetFit]:
+    """Return three training set sizes with random vectors."""
     rng = np.random.default_rng(0)
     return [
         TrainingSetFit(
@@ -43,8 +43,8 @@ def sizes() -> list[TrainingSetFit]:
     ]
 
 
-def test_losses_of_the_best_seed_are_lines_those_of_all_are_dots() -> None:
-    figure = plot_double_descent(sizes())
+def test_lines_show_the_best_seed_and_dots_all_seeds() -> None:
+    figure = plot_double_descent(build_fits())
     top, bottom = find_panel(figure, y="loss"), find_panel(figure, x="training points")
     assert points(find_line(top, "test"))[:, 1].tolist() == [1.5] * 3
     assert points(find_line(top, "training points"))[:, 1].tolist() == [0.2] * 3
@@ -54,7 +54,7 @@ def test_losses_of_the_best_seed_are_lines_those_of_all_are_dots() -> None:
 
 
 def test_planes_show_features_above_points() -> None:
-    figure = plot_hidden_planes(sizes())
+    figure = plot_hidden_planes(build_fits())
     rays = [c for axes in find_panels(figure) for c in axes.collections if isinstance(c, LineCollection)]
     assert [len(c.get_segments()) for c in rays] == [20, 20, 20, 3, 10, 40]
     assert find_panel(figure, title="3 points")

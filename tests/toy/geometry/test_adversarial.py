@@ -1,4 +1,4 @@
-"""Attacks on toy models against what they must be by hand."""
+"""Attacks on toy models, compared with hand-computed results."""
 
 import pytest
 import torch
@@ -12,22 +12,22 @@ from crux.toy.superposition import SuperpositionModel, Weights
 REACH = torch.tensor([0.1])
 
 
-def model_of(W: torch.Tensor, b: torch.Tensor) -> SuperpositionModel:
+def build_model(W: torch.Tensor, b: torch.Tensor) -> SuperpositionModel:
     return SuperpositionModel(Kind.relu_output, Weights(W[None, None], b[None, None], None))
 
 
-def test_dedicated_features_lose_the_square_of_the_distance() -> None:
-    """Two kept of three: whatever moves a kept feature by λ costs λ²; the third cannot be moved."""
-    model = model_of(torch.eye(3)[:2], torch.zeros(3))
+def test_an_attack_on_dedicated_features_costs_the_square_of_the_distance() -> None:
+    """Two of three features are represented: moving one of them by λ costs λ²; the third cannot be moved."""
+    model = build_model(torch.eye(3)[:2], torch.zeros(3))
     x = torch.tensor([[[0.5, 0.7, 0.0], [0.3, 0.9, 0.0]]])
     shared = analytic_attack(model, x, reach=REACH, shared=True)
     assert shared.shape == (1, 1, 3)
     assert error_increase(model, x, shared).item() == pytest.approx(0.01, rel=1e-4)
 
 
-def test_a_digon_loses_twice_that() -> None:
-    """W = (1, −1), x₁ active: δ = λ (1, −1) / √2 moves the output of feature 1 by √2 λ, and the silent one by nothing."""
-    model = model_of(torch.tensor([[1.0, -1.0]]), torch.zeros(2))
+def test_an_attack_on_a_digon_costs_twice_the_square() -> None:
+    """W = (1, −1), x₁ active: δ = λ (1, −1) / √2 moves the output of feature 1 by √2 λ and does not change the inactive one."""
+    model = build_model(torch.tensor([[1.0, -1.0]]), torch.zeros(2))
     x = torch.tensor([[[0.5, 0.0]]])
     delta = analytic_attack(model, x, reach=REACH, shared=True)
     assert delta.abs().flatten().tolist() == pytest.approx([0.1 / 2**0.5] * 2)
@@ -35,7 +35,7 @@ def test_a_digon_loses_twice_that() -> None:
     assert error_increase(model, x, delta).item() == pytest.approx(0.02, rel=1e-4)
 
 
-def test_directions_have_norm_one_or_none() -> None:
+def test_overlap_directions_have_norm_one_or_zero() -> None:
     W = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.5, 0.0]])[None]
     norms = overlap_directions(W).norm(dim=-1)
     assert norms[0].tolist() == pytest.approx([1, 1, 0])
@@ -44,9 +44,9 @@ def test_directions_have_norm_one_or_none() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), shared=st.booleans())
-def test_an_own_attack_is_as_bad_as_a_shared_one_and_the_gradient_only_adds(seed: int, shared: bool) -> None:
+def test_per_input_and_gradient_attacks_are_at_least_as_strong(seed: int, shared: bool) -> None:
     rng = torch.Generator().manual_seed(seed)
-    model = model_of(0.7 * torch.randn(2, 5, generator=rng), 0.1 * torch.randn(5, generator=rng))
+    model = build_model(0.7 * torch.randn(2, 5, generator=rng), 0.1 * torch.randn(5, generator=rng))
     x = torch.rand(1, 6, 5, generator=rng)
     one = analytic_attack(model, x, reach=REACH, shared=True)
     each = analytic_attack(model, x, reach=REACH, shared=False)
@@ -60,11 +60,11 @@ def test_an_own_attack_is_as_bad_as_a_shared_one_and_the_gradient_only_adds(seed
         assert (error_increase(model, x, climbed) >= error_increase(model, x, start) - 1e-6).all()
 
 
-def test_the_gradient_finds_what_a_linear_map_amplifies_most() -> None:
-    """All outputs above 0, x̂ = WᵀW x + b exactly right before: the rise is ‖WᵀW δ‖², at most λ² σ⁴ with W's largest singular value σ."""
+def test_gradient_attack_finds_the_most_amplified_direction() -> None:
+    """If all outputs are positive and exact, the error increases by ‖WᵀW δ‖² ≤ λ² σ⁴ (σ: largest singular value of W)."""
     W = torch.tensor([[1.2, 0.3, 0.0], [0.0, 0.5, 0.9]])
     x = torch.tensor([[[0.5, 0.6, 0.7]]])
-    model = model_of(W, (x[0, 0] - W.T @ W @ x[0, 0]))
+    model = build_model(W, (x[0, 0] - W.T @ W @ x[0, 0]))
     start = analytic_attack(model, x, reach=REACH, shared=True)
     climbed = gradient_attack(model, x, reach=REACH, start=start, steps=200)
     best = 0.01 * torch.linalg.svdvals(W)[0] ** 4

@@ -1,4 +1,4 @@
-"""The laws on random matrices, and values worked out by hand."""
+"""Laws of the dimensionality on random matrices, and hand-computed values."""
 
 import math
 
@@ -33,7 +33,7 @@ def matrices(draw: st.DrawFn) -> Tensor:
 
 @settings(deadline=None)
 @given(matrices())
-def test_no_column_has_more_than_its_leverage_nor_all_more_than_the_rank(W: Tensor) -> None:
+def test_dimensionality_is_bounded_by_leverage_and_rank(W: Tensor) -> None:
     D, h, r = dimensionality(W), leverage(W), column_rank(W)
     assert D.dtype == h.dtype == W.dtype
     assert (D >= 0).all()
@@ -50,8 +50,8 @@ def test_no_column_has_more_than_its_leverage_nor_all_more_than_the_rank(W: Tens
     st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.floats(0.1, 5)), min_size=1, max_size=3),
     st.integers(0, 1000),
 )
-def test_tight_frames_have_all_of_their_rank(blocks: list[tuple[int, int, float]], seed: int) -> None:
-    """Blocks of orthonormal rows, each at its own scale: Σ D_i = rank, and each D_i is its leverage."""
+def test_tight_frames_use_their_full_rank(blocks: list[tuple[int, int, float]], seed: int) -> None:
+    """Blocks of orthonormal rows at different scales: Σ D_i = rank, and each D_i equals its leverage."""
     torch.manual_seed(seed)
     rows = [torch.linalg.qr(torch.randn(m + more, m).double()).Q.T * scale for m, more, scale in blocks]
     W = torch.block_diag(*rows)
@@ -60,7 +60,7 @@ def test_tight_frames_have_all_of_their_rank(blocks: list[tuple[int, int, float]
     assert dimensionality(W).sum() == pytest.approx(len(W), abs=1e-9)
 
 
-def test_a_frame_that_is_not_tight_has_less() -> None:
+def test_a_frame_that_is_not_tight_uses_less_than_its_rank() -> None:
     W = torch.tensor([[1.0, 1.0], [0.0, 1.0]])  # ‖W_i‖² = 1, 2; overlaps 1
     torch.testing.assert_close(dimensionality(W), torch.tensor([1 / 2, 2 / (2 + 1 / 2)]))
     torch.testing.assert_close(superposition(W), torch.tensor([1.0, 1 / 2]))
@@ -82,7 +82,7 @@ def test_batch_axes_and_a_dead_feature() -> None:
 
 
 def test_data_points_have_a_dimensionality_by_the_same_formula() -> None:
-    """Five hidden vectors of a pentagon, given by another route: h = W x with W the identity."""
+    """The five hidden vectors of a pentagon, computed as h = W x with W the identity."""
     angles = torch.arange(5) * 2 * torch.pi / 5
     points = torch.stack([angles.cos(), angles.sin()], dim=1)
     h = torch.eye(2) @ points.T
@@ -96,13 +96,13 @@ def test_leverages_add_up_to_the_rank(inner: int) -> None:
     assert leverage(W).sum() == pytest.approx(inner, abs=1e-4)
 
 
-def test_a_faint_orthogonal_feature_counts_in_both_sides_of_the_law() -> None:
+def test_a_faint_orthogonal_feature_counts_in_dimensionality_and_rank() -> None:
     W = torch.tensor([[1.0, 0.0], [0.0, 1e-12]])
     assert dimensionality(W).tolist() == [1, 1]
     assert column_rank(W) == 2
 
 
-def test_as_the_plain_double_sum() -> None:
+def test_dimensionality_equals_the_plain_double_sum() -> None:
     W = torch.randn(3, 4, 7, dtype=torch.float64)
     unit = W / W.norm(dim=1, keepdim=True)
     overlaps = (unit.mT @ W).square()

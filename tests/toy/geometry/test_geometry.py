@@ -44,7 +44,7 @@ def test_the_report_of_known_weights() -> None:
     assert geometry.lawful
 
 
-def test_the_table_is_read_by_people() -> None:
+def test_report_prints_a_table() -> None:
     text = str(report(two_digons_a_pentagon_and_a_dead_feature()))
     assert "10 features in 5 dimensions, 9 living" in text
     assert "Σ D_i = 4.0000 ≤ rank 4 ≤ 5: holds" in text
@@ -52,7 +52,7 @@ def test_the_table_is_read_by_people() -> None:
     assert re.search(r"^pentagon +1 +5 +2 +2\.000 +0\.400 +\(2 3 4 5 6\)$", text, re.MULTILINE)
 
 
-def test_the_plain_form_goes_through_json() -> None:
+def test_report_can_be_written_as_json() -> None:
     geometry = report(two_digons_a_pentagon_and_a_dead_feature())
     plain = json.loads(json.dumps(geometry.as_dict(), allow_nan=False))
     assert plain == geometry.as_dict()
@@ -60,7 +60,7 @@ def test_the_plain_form_goes_through_json() -> None:
     assert plain["factors"][1]["features"] == [2, 3, 4, 5, 6]
 
 
-def test_nothing_learned() -> None:
+def test_report_of_zero_weights() -> None:
     geometry = report(torch.zeros(2, 5))
     assert geometry.lawful
     assert (geometry.factors, geometry.total, geometry.rank) == ((), 0, 0)
@@ -68,14 +68,14 @@ def test_nothing_learned() -> None:
     assert "0 living" in str(geometry)
 
 
-def test_weights_that_are_not_finite_are_refused() -> None:
+def test_non_finite_weights_are_rejected() -> None:
     with pytest.raises(UserError, match="not finite"):
         report(torch.tensor([[1.0, float("nan")]]))
 
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 10**6))
-def test_the_law_and_the_books_hold_for_any_weights(m: int, n: int, seed: int) -> None:
+def test_report_is_consistent_for_any_weights(m: int, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     W = torch.randn(m, n, generator=generator) * torch.rand(n, generator=generator).gt(0.3)
     geometry = report(W)
@@ -114,12 +114,12 @@ def test_canonical_puts_the_first_living_feature_on_x_and_the_next_above_it() ->
     assert solid[2, 2] > 0
 
 
-def test_canonical_where_a_faint_feature_comes_first_and_none_leaves_the_line_by_much() -> None:
+def test_canonical_orientation_with_a_faint_first_feature_and_nearly_collinear_ones() -> None:
     expected = torch.tensor([[0.003, 1, 1, -1], [-0.004, 0, 0.05, 0.02]]).double()
     for seed in range(4):
         torch.testing.assert_close(orient_canonically(rotation(2, seed) @ expected, living=0.1), expected)
 
 
-def test_canonical_of_nothing_is_nothing() -> None:
+def test_canonical_orientation_of_zero_weights_is_zero() -> None:
     torch.testing.assert_close(orient_canonically(torch.zeros(3, 4), living=0.1), torch.zeros(3, 4))
     assert orient_canonically(dedicated_feature().float(), living=0.1).dtype == torch.float32

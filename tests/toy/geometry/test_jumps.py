@@ -1,4 +1,4 @@
-"""What counts as a jump and as a drop."""
+"""Jumps of a quantity and drops of a loss."""
 
 import math
 
@@ -8,27 +8,27 @@ import torch
 from crux.toy.geometry.jumps import abruptness, find_drops, largest_jump
 
 
-def test_a_straight_line_has_no_jump_and_a_step_is_nothing_else() -> None:
+def test_largest_jump_of_a_line_and_of_a_step() -> None:
     points = 101
     line, step = torch.linspace(0, 3, points), (torch.arange(points) >= 40).float()
     values = torch.stack([line, step, torch.ones(points), 2 - line], dim=1)
     assert largest_jump(values, window=10).tolist() == pytest.approx([0.1, 1, 0, 0.1], abs=1e-5)
 
 
-def test_abruptness_is_the_largest_change_by_the_median() -> None:
+def test_abruptness_is_the_largest_change_over_the_median() -> None:
     values = torch.tensor([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0], [9.0, 5.0], [8.0, 5.0], [7.0, 5.0]])
     assert abruptness(values).tolist() == [7, 0]  # changes 1, 1, 7, 1, 1
 
 
-def staircase(*heights: float, at: tuple[int, ...], width: float = 4.0) -> torch.Tensor:
-    """A loss of 1 at first that falls by each of the heights around each of the points."""
+def build_staircase(*heights: float, at: tuple[int, ...], width: float = 4.0) -> torch.Tensor:
+    """Return a loss that starts at 1 and falls by each of the heights around each of the points."""
     t = torch.arange(300.0)
     falls = [height * torch.sigmoid((t - middle) / width) for height, middle in zip(heights, at, strict=True)]
     return 2 - torch.stack(falls).sum(0)
 
 
 def test_drops_are_counted_where_they_are_steepest() -> None:
-    found = find_drops(staircase(0.6, 0.2, 0.2, at=(60, 150, 240)))
+    found = find_drops(build_staircase(0.6, 0.2, 0.2, at=(60, 150, 240)))
     assert len(found.steepest) == 3
     for i, middle in zip(found.steepest, (60, 150, 240), strict=True):
         assert abs(i - middle) <= 2
@@ -39,11 +39,11 @@ def test_drops_are_counted_where_they_are_steepest() -> None:
 
 def test_one_smooth_fall_is_one_drop_and_a_tiny_one_is_none() -> None:
     assert len(find_drops(torch.tensor([math.exp(-t / 30) for t in range(300)])).steepest) == 1
-    assert len(find_drops(staircase(0.8, 0.005, at=(60, 200))).steepest) == 1
-    assert len(find_drops(staircase(0.5, 0.5, at=(100, 104))).steepest) == 1  # no plateau between
+    assert len(find_drops(build_staircase(0.8, 0.005, at=(60, 200))).steepest) == 1
+    assert len(find_drops(build_staircase(0.5, 0.5, at=(100, 104))).steepest) == 1  # no plateau between
 
 
 def test_jitter_is_no_drop() -> None:
     rng = torch.Generator().manual_seed(0)
-    loss = staircase(0.5, 0.5, at=(80, 200)) + 1e-3 * torch.randn(300, generator=rng)
+    loss = build_staircase(0.5, 0.5, at=(80, 200)) + 1e-3 * torch.randn(300, generator=rng)
     assert len(find_drops(loss).steepest) == 2

@@ -1,4 +1,4 @@
-"""The dimensionality of each solid (docs/reference/toy_models.md §4.4), to 1e-6 on exact weights."""
+"""The dimensionality of each shape (docs/reference/toy_models.md §4.4), to 1e-6 for exact weights."""
 
 from itertools import combinations
 
@@ -71,7 +71,7 @@ def test_the_thomson_antiprism_is_the_minimum_of_the_coulomb_energy() -> None:
     assert energy(THOMSON_COS2) < energy(TIGHT_COS2)
 
 
-def test_the_names_of_n_vectors() -> None:
+def test_known_shapes_of_n_vectors() -> None:
     assert {n: list(known_shapes(n)) for n in range(2, 10)} == {
         2: ["digon"],
         3: ["triangle"],

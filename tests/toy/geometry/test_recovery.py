@@ -1,4 +1,4 @@
-"""Recovery of features, by hand."""
+"""Recovery of features, compared with hand-computed values."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from crux.config.errors import UserError
 from crux.toy.geometry.recovery import measure_recovery
 
 
-def test_cosines_by_hand() -> None:
+def test_cosines_equal_hand_computed_values() -> None:
     directions = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.01]])  # the third is dead
     dictionary = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
     found = measure_recovery(directions, dictionary)
@@ -23,7 +23,7 @@ def test_an_opposite_direction_is_not_the_feature() -> None:
     assert found.mean_max_cosine == pytest.approx(-1.0)
 
 
-def test_nothing_to_compare() -> None:
+def test_empty_dictionaries_and_models() -> None:
     found = measure_recovery(torch.eye(2), torch.zeros(0, 2))
     assert (found.recovered, found.mean_max_cosine) == (0.0, 0.0)
     with pytest.raises(UserError, match="represents no feature"):

@@ -1,4 +1,4 @@
-"""Cosines within and between sets, by hand."""
+"""Cosines within and between sets, compared with hand-computed values."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from crux.toy.geometry.sets import (
 )
 
 W = torch.tensor([[2.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -3.0]])
-"""Set (0, 1) in an orthogonal basis, set (2, 3) in its negative."""
+"""Set (0, 1) is an orthogonal basis, set (2, 3) its negative."""
 
 
 def test_two_orthogonal_sets_of_opposite_signs() -> None:
@@ -22,7 +22,7 @@ def test_two_orthogonal_sets_of_opposite_signs() -> None:
     assert pairwise_cosines(W)[0].tolist() == [1, 0, -1, 0]
 
 
-def test_mates_are_neighbours() -> None:
+def test_sets_consist_of_neighbouring_features() -> None:
     assert same_set_pairs(6, 3).nonzero().tolist() == [[0, 1], [1, 0], [2, 3], [3, 2], [4, 5], [5, 4]]
     assert int(same_set_pairs(20, 2).sum()) == 2 * 10 * 9
 

@@ -1,4 +1,4 @@
-"""Every shape is found and named where it is rotated, noisy, scaled, shuffled and among others."""
+"""Every shape is found and named if it is rotated, noisy, scaled, shuffled and mixed with other shapes."""
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def rotation(m: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.02])
-def test_named_among_others_rotated_scaled_shuffled_and_noisy(shape: str, noise: float) -> None:
-    """In 12 dimensions beside a pentagon, a dedicated and two dead features, each coordinate off by 1 or 2 % of the norm."""
+def test_shapes_are_named_after_rotation_scaling_shuffling_and_noise(shape: str, noise: float) -> None:
+    """It is in 12 dimensions with a pentagon, one dedicated and two dead features; each coordinate has noise of 1 or 2 % of the norm."""
     torch.manual_seed(0)
     own, names = SHAPES[shape]
     for _ in range(20):
@@ -72,8 +72,8 @@ def test_named_among_others_rotated_scaled_shuffled_and_noisy(shape: str, noise:
         assert sum(factor.rank for factor in found) == len(W)
 
 
-def test_isospectral_shapes_are_told_apart() -> None:
-    """Two triangles on each other have a hexagon's Gram spectrum, a cube has the tight antiprism's."""
+def test_isospectral_shapes_are_distinguished() -> None:
+    """Two coinciding triangles have the Gram spectrum of a hexagon; a cube has that of the tight antiprism."""
     pair = torch.cat([polygon(3), polygon(3)], dim=1)
     cube = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)]).double().T / 3**0.5
     antiprism = square_antiprism(TIGHT_COS2)
@@ -83,8 +83,8 @@ def test_isospectral_shapes_are_told_apart() -> None:
     assert [f.name for f in factors(cube)] == ["8 vectors in 3 dimensions"]
 
 
-def test_the_same_products_in_another_order_are_another_shape() -> None:
-    """A pentagon's products, five of cos 72° and five of cos 144°, no longer in two rings of five."""
+def test_rearranged_products_are_another_shape() -> None:
+    """The products are those of a pentagon, five of cos 72° and five of cos 144°, but not in two rings of five."""
     near, far = (float(torch.cos(torch.deg2rad(torch.tensor(angle)))) for angle in (72.0, 144.0))
     gram = torch.eye(5).double()
     for k, (i, j) in enumerate(torch.triu_indices(5, 5, 1).T.tolist()):
@@ -102,7 +102,7 @@ def test_a_bent_triangle_is_named_only_while_it_resembles_one(degrees: float, na
     assert factor.deviation > 0
 
 
-def test_a_solid_that_noise_keeps_in_one_piece_has_its_own_name() -> None:
+def test_a_product_shape_joined_by_noise_is_named() -> None:
     for W, name in ((octahedron(), "octahedron"), (bipyramid(5), "pentagonal bipyramid"), (polygon(4), "square")):
         (factor,) = tegum_factors(W + 1e-3, living=0.1, tau=1e-9, tolerance=0.15)
         assert factor.name == name

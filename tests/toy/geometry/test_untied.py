@@ -1,4 +1,4 @@
-"""Neurons that read and write different weights: scale, features, the motif, against cases worked out by hand."""
+"""Neurons with different input and output weights: scale, features and the motif, compared with hand-made cases."""
 
 import torch
 
@@ -7,7 +7,7 @@ from crux.toy.options import Kind
 from crux.toy.superposition import SuperpositionModel, Weights
 
 
-def test_balancing_keeps_the_function_and_evens_the_norms() -> None:
+def test_balancing_preserves_the_function_and_equalises_the_norms() -> None:
     torch.manual_seed(0)
     W, W_out, b = torch.randn(6, 4), torch.randn(4, 6), torch.randn(4)
     W[5] = 0
@@ -22,7 +22,7 @@ def test_balancing_keeps_the_function_and_evens_the_norms() -> None:
     torch.testing.assert_close(even(x), plain(x))
 
 
-def test_a_neurons_features_are_those_near_its_largest_and_dead_ones_have_none() -> None:
+def test_features_per_neuron_are_those_with_large_weights() -> None:
     W = torch.tensor([[1.0, -3.0, 0.5], [0.02, 0.0, 0.0], [0.0, 0.0, -0.4], [0.0, 0.0, 0.0]])
     assert features_per_neuron(W, least=0.25) == [[1, 0], [], [2], []]
 
