@@ -29,15 +29,15 @@ def build_trained(kind: Kind, *, streams: int, settings: int) -> TrainedProgram:
 
 def test_shared_samples_are_those_of_the_first_seed() -> None:
     trained = build_trained(Kind.absolute_value, streams=6, settings=2)
-    found = losses_on_shared_samples(trained, n_seeds=3, samples=500)
-    assert found.shape == (6, 2)
+    computed = losses_on_shared_samples(trained, n_seeds=3, samples=500)
+    assert computed.shape == (6, 2)
     for stream in (1, 5):
         first = 3 * (stream // 3)
         x = select_streams(trained, torch.tensor([first])).program.data(
             batch=500, n_batches=1, purpose=Purpose.held_out
         )[0]
         one = select_streams(trained, torch.tensor([stream]))
-        torch.testing.assert_close(found[stream], sampled_loss(one.model, x, one.program.importance)[0].double())
+        torch.testing.assert_close(computed[stream], sampled_loss(one.model, x, one.program.importance)[0].double())
 
 
 def test_joined_tiles_equal_the_whole_program() -> None:
@@ -56,10 +56,10 @@ def test_joined_tiles_equal_the_whole_program() -> None:
 def test_polishing_reaches_a_zero_gradient_and_copies_the_weights() -> None:
     trained = build_trained(Kind.linear, streams=2, settings=1)
     before = trained.weights.W.clone()
-    found = polish_on_samples(trained, active=256, max_iterations=300)
+    computed = polish_on_samples(trained, active=256, max_iterations=300)
     assert torch.equal(trained.weights.W, before)
     for stream in range(2):
-        one = select_streams(found, torch.tensor([stream]))
+        one = select_streams(computed, torch.tensor([stream]))
         x = one.program.data(batch=512, n_batches=1, purpose=Purpose.training)[0]
         model = SuperpositionModel(Kind.linear, one.weights)
         sampled_loss(model, x, one.program.importance).sum().backward()

@@ -52,7 +52,7 @@ def test_a_topk_sae_recovers_the_pentagon(crux_here: Callable[..., int], toy_run
 def test_end_to_end_preserves_more_of_the_output_per_active_latent(
     crux_here: Callable[..., int], toy_run: Path, tmp_path: Path
 ) -> None:
-    found = {}
+    metrics = {}
     for loss in ("local", "e2e"):
         given = (
             f"loss={loss}",
@@ -63,11 +63,11 @@ def test_end_to_end_preserves_more_of_the_output_per_active_latent(
         )
         assert crux_here(*SAE, *given) == 0
         (run,) = (tmp_path / loss / "runs").iterdir()
-        found[loss] = json.loads((run / "metrics.json").read_text())
+        metrics[loss] = json.loads((run / "metrics.json").read_text())
         assert {
             "train/output_mse" in row for row in map(json.loads, (run / "history.jsonl").read_text().splitlines())
         } == {loss == "e2e"}
-    assert found["e2e"]["final/output_explained_variance"] > found["local"]["final/output_explained_variance"]
+    assert metrics["e2e"]["final/output_explained_variance"] > metrics["local"]["final/output_explained_variance"]
 
 
 def test_an_interrupted_training_has_the_same_results(

@@ -62,8 +62,8 @@ KINDS: dict[str, Callable[[], Activity]] = {
 def test_six_features_agree_with_corner_sums(kind: str, signed: bool) -> None:
     W, b, importance = draw(3, 6, seed=1), 0.3 * draw(6, seed=2), draw(6, seed=3).exp()
     activity = KINDS[kind]()
-    found = tied_loss(W, b, importance=importance, activity=activity, signed=signed)
-    assert found.item() == pytest.approx(loss_from_corner_sums(W, b, importance, activity, signed), abs=1e-10)
+    computed = tied_loss(W, b, importance=importance, activity=activity, signed=signed)
+    assert computed.item() == pytest.approx(loss_from_corner_sums(W, b, importance, activity, signed), abs=1e-10)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -74,8 +74,8 @@ def test_five_features_agree_with_corner_sums(seed: int, signed: bool) -> None:
         0.3 * draw(5, seed=10 + seed),
         enumerate_independent(torch.full((5,), 0.4, dtype=F64)),
     )
-    found = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=activity, signed=signed)
-    assert found.item() == pytest.approx(loss_from_corner_sums(W, b, torch.ones(5), activity, signed), abs=1e-10)
+    computed = tied_loss(W, b, importance=torch.ones(5, dtype=F64), activity=activity, signed=signed)
+    assert computed.item() == pytest.approx(loss_from_corner_sums(W, b, torch.ones(5), activity, signed), abs=1e-10)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -90,8 +90,10 @@ def test_exact_loss_agrees_with_sampled_data(signed: bool) -> None:
     u = torch.as_tensor(qmc.Sobol(2 * n, rng=0).random_base2(19))
     x = torch.where(u[:, :n] < density, 2 * u[:, n:] - 1 if signed else u[:, n:], 0)
     truth = (x - (x @ (W.T @ W) + b).relu()).square().mean(0).sum()
-    found = tied_loss(W, b, importance=torch.ones(n, dtype=F64), activity=enumerate_independent(density), signed=signed)
-    assert found.item() == pytest.approx(truth.item(), abs=1e-4)
+    computed = tied_loss(
+        W, b, importance=torch.ones(n, dtype=F64), activity=enumerate_independent(density), signed=signed
+    )
+    assert computed.item() == pytest.approx(truth.item(), abs=1e-4)
 
 
 def test_relu_loss_accepts_any_matrix() -> None:
@@ -100,8 +102,8 @@ def test_relu_loss_accepts_any_matrix() -> None:
     u = torch.as_tensor(qmc.Sobol(5, rng=0).random_base2(18))
     truth = (u - (u @ A.T + b).relu()).square().mean(0).sum()
     always = Activity(torch.ones(1, 5, dtype=torch.bool), torch.ones(1, dtype=F64))
-    found = relu_loss(A, b, importance=torch.ones(5, dtype=F64), activity=always, signed=False)
-    assert found.item() == pytest.approx(truth.item(), abs=1e-4)
+    computed = relu_loss(A, b, importance=torch.ones(5, dtype=F64), activity=always, signed=False)
+    assert computed.item() == pytest.approx(truth.item(), abs=1e-4)
 
 
 def test_broadcasts_over_instances_densities_and_importances() -> None:
@@ -120,10 +122,10 @@ def test_loss_is_summed_over_features() -> None:
     density, importance = torch.tensor([0.1, 0.4, 0.7], dtype=F64), torch.tensor([1.0, 2.0, 3.0], dtype=F64)
     zero = torch.zeros(3, dtype=F64)
     for signed in (False, True):
-        found = tied_loss(
+        computed = tied_loss(
             zero.new_zeros(1, 3), zero, importance=importance, activity=enumerate_independent(density), signed=signed
         )
-        assert found.item() == pytest.approx((importance * density).sum().item() / 3)
+        assert computed.item() == pytest.approx((importance * density).sum().item() / 3)
 
 
 SPECIAL = {
@@ -172,8 +174,8 @@ def test_linear_loss_equals_relu_loss_if_no_output_is_clipped(kind: str, signed:
     activity, W = KINDS[kind](), 0.5 * draw(2, 6, seed=11)
     b, importance = torch.full((6,), 9.0, dtype=F64), draw(6, seed=12).exp()
     mean, second = feature_moments(activity, signed=signed)
-    found = linear_loss(W.T @ W, b, importance=importance, mean=mean, second=second)
-    torch.testing.assert_close(found, tied_loss(W, b, importance=importance, activity=activity, signed=signed))
+    computed = linear_loss(W.T @ W, b, importance=importance, mean=mean, second=second)
+    torch.testing.assert_close(computed, tied_loss(W, b, importance=importance, activity=activity, signed=signed))
 
 
 def test_linear_loss_of_many_features_equals_its_formula() -> None:
@@ -181,19 +183,19 @@ def test_linear_loss_of_many_features_equals_its_formula() -> None:
     density, importance = torch.full((50,), 0.3, dtype=F64), 0.9 ** torch.arange(50, dtype=F64)
     kept = (torch.arange(50) < 20).to(F64)
     mean, second = independent_feature_moments(density, signed=False)
-    found = linear_loss(torch.diag(kept), (1 - kept) * density / 2, importance=importance, mean=mean, second=second)
-    assert found.item() == pytest.approx((0.1 - 0.0225) * importance[20:].sum().item())
+    computed = linear_loss(torch.diag(kept), (1 - kept) * density / 2, importance=importance, mean=mean, second=second)
+    assert computed.item() == pytest.approx((0.1 - 0.0225) * importance[20:].sum().item())
 
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_moments_of_independent_features_equal_those_of_their_patterns(signed: bool) -> None:
     density = torch.tensor([0.1, 0.6, 1.0], dtype=F64)
-    for found, truth in zip(
+    for computed, truth in zip(
         independent_feature_moments(density, signed=signed),
         feature_moments(enumerate_independent(density), signed=signed),
         strict=True,
     ):
-        torch.testing.assert_close(found, truth)
+        torch.testing.assert_close(computed, truth)
 
 
 @pytest.mark.parametrize(
@@ -208,11 +210,11 @@ def test_moments_of_independent_features_equal_those_of_their_patterns(signed: b
 def test_pentagons_have_their_published_losses(density: float, norm: float, bias: float, published: float) -> None:
     """Reference 1.4(5), its norms and biases in three digits."""
     activity = enumerate_independent(torch.full((5,), density, dtype=F64))
-    found = tied_loss(
+    computed = tied_loss(
         polygon(5, norm, 5),
         torch.full((5,), bias, dtype=F64),
         importance=torch.ones(5, dtype=F64),
         activity=activity,
         signed=False,
     )
-    assert found.item() == pytest.approx(published, rel=1e-3)
+    assert computed.item() == pytest.approx(published, rel=1e-3)

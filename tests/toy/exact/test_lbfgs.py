@@ -28,10 +28,10 @@ def test_quadratics_of_any_condition_and_scale_converge() -> None:
     def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
         return 0.5 * (spectrum[which] * (parameters[0] - centre[which]).square()).sum(1)
 
-    found = run(loss, torch.zeros(30, 6, dtype=F64))
-    assert found.converged.all()
-    assert (spectrum * (found.parameters[0] - centre)).abs().max() <= 1e-9
-    assert found.iterations.max() < 200
+    minimum = run(loss, torch.zeros(30, 6, dtype=F64))
+    assert minimum.converged.all()
+    assert (spectrum * (minimum.parameters[0] - centre)).abs().max() <= 1e-9
+    assert minimum.iterations.max() < 200
 
 
 def rosenbrock(x: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ def rosenbrock(x: Tensor) -> Tensor:
 
 def test_rosenbrock_minima_agree_with_scipy() -> None:
     start = 0.5 * draw(20, 6, seed=1)
-    found = run(lambda parameters, which: rosenbrock(parameters[0]), start)
-    assert found.converged.all()
+    minimum = run(lambda parameters, which: rosenbrock(parameters[0]), start)
+    assert minimum.converged.all()
     for i in range(20):
 
         def value_and_slope(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -54,9 +54,9 @@ def test_rosenbrock_minima_agree_with_scipy() -> None:
         truth = minimize(
             value_and_slope, start[i].numpy(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-9}
         )
-        assert found.loss[i].item() == pytest.approx(truth.fun, abs=1e-12)  # the same of its two minima
-        assert found.parameters[0][i].tolist() == pytest.approx(truth.x.tolist(), abs=1e-6)
-        assert found.iterations[i] < 2 * truth.nit
+        assert minimum.loss[i].item() == pytest.approx(truth.fun, abs=1e-12)  # the same of its two minima
+        assert minimum.parameters[0][i].tolist() == pytest.approx(truth.x.tolist(), abs=1e-6)
+        assert minimum.iterations[i] < 2 * truth.nit
 
 
 def toy_loss(density: Tensor, importance: Tensor):
@@ -91,8 +91,8 @@ def test_scipy_finds_no_lower_toy_model_loss() -> None:
     n = 4
     density, importance = torch.full((n, 4), 0.2, dtype=F64), 0.9 ** torch.arange(4, dtype=F64).expand(n, 4)
     W, b = draw(n, 2, 4, seed=4), torch.zeros(n, 4, dtype=F64)
-    found = run(toy_loss(density, importance), W, b)
-    assert found.converged.all()
+    minimum = run(toy_loss(density, importance), W, b)
+    assert minimum.converged.all()
     for i in range(n):
 
         def value_and_slope(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -104,52 +104,54 @@ def test_scipy_finds_no_lower_toy_model_loss() -> None:
             assert at.grad is not None
             return value.item(), at.grad.numpy()
 
-        ends = torch.cat([p[i].flatten() for p in found.parameters]).numpy()
+        ends = torch.cat([p[i].flatten() for p in minimum.parameters]).numpy()
         again = minimize(value_and_slope, ends, jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-12})
-        assert found.loss[i].item() == pytest.approx(again.fun, rel=1e-12)
+        assert minimum.loss[i].item() == pytest.approx(again.fun, rel=1e-12)
 
 
 def test_search_terminates_at_kinks() -> None:
     """|x| and sums of ReLUs have no zero gradient to converge to; the minimum is found nevertheless."""
     start = draw(10, 3, seed=5)
     weight = torch.tensor([1.0, 3.0, 0.5], dtype=F64)
-    found = run(lambda parameters, which: (weight * (parameters[0] - 0.3).abs()).sum(1), start, max_iterations=60)
-    assert found.loss.max() < 1e-6
-    found = run(
+    minimum = run(lambda parameters, which: (weight * (parameters[0] - 0.3).abs()).sum(1), start, max_iterations=60)
+    assert minimum.loss.max() < 1e-6
+    minimum = run(
         lambda parameters, which: parameters[0].relu().sum(1) + 0.5 * (-parameters[0]).relu().sum(1),
         start,
         max_iterations=60,
     )
-    assert found.loss.max() < 1e-6
+    assert minimum.loss.max() < 1e-6
 
 
 def test_search_can_start_at_a_kink_or_an_optimum() -> None:
     """ReLU models start at W = 0, b = 0, where all units are at the kink; x² starts at 0 and takes no step."""
     density, importance = torch.full((1, 3), 0.2, dtype=F64), torch.ones(1, 3, dtype=F64)
-    found = run(toy_loss(density, importance), torch.zeros(1, 2, 3, dtype=F64), torch.zeros(1, 3, dtype=F64))
-    assert found.loss.isfinite().all()
-    found = run(lambda parameters, which: parameters[0].square().sum(1), torch.zeros(2, 3, dtype=F64))
-    assert found.converged.all()
-    assert found.iterations.eq(0).all()
+    minimum = run(toy_loss(density, importance), torch.zeros(1, 2, 3, dtype=F64), torch.zeros(1, 3, dtype=F64))
+    assert minimum.loss.isfinite().all()
+    minimum = run(lambda parameters, which: parameters[0].square().sum(1), torch.zeros(2, 3, dtype=F64))
+    assert minimum.converged.all()
+    assert minimum.iterations.eq(0).all()
 
 
 def test_search_terminates_if_the_loss_is_unbounded() -> None:
-    found = run(lambda parameters, which: -parameters[0].exp().sum(1), torch.zeros(1, 1, dtype=F64), max_iterations=50)
-    assert not found.converged.any()
-    assert found.loss.item() < -1
+    minimum = run(
+        lambda parameters, which: -parameters[0].exp().sum(1), torch.zeros(1, 1, dtype=F64), max_iterations=50
+    )
+    assert not minimum.converged.any()
+    assert minimum.loss.item() < -1
 
 
 def test_search_steps_back_from_infinite_losses() -> None:
     """−log x + x is infinite or NaN at x ≤ 0; its minimum is 1 at x = 1."""
     start = torch.tensor([[1e-3], [50.0]], dtype=F64)
-    found = run(lambda parameters, which: (parameters[0] - parameters[0].log()).sum(1), start)
-    assert found.converged.all()
-    assert found.parameters[0].flatten().tolist() == pytest.approx([1, 1])
+    minimum = run(lambda parameters, which: (parameters[0] - parameters[0].log()).sum(1), start)
+    assert minimum.converged.all()
+    assert minimum.parameters[0].flatten().tolist() == pytest.approx([1, 1])
 
 
 def test_the_iteration_limit_is_per_instance() -> None:
     centre = torch.tensor([[0.0], [5.0]], dtype=F64)
-    found = run(
+    minimum = run(
         lambda parameters, which: rosenbrock(torch.cat([parameters[0], centre[which]], 1)), centre, max_iterations=1
     )
-    assert found.iterations.max() == 1
+    assert minimum.iterations.max() == 1

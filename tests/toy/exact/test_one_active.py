@@ -43,8 +43,8 @@ def test_k_gons_have_their_published_losses_and_biases(k: int, dead: int) -> Non
     """L(k, c) = (h_k + c − k) / (3c) if dead features have a negative bias."""
     norm, bias, h = GONS[k]
     c = k + dead
-    found = uniform_loss(*build_k_gon(k, c, norm, bias, [-0.1] * dead))
-    assert found.item() == pytest.approx((h + c - k) / (3 * c), abs=2e-7)
+    computed = uniform_loss(*build_k_gon(k, c, norm, bias, [-0.1] * dead))
+    assert computed.item() == pytest.approx((h + c - k) / (3 * c), abs=2e-7)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_optimal_bias_of_a_dead_feature_lowers_the_loss(k: int, c: int, n_plus: 
     """k+ and k++: b = 1/(2c) on a dead feature lowers the loss by 1/(4c²), which is 1/144 at c = 6."""
     norm, bias, h = GONS[k]
     dead = [1 / (2 * c)] * n_plus + [-0.1] * (c - k - n_plus)
-    found = uniform_loss(*build_k_gon(k, c, norm, bias, dead)).item()
-    assert found == pytest.approx(published, abs=6e-7)
-    assert found == pytest.approx((h + c - k) / (3 * c) - n_plus / (4 * c**2), abs=2e-7)
+    computed = uniform_loss(*build_k_gon(k, c, norm, bias, dead)).item()
+    assert computed == pytest.approx(published, abs=6e-7)
+    assert computed == pytest.approx((h + c - k) / (3 * c) - n_plus / (4 * c**2), abs=2e-7)
 
 
 @pytest.mark.parametrize("k", [5, 6, 7, 8])
@@ -85,17 +85,17 @@ def test_published_k_gons_are_optima(k: int) -> None:
     """L-BFGS from a perturbed k-gon ends at the published l*, b* (to 7 digits), where the gradient is zero."""
     norm, bias, h = GONS[k]
     W, b = build_k_gon(k, k, 1.05 * norm, 0.9 * bias, [])
-    found = minimise(
+    computed = minimise(
         lambda parameters, which: uniform_loss(*parameters),
         (W[None], b[None]),
         max_iterations=500,
         gradient_tolerance=1e-11,
         history=10,
     )
-    assert found.converged.all()
-    assert found.loss.item() == pytest.approx(h / (3 * k), abs=1e-7)
-    assert found.parameters[0][0].norm(dim=0).tolist() == pytest.approx([norm] * k, abs=1e-7)
-    assert found.parameters[1][0].tolist() == pytest.approx([bias] * k, abs=1e-7)
+    assert computed.converged.all()
+    assert computed.loss.item() == pytest.approx(h / (3 * k), abs=1e-7)
+    assert computed.parameters[0][0].norm(dim=0).tolist() == pytest.approx([norm] * k, abs=1e-7)
+    assert computed.parameters[1][0].tolist() == pytest.approx([bias] * k, abs=1e-7)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -106,9 +106,9 @@ def test_loss_equals_the_enumerated_loss(signed: bool) -> None:
         torch.rand(6, 5, generator=generator, dtype=F64),
         torch.rand(5, generator=generator, dtype=F64).softmax(0),
     )
-    found = one_active_tied_loss(W, b, importance=importance, probabilities=q, signed=signed)
+    computed = one_active_tied_loss(W, b, importance=importance, probabilities=q, signed=signed)
     truth = tied_loss(W, b, importance=importance, activity=enumerate_one_active(q), signed=signed)
-    torch.testing.assert_close(found, truth, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(computed, truth, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -38,12 +38,12 @@ RUNNER_UP = {0.5: 0.2819, 0.3: 0.14763, 0.2: 0.08304, 0.1: 0.03747, 0.05: 0.0177
 @pytest.mark.parametrize("density", TABLE)
 def test_optima_equal_the_published_table(density: float) -> None:
     geometry, loss, norm, bias = TABLE[density]
-    found = optima(torch.full((5,), density, dtype=F64))
-    best, b = found.W[0], found.b[0]
-    assert found.loss[0].item() == pytest.approx(loss, rel=1e-3)
-    assert found.gradient[0] <= 1e-8
-    assert (found.loss[1:] / RUNNER_UP[density] - 1).abs().min() < 1e-3
-    assert (found.loss.diff() > 0).all()
+    computed = optima(torch.full((5,), density, dtype=F64))
+    best, b = computed.W[0], computed.b[0]
+    assert computed.loss[0].item() == pytest.approx(loss, rel=1e-3)
+    assert computed.gradient[0] <= 1e-8
+    assert (computed.loss[1:] / RUNNER_UP[density] - 1).abs().min() < 1e-3
+    assert (computed.loss.diff() > 0).all()
     D, norms = dimensionality(best), best.norm(dim=0)
     if geometry == "pentagon":
         assert D.tolist() == pytest.approx([0.4] * 5, abs=1e-6)
@@ -64,7 +64,7 @@ def test_optima_equal_the_published_table(density: float) -> None:
         published = W, torch.tensor([bias] * 4 + [density / 2], dtype=F64)
     activity = enumerate_independent(torch.full((5,), density, dtype=F64))
     theirs = tied_loss(*published, importance=torch.ones(5, dtype=F64), activity=activity, signed=False)
-    assert found.loss[0] < theirs  # the exact loss, too, prefers our place
+    assert computed.loss[0] < theirs  # the exact loss, too, prefers our place
 
 
 @pytest.mark.slow
@@ -77,33 +77,33 @@ def test_pentagon_and_digons_have_published_losses_if_the_fifth_feature_is_spars
     The published digon losses are those of a fifth feature dead with b ≤ 0; its best bias b = p/2 takes p²/4 off.
     """
     density = torch.tensor([0.05] * 4 + [0.05 / ratio], dtype=F64)
-    found = optima(density)
-    norms = found.W.norm(dim=1)
+    computed = optima(density)
+    norms = computed.W.norm(dim=1)
     all_alive, fifth_dead = (norms > 0.5).all(1), (norms[:, 4] < 1e-4) & (norms[:, :4] > 0.5).all(1)
-    assert found.loss[all_alive][0].item() == pytest.approx(pentagon, abs=6e-6)
-    assert (found.loss[all_alive][0] < found.loss[fifth_dead][0]).item() == (ratio == 3)
-    assert found.loss[fifth_dead][0].item() == pytest.approx(digons - (0.05 / ratio) ** 2 / 4, abs=6e-6)
+    assert computed.loss[all_alive][0].item() == pytest.approx(pentagon, abs=6e-6)
+    assert (computed.loss[all_alive][0] < computed.loss[fifth_dead][0]).item() == (ratio == 3)
+    assert computed.loss[fifth_dead][0].item() == pytest.approx(digons - (0.05 / ratio) ** 2 / 4, abs=6e-6)
 
 
 def test_two_features_in_one_dimension() -> None:
     """For sparse features the optimum is the digon, with W₁ = −W₂. Every optimum is stationary, and the best comes first."""
-    found = optima(torch.full((2,), 0.1, dtype=F64), n_hidden=1)
-    assert found.W[0, 0, 0].item() == pytest.approx(-found.W[0, 0, 1].item(), abs=1e-6)
-    assert (found.gradient <= 1e-6).all()
-    assert (found.loss.diff() > 0).all()
-    assert len(found.loss) == len(found.starts)
+    computed = optima(torch.full((2,), 0.1, dtype=F64), n_hidden=1)
+    assert computed.W[0, 0, 0].item() == pytest.approx(-computed.W[0, 0, 1].item(), abs=1e-6)
+    assert (computed.gradient <= 1e-6).all()
+    assert (computed.loss.diff() > 0).all()
+    assert len(computed.loss) == len(computed.starts)
 
 
 def test_enough_dimensions_lose_nothing() -> None:
-    found = optima(torch.full((2,), 0.4, dtype=F64), n_hidden=2, n_random=0)
-    assert found.loss[0].item() == pytest.approx(0, abs=1e-15)
+    computed = optima(torch.full((2,), 0.4, dtype=F64), n_hidden=2, n_random=0)
+    assert computed.loss[0].item() == pytest.approx(0, abs=1e-15)
 
 
 def test_most_important_features_are_represented() -> None:
     """With dense features of importance 3, 2, 1, the first two get a dimension each."""
-    found = optima(torch.full((3,), 1.0, dtype=F64), importance=torch.tensor([1.0, 3.0, 2.0], dtype=F64), n_random=2)
-    assert found.loss[0].item() == pytest.approx(1 / 12)  # the variance of U[0, 1]
-    assert found.W[0].norm(dim=0).tolist() == pytest.approx([0, 1, 1], abs=1e-5)
+    computed = optima(torch.full((3,), 1.0, dtype=F64), importance=torch.tensor([1.0, 3.0, 2.0], dtype=F64), n_random=2)
+    assert computed.loss[0].item() == pytest.approx(1 / 12)  # the variance of U[0, 1]
+    assert computed.W[0].norm(dim=0).tolist() == pytest.approx([0, 1, 1], abs=1e-5)
 
 
 def test_arrangements_are_distinct_up_to_swaps() -> None:

@@ -80,5 +80,5 @@ def test_class_is_correct_on_both_sides_of_exact_boundaries(n_hidden: int, densi
 
 def test_smooth_onset_equals_known_values() -> None:
     """At p = 1 no output is clipped and the features are interchangeable: r = 1. Others are from Newton's method on the exact loss."""
-    found = smooth_onset(torch.tensor([1.0, 0.7, 0.6, 0.55], dtype=F64))
-    assert found.tolist() == pytest.approx([1, 0.7726, 0.6654, 0.6085], abs=1e-3)
+    onset = smooth_onset(torch.tensor([1.0, 0.7, 0.6, 0.55], dtype=F64))
+    assert onset.tolist() == pytest.approx([1, 0.7726, 0.6654, 0.6085], abs=1e-3)

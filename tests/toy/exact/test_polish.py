@@ -22,9 +22,9 @@ def test_every_instance_reaches_the_optimum_of_its_basin() -> None:
     density, importance = torch.tensor([[0.1, 0.1], [0.4, 0.4]]), torch.rand(2, 3, 2) + 0.5
     it = program(density, importance)
     weights = Weights(torch.tensor([0.9, -0.7]).expand(2, 3, 1, 2), torch.zeros(2, 3, 2), None)
-    found = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
-    assert found.converged.all()
-    torch.testing.assert_close(found.loss, population_loss(it, found.weights))
+    polished = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    assert polished.converged.all()
+    torch.testing.assert_close(polished.loss, population_loss(it, polished.weights))
     for stream in range(2):
         for setting in range(3):
             alone = program(density[[stream]], importance[stream, setting][None, None])
@@ -34,7 +34,7 @@ def test_every_instance_reaches_the_optimum_of_its_basin() -> None:
                 return population_loss(alone, Weights(at[:2].view(1, 1, 1, 2), at[2:].view(1, 1, 2), None)).item()
 
             truth = minimize(loss, np.array([0.9, -0.7, 0, 0]), method="BFGS", options={"gtol": 1e-7})
-            assert found.loss[stream, setting].item() == pytest.approx(truth.fun, rel=1e-5)
+            assert polished.loss[stream, setting].item() == pytest.approx(truth.fun, rel=1e-5)
 
 
 def test_negative_bias_of_a_dropped_feature_is_corrected() -> None:
@@ -43,6 +43,6 @@ def test_negative_bias_of_a_dropped_feature_is_corrected() -> None:
     it = program(torch.full((1, 2), p), torch.ones(1, 1, 2))
     weights = Weights(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.0, -0.3]).view(1, 1, 2), None)
     assert population_loss(it, weights).item() == pytest.approx(p / 3)
-    found = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
-    assert found.loss.item() == pytest.approx(p / 3 - p**2 / 4)
-    assert found.weights.b[0, 0].tolist() == pytest.approx([0, p / 2], abs=1e-6)
+    polished = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    assert polished.loss.item() == pytest.approx(p / 3 - p**2 / 4)
+    assert polished.weights.b[0, 0].tolist() == pytest.approx([0, p / 2], abs=1e-6)

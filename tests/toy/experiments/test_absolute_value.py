@@ -26,10 +26,10 @@ def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], t
     assert metrics["final/checks"] == 5
     for density in ("1", "0.01"):
         assert 0 < metrics[f"final/monosemantic/{density}"] + metrics[f"final/polysemantic/{density}"] <= 12
-    found = load_file(run / "arrays.safetensors")
-    assert found["W"].shape == (2, 12, 30)
-    assert found["W_enough"].shape == (6, 3)
-    assert found["loss"].shape == (4, 1)
+    arrays = load_file(run / "arrays.safetensors")
+    assert arrays["W"].shape == (2, 12, 30)
+    assert arrays["W_enough"].shape == (6, 3)
+    assert arrays["loss"].shape == (4, 1)
     assert (run / "figures" / "neurons.png").stat().st_size > 10_000
     assert (run / "figures" / "enough.png").stat().st_size > 10_000
 

@@ -20,8 +20,8 @@ SMALL = ("experiment=toy/basic", "trainer.progress=false", "tracking=none")
 def test_linear_optimum_is_the_variance_of_the_dropped_features() -> None:
     """p = 1/2 has variance 1/6 − 1/16 = 5/48; of I = 1, 1/2, 1/4 in one dimension the last two are dropped."""
     density, importance = torch.full((3,), 0.5, dtype=torch.float64), torch.tensor([1.0, 0.5, 0.25]).double()
-    found = linear_optimum(density, importance=importance, n_hidden=1)
-    assert found == pytest.approx(0.75 * 5 / 48, rel=1e-12)
+    optimum = linear_optimum(density, importance=importance, n_hidden=1)
+    assert optimum == pytest.approx(0.75 * 5 / 48, rel=1e-12)
 
 
 def test_linear_optimum_is_a_lower_bound_and_is_attained() -> None:

@@ -26,10 +26,10 @@ def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], t
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 9
     assert 0 < metrics["final/train_loss/5"] < 2
-    found = load_file(run / "arrays.safetensors")
-    assert found["points"].tolist() == [3, 5, 30]
-    assert found["test"].shape == (3, 2)
-    assert found["W_5"].shape == (2, 100)
+    arrays = load_file(run / "arrays.safetensors")
+    assert arrays["points"].tolist() == [3, 5, 30]
+    assert arrays["test"].shape == (3, 2)
+    assert arrays["W_5"].shape == (2, 100)
     assert (run / "figures" / "losses.png").stat().st_size > 10_000
     assert (run / "figures" / "planes.png").stat().st_size > 10_000
 

@@ -14,8 +14,8 @@ QUIET = ("trainer.progress=false", "tracking=none")
 
 def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> Path:
     assert crux_here(*QUIET, *given, f"output_dir={outputs}") == 0
-    (found,) = (outputs / "runs").iterdir()
-    return found
+    (folder,) = (outputs / "runs").iterdir()
+    return folder
 
 
 def metrics(folder: Path) -> dict[str, float]:
@@ -24,39 +24,39 @@ def metrics(folder: Path) -> dict[str, float]:
 
 def test_correlated_sets_form_bases_or_narrow_cones(crux_here: Callable[..., int], tmp_path: Path) -> None:
     """The training is so short that polishing does most of the work; the wide model has no exact loss and is only trained."""
-    found = run(
+    folder = run(
         crux_here, tmp_path, "experiment=toy/correlated", "toy.sizes=[[4,2,2],[6,2,3],[10,5,2]]", "toy.densities=[0.04]",
         "trainer.max_steps=300", "trainer.batch=256", "toy.held_out=4096",
     )  # fmt: skip
-    assert metrics(found)["final/checks"] == 4
-    assert metrics(found)["final/checks_failed"] == 0
-    arrays = load_file(found / "arrays.safetensors")
+    assert metrics(folder)["final/checks"] == 4
+    assert metrics(folder)["final/checks_failed"] == 0
+    arrays = load_file(folder / "arrays.safetensors")
     assert {name: arrays[f"{name}/W"].shape for name in ("4_2", "6_2", "10_5")} == {
         "4_2": (1, 2, 4),
         "6_2": (1, 2, 6),
         "10_5": (1, 5, 10),
     }
-    assert (found / "figures" / "sets.png").stat().st_size > 10_000
+    assert (folder / "figures" / "sets.png").stat().st_size > 10_000
 
 
 def test_anticorrelated_pairs_are_antipodal(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    found = run(
+    folder = run(
         crux_here, tmp_path, "experiment=toy/anticorrelated", "toy.densities=[0.05]", "trainer.max_steps=200",
         "trainer.batch=256", "toy.held_out=1024",
     )  # fmt: skip
-    assert metrics(found)["final/checks"] == 3
-    assert metrics(found)["final/checks_failed"] == 0
+    assert metrics(folder)["final/checks"] == 3
+    assert metrics(folder)["final/checks_failed"] == 0
 
 
 def test_dense_pairs_collapse_and_sparse_ones_do_not(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    found = run(
+    folder = run(
         crux_here, tmp_path, "experiment=toy/pca_collapse", "toy.densities=[0.45,0.18]", "toy.seeds=8", "trainer.max_steps=100",
         "toy.held_out=1024",
     )  # fmt: skip
-    assert metrics(found)["final/collapsed/0.45"] == 3
-    assert metrics(found)["final/collapsed/0.18"] == 2
-    assert metrics(found)["final/checks_failed"] == 0
-    assert "| 0.18 |" in (found / "report.md").read_text()
+    assert metrics(folder)["final/collapsed/0.45"] == 3
+    assert metrics(folder)["final/collapsed/0.18"] == 2
+    assert metrics(folder)["final/checks_failed"] == 0
+    assert "| 0.18 |" in (folder / "report.md").read_text()
 
 
 def test_expected_counts_are_those_of_the_paper_or_of_the_exact_optimum() -> None:
@@ -91,5 +91,5 @@ def test_other_features_are_rejected(experiment: str, given: str, refusal: Calla
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["correlated", "anticorrelated", "pca_collapse"])
 def test_small_settings_reproduce_the_paper(experiment: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
-    found = run(crux_here, tmp_path, f"experiment=toy/{experiment}")
-    assert metrics(found)["final/checks_failed"] == 0
+    folder = run(crux_here, tmp_path, f"experiment=toy/{experiment}")
+    assert metrics(folder)["final/checks_failed"] == 0

@@ -33,9 +33,9 @@ def test_geometries_are_named() -> None:
 
 def test_restarts_with_equal_results_are_one_optimum() -> None:
     W = torch.stack([TWO_DIGONS, polygon(5).float(), TWO_DIGONS])
-    found = distinct_optima(torch.tensor([0.3, 0.2, 0.300001]), W)
-    assert [(o.name, o.n) for o in found] == [(PENTAGON, 1), (DIGONS, 2)]
-    assert found[1].loss == pytest.approx(0.3)
+    optima = distinct_optima(torch.tensor([0.3, 0.2, 0.300001]), W)
+    assert [(o.name, o.n) for o in optima] == [(PENTAGON, 1), (DIGONS, 2)]
+    assert optima[1].loss == pytest.approx(0.3)
 
 
 def test_crossing_is_linear_between_the_ratios_that_have_both() -> None:
@@ -47,11 +47,11 @@ def test_crossing_is_linear_between_the_ratios_that_have_both() -> None:
 
 
 def test_lowest_losses_are_those_of_the_named_geometry() -> None:
-    found = {
+    optima = {
         1.0: [Optimum("a", 0.2, TWO_DIGONS, 1), Optimum("a", 0.1, TWO_DIGONS, 1)],
         2.0: [Optimum("b", 0.3, TWO_DIGONS, 1)],
     }
-    assert lowest_losses(found, "a") == {1.0: 0.1}
+    assert lowest_losses(optima, "a") == {1.0: 0.1}
 
 
 @pytest.mark.slow

@@ -44,9 +44,9 @@ def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path)
     assert crux_here(*SHORT, "toy.sizes=[[2,1,1]]", "toy.tile=3", f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert len(list((run / "programs").iterdir())) == 3  # 2 densities × 4 seeds
-    found = load_file(run / "arrays.safetensors")
-    assert found["2_1/classes"].tolist() == [[0, 1, 1, 1, 2], [1, 1, 1, 1, 1]]  # 0.205 … 4.89, and 0.0487 … 20.5
-    assert found["2_1/loss"].shape == (2, 5)
+    arrays = load_file(run / "arrays.safetensors")
+    assert arrays["2_1/classes"].tolist() == [[0, 1, 1, 1, 2], [1, 1, 1, 1, 1]]  # 0.205 … 4.89, and 0.0487 … 20.5
+    assert arrays["2_1/loss"].shape == (2, 5)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 1
     assert metrics["final/checks_failed"] == 0  # a short training suffices, because the instances are polished

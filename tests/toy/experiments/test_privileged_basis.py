@@ -28,10 +28,12 @@ def test_a_short_run_writes_figure_and_metrics(crux_here: Callable[..., int], tm
     assert len(list((run / "programs").iterdir())) == 2
     assert metrics["final/checks"] == 2
     assert 0.2 < metrics["final/monosemanticity/1"] <= 1
-    found = load_file(run / "arrays.safetensors")
-    assert found["W"].shape == (2, 3, 5, 10)
-    assert found["loss"].shape == (6, 1)
-    assert (found["loss_polished"].max(1).values < found["loss"].view(2, 3).min(1).values).all()  # after 20 steps only
+    arrays = load_file(run / "arrays.safetensors")
+    assert arrays["W"].shape == (2, 3, 5, 10)
+    assert arrays["loss"].shape == (6, 1)
+    assert (
+        arrays["loss_polished"].max(1).values < arrays["loss"].view(2, 3).min(1).values
+    ).all()  # after 20 steps only
     assert (run / "figures" / "neurons.png").stat().st_size > 10_000
 
 

@@ -19,8 +19,8 @@ SHORT = ("experiment=toy/intro_polygon", "trainer.max_steps=30", "trainer.batch=
 
 
 def find_run(outputs: Path) -> RunFolder:
-    (found,) = (outputs / "runs").iterdir()
-    return RunFolder(found)
+    (tensors,) = (outputs / "runs").iterdir()
+    return RunFolder(tensors)
 
 
 def test_a_run_writes_its_files_and_is_in_mlflow(crux_here: Callable[..., int], tmp_path: Path) -> None:
@@ -31,8 +31,8 @@ def test_a_run_writes_its_files_and_is_in_mlflow(crux_here: Callable[..., int], 
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert {"final/checks", "final/checks_failed"} <= metrics.keys()
     assert (run.path / "report.md").exists()
-    found = load_file(run.programs / "model" / "model.safetensors")
-    assert found["W"].shape == (6, 1, 2, 5)
+    tensors = load_file(run.programs / "model" / "model.safetensors")
+    assert tensors["W"].shape == (6, 1, 2, 5)
     assert not (run.programs / "model" / "checkpoints" / "last.ckpt").exists()
 
     from mlflow import MlflowClient

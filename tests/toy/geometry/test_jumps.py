@@ -28,13 +28,13 @@ def build_staircase(*heights: float, at: tuple[int, ...], width: float = 4.0) ->
 
 
 def test_drops_are_counted_where_they_are_steepest() -> None:
-    found = find_drops(build_staircase(0.6, 0.2, 0.2, at=(60, 150, 240)))
-    assert len(found.steepest) == 3
-    for i, middle in zip(found.steepest, (60, 150, 240), strict=True):
+    drops = find_drops(build_staircase(0.6, 0.2, 0.2, at=(60, 150, 240)))
+    assert len(drops.steepest) == 3
+    for i, middle in zip(drops.steepest, (60, 150, 240), strict=True):
         assert abs(i - middle) <= 2
-    assert len(found.between) == 2
-    assert 80 < found.between[0] < 130
-    assert 170 < found.between[1] < 220
+    assert len(drops.between) == 2
+    assert 80 < drops.between[0] < 130
+    assert 170 < drops.between[1] < 220
 
 
 def test_one_smooth_fall_is_one_drop_and_a_tiny_one_is_none() -> None:

@@ -26,9 +26,9 @@ def test_circuits_are_connected_components() -> None:
             [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         ]
     )
-    found = find_circuits(find_connections(W, least=0.25))
-    assert found == (Circuit((0, 1, 2), (0, 1)), Circuit((3,), (2,)))
-    assert [str(circuit) for circuit in found] == ["3 in 2", "1 in 1"]
+    circuits = find_circuits(find_connections(W, least=0.25))
+    assert circuits == (Circuit((0, 1, 2), (0, 1)), Circuit((3,), (2,)))
+    assert [str(circuit) for circuit in circuits] == ["3 in 2", "1 in 1"]
     assert find_circuits(find_connections(W, least=0.05)) == (Circuit((0, 1, 2, 3), (0, 1, 2)),)
 
 

@@ -62,14 +62,14 @@ def test_shapes_are_named_after_rotation_scaling_shuffling_and_noise(shape: str,
         scales = torch.empty(placed.shape[1]).uniform_(0.8, 1.2)
         order = torch.randperm(placed.shape[1])
         noisy = ((placed + noise * torch.randn_like(placed)) * scales)[:, order].float()
-        found = factors(noisy)
-        assert sorted(factor.name for factor in found) == sorted([*names, "pentagon", "dedicated"])
-        groups = {frozenset(factor.features): factor for factor in found}
+        shapes = factors(noisy)
+        assert sorted(factor.name for factor in shapes) == sorted([*names, "pentagon", "dedicated"])
+        groups = {frozenset(factor.features): factor for factor in shapes}
         pentagon = frozenset(torch.argsort(order)[own.shape[1] : own.shape[1] + 5].tolist())
         assert groups[pentagon].name == "pentagon"
         assert groups[pentagon].rank == 2
         assert groups[pentagon].dimensions == pytest.approx(2, abs=0.1)
-        assert sum(factor.rank for factor in found) == len(W)
+        assert sum(factor.rank for factor in shapes) == len(W)
 
 
 def test_isospectral_shapes_are_distinguished() -> None:
