@@ -24,7 +24,7 @@ def initial_weights(
 ) -> Weights:
     """Return `scale` times Xavier-normal weights, with std √(2 / (n_features + n_hidden)), and b = 0.
 
-    The weights of an instance depend only on its seed. (The paper's notebook computes the fan from a tensor with an instance axis, so
+    The weights of an instance depend only on its seed. (Elhage et al.'s notebook computes the fan from a tensor with an instance axis, so
     that its scale depends on the number of instances.)
     """
     std = (2 / (n_features + n_hidden)) ** 0.5
