@@ -34,8 +34,8 @@ def test_a_short_run_attacks_every_instance(crux_here: Callable[..., int], tmp_p
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("toy.densities=[0.5,0.3,0.1]", "compares two densities or more with 1.0"),
-        ("toy.kind=linear", "attacks relu_output"),
+        ("toy.densities=[0.5,0.3,0.1]", "compares at least two densities with 1.0"),
+        ("toy.kind=linear", "needs relu_output"),
     ],
 )
 def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:

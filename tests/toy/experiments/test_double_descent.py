@@ -102,8 +102,8 @@ def test_checks_distinguish_the_regimes() -> None:
     assert all(check.passed for check in check_regimes(good))
     no_bump = [good[0], build_fit(50, train=0.6, test=0.95, feature=memory, point=0.04), good[2]]
     assert [check.what for check in check_regimes(no_bump) if not check.passed] == [
-        "test loss is worst at so many points",
-        "worst test loss over that of 5 points",
+        "number of points with the highest test loss",
+        "highest test loss / that of 5 points",
     ]
     messy = [build_fit(5, train=0.0, test=1.0, feature=general, point=0.2), *good[1:]]
     assert sum(not check.passed for check in check_regimes(messy)) == 3

@@ -37,7 +37,7 @@ def test_models_without_exact_optimum_are_rejected(
     crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert crux_here("experiment=toy/exact_optima", "toy.n_features=20", f"output_dir={tmp_path}") == 2
-    assert "up to 6 features" in capsys.readouterr().err
+    assert "at most 6 features" in capsys.readouterr().err
 
 
 def test_speed_experiment_reports_shares(
