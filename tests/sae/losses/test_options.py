@@ -125,7 +125,7 @@ class UserLoss(Loss[UserOptions]):
 
 
 def test_a_users_loss_is_found_by_its_target() -> None:
-    own = UserOptions(_target_=f"{__name__}.OwnLoss", name="own", skip_positions=[])
+    own = UserOptions(_target_=f"{__name__}.UserLoss", name="own", skip_positions=[])
     own.check_section("loss")
     loss = build_loss(own)
     assert type(loss).__name__ == "OwnLoss"
