@@ -13,10 +13,10 @@ from crux.degeneracy.basis_options import ModularityOptions
 from crux.degeneracy.modularity import (
     NO_MODULE,
     Modules,
+    cutoff_from_ablation,
     edge_weights,
     find_modules,
     modularity,
-    smallest_kept,
 )
 
 
@@ -98,7 +98,7 @@ def test_the_same_seed_finds_the_same_and_more_starts_no_worse() -> None:
 
 def test_weights_cut_off_what_the_ablation_did_not_need() -> None:
     E = torch.tensor([[100.0, 1.0], [0.0, 0.01]])
-    assert smallest_kept(E, 2) == 1.0
+    assert cutoff_from_ablation(E, 2) == 1.0
     torch.testing.assert_close(edge_weights(E, 0.01), torch.tensor([[4.0, 2.0], [0, 0]], dtype=torch.float64))
     torch.testing.assert_close(edge_weights(E, 1.0), torch.tensor([[2.0, 0.0], [0, 0]], dtype=torch.float64))
 
@@ -142,4 +142,4 @@ def test_more_cutoffs_than_layers_or_more_edges_than_there_are() -> None:
             [torch.ones(2, 2)], cutoffs=[0.1, 0.1], constant=None, options=ModularityOptions(1.0, 1, 1), seed=0
         )
     with pytest.raises(UserError, match="kept=5: of 4 edges"):
-        smallest_kept(torch.ones(2, 2), 5)
+        cutoff_from_ablation(torch.ones(2, 2), 5)

@@ -12,7 +12,7 @@ from crux.degeneracy.ablation import EdgeAblation, smallest_sufficient
 from crux.degeneracy.basis_options import ModularityOptions
 from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.interaction_basis import interaction_bases
-from crux.degeneracy.modularity import NO_MODULE, find_modules, smallest_kept
+from crux.degeneracy.modularity import NO_MODULE, cutoff_from_ablation, find_modules
 from crux.degeneracy.networks.chain import Chain
 
 
@@ -113,7 +113,9 @@ def test_two_hidden_modules_are_recovered_exactly(
             chain, [x], bases=pair, strength=strength, end="output",
             loss=lambda _, y: (y - clean).square().sum(1) / clean.var(0).sum(),
         )  # fmt: skip
-        cutoffs.append(smallest_kept(strength, smallest_sufficient(ablation.loss, size=ablation.size, limit=1e-3) or 1))
+        cutoffs.append(
+            cutoff_from_ablation(strength, smallest_sufficient(ablation.loss, size=ablation.size, limit=1e-3) or 1)
+        )
     needed = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options, seed=0)
     linked = [of != NO_MODULE for of in needed.labels]
     assert sum(int(k.sum()) for k in linked) > 0.6 * sum(len(k) for k in linked)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crux.config.progress import track
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.grams import check_data, check_hook_order
+from crux.degeneracy.grams import check_data, check_hooks_in_order
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
@@ -79,7 +79,7 @@ class EdgeAblation:
     ) -> None:
         check_data(batches)
         self._a, self._b = bases
-        check_hook_order(network, [self._a.hook, self._b.hook])
+        check_hooks_in_order(network, [self._a.hook, self._b.hook])
         assert strength.shape == (self._b.size, self._a.size)
         self._network, self._end, self._loss = network, end, loss
         hooks = [self._a.hook, self._b.hook]

@@ -151,7 +151,7 @@ def check_bases_fit(compare: LanguageCompareOptions, model: LanguageModel) -> No
 
 
 def check_hook_points(model: LanguageModel, hook_points: Sequence[str] | None) -> None:
-    """Check that a language model is available and intact, and that the hook points are two or more of its own, in order."""
+    """Check that a language model is available and intact, and that it has these hook points: two or more, in order."""
     shape = _read_model_shape(model)
     if model.context > shape.n_ctx:
         raise UserError(f"model.context={model.context}: the model's context has {shape.n_ctx} tokens")

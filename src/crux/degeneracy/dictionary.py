@@ -1,4 +1,4 @@
-"""How much of an SAE's dictionary lies outside the subspace that the rest of the network depends on.
+"""The share of an SAE's dictionary outside the subspace that the rest of the network depends on.
 
 The interaction basis reads an activation f through its coordinates f C. Let Q be an orthonormal basis of the span of C's columns: a change
 of f orthogonal to Q changes no coordinate. The share of a unit-norm decoder direction d outside this subspace is 1 − ‖d Q‖². The

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from crux.config.progress import track
 from crux.degeneracy.basis import Basis
-from crux.degeneracy.grams import check_data, check_hook_order, count_positions
+from crux.degeneracy.grams import check_data, check_hooks_in_order, count_positions
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import Clean
 
@@ -70,7 +70,7 @@ def interaction_edges(
         UserError: if there is no data, or the bases are out of order.
     """
     check_data(batches)
-    check_hook_order(network, [basis.hook for basis in bases])
+    check_hooks_in_order(network, [basis.hook for basis in bases])
     assert points is None or points > 0
     assert probes is None or probes > 0
     generator = torch.Generator().manual_seed(seed)

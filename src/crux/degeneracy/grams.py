@@ -48,7 +48,7 @@ class Target(NamedTuple):
     matrix: Float[Tensor, "d k"]
 
 
-def check_hook_order(network: Network, hooks: Sequence[str]) -> None:
+def check_hooks_in_order(network: Network, hooks: Sequence[str]) -> None:
     """Raise UserError unless the network has these hook points, in this order."""
     for name in hooks:
         if name not in network.hooks:
@@ -121,7 +121,7 @@ def jacobian_gram(
     if not targets:
         raise UserError(f"from {start}: no target hook point given")
     for target in targets:
-        check_hook_order(network, (start, target.hook))
+        check_hooks_in_order(network, (start, target.hook))
     assert probes is None or probes > 0
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None

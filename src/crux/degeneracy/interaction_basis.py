@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.degeneracy.basis import Basis, pca_basis, sort_by_strength, varying_directions
-from crux.degeneracy.grams import Moments, Target, check_data, check_hook_order, jacobian_gram, moments
+from crux.degeneracy.grams import Moments, Target, check_data, check_hooks_in_order, jacobian_gram, moments
 from crux.degeneracy.networks.network import Network
 
 
@@ -54,7 +54,7 @@ def interaction_bases(
             nothing varies at its hook point or nothing depends on it.
     """
     check_data(batches)
-    check_hook_order(network, hooks)
+    check_hooks_in_order(network, hooks)
     if len(hooks) < 2:
         raise UserError(f"hook points {', '.join(hooks) or 'none'}: an interaction basis needs two or more")
     if ahead is not None and ahead < 1:

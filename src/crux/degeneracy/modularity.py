@@ -47,7 +47,7 @@ class Modules(NamedTuple):
         return len(self.clusters)
 
 
-def smallest_kept(edges: Float[Tensor, "to from"], kept: int) -> float:
+def cutoff_from_ablation(edges: Float[Tensor, "to from"], kept: int) -> float:
     """Return the cutoff ε of a layer: the size of the weakest of the `kept` strongest edges, as found by an ablation."""
     if not 1 <= kept <= edges.numel():
         raise UserError(f"kept={kept}: of {edges.numel()} edges, 1 to all of them can be kept")

@@ -125,7 +125,7 @@ def test_training_that_was_killed_goes_on(crux_here: Command, tmp_path: Path, mo
     ("given", "module", "dies"),
     [
         ((SPECTRA, "degeneracy.network=mlp", "degeneracy.hidden=[6,5]", "degeneracy.steps=20"), "spectra", "jacobian_gram"),
-        ((SYNCHRONISED, "degeneracy.hidden=[12]", "degeneracy.steps=20"), "synchronised", "merged"),
+        ((SYNCHRONISED, "degeneracy.hidden=[12]", "degeneracy.steps=20"), "synchronised", "merge_gates"),
     ],
     ids=["spectra", "synchronised"],
 )  # fmt: skip

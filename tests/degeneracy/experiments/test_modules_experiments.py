@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from crux.degeneracy.experiments.shortcut import AGREES, HOOKS, NOISE, hidden, sign, training_samples, unrelated
+from crux.degeneracy.experiments.shortcut import (
+    AGREES,
+    HOOKS,
+    NOISE,
+    hide_modules,
+    independent_samples,
+    module_sign,
+    training_samples,
+)
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
 
@@ -38,7 +46,7 @@ def test_the_hidden_network_is_the_one_that_was_trained() -> None:
     W = [torch.randn(b, a, generator=rng, dtype=torch.float64) for a, b in itertools.pairwise(widths)]
     b = [torch.randn(n, generator=rng, dtype=torch.float64) for n in widths[1:]]
     out = torch.randn(4, generator=rng, dtype=torch.float64)
-    of = hidden(W, b, out, rng)
+    of = hide_modules(W, b, out, rng)
     z = torch.randn(30, 8, generator=rng, dtype=torch.float64)
     h = [z]
     for i in range(3):
@@ -53,13 +61,13 @@ def test_the_hidden_network_is_the_one_that_was_trained() -> None:
 def test_the_shortcut_is_in_the_training_data_and_not_in_those_that_judge() -> None:
     rng = torch.Generator().manual_seed(0)
     z, label = training_samples(20_000, rng)
-    assert float((sign(z[:, 4:]) == label).double().mean()) == pytest.approx(AGREES, abs=0.01)
-    assert float((sign(z[:, :4]) != label).double().mean()) == pytest.approx(NOISE, abs=0.01)
-    samples = unrelated(20, torch.eye(8, dtype=torch.float64), rng)
+    assert float((module_sign(z[:, 4:]) == label).double().mean()) == pytest.approx(AGREES, abs=0.01)
+    assert float((module_sign(z[:, :4]) != label).double().mean()) == pytest.approx(NOISE, abs=0.01)
+    samples = independent_samples(20, torch.eye(8, dtype=torch.float64), rng)
     x = samples.x - samples.x.mean(0)
     assert float((x[:, :4].T @ x[:, 4:]).abs().max()) < 1e-10
-    assert torch.equal(samples.concept, sign(samples.x[:, :4]))
-    assert torch.equal(samples.shortcut, sign(samples.x[:, 4:]))
+    assert torch.equal(samples.concept, module_sign(samples.x[:, :4]))
+    assert torch.equal(samples.shortcut, module_sign(samples.x[:, 4:]))
 
 
 @pytest.mark.slow

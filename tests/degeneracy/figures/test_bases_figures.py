@@ -3,11 +3,11 @@
 import numpy as np
 from tests.support.figures import find_panel, find_panels, points
 
-from crux.degeneracy.figures.bases import ablation_curves, spectra
+from crux.degeneracy.figures.bases import ablation_curves, basis_spectra
 
 
 def test_spectra_are_shares_of_the_largest() -> None:
-    figure = spectra({"a": {"pca": [4.0, 2.0], "next-3": [9.0, 3.0, 0.0]}, "b": {"pca": [1.0]}})
+    figure = basis_spectra({"a": {"pca": [4.0, 2.0], "next-3": [9.0, 3.0, 0.0]}, "b": {"pca": [1.0]}})
     first, second = find_panel(figure, title="a"), find_panel(figure, title="b")
     assert [line.get_label() for line in first.lines] == ["pca", "next-3"]
     np.testing.assert_allclose(points(first.lines[0])[:, 1], [1, 0.5])

@@ -27,7 +27,9 @@ def test_spectra_are_shares_of_the_largest() -> None:
 def test_merged_losses_stand_over_the_gates_that_are_left(scale: float) -> None:
     gates, loss, chance = [1.0, 0.97, 0.5], [0.1, 0.11, 0.2], [0.1, 0.3, 0.5 * scale]
     nearest = {"post0": np.array([0.3, 0.1]), "post1": np.zeros(0)}
-    figure = synchronised_neurons(nearest, thresholds=[1e-6, 0.01, 0.4], gates=gates, loss=loss, chance=chance, own=0.1)
+    figure = synchronised_neurons(
+        nearest, thresholds=[1e-6, 0.01, 0.4], gates=gates, loss=loss, chance=chance, unmodified=0.1
+    )
     left, right = find_panel(figure, x="distance to the nearest"), find_panel(figure, x="gates left")
     assert points(find_line(left, "post0"))[:, 0].tolist() == [0.1, 0.3]
     assert points(find_line(right, "blocks by distance")).T.tolist() == [gates, loss]

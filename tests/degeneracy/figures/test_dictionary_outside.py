@@ -10,7 +10,7 @@ from crux.degeneracy.figures.dictionary_outside import dictionary_outside
 
 def test_a_dot_a_latent_and_a_line_for_their_weighted_mean() -> None:
     shares = {"local": np.array([0.9, 0.1, 1.0]), "e2e": np.array([0.2])}
-    figure = dictionary_outside(shares, weighted={"local": 0.95, "e2e": 0.2}, chance=0.4, where="the output")
+    figure = dictionary_outside(shares, weighted={"local": 0.95, "e2e": 0.2}, chance=0.4, subspace="the output")
     axes = find_panel(figure)
     dots = [np.asarray(c.get_offsets()) for c in axes.collections if isinstance(c, PathCollection)]
     assert [sorted(d[:, 1]) for d in dots] == [[0.1, 0.9, 1.0], [0.2]]

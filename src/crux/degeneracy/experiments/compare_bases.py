@@ -1,4 +1,4 @@
-"""What the experiments on single networks share: every basis, ablated, and reported."""
+"""The comparison of bases that the experiments on single networks share: find, ablate and report every basis."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from crux.degeneracy.basis import Basis, dictionary_basis, neuron_basis, pca_bas
 from crux.degeneracy.basis_options import CompareOptions, ComparisonExperiment, LastBasis
 from crux.degeneracy.comparison import AblationLoss, BasisComparison, ablate_bases, find_bases, logits_basis
 from crux.degeneracy.experiments import comparison_report
-from crux.degeneracy.experiments.graphs import graphs
+from crux.degeneracy.experiments.graphs import find_graphs
 from crux.degeneracy.grams import Moments, moments
 from crux.degeneracy.networks.network import Network
 from crux.runs.intermediate import compute_once
@@ -20,11 +20,12 @@ from crux.runs.result import Result
 
 
 class LanguageParts(NamedTuple):
-    """What only a language model has."""
+    """The inputs of a comparison that only language models have."""
 
     W_U: Float[Tensor, "d_vocab d"]
+    """Unembedding, for the basis of the logits."""
     dictionaries: Mapping[str, Float[Tensor, "_k _d"]]
-    """Decoder directions of SAEs, by their hook points: they are a basis `sae`, with principal components at other hook points."""
+    """Decoder directions of SAEs, keyed by hook point. They form the basis `sae`, with principal components at all other hook points."""
 
 
 def compare_bases(
@@ -37,44 +38,46 @@ def compare_bases(
     run: ActiveRun,
     first_row: int,
 ) -> tuple[BasisComparison, Result]:
-    """Return every basis on one network, and what a comparison of them leaves for people.
+    """Find every basis on one network and compare them; return the comparison, and its report as a result.
 
     Args:
-        found_on: batches that bases and edges are found on.
-        first_row: step of the history before the first basis is done.
+        found_on: batches on which bases and edges are found.
+        loss: the loss of the ablations, with its held-out batches.
+        language: None if the network is not a language model.
+        first_row: last step of the run's history before the comparison.
     """
-    of, once = options.compare, partial(compute_once, run.folder)
-    at = moments(network, found_on, hooks=of.hooks)
-    last = last_basis(of, at, language)
-    bases = find_bases(network, found_on, at=at, options=of, last=last, seed=run.seed, once=once)
+    compare, once = options.compare, partial(compute_once, run.folder)
+    at = moments(network, found_on, hooks=compare.hooks)
+    last = build_last_basis(compare, at, language)
+    bases = find_bases(network, found_on, at=at, options=compare, last=last, seed=run.seed, once=once)
     if language is not None and language.dictionaries:
         bases["sae"] = [
             dictionary_basis(hook, at[hook], directions=language.dictionaries[hook])
             if hook in language.dictionaries
-            else pca_basis(hook, at[hook], threshold=of.threshold)
-            for hook in of.hooks[:-1]
+            else pca_basis(hook, at[hook], threshold=compare.threshold)
+            for hook in compare.hooks[:-1]
         ] + [last]
 
     def report_done(done: int) -> None:
         run.add_row(first_row + done, {"bases_done": float(done)})
 
-    found = ablate_bases(
-        network, bases, options=of, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
+    comparison = ablate_bases(
+        network, bases, options=compare, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
     )
-    covariances = {hook: at[hook].covariance for hook in of.hooks}
-    drawn = graphs(found, options, seed=run.seed)
-    report = comparison_report.report(found, of, loss=loss.name)
-    return found, Result(
-        comparison_report.metrics(found, of) | drawn.metrics,
-        comparison_report.orthogonality(found, covariances),
-        comparison_report.figures(found, of, loss=loss.name) | drawn.figures,
-        comparison_report.arrays(found, of),
-        f"{report}\n\n{drawn.report}" if drawn.modules else report,
+    covariances = {hook: at[hook].covariance for hook in compare.hooks}
+    graphs = find_graphs(comparison, options, seed=run.seed)
+    report = comparison_report.comparison_tables(comparison, compare, loss=loss.name)
+    return comparison, Result(
+        comparison_report.comparison_metrics(comparison, compare) | graphs.metrics,
+        comparison_report.check_orthogonality(comparison, covariances),
+        comparison_report.comparison_figures(comparison, compare, loss=loss.name) | graphs.figures,
+        comparison_report.comparison_arrays(comparison, compare),
+        f"{report}\n\n{graphs.report}" if graphs.modules else report,
     )
 
 
-def last_basis(options: CompareOptions, at: Mapping[str, Moments], language: LanguageParts | None) -> Basis:
-    """Return the basis at the last hook point, which all share."""
+def build_last_basis(options: CompareOptions, at: Mapping[str, Moments], language: LanguageParts | None) -> Basis:
+    """Return the basis at the last hook point, which all bases share."""
     hook = options.hooks[-1]
     match options.last:
         case LastBasis.pca:

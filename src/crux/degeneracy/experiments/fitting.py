@@ -1,4 +1,4 @@
-"""The training of the small networks that experiments train themselves."""
+"""Training of the small networks of the experiments."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,4 +1,4 @@
-"""The interaction graph of each basis whose edges were ablated: the edges that are needed, in modules by Leiden."""
+"""The interaction graph of each basis whose edges were ablated, restricted to the needed edges, and its modules by Leiden."""
 
 from typing import NamedTuple
 
@@ -8,50 +8,53 @@ from crux.config.markdown import markdown_table
 from crux.degeneracy.basis_options import ComparisonExperiment
 from crux.degeneracy.comparison import BasisComparison
 from crux.degeneracy.figures.interaction_graph import interaction_graph
-from crux.degeneracy.modularity import Modules, find_modules, smallest_kept
+from crux.degeneracy.modularity import Modules, cutoff_from_ablation, find_modules
 
 
-class Graphs(NamedTuple):
-    """By the name of the basis."""
+class ModuleGraphs(NamedTuple):
+    """Modules and figures of the interaction graphs."""
 
     modules: dict[str, Modules]
+    """Modules, keyed by the name of the basis."""
     figures: dict[str, Figure]
+    """Figures, keyed by the name of the figure."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name, of in self.modules.items():
-            found |= {f"modularity/{name}": of.score, f"modules/{name}": float(of.n)}
-        return found
+        """Modularity and number of modules of each basis."""
+        metrics: dict[str, float] = {}
+        for name, modules in self.modules.items():
+            metrics |= {f"modularity/{name}": modules.score, f"modules/{name}": float(modules.n)}
+        return metrics
 
     @property
     def report(self) -> str:
-        """A table."""
+        """The modules as a table."""
         rows = []
-        for name, of in self.modules.items():
-            sizes = "; ".join("/".join(map(str, row)) for row in of.clusters[:4].tolist())
-            rows.append([name, of.n, f"{of.score:.3f}", sizes])
+        for name, modules in self.modules.items():
+            sizes = "; ".join("/".join(map(str, row)) for row in modules.clusters[:4].tolist())
+            rows.append([name, modules.n, f"{modules.score:.3f}", sizes])
         header = ["interaction graph of the edges needed", "modules", "Q", "nodes by layer, the largest modules"]
         return markdown_table(header, rows)
 
 
-def graphs(found: BasisComparison, options: ComparisonExperiment, *, seed: int) -> Graphs:
-    """Return the graphs of the bases in which some edges are enough between every two layers.
+def find_graphs(found: BasisComparison, options: ComparisonExperiment, *, seed: int) -> ModuleGraphs:
+    """Return the graphs of the bases for which the number of edges needed is known in every layer.
 
-    An edge counts if it is at least as strong as the weakest one that is needed.
+    The cutoff of a layer is the weakest edge needed, as found by the edge ablation.
     """
     modules, figures = {}, {}
     for name, curves in found.edge_curves.items():
-        strengths = [each.strength for each in found.edges[name]]
+        strengths = [edges.strength for edges in found.edges[name]]
         needed = [curve.needed for curve in curves]
-        cutoffs = [smallest_kept(s, n) for s, n in zip(strengths, needed, strict=True) if n]
+        cutoffs = [cutoff_from_ablation(s, n) for s, n in zip(strengths, needed, strict=True) if n]
         if len(cutoffs) < len(strengths):
             continue
         modules[name] = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options.modularity, seed=seed)
         figures[f"graph_{name}"] = interaction_graph(
             [w.numpy() for w in modules[name].weights],
-            [of.numpy() for of in modules[name].labels],
+            [labels.numpy() for labels in modules[name].labels],
             layers=[hook.removeprefix("blocks.") for hook in options.compare.hooks],
             title=f"{name}, Q = {modules[name].score:.2f}",
         )
-    return Graphs(modules, figures)
+    return ModuleGraphs(modules, figures)

@@ -1,4 +1,4 @@
-"""Bases on a language model's residual stream; the loss is the next-token cross-entropy on text that no basis has seen."""
+"""Experiment: comparison of bases on a language model's residual stream. The loss is the next-token cross-entropy on held-out text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,26 +25,26 @@ from crux.training.devices import choose_device
 
 
 def result(job: LanguageBasesJob, run: ActiveRun) -> Result:
-    """Find every basis at the job's hook points on training text, and ablate it on held-out text."""
+    """Find every basis on training text, and evaluate its ablations on held-out text."""
     options = job.interaction_basis.compare
     subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
     tokens = load_tokens(job.data, model=job.model, cache=job.cache)
 
     def batches(stream: np.ndarray, n: int) -> list[Tensor]:
         n_tokens = n * options.length
-        cut = spread_batches(stream, context=options.length, batch=options.batch, n_tokens=n_tokens)
-        return [batch.to(subject.device) for batch in cut]
+        spread = spread_batches(stream, context=options.length, batch=options.batch, n_tokens=n_tokens)
+        return [batch.to(subject.device) for batch in spread]
 
     def loss(inputs: Tensor, final: Tensor) -> Tensor:
-        return cross_entropy(subject, inputs, final)
+        return sequence_cross_entropy(subject, inputs, final)
 
-    judged = batches(tokens.held_out, options.judged)
-    dictionaries = {} if options.saes is None else decoders(options.saes, subject, options.hooks[:-1])
+    held_out = batches(tokens.held_out, options.judged)
+    dictionaries = {} if options.saes is None else load_decoders(options.saes, subject, options.hooks[:-1])
     return compare_bases(
         subject,
         options=job.interaction_basis,
         found_on=batches(tokens.train, options.samples),
-        loss=AblationLoss("cross-entropy, nats a token", loss, FINAL, judged),
+        loss=AblationLoss("cross-entropy, nats per token", loss, FINAL, held_out),
         language=LanguageParts(subject.unembed.W_U, dictionaries),
         run=run,
         first_row=0,
@@ -52,23 +52,24 @@ def result(job: LanguageBasesJob, run: ActiveRun) -> Result:
 
 
 @torch.no_grad()
-def cross_entropy(
+def sequence_cross_entropy(
     subject: Subject, tokens: Int[Tensor, "batch pos"], final: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch"]:
-    """Of each sequence's next tokens, nats a token."""
+    """Return the mean next-token cross-entropy of each sequence, in nats per token."""
     W_U, b_U, softcap = subject.unembed
     hidden, labels = final[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    each = chunked_cross_entropy(hidden, W_U, b_U=b_U, softcap=softcap, labels=labels)
-    return each.view(len(tokens), -1).mean(1)
+    per_token = chunked_cross_entropy(hidden, W_U, b_U=b_U, softcap=softcap, labels=labels)
+    return per_token.view(len(tokens), -1).mean(1)
 
 
-def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> dict[str, Tensor]:
-    """Dictionary directions of saved SAEs by the hook point that they write at.
+def load_decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> dict[str, Tensor]:
+    """Return the decoder directions of saved SAEs, keyed by the hook point at which they write.
 
     Raises:
-        UserError: an SAE in another basis than the subject's, at a hook point that is not compared, or two at one.
+        UserError: if an SAE was trained with another `process_weights` than the subject's, is at a hook point that is not compared, has
+            another width, or is the second at its hook point.
     """
-    found: dict[str, Tensor] = {}
+    decoders: dict[str, Tensor] = {}
     for folder in folders:
         sae, about = saelens.load_sae(Path(folder))
         hook = about.get("hook_name_out", about["hook_name"])
@@ -78,14 +79,14 @@ def decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> 
             )
         if hook not in hooks:
             raise UserError(f"{folder}: an SAE at {hook}; compared are {', '.join(hooks)}")
-        if hook in found:
+        if hook in decoders:
             raise UserError(f"{folder}: a second SAE at {hook}")
         directions = sae.dictionary()
         width = subject.hook_width(subject.check_hook(hook).kind)
         if directions.shape[1] != width:
             raise UserError(f"{folder}: directions of {directions.shape[1]} dimensions; the subject has {width} there")
-        found[hook] = directions.detach().double()
-    return found
+        decoders[hook] = directions.detach().double()
+    return decoders
 
 
 EXPERIMENT = Experiment(LanguageBasesJob, result, keep_all_rows)

@@ -1,4 +1,4 @@
-"""A perceptron trained on a task with structure: which basis needs fewest directions and edges, and what the theory says exactly."""
+"""Experiment: comparison of bases on a perceptron trained on a structured task, and checks on two networks with known graphs."""
 
 import itertools
 from typing import NamedTuple
@@ -23,32 +23,36 @@ from crux.runs.result import Check, Result
 N_INPUTS, N_READ, N_OUTPUTS = 12, 6, 4
 
 GENERATOR = "generator"
-"""Name of the generator's state next to the weights of a network that was trained."""
+"""Name of the random generator's state among the saved weights of a trained network."""
 
 
 class Task(NamedTuple):
-    """A task in two halves that share nothing, behind a rotation: of 12 dimensions the outputs read 6.
+    """A regression task of two independent halves, whose inputs are rotated.
 
-    x = z R with z uniform on [−1, 1]; y = (z₀ z₁, |z₂ + z₃|, z₄ z₅, |z₆ + z₇|), each scaled to variance 1.
+    x = z R with z uniform on [−1, 1]¹²; y = (z₀ z₁, |z₂ + z₃|, z₄ z₅, |z₆ + z₇|), each scaled to variance 1. The outputs
+    depend on six of the twelve dimensions: z₀, z₁, z₄, z₅ and the two sums.
     """
 
     rotation: Float[Tensor, "n n"]
 
     @classmethod
-    def drawn(cls, generator: torch.Generator) -> "Task":
+    def draw(cls, generator: torch.Generator) -> "Task":
+        """Return a task with a random rotation."""
         return cls(torch.linalg.qr(torch.randn(N_INPUTS, N_INPUTS, dtype=torch.float64, generator=generator)).Q)
 
     def inputs(self, n: int, generator: torch.Generator) -> Float[Tensor, "n inputs"]:
+        """Draw n inputs x."""
         return (2 * torch.rand(n, N_INPUTS, dtype=torch.float64, generator=generator) - 1) @ self.rotation
 
     def outputs(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
+        """Return the correct outputs y."""
         z = x @ self.rotation.T
         products, sums = z[:, [0, 4]] * z[:, [1, 5]], (z[:, [2, 6]] + z[:, [3, 7]]).abs()
         return torch.stack([3 * products, (sums - 2 / 3) * 4.5**0.5], 2).flatten(1)  # variances 1/9 and 2/9
 
 
-def perceptron(widths: list[int], *, activation: type[nn.Module], generator: torch.Generator) -> Chain:
-    """Hooks `input`, `post<k>` behind the k-th hidden layer's activation, `output`; He's initialisation, float64."""
+def build_perceptron(widths: list[int], *, activation: type[nn.Module], generator: torch.Generator) -> Chain:
+    """Build a perceptron in float64 with He initialisation; its hook points are `input`, `post0`, `post1`, ... and `output`."""
     stages: dict[str, nn.Module] = {"input": nn.Identity()}
     for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
         linear = nn.Linear(n_in, n_out, dtype=torch.float64)
@@ -60,9 +64,12 @@ def perceptron(widths: list[int], *, activation: type[nn.Module], generator: tor
     return Chain(stages)
 
 
-def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, run: ActiveRun) -> Chain:
-    """Train a perceptron on fresh samples every step, by Adam with a cosine to zero; leave the generator where training leaves it."""
-    chain = perceptron([N_INPUTS, *options.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
+def train_on_task(task: Task, options: SmallPerceptron, *, generator: torch.Generator, run: ActiveRun) -> Chain:
+    """Train a perceptron by Adam on new samples in every step.
+
+    The generator ends in the same state whether the perceptron is trained or loaded from an earlier start of the run.
+    """
+    chain = build_perceptron([N_INPUTS, *options.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
 
     def weights() -> dict[str, Tensor]:
         def loss() -> Tensor:
@@ -72,71 +79,78 @@ def train(task: Task, options: SmallPerceptron, *, generator: torch.Generator, r
         fit_by_adam(loss, chain.parameters(), lr=options.lr, steps=options.steps, run=run)
         return {**chain.state_dict(), GENERATOR: generator.get_state()}
 
-    kept = compute_once(run.folder, "perceptron", weights)
-    generator.set_state(kept.pop(GENERATOR))
-    chain.load_state_dict(kept)
+    saved = compute_once(run.folder, "perceptron", weights)
+    generator.set_state(saved.pop(GENERATOR))
+    chain.load_state_dict(saved)
     return chain.requires_grad_(False)
 
 
 def result(options: MlpBases, run: ActiveRun) -> Result:
-    """Find every basis on the trained perceptron, whose unread inputs must be found; and check two networks that are known exactly."""
-    of = options.compare
+    """Compare bases on the trained perceptron, check that they find the unread inputs, and check two networks with known graphs."""
+    compare = options.compare
     generator = torch.Generator().manual_seed(run.seed)
-    task = Task.drawn(generator)
-    chain = train(task, options.perceptron, generator=generator, run=run)
-    found_on, judged = (list(task.inputs(n, generator).split(of.batch)) for n in (of.samples, of.judged))
+    task = Task.draw(generator)
+    chain = train_on_task(task, options.perceptron, generator=generator, run=run)
+    found_on, held_out = (
+        list(task.inputs(n, generator).split(compare.batch)) for n in (compare.samples, compare.judged)
+    )
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return (y - task.outputs(x)).square().mean(1)
 
-    found, kept = compare_bases(
+    comparison, report = compare_bases(
         chain,
         options=options,
         found_on=found_on,
-        loss=AblationLoss("MSE, shares of the outputs' variance", loss, "output", judged),
+        loss=AblationLoss("MSE, as a share of the outputs' variance", loss, "output", held_out),
         language=None,
         run=run,
         first_row=options.perceptron.steps,
     )
-    needed = {name: curves[0].needed for name, curves in found.nodes.items()}
+    needed = {name: curves[0].needed for name, curves in comparison.nodes.items()}
     checks = [
-        *kept.checks,
-        Check("loss of the trained network", found.clean, 0, 0.1),
+        *report.checks,
+        Check("loss of the trained network", comparison.clean, 0, 0.1),
         Check(
             "global basis: directions needed at the input, where 6 of 12 are read", needed["global"] or 99, 1, N_READ
         ),
         Check("principal components: the same", needed["pca"] or 99, N_READ + 1, N_INPUTS),
-        *known_networks(run.seed),
+        *check_known_networks(run.seed),
     ]
-    return kept._replace(checks=checks)
+    return report._replace(checks=checks)
 
 
-def known_networks(seed: int) -> list[Check]:
-    """Linear networks have diagonal edges, E_ii = Λ_i; blocks that do not touch have no edges between them. Shares of the largest edge."""
+def check_known_networks(seed: int) -> list[Check]:
+    """Check that linear networks have diagonal edges E_ii = Λ_i, and that disconnected blocks have no edges between them.
+
+    Deviations are given as shares of the largest edge.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def found(chain: Chain, batches: list[Tensor], points: int | None) -> tuple[list[Basis], list[Tensor]]:
+    def find(chain: Chain, batches: list[Tensor], points: int | None) -> tuple[list[Basis], list[Tensor]]:
         bases = interaction_bases(
             chain, batches, hooks=chain.hooks, ahead=1, last=None, probes=None, threshold=1e-12, seed=seed
         )
         return bases, [
-            each.strength
-            for each in interaction_edges(chain, batches, bases=bases, points=points, probes=None, mode=None, seed=seed)
+            edges.strength
+            for edges in interaction_edges(
+                chain, batches, bases=bases, points=points, probes=None, mode=None, seed=seed
+            )
         ]
 
-    linear = perceptron([6, 5, 7, 4], activation=nn.Identity, generator=generator)
-    bases, between = found(linear, [torch.randn(200, 6, dtype=torch.float64, generator=generator)], None)
+    linear = build_perceptron([6, 5, 7, 4], activation=nn.Identity, generator=generator)
+    bases, between = find(linear, [torch.randn(200, 6, dtype=torch.float64, generator=generator)], None)
     off = max(float((E - bases[-1].strength.diag()).abs().max() / E.max()) for E in between)
 
-    blocks = perceptron([8, 8, 8, 8, 8], activation=nn.ReLU, generator=generator)
+    blocks = build_perceptron([8, 8, 8, 8, 8], activation=nn.ReLU, generator=generator)
     block = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).double()
     for name, weight in blocks.named_parameters():
         if name.endswith("weight"):
             weight.data *= block
     halves = torch.randn(2, 20, 4, dtype=torch.float64, generator=generator)
-    # every pair of half inputs: the halves do not covary, not even in the sample
+    # all pairs of the two halves, so that the halves have zero covariance in the sample too
     x = torch.cat([halves[0].repeat_interleave(20, 0), halves[1].repeat(20, 1)], 1)
-    bases, between = found(blocks, [x], 8)
+    bases, between = find(blocks, [x], 8)
     first = [basis.C_pinv[:, :4].square().sum(1) > 0.5 * basis.C_pinv.square().sum(1) for basis in bases]
     across = max(
         float((E * (b[:, None] != a[None])).max() / E.max())

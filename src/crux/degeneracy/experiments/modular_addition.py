@@ -1,4 +1,4 @@
-"""The modular-addition transformer: edges and directions needed in the principal components and in the interaction basis."""
+"""Experiment: comparison of bases on the modular-addition transformer, next to rib's published numbers of edges."""
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
-    """Find bases and edges on the training pairs; a held-out pair counts as 1 if it is wrong."""
+    """Find bases and edges on the training pairs. The ablation loss is the share of held-out pairs that are wrong."""
     options = job.interaction_basis
     network, tokens = (
         load_addition_network(job.model.path)
@@ -38,35 +38,35 @@ def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
         )
     )
     chain = network.last_position_chain().double().requires_grad_(False)
-    of = options.compare
+    compare = options.compare
 
     def wrong(pairs: Tensor, logits: Tensor) -> Tensor:
         return (logits.argmax(-1) != Pairs.sums(pairs)).double()
 
-    judged = list(tokens.test[: of.judged].split(of.batch))
-    found, kept = compare_bases(
+    held_out = list(tokens.test[: compare.judged].split(compare.batch))
+    comparison, report = compare_bases(
         chain,
         options=options,
-        found_on=list(tokens.train[: of.samples].split(of.batch)),
-        loss=AblationLoss("share of held-out pairs that are wrong", wrong, chain.output, judged),
+        found_on=list(tokens.train[: compare.samples].split(compare.batch)),
+        loss=AblationLoss("share of held-out pairs that are wrong", wrong, chain.output, held_out),
         language=None,
         run=run,
         first_row=max((int(row["step"]) for row in run.folder.read_history() if "val/accuracy" in row), default=0),
     )
-    checks = [*kept.checks, Check("share of held-out pairs that are wrong", found.clean, 0, 0.001)]
-    ours = {name: found.total_edges_needed(name) for name in ("pca", "local") if name in found.edge_curves}
-    if None not in ours.values() and len(ours) == 2:
-        ratio = (ours["local"] or 0) / (ours["pca"] or 1)
+    checks = [*report.checks, Check("share of held-out pairs that are wrong", comparison.clean, 0, 0.001)]
+    needed = {name: comparison.total_edges_needed(name) for name in ("pca", "local") if name in comparison.edge_curves}
+    if None not in needed.values() and len(needed) == 2:
+        ratio = (needed["local"] or 0) / (needed["pca"] or 1)
         checks.append(
             Check("edges needed, local basis / principal components (published: 0.87 to 0.99)", ratio, 0.7, 1.1)
         )
-    return kept._replace(checks=checks, report=f"{kept.report}\n\n{published()}")
+    return report._replace(checks=checks, report=f"{report.report}\n\n{published_table()}")
 
 
-def published() -> str:
-    """rib's counts as a table, their sums behind."""
+def published_table() -> str:
+    """Return rib's published numbers of edges per layer, with their sums, as a table."""
     rows = [
-        [f"seed {seed}", *(f"{' / '.join(map(str, each))} = {sum(each)}" for each in counts)]
+        [f"seed {seed}", *(f"{' / '.join(map(str, by_layer))} = {sum(by_layer)}" for by_layer in counts)]
         for seed, counts in PUBLISHED.items()
     ]
     rows.append(["directions, seed 0", "15 / 17 / 9", "15 / 17 / 9"])

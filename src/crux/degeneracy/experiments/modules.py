@@ -1,4 +1,4 @@
-"""A network of two modules, one of them a shortcut: found by Leiden in the interaction basis, and each taken out."""
+"""Experiment: find the two modules of a network by Leiden in the interaction basis, and remove each. One of them is a shortcut."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.experiments.shortcut import (
     HOOKS,
     LOGIT,
-    Samples,
     Shortcut,
-    train,
+    ShortcutSamples,
+    independent_samples,
+    train_shortcut,
     training_samples,
-    unrelated,
 )
 from crux.degeneracy.figures.interaction_graph import interaction_graph
 from crux.degeneracy.grams import moments
 from crux.degeneracy.interaction_basis import interaction_bases
-from crux.degeneracy.modularity import NO_MODULE, Modules, find_modules, smallest_kept
+from crux.degeneracy.modularity import NO_MODULE, Modules, cutoff_from_ablation, find_modules
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.packing import pack, unpack
 from crux.degeneracy.removal import RemovalLosses, losses_without, select_directions
@@ -36,26 +36,28 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 FOUND_ON, JUDGED_ON = 40, 60
-"""Concept parts and shortcut parts of the samples; every one of the first with every one of the second."""
+"""Number of concept parts and of shortcut parts per data set (to find bases; to evaluate removals); all combinations are used."""
 
 
 class Graph(NamedTuple):
-    """A network's interaction graph in one kind of basis."""
+    """A network's interaction graph in one kind of basis, with its modules."""
 
     bases: list[Basis]
+    """One per layer."""
     strengths: list[Float[Tensor, "_to _from"]]
+    """Edges from each layer to the next."""
     kept: list[int]
-    """Edges that are needed between each layer and the next."""
+    """Number of edges needed from each layer to the next."""
     modules: Modules
 
 
 def result(options: PlantedModules, run: ActiveRun) -> Result:
-    """Find the planted modules without knowledge of them; without the shortcut's the network is right where it misled."""
+    """Find the planted modules, and check that without the shortcut's module the network is right where the shortcut misled it."""
     generator = torch.Generator().manual_seed(run.seed)
-    network = train(generator, run)
+    network = train_shortcut(generator, run)
     chain = network.chain
-    found_on = unrelated(FOUND_ON, network.rotation, generator)
-    judged_on = unrelated(JUDGED_ON, network.rotation, generator)
+    found_on = independent_samples(FOUND_ON, network.rotation, generator)
+    judged_on = independent_samples(JUDGED_ON, network.rotation, generator)
     as_trained = training_samples(len(found_on.x), generator)[0] @ network.rotation
     studied = {
         "interaction basis": ("local", found_on.x),
@@ -65,36 +67,41 @@ def result(options: PlantedModules, run: ActiveRun) -> Result:
     }
     graphs: dict[str, Graph] = {}
     for done, (name, (kind, x)) in enumerate(track(studied.items(), "interaction graphs"), 1):
-        graphs[name] = graph(chain, x, kind, options, run=run, piece=f"graph_{done}")
+        graphs[name] = find_graph(chain, x, kind, options, run=run, piece=f"graph_{done}")
     best = graphs["interaction basis"]
-    losses = without_each(chain, best, judged_on)
+    losses = remove_each_module(chain, best, judged_on)
     shortcut = min(losses.without, key=lambda name: losses.without[name]["misled"])
     (concept, *_) = sorted(set(losses.without) - {shortcut})
     checks = [
         Check("modules found", best.modules.n, 2, 2),
-        Check("nodes in another module than the one they were planted in", misplaced(network, best), 0, 0),
-        Check("strongest edge between planted modules, share of the strongest", across(network, best), 0, 1e-10),
+        Check("nodes in another module than the one they were planted in", count_misplaced(network, best), 0, 0),
+        Check(
+            "strongest edge between planted modules, share of the strongest",
+            strongest_cross_edge(network, best),
+            0,
+            1e-10,
+        ),
         *removal_checks(losses, shortcut=shortcut, concept=concept),
     ]
     metrics = {"score": best.modules.score, "modules": float(best.modules.n)}
-    for name, of in losses.without.items():
+    for name, by_task in losses.without.items():
         role = "shortcut" if name == shortcut else "concept" if name == concept else name
-        metrics |= {f"without_{role}/{task}": value for task, value in of.items()}
+        metrics |= {f"without_{role}/{task}": value for task, value in by_task.items()}
     metrics |= {f"intact/{task}": value for task, value in losses.intact.items()}
     figures = {
         name.replace(", ", "_").replace(" ", "_"): interaction_graph(
-            [w.numpy() for w in of.modules.weights], [m.numpy() for m in of.modules.labels], layers=HOOKS,
-            title=f"{name}, Q = {of.modules.score:.2f}",
+            [w.numpy() for w in graph.modules.weights], [m.numpy() for m in graph.modules.labels], layers=HOOKS,
+            title=f"{name}, Q = {graph.modules.score:.2f}",
         )
-        for name, of in graphs.items()
+        for name, graph in graphs.items()
     }  # fmt: skip
     arrays = {f"edges/{i}": strength for i, strength in enumerate(best.strengths)}
-    arrays |= {f"module/{hook}": of for hook, of in zip(HOOKS, best.modules.labels, strict=True)}
-    return Result(metrics, checks, figures, arrays, report(network, graphs, losses, shortcut))
+    arrays |= {f"module/{hook}": labels for hook, labels in zip(HOOKS, best.modules.labels, strict=True)}
+    return Result(metrics, checks, figures, arrays, modules_report(network, graphs, losses, shortcut))
 
 
-def bases_of(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, threshold: float, seed: int) -> list[Basis]:
-    """Return the bases along the layers. Neurons that never vary are left out."""
+def find_layer_bases(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, threshold: float, seed: int) -> list[Basis]:
+    """Return one basis per layer. Neurons that never vary are left out."""
     if kind == "local":
         return interaction_bases(
             chain, [x], hooks=HOOKS, ahead=1, last=None, probes=None, threshold=threshold, seed=seed
@@ -110,46 +117,46 @@ def bases_of(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, threshold: flo
 def varying_neuron_basis(
     hook: str, mean: Float[Tensor, "d"], variance: Float[Tensor, "d"], *, threshold: float
 ) -> Basis:
-    """Return the coordinates that vary, in the network's order."""
+    """Return the basis of the neurons that vary, in the network's order."""
     varies = variance > threshold * variance.max()
     C = torch.eye(len(mean), dtype=torch.float64)[:, varies]
     return Basis(hook, "neuron", mean, C, C.T, variance[varies], 0.0, 0.0)
 
 
-def graph(
+def find_graph(
     chain: Chain, x: Float[Tensor, "n d"], kind: str, options: PlantedModules, *, run: ActiveRun, piece: str
 ) -> Graph:
-    """Return the graph: bases, their edges, how many of these are needed, and the modules."""
-    of = options.compare
+    """Find bases, their edges, the number of edges needed, and the modules; computed once per run, except for the modules."""
+    compare = options.compare
 
     def compute() -> dict[str, Tensor]:
-        bases = bases_of(chain, x, kind, threshold=of.threshold, seed=run.seed)
-        found = interaction_edges(chain, [x], bases=bases, points=of.points, probes=None, mode=None, seed=run.seed)
+        bases = find_layer_bases(chain, x, kind, threshold=compare.threshold, seed=run.seed)
+        edges = interaction_edges(chain, [x], bases=bases, points=compare.points, probes=None, mode=None, seed=run.seed)
         clean = chain(x)
         packed: dict[str, Tensor] = {}
         for basis in bases:
             packed |= pack(basis._asdict(), prefix=f"{basis.hook}/")
-        for i, (pair, each) in enumerate(zip(itertools.pairwise(bases), found, strict=True)):
+        for i, (pair, between) in enumerate(zip(itertools.pairwise(bases), edges, strict=True)):
             ablation = EdgeAblation(
-                chain, [x], bases=pair, strength=each.strength, end=LOGIT,
+                chain, [x], bases=pair, strength=between.strength, end=LOGIT,
                 loss=lambda x, y: (y - clean).square()[:, 0] / clean.var(),
             )  # fmt: skip
-            needed = smallest_sufficient(ablation.loss, size=ablation.size, limit=of.within) or ablation.size
-            packed |= {f"strength{i}": each.strength, f"needed{i}": torch.tensor(needed)}
+            needed = smallest_sufficient(ablation.loss, size=ablation.size, limit=compare.within) or ablation.size
+            packed |= {f"strength{i}": between.strength, f"needed{i}": torch.tensor(needed)}
         return packed
 
-    found = compute_once(run.folder, piece, compute)
+    tensors = compute_once(run.folder, piece, compute)
     device = torch.device("cpu")
-    bases = [unpack(Basis, found, prefix=f"{hook}/", device=device, hook=hook, name=kind) for hook in HOOKS]
-    strengths = [found[f"strength{i}"] for i in range(len(HOOKS) - 1)]
-    kept = [int(found[f"needed{i}"]) for i in range(len(HOOKS) - 1)]
-    cutoffs = [smallest_kept(s, n) for s, n in zip(strengths, kept, strict=True)]
+    bases = [unpack(Basis, tensors, prefix=f"{hook}/", device=device, hook=hook, name=kind) for hook in HOOKS]
+    strengths = [tensors[f"strength{i}"] for i in range(len(HOOKS) - 1)]
+    kept = [int(tensors[f"needed{i}"]) for i in range(len(HOOKS) - 1)]
+    cutoffs = [cutoff_from_ablation(s, n) for s, n in zip(strengths, kept, strict=True)]
     modules = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options.modularity, seed=run.seed)
     return Graph(bases, strengths, kept, modules)
 
 
-def planted(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "node"]]:
-    """Of each direction the share that lies in the shortcut's subspace: 0 or 1 where the basis tells the modules apart."""
+def shortcut_shares(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "node"]]:
+    """Return for each direction the share in the shortcut's subspace: 0 or 1 if the basis separates the modules."""
     shares = []
     for basis in bases:
         inside = (basis.C_pinv @ network.subspaces[basis.hook]).square().sum(2)  # [module, node]
@@ -157,26 +164,33 @@ def planted(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "no
     return shares
 
 
-def misplaced(network: Shortcut, of: Graph) -> int:
-    """Nodes with edges that are not where they were planted, by the modules' better match; mixed directions count as misplaced."""
-    truth = torch.cat(planted(network, of.bases))
-    found = torch.cat(of.modules.labels)
+def count_misplaced(network: Shortcut, graph: Graph) -> int:
+    """Count the nodes with edges that are in the wrong module, under the better of the two matchings of modules.
+
+    Directions that mix both planted modules count as misplaced.
+    """
+    truth = torch.cat(shortcut_shares(network, graph.bases))
+    found = torch.cat(graph.modules.labels)
     true = torch.where(truth < 1e-6, 0, torch.where(truth > 1 - 1e-6, 1, 2))
     matches = [((found == a) & (true == 0)).sum() + ((found == 1 - a) & (true == 1)).sum() for a in (0, 1)]
     return int((found != NO_MODULE).sum() - max(matches))
 
 
-def across(network: Shortcut, of: Graph) -> float:
-    """The strongest edge between directions of different planted modules, as a share of the strongest between their layers."""
-    sides = [share > 0.5 for share in planted(network, of.bases)]
+def strongest_cross_edge(network: Shortcut, graph: Graph) -> float:
+    """Return the strongest edge between different planted modules, as a share of the strongest edge between the same layers."""
+    sides = [share > 0.5 for share in shortcut_shares(network, graph.bases)]
     return max(
         float((strength * (b[:, None] != a[None])).max() / strength.max())
-        for strength, (a, b) in zip(of.strengths, itertools.pairwise(sides), strict=True)
+        for strength, (a, b) in zip(graph.strengths, itertools.pairwise(sides), strict=True)
     )
 
 
-def without_each(chain: Chain, of: Graph, samples: Samples) -> RemovalLosses:
-    """What the network does as it is and without each module, at every layer: shares of the samples."""
+def remove_each_module(chain: Chain, graph: Graph, samples: ShortcutSamples) -> RemovalLosses:
+    """Return the error rates of the intact network and without each module, removed at every layer.
+
+    `concept`: the prediction differs from the concept. `misled`: the same, among samples where the shortcut contradicts the concept.
+    `shortcut`: the prediction differs from the shortcut.
+    """
     conflict = samples.concept != samples.shortcut
 
     def wrong(y: Tensor, truth: Tensor) -> Tensor:
@@ -189,18 +203,18 @@ def without_each(chain: Chain, of: Graph, samples: Samples) -> RemovalLosses:
     }
     removed = {
         f"module {m}": {
-            basis.hook: select_directions(basis, where == m)
-            for basis, where in zip(of.bases, of.modules.labels, strict=True)
-            if bool((where == m).any())
+            basis.hook: select_directions(basis, labels == m)
+            for basis, labels in zip(graph.bases, graph.modules.labels, strict=True)
+            if bool((labels == m).any())
         }
-        for m in range(of.modules.n)
+        for m in range(graph.modules.n)
     }
     targets = (samples.concept, samples.shortcut, conflict.double())
     return losses_without(chain, [(samples.x, targets)], removed=removed, end=LOGIT, tasks=tasks)
 
 
 def removal_checks(losses: RemovalLosses, *, shortcut: str, concept: str) -> list[Check]:
-    """What the network loses and keeps."""
+    """Return the checks of the error rates after each removal."""
     cut, kept = losses.without[shortcut], losses.without[concept]
     return [
         Check("as trained: wrong where the shortcut misleads", losses.intact["misled"], 0.4, 1),
@@ -212,22 +226,25 @@ def removal_checks(losses: RemovalLosses, *, shortcut: str, concept: str) -> lis
     ]
 
 
-def report(network: Shortcut, graphs: dict[str, Graph], losses: RemovalLosses, shortcut: str) -> str:
-    """Two tables: the graphs, and what each module does."""
+def modules_report(network: Shortcut, graphs: dict[str, Graph], losses: RemovalLosses, shortcut: str) -> str:
+    """Return a table of the graphs and a table of the error rates after each removal."""
     rows = []
-    for name, of in graphs.items():
-        sizes = "/".join(str(basis.size) for basis in of.bases)
-        alone = int(sum((m == NO_MODULE).sum() for m in of.modules.labels))
-        kept, q = "/".join(map(str, of.kept)), f"{of.modules.score:.3f}"
-        rows.append([name, sizes, kept, of.modules.n, q, misplaced(network, of), alone])
-    of_graphs = markdown_table(["basis", "nodes", "edges needed", "modules", "Q", "misplaced", "no edge"], rows)
+    for name, graph in graphs.items():
+        sizes = "/".join(str(basis.size) for basis in graph.bases)
+        without_edges = int(sum((m == NO_MODULE).sum() for m in graph.modules.labels))
+        kept, q = "/".join(map(str, graph.kept)), f"{graph.modules.score:.3f}"
+        rows.append([name, sizes, kept, graph.modules.n, q, count_misplaced(network, graph), without_edges])
+    graph_table = markdown_table(["basis", "nodes", "edges needed", "modules", "Q", "misplaced", "no edge"], rows)
     wrong = {"as trained": losses.intact}
     wrong |= {
-        f"without {name}{' (the shortcut)' if name == shortcut else ''}": of for name, of in losses.without.items()
+        f"without {name}{' (the shortcut)' if name == shortcut else ''}": by_task
+        for name, by_task in losses.without.items()
     }
-    rows = [[name, *(f"{of[key]:.1%}" for key in ("concept", "misled", "shortcut"))] for name, of in wrong.items()]
+    rows = [
+        [name, *(f"{by_task[key]:.1%}" for key in ("concept", "misled", "shortcut"))] for name, by_task in wrong.items()
+    ]
     header = ["network", "wrong", "wrong where the shortcut misleads", "against the shortcut"]
-    return f"{of_graphs}\n\n{markdown_table(header, rows)}"
+    return f"{graph_table}\n\n{markdown_table(header, rows)}"
 
 
 EXPERIMENT = Experiment(PlantedModules, result, keep_all_rows)

@@ -1,4 +1,4 @@
-"""The ReLU perceptrons whose degeneracy is measured: one that is trained here on digits, and the MLP of a modular-addition network."""
+"""The ReLU perceptrons whose degeneracy is measured: one trained on digits, and the MLP of a modular-addition network."""
 
 import itertools
 from typing import NamedTuple
@@ -18,61 +18,61 @@ from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 
 HELD_OUT = 360
-"""Digits, of 1797."""
+"""Number of held-out digits, of 1797."""
 
 
-class Samples(NamedTuple):
-    """What goes in, and what should come out; float64."""
+class LabelledSamples(NamedTuple):
+    """Inputs and labels, float64."""
 
     inputs: Float[Tensor, "sample d_in"]
-    beside: Float[Tensor, "sample d_out"]
-    """What is added to the perceptron's outputs to give logits."""
+    offset: Float[Tensor, "sample d_out"]
+    """Added to the perceptron's outputs to give the logits."""
     labels: Int[Tensor, "sample"]
 
     def loss(self, outputs: Float[Tensor, "sample d_out"]) -> float:
-        """Cross-entropy, nats."""
-        return float(F.cross_entropy(outputs + self.beside, self.labels))
+        """Return the mean cross-entropy in nats."""
+        return float(F.cross_entropy(outputs + self.offset, self.labels))
 
-    def right(self, outputs: Float[Tensor, "sample d_out"]) -> float:
-        """Share of the samples whose largest logit is the label's."""
-        return float(((outputs + self.beside).argmax(1) == self.labels).double().mean())
+    def accuracy(self, outputs: Float[Tensor, "sample d_out"]) -> float:
+        """Return the share of the samples whose largest logit is that of the label."""
+        return float(((outputs + self.offset).argmax(1) == self.labels).double().mean())
 
 
 class Perceptron(NamedTuple):
-    """Linear maps with a ReLU behind each but the last."""
+    """A network of linear maps with a ReLU after each except the last, and its data."""
 
     name: str
     network: Chain
     maps: tuple[str, ...]
-    """Hook points behind the linear maps, in order."""
-    train: Samples
-    test: Samples
+    """Hook points of the linear maps' outputs, in order."""
+    train: LabelledSamples
+    test: LabelledSamples
 
 
-def perceptron(options: Degeneracy, *, path: str | None, run: ActiveRun) -> Perceptron:
-    """Return the MLP of the modular-addition network in a folder, or else one that is trained here."""
+def load_or_train_perceptron(options: Degeneracy, *, path: str | None, run: ActiveRun) -> Perceptron:
+    """Return the MLP of the modular-addition network in a folder, or train a perceptron on digits if no folder is given."""
     if path is not None:
-        return of_addition(path)
-    return on_digits(options.hidden, steps=options.steps, run=run)
+        return addition_perceptron(path)
+    return digits_perceptron(options.hidden, steps=options.steps, run=run)
 
 
-def of_addition(path: str) -> Perceptron:
-    """Return the MLP at "=" of a trained modular-addition network, on all pairs."""
-    whole, pairs = load_addition_network(path)
-    whole = whole.double()
+def addition_perceptron(path: str) -> Perceptron:
+    """Return the MLP of a trained modular-addition network at "=", with all pairs as data."""
+    network, pairs = load_addition_network(path)
+    network = network.double()
 
-    def samples(tokens: Tensor) -> Samples:
-        mid = whole.clean(tokens, capture=[MID], final=False).activations[MID][:, -1]
-        return Samples(mid, (mid @ whole.parts[3].W_U).detach(), Pairs.sums(tokens))
+    def samples(tokens: Tensor) -> LabelledSamples:
+        mid = network.clean(tokens, capture=[MID], final=False).activations[MID][:, -1]
+        return LabelledSamples(mid, (mid @ network.parts[3].W_U).detach(), Pairs.sums(tokens))
 
     maps = "blocks.0.mlp.hook_pre", "blocks.0.hook_mlp_out"
     return Perceptron(
-        "modular addition", whole.mlp_chain().requires_grad_(False), maps, samples(pairs.train), samples(pairs.test)
+        "modular addition", network.mlp_chain().requires_grad_(False), maps, samples(pairs.train), samples(pairs.test)
     )
 
 
-def on_digits(hidden: list[int], *, steps: int, run: ActiveRun) -> Perceptron:
-    """Train on 8 × 8 pixels (0 to 1) of handwritten digits (scikit-learn's), by AdamW on all of them at once: seconds."""
+def digits_perceptron(hidden: list[int], *, steps: int, run: ActiveRun) -> Perceptron:
+    """Train a perceptron on scikit-learn's handwritten digits (8 × 8 pixels, 0 to 1) by full-batch AdamW, which takes seconds."""
     pixels, labels = (torch.from_numpy(np.asarray(array)) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(run.seed))
     pixels, labels = pixels[order].double() / 16, labels[order]
@@ -83,7 +83,7 @@ def on_digits(hidden: list[int], *, steps: int, run: ActiveRun) -> Perceptron:
             stages |= {f"pre{i}": nn.Linear(d_in, d_out), f"post{i}": nn.ReLU()}
         network = Chain({**stages, "output": nn.Linear(hidden[-1], 10)}).double()
     train, test = (
-        Samples(x, torch.zeros(len(x), 10).double(), y)
+        LabelledSamples(x, torch.zeros(len(x), 10).double(), y)
         for x, y in ((pixels[HELD_OUT:], labels[HELD_OUT:]), (pixels[:HELD_OUT], labels[:HELD_OUT]))
     )
 

@@ -1,7 +1,7 @@
-"""SAEs on a network with directions that it does not read: local, end to end, and end to end with downstream.
+"""SAEs with the losses local, e2e and e2e_ds on a network with directions that it does not read.
 
-Ten features, each along a direction of its own of the hidden activation. What follows reads six of them; the other four are five times
-as long, so that a dictionary of six latents that is to reconstruct the activation spends them there.
+The hidden activation has ten features, each along a separate direction. Later layers read six of them. The directions of the other four are
+five times as long, so that an SAE with six latents that minimises the reconstruction error uses latents for them.
 """
 
 import tempfile
@@ -47,11 +47,11 @@ LOSSES = {
     "e2e": E2EDownstream(reconstruction=0.0, kl=1.0, downstream=0.0, default_sparsity=0.02),
     "e2e_ds": E2EDownstream(reconstruction=0.0, kl=0.5, downstream=0.5, default_sparsity=0.02),
 }
-"""λ is smaller for the losses that see the output, as their errors are."""
+"""The sparsity λ is smaller for the losses of the output, because their errors are smaller."""
 
 
-def planted(seed: int) -> Chain:
-    """Features → hidden → ReLU of the six that are read → a mix of those, some weaker than others."""
+def planted_chain(seed: int) -> Chain:
+    """Build the network: features → hidden → ReLU of the six read directions → a rotation of these, with different scales."""
     rng = torch.Generator().manual_seed(seed)
     n = READ + UNREAD
     rotation = torch.linalg.qr(torch.randn(n, n, generator=rng)).Q
@@ -64,8 +64,8 @@ def planted(seed: int) -> Chain:
     return Chain(stages).requires_grad_(False)
 
 
-def features(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> FeatureBatches:
-    """Independent features; a batch is [1, batch, n]."""
+def feature_batches(*, seed: int, batch: int, n_batches: int, purpose: Purpose) -> FeatureBatches:
+    """Return batches [1, batch, n] of independent features."""
     return FeatureBatches(
         FeatureDistribution(Cooccurrence.independent, 1, False), seeds=torch.tensor([seed]),
         density=torch.full((1, READ + UNREAD), DENSITY), batch=batch, n_batches=n_batches, points=None, purpose=purpose,
@@ -80,7 +80,7 @@ def fresh_sae(seed: int) -> SAE:
     )  # fmt: skip
 
 
-def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> None:
+def train_planted_sae(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> None:
     """Train an SAE at the hidden activation."""
     frozen, options = FrozenChain(chain, (MIDDLE,)), LOSSES[loss]
     module = SAEModule(
@@ -88,7 +88,7 @@ def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> No
         sparsity=Sparsity(options.default_sparsity, n_saes=1, steering=None), optimizer=OPTIMIZER, auxk=NO_AUXK,
         max_steps=STEPS, log_every=LOG_EVERY, seed=seed, runs=(),
     )  # fmt: skip
-    source = features(seed=seed, batch=BATCH, n_batches=STEPS, purpose=Purpose.training)
+    source = feature_batches(seed=seed, batch=BATCH, n_batches=STEPS, purpose=Purpose.training)
     trainer = Trainer(progress, Accelerator.cpu, max_steps=STEPS, log_every=LOG_EVERY, checkpoint_every=STEPS)
     with tempfile.TemporaryDirectory() as folder:  # seconds of training: nothing to resume
         fit(
@@ -98,11 +98,11 @@ def train(sae: SAE, chain: Chain, loss: str, *, seed: int, progress: bool) -> No
         )  # fmt: skip
 
 
-def judged(
+def evaluate_dictionaries(
     chain: Chain, saes: dict[str, SAE], *, seed: int, left_out: float
 ) -> tuple[Basis, dict[str, DictionaryOutside]]:
-    """The basis at the hidden activation that the output sees, and what of each dictionary lies outside of it."""
-    (x,) = features(seed=seed, batch=HELD_OUT, n_batches=1, purpose=Purpose.held_out)[0]
+    """Return the global interaction basis at the hidden activation, and the parts of each SAE outside the subspace that it reads."""
+    (x,) = feature_batches(seed=seed, batch=HELD_OUT, n_batches=1, purpose=Purpose.held_out)[0]
     h = chain.clean(x, capture=[HIDDEN], final=False).activations[HIDDEN]
     basis = interaction_bases(
         chain, [x], hooks=[HIDDEN, OUTPUT], ahead=None, last=None, probes=None, threshold=1e-9, seed=seed

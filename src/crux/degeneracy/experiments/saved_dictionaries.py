@@ -1,4 +1,4 @@
-"""Saved SAEs of language models: how much of each dictionary lies outside of what the logits depend on."""
+"""Evaluation of saved SAEs of language models: how much of each dictionary lies outside the subspace that the logits depend on."""
 
 import sys
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ PACKAGED = Files(held_out_tokens=sys.maxsize)
 """The packaged text."""
 
 SEQUENCES = 8
-"""In a batch."""
+"""Sequences per batch."""
 
 THRESHOLD = 1e-9
-"""Directions with less than so much of the largest eigenvalue are no part of a basis."""
+"""Directions below this share of the largest eigenvalue are left out of a basis."""
 
 
-class Saved(NamedTuple):
-    """An SAE and its place."""
+class SavedSAE(NamedTuple):
+    """A saved SAE with its hook points and metadata."""
 
     name: str
     sae: SAE
@@ -48,69 +48,71 @@ class Saved(NamedTuple):
 
     @property
     def subject(self) -> tuple[str, bool]:
-        """Name of its network and whether the weights were processed."""
+        """Name of the subject, and whether its weights were processed."""
         return self.metadata["model_name"], bool(self.metadata["process_weights"])
 
 
-class Found(NamedTuple):
-    """What came out for one SAE."""
+class SavedSAEResult(NamedTuple):
+    """The result for one SAE."""
 
     basis: Basis
     dimensions: int
-    """Of what is read."""
+    """Dimensions of the subspace that is read."""
     outside: DictionaryOutside
 
 
-def read_saes(folders: Sequence[str]) -> list[Saved]:
-    """The SAEs of these folders, each by a name of its own: loss and λ, or else the folder.
+def load_saved_saes(folders: Sequence[str]) -> list[SavedSAE]:
+    """Load SAEs, each with a unique name: its loss, or else its folder, with a number if the name is not unique.
 
     Raises:
-        UserError: where one is no SAE, or does not say which network and hook point it is of.
+        UserError: if a folder is not an SAE, or its metadata lack the network or the hook point.
     """
-    found = []
+    saes = []
     for folder in folders:
         sae, metadata = saelens.load_sae(Path(folder))
         missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
         if missing:
             raise UserError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
         hook = metadata["hook_name"]
-        found.append(
-            Saved(metadata.get("loss", Path(folder).name), sae, hook, metadata.get("hook_name_out", hook), metadata)
+        saes.append(
+            SavedSAE(metadata.get("loss", Path(folder).name), sae, hook, metadata.get("hook_name_out", hook), metadata)
         )
-    names = [saved.name for saved in found]
+    names = [saved.name for saved in saes]
     return [
         saved if names.count(saved.name) == 1 else saved._replace(name=f"{saved.name} {i}")
-        for i, saved in enumerate(found)
+        for i, saved in enumerate(saes)
     ]
 
 
-def judge_saved(saes: Sequence[Saved], options: DictionaryOptions, run: ActiveRun) -> dict[str, Found]:
-    """Compare each SAE with the global interaction basis at the hook point where it writes, whose Jacobian is that of the logits."""
-    found: dict[str, Found] = {}
+def evaluate_saved_saes(
+    saes: Sequence[SavedSAE], options: DictionaryOptions, run: ActiveRun
+) -> dict[str, SavedSAEResult]:
+    """Compare each SAE with the global interaction basis at its write hook point, whose Jacobian is that of the logits."""
+    results: dict[str, SavedSAEResult] = {}
     for i, (name, processed) in enumerate(dict.fromkeys(saved.subject for saved in saes)):
-        of_subject = [saved for saved in saes if saved.subject == (name, processed)]
-        context = min(saved.metadata["context_size"] for saved in of_subject)
+        same_subject = [saved for saved in saes if saved.subject == (name, processed)]
+        context = min(saved.metadata["context_size"] for saved in same_subject)
         model = LanguageModel(name=name, process_weights=processed, context=context)
         subject = load_model(model, device=torch.device("cpu"), dtype=torch.float32)
         text = load_tokens(PACKAGED, model=model, cache=None).held_out
         batches = list(spread_batches(text, context=context, batch=SEQUENCES, n_tokens=options.tokens))
         bases = {
-            hook: kept_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)
-            for hook in dict.fromkeys(saved.write for saved in of_subject)
+            hook: global_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)
+            for hook in dict.fromkeys(saved.write for saved in same_subject)
         }
-        for saved in of_subject:
+        for saved in same_subject:
             basis = bases[saved.write]
             Q = strongest_subspace(basis, left_out=options.left_out)
-            kept = compute_once(
+            tensors = compute_once(
                 run.folder, f"outside_{saes.index(saved)}", partial(outside_tensors, saved, subject, batches, Q)
             )
-            of = unpack(DictionaryOutside, kept, prefix="", device=subject.device)
-            found[saved.name] = Found(basis, Q.shape[1], of)
-    return {saved.name: found[saved.name] for saved in saes}
+            outside = unpack(DictionaryOutside, tensors, prefix="", device=subject.device)
+            results[saved.name] = SavedSAEResult(basis, Q.shape[1], outside)
+    return {saved.name: results[saved.name] for saved in saes}
 
 
-def kept_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: ActiveRun) -> Basis:
-    """Return the global interaction basis at a hook point; a piece of work."""
+def global_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: ActiveRun) -> Basis:
+    """Return the global interaction basis at a hook point; computed once per run."""
 
     def compute() -> dict[str, Tensor]:
         at = moments(subject, batches, hooks=[FINAL])[FINAL]
@@ -120,26 +122,26 @@ def kept_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece:
         )
         return pack(basis._asdict(), prefix="")
 
-    kept = compute_once(run.folder, piece, compute)
-    return unpack(Basis, kept, prefix="", device=subject.device, hook=hook, name=basis_name(None))
+    tensors = compute_once(run.folder, piece, compute)
+    return unpack(Basis, tensors, prefix="", device=subject.device, hook=hook, name=basis_name(None))
 
 
 def outside_tensors(
-    saved: Saved, subject: Subject, batches: Sequence[Tensor], Q: Float[Tensor, "_d k"]
+    saved: SavedSAE, subject: Subject, batches: Sequence[Tensor], Q: Float[Tensor, "_d k"]
 ) -> dict[str, Tensor]:
-    """Return what of an SAE's dictionary lies outside of what is read, as the tensors of a piece of work."""
-    reads, writes = activations(subject, batches, (saved.read, saved.write))
+    """Measure how much of an SAE's dictionary lies outside the subspace Q, and return the result as tensors to save."""
+    reads, writes = flat_activations(subject, batches, (saved.read, saved.write))
     return pack(measure_outside(saved.sae, reads, writes, Q)._asdict(), prefix="")
 
 
 @torch.no_grad()
-def activations(
+def flat_activations(
     subject: Subject, batches: Sequence[Tensor], hooks: tuple[str, str]
 ) -> list[Float[Tensor, "_tokens _d"]]:
-    """At both hook points, all tokens in a row."""
-    kept: list[list[Tensor]] = [[], []]
+    """Return the activations of all tokens at both hook points."""
+    by_hook: list[list[Tensor]] = [[], []]
     for batch in batches:
-        found = subject.clean(batch, capture=set(hooks), final=False).activations
-        for of, hook in zip(kept, hooks, strict=True):
-            of.append(found[hook].flatten(0, 1).float())
-    return [torch.cat(of) for of in kept]
+        activations = subject.clean(batch, capture=set(hooks), final=False).activations
+        for batches_at_hook, hook in zip(by_hook, hooks, strict=True):
+            batches_at_hook.append(activations[hook].flatten(0, 1).float())
+    return [torch.cat(batches_at_hook) for batches_at_hook in by_hook]

@@ -1,11 +1,12 @@
-"""A perceptron of two modules that nothing shows: one computes what it should, the other a shortcut that the training data offer.
+"""A perceptron of two hidden modules: one computes a concept, the other a shortcut that agrees with most training labels.
 
-The input is a rotation of four numbers for the concept and four for the shortcut. The concept is the sign of z₀z₁ + z₂z₃, the
-shortcut that of z₄z₅ + z₆z₇. Training labels are the concept's but for one in seven, and agree with the shortcut in nine of ten
-samples, so that a network that gets as many right as it can goes with the shortcut wherever the two disagree.
+The input is a rotation of four numbers for the concept and four for the shortcut. The concept is the sign of z₀z₁ + z₂z₃, and the
+shortcut the sign of z₄z₅ + z₆z₇. Training labels equal the concept except in one of seven samples, and agree with the shortcut in nine of
+ten samples. A network that maximises its training accuracy therefore follows the shortcut whenever the two disagree.
 
-The modules' weights are blocks while it trains. Then neurons are permuted, and input and scores rotated, both made up for in the next
-weights: the network stays what it was, and no coordinate of the input or of the scores belongs to one module.
+During training the weights are block-diagonal, with one block per module. Afterwards the neurons are permuted, and the input and the scores
+are rotated; the next weights compensate for both. The function of the network stays the same, but no coordinate of the input or of the
+scores belongs to a single module.
 """
 
 import itertools
@@ -22,67 +23,67 @@ from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 
 PART = 4
-"""Inputs of a module."""
+"""Inputs per module."""
 NEURONS = 10
-"""Of a module, in each of two hidden layers."""
+"""Neurons per module, in each of the two hidden layers."""
 SCORES = 2
-"""Of a module: their weighted sum is the logit."""
+"""Scores per module. The weighted sum of all scores is the logit."""
 NOISE, AGREES = 1 / 7, 0.9
-"""Share of wrong labels; share of labels that the shortcut agrees with."""
+"""Share of labels that differ from the concept; share of labels that agree with the shortcut."""
 STEPS, BATCH = 2500, 512
 HOOKS = ("input", "post0", "post1", "scores")
-"""Layers of the interaction graph; behind them stands the logit."""
+"""Hook points of the interaction graph's layers. The logit follows after them."""
 LOGIT = "logit"
 
 
 class Shortcut(NamedTuple):
-    """The network and what is known of it."""
+    """The network, with the true subspaces of its modules."""
 
     chain: Chain
     rotation: Float[Tensor, "n n"]
     """x = z @ rotation."""
     subspaces: dict[str, Float[Tensor, "module d k"]]
-    """By hook point, orthonormal directions of module 0, the concept's, and module 1, the shortcut's."""
+    """Orthonormal directions of module 0 (the concept) and module 1 (the shortcut), for each hook point."""
 
 
-class Samples(NamedTuple):
-    """Inputs and what is true of them."""
+class ShortcutSamples(NamedTuple):
+    """Inputs with the true values of concept and shortcut."""
 
     x: Float[Tensor, "n d"]
     concept: Bool[Tensor, "n"]
     shortcut: Bool[Tensor, "n"]
 
 
-def sign(z: Float[Tensor, "*n part"]) -> Bool[Tensor, "*n"]:
-    """Of a module's four numbers."""
+def module_sign(z: Float[Tensor, "*n part"]) -> Bool[Tensor, "*n"]:
+    """Return the sign, True if positive, that a module computes of its four numbers."""
     return z[..., 0] * z[..., 1] + z[..., 2] * z[..., 3] > 0
 
 
 def training_samples(n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n d"], Bool[Tensor, "n"]]:
-    """z and labels. A shortcut on the wrong side is brought to the other one by two signs."""
+    """Draw z and labels. Two sign flips per sample make the shortcut agree or disagree with the label as drawn."""
     z = torch.randn(n, 2 * PART, dtype=torch.float64, generator=generator)
-    label = sign(z[:, :PART]) ^ (torch.rand(n, generator=generator) < NOISE)
+    label = module_sign(z[:, :PART]) ^ (torch.rand(n, generator=generator) < NOISE)
     agrees = torch.rand(n, generator=generator) < AGREES
-    z[:, [PART, PART + 2]] *= torch.where((sign(z[:, PART:]) == label) == agrees, 1.0, -1.0).double()[:, None]
+    z[:, [PART, PART + 2]] *= torch.where((module_sign(z[:, PART:]) == label) == agrees, 1.0, -1.0).double()[:, None]
     return z, label
 
 
-def unrelated(n: int, rotation: Float[Tensor, "d d"], generator: torch.Generator) -> Samples:
-    """Every one of n concept parts with every one of n shortcut parts: the two do not covary, not even in the sample."""
+def independent_samples(n: int, rotation: Float[Tensor, "d d"], generator: torch.Generator) -> ShortcutSamples:
+    """Draw n concept parts and n shortcut parts and return all n² combinations, so that the two have zero covariance in the sample."""
     parts = torch.randn(2, n, PART, dtype=torch.float64, generator=generator)
     z = torch.cat([parts[0].repeat_interleave(n, 0), parts[1].repeat(n, 1)], 1)
-    return Samples(z @ rotation, sign(z[:, :PART]), sign(z[:, PART:]))
+    return ShortcutSamples(z @ rotation, module_sign(z[:, :PART]), module_sign(z[:, PART:]))
 
 
-def blocks(n_out: int, n_in: int) -> Float[Tensor, "out in"]:
-    """1 within the two modules, 0 between."""
+def block_mask(n_out: int, n_in: int) -> Float[Tensor, "out in"]:
+    """Return a mask of a weight matrix that is 1 within each of the two modules and 0 between them."""
     return torch.block_diag(*[torch.ones(n_out, n_in, dtype=torch.float64)] * 2)
 
 
-def train(generator: torch.Generator, run: ActiveRun) -> Shortcut:
-    """Train the two modules on fresh samples in every step, by Adam with a cosine to zero; then hide them."""
+def train_shortcut(generator: torch.Generator, run: ActiveRun) -> Shortcut:
+    """Train the two modules by Adam on new samples in every step, and then hide them."""
     widths = [PART, NEURONS, NEURONS, SCORES]
-    masks = [blocks(b, a) for a, b in itertools.pairwise(widths)]
+    masks = [block_mask(b, a) for a, b in itertools.pairwise(widths)]
     out = torch.ones(2 * SCORES, dtype=torch.float64) * torch.tensor([1.0, -1.0] * SCORES)
 
     def weights() -> dict[str, Tensor]:
@@ -99,25 +100,27 @@ def train(generator: torch.Generator, run: ActiveRun) -> Shortcut:
             return F.binary_cross_entropy_with_logits(h @ out, label.double())
 
         fit_by_adam(loss, [*W, *b], lr=1e-2, steps=STEPS, run=run)
-        found = {f"W{i}": (w * m).detach() for i, (w, m) in enumerate(zip(W, masks, strict=True))}
-        return found | {f"b{i}": v.detach() for i, v in enumerate(b)} | {"generator": generator.get_state()}
+        tensors = {f"W{i}": (w * m).detach() for i, (w, m) in enumerate(zip(W, masks, strict=True))}
+        return tensors | {f"b{i}": v.detach() for i, v in enumerate(b)} | {"generator": generator.get_state()}
 
-    kept = compute_once(run.folder, "network", weights)
-    generator.set_state(kept["generator"])
-    W, b = ([kept[f"{name}{i}"] for i in range(len(masks))] for name in "Wb")
-    return hidden(W, b, out, generator)
+    saved = compute_once(run.folder, "network", weights)
+    generator.set_state(saved["generator"])
+    W, b = ([saved[f"{name}{i}"] for i in range(len(masks))] for name in "Wb")
+    return hide_modules(W, b, out, generator)
 
 
-def hidden(W: list[Tensor], b: list[Tensor], out: Float[Tensor, "scores"], generator: torch.Generator) -> Shortcut:
-    """The network with neurons permuted, input and scores rotated."""
+def hide_modules(
+    W: list[Tensor], b: list[Tensor], out: Float[Tensor, "scores"], generator: torch.Generator
+) -> Shortcut:
+    """Return the network with permuted neurons and rotated input and scores."""
 
-    def rotated(n: int) -> Tensor:
+    def random_rotation(n: int) -> Tensor:
         return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator)).Q
 
     n_neurons = 2 * NEURONS
-    turns = [rotated(2 * PART)]  # a module's part of each layer: its rows of these
+    turns = [random_rotation(2 * PART)]  # the subspace of a module in a layer is spanned by its rows of these
     turns += [torch.eye(n_neurons, dtype=torch.float64)[torch.randperm(n_neurons, generator=generator)] for _ in W[1:]]
-    turns.append(rotated(2 * SCORES))
+    turns.append(random_rotation(2 * SCORES))
     linears = []
     for i, (w, v) in enumerate(zip(W, b, strict=True)):
         linear = nn.Linear(w.shape[1], w.shape[0], dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Spectra of the activation Gram G and the Jacobian Gram K along a network, their ranks, and the free directions between hook points.
+"""Experiment: spectra and ranks of the activation Gram G and the Jacobian Gram K along a network, and the free directions they imply.
 
-Of a perceptron the linear maps are known, and the ranks add up to a budget that 2λ_B stays below.
+For a perceptron, whose linear maps are known, the ranks also give a budget: an upper bound on 2λ_B.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from crux.config.progress import track
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
 from crux.degeneracy.budget import Budget, Layer, degeneracy_budget, random_free_change
 from crux.degeneracy.checks import measures_language_model
-from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
+from crux.degeneracy.experiments.perceptrons import Perceptron, load_or_train_perceptron
 from crux.degeneracy.figures.spectra import gram_spectra
 from crux.degeneracy.gram_ranks import GramRank, gram_eigenvalues, ranks_at_thresholds
 from crux.degeneracy.grams import Target, jacobian_gram, moments
@@ -33,27 +33,27 @@ from crux.text.held_out import spread_batches
 from crux.training.devices import choose_device
 
 FULL = 4000
-"""Up to so many parameters the Hessian is formed, and its rank set beside the budget."""
+"""Up to this number of parameters, the full Hessian is computed and its rank compared with the budget."""
 
 BATCH = 8
-"""Sequences in a pass."""
+"""Sequences per pass."""
 
 EXACT = 1e-13
-"""Share of the largest eigenvalue below which there is only float64's rounding: what the budget counts as free must be, not nearly."""
+"""Relative threshold of the budget's ranks, at float64's rounding error: only exactly free directions may be counted."""
 
 STEP = 1e-7
-"""Norm of the changes that the budget is tried with: few gates turn."""
+"""Norm of the weight changes that test the budget; small, so that few gates change."""
 
 PROBES = 1
-"""Random signs a sequence, for a language model's Jacobian Grams: a rank can only come out too low, with too few sequences."""
+"""Random probes per sequence for a language model's Jacobian Grams. With too few sequences the rank can only be too low."""
 
 
 class Grams(dict[str, tuple[Tensor, Tensor]]):
-    """By hook point: G, and K to the network's output; float64."""
+    """The Gram matrices (G, K) at each hook point, K to the network's output; float64."""
 
 
 def result(job: SpectraJob, run: ActiveRun) -> Result:
-    """Find G and K at every hook point; between each and the next, the free directions of a linear map."""
+    """Compute G and K at every hook point, their ranks, and the free directions of linear maps between consecutive hook points."""
     options = job.degeneracy
     if measures_language_model(options, job.model):
         subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
@@ -61,71 +61,85 @@ def result(job: SpectraJob, run: ActiveRun) -> Result:
         context = job.model.context
         batches = spread_batches(text, context=context, batch=BATCH, n_tokens=context * options.sequences)
         on_device = [tokens.to(subject.device) for tokens in batches]
-        return of_language_model(subject, on_device, hook_points=job.hook_points, options=options, run=run)
+        return language_model_spectra(subject, on_device, hook_points=job.hook_points, options=options, run=run)
     path = None if options.network is MeasuredNetwork.mlp else job.model.path
-    return of_perceptron(perceptron(options, path=path, run=run), options, run)
+    return perceptron_spectra(load_or_train_perceptron(options, path=path, run=run), options, run)
 
 
-def of_language_model(
+def language_model_spectra(
     subject: Subject, batches: list[Tensor], *, hook_points: list[str] | None, options: Spectra, run: ActiveRun
 ) -> Result:
-    """Find G and K on training text, K to the residual stream after the final norm."""
+    """Measure a language model on training text, with K to the residual stream after the final norm."""
     last = f"blocks.{subject.n_layers - 1}.hook_resid_post"
     hooks = hook_points or [*(f"blocks.{layer}.hook_resid_pre" for layer in range(subject.n_layers)), last]
-    grams = grams_at(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, run=run)
-    ranks, lines = ranked(grams, list(itertools.pairwise(hooks)), options.thresholds)
+    grams = compute_grams(subject, batches, hooks, width=subject.d_model, output=FINAL, probes=PROBES, run=run)
+    ranks, lines = rank_tables(grams, list(itertools.pairwise(hooks)), options.thresholds)
     n = sum(len(tokens) for tokens in batches)
     lines.insert(0, f"{subject.name}: {n} sequences of {batches[0].shape[1]} tokens, K to {FINAL}\n")
     checks = []
     if isinstance(subject.parts.final_norm, nn.LayerNorm):
-        seen = [found[0].rank for name, found in ranks.items() if name.startswith("K/") and "resid" in name]
+        residual_ranks = [
+            by_threshold[0].rank for name, by_threshold in ranks.items() if name.startswith("K/") and "resid" in name
+        ]
         checks.append(
             Check(
-                "rank of K in the residual stream: LayerNorms take off its mean",
-                max(seen, default=0),
+                "rank of K in the residual stream: LayerNorms subtract its mean",
+                max(residual_ranks, default=0),
                 0,
                 subject.d_model - 1,
             )
         )
-    figures = {"spectra": figure(grams, options.thresholds)}
-    return Result(metrics_of(ranks), checks, figures, arrays_of(grams), "\n".join(lines))
+    figures = {"spectra": spectra_figure(grams, options.thresholds)}
+    return Result(rank_metrics(ranks), checks, figures, eigenvalue_arrays(grams), "\n".join(lines))
 
 
-def of_perceptron(of: Perceptron, options: Spectra, run: ActiveRun) -> Result:
-    """Find G and K on the training samples, K to the outputs, with nothing drawn at random."""
-    width = of.network(of.train.inputs[:1]).shape[1]
-    hooks = [hook for hook in of.network.hooks if hook != of.network.output]
-    grams = grams_at(of.network, [of.train.inputs], hooks, width=width, output=of.network.output, probes=None, run=run)
-    pairs = [(of.network.hooks[of.network.hooks.index(hook) - 1], hook) for hook in of.maps if hook in grams]
-    ranks, lines = ranked(grams, pairs, options.thresholds)
-    layers, shared = linear_maps(of, grams, width=width)
-    found = degeneracy_budget(layers, blocks=shared, threshold=EXACT)
-    metrics = metrics_of(ranks) | {"parameters": float(found.parameters), "free_by_ranks": float(found.by_ranks)}
-    metrics |= {"free_by_rescaling": float(found.by_rescaling), "free_by_blocks": float(found.by_blocks)}
-    metrics |= {"bound": float(found.bound), "loss": of.test.loss(of.network(of.test.inputs))}
-    felt = share_felt(of, layers, found, seed=run.seed)
-    checks = [Check("outputs moved along free directions, share of what chance directions do", felt, 0, 1e-5)]
-    arrays = arrays_of(grams)
-    lines += ["", *budget_lines(found)]
-    if found.parameters == sum(p.numel() for p in of.network.parameters()) <= FULL:
+def perceptron_spectra(perceptron: Perceptron, options: Spectra, run: ActiveRun) -> Result:
+    """Measure a perceptron on its training samples, with exact K to the outputs, and compute its budget."""
+    width = perceptron.network(perceptron.train.inputs[:1]).shape[1]
+    hooks = [hook for hook in perceptron.network.hooks if hook != perceptron.network.output]
+    grams = compute_grams(
+        perceptron.network,
+        [perceptron.train.inputs],
+        hooks,
+        width=width,
+        output=perceptron.network.output,
+        probes=None,
+        run=run,
+    )
+    pairs = [
+        (perceptron.network.hooks[perceptron.network.hooks.index(hook) - 1], hook)
+        for hook in perceptron.maps
+        if hook in grams
+    ]
+    ranks, lines = rank_tables(grams, pairs, options.thresholds)
+    layers, blocks = linear_maps(perceptron, grams, width=width)
+    budget = degeneracy_budget(layers, blocks=blocks, threshold=EXACT)
+    metrics = rank_metrics(ranks) | {"parameters": float(budget.parameters), "free_by_ranks": float(budget.by_ranks)}
+    metrics |= {"free_by_rescaling": float(budget.by_rescaling), "free_by_blocks": float(budget.by_blocks)}
+    metrics |= {"bound": float(budget.bound), "loss": perceptron.test.loss(perceptron.network(perceptron.test.inputs))}
+    change = relative_output_change(perceptron, layers, budget, seed=run.seed)
+    checks = [Check("change of the outputs along free directions, relative to random directions", change, 0, 1e-5)]
+    arrays = eigenvalue_arrays(grams)
+    lines += ["", *budget_lines(budget)]
+    if budget.parameters == sum(p.numel() for p in perceptron.network.parameters()) <= FULL:
         spectrum = compute_once(
             run.folder,
             "hessian",
-            lambda: {"eigenvalues": gram_eigenvalues(behavioural_hessian(of.network, of.train.inputs))},
+            lambda: {"eigenvalues": gram_eigenvalues(behavioural_hessian(perceptron.network, perceptron.train.inputs))},
         )["eigenvalues"]
         reached = ranks_at_thresholds(spectrum, thresholds=[EXACT, *options.thresholds])
         metrics |= {"hessian_rank": float(reached[0].rank)}
         arrays["hessian"] = spectrum
-        checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, found.bound))
+        checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, budget.bound))
         each = ", ".join(f"{r.rank} above {r.threshold:g}" for r in reached)
         lines.append(
-            f"Rank of the behavioural loss's Hessian, which 2λ_B is not below: {each} of its largest eigenvalue."
+            f"Rank of the behavioural loss's Hessian, a lower bound on 2λ_B: {each} of its largest eigenvalue."
         )
-    lines.insert(0, f"{of.name}: {len(of.train.inputs)} training samples, K to the {width} outputs\n")
-    return Result(metrics, checks, {"spectra": figure(grams, options.thresholds)}, arrays, "\n".join(lines))
+    lines.insert(0, f"{perceptron.name}: {len(perceptron.train.inputs)} training samples, K to the {width} outputs\n")
+    return Result(metrics, checks, {"spectra": spectra_figure(grams, options.thresholds)}, arrays, "\n".join(lines))
 
 
-def grams_at(
+def compute_grams(
     network: Network,
     batches: list[Tensor],
     hooks: list[str],
@@ -135,57 +149,57 @@ def grams_at(
     probes: int | None,
     run: ActiveRun,
 ) -> Grams:
-    """Return G and K at each hook point."""
-    found = moments(network, batches, hooks=hooks)
-    whole = torch.eye(width, dtype=torch.float64, device=batches[0].device)
+    """Return G and K at each hook point; each K is computed once per run."""
+    at = moments(network, batches, hooks=hooks)
+    identity = torch.eye(width, dtype=torch.float64, device=batches[0].device)
 
     def jacobian(hook: str) -> dict[str, Tensor]:
-        targets = [Target(output, whole)]
+        targets = [Target(output, identity)]
         return {"K": jacobian_gram(network, batches, start=hook, targets=targets, probes=probes, seed=run.seed)}
 
     grams = Grams()
     for hook in track(hooks, "Jacobian Grams"):
-        kept = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
-        grams[hook] = found[hook].gram, kept["K"].to(whole.device)
+        tensors = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
+        grams[hook] = at[hook].gram, tensors["K"].to(identity.device)
     return grams
 
 
-def ranked(
+def rank_tables(
     grams: Grams, pairs: list[tuple[str, str]], thresholds: list[float]
 ) -> tuple[dict[str, list[GramRank]], list[str]]:
-    """Ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the tables of the report; free directions between the pairs."""
+    """Return the ranks of `G/<hook>` and `K/<hook>` at the thresholds, and the report's tables of ranks and of free directions."""
     ranks: dict[str, list[GramRank]] = {}
-    of_hooks, of_pairs = [], []
+    hook_rows, pair_rows = [], []
     for hook, (g, k) in grams.items():
         ranks[f"G/{hook}"], ranks[f"K/{hook}"] = (
             ranks_at_thresholds(gram_eigenvalues(gram), thresholds=thresholds) for gram in (g, k)
         )
         cells = [f"{r.rank} ({r.trace_left_out:.0e})" for r in (*ranks[f"G/{hook}"], *ranks[f"K/{hook}"])]
-        of_hooks.append([hook, len(g), *cells])
+        hook_rows.append([hook, len(g), *cells])
     for a, b in pairs:
         size = len(grams[a][0]) * len(grams[b][1])
         free = [size - g.rank * k.rank for g, k in zip(ranks[f"G/{a}"], ranks[f"K/{b}"], strict=True)]
-        of_pairs.append([a, b, size, *free])
+        pair_rows.append([a, b, size, *free])
     cutoffs = [f"> {t:g}" for t in thresholds]
     return ranks, [
-        "Rank above a share of the largest eigenvalue, and the share of the trace that it leaves out:",
+        "Rank at thresholds relative to the largest eigenvalue, and in brackets the share of the trace left out:",
         "",
-        markdown_table(["hook point", "width", *(f"{name} {cut}" for name in "GK" for cut in cutoffs)], of_hooks),
+        markdown_table(["hook point", "width", *(f"{name} {cut}" for name in "GK" for cut in cutoffs)], hook_rows),
         "",
         "Free directions d_in · d_out − rank G · rank K of a linear map between two hook points:",
         "",
-        markdown_table(["from", "to", "d_in · d_out", *cutoffs], of_pairs),
+        markdown_table(["from", "to", "d_in · d_out", *cutoffs], pair_rows),
     ]
 
 
-def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer], list[list[tuple[int, ...]]]]:
-    """The perceptron's maps on its training samples, and of each hidden layer the neurons that agree on all of them."""
-    network, inputs = of.network, of.train.inputs
+def linear_maps(perceptron: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer], list[list[tuple[int, ...]]]]:
+    """Return the perceptron's linear maps, and for each hidden layer the blocks of neurons that agree on all training samples."""
+    network, inputs = perceptron.network, perceptron.train.inputs
     stages = dict(zip(network.hooks, network.stages.values(), strict=True))
     values = network.clean(inputs, capture=network.hooks, final=False).activations
     gates = relu_layers(network)
-    layers, shared = [], []
-    for hook in of.maps:
+    layers, blocks = [], []
+    for hook in perceptron.maps:
         stage = stages[hook]
         assert isinstance(stage, nn.Linear)
         before = values[network.hooks[network.hooks.index(hook) - 1]]
@@ -193,23 +207,23 @@ def linear_maps(of: Perceptron, grams: Grams, *, width: int) -> tuple[list[Layer
         k = torch.eye(width).double() if hook == network.output else grams[hook][1]
         on = torch.ones(len(stage.weight)).double()
         if hook in gates.values():
-            found = measure_synchrony([values[hook]])
-            on = found.on_share
-            shared.append([block.members for block in synchronised_blocks(found.distance, threshold=1e-15)])
+            synchrony = measure_synchrony([values[hook]])
+            on = synchrony.on_share
+            blocks.append([block.members for block in synchronised_blocks(synchrony.distance, threshold=1e-15)])
         weight = torch.cat([stage.bias[:, None], stage.weight], 1).detach()
         layers.append(Layer(hook, weight, f.T @ f / len(f), k, 1, on))
-    return layers, shared
+    return layers, blocks
 
 
 @torch.no_grad()
-def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int) -> float:
-    """Change of the outputs along free directions, over that along a random one of the same length."""
+def relative_output_change(perceptron: Perceptron, layers: list[Layer], budget: Budget, *, seed: int) -> float:
+    """Return the change of the outputs along a free direction, relative to that along a random direction of the same length."""
     generator = torch.Generator().manual_seed(seed)
-    free = random_free_change(layers, cut=found.cut, threshold=EXACT, generator=generator)
+    free = random_free_change(layers, cut=budget.cut, threshold=EXACT, generator=generator)
     drawn = [torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) for layer in layers]
     length = sum(float(change.square().sum()) for change in drawn) ** 0.5
-    stages = dict(zip(of.network.hooks, of.network.stages.values(), strict=True))
-    before, moved = of.network(of.train.inputs), []
+    stages = dict(zip(perceptron.network.hooks, perceptron.network.stages.values(), strict=True))
+    before, moved = perceptron.network(perceptron.train.inputs), []
     for changes, scale in ((free, STEP), (drawn, STEP / length)):
         for sign in (1, -1):
             for layer, change in zip(layers, changes, strict=True):
@@ -218,35 +232,35 @@ def share_felt(of: Perceptron, layers: list[Layer], found: Budget, *, seed: int)
                 stage.bias.add_(change[:, 0], alpha=sign * scale)
                 stage.weight.add_(change[:, 1:], alpha=sign * scale)
             if sign == 1:
-                moved.append(float((of.network(of.train.inputs) - before).norm()))
+                moved.append(float((perceptron.network(perceptron.train.inputs) - before).norm()))
     return moved[0] / moved[1]
 
 
-def budget_lines(found: Budget) -> list[str]:
-    """Return the budget for people, with what it is and is not."""
-    rows = [[x.name, f"{x.d_in} · {x.d_out}", x.rank_gram, x.rank_jacobian, x.directions] for x in found.layers]
+def budget_lines(budget: Budget) -> list[str]:
+    """Return the budget as text and a table, with an explanation."""
+    rows = [[x.name, f"{x.d_in} · {x.d_out}", x.rank_gram, x.rank_jacobian, x.directions] for x in budget.layers]
     return [
-        "Linear maps with their biases, each by itself:",
+        "Free directions of each linear map (with its bias) when only this map changes:",
         "",
         markdown_table(["map", "d_in · d_out", "rank G", "rank K", "free"], rows),
         "",
-        f"Of {found.parameters} parameters {found.by_ranks} directions are free together by the ranks (map "
-        f"{found.layers[found.cut].name} by both), {found.by_rescaling} more by rescaling neurons, {found.by_blocks} more by synchronised "
-        f"blocks and neurons always on: 2λ_B ≤ {found.bound}.",
-        "This bounds the learning coefficient of the behavioural loss on these samples, as cutoffs go to 0: small changes along the free "
-        "directions leave every output on them as it is. It says nothing of other samples, nor of directions that are nearly free. Free "
-        f"is what has less than {EXACT:g} of the largest eigenvalue: where a spectrum falls on and on below that, the bound holds to "
-        "float64's rounding, not exactly.",
+        f"Among {budget.parameters} parameters, {budget.by_ranks} directions are jointly free by the ranks (the map "
+        f"{budget.layers[budget.cut].name} by both G and K), {budget.by_rescaling} more by rescaling neurons, and "
+        f"{budget.by_blocks} more by synchronised blocks and neurons that are always on: 2λ_B ≤ {budget.bound}.",
+        "This bounds the learning coefficient of the behavioural loss on these samples in the limit of small cutoffs: small changes "
+        "along the free directions leave every output unchanged. It does not hold for other samples, and ignores directions that are "
+        f"only nearly free. A direction counts as free below {EXACT:g} of the largest eigenvalue. If a spectrum continues to decrease "
+        "below that, the bound holds only up to float64's rounding.",
     ]
 
 
-def metrics_of(ranks: dict[str, list[GramRank]]) -> dict[str, float]:
-    """`rank/G/<hook>` at the first threshold."""
-    return {f"rank/{name}": float(found[0].rank) for name, found in ranks.items()}
+def rank_metrics(ranks: dict[str, list[GramRank]]) -> dict[str, float]:
+    """Return the ranks at the first threshold as metrics `rank/G/<hook>` and `rank/K/<hook>`."""
+    return {f"rank/{name}": float(by_threshold[0].rank) for name, by_threshold in ranks.items()}
 
 
-def arrays_of(grams: Grams) -> dict[str, Tensor]:
-    """The eigenvalues of all Gram matrices."""
+def eigenvalue_arrays(grams: Grams) -> dict[str, Tensor]:
+    """Return the eigenvalues of all Gram matrices, as arrays `G/<hook>` and `K/<hook>`."""
     return {
         f"{name}/{hook}": gram_eigenvalues(gram)
         for hook, pair in grams.items()
@@ -254,10 +268,10 @@ def arrays_of(grams: Grams) -> dict[str, Tensor]:
     }
 
 
-def figure(grams: Grams, thresholds: Sequence[float]) -> Figure:
+def spectra_figure(grams: Grams, thresholds: Sequence[float]) -> Figure:
     """Draw the spectra."""
-    found = arrays_of(grams)
-    g, k = ({hook: found[f"{name}/{hook}"].cpu().numpy() for hook in grams} for name in "GK")
+    arrays = eigenvalue_arrays(grams)
+    g, k = ({hook: arrays[f"{name}/{hook}"].cpu().numpy() for hook in grams} for name in "GK")
     return gram_spectra(g, k, thresholds=thresholds)
 
 

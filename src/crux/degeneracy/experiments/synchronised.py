@@ -1,4 +1,4 @@
-"""Synchronised ReLU neurons of a perceptron: blocks at several distances, and the loss where each block has one gate."""
+"""Experiment: synchronised ReLU neurons of a perceptron, and the loss when each block of neurons shares one gate."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crux.config.markdown import markdown_table
 from crux.config.progress import track
-from crux.degeneracy.experiments.perceptrons import Perceptron, perceptron
+from crux.degeneracy.experiments.perceptrons import Perceptron, load_or_train_perceptron
 from crux.degeneracy.figures.synchronised import synchronised_neurons
 from crux.degeneracy.options import SynchronisedJob
 from crux.degeneracy.packing import pack, unpack
@@ -27,129 +27,147 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 DRAWS = 5
-"""Random partitions that each partition by distance is set beside."""
+"""Random partitions with which each partition by distance is compared."""
 
 
-class Merged(NamedTuple):
-    """What came of one threshold."""
+class MergedGates(NamedTuple):
+    """The results at one distance threshold."""
 
     threshold: float
     blocks: int
     neurons: int
-    """In the blocks."""
+    """Neurons in the blocks."""
     largest: int
+    """Neurons in the largest block."""
     gates: float
-    """Share of the living neurons' gates that is left."""
+    """Number of different gates left, as a share of the living neurons."""
     train_loss: float
     loss: float
-    """On held-out samples."""
+    """Loss on held-out samples."""
     right: float
+    """Accuracy on held-out samples."""
     chance_loss: float
-    """The held-out loss with blocks of the same sizes at random, the mean over draws."""
+    """Held-out loss with random blocks of the same sizes, mean over draws."""
 
 
 def result(job: SynchronisedJob, run: ActiveRun) -> Result:
-    """Compare gates on the training samples; report losses on them and on held-out ones."""
-    of = perceptron(job.degeneracy, path=job.model.path, run=run)
-    behind = relu_layers(of.network)
-    hidden = of.network.clean(of.train.inputs, capture=list(behind.values()), final=False).activations
-    found = {hook: measure_synchrony([hidden[before]]) for hook, before in behind.items()}
+    """Find synchronised blocks on the training samples; report the loss with shared gates on training and held-out samples."""
+    perceptron = load_or_train_perceptron(job.degeneracy, path=job.model.path, run=run)
+    relu_inputs = relu_layers(perceptron.network)
+    hidden = perceptron.network.clean(
+        perceptron.train.inputs, capture=list(relu_inputs.values()), final=False
+    ).activations
+    synchrony = {hook: measure_synchrony([hidden[before]]) for hook, before in relu_inputs.items()}
     rows, thresholds = [], sorted(job.degeneracy.thresholds)
     for step, threshold in enumerate(track(thresholds, "thresholds"), 1):
-        kept = compute_once(
+        tensors = compute_once(
             run.folder,
             f"threshold_{threshold!r}",
-            lambda at=threshold: pack(merged(of, found, threshold=at, seed=run.seed)._asdict(), prefix=""),
+            lambda threshold=threshold: pack(
+                merge_gates(perceptron, synchrony, threshold=threshold, seed=run.seed)._asdict(), prefix=""
+            ),
         )
-        row = unpack(Merged, kept, prefix="", device=torch.device("cpu"))
+        row = unpack(MergedGates, tensors, prefix="", device=torch.device("cpu"))
         rows.append(row)
         run.add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
-    train, test = of.network(of.train.inputs), of.network(of.test.inputs)
-    living = sum(len(s.on_share) - len(s.dead) for s in found.values())
-    exact = [block for s in found.values() for block in synchronised_blocks(s.distance, threshold=1e-15)]
-    metrics = {"loss": of.test.loss(test), "right": of.test.right(test), "train_loss": of.train.loss(train)}
-    metrics |= {"neurons": float(sum(len(s.on_share) for s in found.values())), "living": float(living)}
+    train, test = perceptron.network(perceptron.train.inputs), perceptron.network(perceptron.test.inputs)
+    living = sum(len(s.on_share) - len(s.dead) for s in synchrony.values())
+    exact = [block for s in synchrony.values() for block in synchronised_blocks(s.distance, threshold=1e-15)]
+    metrics = {
+        "loss": perceptron.test.loss(test),
+        "right": perceptron.test.accuracy(test),
+        "train_loss": perceptron.train.loss(train),
+    }
+    metrics |= {"neurons": float(sum(len(s.on_share) for s in synchrony.values())), "living": float(living)}
     metrics |= {"exact_blocks": float(len(exact))}
     metrics |= {f"loss/{row.threshold:g}": row.loss for row in rows} | {f"gates/{r.threshold:g}": r.gates for r in rows}
-    lent = {
+    sources = {
         hook: gate_sources(synchronised_blocks(s.distance, threshold=1e-15), len(s.on_share))
-        for hook, s in found.items()
+        for hook, s in synchrony.items()
     }
-    change = float((run_with_shared_gates(of.network, of.train.inputs, lent) - train).abs().max())
-    nearest = {hook: closest(s).numpy() for hook, s in found.items()}
+    change = float((run_with_shared_gates(perceptron.network, perceptron.train.inputs, sources) - train).abs().max())
+    nearest = {hook: nearest_distances(s).numpy() for hook, s in synchrony.items()}
     figure = synchronised_neurons(
         nearest,
         thresholds=[row.threshold for row in rows],
         gates=[row.gates for row in rows],
         loss=[row.loss for row in rows],
         chance=[row.chance_loss for row in rows],
-        own=metrics["loss"],
+        unmodified=metrics["loss"],
     )
-    arrays = {f"error/{hook}": s.error for hook, s in found.items()} | {f"on/{h}": s.on_share for h, s in found.items()}
-    checks = [Check("outputs where neurons that always agree share a gate: largest change", change, 0, 0)]
-    return Result(metrics, checks, {"synchronised": figure}, arrays, report(of, found, rows, metrics))
+    arrays = {f"error/{hook}": s.error for hook, s in synchrony.items()} | {
+        f"on/{h}": s.on_share for h, s in synchrony.items()
+    }
+    checks = [Check("largest change of the outputs when neurons that always agree share a gate", change, 0, 0)]
+    return Result(
+        metrics, checks, {"synchronised": figure}, arrays, synchronised_report(perceptron, synchrony, rows, metrics)
+    )
 
 
-def merged(of: Perceptron, found: dict[str, Synchrony], *, threshold: float, seed: int) -> Merged:
-    """The network with a gate a block."""
-    chosen = {hook: synchronised_blocks(s.distance, threshold=threshold) for hook, s in found.items()}
-    lent = {hook: gate_sources(of_layer, len(found[hook].on_share)) for hook, of_layer in chosen.items()}
+def merge_gates(perceptron: Perceptron, synchrony: dict[str, Synchrony], *, threshold: float, seed: int) -> MergedGates:
+    """Let each block of neurons share one gate, and measure the losses."""
+    chosen = {hook: synchronised_blocks(s.distance, threshold=threshold) for hook, s in synchrony.items()}
+    sources = {hook: gate_sources(blocks, len(synchrony[hook].on_share)) for hook, blocks in chosen.items()}
     generator = torch.Generator().manual_seed(seed)
-    by_chance = [
-        of.test.loss(
+    chance_losses = [
+        perceptron.test.loss(
             run_with_shared_gates(
-                of.network, of.test.inputs, {h: at_random(b, found[h], generator) for h, b in chosen.items()}
+                perceptron.network,
+                perceptron.test.inputs,
+                {h: random_sources(b, synchrony[h], generator) for h, b in chosen.items()},
             )
         )
         for _ in range(DRAWS)
     ]
-    every = [block for of_layer in chosen.values() for block in of_layer]
-    neurons = sum(len(block.members) for block in every)
-    living = sum(len(s.on_share) - len(s.dead) for s in found.values())
-    train = run_with_shared_gates(of.network, of.train.inputs, lent)
-    test = run_with_shared_gates(of.network, of.test.inputs, lent)
-    return Merged(
+    blocks = [block for of_layer in chosen.values() for block in of_layer]
+    neurons = sum(len(block.members) for block in blocks)
+    living = sum(len(s.on_share) - len(s.dead) for s in synchrony.values())
+    train = run_with_shared_gates(perceptron.network, perceptron.train.inputs, sources)
+    test = run_with_shared_gates(perceptron.network, perceptron.test.inputs, sources)
+    return MergedGates(
         threshold,
-        len(every),
+        len(blocks),
         neurons,
-        max((len(block.members) for block in every), default=0),
-        (living - neurons + len(every)) / max(living, 1),
-        of.train.loss(train),
-        of.test.loss(test),
-        of.test.right(test),
-        sum(by_chance) / DRAWS,
+        max((len(block.members) for block in blocks), default=0),
+        (living - neurons + len(blocks)) / max(living, 1),
+        perceptron.train.loss(train),
+        perceptron.test.loss(test),
+        perceptron.test.accuracy(test),
+        sum(chance_losses) / DRAWS,
     )
 
 
-def at_random(found: list[SynchronisedBlock], of: Synchrony, generator: torch.Generator) -> Int[Tensor, "h"]:
-    """Gates lent in blocks of the same sizes, of living neurons that are drawn at random."""
-    living = (of.on_share > 0).nonzero()[:, 0]
-    drawn = living[torch.randperm(len(living), generator=generator)].tolist()
-    made = []
-    for block in found:
-        members, drawn = drawn[: len(block.members)], drawn[len(block.members) :]
-        made.append(SynchronisedBlock(tuple(members), members[0]))
-    return gate_sources(made, len(of.on_share))
+def random_sources(blocks: list[SynchronisedBlock], layer: Synchrony, generator: torch.Generator) -> Int[Tensor, "h"]:
+    """Return gate sources for blocks of the same sizes that consist of randomly drawn living neurons."""
+    living = (layer.on_share > 0).nonzero()[:, 0]
+    shuffled = living[torch.randperm(len(living), generator=generator)].tolist()
+    random_blocks = []
+    for block in blocks:
+        members, shuffled = shuffled[: len(block.members)], shuffled[len(block.members) :]
+        random_blocks.append(SynchronisedBlock(tuple(members), members[0]))
+    return gate_sources(random_blocks, len(layer.on_share))
 
 
-def closest(of: Synchrony) -> Tensor:
-    """Distance of each living neuron to the nearest other one."""
-    living = (of.on_share > 0).nonzero()[:, 0]
+def nearest_distances(layer: Synchrony) -> Tensor:
+    """Return the distance of each living neuron to its nearest other living neuron."""
+    living = (layer.on_share > 0).nonzero()[:, 0]
     if len(living) < 2:
         return torch.zeros(0, dtype=torch.float64)
-    among = of.distance[living][:, living].fill_diagonal_(torch.inf)
+    among = layer.distance[living][:, living].fill_diagonal_(torch.inf)
     return among.amin(1)
 
 
-def report(of: Perceptron, found: dict[str, Synchrony], rows: list[Merged], metrics: dict[str, float]) -> str:
-    """Neurons by layer, then one row per threshold."""
+def synchronised_report(
+    perceptron: Perceptron, synchrony: dict[str, Synchrony], rows: list[MergedGates], metrics: dict[str, float]
+) -> str:
+    """Return the numbers of neurons per layer, and a table with one row per threshold."""
     lines = [
         f"{hook}: {len(s.on_share)} neurons, {len(s.dead)} never on, {int((s.on_share == 1).sum())} always on"
-        for hook, s in found.items()
+        for hook, s in synchrony.items()
     ]
     lines += [
-        f"{of.name}: held-out loss {metrics['loss']:.4g}, right {metrics['right']:.4f}; blocks of neurons that agree on every training "
-        f"sample: {metrics['exact_blocks']:.0f}",
+        f"{perceptron.name}: held-out loss {metrics['loss']:.4g}, accuracy {metrics['right']:.4f}; blocks of neurons that agree "
+        f"on every training sample: {metrics['exact_blocks']:.0f}",
         "",
     ]
     header = [

@@ -1,4 +1,4 @@
-"""The modular-addition network: trained in the run folder, resumed there, or read from the folder that `model.path` names."""
+"""The trained modular-addition network: trained in the run folder (or resumed there), or loaded from `model.path`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +21,14 @@ from crux.training.fit import checkpoint_step, fit
 
 
 class TrainedAddition(NamedTuple):
-    """A trained network, and the pairs that it was trained on and not."""
+    """A trained network with its training pairs and held-out pairs."""
 
     network: ModularAddition
     tokens: Pairs
 
 
 def last_addition_row(folder: RunFolder) -> int:
-    """Return the row of a run's history that training continues from; its last one if the network is trained."""
+    """Return the last row of the history to keep when a run is resumed: the step of its checkpoint, or all rows if training is complete."""
     network = folder.path / RUN_SUBFOLDER
     if (network / "model.safetensors").exists():
         return keep_all_rows(folder)
@@ -36,10 +36,10 @@ def last_addition_row(folder: RunFolder) -> int:
 
 
 def load_addition_network(path: str) -> TrainedAddition:
-    """Return the network in a folder, which has been checked.
+    """Load the network in a folder that has been checked.
 
     Raises:
-        UserError: if its weights are broken.
+        UserError: if its weights do not match its config.json.
     """
     folder = find_addition_folder(Path(path))
     assert folder is not None
@@ -49,13 +49,13 @@ def load_addition_network(path: str) -> TrainedAddition:
 def train_in_run(
     options: Addition, *, optimizer: Adam, trainer: Trainer, callbacks: Mapping[str, Any], run: ActiveRun
 ) -> TrainedAddition:
-    """Return the run's own network, trained until it is right on all pairs that it never saw.
+    """Train the network in the run folder, resuming from a checkpoint if there is one, or load it if it is already trained.
 
     Args:
-        callbacks: options of Lightning callbacks of the user's own, by any name.
+        callbacks: options of the user's Lightning callbacks, by any name.
 
     Raises:
-        UserError: if the loss stopped being a number.
+        UserError: if the loss becomes non-finite.
     """
     folder = run.folder.path / RUN_SUBFOLDER
     if not (folder / "model.safetensors").exists():

@@ -1,4 +1,4 @@
-"""Spectra and ablation curves of several bases along a network."""
+"""Figures of the spectra and ablation curves of several bases along a network."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +9,21 @@ from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
 COLUMNS = 3
 KINDS = ("neuron", "random", "pca", "local", "next", "global", "sae")
-"""Each kind of basis has one look in every figure; `next` is that of `next-3`, too."""
+"""Kinds of bases. Each kind has the same colour and line in every figure; `next-3` has those of `next`."""
 COLOURS = (*PALETTE, GREY)
 LINES = ("-", "-", "-", "-", "--", ":", "-.")
-"""The interaction bases often lie on one another."""
+"""Line styles, which differ for the interaction bases because their curves often coincide."""
 
 
-def spectra(along: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Strengths over the rank, as a share of the largest: of each hook point, those of each basis."""
-    figure, panels = _panels(list(along))
-    for axes, (hook, of) in zip(panels, along.items(), strict=True):
-        for name, values in of.items():
+def basis_spectra(strengths: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Plot the strengths of each basis over their rank, as shares of the largest; one panel per hook point.
+
+    Args:
+        strengths: hook point → basis → strengths in descending order.
+    """
+    figure, panels = _panels(list(strengths))
+    for axes, (hook, by_basis) in zip(panels, strengths.items(), strict=True):
+        for name, values in by_basis.items():
             i = KINDS.index(name.partition("-")[0])
             largest = max(values)
             axes.plot(
@@ -32,7 +36,7 @@ def spectra(along: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             )
         axes.set_yscale("log")
         axes.set_xscale("log")
-        floor = max(1e-12, min(min(v for v in values if v > 0) / max(values) for values in of.values()))
+        floor = max(1e-12, min(min(v for v in values if v > 0) / max(values) for values in by_basis.values()))
         axes.set_ylim(floor / 2, 2)
         style_axes(axes, x="rank", y="strength / largest" if axes in panels[::COLUMNS] else "", title=hook)
     _legend(figure, panels)
@@ -40,21 +44,26 @@ def spectra(along: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 
 def ablation_curves(
-    along: Mapping[str, Mapping[str, Mapping[int, float]]], *, clean: float, within: float, kept: str, loss: str
+    losses: Mapping[str, Mapping[str, Mapping[int, float]]], *, clean: float, within: float, kept: str, loss: str
 ) -> Figure:
-    """Loss over the number kept: of each place, the curve of each basis. Dashed: the loss as it is; dotted: what is allowed.
+    """Plot the loss of each basis over the number of directions or edges kept; one panel per place.
+
+    The dashed line is the clean loss, the dotted line the largest allowed loss.
 
     Args:
-        kept: what is kept, for the axis.
-        loss: its name and unit, for the axis.
+        losses: place → basis → number kept → loss.
+        clean: loss of the unmodified network.
+        within: allowed rise of the loss.
+        kept: label of the x axis.
+        loss: label of the y axis.
     """
-    figure, panels = _panels(list(along))
-    for axes, (place, of) in zip(panels, along.items(), strict=True):
-        for name, losses in of.items():
+    figure, panels = _panels(list(losses))
+    for axes, (place, by_basis) in zip(panels, losses.items(), strict=True):
+        for name, curve in by_basis.items():
             i = KINDS.index(name.partition("-")[0])
             axes.plot(
-                list(losses),
-                list(losses.values()),
+                list(curve),
+                list(curve.values()),
                 label=name,
                 color=COLOURS[i],
                 marker=MARKERS[i % len(MARKERS)],

@@ -1,4 +1,4 @@
-"""How much of each latent's direction lies where the network does not look, by loss."""
+"""Figure of the share of each latent's direction outside the subspace that the network reads, per training loss."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,15 @@ SPREAD = 0.32
 
 
 def dictionary_outside(
-    shares: Mapping[str, np.ndarray], *, weighted: Mapping[str, float], chance: float, where: str
+    shares: Mapping[str, np.ndarray], *, weighted: Mapping[str, float], chance: float, subspace: str
 ) -> Figure:
-    """A dot a living latent, sorted; the thick line is their mean weighted by how much each writes.
+    """Plot one dot per living latent, sorted, in one column per SAE or loss; the thick line is the weighted mean.
 
     Args:
-        shares: of each column's latents, 0 to 1.
-        chance: the share of a direction drawn at random.
-        where: the span, for the title.
+        shares: shares of the latents in each column, 0 to 1.
+        weighted: mean share of each column, weighted by the strength with which each latent writes.
+        chance: the expected share of a random direction.
+        subspace: name of the subspace, for the title.
     """
     figure = new_figure(width=2.2 + 1.3 * len(shares), height=3.8)
     axes = figure.subplots()
@@ -36,5 +37,5 @@ def dictionary_outside(
     axes.set_xticks(range(len(shares)), list(shares), fontsize=8, rotation=0 if len(shares) < 7 else 30)
     axes.set_xlim(-0.6, len(shares) - 0.2)
     axes.set_ylim(-0.03, 1.05)
-    style_axes(axes, x="", y="share of each direction", title=f"outside of {where}")
+    style_axes(axes, x="", y="share of each direction", title=f"outside of {subspace}")
     return figure

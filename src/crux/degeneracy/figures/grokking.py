@@ -1,4 +1,4 @@
-"""Grokking: the losses on pairs that are trained on and on held-out ones, and how many of the latter are right."""
+"""Figure of grokking: losses on training and held-out pairs, and the accuracy on held-out pairs, over the steps."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from crux.plotting import BLUE, GREEN, VERMILION, new_figure, style_axes
 def grokking(
     steps: Sequence[float], train_loss: Sequence[float], test_loss: Sequence[float], test_accuracy: Sequence[float]
 ) -> Figure:
-    """Both losses on a logarithmic axis over the optimiser steps; below, the share of held-out pairs that are right."""
+    """Plot both losses on a logarithmic axis over the optimiser steps, and below them the share of held-out pairs that are right."""
     figure = new_figure(width=7.0, height=5.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     above.plot(steps, train_loss, color=BLUE, label="training pairs")

@@ -1,4 +1,4 @@
-"""An interaction graph: a column a layer, a node a direction, coloured by module; the stronger two interact the darker their line."""
+"""Figure of an interaction graph: one column per layer and one node per direction, coloured by module; stronger edges are darker."""
 
 from collections.abc import Sequence
 
@@ -12,39 +12,39 @@ from matplotlib.lines import Line2D
 from crux.plotting import GREY, MARKERS, PALETTE, new_figure
 
 MOST = 800
-"""Lines between two layers; the weaker ones are left out, and the figure says how many."""
+"""Largest number of lines between two layers. Weaker edges are left out, and the title gives their number."""
 
 LABELLED = 16
-"""Nodes a layer up to which each carries its number."""
+"""Nodes are numbered if no layer has more nodes than this."""
 
 NAMED = 8
-"""Modules in the legend."""
+"""Largest number of modules in the legend."""
 
 PALE = "#bbbbbb"
-"""Of nodes in no module, and of lines between modules."""
+"""Colour of nodes without a module."""
 
 
 def interaction_graph(
     weights: Sequence[np.ndarray], modules: Sequence[np.ndarray], *, layers: Sequence[str], title: str
 ) -> Figure:
-    """Nodes in the order of their modules, the strongest of each module on top.
+    """Plot the graph with the nodes of each layer sorted by module, and by strength within each module.
 
     Args:
-        weights: between each layer and the next [n_to, n_from]; 0: no line.
-        modules: of each layer's nodes; -1: in none.
-        layers: their names.
+        weights: edge weights from each layer to the next, [n_to, n_from]; 0: no edge.
+        modules: module of each node, per layer; -1: no module.
+        layers: names of the layers.
     """
-    most = max(len(of) for of in modules)
+    most = max(len(labels) for labels in modules)
     figure = new_figure(width=1.6 + 1.9 * len(layers), height=float(np.clip(1.5 + 0.16 * most, 3.2, 9)))
     axes = figure.subplots()
     order = [_order(i, weights, modules) for i in range(len(layers))]
-    heights = [_heights(of, most) for of in order]
+    heights = [_heights(layer_order, most) for layer_order in order]
     size = float(np.clip(2600 / most, 9, 150))
-    thin = float(np.clip(24 / most, 0.4, 1))
-    drawn = sum(_lines(axes, i, weights[i], modules, heights, thin) for i in range(len(weights)))
-    for i, of in enumerate(modules):
-        for module in np.unique(of).tolist():
-            here = of == module
+    line_width = float(np.clip(24 / most, 0.4, 1))
+    drawn = sum(_lines(axes, i, weights[i], modules, heights, line_width) for i in range(len(weights)))
+    for i, labels in enumerate(modules):
+        for module in np.unique(labels).tolist():
+            here = labels == module
             axes.scatter(
                 np.full(here.sum(), i), heights[i][here], s=size if module >= 0 else size / 3, color=colour(module),
                 marker=marker(module), edgecolors="white", linewidths=0.4, zorder=3,
@@ -70,28 +70,28 @@ def interaction_graph(
 
 
 def colour(module: int) -> str:
-    """Of a module's nodes; the seventh has the first one's, with another marker."""
+    """Return the colour of a module's nodes. Colours repeat after six modules, with another marker."""
     return PALETTE[module % len(PALETTE)] if module >= 0 else PALE
 
 
 def marker(module: int) -> str:
-    """Of a module's nodes."""
+    """Return the marker of a module's nodes."""
     return MARKERS[module // len(PALETTE) % len(MARKERS)] if module >= 0 else "o"
 
 
 def _order(layer: int, weights: Sequence[np.ndarray], modules: Sequence[np.ndarray]) -> np.ndarray:
-    """The nodes from top to bottom: by module, in it by strength, at last those in none."""
+    """Return the nodes of a layer from top to bottom: by module, then by descending strength; nodes without a module last."""
     strength = np.zeros(len(modules[layer]))
     if layer > 0:
         strength += weights[layer - 1].sum(1)
     if layer < len(weights):
         strength += weights[layer].sum(0)
-    of = modules[layer]
-    return np.lexsort((-strength, np.where(of < 0, of.max() + 1, of)))
+    labels = modules[layer]
+    return np.lexsort((-strength, np.where(labels < 0, labels.max() + 1, labels)))
 
 
 def _heights(order: np.ndarray, most: int) -> np.ndarray:
-    """Of each node, 1 on top; the nodes of smaller layers stand somewhat further apart, around the middle."""
+    """Return the height of each node, 1 at the top. Smaller layers are centred, with somewhat larger distances between nodes."""
     n = len(order)
     span = (n - 1) / max(most - 1, 1)
     span = span + (1 - span) * 0.5 if n > 1 else 0.0
@@ -106,37 +106,43 @@ def _lines(
     weights: np.ndarray,
     modules: Sequence[np.ndarray],
     heights: Sequence[np.ndarray],
-    thin: float,
+    line_width: float,
 ) -> int:
-    """The lines to the next layer, the weaker ones first; returns how many there are."""
-    to, come = np.nonzero(weights > 0)
-    strength = weights[to, come]
+    """Draw the edges to the next layer, the weakest first; return their number."""
+    target, source = np.nonzero(weights > 0)
+    strength = weights[target, source]
     kept = np.argsort(strength)[-MOST:]
-    to, come, share = to[kept], come[kept], strength[kept] / max(float(weights.max(initial=0)), 1e-300)
+    target, source, share = target[kept], source[kept], strength[kept] / max(float(weights.max(initial=0)), 1e-300)
     ends = np.stack(
-        [[np.full(len(to), layer), heights[layer][come]], [np.full(len(to), layer + 1), heights[layer + 1][to]]]
+        [
+            [np.full(len(target), layer), heights[layer][source]],
+            [np.full(len(target), layer + 1), heights[layer + 1][target]],
+        ]
     )
-    inside = (modules[layer][come] == modules[layer + 1][to]) & (modules[layer][come] >= 0)
+    inside = (modules[layer][source] == modules[layer + 1][target]) & (modules[layer][source] >= 0)
     colours = [
-        (*to_rgb(colour(module) if own else GREY), 0.06 + 0.74 * s**2)
-        for module, own, s in zip(modules[layer][come].tolist(), inside, share, strict=True)
+        (*to_rgb(colour(module) if same_module else GREY), 0.06 + 0.74 * s**2)
+        for module, same_module, s in zip(modules[layer][source].tolist(), inside, share, strict=True)
     ]
     axes.add_collection(
         LineCollection(
-            list(ends.transpose(2, 0, 1)), colors=colours, linewidths=thin * (0.3 + 1.5 * share**2), zorder=1
+            list(ends.transpose(2, 0, 1)), colors=colours, linewidths=line_width * (0.3 + 1.5 * share**2), zorder=1
         )
     )
-    return len(to)
+    return len(target)
 
 
 def _legend(axes: Axes, modules: Sequence[np.ndarray]) -> None:
-    every = np.concatenate(list(modules))
-    found = [int(m) for m in np.unique(every) if m >= 0]
-    shown = found[:NAMED] + ([-1] if (every < 0).any() else [])
-    names = {m: f"module {m}: {int((every == m).sum())}" for m in found} | {-1: f"no edge: {int((every < 0).sum())}"}
+    labels = np.concatenate(list(modules))
+    numbers = [int(m) for m in np.unique(labels) if m >= 0]
+    entries = numbers[:NAMED] + ([-1] if (labels < 0).any() else [])
+    names = {m: f"module {m}: {int((labels == m).sum())}" for m in numbers} | {
+        -1: f"no edge: {int((labels < 0).sum())}"
+    }
     handles = [
-        Line2D([], [], linestyle="none", marker=marker(m), color=colour(m), markersize=6, label=names[m]) for m in shown
+        Line2D([], [], linestyle="none", marker=marker(m), color=colour(m), markersize=6, label=names[m])
+        for m in entries
     ]
-    if len(found) > NAMED:
-        handles.append(Line2D([], [], linestyle="none", label=f"and {len(found) - NAMED} more"))
+    if len(numbers) > NAMED:
+        handles.append(Line2D([], [], linestyle="none", label=f"and {len(numbers) - NAMED} more"))
     axes.legend(handles=handles, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,4 +1,4 @@
-"""Spectra of the activation Gram and of the Jacobian Gram at several hook points."""
+"""Figure of the spectra of the activation Gram and the Jacobian Gram at several hook points."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,10 @@ def gram_spectra(
     *,
     thresholds: Sequence[float],
 ) -> Figure:
-    """Eigenvalues as shares of the largest, by rank, a curve a hook point, early ones dark; the thresholds of the ranks dotted."""
+    """Plot the eigenvalues as shares of the largest over their rank: one curve per hook point, earlier ones darker.
+
+    Dotted lines are the thresholds of the ranks.
+    """
     figure = new_figure(width=9.0, height=4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     floor = min(thresholds) / 100

@@ -1,4 +1,4 @@
-"""Synchronised ReLU neurons: how near the nearest neighbours are, and what sharing gates costs."""
+"""Figure of synchronised ReLU neurons: distances to the nearest neuron, and the loss when neurons share gates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +17,19 @@ def synchronised_neurons(
     gates: Sequence[float],
     loss: Sequence[float],
     chance: Sequence[float],
-    own: float,
+    unmodified: float,
 ) -> Figure:
-    """Left: of each layer's living neurons the distance to the nearest other one, as a distribution. Right: the loss where neurons nearer
-    than a threshold share a gate, over the share of gates that is left, beside blocks of the same sizes drawn at random.
+    """Plot the distances to the nearest neuron (left) and the loss over the share of gates left (right).
 
-    Numbers at points are thresholds.
+    The right panel compares blocks of neurons closer than a threshold, whose values label the points, with random blocks of the same sizes.
+
+    Args:
+        nearest: distance of each living neuron to its nearest other one, per layer.
+        thresholds: distance thresholds of the blocks.
+        gates: share of gates left at each threshold.
+        loss: loss at each threshold.
+        chance: loss with random blocks of the same sizes.
+        unmodified: loss of the unmodified network.
     """
     figure = new_figure(width=9.0, height=3.8)
     left, right = figure.subplots(1, 2)
@@ -36,19 +43,21 @@ def synchronised_neurons(
     style_axes(left, x="distance to the nearest neuron, max(D, Dᵀ)", y="share of living neurons")
     right.plot(gates, loss, color=BLUE, marker="o", markersize=4, label="blocks by distance")
     right.plot(gates, chance, color=VERMILION, marker="s", markersize=4, linestyle="--", label="blocks at random")
-    right.axhline(own, color=GREY, linewidth=1, linestyle=":", label="every neuron its own gate")
-    told = 1.0
+    right.axhline(unmodified, color=GREY, linewidth=1, linestyle=":", label="no gates shared")
+    last_labelled = 1.0
     for threshold, x, y in zip(thresholds, gates, loss, strict=True):
-        if told - x >= 0.06:
+        if last_labelled - x >= 0.06:
             right.annotate(
                 f"{threshold:g}", (x, y), textcoords="offset points", xytext=(0, -11), ha="center", fontsize=7
             )
-            told = x
+            last_labelled = x
     right.invert_xaxis()
     right.set_yscale("log")
     right.margins(y=0.1)
     right.yaxis.set_minor_formatter(NullFormatter())
-    if max(*loss, *chance) < 30 * min(*loss, *chance):  # one power of ten, or none, to put a number at
+    if max(*loss, *chance) < 30 * min(
+        *loss, *chance
+    ):  # otherwise the axis might have at most one labelled power of ten
         right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     right.legend(frameon=False, fontsize=8)
