@@ -1,10 +1,10 @@
-"""How many directions and edges a network needs, where the answer is known."""
+"""Tests of the number of directions and edges that a network needs, in cases with known answers."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.degeneracy.test_basis import HOOKS, bases_of
+from tests.degeneracy.test_basis import HOOKS, find_bases_at
 from tests.support.small_networks import inputs, perceptron, random_subject
 from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
@@ -18,20 +18,22 @@ from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
 
 
-def behaviour(chain: Chain):
+def behavioural_loss(chain: Chain):
+    """Return the squared distance to the chain's outputs, per sample."""
+
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return (y - chain(x)).square().sum(-1)
 
     return loss
 
 
-def test_a_deep_linear_network_loses_the_strength_of_what_is_removed() -> None:
-    """At any layer: ‖Δ output‖² is the sum of the removed Λ, of nodes and of (diagonal) edges alike."""
+def test_loss_of_a_deep_linear_network_is_the_removed_strength() -> None:
+    """At every layer, ‖Δ output‖² is the sum of the removed Λ, for directions and for (diagonal) edges."""
     chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
     batches = inputs((50, 6), seed=2, batches=3)
-    bases = bases_of(chain, batches, ahead=1)
+    bases = find_bases_at(chain, batches, ahead=1)
     L = bases[-1].strength
-    loss = behaviour(chain)
+    loss = behavioural_loss(chain)
     assert clean_loss(chain, batches, end="output", loss=loss) == 0
     found = interaction_edges(chain, batches, bases=bases, points=None, probes=None, mode=None, seed=0)
     for k in range(3):
@@ -48,8 +50,8 @@ def test_a_deep_linear_network_loses_the_strength_of_what_is_removed() -> None:
         assert smallest_sufficient(between.loss, size=16, limit=0.99 * float(L[2:].sum())) == 3
 
 
-def test_edges_are_cut_one_target_direction_at_a_time() -> None:
-    """Against the same done by hand: every target with its own pass, whatever its neighbours keep."""
+def test_edges_are_removed_separately_for_each_target_direction() -> None:
+    """The losses equal those of one forward pass per target direction."""
     chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
     batches = inputs((20, 5), seed=1)
     at = moments(chain, batches, hooks=["input", "post0"])
@@ -57,24 +59,24 @@ def test_edges_are_cut_one_target_direction_at_a_time() -> None:
     strength = torch.rand(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ablation = EdgeAblation(chain, batches, bases=(a, b), strength=strength, end="output", loss=lambda x, y: y.sum(-1))
     x = torch.cat(batches)
-    way = chain.stages["post0"], chain.stages["pre0"]
+    post, pre = chain.stages["post0"], chain.stages["pre0"]
     chain.requires_grad_(False)
     for n in (0, 1, 7, 23, 40):
         mask = ablation.mask(n)
         assert mask.sum() == n
         f_hat = a.coordinates(x)
-        rows = [b.coordinates(way[0](way[1](a.activations(f_hat * mask[i]))))[:, i] for i in range(8)]
+        rows = [b.coordinates(post(pre(a.activations(f_hat * mask[i]))))[:, i] for i in range(8)]
         want = chain.stages["output"](b.activations(torch.stack(rows, 1))).sum(1).mean()
         assert ablation.loss(n) == pytest.approx(float(want), abs=1e-10)
     kept = ablation.mask(7)
     assert strength[kept].min() > strength[~kept].max()
 
 
-def test_all_or_nothing_in_a_language_model() -> None:
+def test_keeping_all_or_nothing_in_a_language_model() -> None:
     subject = random_subject("gpt2").to(dtype=torch.float64)
     batches = [TOKENS[:, :6], TOKENS[:, 6:12]]
     hooks = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre", FINAL)
-    bases = bases_of(subject, batches, ahead=1, hooks=hooks)
+    bases = find_bases_at(subject, batches, ahead=1, hooks=hooks)
     whole = clean_loss(subject, batches, end=FINAL, loss=lambda x, y: y.square().mean((1, 2)))
     for k, basis in enumerate(bases):
         nodes = NodeAblation(subject, batches, basis=basis, end=FINAL, loss=lambda x, y: y.square().mean((1, 2)))
@@ -90,7 +92,7 @@ def test_all_or_nothing_in_a_language_model() -> None:
 
 
 def test_dead_directions_are_not_needed() -> None:
-    """Of five inputs the output reads two, so the interaction basis needs two where neurons and rotations need more."""
+    """The output reads two of five input dimensions: the interaction basis needs two directions, neurons and rotations more."""
     chain = perceptron([5, 8, 2], activation=nn.GELU, seed=0)
     mix = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(5))).Q.double()
     with torch.no_grad():
@@ -99,10 +101,10 @@ def test_dead_directions_are_not_needed() -> None:
         stage.weight.copy_(stage.weight @ mix[:, :2] @ mix[:, :2].T)
     batches = inputs((200, 5), seed=1)
     at = moments(chain, batches, hooks=["input"])["input"]
-    loss = behaviour(chain)
+    loss = behavioural_loss(chain)
     needed = {}
     for basis in (
-        bases_of(chain, batches, ahead=1, hooks=("input", "output"))[0],
+        find_bases_at(chain, batches, ahead=1, hooks=("input", "output"))[0],
         neuron_basis("input", at),
         random_basis("input", at, seed=1),
     ):
@@ -114,7 +116,7 @@ def test_dead_directions_are_not_needed() -> None:
 
 
 @given(st.integers(0, 300), st.integers(1, 300))
-def test_least_finds_the_first_that_is_enough(enough: int, size: int) -> None:
+def test_smallest_sufficient_finds_the_first_sufficient_number(enough: int, size: int) -> None:
     calls: list[int] = []
 
     def loss(n: int) -> float:
@@ -127,20 +129,20 @@ def test_least_finds_the_first_that_is_enough(enough: int, size: int) -> None:
     assert max(calls) <= size
 
 
-def test_counts_begin_and_end_where_the_curve_does() -> None:
+def test_curve_counts_include_both_ends() -> None:
     assert curve_counts(100) == [0, 1, 2, 4, 8, 16, 32, 64, 100]
     assert curve_counts(64) == [0, 1, 2, 4, 8, 16, 32, 64]
     assert curve_counts(1) == [0, 1]
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     chain = perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0)
-    bases = bases_of(chain, inputs((20, 5), seed=1), ahead=1, hooks=HOOKS)
+    bases = find_bases_at(chain, inputs((20, 5), seed=1), ahead=1, hooks=HOOKS)
     for batches in ([], [torch.zeros(0, 5).double()]):
         with pytest.raises(UserError, match="no data"):
-            NodeAblation(chain, batches, basis=bases[0], end="output", loss=behaviour(chain))
+            NodeAblation(chain, batches, basis=bases[0], end="output", loss=behavioural_loss(chain))
     with pytest.raises(UserError, match="must come after"):
         EdgeAblation(
             chain, inputs((20, 5), seed=1), bases=(bases[1], bases[0]), strength=torch.ones(5, 8).double(),
-            end="output", loss=behaviour(chain),
+            end="output", loss=behavioural_loss(chain),
         )  # fmt: skip

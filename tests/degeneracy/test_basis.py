@@ -1,4 +1,4 @@
-"""Identities of the interaction basis, to 1e-8 in float64, and of the bases beside it."""
+"""Tests of the interaction basis's identities, to 1e-8 in float64, and of the baseline bases."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ HOOKS = ("input", "post0", "post1", "output")
 AHEAD = (1, 2, None)
 
 
-def bases_of(
+def find_bases_at(
     network: Network, batches: list[Tensor], *, ahead: int | None, hooks: tuple[str, ...] = HOOKS
 ) -> list[Basis]:
     return interaction_bases(
@@ -40,7 +40,7 @@ def batches() -> list[Tensor]:
 
 
 class Both(nn.Module):
-    """Positions see one another, and every position's coordinates are mixed."""
+    """A map that mixes positions and coordinates."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ def cases() -> dict[str, Callable[[], tuple[Network, list[Tensor], tuple[str, ..
 
 @pytest.mark.parametrize("kind", cases())
 @pytest.mark.parametrize("ahead", AHEAD)
-def test_neither_activations_nor_jacobians_mix(kind: str, ahead: int | None) -> None:
-    """E[f̂ᵀf̂] = Λ, with a constant coordinate beside it that does not mix, and C⁺ M' C⁺ᵀ = 1."""
+def test_covariance_and_jacobian_gram_are_diagonal(kind: str, ahead: int | None) -> None:
+    """E[f̂ᵀf̂] = Λ, with an additional constant coordinate that does not mix, and C⁺ M' C⁺ᵀ = 1."""
     network, batches, hooks = cases()[kind]()
-    bases = bases_of(network, batches, ahead=ahead, hooks=hooks)
+    bases = find_bases_at(network, batches, ahead=ahead, hooks=hooks)
     found = moments(network, batches, hooks=hooks)
     for place, basis in enumerate(bases):
         covariance = basis.C.T @ found[basis.hook].covariance @ basis.C
@@ -84,9 +84,9 @@ def test_neither_activations_nor_jacobians_mix(kind: str, ahead: int | None) -> 
         assert torch.allclose(basis.C_pinv @ basis.C, torch.eye(basis.size).double(), atol=1e-8)
         assert (basis.gaps >= 0).all()
         if place < len(bases) - 1:
-            further = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)]
+            later = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)]
             M = jacobian_gram(
-                network, batches, start=basis.hook, targets=[Target(further.hook, further.C)], probes=None, seed=0
+                network, batches, start=basis.hook, targets=[Target(later.hook, later.C)], probes=None, seed=0
             )
             assert torch.allclose(basis.C_pinv @ M @ basis.C_pinv.T, torch.eye(basis.size).double(), rtol=0, atol=1e-8)
             products = torch.linalg.eigvals(found[basis.hook].covariance @ M).real.sort(descending=True).values
@@ -95,29 +95,25 @@ def test_neither_activations_nor_jacobians_mix(kind: str, ahead: int | None) -> 
 
 
 @pytest.mark.parametrize("ahead", AHEAD)
-def test_the_new_coordinates_jacobians_have_unit_columns(
-    ahead: int | None, chain: Chain, batches: list[Tensor]
-) -> None:
-    """Of the network that is rewritten in the basis, by torch.func."""
-    bases = bases_of(chain, batches, ahead=ahead)
+def test_jacobians_in_new_coordinates_have_unit_columns(ahead: int | None, chain: Chain, batches: list[Tensor]) -> None:
+    """The Jacobians are those of the rewritten network, by torch.func."""
+    bases = find_bases_at(chain, batches, ahead=ahead)
     other = rewrite_in_bases(chain, bases)
     for place, basis in enumerate(bases[:-1]):
         to = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)].hook
         data = torch.cat(batches)
         clean = other.clean(data, capture=[basis.hook], final=False)
 
-        def way(value: Tensor, clean=clean, start=basis.hook, to=to) -> Tensor:
+        def run(value: Tensor, clean=clean, start=basis.hook, to=to) -> Tensor:
             return other.continue_from(clean, start, value, ends=[to])[to]
 
-        J = torch.func.vmap(torch.func.jacrev(way))(clean.activations[basis.hook])
+        J = torch.func.vmap(torch.func.jacrev(run))(clean.activations[basis.hook])
         assert torch.allclose(J.square().sum(1).mean(0), torch.ones(basis.size).double(), rtol=0, atol=1e-8)
         assert torch.allclose(torch.einsum("nij,nik->jk", J, J) / len(J), torch.eye(basis.size).double(), atol=1e-8)
 
 
-def test_strengths_do_not_depend_on_the_coordinates_that_activations_come_in(
-    chain: Chain, batches: list[Tensor]
-) -> None:
-    """f → f A + a at the hooks between, undone in the next weights."""
+def test_strengths_do_not_depend_on_the_coordinates_of_the_activations(chain: Chain, batches: list[Tensor]) -> None:
+    """At the inner hooks f is replaced with f A + a, which the next weights undo."""
     stages = dict(zip(chain.hooks, chain.stages.values(), strict=True))
     torch.manual_seed(3)
     for hook, after in (("post0", "pre1"), ("post1", "output")):
@@ -131,28 +127,30 @@ def test_strengths_do_not_depend_on_the_coordinates_that_activations_come_in(
     other = Chain(stages)
     assert torch.allclose(other(batches[0]), chain(batches[0]), atol=1e-10)
     for ahead in AHEAD:
-        for a, b in zip(bases_of(chain, batches, ahead=ahead), bases_of(other, batches, ahead=ahead), strict=True):
+        for a, b in zip(
+            find_bases_at(chain, batches, ahead=ahead), find_bases_at(other, batches, ahead=ahead), strict=True
+        ):
             assert torch.allclose(a.strength, b.strength, rtol=0, atol=1e-8 * float(a.strength[0]))
 
 
 @pytest.mark.parametrize("ahead", AHEAD)
-def test_deep_linear_networks_have_one_spectrum(ahead: int | None) -> None:
-    """In every layer the eigenvalues of the output's covariance, and no more directions than the output has."""
+def test_deep_linear_networks_have_the_same_spectrum_in_every_layer(ahead: int | None) -> None:
+    """In every layer, Λ are the eigenvalues of the output's covariance, with no more directions than the output has."""
     chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
     batches = inputs((50, 6), seed=2)
     output = torch.cov(chain(torch.cat(batches)).detach().T, correction=0)
     want = torch.linalg.eigvalsh(output).flip(0)
-    for basis in bases_of(chain, batches, ahead=ahead):
+    for basis in find_bases_at(chain, batches, ahead=ahead):
         assert basis.size == 4
         assert torch.allclose(basis.strength, want, rtol=0, atol=1e-8 * float(want[0]))
 
 
 @pytest.mark.parametrize("ahead", AHEAD)
 @pytest.mark.parametrize("hooks", [HOOKS, ("pre0", "post1", "output"), ("input", "pre1", "post1")])
-def test_a_rewritten_network_is_the_same_function(
+def test_rewritten_network_is_the_same_function(
     ahead: int | None, hooks: tuple[str, ...], chain: Chain, batches: list[Tensor]
 ) -> None:
-    bases = bases_of(chain, batches, ahead=ahead, hooks=hooks)
+    bases = find_bases_at(chain, batches, ahead=ahead, hooks=hooks)
     other = rewrite_in_bases(chain, bases)
     clean = chain.clean(batches[0], capture=hooks, final=True)
     found = other.clean(batches[0], capture=hooks, final=True)
@@ -163,10 +161,10 @@ def test_a_rewritten_network_is_the_same_function(
     assert clean.final is not None
     final = bases[-1].activations(found.final) if hooks[-1] == "output" else found.final
     assert torch.allclose(final, clean.final, atol=1e-8)
-    assert isinstance(other.stages["pre1"], nn.Linear)  # absorbed
+    assert isinstance(other.stages["pre1"], nn.Linear)  # the basis maps are merged into it
 
 
-def test_plain_bases_lose_nothing_either(chain: Chain, batches: list[Tensor]) -> None:
+def test_baseline_bases_lose_nothing(chain: Chain, batches: list[Tensor]) -> None:
     at = moments(chain, batches, hooks=HOOKS)
     torch.manual_seed(0)
     for make in (
@@ -185,10 +183,10 @@ def test_plain_bases_lose_nothing_either(chain: Chain, batches: list[Tensor]) ->
             assert torch.equal(basis.strength, basis.strength.sort(descending=True).values)
 
 
-def test_keeping_all_directions_changes_nothing_that_comes_behind() -> None:
-    """At a hook of a language model, where the basis is a projection C C⁺; keeping none leaves the mean."""
+def test_keeping_all_directions_leaves_later_activations_unchanged() -> None:
+    """In a language model the basis is a projection C C⁺ that later layers do not notice; keeping no direction leaves the mean."""
     network, batches, hooks = cases()["language model"]()
-    for basis in bases_of(network, batches, ahead=1, hooks=hooks)[:-1]:
+    for basis in find_bases_at(network, batches, ahead=1, hooks=hooks)[:-1]:
         clean = network.clean(batches[0], capture=[basis.hook], final=True)
         f = clean.activations[basis.hook]
         found = network.continue_from(clean, basis.hook, basis.keep_strongest(f, basis.size), ends=[FINAL])[FINAL]
@@ -197,15 +195,15 @@ def test_keeping_all_directions_changes_nothing_that_comes_behind() -> None:
         assert torch.equal(basis.keep_strongest(f, 0), basis.mean.expand_as(f))
 
 
-def test_what_does_not_matter_is_left_out_and_reported() -> None:
-    """Of three inputs one does not vary and one is not read."""
+def test_irrelevant_directions_are_left_out_and_reported() -> None:
+    """One of three inputs does not vary, and one is not read."""
     reads = nn.Linear(3, 2).double()
     with torch.no_grad():
         reads.weight[:, 1] = 0
     chain = Chain({"input": nn.Identity(), "output": reads})
     data = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     data[:, 2] = 4.0
-    basis = bases_of(chain, [data], ahead=1, hooks=("input", "output"))[0]
+    basis = find_bases_at(chain, [data], ahead=1, hooks=("input", "output"))[0]
     assert basis.size == 1
     assert basis.C[2].abs().max() < 1e-12
     assert torch.allclose(basis.activations(basis.coordinates(data))[:, 0], data[:, 0])
@@ -221,29 +219,29 @@ def test_what_does_not_matter_is_left_out_and_reported() -> None:
     assert coarse.size < 5
 
 
-def test_random_signs_find_the_same_basis(chain: Chain) -> None:
+def test_random_probes_find_the_same_basis(chain: Chain) -> None:
     batches = inputs((4000, 5), seed=1)
-    for exact, drawn in zip(
-        bases_of(chain, batches, ahead=1),
+    for exact, estimated in zip(
+        find_bases_at(chain, batches, ahead=1),
         interaction_bases(chain, batches, hooks=HOOKS, ahead=1, last=None, probes=1, threshold=1e-12, seed=0),
         strict=True,
     ):
-        assert torch.allclose(exact.strength, drawn.strength, rtol=0, atol=0.05 * float(exact.strength[0]))
+        assert torch.allclose(exact.strength, estimated.strength, rtol=0, atol=0.05 * float(exact.strength[0]))
 
 
-def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
+def test_invalid_arguments_are_rejected(chain: Chain, batches: list[Tensor]) -> None:
     with pytest.raises(UserError, match="output, input: the second must come after the first"):
-        bases_of(chain, batches, ahead=1, hooks=("output", "input"))
+        find_bases_at(chain, batches, ahead=1, hooks=("output", "input"))
     with pytest.raises(UserError, match="post0, post0: the second must come after"):
-        bases_of(chain, batches, ahead=1, hooks=("post0", "post0"))
+        find_bases_at(chain, batches, ahead=1, hooks=("post0", "post0"))
     with pytest.raises(UserError, match="no data"):
-        bases_of(chain, [], ahead=1)
+        find_bases_at(chain, [], ahead=1)
     with pytest.raises(UserError, match="ahead=0"):
-        bases_of(chain, batches, ahead=0)
+        find_bases_at(chain, batches, ahead=0)
     with pytest.raises(UserError, match="needs two or more"):
-        bases_of(chain, batches, ahead=1, hooks=("input",))
+        find_bases_at(chain, batches, ahead=1, hooks=("input",))
     with pytest.raises(UserError, match="the basis is empty, because the activations do not vary"):
-        bases_of(chain, [torch.ones(10, 5).double()], ahead=1)
+        find_bases_at(chain, [torch.ones(10, 5).double()], ahead=1)
     dead = Chain({"input": nn.Identity(), "dead": nn.Threshold(1e9, 0.0), "output": nn.Linear(5, 5)}).double()
     last = neuron_basis("output", moments(chain, batches, hooks=["input"])["input"])
     with pytest.raises(UserError, match=r"input: the basis is empty, because nothing at the later hook point depends"):
@@ -252,6 +250,6 @@ def test_nonsense_is_refused(chain: Chain, batches: list[Tensor]) -> None:
         )
     with pytest.raises(UserError, match="the dictionary has no non-zero direction"):
         dictionary_basis("input", moments(chain, batches, hooks=["input"])["input"], directions=torch.zeros(3, 5))
-    bases = bases_of(chain, batches, ahead=1)
+    bases = find_bases_at(chain, batches, ahead=1)
     with pytest.raises(UserError, match="two bases"):
         rewrite_in_bases(chain, [bases[0], bases[0]])

@@ -1,9 +1,9 @@
-"""The pieces that a comparison of bases is made of, and the basis of the logits."""
+"""Tests of the steps of a comparison of bases, and of the basis of the logits."""
 
 from collections.abc import Callable, Mapping
 
 import torch
-from tests.degeneracy.test_ablation import behaviour
+from tests.degeneracy.test_ablation import behavioural_loss
 from tests.support.small_networks import inputs, perceptron, random_subject
 from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from crux.degeneracy.grams import moments
 from crux.subjects.subject import FINAL
 
 
-def test_the_logits_basis_is_their_principal_components() -> None:
-    """Coordinates are those of the logits less their mean over the vocabulary, length for length."""
+def test_logits_basis_is_the_principal_components_of_the_logits() -> None:
+    """Coordinates preserve all inner products of the logits, after subtracting their mean over the vocabulary."""
     subject = random_subject("gpt2").to(dtype=torch.float64)
     at = moments(subject, [TOKENS], hooks=[FINAL])[FINAL]
     W_U = subject.unembed.W_U
@@ -40,11 +40,11 @@ def test_the_logits_basis_is_their_principal_components() -> None:
     assert torch.allclose(basis.strength, values, atol=1e-8)
 
 
-def computed(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+def compute_again(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     return compute()
 
 
-def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> None:
+def test_every_basis_is_compared_and_the_last_hook_points_basis_is_shared() -> None:
     chain = perceptron([5, 8, 3], activation=nn.GELU, seed=0)
     batches = inputs((40, 5), seed=1)
     options = CompareOptions(
@@ -54,7 +54,7 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
     )  # fmt: skip
     at = moments(chain, batches, hooks=options.hooks)
     last = pca_basis("output", at["output"], threshold=1e-12)
-    bases = find_bases(chain, batches, at=at, options=options, last=last, seed=0, once=computed)
+    bases = find_bases(chain, batches, at=at, options=options, last=last, seed=0, once=compute_again)
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1
     done: list[int] = []
@@ -64,8 +64,8 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
         options=options,
         seed=0,
         found_on=batches,
-        loss=AblationLoss("MSE", behaviour(chain), "output", batches),
-        once=computed,
+        loss=AblationLoss("MSE", behavioural_loss(chain), "output", batches),
+        once=compute_again,
         report_done=done.append,
     )
     assert done == [1, 2, 3, 4, 5, 6]
@@ -83,7 +83,7 @@ def test_every_basis_is_compared_and_the_last_hook_point_has_one_for_all() -> No
     assert needed == (None if None in each else sum(n for n in each if n is not None))
 
 
-def test_a_curve_measures_every_number_once() -> None:
+def test_curve_measures_each_number_once() -> None:
     calls: list[int] = []
 
     def loss(n: int) -> float:
@@ -103,7 +103,7 @@ def test_a_curve_measures_every_number_once() -> None:
         assert AblationCurve.from_tensors(found.tensors) == found
 
 
-def test_shares_and_samples() -> None:
+def test_count_edges_for_share_and_first_samples() -> None:
     assert count_edges_for_share(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.8) == 1
     assert count_edges_for_share(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.99) == 3
     batches = [torch.zeros(4, 2), torch.ones(4, 2)]

@@ -1,4 +1,4 @@
-"""How much of a dictionary lies outside of what is read: by hand, and whatever the scale."""
+"""Tests of the shares of a dictionary outside a subspace, by hand and under rescaling."""
 
 import math
 
@@ -20,20 +20,20 @@ def basis(C: Tensor, strength: list[float]) -> Basis:
 
 
 def sae(directions: list[list[float]]) -> ReluSAE:
-    """Latent i fires with what the activation has along encoder direction i, the axis i; the decoder is as given."""
+    """Return an SAE whose latent i encodes axis i of the activation, with the given decoder directions."""
     n, d = len(directions), len(directions[0])
-    made = ReluSAE(
+    relu_sae = ReluSAE(
         d_model=d, d_out=None, n_latents=n, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     with torch.no_grad():
-        made.W_enc.copy_(torch.eye(d, n))
-        made.W_dec.copy_(torch.tensor(directions))
-    return made
+        relu_sae.W_enc.copy_(torch.eye(d, n))
+        relu_sae.W_dec.copy_(torch.tensor(directions))
+    return relu_sae
 
 
 def test_shares_by_hand() -> None:
-    """Read are the first two of three axes, by skew coordinates. Latents on axis 1, between 2 and 3, and on 3; the last never fires."""
+    """The subspace is spanned by axes 1 and 2 of 3. The latents write on axis 1, between axes 2 and 3, and on axis 3 (never firing)."""
     C = torch.tensor([[3.0, 1.0], [0.0, 0.1], [0.0, 0.0]], dtype=torch.float64)
     Q = strongest_subspace(basis(C, [2.0, 1.0]), left_out=0.0)
     torch.testing.assert_close(Q @ Q.T, torch.diag(torch.tensor([1.0, 1.0, 0.0]).double()))
@@ -44,18 +44,18 @@ def test_shares_by_hand() -> None:
     assert found.mean == pytest.approx(0.25)
     assert found.weighted == pytest.approx(4 * 0.5 / (10 + 4))  # E c² of 10/3 and 4/3
     assert found.mostly == 0
-    # what is read: axes 1 and 2; the guess there (1, 0), (0, √2), (3, 0)
+    # inside, on axes 1 and 2, the reconstructions are (1, 0), (0, √2), (3, 0)
     mean = torch.tensor([4 / 3, 2 / 3])
     variance = float((torch.tensor([[1.0, 0], [0, 2], [3, 0]]) - mean).square().sum())
     assert found.explained_inside == pytest.approx(1 - (2 - math.sqrt(2)) ** 2 / variance)
-    # the rest: 0, 0, −1; the guess 0, √2, 0
+    # outside, the activations are 0, 0, −1 and the reconstructions 0, √2, 0
     assert found.explained_outside == pytest.approx(1 - (2 + 1) / (2 / 3))
 
 
-def test_as_few_directions_as_leave_out_the_share() -> None:
+def test_subspace_has_the_fewest_directions_that_leave_out_the_share() -> None:
     C = torch.eye(4, dtype=torch.float64)
-    of = basis(C, [8.0, 1.0, 0.9, 0.1])
-    assert [strongest_subspace(of, left_out=share).shape[1] for share in (0.5, 0.2, 0.15, 0.1, 0.02, 0.0)] == [
+    some_basis = basis(C, [8.0, 1.0, 0.9, 0.1])
+    assert [strongest_subspace(some_basis, left_out=share).shape[1] for share in (0.5, 0.2, 0.15, 0.1, 0.02, 0.0)] == [
         1,
         1,
         2,
@@ -64,10 +64,10 @@ def test_as_few_directions_as_leave_out_the_share() -> None:
         4,
     ]
     with pytest.raises(UserError, match="left_out=1: must be at least 0 and below 1"):
-        strongest_subspace(of, left_out=1)
+        strongest_subspace(some_basis, left_out=1)
 
 
-def test_scales_of_the_decoder_and_of_the_basis_change_nothing() -> None:
+def test_shares_do_not_depend_on_scales_of_decoder_and_basis() -> None:
     rng = torch.Generator().manual_seed(1)
     C = torch.randn(5, 3, generator=rng, dtype=torch.float64)
     directions, x = torch.randn(4, 5, generator=rng), torch.randn(50, 5, generator=rng)
@@ -86,7 +86,7 @@ def test_scales_of_the_decoder_and_of_the_basis_change_nothing() -> None:
     assert math.isnan(nothing_left.explained_outside)
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     x = torch.ones(3, 2)
     with pytest.raises(UserError, match="directions of 2 dimensions, the basis of 4"):
         measure_outside(sae([[1.0, 0.0]]), x, x, torch.eye(4, dtype=torch.float64))

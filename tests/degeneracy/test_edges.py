@@ -1,10 +1,10 @@
-"""Edges against brute force by torch.func.jacrev, forwards and backwards."""
+"""Tests of edges against brute force by torch.func.jacrev, in forward and reverse mode."""
 
 import itertools
 
 import pytest
 import torch
-from tests.degeneracy.test_basis import HOOKS, Both, bases_of
+from tests.degeneracy.test_basis import HOOKS, Both, find_bases_at
 from tests.support.small_networks import inputs, perceptron, random_subject
 from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
@@ -22,24 +22,24 @@ from crux.subjects.subject import FINAL
 def brute_force(
     network: Network, batches: list[Tensor], a: Basis, b: Basis, alphas: list[tuple[float, float]]
 ) -> Tensor:
-    """Ê by the Jacobian from all of a sample's positions to all of them, sample by sample."""
-    found = torch.zeros(b.size, a.size, dtype=torch.float64)
+    """Compute Ê from the full Jacobian between all positions, sample by sample."""
+    total = torch.zeros(b.size, a.size, dtype=torch.float64)
     n = 0
     for batch in batches:
         for x in batch:
             clean = network.clean(x[None], capture=[a.hook], final=False)
             f_hat = a.coordinates(clean.activations[a.hook])
 
-            def way(coordinates: Tensor, clean=clean) -> Tensor:
+            def run(coordinates: Tensor, clean=clean) -> Tensor:
                 return b.coordinates(
                     network.continue_from(clean, a.hook, a.activations(coordinates), ends=[b.hook])[b.hook]
                 )
 
-            integral = torch.stack([w * torch.func.jacrev(way)(alpha * f_hat) for alpha, w in alphas]).sum(0)
+            integral = torch.stack([w * torch.func.jacrev(run)(alpha * f_hat) for alpha, w in alphas]).sum(0)
             J = integral.reshape(-1, b.size, f_hat[0, ..., 0].numel(), a.size)  # t, i, s, j
-            found += torch.einsum("tisj,sj->tij", J, f_hat.reshape(-1, a.size)).square().sum(0)
+            total += torch.einsum("tisj,sj->tij", J, f_hat.reshape(-1, a.size)).square().sum(0)
             n += len(J)
-    return found / n
+    return total / n
 
 
 GAUSS_LEGENDRE_2 = [(0.5 - 0.75**0.5 / 3, 0.5), (0.5 + 0.75**0.5 / 3, 0.5)]
@@ -47,14 +47,14 @@ GAUSS_LEGENDRE_2 = [(0.5 - 0.75**0.5 / 3, 0.5), (0.5 + 0.75**0.5 / 3, 0.5)]
 
 @pytest.mark.parametrize("mode", ["jvp", "vjp", None])
 @pytest.mark.parametrize(("points", "alphas"), [(None, [(1.0, 1.0)]), (2, GAUSS_LEGENDRE_2)])
-def test_perceptrons_and_positions(mode: Mode | None, points: int | None, alphas: list[tuple[float, float]]) -> None:
+def test_edges_equal_brute_force(mode: Mode | None, points: int | None, alphas: list[tuple[float, float]]) -> None:
     torch.manual_seed(0)
     with_positions = Chain({"input": nn.Identity(), "a": Both(4, 6), "b": Both(6, 3)}).double()
     for network, hooks, batches in (
         (perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0), HOOKS, inputs((6, 5), seed=1)),
         (with_positions, ("input", "a", "b"), inputs((6, 3, 4), seed=1)),
     ):
-        bases = bases_of(network, batches, ahead=1, hooks=hooks)
+        bases = find_bases_at(network, batches, ahead=1, hooks=hooks)
         found = interaction_edges(network, batches, bases=bases, points=points, probes=None, mode=mode, seed=0)
         assert [(e.source, e.target) for e in found] == list(itertools.pairwise(hooks))
         for k, each in enumerate(found):
@@ -66,7 +66,7 @@ def test_perceptrons_and_positions(mode: Mode | None, points: int | None, alphas
     ("kind", "tolerance"), [("gpt2", 1e-8), ("llama", 1e-5), ("gemma2", 1e-5)]
 )  # RMS norms are float32
 def test_language_models(kind: str, tolerance: float) -> None:
-    """Through attention and out of the attention's inside."""
+    """Edges run through attention, and from inside attention to the output."""
     subject = random_subject(kind).to(dtype=torch.float64)
     batches = [TOKENS[:, :4]]
     hooks = ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", FINAL)
@@ -81,19 +81,19 @@ def test_language_models(kind: str, tolerance: float) -> None:
             assert exact.max() > 0
 
 
-def test_random_signs_are_unbiased() -> None:
+def test_random_probes_are_unbiased() -> None:
     torch.manual_seed(0)
     network = Chain({"input": nn.Identity(), "a": Both(4, 6), "b": Both(6, 3)}).double()
     batches = inputs((4, 3, 4), seed=1)
-    bases = bases_of(network, batches, ahead=1, hooks=("input", "a", "b"))
+    bases = find_bases_at(network, batches, ahead=1, hooks=("input", "a", "b"))
 
-    def drawn(probes: int | None, seed: int) -> Tensor:
+    def strength(probes: int | None, seed: int) -> Tensor:
         return interaction_edges(network, batches, bases=bases, points=None, probes=probes, mode="vjp", seed=seed)[
             0
         ].strength
 
-    exact = drawn(None, 0)
-    many = torch.stack([drawn(2, seed) for seed in range(200)])
+    exact = strength(None, 0)
+    many = torch.stack([strength(2, seed) for seed in range(200)])
     error = many.std(0) / len(many) ** 0.5
     assert ((many.mean(0) - exact).abs() < 4.5 * error).all()
     assert (error < 0.05 * exact.max()).all()
@@ -101,30 +101,30 @@ def test_random_signs_are_unbiased() -> None:
 
 @pytest.mark.parametrize("points", [None, 3])
 def test_deep_linear_networks_have_diagonal_edges(points: int | None) -> None:
-    """E_ii = Λ_i, and nothing beside the diagonal."""
+    """E_ii = Λ_i, and all other edges are 0."""
     chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
     batches = inputs((50, 6), seed=2)
-    bases = bases_of(chain, batches, ahead=1)
+    bases = find_bases_at(chain, batches, ahead=1)
     for each in interaction_edges(chain, batches, bases=bases, points=points, probes=None, mode=None, seed=0):
         want = bases[-1].strength
         assert torch.allclose(each.strength, want.diag(), rtol=0, atol=1e-8 * float(want[0]))
         assert torch.allclose(each.constant, torch.zeros(4).double(), atol=1e-8 * float(want[0]))
 
 
-def test_blocks_that_do_not_touch_have_no_edges_between_them() -> None:
-    """A block-diagonal MLP of width 8 with 4 layers: every direction lies in one block, and edges between blocks are 0."""
+def test_disconnected_blocks_have_no_edges_between_them() -> None:
+    """In a block-diagonal MLP of width 8 with 4 layers every direction lies in one block, and edges between blocks are 0."""
     chain = perceptron([8, 8, 8, 8, 8], activation=nn.ReLU, seed=0)
     mask = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))
     for stage in chain.stages.values():
         if isinstance(stage, nn.Linear):
             with torch.no_grad():
                 stage.weight.mul_(mask)
-    # what the blocks are fed with must not covary, in the sample: every pair of half inputs
+    # all pairs of the two halves, because the blocks' inputs must have zero covariance in the sample
     halves = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     batches = [torch.cat([halves.repeat_interleave(20, 0), halves.flip(0).repeat(20, 1)], 1)]
     hooks = ("input", "post0", "post1", "post2", "output")
     for ahead in (1, None):
-        bases = bases_of(chain, batches, ahead=ahead, hooks=hooks)
+        bases = find_bases_at(chain, batches, ahead=ahead, hooks=hooks)
         block = []
         for basis in bases:
             share = basis.C_pinv[:, :4].square().sum(1) / basis.C_pinv.square().sum(1)
@@ -138,8 +138,8 @@ def test_blocks_that_do_not_touch_have_no_edges_between_them() -> None:
             assert each.strength[across].max() < 1e-12 * each.strength.max()
 
 
-def test_the_constant_node_is_what_the_mean_gives() -> None:
-    """For one Linear and a ReLU by hand: mean input (1, −1), output at it (1, 0), mean output (1.5, 0.5)."""
+def test_edges_of_the_constant_node_are_the_effect_of_the_mean() -> None:
+    """By hand for one ReLU: the mean input is (1, −1), the output there (1, 0), and the mean output (1.5, 0.5)."""
     chain = Chain({"input": nn.Identity(), "output": nn.ReLU()})
     batches = [torch.tensor([[3.0, 1.0], [-1.0, -3.0]], dtype=torch.float64)]
     at = moments(chain, batches, hooks=["input", "output"])

@@ -1,4 +1,4 @@
-"""Moments of activations, and Jacobian Grams by random signs against the exact ones."""
+"""Tests of the moments of activations, and of Jacobian Grams with random probes against exact ones."""
 
 import os
 import subprocess
@@ -19,13 +19,13 @@ from crux.subjects.subject import FINAL
 
 
 class Mixed(nn.Module):
-    """A map in which positions see one another."""
+    """A map in which every position depends on the others."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x + x.mean(1, keepdim=True) * x.roll(1, 2))
 
 
-def test_moments_of_batches_are_those_of_all_samples() -> None:
+def test_moments_over_batches_equal_those_of_all_samples() -> None:
     batches = [x + 1e4 for x in inputs((7, 3, 4), seed=0, batches=3)]
     batches[1] = batches[1][:2]
     chain = Chain({"input": nn.Identity(), "out": Mixed()})
@@ -39,14 +39,14 @@ def test_moments_of_batches_are_those_of_all_samples() -> None:
     )
 
 
-def test_a_constant_coordinate_stands_beside_the_activations() -> None:
+def test_augmented_gram_has_a_constant_first_coordinate() -> None:
     rows = torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float64)
     found = moments(Chain({"input": nn.Identity()}), [rows], hooks=["input"])["input"]
     assert found.augmented.tolist() == [[1, 2, 1], [2, 5, 1], [1, 1, 2]]
     assert Moments(found.mean, found.covariance, 2).gram.tolist() == [[5, 1], [1, 2]]
 
 
-def test_the_exact_jacobian_gram_is_the_jacobians() -> None:
+def test_exact_jacobian_gram_equals_that_of_torch_jacobians() -> None:
     chain = Chain({"input": nn.Identity(), "mixed": Mixed(), "out": Mixed()})
     (x,) = inputs((5, 3, 4), seed=1, batches=1)
     targets = [Target("mixed", torch.randn(4, 2).double()), Target("out", torch.randn(4, 3).double())]
@@ -65,8 +65,8 @@ def test_the_exact_jacobian_gram_is_the_jacobians() -> None:
 
 
 @pytest.mark.parametrize("probes", [1, 3])
-def test_random_signs_are_unbiased(probes: int) -> None:
-    """Over many draws the mean is the exact sum, within four of its standard errors, in every entry."""
+def test_random_probes_are_unbiased(probes: int) -> None:
+    """The mean over many draws equals the exact sum in every entry, within four standard errors."""
     chain = Chain({"input": nn.Identity(), "mixed": Mixed(), "out": Mixed()})
     batches = inputs((4, 3, 4), seed=2)
     torch.manual_seed(0)
@@ -76,15 +76,15 @@ def test_random_signs_are_unbiased(probes: int) -> None:
         return jacobian_gram(chain, batches, start="input", targets=targets, probes=probes, seed=seed)
 
     exact = gram(None, 0)
-    drawn = torch.stack([gram(probes, seed) for seed in range(300)])
-    error = drawn.std(0) / len(drawn) ** 0.5
-    assert ((drawn.mean(0) - exact).abs() < 4 * error).all()
+    estimates = torch.stack([gram(probes, seed) for seed in range(300)])
+    error = estimates.std(0) / len(estimates) ** 0.5
+    assert ((estimates.mean(0) - exact).abs() < 4 * error).all()
     assert (error < 0.1 * exact.diagonal().max()).all()
     assert torch.equal(gram(probes, 7), gram(probes, 7))
 
 
-def test_positions_count_alike_at_every_target() -> None:
-    """A target without positions, such as logits at the last one, has T = 1."""
+def test_targets_without_positions_have_one_position() -> None:
+    """T = 1 for a target without a position dimension, such as logits at the last position."""
 
     class Last(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def test_positions_count_alike_at_every_target() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_language_models(dtype: torch.dtype) -> None:
-    """From the attention's inside and from the residual stream to the end; sums are float64 whatever the network is."""
+    """Estimates match exact Grams from inside the attention and from the residual stream; sums are float64 for any dtype."""
     subject = random_subject("gpt2").to(dtype=dtype)
     tokens = TOKENS[:, :5]
     target = Target(FINAL, torch.eye(32, 2).double())
@@ -115,14 +115,14 @@ def test_language_models(dtype: torch.dtype) -> None:
         assert torch.linalg.norm(found - exact) < 0.1 * torch.linalg.norm(exact)
 
 
-def test_a_target_that_does_not_hang_on_the_start_adds_nothing() -> None:
+def test_independent_target_contributes_zero() -> None:
     subject = random_subject("gpt_neox")
-    target = Target("blocks.0.hook_mlp_out", torch.eye(32).double())  # beside the attention, not behind it
+    target = Target("blocks.0.hook_mlp_out", torch.eye(32).double())  # parallel to the attention, not after it
     found = jacobian_gram(subject, [TOKENS], start="blocks.0.hook_attn_out", targets=[target], probes=1, seed=0)
     assert not found.any()
 
 
-def test_what_has_no_meaning_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     chain = perceptron([3, 2], activation=nn.ReLU, seed=0)
     target = Target("output", torch.eye(2).double())
     for batches in ([], [torch.zeros(0, 3).double()]):
@@ -141,7 +141,7 @@ def test_what_has_no_meaning_is_refused() -> None:
 
 @pytest.mark.slow
 def test_gpt2_small_takes_less_than_4_gb() -> None:
-    """The Jacobian Gram of GPT-2 small's shapes at one layer, towards the next, 64 sequences of 128 tokens: peak memory of the process."""
+    """Limit the peak memory of the Jacobian Gram from one layer to the next in GPT-2 small's shapes, for 64 sequences of 128 tokens."""
     program = """
         import resource
         import torch

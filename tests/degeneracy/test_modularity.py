@@ -1,4 +1,4 @@
-"""Modules of graphs that are known, and their score against networkx and by hand."""
+"""Tests of finding the modules of known graphs, and of their score against networkx and by hand."""
 
 import itertools
 
@@ -20,8 +20,12 @@ from crux.degeneracy.modularity import (
 )
 
 
-def blocks(sizes: list[list[int]], *, low: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Edges of about 1 within each block and `low` elsewhere, nodes shuffled; sizes[layer][block]. With the true blocks."""
+def block_edges(sizes: list[list[int]], *, low: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return edges of about 1 within each block and `low` elsewhere, with shuffled nodes, and the true block of each node.
+
+    Args:
+        sizes: number of nodes, [layer][block].
+    """
     rng = torch.Generator().manual_seed(seed)
     true = [torch.repeat_interleave(torch.arange(len(s)), torch.tensor(s)) for s in sizes]
     true = [t[torch.randperm(len(t), generator=rng)] for t in true]
@@ -32,7 +36,7 @@ def blocks(sizes: list[list[int]], *, low: float, seed: int) -> tuple[list[Tenso
     return edges, true
 
 
-def found(
+def find(
     edges: list[Tensor],
     cutoff: float = 0.1,
     *,
@@ -45,25 +49,25 @@ def found(
     return find_modules(edges, cutoffs=[cutoff] * len(edges), constant=constant, options=options, seed=seed)
 
 
-def test_the_score_by_hand() -> None:
-    """Two pairs and one edge of weight 1 across: m = 5; in = 2 + 2; degrees 5 and 5: 4/5 − ½ = 0.3."""
-    weights, of = [torch.tensor([[2.0, 1.0], [0.0, 2.0]])], [torch.tensor([0, 1]), torch.tensor([0, 1])]
-    assert modularity(weights, of, resolution=1.0) == pytest.approx(0.3)
-    assert modularity(weights, of, resolution=0.5) == pytest.approx(0.55)
+def test_modularity_by_hand() -> None:
+    """Two modules with one edge of weight 1 between them: m = 5, in = 2 + 2, degrees 5 and 5, so Q = 4/5 − ½ = 0.3."""
+    weights, labels = [torch.tensor([[2.0, 1.0], [0.0, 2.0]])], [torch.tensor([0, 1]), torch.tensor([0, 1])]
+    assert modularity(weights, labels, resolution=1.0) == pytest.approx(0.3)
+    assert modularity(weights, labels, resolution=0.5) == pytest.approx(0.55)
     assert modularity(weights, [torch.tensor([0, 0])] * 2, resolution=1.0) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("resolution", [0.5, 1.0, 2.0])
-def test_the_score_is_networkxs(resolution: float) -> None:
-    edges, _ = blocks([[3, 4], [5, 2], [2, 2]], low=0.3, seed=1)
-    modules = found(edges, resolution=resolution)
+def test_modularity_equals_that_of_networkx(resolution: float) -> None:
+    edges, _ = block_edges([[3, 4], [5, 2], [2, 2]], low=0.3, seed=1)
+    modules = find(edges, resolution=resolution)
     graph = networkx.Graph()
     for layer, between in enumerate(modules.weights):
-        for to, come in between.nonzero().tolist():
-            graph.add_edge((layer, come), (layer + 1, to), weight=float(between[to, come]))
+        for target, source in between.nonzero().tolist():
+            graph.add_edge((layer, source), (layer + 1, target), weight=float(between[target, source]))
     groups: dict[int, set] = {}
-    for layer, of in enumerate(modules.labels):
-        for node, module in enumerate(of.tolist()):
+    for layer, labels in enumerate(modules.labels):
+        for node, module in enumerate(labels.tolist()):
             groups.setdefault(module, set()).add((layer, node))
     want = networkx.community.modularity(graph, groups.values(), resolution=resolution)
     assert modularity(modules.weights, modules.labels, resolution=resolution) == pytest.approx(want)
@@ -71,9 +75,9 @@ def test_the_score_is_networkxs(resolution: float) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[[4, 4]] * 3, [[5, 3], [2, 6], [4, 4], [1, 2]], [[3, 3, 3], [4, 4, 4], [2, 3, 4]]])
-def test_planted_modules_are_found_whole(sizes: list[list[int]]) -> None:
-    edges, true = blocks(sizes, low=0.01, seed=0)
-    modules = found(edges)
+def test_planted_modules_are_found(sizes: list[list[int]]) -> None:
+    edges, true = block_edges(sizes, low=0.01, seed=0)
+    modules = find(edges)
     assert same_grouping(modules.labels, true)
     assert modules.n == len(sizes[0])
     largest = torch.tensor(sizes).sum(0).sort(descending=True).values
@@ -82,21 +86,21 @@ def test_planted_modules_are_found_whole(sizes: list[list[int]]) -> None:
     assert modules.score > 0.4
 
 
-def test_a_long_chain_is_cut_across_unless_the_resolution_is_low() -> None:
-    edges, true = blocks([[4, 4]] * 6, low=0.001, seed=0)
-    assert found(edges).n == 4
-    assert same_grouping(found(edges, resolution=0.5).labels, true)
+def test_many_layers_are_split_between_layers_unless_resolution_is_low() -> None:
+    edges, true = block_edges([[4, 4]] * 6, low=0.001, seed=0)
+    assert find(edges).n == 4
+    assert same_grouping(find(edges, resolution=0.5).labels, true)
 
 
-def test_the_same_seed_finds_the_same_and_more_starts_no_worse() -> None:
+def test_same_seed_gives_same_modules_and_more_starts_are_no_worse() -> None:
     rng = torch.Generator().manual_seed(0)
     edges = [10 ** (3 * torch.rand(40, 40, generator=rng, dtype=torch.float64) - 2) for _ in range(2)]
-    one, again = (found(edges, starts=1, seed=3) for _ in range(2))
+    one, again = (find(edges, starts=1, seed=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.labels, again.labels, strict=True))
-    assert found(edges, starts=20, seed=3).score >= one.score > 0
+    assert find(edges, starts=20, seed=3).score >= one.score > 0
 
 
-def test_weights_cut_off_what_the_ablation_did_not_need() -> None:
+def test_weights_are_zero_for_edges_below_the_ablations_cutoff() -> None:
     E = torch.tensor([[100.0, 1.0], [0.0, 0.01]])
     assert cutoff_from_ablation(E, 2) == 1.0
     torch.testing.assert_close(edge_weights(E, 0.01), torch.tensor([[4.0, 2.0], [0, 0]], dtype=torch.float64))
@@ -104,15 +108,15 @@ def test_weights_cut_off_what_the_ablation_did_not_need() -> None:
 
 
 def test_constant_nodes_and_nodes_without_edges_are_in_no_module() -> None:
-    edges, true = blocks([[3, 3]] * 3, low=0.01, seed=2)
-    with_constant = [torch.nn.functional.pad(of, (1, 0, 1, 0), value=50.0) for of in edges]  # interacts with all
+    edges, true = block_edges([[3, 3]] * 3, low=0.01, seed=2)
+    with_constant = [torch.nn.functional.pad(between, (1, 0, 1, 0), value=50.0) for between in edges]
     constant = [torch.arange(7) == 0] * 3
-    modules = found(with_constant, constant=constant)
-    assert [int(of[0]) for of in modules.labels] == [NO_MODULE] * 3
-    assert same_grouping([of[1:] for of in modules.labels], true)
+    modules = find(with_constant, constant=constant)
+    assert [int(labels[0]) for labels in modules.labels] == [NO_MODULE] * 3
+    assert same_grouping([labels[1:] for labels in modules.labels], true)
     edges[0][:, 1] = 0
-    assert int(found(edges).labels[0][1]) == NO_MODULE
-    assert found(edges).clusters.sum() == 17
+    assert int(find(edges).labels[0][1]) == NO_MODULE
+    assert find(edges).clusters.sum() == 17
 
 
 @pytest.mark.parametrize(
@@ -131,12 +135,12 @@ def test_constant_nodes_and_nodes_without_edges_are_in_no_module() -> None:
         ),
     ],
 )
-def test_nonsense_is_refused(edges: list[Tensor], given: dict, says: str) -> None:
+def test_invalid_graphs_are_rejected(edges: list[Tensor], given: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        found(edges, **given)
+        find(edges, **given)
 
 
-def test_more_cutoffs_than_layers_or_more_edges_than_there_are() -> None:
+def test_too_many_cutoffs_or_edges_are_rejected() -> None:
     with pytest.raises(UserError, match="2 for 1 pairs"):
         find_modules(
             [torch.ones(2, 2)], cutoffs=[0.1, 0.1], constant=None, options=ModularityOptions(1.0, 1, 1), seed=0

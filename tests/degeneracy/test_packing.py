@@ -1,4 +1,4 @@
-"""What is packed comes back bit for bit, in the same memory layout."""
+"""Packed values are restored bit for bit, with the same memory layout."""
 
 from pathlib import Path
 
@@ -10,19 +10,21 @@ from crux.degeneracy.basis import Basis
 from crux.degeneracy.packing import pack, unpack
 
 
-def test_bases_come_back_as_they_were(tmp_path: Path) -> None:
+def test_bases_are_restored_exactly(tmp_path: Path) -> None:
     eye = torch.eye(3, dtype=torch.float64)
     C = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     bases = [
         Basis("a", "pca", torch.zeros(3).double(), C, C.T, torch.ones(2).double(), 0.1, 1e-300),
-        Basis("b", "neuron", torch.ones(3).double(), eye, eye, torch.ones(3).double(), 0.0, 1 / 3),  # of one storage
+        Basis(
+            "b", "neuron", torch.ones(3).double(), eye, eye, torch.ones(3).double(), 0.0, 1 / 3
+        ),  # C and C_pinv share storage
     ]
     packed = {k: v for basis in bases for k, v in pack(basis._asdict(), prefix=f"{basis.hook}/").items()}
     write_tensors(tmp_path / "piece.safetensors", packed)
-    kept = load_file(tmp_path / "piece.safetensors")
+    tensors = load_file(tmp_path / "piece.safetensors")
     for basis in bases:
-        found = unpack(Basis, kept, prefix=f"{basis.hook}/", device=C.device, hook=basis.hook, name=basis.name)
-        for before, after in zip(basis, found, strict=True):
+        restored = unpack(Basis, tensors, prefix=f"{basis.hook}/", device=C.device, hook=basis.hook, name=basis.name)
+        for before, after in zip(basis, restored, strict=True):
             if isinstance(before, torch.Tensor):
                 assert isinstance(after, torch.Tensor)
                 assert torch.equal(before, after)

@@ -1,4 +1,4 @@
-"""Two modules that are planted and hidden are recovered exactly, node by node, from the interaction basis and its edges."""
+"""Test that two planted and hidden modules are recovered node by node from the interaction basis and its edges."""
 
 import itertools
 from typing import NamedTuple
@@ -17,19 +17,21 @@ from crux.degeneracy.networks.chain import Chain
 
 
 class Planted(NamedTuple):
-    """A network of two blocks, and in which subspace of each layer they are."""
+    """A network of two hidden blocks, with the subspace of each block in each layer."""
 
     chain: Chain
     x: Tensor
     sides: list[Tensor]
-    """By layer [module, d, k], orthonormal."""
+    """Orthonormal directions of each module, per layer: [module, d, k]."""
 
 
-def planted(sizes: list[tuple[int, int]], *, kinds: str, seed: int) -> Planted:
-    """Block weights, hidden: inputs and outputs rotated, hidden layers rotated too where they are linear, else their neurons permuted.
-    `kinds`: r or l for each hidden layer.
+def plant_modules(sizes: list[tuple[int, int]], *, kinds: str, seed: int) -> Planted:
+    """Return a block-diagonal network whose blocks are hidden by rotating linear layers and permuting ReLU neurons.
 
-    Inputs are all pairs of 30 of one block and 30 of the other: independent, in the sample too.
+    Inputs are all combinations of 30 samples of one block and 30 of the other, so that they are uncorrelated in the sample.
+
+    Args:
+        kinds: one letter per hidden layer: r for ReLU, l for linear.
     """
     rng = torch.Generator().manual_seed(seed)
 
@@ -71,12 +73,12 @@ def planted(sizes: list[tuple[int, int]], *, kinds: str, seed: int) -> Planted:
 def test_two_hidden_modules_are_recovered_exactly(
     sizes: list[tuple[int, int]], kinds: str, seed: int, ahead: int | None
 ) -> None:
-    """Every node, where each edge above rounding counts; every node that is left, where only those count that an ablation needs.
+    """All nodes are in the right module if all edges above rounding count, or, among the remaining nodes, if only the needed edges count.
 
-    Between linear layers edges are diagonal, which at resolution 1 is a reason to cut there: 0.1 keeps together what hangs together. In a
-    deep linear network each direction is a module of its own, within one block.
+    Edges between linear layers are diagonal, so that at resolution 1 the best partition separates such layers; 0.1 keeps them together. In
+    a deep linear network each direction is a separate module, within one block.
     """
-    network = planted(sizes, kinds=kinds, seed=seed)
+    network = plant_modules(sizes, kinds=kinds, seed=seed)
     chain, x = network.chain, network.x
     bases = interaction_bases(
         chain, [x], hooks=chain.hooks, ahead=ahead, last=None, probes=None, threshold=1e-9, seed=0
@@ -99,10 +101,10 @@ def test_two_hidden_modules_are_recovered_exactly(
         assert found.n == 2
         assert same_grouping(found.labels, true)
     else:
-        assert found.n == sum(sizes[-1])  # as many as the smallest layer has
-        chains = [torch.stack([of, t], 1) for of, t in zip(found.labels, true, strict=True)]
+        assert found.n == sum(sizes[-1])  # the size of the smallest layer
+        chains = [torch.stack([labels, t], 1) for labels, t in zip(found.labels, true, strict=True)]
         sides = {(int(m), int(t)) for c in chains for m, t in c}
-        assert len(sides) == found.n  # none is in both blocks
+        assert len(sides) == found.n  # no module is in both blocks
 
     if kinds != "rr":  # an ablation leaves so few edges between linear layers that blocks fall apart
         return
@@ -117,11 +119,11 @@ def test_two_hidden_modules_are_recovered_exactly(
             cutoff_from_ablation(strength, smallest_sufficient(ablation.loss, size=ablation.size, limit=1e-3) or 1)
         )
     needed = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options, seed=0)
-    linked = [of != NO_MODULE for of in needed.labels]
+    linked = [labels != NO_MODULE for labels in needed.labels]
     assert sum(int(k.sum()) for k in linked) > 0.6 * sum(len(k) for k in linked)
     pairs = {
         (int(m), int(t))
-        for of, t, k in zip(needed.labels, true, linked, strict=True)
-        for m, t in zip(of[k], t[k], strict=True)
+        for labels, t, k in zip(needed.labels, true, linked, strict=True)
+        for m, t in zip(labels[k], t[k], strict=True)
     }
     assert len(pairs) == needed.n == 2

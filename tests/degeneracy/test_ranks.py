@@ -1,4 +1,4 @@
-"""Ranks of Gram matrices, against Hessians of the behavioural loss that are formed in full."""
+"""Tests of ranks of Gram matrices against full Hessians of the behavioural loss."""
 
 import pytest
 import torch
@@ -11,21 +11,23 @@ from crux.degeneracy.gram_ranks import gram_eigenvalues, gram_range, gram_rank, 
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # raised by torch.func.hessian itself
 
 EXACT = 1e-10
-"""Threshold of ranks where everything is float64 and nothing but rounding lies below."""
+"""Rank threshold for float64, below which there is only rounding error."""
 
 
 def behavioural_hessian(network: Chain, x: Tensor, names: list[str]) -> Tensor:
-    """Of mean_x ‖f_θ(x) − f_θ*(x)‖² by the named parameters, side by side."""
+    """Return the Hessian of mean_x ‖f_θ(x) − f_θ*(x)‖² with respect to the named parameters, by torch."""
     params = {name: value.detach() for name, value in network.named_parameters()}
-    before = network(x).detach()
+    reference = network(x).detach()
     sizes = [params[name].numel() for name in names]
 
     def loss(flat: Tensor) -> Tensor:
         moved = {n: part.view_as(params[n]) for n, part in zip(names, flat.split(sizes), strict=True)}
-        return (torch.func.functional_call(network, params | moved, (x,)) - before).square().sum(-1).mean()
+        return (torch.func.functional_call(network, params | moved, (x,)) - reference).square().sum(-1).mean()
 
     return torch.func.hessian(loss)(torch.cat([params[name].flatten() for name in names]))
 
@@ -35,12 +37,12 @@ def free_directions(gram: Tensor, jacobian_gram: Tensor) -> int:
     return FreeDirections("map", len(gram), len(jacobian_gram), *ranks).directions
 
 
-def of_rank(rows: int, columns: int, r: int) -> Tensor:
+def random_matrix(rows: int, columns: int, r: int) -> Tensor:
     return torch.randn(rows, r, dtype=torch.float64) @ torch.randn(r, columns, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("r_in", "r_out", "hessian"), [(4, 3, 12), (6, 5, 30), (4, 2, 8)])
-def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: int, hessian: int) -> None:
+def test_rank_of_a_linear_maps_hessian_is_the_product_of_the_gram_ranks(r_in: int, r_out: int, hessian: int) -> None:
     """d_in = 6 activations of rank r_in, d_out = 5 of which r_out directions reach the output.
 
     Expected ranks: docs/reference/learning_coefficients.md §5.
@@ -48,8 +50,8 @@ def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: in
     torch.manual_seed(0)
     first, middle, last = (nn.Linear(a, b, bias=False).double() for a, b in ((6, 6), (6, 5), (5, 5)))
     with torch.no_grad():
-        first.weight.copy_(of_rank(6, 6, r_in))
-        last.weight.copy_(of_rank(5, 5, r_out))
+        first.weight.copy_(random_matrix(6, 6, r_in))
+        last.weight.copy_(random_matrix(5, 5, r_out))
     network = Chain({"in": first, "middle": middle, "output": last})
     data = inputs((40, 6), seed=1)
     gram = moments(network, data, hooks=["in"])["in"].gram
@@ -63,7 +65,7 @@ def test_a_linear_maps_hessian_has_the_product_of_the_ranks(r_in: int, r_out: in
     assert gram_eigenvalues(H)[hessian - 1] > 10 * EXACT * gram_eigenvalues(H)[0]
 
 
-def test_a_bias_counts_with_the_constant_activation() -> None:
+def test_bias_is_a_weight_of_the_constant_activation() -> None:
     torch.manual_seed(0)
     network = perceptron([4, 3, 2], activation=nn.Identity, seed=0)
     (x,) = inputs((30, 4), seed=1, batches=1)
@@ -78,8 +80,8 @@ def test_a_bias_counts_with_the_constant_activation() -> None:
     assert gram_rank(H, threshold=EXACT) == 4 * 2
 
 
-def test_at_least_so_many_directions_are_free_where_nothing_factorises() -> None:
-    """A ReLU network: the Hessian's rank may be lower than the product's of the ranks, not higher."""
+def test_without_factorisation_the_product_of_ranks_is_an_upper_bound() -> None:
+    """In a ReLU network the Hessian's rank may be lower than the product of the ranks, but not higher."""
     for seed in range(5):
         network = perceptron([5, 6, 4, 3], activation=nn.ReLU, seed=seed)
         data = inputs((60, 5), seed=seed)
@@ -90,7 +92,7 @@ def test_at_least_so_many_directions_are_free_where_nothing_factorises() -> None
         assert gram_rank(H, threshold=EXACT) <= 28 - free_directions(gram, k)
 
 
-def test_thresholds_are_relative_and_say_what_they_leave() -> None:
+def test_thresholds_are_relative_and_report_the_trace_left_out() -> None:
     values = torch.tensor([8.0, 1.0, 0.9, 0.1, 0.0])
     for scale in (1.0, 1e-20, 1e20):
         loose, tight = ranks_at_thresholds(scale * values, thresholds=(0.1, 1e-6))
@@ -103,12 +105,12 @@ def test_thresholds_are_relative_and_say_what_they_leave() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1, 2.0, float("nan")])
-def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
+def test_threshold_outside_0_and_1_is_rejected(threshold: float) -> None:
     with pytest.raises(UserError, match="must be a share of the largest value, above 0 and below 1"):
         gram_rank(torch.eye(2), threshold=threshold)
 
 
-def test_hooks_in_the_wrong_order_or_unknown_are_refused() -> None:
+def test_unknown_or_misordered_hooks_are_rejected() -> None:
     network = perceptron([3, 4, 2], activation=nn.ReLU, seed=0)
     data = inputs((5, 3), seed=0)
     target = [Target("input", torch.eye(3, dtype=torch.float64))]

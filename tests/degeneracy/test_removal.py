@@ -1,4 +1,4 @@
-"""Directions removed: the affected task loses, the other does not, in bases that are no neurons too."""
+"""Tests of removing directions: only the affected task gets worse, also in bases other than the neurons."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ROTATION = torch.linalg.qr(torch.randn(4, 4, generator=RNG, dtype=torch.float64)
 
 
 def two_tasks() -> Chain:
-    """Two linear maps of two numbers each, side by side; between them the activation is rotated."""
+    """Return two parallel tasks of two numbers each; the hidden activation is rotated."""
     chain = Chain(
         {"input": nn.Identity(), "hidden": nn.Linear(4, 4, bias=False), "output": nn.Linear(4, 4, bias=False)}
     ).double()
@@ -26,7 +26,7 @@ def two_tasks() -> Chain:
 
 
 def part(columns: slice, mean: Tensor) -> Directions:
-    """Some of the directions of the rotated basis."""
+    """Return some directions of the rotated basis."""
     return Directions(ROTATION[:, columns], ROTATION.T[columns], mean)
 
 
@@ -36,7 +36,7 @@ TASKS = {
 }
 
 
-def test_a_module_takes_its_task_with_it_and_leaves_the_other() -> None:
+def test_removing_a_module_affects_only_its_task() -> None:
     chain, x = two_tasks(), torch.randn(50, 4, generator=RNG, dtype=torch.float64) + 1
     target = chain(x).detach()
     mean = chain.clean(x, capture=["hidden"], final=False).activations["hidden"].mean(0)
@@ -61,7 +61,7 @@ def test_a_module_takes_its_task_with_it_and_leaves_the_other() -> None:
     assert found.rise("second at zero", "first") == pytest.approx(0, abs=1e-12)
 
 
-def test_what_a_truncated_basis_does_not_hold_stays() -> None:
+def test_directions_outside_a_truncated_basis_stay() -> None:
     chain, x = two_tasks(), torch.randn(5, 4, generator=RNG, dtype=torch.float64)
     only = part(slice(1, 2), torch.zeros(4, dtype=torch.float64))
     out = output_without(chain, x, removed={"hidden": only}, end="output")
@@ -72,7 +72,7 @@ def test_what_a_truncated_basis_does_not_hold_stays() -> None:
     torch.testing.assert_close(before @ ROTATION, want)
 
 
-def test_in_a_language_model_at_places_that_everything_passes() -> None:
+def test_language_model_at_hook_points_on_every_path() -> None:
     subject = load_subject("tiny", process_weights=False)
     tokens = torch.randint(0, 2000, (2, 12), generator=RNG)
     hooks = ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_pre"]
@@ -85,14 +85,17 @@ def test_in_a_language_model_at_places_that_everything_passes() -> None:
         capture=["blocks.2.hook_resid_pre"],
     )  # fmt: skip
     torch.testing.assert_close(out, spliced.activations["blocks.2.hook_resid_pre"])
-    beside = Directions(torch.eye(d), torch.eye(d), torch.zeros(d))
+    parallel = Directions(torch.eye(d), torch.eye(d), torch.zeros(d))
     with pytest.raises(UserError, match=r"blocks\.1\.hook_mlp_out: the network has a path around it"):
         output_without(
-            subject, tokens, removed={hooks[0]: beside, "blocks.1.hook_mlp_out": beside}, end="blocks.2.hook_resid_pre"
+            subject,
+            tokens,
+            removed={hooks[0]: parallel, "blocks.1.hook_mlp_out": parallel},
+            end="blocks.2.hook_resid_pre",
         )
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     chain, x = two_tasks(), torch.zeros(2, 4, dtype=torch.float64)
     one = part(slice(0, 1), torch.zeros(4, dtype=torch.float64))
     with pytest.raises(UserError, match="no hook point given"):

@@ -1,4 +1,4 @@
-"""Synchronised neurons: the streaming formula against loops over pairs, planted blocks, what sharing a gate does."""
+"""Tests of synchronised neurons: the streaming formula against loops over pairs, planted blocks, and shared gates."""
 
 import pytest
 import torch
@@ -19,13 +19,15 @@ from crux.degeneracy.synchronised import (
     synchronised_blocks,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.hessian's own doing
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # raised by torch.func.hessian itself
 
 TIGHT = 1e-12
 
 
-def naive(p: Tensor) -> Tensor:
-    """E[(o_i − o_j)² p_j²] / E[o_j p_j²], pair by pair; infinite where one of two is never on."""
+def pairwise_error(p: Tensor) -> Tensor:
+    """Compute E[(o_i − o_j)² p_j²] / E[o_j p_j²] pair by pair; infinite if one of the two is never on."""
     o = (p > 0).double()
     error = torch.zeros(p.shape[1], p.shape[1], dtype=torch.float64)
     for i in range(p.shape[1]):
@@ -37,7 +39,7 @@ def naive(p: Tensor) -> Tensor:
     return error
 
 
-def one_matmul(p: Tensor) -> Tensor:
+def expanded_error(p: Tensor) -> Tensor:
     """docs/reference/interaction_basis.md §5: Oᵀ(P²) + 1 colsum(O∘P²) − 2 Oᵀ(O∘P²), over colsum(O∘P²)."""
     o, square = (p > 0).double(), p.square()
     below = (o * square).sum(0)
@@ -49,22 +51,22 @@ def pre_activations(n: int, h: int) -> Tensor:
     return torch.randn(n, h, dtype=torch.float64) @ torch.randn(h, h, dtype=torch.float64) + torch.randn(h).double()
 
 
-def test_streaming_gives_what_pairs_give() -> None:
+def test_streaming_equals_pairwise_error() -> None:
     p = pre_activations(200, 7)
     found = measure_synchrony(p.split(33))
-    torch.testing.assert_close(found.error, naive(p))
-    torch.testing.assert_close(found.error, one_matmul(p).fill_diagonal_(0.0))
+    torch.testing.assert_close(found.error, pairwise_error(p))
+    torch.testing.assert_close(found.error, expanded_error(p).fill_diagonal_(0.0))
     torch.testing.assert_close(found.on_share, (p > 0).double().mean(0))
     assert torch.equal(found.distance, found.distance.T)
     assert bool((found.distance >= found.error).all())
     assert not torch.equal(found.error, found.error.T)
 
 
-def test_dead_neurons_belong_nowhere_and_divide_nothing() -> None:
+def test_dead_neurons_are_in_no_block_and_cause_no_division_by_zero() -> None:
     p = pre_activations(100, 6)
     p[:, [1, 4]] = -p[:, [1, 4]].abs() - 0.1
     found = measure_synchrony([p])
-    torch.testing.assert_close(found.error, naive(p))
+    torch.testing.assert_close(found.error, pairwise_error(p))
     assert not bool(found.error.isnan().any())
     assert found.dead.tolist() == [1, 4]
     for block in synchronised_blocks(found.distance, threshold=0.999):
@@ -73,16 +75,19 @@ def test_dead_neurons_belong_nowhere_and_divide_nothing() -> None:
     assert synchronised_blocks(measure_synchrony([p[:, :1].abs()]).distance, threshold=0.9) == []
 
 
-def test_neurons_that_agree_are_at_a_distance_of_exactly_nothing() -> None:
-    """In float32's and float64's rounding a difference of sums would not be 0."""
+def test_distance_of_neurons_that_agree_is_exactly_zero() -> None:
+    """In float32 and float64, a difference of sums would leave a rounding error."""
     for dtype in (torch.float32, torch.float64):
         base = pre_activations(5000, 1).to(dtype)
         p = base * torch.rand(5000, 8, dtype=dtype).add(0.01)
         assert torch.equal(measure_synchrony(p.split(700)).error, torch.zeros(8, 8).double())
 
 
-def planted(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
-    """A network without biases whose first k hidden neurons look along ±u within a cone that no sample comes close to."""
+def plant_block(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
+    """Return a network without biases, and samples, for which the first k hidden neurons are synchronised.
+
+    Their weights are close to one direction u, and no sample is close to orthogonal to u.
+    """
     torch.manual_seed(seed)
     d, h = 6, k + others
     network = Chain(
@@ -95,26 +100,26 @@ def planted(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
         assert isinstance(weight, Tensor)
         weight[:k] = 0.15 * torch.randn(k, d)
         weight[:k, 0] = 1 + torch.rand(k)
-        weight[k:, 0] *= 0.02  # the others see both sides
+        weight[k:, 0] *= 0.02  # the other neurons are on for some samples on both sides
     return network, x
 
 
 @pytest.mark.parametrize(("k", "extra"), [(2, 2), (3, 6), (4, 12)])
-def test_a_synchronised_block_frees_k_squared_minus_k_directions(k: int, extra: int) -> None:
-    network, x = planted(k, others=3, seed=0)
+def test_synchronised_block_frees_k_squared_minus_k_directions(k: int, extra: int) -> None:
+    network, x = plant_block(k, others=3, seed=0)
     p = network.clean(x, capture=["pre"], final=False).activations["pre"]
     (block,) = synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT)
     assert block.members == tuple(range(k))
     H = behavioural_hessian(network, x, ["stages.pre.weight", "stages.output.weight"])
     free = len(H) - gram_rank(H, threshold=EXACT)
     assert free == (k + 3) + extra
-    counted = count(network, x, [[block.members]])
-    assert (counted.by_ranks, counted.by_rescaling, counted.by_blocks) == (0, k + 3, extra)
-    assert counted.bound == gram_rank(H, threshold=EXACT)
+    budget = count_budget(network, x, [[block.members]])
+    assert (budget.by_ranks, budget.by_rescaling, budget.by_blocks) == (0, k + 3, extra)
+    assert budget.bound == gram_rank(H, threshold=EXACT)
 
 
-def count(network: Chain, x: Tensor, found: list) -> Budget:
-    """The budget of a chain of linear maps without biases: a constant that nothing reads."""
+def count_budget(network: Chain, x: Tensor, found: list) -> Budget:
+    """Return the budget of a chain of linear maps and ReLUs, given its synchronised blocks per hidden layer."""
     maps = [
         (hook, stage)
         for hook, stage in zip(network.hooks, network.stages.values(), strict=True)
@@ -125,8 +130,8 @@ def count(network: Chain, x: Tensor, found: list) -> Budget:
     layers, before = [], x
     for i, (hook, stage) in enumerate(maps):
         if i:
-            behind = network.hooks[network.hooks.index(hook) - 1]
-            before = network.clean(x, capture=[behind], final=False).activations[behind]
+            previous = network.hooks[network.hooks.index(hook) - 1]
+            before = network.clean(x, capture=[previous], final=False).activations[previous]
         last = hook == "output"
         y = network.clean(x, capture=[hook], final=False).activations[hook]
         on = torch.ones(d_out).double() if last else (y > 0).double().mean(0)
@@ -143,9 +148,9 @@ def count(network: Chain, x: Tensor, found: list) -> Budget:
     return degeneracy_budget(layers, blocks=found, threshold=EXACT)
 
 
-def test_the_budget_bounds_the_hessians_rank_and_meets_it_where_all_is_planted() -> None:
-    """A dependent input, dead neurons, neurons that are always on: rank H ≤ 2λ_B ≤ the bound."""
-    met = 0
+def test_budget_bounds_the_hessians_rank_and_is_often_tight() -> None:
+    """With a dependent input, dead neurons and neurons that are always on, rank H ≤ 2λ_B ≤ the bound."""
+    n_tight = 0
     for seed in range(10):
         network = perceptron([5, 6, 5, 3], activation=nn.ReLU, seed=seed)
         x = torch.randn(2000, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -159,40 +164,40 @@ def test_the_budget_bounds_the_hessians_rank_and_meets_it_where_all_is_planted()
             [b.members for b in synchronised_blocks(measure_synchrony([hidden[h]]).distance, threshold=TIGHT)]
             for h in ("pre0", "pre1")
         ]
-        counted = count(network, x, found)
+        budget = count_budget(network, x, found)
         H = behavioural_hessian(network, x, [name for name, _ in network.named_parameters()])
-        assert counted.parameters == len(H)
+        assert budget.parameters == len(H)
         assert (
-            counted.by_ranks >= 6 + 5 + 5
-        )  # the dependent input, into each neuron; the rest of the dead neuron, in and out
-        assert gram_rank(H, threshold=EXACT) <= counted.bound < counted.parameters
+            budget.by_ranks >= 6 + 5 + 5
+        )  # the dependent input of each neuron, and the other weights into and out of the dead neuron
+        assert gram_rank(H, threshold=EXACT) <= budget.bound < budget.parameters
         on = [(hidden[h] > 0).double() for h in ("pre0", "pre1")]
         pairs = (on[0].T @ on[1])[on[0].any(0)][:, on[1].any(0)]
         if (
             pairs.min() > 0
-        ):  # else the weight between two neurons that are never on together is free, which no rank sees
-            assert gram_rank(H, threshold=EXACT) == counted.bound
-            met += 1
-    assert met >= 4
+        ):  # otherwise the weight between two neurons that are never on together is free, which the ranks do not show
+            assert gram_rank(H, threshold=EXACT) == budget.bound
+            n_tight += 1
+    assert n_tight >= 4
 
 
 def test_planted_blocks_are_recovered() -> None:
     torch.manual_seed(1)
     base = torch.randn(500, 4, dtype=torch.float64)
-    whose = torch.tensor([0, 1, 0, 2, 1, 3, 0])
-    p = base[:, whose] * (0.1 + torch.rand(500, 7, dtype=torch.float64))
+    group = torch.tensor([0, 1, 0, 2, 1, 3, 0])
+    p = base[:, group] * (0.1 + torch.rand(500, 7, dtype=torch.float64))
     found = synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT)
     assert [b.members for b in found] == [(0, 2, 6), (1, 4)]
     assert [b.members for b in synchronised_blocks(measure_synchrony([p]).distance, threshold=0.05)] == [
         (0, 2, 6),
         (1, 4),
     ]
-    whole = gate_sources(found, 7)
-    assert torch.equal(whole[[3, 5]], torch.tensor([3, 5]))
-    assert set(whole[[0, 2, 6]].tolist()) == {found[0].medoid}
+    sources = gate_sources(found, 7)
+    assert torch.equal(sources[[3, 5]], torch.tensor([3, 5]))
+    assert set(sources[[0, 2, 6]].tolist()) == {found[0].medoid}
 
 
-def test_the_medoid_is_the_neuron_nearest_to_the_others() -> None:
+def test_medoid_is_the_neuron_nearest_to_the_others() -> None:
     distance = torch.tensor([[0, 0.1, 0.3, 5], [0.1, 0, 0.1, 5], [0.3, 0.1, 0, 5], [5, 5, 5, 0]]).double()
     (block,) = synchronised_blocks(distance, threshold=0.5)
     assert (block.members, block.medoid) == ((0, 1, 2), 1)
@@ -200,8 +205,8 @@ def test_the_medoid_is_the_neuron_nearest_to_the_others() -> None:
     assert len(pair.members) == 2
 
 
-def test_a_shared_gate_changes_nothing_in_a_synchronised_block_and_something_elsewhere() -> None:
-    network, x = planted(3, others=3, seed=2)
+def test_shared_gates_change_outputs_only_outside_synchronised_blocks() -> None:
+    network, x = plant_block(3, others=3, seed=2)
     assert relu_layers(network) == {"post": "pre"}
     own = torch.arange(6)
     assert torch.equal(run_with_shared_gates(network, x, {"post": own}), network(x))
@@ -215,12 +220,12 @@ def test_a_shared_gate_changes_nothing_in_a_synchronised_block_and_something_els
     torch.testing.assert_close(run_with_shared_gates(network, x, {"post": merged}), network.stages["output"](by_hand))
 
 
-def test_a_network_without_relu_neurons_is_refused() -> None:
+def test_network_without_relu_neurons_is_rejected() -> None:
     with pytest.raises(UserError, match="no ReLU neurons in this network; its hook points are input, pre0, post0"):
         relu_layers(perceptron([3, 4, 2], activation=nn.GELU, seed=0))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])
-def test_a_threshold_outside_its_range_is_refused(threshold: float) -> None:
+def test_threshold_outside_its_range_is_rejected(threshold: float) -> None:
     with pytest.raises(UserError, match="must be a share of the largest value, above 0 and below 1"):
         synchronised_blocks(torch.zeros(3, 3), threshold=threshold)

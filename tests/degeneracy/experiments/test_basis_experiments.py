@@ -1,4 +1,4 @@
-"""Bases beside each other: on a perceptron, on language models, on modular addition."""
+"""Tests of the experiments that compare bases: on a perceptron, on language models, and on modular addition."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ TEXT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_s
 
 
 def run(crux_here: Callable[..., int], tmp_path: Path, experiment: str, *given: str) -> Path:
-    """The folder of a run of `interaction_basis/<experiment>`; keys without a group are of the comparison."""
+    """Run `interaction_basis/<experiment>` and return its folder; keys without a section belong to `interaction_basis.compare`."""
     keys = [
         key if "." in key.partition("=")[0] or key == "resume=true" else f"interaction_basis.compare.{key}"
         for key in given
@@ -36,18 +36,18 @@ def metrics_of(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def drawn(folder: Path, *names: str) -> bool:
+def has_figures(folder: Path, *names: str) -> bool:
     return all((folder / "figures" / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
-def test_a_short_perceptron_leaves_its_figures_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_short_perceptron_run_writes_figures_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
     given = (
         "interaction_basis.perceptron.hidden=[8]", "interaction_basis.perceptron.steps=50", "hooks=[input,post0,output]",
         "samples=300", "judged=100", "batch=150", "ahead=2",
     )  # fmt: skip
     folder = run(crux_here, tmp_path, "mlp", *given)
     metrics, arrays = metrics_of(folder), load_file(folder / "arrays.safetensors")
-    assert drawn(folder, "spectra", "nodes", "edges")
+    assert has_figures(folder, "spectra", "nodes", "edges")
     report = (folder / "report.md").read_text()
     for what in ("linear network: edges off the diagonal", "two blocks, width 8, 4 layers", "E f̂ᵀf̂"):
         (line,) = [line for line in report.splitlines() if line.startswith("|") and what in line][-1:]
@@ -66,10 +66,10 @@ def test_a_short_perceptron_leaves_its_figures_and_numbers(crux_here: Callable[.
         )
 
 
-def test_an_interrupted_comparison_is_resumed_piece_by_piece(
+def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
     crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers, arrays and history are those of an uninterrupted run, and what was done is not done again."""
+    """Numbers, arrays and history equal those of an uninterrupted run, and finished steps are not repeated."""
     given = (
         "interaction_basis.perceptron.hidden=[8]", "interaction_basis.perceptron.steps=600", "hooks=[input,post0,output]",
         "samples=200", "judged=50", "batch=100", "edge_ablation=[pca,local]",
@@ -106,18 +106,20 @@ def test_an_interrupted_comparison_is_resumed_piece_by_piece(
 
 
 @pytest.mark.slow
-def test_the_interaction_basis_finds_what_a_perceptron_reads(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    """Six of twelve directions at the input, as many as the task has; and at most half the edges of the principal components."""
+def test_interaction_basis_finds_the_inputs_that_a_perceptron_reads(
+    crux_here: Callable[..., int], tmp_path: Path
+) -> None:
+    """It needs six of twelve directions at the input, as many as the task has, and at most half the edges of principal components."""
     folder = run(crux_here, tmp_path, "mlp")
     metrics = metrics_of(folder)
     assert metrics["final/checks_failed"] == 0
-    assert drawn(folder, "graph_local", "graph_neuron")
+    assert has_figures(folder, "graph_local", "graph_neuron")
     assert 0 < metrics["final/modularity/local"] < 1 <= metrics["final/modules/local"]
     assert metrics["final/nodes_needed/global/input"] == 6
     assert metrics["final/edges_needed/local/all"] < 0.5 * metrics["final/edges_needed/pca/all"]
 
 
-def test_the_packaged_model_beside_an_sae(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_packaged_model_compared_with_an_sae(crux_here: Callable[..., int], tmp_path: Path) -> None:
     hook = "blocks.6.hook_resid_pre"
     sae = ReluSAE(**base(d_model=128, n_latents=160))
     about = {
@@ -129,20 +131,20 @@ def test_the_packaged_model_beside_an_sae(crux_here: Callable[..., int], tmp_pat
     given = (*TEXT, hooks, "bases=[pca,local]", "ahead=null", f"saes=[{tmp_path}/sae]", "edge_ablation=[local]")
     folder = run(crux_here, tmp_path, "tiny", *given)
     metrics, arrays = metrics_of(folder), load_file(folder / "arrays.safetensors")
-    assert drawn(folder, "spectra", "nodes", "edges")
+    assert has_figures(folder, "spectra", "nodes", "edges")
     assert metrics["final/checks_failed"] == 0
     assert arrays[f"C_pinv/sae/{hook}"].shape == (160, 128)
-    whole = arrays[f"nodes/sae/{hook}"]
-    assert whole[-1, 0] == 160
-    assert whole[-1, 1] == pytest.approx(metrics["final/clean_loss"], rel=1e-4)
-    assert whole[0, 1] > metrics["final/clean_loss"] + 0.5
+    curve = arrays[f"nodes/sae/{hook}"]
+    assert curve[-1, 0] == 160
+    assert curve[-1, 1] == pytest.approx(metrics["final/clean_loss"], rel=1e-4)
+    assert curve[0, 1] > metrics["final/clean_loss"] + 0.5
     assert arrays[f"edges/local/{hook}"].shape == (4, 4)
     assert 1 < metrics["final/clean_loss"] < 5
 
 
 @pytest.fixture
 def random_gpt2(tmp_path: Path) -> Path:
-    """A small random network in GPT-2's layout with the packaged tokenizer."""
+    """Return the folder of a small random GPT-2 with the packaged tokenizer."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=2048, n_embd=32, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
@@ -164,11 +166,11 @@ def test_gpt2_in_a_local_folder(crux_here: Callable[..., int], tmp_path: Path, r
     metrics = metrics_of(folder)
     assert metrics["final/checks_failed"] == 0
     assert metrics["final/size/global/blocks.2.hook_resid_pre"] <= 32
-    assert drawn(folder, "spectra", "nodes")
+    assert has_figures(folder, "spectra", "nodes")
 
 
 def test_modular_addition_counts_edges(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    """Of a network that cannot add yet: nearly every held-out pair is wrong, so that nothing is needed."""
+    """The network is untrained, so that nearly all held-out pairs are wrong and few edges are needed."""
     sizes = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 16}
     given = [f"interaction_basis.addition.{key}={value}" for key, value in sizes.items()]
     folder = run(crux_here, tmp_path, "modular_addition", *given, "trainer.max_steps=3", "within=0.9")
@@ -201,7 +203,7 @@ def test_modular_addition_counts_edges(crux_here: Callable[..., int], tmp_path: 
         ("mlp", "interaction_basis.perceptron.hidden=[]", "must be a list of at least one"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(
+def test_invalid_options_are_rejected_in_one_line(
     experiment: str,
     given: str,
     says: str,

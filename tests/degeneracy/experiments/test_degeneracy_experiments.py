@@ -1,4 +1,4 @@
-"""Spectra and synchronised neurons from the command line, and the training that they may read; what is refused."""
+"""Tests of the experiments on spectra and synchronised neurons, of the training that they can use, and of rejected options."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Command = Callable[..., int]
 
 
 def run(crux_here: Command, outputs: Path, *given: str) -> tuple[Path, dict[str, float]]:
-    """Folder and metrics of a run."""
+    """Run a command and return its folder and metrics."""
     assert crux_here(*given, "tracking=none", f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert (folder / "DONE").exists()
@@ -28,7 +28,7 @@ def run(crux_here: Command, outputs: Path, *given: str) -> tuple[Path, dict[str,
 
 @pytest.fixture(scope="module")
 def addition(crux_here: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a small network."""
+    """Return the run folder of a small trained network."""
     more = ("trainer.max_steps=300", "interaction_basis.addition.train_share=0.9")
     folder, metrics = run(crux_here, tmp_path_factory.mktemp("addition"), TRAINING, *SMALL, *more)
     assert metrics["final/train_accuracy"] == 1
@@ -36,7 +36,7 @@ def addition(crux_here: Command, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_spectra_of_a_perceptron_bound_the_rank_of_its_hessian(crux_here: Command, tmp_path: Path) -> None:
+def test_budget_of_a_perceptron_bounds_the_rank_of_its_hessian(crux_here: Command, tmp_path: Path) -> None:
     folder, found = run(
         crux_here, tmp_path, "experiment=degeneracy/spectra", "degeneracy.network=mlp", "degeneracy.hidden=[8,6]",
         "degeneracy.steps=60",
@@ -52,7 +52,7 @@ def test_spectra_of_a_perceptron_bound_the_rank_of_its_hessian(crux_here: Comman
     assert "| pre0 | 65 · 8 |" in report
 
 
-def test_spectra_of_the_packaged_model_see_that_the_mean_is_not_read(crux_here: Command, tmp_path: Path) -> None:
+def test_spectra_of_the_packaged_model_show_that_the_mean_is_not_read(crux_here: Command, tmp_path: Path) -> None:
     hooks = "blocks.5.hook_resid_pre,blocks.7.attn.hook_z,blocks.7.hook_attn_out"
     folder, found = run(
         crux_here, tmp_path, "experiment=degeneracy/spectra", "degeneracy.sequences=16", "model.context=64",
@@ -84,7 +84,9 @@ def test_synchronised_neurons_of_a_perceptron(crux_here: Command, tmp_path: Path
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_both_read_a_modular_addition_network(crux_here: Command, addition: Path, tmp_path: Path, inside: bool) -> None:
+def test_both_experiments_accept_a_modular_addition_network(
+    crux_here: Command, addition: Path, tmp_path: Path, inside: bool
+) -> None:
     path = addition / RUN_SUBFOLDER if inside else addition
     if inside:
         _, found = run(crux_here, tmp_path, "experiment=degeneracy/synchronised", f"model.path={path}")
@@ -96,8 +98,8 @@ def test_both_read_a_modular_addition_network(crux_here: Command, addition: Path
     assert found["final/checks_failed"] == 0
 
 
-def test_training_that_was_killed_goes_on(crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The history and the network of the resumed run are those of an uninterrupted one."""
+def test_killed_training_is_resumed(crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history and the network of the resumed run equal those of an uninterrupted one."""
     given = [TRAINING, *SMALL, "trainer.max_steps=60", "trainer.log_every=10", "trainer.checkpoint_every=20"]
     whole, _ = run(crux_here, tmp_path / "whole", *given)
     from crux.degeneracy.networks import modular_addition_module as modular_addition
@@ -129,10 +131,10 @@ def test_training_that_was_killed_goes_on(crux_here: Command, tmp_path: Path, mo
     ],
     ids=["spectra", "synchronised"],
 )  # fmt: skip
-def test_measures_are_resumed(
+def test_killed_measurements_are_resumed(
     crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], module: str, dies: str
 ) -> None:
-    """What was measured before a run was killed is not measured again, and the numbers are the same."""
+    """Measurements from before a run was killed are not repeated, and the numbers are the same."""
     experiment = import_module(f"crux.degeneracy.experiments.{module}")
     original, calls = getattr(experiment, dies), []
 
@@ -190,11 +192,11 @@ TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )  # fmt: skip
-def test_nonsense_is_refused(refusal: Callable[..., str], given: tuple[str, ...], said: str) -> None:
+def test_invalid_options_are_rejected(refusal: Callable[..., str], given: tuple[str, ...], said: str) -> None:
     assert said in refusal(*given)
 
 
-def test_a_network_with_broken_weights_is_refused(refusal: Callable[..., str], addition: Path, tmp_path: Path) -> None:
+def test_network_with_broken_weights_is_rejected(refusal: Callable[..., str], addition: Path, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "config.json").write_text((addition / RUN_SUBFOLDER / "config.json").read_text())

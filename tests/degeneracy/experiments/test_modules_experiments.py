@@ -1,4 +1,4 @@
-"""Modules and dictionaries in the interaction basis, from the command line."""
+"""Tests of the experiments on planted modules and on dictionaries."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ from crux.sae.formats import saelens
 
 
 def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[Path, dict[str, float], str]:
-    """Folder, metrics and report of a run."""
+    """Run a command and return its folder, metrics and report."""
     assert crux_here(*given, "tracking=none", "trainer.progress=false", f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert (folder / "DONE").exists()
@@ -31,7 +31,7 @@ def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_shortcuts_module_is_found_and_taken_out(seed: int, crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_shortcut_module_is_found_and_removed(seed: int, crux_here: Callable[..., int], tmp_path: Path) -> None:
     folder, metrics, report = run(crux_here, tmp_path, "experiment=interaction_basis/modules", f"seed={seed}")
     assert metrics["final/checks_failed"] == 0
     assert metrics["final/modules"] == 2
@@ -40,25 +40,25 @@ def test_the_shortcuts_module_is_found_and_taken_out(seed: int, crux_here: Calla
     assert len(list((folder / "figures").glob("*.png"))) == 4
 
 
-def test_the_hidden_network_is_the_one_that_was_trained() -> None:
+def test_hiding_the_modules_does_not_change_the_network() -> None:
     rng = torch.Generator().manual_seed(0)
     widths = [8, 20, 20, 4]
     W = [torch.randn(b, a, generator=rng, dtype=torch.float64) for a, b in itertools.pairwise(widths)]
     b = [torch.randn(n, generator=rng, dtype=torch.float64) for n in widths[1:]]
     out = torch.randn(4, generator=rng, dtype=torch.float64)
-    of = hide_modules(W, b, out, rng)
+    network = hide_modules(W, b, out, rng)
     z = torch.randn(30, 8, generator=rng, dtype=torch.float64)
     h = [z]
     for i in range(3):
         h.append((h[-1].relu() if i else h[-1]) @ W[i].T + b[i])
-    torch.testing.assert_close(of.chain(z @ of.rotation)[:, 0], h[-1] @ out)
-    found = of.chain.clean(z @ of.rotation, capture=HOOKS, final=False).activations
+    torch.testing.assert_close(network.chain(z @ network.rotation)[:, 0], h[-1] @ out)
+    found = network.chain.clean(z @ network.rotation, capture=HOOKS, final=False).activations
     for hook, value in zip(HOOKS, (h[0], h[1].relu(), h[2].relu(), h[3]), strict=True):
         for module, columns in enumerate(value.chunk(2, 1)):
-            torch.testing.assert_close(found[hook] @ of.subspaces[hook][module], columns)
+            torch.testing.assert_close(found[hook] @ network.subspaces[hook][module], columns)
 
 
-def test_the_shortcut_is_in_the_training_data_and_not_in_those_that_judge() -> None:
+def test_shortcut_is_in_the_training_data_and_not_in_the_evaluation_data() -> None:
     rng = torch.Generator().manual_seed(0)
     z, label = training_samples(20_000, rng)
     assert float((module_sign(z[:, 4:]) == label).double().mean()) == pytest.approx(AGREES, abs=0.01)
@@ -71,7 +71,7 @@ def test_the_shortcut_is_in_the_training_data_and_not_in_those_that_judge() -> N
 
 
 @pytest.mark.slow
-def test_every_loss_in_three_seeds(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_dictionaries_of_every_loss_in_three_seeds(crux_here: Callable[..., int], tmp_path: Path) -> None:
     folder, metrics, _ = run(crux_here, tmp_path, "experiment=interaction_basis/dictionaries")
     assert metrics["final/checks"] == 27
     assert metrics["final/checks_failed"] == 0
@@ -80,7 +80,7 @@ def test_every_loss_in_three_seeds(crux_here: Callable[..., int], tmp_path: Path
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., str]:
-    """An SAE's folder."""
+    """Return a function that saves a random SAE and returns its folder."""
 
     def save(name: str, *, hook: str = "blocks.6.hook_resid_pre", seed: int = 0, **more: object) -> str:
         sae = ReluSAE(
@@ -100,7 +100,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
 def test_saved_saes_of_a_language_model(
     saved: Callable[..., str], crux_here: Callable[..., int], tmp_path: Path
 ) -> None:
-    """Random directions lie outside as much as chance has it."""
+    """The shares of random directions are those expected by chance."""
     folders = [
         saved("a", loss="local"), saved("b", loss="local", seed=1), saved("c", hook="blocks.7.hook_resid_pre", loss="e2e"),
         saved("d", hook_name_out="blocks.7.hook_mlp_out"),
@@ -133,7 +133,7 @@ def test_saved_saes_of_a_language_model(
         ("dictionaries", "interaction_basis.dictionaries.tokens=9999", "is only for saved SAEs, which are given by interaction_basis.saes"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(
+def test_invalid_options_are_rejected_in_one_line(
     experiment: str,
     given: str,
     says: str,
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(
     assert "\n" not in error
 
 
-def test_an_sae_that_does_not_say_whose_it_is(
+def test_sae_without_its_hook_point_is_rejected(
     saved: Callable[..., str], crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = Path(saved("a"))

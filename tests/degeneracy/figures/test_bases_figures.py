@@ -1,4 +1,4 @@
-"""What the figures of bases show is read back from their axes."""
+"""Tests of the figures of bases."""
 
 import numpy as np
 from tests.support.figures import find_panel, find_panels, points
@@ -16,7 +16,7 @@ def test_spectra_are_shares_of_the_largest() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pca", "next-3"]
 
 
-def test_ablation_curves_show_what_is_allowed() -> None:
+def test_ablation_curves_show_the_allowed_loss() -> None:
     figure = ablation_curves(
         {"a → b": {"local": {0: 3.0, 1: 2.0, 8: 1.0}}, "b → c": {"local": {0: 3.0, 2: 1.0}}, "d": {}, "e": {}},
         clean=1.0, within=0.5, kept="edges kept", loss="MSE",

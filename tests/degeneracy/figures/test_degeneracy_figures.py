@@ -1,4 +1,4 @@
-"""Figures of spectra, of synchronised neurons and of grokking: what they are given stands in them."""
+"""Tests that the figures of spectra, synchronised neurons and grokking show their data."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_spectra_are_shares_of_the_largest() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_merged_losses_stand_over_the_gates_that_are_left(scale: float) -> None:
+def test_losses_are_plotted_over_the_share_of_gates_left(scale: float) -> None:
     gates, loss, chance = [1.0, 0.97, 0.5], [0.1, 0.11, 0.2], [0.1, 0.3, 0.5 * scale]
     nearest = {"post0": np.array([0.3, 0.1]), "post1": np.zeros(0)}
     figure = synchronised_neurons(

@@ -1,4 +1,4 @@
-"""Columns, means and the line of chance are read back."""
+"""Test that the figure shows columns, means and the share of a random direction."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.support.figures import find_panel
 from crux.degeneracy.figures.dictionary_outside import dictionary_outside
 
 
-def test_a_dot_a_latent_and_a_line_for_their_weighted_mean() -> None:
+def test_one_dot_per_latent_and_a_line_for_the_weighted_mean() -> None:
     shares = {"local": np.array([0.9, 0.1, 1.0]), "e2e": np.array([0.2])}
     figure = dictionary_outside(shares, weighted={"local": 0.95, "e2e": 0.2}, chance=0.4, subspace="the output")
     axes = find_panel(figure)

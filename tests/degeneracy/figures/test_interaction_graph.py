@@ -1,4 +1,4 @@
-"""The interaction graph's nodes, lines and legend are read back; that it looks well at 5 to 100 nodes a layer was looked at."""
+"""Tests of the interaction graph's nodes, lines and legend."""
 
 import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
@@ -17,7 +17,7 @@ def lines(figure: Figure) -> list[LineCollection]:
     return [c for c in find_panel(figure).collections if isinstance(c, LineCollection)]
 
 
-def test_every_node_stands_in_its_layer_in_the_order_of_modules() -> None:
+def test_nodes_are_in_their_layers_in_the_order_of_modules() -> None:
     figure = interaction_graph(WEIGHTS, MODULES, layers=["a", "b", "c"], title="t")
     axes = find_panel(figure)
     groups = [c for c in axes.collections if isinstance(c, PathCollection)]
@@ -37,7 +37,7 @@ def test_every_node_stands_in_its_layer_in_the_order_of_modules() -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["module 0: 3", "module 1: 3", "no edge: 1"]
 
 
-def test_lines_are_stronger_for_stronger_edges_and_coloured_inside_a_module() -> None:
+def test_stronger_edges_have_darker_lines_with_colours_inside_modules() -> None:
     first, second = lines(interaction_graph(WEIGHTS, MODULES, layers=["a", "b", "c"], title="t"))
     assert len(first.get_segments()) == 3
     alphas = np.asarray(first.get_colors())[:, 3]
@@ -50,7 +50,7 @@ def test_lines_are_stronger_for_stronger_edges_and_coloured_inside_a_module() ->
     assert across not in (colour(0).lower(), colour(1).lower())
 
 
-def test_the_strongest_lines_of_many_and_the_title_says_so() -> None:
+def test_only_the_strongest_of_many_edges_are_drawn_and_the_title_says_so() -> None:
     rng = np.random.default_rng(0)
     many = [rng.random((100, 100)) + 0.01]
     figure = interaction_graph(many, [np.arange(100) % 9] * 2, layers=["a", "b"], title="many")

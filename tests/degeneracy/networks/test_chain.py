@@ -1,4 +1,4 @@
-"""What follows from another activation, in language models and in chains of maps."""
+"""Tests of passes onward from a changed activation, in language models and in chains of maps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def chain() -> Chain:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_subject_goes_on_as_its_spliced_pass_does(kind: str, subject_folder: Callable[[str], Path]) -> None:
+def test_onward_equals_the_spliced_pass(kind: str, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder(kind), process_weights=False)
     for start, end in (("blocks.1.attn.hook_z", "blocks.2.hook_resid_pre"), ("blocks.0.hook_resid_pre", FINAL)):
         captured = [start] if end == FINAL else [start, end]
@@ -34,7 +34,7 @@ def test_a_subject_goes_on_as_its_spliced_pass_does(kind: str, subject_folder: C
         assert torch.autograd.grad(found.sum(), other)[0].abs().sum() > 0
 
 
-def test_nothing_behind_the_last_end_is_run(subject_folder: Callable[[str], Path]) -> None:
+def test_pass_stops_at_the_last_end(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
     calls: list[int] = []
     for layer, block in enumerate(subject.parts.blocks):
@@ -47,7 +47,7 @@ def test_nothing_behind_the_last_end_is_run(subject_folder: Callable[[str], Path
     assert calls == []
 
 
-def test_a_chain_is_its_maps_one_after_the_other(chain: Chain) -> None:
+def test_chain_is_the_composition_of_its_maps(chain: Chain) -> None:
     x = torch.randn(5, 3)
     clean = chain.clean(x, capture=["relu.0", "input"], final=True)
     assert torch.equal(clean.activations["input"], x)
@@ -64,7 +64,7 @@ def test_a_chain_is_its_maps_one_after_the_other(chain: Chain) -> None:
     )
 
 
-def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Path]) -> None:
+def test_invalid_hook_points_are_rejected(chain: Chain, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
     clean, kept = (
         chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False),
@@ -85,7 +85,7 @@ def test_a_wrong_way_is_refused(chain: Chain, subject_folder: Callable[[str], Pa
         subject.continue_from(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
 
 
-def test_behind_the_final_norm_there_is_a_hook_point_too(subject_folder: Callable[[str], Path]) -> None:
+def test_hook_point_after_the_final_norm(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
     clean = subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre", FINAL], final=False)
     final = subject.clean(TOKENS, capture=[]).final

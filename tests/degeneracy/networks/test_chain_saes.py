@@ -1,4 +1,4 @@
-"""The losses of SAEs on a chain, by hand, for every mix of terms."""
+"""Tests of the losses of SAEs on a chain against hand-computed ones, for several weights of the terms."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def module(of: Chain, *, reconstruction: float, output: float, downstream: float
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.5, 2.0), (0.3, 0.7, 0.1)])
-def test_the_loss_and_its_gradient_by_hand(shares: tuple[float, float, float]) -> None:
+def test_loss_and_gradient_by_hand(shares: tuple[float, float, float]) -> None:
     of = chain()
     trained = module(of, reconstruction=shares[0], output=shares[1], downstream=shares[2])
     sae = trained.sites[0].sae
@@ -71,7 +71,7 @@ def test_the_loss_and_its_gradient_by_hand(shares: tuple[float, float, float]) -
     torch.testing.assert_close(found, sae.W_enc.grad)
 
 
-def test_the_chain_is_in_no_checkpoint() -> None:
+def test_chain_is_not_in_checkpoints() -> None:
     names = module(chain(), reconstruction=1.0, output=1.0, downstream=1.0).state_dict()
     assert "saes.0.W_dec" in names
     assert not any("stages" in name for name in names)

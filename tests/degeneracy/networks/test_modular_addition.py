@@ -1,4 +1,4 @@
-"""The modular-addition transformer: the fast way to its logits, its hook points, its folder."""
+"""Tests of the modular-addition transformer: its fast logits, hook points and folder."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def network() -> ModularAddition:
     return made
 
 
-def test_logits_are_the_chains_output_in_value_and_gradient() -> None:
+def test_logits_equal_the_chains_output_in_value_and_gradient() -> None:
     made, tokens = network(), split_pairs(SIZES.p, train_share=0.5, seed=0).train
     weights = torch.randn(len(tokens), SIZES.p, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     slow, fast = made(tokens), made.logits(tokens)
@@ -50,7 +50,7 @@ def test_logits_are_the_chains_output_in_value_and_gradient() -> None:
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-def test_hook_points_have_every_position_and_attention_looks_back_only() -> None:
+def test_hook_points_have_all_positions_and_attention_is_causal() -> None:
     made = network()
     tokens = torch.tensor([[3, 5, 11], [3, 7, 11]])
     found = made.clean(tokens, capture=made.hooks, final=True).activations
@@ -66,7 +66,7 @@ def test_hook_points_have_every_position_and_attention_looks_back_only() -> None
     torch.testing.assert_close(found[MID], found[PRE] + added)
 
 
-def test_the_same_network_at_the_last_position_and_its_mlp_alone() -> None:
+def test_last_position_chain_and_mlp_chain_equal_the_network() -> None:
     made, tokens = network(), split_pairs(SIZES.p, train_share=0.5, seed=0).test
     whole = made.clean(tokens, capture=made.hooks, final=True).activations
     last = made.last_position_chain()
@@ -79,7 +79,7 @@ def test_the_same_network_at_the_last_position_and_its_mlp_alone() -> None:
     torch.testing.assert_close(mid + found["blocks.0.hook_mlp_out"], whole[POST][:, -1])
 
 
-def test_every_pair_is_there_once_and_the_seed_says_where() -> None:
+def test_every_pair_occurs_once_and_the_seed_determines_the_split() -> None:
     found = split_pairs(113, train_share=0.3, seed=0)
     assert (len(found.train), len(found.test)) == (3830, 8939)
     every = torch.cat(found)
@@ -90,7 +90,7 @@ def test_every_pair_is_there_once_and_the_seed_says_where() -> None:
     assert Pairs.sums(torch.tensor([[112, 1, 113], [50, 3, 113], [112, 112, 113]])).tolist() == [0, 53, 111]
 
 
-def test_weights_are_drawn_at_their_scales() -> None:
+def test_initial_weights_have_their_scales() -> None:
     made = ModularAddition(AdditionSizes(113, 128, 4, 512))
     made.init_weights(torch.Generator().manual_seed(3))
     stds = {name.rpartition(".")[2]: float(p.detach().std()) for name, p in made.named_parameters()}
@@ -100,7 +100,7 @@ def test_weights_are_drawn_at_their_scales() -> None:
     assert all(std == pytest.approx(128**-0.5, rel=0.03) for std in stds.values())
 
 
-def test_the_folder_comes_back(tmp_path: Path) -> None:
+def test_saved_folder_is_loaded_exactly(tmp_path: Path) -> None:
     made = network().float()
     save_addition(tmp_path / RUN_SUBFOLDER, made, train_share=0.4, seed=7)
     folder = find_addition_folder(tmp_path)
@@ -114,7 +114,7 @@ def test_the_folder_comes_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_what_is_no_such_folder_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
     assert find_addition_folder(tmp_path / "nowhere") is None
     assert find_addition_folder(tmp_path) is None
     (tmp_path / "config.json").write_text("[]")
@@ -124,7 +124,7 @@ def test_what_is_no_such_folder_is_not_taken_for_one(tmp_path: Path) -> None:
     assert find_addition_folder(tmp_path) is None
 
 
-def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_weights_that_do_not_match_are_reported(tmp_path: Path) -> None:
     save_addition(tmp_path, network(), train_share=0.4, seed=7)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)

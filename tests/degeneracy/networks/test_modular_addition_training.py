@@ -1,4 +1,4 @@
-"""Training on modular addition: it learns, it stops where every held-out pair is right, and goes on exactly where it was killed."""
+"""Tests of training on modular addition: it learns, stops when all held-out pairs are right, and can be resumed exactly."""
 
 import math
 from pathlib import Path
@@ -60,7 +60,7 @@ def run(
     return network, rows
 
 
-def test_it_learns_and_says_so(tmp_path: Path) -> None:
+def test_training_learns_and_logs_it(tmp_path: Path) -> None:
     network, rows = run(tmp_path, 200)
     assert [step for step, _ in rows] == list(range(5, 201, 5))
     assert rows[0][1]["train/loss"] > 0.5 * math.log(P)
@@ -74,8 +74,8 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
     assert found.accuracy == pytest.approx(float(right))
 
 
-def test_it_ends_where_every_held_out_pair_is_right(tmp_path: Path) -> None:
-    """One held-out pair of seven, so that it is right soon."""
+def test_training_stops_when_every_held_out_pair_is_right(tmp_path: Path) -> None:
+    """Only one pair is held out, so that it is right early."""
     _, rows = run(tmp_path, 400, share=0.98, stop=True)
     assert rows[-1][1]["val/accuracy"] == 1
     assert all(row["val/accuracy"] < 1 for _, row in rows[:-1])
@@ -83,7 +83,7 @@ def test_it_ends_where_every_held_out_pair_is_right(tmp_path: Path) -> None:
     assert every[-1][0] == 100
 
 
-def test_a_killed_run_that_goes_on_is_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     whole, rows = run(tmp_path / "whole", 60)
     with pytest.raises(KilledError):
         run(tmp_path / "cut", 60, kill_at=35)
@@ -94,14 +94,14 @@ def test_a_killed_run_that_goes_on_is_the_uninterrupted_one(tmp_path: Path) -> N
         assert torch.equal(resumed.state_dict()[name], value)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stopped being a finite number by step \d+; try a lower optimizer.lr"):
         run(tmp_path, 30, lr=1e30)
     assert not (tmp_path / "last.ckpt").exists()
 
 
-def test_the_cross_entropy_is_float64s() -> None:
-    """A loss of 1e-9, which float32 rounds to 0."""
+def test_cross_entropy_is_computed_in_float64() -> None:
+    """The loss is 1e-9, which float32 rounds to 0."""
     tokens = torch.tensor([[1, 2, P]])
     logits = torch.zeros(1, P).index_fill(1, Pairs.sums(tokens), 22.5)
     assert float(addition_loss(logits, tokens)) == pytest.approx((P - 1) * math.exp(-22.5), rel=1e-6)

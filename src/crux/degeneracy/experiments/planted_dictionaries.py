@@ -30,7 +30,7 @@ from crux.training.fit import fit
 
 READ, UNREAD = 6, 4
 LONGER = 5.0
-"""How many times as long the unread features' directions are."""
+"""Length of the unread features' directions, relative to the read ones."""
 DENSITY = 0.2
 STEPS, BATCH, LOG_EVERY = 1500, 512, 50
 LATENTS = 6
