@@ -1,4 +1,4 @@
-"""Tests of passes onward from a changed activation, in language models and in chains of maps."""
+"""Tests of passes that continue from a changed activation, in language models and in chains of maps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def chain() -> Chain:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_onward_equals_the_spliced_pass(kind: str, subject_folder: Callable[[str], Path]) -> None:
+def test_continued_pass_equals_the_spliced_pass(kind: str, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder(kind), process_weights=False)
     for start, end in (("blocks.1.attn.hook_z", "blocks.2.hook_resid_pre"), ("blocks.0.hook_resid_pre", FINAL)):
         captured = [start] if end == FINAL else [start, end]

@@ -1,4 +1,4 @@
-"""The interface of networks with hook points: a clean pass, and a pass onward from a changed activation."""
+"""The interface of networks with hook points: a clean pass, and a pass that continues from a changed activation."""
 
 from collections.abc import Collection
 from typing import Protocol, runtime_checkable
