@@ -27,9 +27,9 @@ from crux.subjects.subject import FINAL
 def test_logits_basis_is_the_principal_components_of_the_logits() -> None:
     """Coordinates preserve all inner products of the logits, after subtracting their mean over the vocabulary."""
     subject = random_subject("gpt2").to(dtype=torch.float64)
-    at = moments(subject, [TOKENS], hooks=[FINAL])[FINAL]
+    moments_at = moments(subject, [TOKENS], hooks=[FINAL])[FINAL]
     W_U = subject.unembed.W_U
-    basis = logits_basis(FINAL, at, W_U=W_U, threshold=1e-12)
+    basis = logits_basis(FINAL, moments_at, W_U=W_U, threshold=1e-12)
     hidden = subject.clean(TOKENS, capture=[FINAL]).activations[FINAL].flatten(0, 1)
     logits = hidden @ W_U.T
     logits = logits - logits.mean(1, keepdim=True)
@@ -52,9 +52,9 @@ def test_every_basis_is_compared_and_the_last_hook_points_basis_is_shared() -> N
         hooks=["input", "post0", "output"], last=LastBasis.pca, ahead=2, probes=None, samples=80, judged=80, batch=40,
         directions=3, edge_samples=50, edge_ablation=["pca", "next"],
     )  # fmt: skip
-    at = moments(chain, batches, hooks=options.hooks)
-    last = pca_basis("output", at["output"], threshold=1e-12)
-    bases = find_bases(chain, batches, at=at, options=options, last=last, seed=0, once=compute_again)
+    moments_at = moments(chain, batches, hooks=options.hooks)
+    last = pca_basis("output", moments_at["output"], threshold=1e-12)
+    bases = find_bases(chain, batches, moments_at=moments_at, options=options, last=last, seed=0, once=compute_again)
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
     assert len({id(along[-1]) for along in bases.values()}) == 1
     done: list[int] = []

@@ -96,7 +96,7 @@ def find_bases(
     network: Network,
     batches: Sequence[Tensor],
     *,
-    at: Mapping[str, Moments],
+    moments_at: Mapping[str, Moments],
     options: CompareOptions,
     last: Basis,
     seed: int,
@@ -105,7 +105,7 @@ def find_bases(
     """Return the bases that the options name, each as a list over the hook points.
 
     Args:
-        at: moments of the activations at each hook point.
+        moments_at: moments of the activations at each hook point.
         last: the basis at the last hook point, which all share.
         once: saves each interaction basis in the run folder.
 
@@ -114,9 +114,9 @@ def find_bases(
     """
     hooks = options.hooks[:-1]
     plain: Mapping[str, Callable[[str], Basis]] = {
-        "neuron": lambda hook: neuron_basis(hook, at[hook]),
-        "random": lambda hook: random_basis(hook, at[hook], seed=seed),
-        "pca": lambda hook: pca_basis(hook, at[hook], threshold=options.threshold),
+        "neuron": lambda hook: neuron_basis(hook, moments_at[hook]),
+        "random": lambda hook: random_basis(hook, moments_at[hook], seed=seed),
+        "pca": lambda hook: pca_basis(hook, moments_at[hook], threshold=options.threshold),
     }
     reach = {"local": 1, "next": options.ahead, "global": None}
 
@@ -177,17 +177,17 @@ def ablate_bases(
 
         return AblationCurve.from_tensors(once(name, compute))
 
-    for done, (name, along) in enumerate(track(bases.items(), "comparing bases"), 1):
+    for done, (name, per_hook) in enumerate(track(bases.items(), "comparing bases"), 1):
         nodes[name] = [
             curve_once(
                 f"nodes_{name}_{k}",
                 lambda basis=basis: NodeAblation(network, batches, basis=basis, end=end, loss=per_sample),
                 all_powers=True,
             )
-            for k, basis in enumerate(along[:-1])
+            for k, basis in enumerate(per_hook[:-1])
         ]
         strongest = [
-            basis.strongest(options.directions) if options.directions is not None else basis for basis in along
+            basis.strongest(options.directions) if options.directions is not None else basis for basis in per_hook
         ]
         between[name] = edges_once(network, found_on, bases=strongest, options=options, seed=seed, once=once, name=name)
         if basis_kind(name) in options.edge_ablation:

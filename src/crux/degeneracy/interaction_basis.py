@@ -59,13 +59,13 @@ def interaction_bases(
         raise UserError(f"hook points {', '.join(hooks) or 'none'}: an interaction basis needs two or more")
     if ahead is not None and ahead < 1:
         raise UserError(f"ahead={ahead}: must be 1 or more, or null for the last hook point")
-    at = moments(network, batches, hooks=hooks)
-    bases = [last or pca_basis(hooks[-1], at[hooks[-1]], threshold=threshold)]
+    moments_at = moments(network, batches, hooks=hooks)
+    bases = [last or pca_basis(hooks[-1], moments_at[hooks[-1]], threshold=threshold)]
     assert bases[0].hook == hooks[-1]
     for hook in reversed(hooks[:-1]):
         later = bases[-1 if ahead is None else min(ahead, len(bases)) - 1]
         M = jacobian_gram(network, batches, start=hook, targets=[Target(later.hook, later.C)], probes=probes, seed=seed)
-        bases.insert(0, interaction_basis(hook, basis_name(ahead), at[hook], M, threshold=threshold))
+        bases.insert(0, interaction_basis(hook, basis_name(ahead), moments_at[hook], M, threshold=threshold))
     return bases
 
 

@@ -32,7 +32,7 @@ def run(crux_here: Callable[..., int], tmp_path: Path, experiment: str, *given: 
     return found
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
+def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -46,7 +46,7 @@ def test_short_perceptron_run_writes_figures_and_numbers(crux_here: Callable[...
         "samples=300", "judged=100", "batch=150", "ahead=2",
     )  # fmt: skip
     folder = run(crux_here, tmp_path, "mlp", *given)
-    metrics, arrays = metrics_of(folder), load_file(folder / "arrays.safetensors")
+    metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert has_figures(folder, "spectra", "nodes", "edges")
     report = (folder / "report.md").read_text()
     for what in ("linear network: edges off the diagonal", "two blocks, width 8, 4 layers", "E f̂ᵀf̂"):
@@ -77,7 +77,7 @@ def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
     whole = run(crux_here, tmp_path / "whole", "mlp", *given)
     calls: dict[str, int] = {"interaction_edges": 0, "interaction_bases": 0}
 
-    def counted(name: str, *, dies_at: int) -> Callable[..., object]:
+    def count_calls(name: str, *, dies_at: int) -> Callable[..., object]:
         original = getattr(comparison, name)
 
         def call(*args: object, **more: object) -> object:
@@ -89,12 +89,12 @@ def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "interaction_edges", counted("interaction_edges", dies_at=4))
+        patch.setattr(comparison, "interaction_edges", count_calls("interaction_edges", dies_at=4))
         with pytest.raises(RuntimeError, match="killed"):
             run(crux_here, tmp_path / "cut", "mlp", *given)
     calls["interaction_edges"] = 0
     for name in calls:
-        monkeypatch.setattr(comparison, name, counted(name, dies_at=-1))
+        monkeypatch.setattr(comparison, name, count_calls(name, dies_at=-1))
     resumed = run(crux_here, tmp_path / "cut", "mlp", *given, "resume=true")
     assert calls == {"interaction_edges": 3, "interaction_bases": 0}
     for name in ("metrics.json", "history.jsonl", "report.md"):
@@ -111,7 +111,7 @@ def test_interaction_basis_finds_the_inputs_that_a_perceptron_reads(
 ) -> None:
     """It needs six of twelve directions at the input, as many as the task has, and at most half the edges of principal components."""
     folder = run(crux_here, tmp_path, "mlp")
-    metrics = metrics_of(folder)
+    metrics = read_metrics(folder)
     assert metrics["final/checks_failed"] == 0
     assert has_figures(folder, "graph_local", "graph_neuron")
     assert 0 < metrics["final/modularity/local"] < 1 <= metrics["final/modules/local"]
@@ -130,7 +130,7 @@ def test_packaged_model_compared_with_an_sae(crux_here: Callable[..., int], tmp_
     hooks = f"hooks=[{hook},blocks.7.hook_resid_pre,ln_final.hook_normalized]"
     given = (*TEXT, hooks, "bases=[pca,local]", "ahead=null", f"saes=[{tmp_path}/sae]", "edge_ablation=[local]")
     folder = run(crux_here, tmp_path, "tiny", *given)
-    metrics, arrays = metrics_of(folder), load_file(folder / "arrays.safetensors")
+    metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert has_figures(folder, "spectra", "nodes", "edges")
     assert metrics["final/checks_failed"] == 0
     assert arrays[f"C_pinv/sae/{hook}"].shape == (160, 128)
@@ -163,7 +163,7 @@ def random_gpt2(tmp_path: Path) -> Path:
 def test_gpt2_in_a_local_folder(crux_here: Callable[..., int], tmp_path: Path, random_gpt2: Path) -> None:
     hooks = "hooks=[blocks.1.attn.hook_z,blocks.2.hook_resid_pre,ln_final.hook_normalized]"
     folder = run(crux_here, tmp_path, "gpt2", *TEXT, f"model.path={random_gpt2}", hooks, "bases=[pca,global]")
-    metrics = metrics_of(folder)
+    metrics = read_metrics(folder)
     assert metrics["final/checks_failed"] == 0
     assert metrics["final/size/global/blocks.2.hook_resid_pre"] <= 32
     assert has_figures(folder, "spectra", "nodes")
@@ -174,7 +174,7 @@ def test_modular_addition_counts_edges(crux_here: Callable[..., int], tmp_path: 
     sizes = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 16}
     given = [f"interaction_basis.addition.{key}={value}" for key, value in sizes.items()]
     folder = run(crux_here, tmp_path, "modular_addition", *given, "trainer.max_steps=3", "within=0.9")
-    metrics, arrays = metrics_of(folder), load_file(folder / "arrays.safetensors")
+    metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert arrays["edges/local/blocks.0.hook_resid_post"].shape[0] == 7
     assert arrays["C/neuron/output"].shape == (7, 7)
     assert 0.5 < metrics["final/clean_loss"] <= 1

@@ -47,14 +47,14 @@ def compare_bases(
         first_row: last step of the run's history before the comparison.
     """
     compare, once = options.compare, partial(compute_once, run.folder)
-    at = moments(network, found_on, hooks=compare.hooks)
-    last = build_last_basis(compare, at, language)
-    bases = find_bases(network, found_on, at=at, options=compare, last=last, seed=run.seed, once=once)
+    moments_at = moments(network, found_on, hooks=compare.hooks)
+    last = build_last_basis(compare, moments_at, language)
+    bases = find_bases(network, found_on, moments_at=moments_at, options=compare, last=last, seed=run.seed, once=once)
     if language is not None and language.dictionaries:
         bases["sae"] = [
-            dictionary_basis(hook, at[hook], directions=language.dictionaries[hook])
+            dictionary_basis(hook, moments_at[hook], directions=language.dictionaries[hook])
             if hook in language.dictionaries
-            else pca_basis(hook, at[hook], threshold=compare.threshold)
+            else pca_basis(hook, moments_at[hook], threshold=compare.threshold)
             for hook in compare.hooks[:-1]
         ] + [last]
 
@@ -64,7 +64,7 @@ def compare_bases(
     comparison = ablate_bases(
         network, bases, options=compare, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
     )
-    covariances = {hook: at[hook].covariance for hook in compare.hooks}
+    covariances = {hook: moments_at[hook].covariance for hook in compare.hooks}
     graphs = find_graphs(comparison, options, seed=run.seed)
     report = comparison_report.comparison_tables(comparison, compare, loss=loss.name)
     return comparison, Result(
@@ -76,14 +76,16 @@ def compare_bases(
     )
 
 
-def build_last_basis(options: CompareOptions, at: Mapping[str, Moments], language: LanguageParts | None) -> Basis:
+def build_last_basis(
+    options: CompareOptions, moments_at: Mapping[str, Moments], language: LanguageParts | None
+) -> Basis:
     """Return the basis at the last hook point, which all bases share."""
     hook = options.hooks[-1]
     match options.last:
         case LastBasis.pca:
-            return pca_basis(hook, at[hook], threshold=options.threshold)
+            return pca_basis(hook, moments_at[hook], threshold=options.threshold)
         case LastBasis.neuron:
-            return neuron_basis(hook, at[hook])
+            return neuron_basis(hook, moments_at[hook])
         case LastBasis.logits:
             assert language is not None
-            return logits_basis(hook, at[hook], W_U=language.W_U, threshold=options.threshold)
+            return logits_basis(hook, moments_at[hook], W_U=language.W_U, threshold=options.threshold)

@@ -59,12 +59,12 @@ def compare_trained_saes(options: DictionaryOptions, run: ActiveRun) -> Result:
     for seed in range(run.seed, run.seed + SEEDS):
         chain = planted_chain(seed)
         saes = {loss: trained_sae(chain, loss, seed=seed, run=run) for loss in LOSSES}
-        basis, found = evaluate_dictionaries(chain, saes, seed=seed, left_out=options.left_out)
+        basis, outside_by_loss = evaluate_dictionaries(chain, saes, seed=seed, left_out=options.left_out)
         checks.append(Check(f"seed {seed}: directions that are read", float(basis.size), READ, READ))
-        for loss, out in found.items():
+        for loss, out in outside_by_loss.items():
             columns[loss].append(out)
             name = f"seed {seed}, {loss}"
-            checks += planted_checks(name, loss, out, local=found["local"])
+            checks += planted_checks(name, loss, out, local=outside_by_loss["local"])
             rows.append(table_row(name, basis.size, out))
             run.add_row(len(rows), {"weighted": out.weighted, "mean": out.mean})
     metrics = {
@@ -110,26 +110,26 @@ def planted_checks(name: str, loss: str, out: DictionaryOutside, *, local: Dicti
 
 def compare_saved_saes(folders: list[str], options: DictionaryOptions, run: ActiveRun) -> Result:
     """Report one row per SAE. Nothing is checked, since the correct values are unknown."""
-    found = evaluate_saved_saes(load_saved_saes(folders), options, run)
+    results = evaluate_saved_saes(load_saved_saes(folders), options, run)
     metrics, rows = {}, []
-    for name, (_, dimensions, out) in found.items():
+    for name, (_, dimensions, out) in results.items():
         rows.append(table_row(name, dimensions, out))
         metrics |= {f"{name}/{key}": getattr(out, key) for key in MEASURES}
         metrics |= {f"{name}/mostly": float(out.mostly), f"{name}/read": float(dimensions)}
-    first = next(iter(found.values()))
+    first = next(iter(results.values()))
     chance = 1 - first.dimensions / len(first.basis.mean)
     about = (
         f"read: the fewest directions that leave out at most {options.left_out:.0%} of Σ Λ; the share of a random direction "
         f"outside is {chance:.2f}"
     )
     figure = dictionary_outside(
-        {name: saved.outside.share[saved.outside.living].numpy() for name, saved in found.items()},
-        weighted={name: saved.outside.weighted for name, saved in found.items()},
+        {name: saved.outside.share[saved.outside.living].numpy() for name, saved in results.items()},
+        weighted={name: saved.outside.weighted for name, saved in results.items()},
         chance=chance,
         subspace="what the logits depend on",
     )
-    arrays = {f"share/{name}": saved.outside.share for name, saved in found.items()}
-    arrays |= {f"strength/{name}": saved.basis.strength.clone() for name, saved in found.items()}
+    arrays = {f"share/{name}": saved.outside.share for name, saved in results.items()}
+    arrays |= {f"strength/{name}": saved.basis.strength.clone() for name, saved in results.items()}
     return Result(metrics, [], {"outside": figure}, arrays, f"{markdown_table(HEADER, rows)}\n\n{about}")
 
 

@@ -38,14 +38,14 @@ class ModuleGraphs(NamedTuple):
         return markdown_table(header, rows)
 
 
-def find_graphs(found: BasisComparison, options: ComparisonExperiment, *, seed: int) -> ModuleGraphs:
+def find_graphs(comparison: BasisComparison, options: ComparisonExperiment, *, seed: int) -> ModuleGraphs:
     """Return the graphs of the bases for which the number of edges needed is known in every layer.
 
     The cutoff of a layer is the weakest edge needed, as found by the edge ablation.
     """
     modules, figures = {}, {}
-    for name, curves in found.edge_curves.items():
-        strengths = [edges.strength for edges in found.edges[name]]
+    for name, curves in comparison.edge_curves.items():
+        strengths = [edges.strength for edges in comparison.edges[name]]
         needed = [curve.needed for curve in curves]
         cutoffs = [cutoff_from_ablation(s, n) for s, n in zip(strengths, needed, strict=True) if n]
         if len(cutoffs) < len(strengths):

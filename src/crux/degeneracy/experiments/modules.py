@@ -106,11 +106,12 @@ def find_layer_bases(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, thresh
         return interaction_bases(
             chain, [x], hooks=HOOKS, ahead=1, last=None, probes=None, threshold=threshold, seed=seed
         )
-    at = moments(chain, [x], hooks=HOOKS)
+    moments_at = moments(chain, [x], hooks=HOOKS)
     if kind == "pca":
-        return [pca_basis(hook, at[hook], threshold=threshold) for hook in HOOKS]
+        return [pca_basis(hook, moments_at[hook], threshold=threshold) for hook in HOOKS]
     return [
-        varying_neuron_basis(hook, at[hook].mean, at[hook].covariance.diagonal(), threshold=threshold) for hook in HOOKS
+        varying_neuron_basis(hook, moments_at[hook].mean, moments_at[hook].covariance.diagonal(), threshold=threshold)
+        for hook in HOOKS
     ]
 
 

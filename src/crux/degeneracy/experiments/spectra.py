@@ -131,9 +131,9 @@ def perceptron_spectra(perceptron: Perceptron, options: Spectra, run: ActiveRun)
         metrics |= {"hessian_rank": float(reached[0].rank)}
         arrays["hessian"] = spectrum
         checks.append(Check("rank of the behavioural Hessian, at most the bound", reached[0].rank, 0, budget.bound))
-        each = ", ".join(f"{r.rank} above {r.threshold:g}" for r in reached)
+        ranks_text = ", ".join(f"{r.rank} above {r.threshold:g}" for r in reached)
         lines.append(
-            f"Rank of the behavioural loss's Hessian, a lower bound on 2λ_B: {each} of its largest eigenvalue."
+            f"Rank of the behavioural loss's Hessian, a lower bound on 2λ_B: {ranks_text} of its largest eigenvalue."
         )
     lines.insert(0, f"{perceptron.name}: {len(perceptron.train.inputs)} training samples, K to the {width} outputs\n")
     return Result(metrics, checks, {"spectra": spectra_figure(grams, options.thresholds)}, arrays, "\n".join(lines))
@@ -150,7 +150,7 @@ def compute_grams(
     run: ActiveRun,
 ) -> Grams:
     """Return G and K at each hook point; each K is computed once per run."""
-    at = moments(network, batches, hooks=hooks)
+    moments_at = moments(network, batches, hooks=hooks)
     identity = torch.eye(width, dtype=torch.float64, device=batches[0].device)
 
     def jacobian(hook: str) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def compute_grams(
     grams = Grams()
     for hook in track(hooks, "Jacobian Grams"):
         tensors = compute_once(run.folder, f"K_{hook}", partial(jacobian, hook))
-        grams[hook] = at[hook].gram, tensors["K"].to(identity.device)
+        grams[hook] = moments_at[hook].gram, tensors["K"].to(identity.device)
     return grams
 
 
