@@ -34,8 +34,8 @@ def test_losses_are_plotted_over_the_share_of_gates_left(scale: float) -> None:
     assert points(find_line(left, "post0"))[:, 0].tolist() == [0.1, 0.3]
     assert points(find_line(right, "blocks by distance")).T.tolist() == [gates, loss]
     assert points(find_line(right, "blocks at random"))[:, 1].tolist() == chance
-    assert points(find_line(right, "every neuron"))[0, 1] == 0.1
-    assert [text.get_text() for text in right.texts] == ["0.4"]  # 0.97 lies too near to 1 for a number
+    assert points(find_line(right, "no gates shared"))[0, 1] == 0.1
+    assert [text.get_text() for text in right.texts] == ["0.4"]  # 0.97 is too close to 1 for a label
     assert right.get_xlim()[0] > right.get_xlim()[1]
     figure.canvas.draw()
 
