@@ -128,6 +128,6 @@ def test_a_users_loss_is_found_by_its_target() -> None:
     own = UserOptions(_target_=f"{__name__}.UserLoss", name="own", skip_positions=[])
     own.check_section("loss")
     loss = build_loss(own)
-    assert type(loss).__name__ == "OwnLoss"
+    assert type(loss).__name__ == "UserLoss"
     assert own.token_share == 1.0
     assert not own.real_outputs
