@@ -61,7 +61,7 @@ def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path)
         ("toy.sizes=[[4,2,1]]", "there is a theory for [2, 1, 1] and [3, 2, 1], not for 4 → 2"),
         ("toy.sizes=[[4,2]]", "[4, 2] must be [n_features, n_hidden, n_sets]"),
         ("toy.sizes=null", "toy.sizes=null: must have a value"),
-        ("toy.n_features=3", "toy.n_features: this experiment has no such key"),
+        ("toy.n_features=3", "toy.n_features: this job has no such key"),
         ("toy.importance=0.5", "must be 1 in a phase diagram"),
         ("toy.ratios=[1.0]", "toy.ratios=[1.0]: must be a list of at least 2"),
     ],

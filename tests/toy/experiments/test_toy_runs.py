@@ -71,16 +71,16 @@ def test_a_resumed_run_has_the_same_results(crux_here: Callable[..., int], comma
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("layer=3", "layer: this experiment has no such key; its own are "),
+        ("layer=3", "layer: this job has no such key; the main job has it; allowed there are "),
         ("sae=topk", "sae: has no meaning for this experiment"),
-        ("optimizer.clip=1", "optimizer.clip: this experiment has no such key"),
+        ("optimizer.clip=1", "optimizer.clip: this job has no such key"),
         ("toy.densities=[0.0]", "toy.densities=[0.0]: must be numbers that are more than 0, up to 1"),
         ("toy.n_sets=2", "5 features cannot form 2 equal sets"),
         ("toy.kind=relu", "toy.kind=relu: allowed are linear, relu_output, relu_hidden, absolute_value"),
         ("toy.experiment=basic", "choose an experiment with experiment=toy/…"),
         (
             "toy.ratios=[1.0]",
-            "toy.ratios: this experiment has no such key",
+            "toy.ratios: this job has no such key",
         ),
         ("toy.densities=0.1", "toy.densities: must be a list, such as [1,2]"),
         ("toy.n_feature=3", "did you mean toy.n_features?"),
