@@ -110,7 +110,7 @@ def test_text_windows_come_from_the_requested_part(tmp_path: Path) -> None:
     [
         ("kgon llc.corners=[9]", "have 5 to 8 corners"),
         ("kgon llc.nbetas=[0]", "must be numbers that are more than 0"),
-        ("kgon llc.widths=[[2,2]]", "llc.widths: this experiment has no such key"),
+        ("kgon llc.widths=[[2,2]]", "llc.widths: this job has no such key"),
         ("kgon llc.step_size=1", "diverges: at w*"),
         ("linear llc.ranks=[1]", "must be one for each of the 3 networks"),
         ("language_model llc.parameters=[transformer.h.9.*]", "matches no parameter of the model; nearest are transformer.h."),

@@ -76,8 +76,8 @@ def test_speed_of_one_batch_against_a_loop_over_chains(
         ("llc.cases=[]", "must name one or more of regular"),
         ("llc.cases=[octagons]", "octagons"),
         ("llc.experiment=kgons", "kgons"),
-        ("layer=3", "layer: this experiment has no such key"),
-        ("trainer.batch=3", "trainer.batch: this experiment has no such key"),
+        ("layer=3", "layer: this job has no such key"),
+        ("trainer.batch=3", "trainer.batch: this job has no such key"),
     ],
 )
 def test_user_errors_are_one_line(
