@@ -72,7 +72,7 @@ def _restore_process():
 
 
 @pytest.fixture(scope="session")
-def crux_here(cache: Path) -> Callable[..., int]:
+def run_crux(cache: Path) -> Callable[..., int]:
     """Return a function that runs a command line in this process and returns its exit code.
 
     Libraries stay loaded, so that a job takes seconds.
@@ -93,14 +93,16 @@ def crux_here(cache: Path) -> Callable[..., int]:
 
 
 @pytest.fixture
-def refusal(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+def error_message(
+    run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., str]:
     """Return a function that runs a command line with a mistake in it and returns the error message.
 
     It checks that the exit code is 2, that the message is one line, and that no run was started.
     """
 
     def call(*arguments: str) -> str:
-        assert crux_here(*arguments, f"output_dir={tmp_path}") == 2
+        assert run_crux(*arguments, f"output_dir={tmp_path}") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert not (tmp_path / "runs").exists()
         return line
@@ -109,7 +111,7 @@ def refusal(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.fixture(scope="session")
-def short() -> tuple[str, ...]:
+def short_job() -> tuple[str, ...]:
     """Return the overrides with which any job takes seconds."""
     return SHORT
 

@@ -28,8 +28,8 @@ main()
 
 
 @pytest.mark.parametrize("error", ["list(zip([1], [1, 2], strict=True))", 'int("six")'])
-def test_it_ends_with_a_traceback_and_exit_code_1(error: str, tmp_path: Path, short: tuple[str, ...]) -> None:
-    program = PROGRAM.format(error=error, arguments=[*short, "tracking=none", f"output_dir={tmp_path}"])
+def test_it_ends_with_a_traceback_and_exit_code_1(error: str, tmp_path: Path, short_job: tuple[str, ...]) -> None:
+    program = PROGRAM.format(error=error, arguments=[*short_job, "tracking=none", f"output_dir={tmp_path}"])
     src = str(Path(__file__).parents[1] / "src")
     ended = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {src!r})\n{program}"],
@@ -45,13 +45,13 @@ def test_it_ends_with_a_traceback_and_exit_code_1(error: str, tmp_path: Path, sh
 
 @pytest.mark.parametrize("said", PLANTED)
 def test_a_sweeps_failed_file_holds_the_traceback(
-    said: str, tmp_path: Path, short: tuple[str, ...], crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    said: str, tmp_path: Path, short_job: tuple[str, ...], run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def planted(*arguments: object, **named: object) -> None:
         PLANTED[said]()
 
     monkeypatch.setattr(build, "build_sae", planted)
-    assert crux_here(*short, "-m", "seed=0,1", "tracking=none", "sweep_name=planted", f"output_dir={tmp_path}") == 1
+    assert run_crux(*short_job, "-m", "seed=0,1", "tracking=none", "sweep_name=planted", f"output_dir={tmp_path}") == 1
     failed = sorted((tmp_path / "sweeps" / "planted").glob("*/FAILED"))
     assert len(failed) == 2
     for path in failed:

@@ -239,7 +239,7 @@ def test_help_imports_nothing_heavy(topic: str, tmp_path: Path, command: list[st
     ("words", "most"), [(["--help"], 25), (["--help", "loss"], 25), (["--help", "sae.k"], 25), (["spasity=1"], 45)]
 )
 def test_an_answer_loads_only_the_files_of_its_job(
-    words: list[str], most: int, crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    words: list[str], most: int, run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A composition loads 19 files, however many experiments there are; Hydra's command line composes twice."""
     loaded: list[object] = []
@@ -250,15 +250,15 @@ def test_an_answer_loads_only_the_files_of_its_job(
 
     original = OmegaConf.load
     monkeypatch.setattr(OmegaConf, "load", load)
-    crux_here(*words)
+    run_crux(*words)
     assert 0 < len(loaded) <= most
 
 
 @pytest.mark.parametrize("line", MORE)
 def test_an_error_names_the_key_and_the_allowed_values(
-    line: str, places: Path, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+    line: str, places: Path, tmp_path: Path, run_crux: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here(*words(line, places, tmp_path / "out")) == 2
+    assert run_crux(*words(line, places, tmp_path / "out")) == 2
     out, err = capfd.readouterr()
     check_line(err, *MORE[line])
     assert out == ""
@@ -266,16 +266,16 @@ def test_an_error_names_the_key_and_the_allowed_values(
 
 
 def test_an_override_may_refer_to_another_key(
-    tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run_crux: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Hydra keeps the overrides in its own configuration, where ${layer} does not exist."""
     given = ["hook_point='blocks.${seed}.hook_resid_pre'", "seed=9", f"output_dir={tmp_path}"]
-    assert crux_here(*given) == 2
+    assert run_crux(*given) == 2
     check_line(capfd.readouterr().err, "hook_point=blocks.9.hook_resid_pre", "8 layers")
 
 
 def test_a_librarys_error_ends_failed_with_a_traceback(
-    tmp_path: Path, crux_here: Callable[..., int], short: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_crux: Callable[..., int], short_job: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
@@ -284,7 +284,7 @@ def test_a_librarys_error_ends_failed_with_a_traceback(
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
     with pytest.raises(ValueError, match="not the user's fault"):  # Python prints the traceback, exit code 1
-        crux_here(*short, "loss=local", f"output_dir={tmp_path}")
+        run_crux(*short_job, "loss=local", f"output_dir={tmp_path}")
     assert states(tmp_path) == ["FAILED"]
     (run,) = runs(tmp_path)
     assert not (run / "DONE").exists()
@@ -300,8 +300,8 @@ def states(outputs: Path) -> list[str]:
 
 def test_a_full_disk_is_reported(
     tmp_path: Path,
-    crux_here: Callable[..., int],
-    short: tuple[str, ...],
+    run_crux: Callable[..., int],
+    short_job: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -311,7 +311,7 @@ def test_a_full_disk_is_reported(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / "history.jsonl"))
 
     monkeypatch.setattr(RunFolder, "add_row", full)
-    assert crux_here(*short, "loss=local", "tracking=none", f"output_dir={tmp_path}") == 2
+    assert run_crux(*short_job, "loss=local", "tracking=none", f"output_dir={tmp_path}") == 2
     check_line(capfd.readouterr().err, "history.jsonl", "No space left on device")
     (run,) = runs(tmp_path)
     assert not (run / "DONE").exists()
@@ -319,8 +319,8 @@ def test_a_full_disk_is_reported(
 
 def test_a_locked_database_is_reported_and_leaves_no_run_behind(
     tmp_path: Path,
-    crux_here: Callable[..., int],
-    short: tuple[str, ...],
+    run_crux: Callable[..., int],
+    short_job: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -331,7 +331,7 @@ def test_a_locked_database_is_reported_and_leaves_no_run_behind(
     holder.execute("CREATE TABLE held (x)")
     holder.execute("BEGIN EXCLUSIVE")
     try:
-        assert crux_here(*short, "loss=local", f"output_dir={tmp_path}") == 2
+        assert run_crux(*short_job, "loss=local", f"output_dir={tmp_path}") == 2
     finally:
         holder.close()
     check_line(capfd.readouterr().err, "mlflow.db", "database is locked", "tracking=none")
@@ -340,11 +340,13 @@ def test_a_locked_database_is_reported_and_leaves_no_run_behind(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
-    number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]
+    number: signal.Signals, code: int, tmp_path: Path, short_job: tuple[str, ...], command: list[str]
 ) -> None:
     given = ["loss=local", "trainer.max_steps=1000000", "trainer.val_every=0", f"output_dir={tmp_path}"]
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
-    process = subprocess.Popen([*command, *short, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *short_job, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     signal.signal(signal.SIGINT, inherited)
     try:
         deadline = time.monotonic() + 120

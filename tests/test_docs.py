@@ -100,7 +100,7 @@ def test_a_command_composes(line: str) -> None:
 
 @pytest.mark.parametrize("line", FAST)
 def test_a_command_runs(
-    line: str, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path,
+    line: str, run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (tmp_path / "my_texts").mkdir()
@@ -115,20 +115,22 @@ def test_a_command_runs(
         "sweeps=losses": ["seed=0", "trainer.max_steps=6"],
     }
     words += [word for sweep, more in shorter.items() if sweep in words for word in more]
-    code = crux_here(*words, *short, f"output_dir={tmp_path}/outputs", "tracking=none")
+    code = run_crux(*words, *short_job, f"output_dir={tmp_path}/outputs", "tracking=none")
     assert code == 0, capsys.readouterr().err
     assert list((tmp_path / "outputs").glob("*/**/DONE"))
 
 
 @pytest.fixture(scope="module")
-def finished_run(short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run."""
     outputs = tmp_path_factory.mktemp("finished")
-    return crux.train(["loss=local", "tracking=none", *short, f"output_dir={outputs}"]).folder
+    return crux.train(["loss=local", "tracking=none", *short_job, f"output_dir={outputs}"]).folder
 
 
 @pytest.fixture
-def page_folder(finished_run: Path, short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def page_folder(
+    finished_run: Path, short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A current folder with outputs/runs/<run>, in which training and evaluation are short."""
     runs = tmp_path / "outputs" / "runs"
     runs.mkdir(parents=True)
@@ -137,7 +139,7 @@ def page_folder(finished_run: Path, short: tuple[str, ...], tmp_path: Path, monk
     train, few_tokens = crux.train, partial(evaluation.held_out_batches, n_tokens=512, batch=2)
 
     def train_briefly(overrides: list[str]) -> crux.Run:
-        return train([*overrides, *short, "tracking=none", f"output_dir={tmp_path}/outputs"])
+        return train([*overrides, *short_job, "tracking=none", f"output_dir={tmp_path}/outputs"])
 
     monkeypatch.setattr(crux, "train", train_briefly)
     monkeypatch.setattr(crux, "held_out_batches", few_tokens)

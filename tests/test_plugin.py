@@ -27,11 +27,11 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 
 def test_it_trains_evaluates_and_saves_with_the_plug_ins_parts(
-    environment: dict[str, str], tmp_path: Path, short: tuple[str, ...]
+    environment: dict[str, str], tmp_path: Path, short_job: tuple[str, ...]
 ) -> None:
     counted, outputs = tmp_path / "steps", tmp_path / "outputs"
     callback = ["callbacks=counter", f"callbacks.counter.path={counted}"]
-    done = run(environment, *short, *CHOSEN, *callback, "sae.margin=0.2", "tracking=none", f"output_dir={outputs}")
+    done = run(environment, *short_job, *CHOSEN, *callback, "sae.margin=0.2", "tracking=none", f"output_dir={outputs}")
     assert done.returncode == 0, done.stderr
     (folder,) = (outputs / "runs").iterdir()
     assert json.loads((folder / "metrics.json").read_text())["final/l0"] > 0

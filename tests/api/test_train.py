@@ -52,13 +52,13 @@ def process_state() -> dict[str, Any]:
 
 
 def test_a_run_has_its_numbers_its_table_and_its_sae_and_the_process_is_unchanged(
-    short: tuple[str, ...], tmp_path: Path
+    short_job: tuple[str, ...], tmp_path: Path
 ) -> None:
     """It is called in a process in which the user has initialised Hydra, as in a notebook."""
     train = crux.train  # imports libraries
     with initialize_config_dir(str(tmp_path), version_base="1.2"):
         before, filters = process_state(), list(warnings.filters)
-        run = train(["loss=local", "layer=2", *short, f"output_dir={tmp_path}"])
+        run = train(["loss=local", "layer=2", *short_job, f"output_dir={tmp_path}"])
         assert process_state() == before
         check_filters(filters)
     assert run.state == "finished"
@@ -77,9 +77,9 @@ def test_a_run_has_its_numbers_its_table_and_its_sae_and_the_process_is_unchange
     assert "<table>" in run._repr_html_()
 
 
-def test_several_saes_at_once(short: tuple[str, ...], tmp_path: Path) -> None:
+def test_several_saes_at_once(short_job: tuple[str, ...], tmp_path: Path) -> None:
     places = ["blocks.2.hook_resid_pre", "blocks.5.hook_mlp_out"]
-    common = ["loss=local", "tracking=none", *short, "evaluation.latents=0", f"output_dir={tmp_path}"]
+    common = ["loss=local", "tracking=none", *short_job, "evaluation.latents=0", f"output_dir={tmp_path}"]
     joint = crux.train([f"hook_points=[{','.join(places)}]", *common])
     assert list(joint.saes) == places
     with pytest.raises(crux.UserError, match=r"2 SAEs: use run\.saes"):
@@ -111,8 +111,8 @@ def test_an_experiment_has_a_report_and_no_sae(tmp_path: Path) -> None:
         _ = run.sae
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_resumed(short: tuple[str, ...], tmp_path: Path) -> None:
-    job = ["loss=local", "tracking=none", *short, "trainer.checkpoint_every=1", f"output_dir={tmp_path}"]
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(short_job: tuple[str, ...], tmp_path: Path) -> None:
+    job = ["loss=local", "tracking=none", *short_job, "trainer.checkpoint_every=1", f"output_dir={tmp_path}"]
     stop = [f"+callbacks.stop._target_={__name__}.Interrupt"]
     train = crux.train
     before = process_state()

@@ -26,9 +26,9 @@ def _registered() -> None:
 
 
 @pytest.fixture
-def help_of(crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def help_of(run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def call(*words: str) -> str:
-        assert crux_here("--help", *words) == 0
+        assert run_crux("--help", *words) == 0
         out, err = capsys.readouterr()
         assert err == ""
         return out
@@ -114,9 +114,9 @@ def test_a_key_of_another_job_is_shown_with_the_option_that_has_it(help_of: Call
     ],
 )
 def test_an_unknown_name_is_one_line(
-    topic: str, message: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    topic: str, message: str, run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here("--help", topic) == 2
+    assert run_crux("--help", topic) == 2
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert line.startswith(f"crux: {message}")

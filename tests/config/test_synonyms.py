@@ -72,8 +72,8 @@ def test_every_other_name_of_an_option_leads_to_an_option() -> None:
     ],
 )
 def test_a_name_of_another_library_is_translated(
-    words: str, message: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    words: str, message: str, run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here(*words.split()) == 2
+    assert run_crux(*words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"crux: {message}")

@@ -4,9 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.degeneracy.test_basis import HOOKS, find_bases_at
-from tests.support.small_networks import inputs, perceptron, random_subject
-from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
@@ -16,6 +13,9 @@ from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.grams import moments
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
+from tests.degeneracy.test_basis import HOOKS, find_bases_at
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 
 
 def behavioural_loss(chain: Chain):

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.small_networks import inputs, perceptron, random_subject
-from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
@@ -16,6 +14,8 @@ from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.network import Network
 from crux.degeneracy.rewrite import rewrite_in_bases
 from crux.subjects.subject import FINAL
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 
 HOOKS = ("input", "post0", "post1", "output")
 AHEAD = (1, 2, None)

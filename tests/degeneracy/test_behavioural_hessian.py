@@ -1,12 +1,12 @@
 """Test of the full Hessian of the behavioural loss against torch's second derivatives."""
 
 import torch
-from tests.degeneracy.test_ranks import behavioural_hessian as by_torch
-from tests.degeneracy.test_ranks import pytestmark as pytestmark
-from tests.support.small_networks import inputs, perceptron
 from torch import nn
 
 from crux.degeneracy.behavioural_hessian import behavioural_hessian
+from tests.degeneracy.test_ranks import behavioural_hessian as by_torch
+from tests.degeneracy.test_ranks import pytestmark as pytestmark
+from tests.support.small_networks import inputs, perceptron
 
 
 def test_hessian_equals_that_of_torch() -> None:

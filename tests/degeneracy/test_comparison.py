@@ -3,9 +3,6 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from tests.degeneracy.test_ablation import behavioural_loss
-from tests.support.small_networks import inputs, perceptron, random_subject
-from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.degeneracy.basis import pca_basis
@@ -22,6 +19,9 @@ from crux.degeneracy.comparison import (
 )
 from crux.degeneracy.grams import moments
 from crux.subjects.subject import FINAL
+from tests.degeneracy.test_ablation import behavioural_loss
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 
 
 def test_logits_basis_is_the_principal_components_of_the_logits() -> None:

@@ -4,9 +4,6 @@ import itertools
 
 import pytest
 import torch
-from tests.degeneracy.test_basis import HOOKS, Both, find_bases_at
-from tests.support.small_networks import inputs, perceptron, random_subject
-from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,6 +14,9 @@ from crux.degeneracy.grams import moments
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.networks.network import Network
 from crux.subjects.subject import FINAL
+from tests.degeneracy.test_basis import HOOKS, Both, find_bases_at
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 
 
 def brute_force(

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.small_networks import inputs, perceptron, random_subject
-from tests.support.tiny_subjects import TOKENS
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
 from crux.degeneracy.grams import Moments, Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.subject import FINAL
+from tests.support.small_networks import inputs, perceptron, random_subject
+from tests.support.tiny_subjects import TOKENS
 
 
 class Mixed(nn.Module):

@@ -5,7 +5,6 @@ import itertools
 import networkx
 import pytest
 import torch
-from tests.support.groupings import same_grouping
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -18,6 +17,7 @@ from crux.degeneracy.modularity import (
     find_modules,
     modularity,
 )
+from tests.support.groupings import same_grouping
 
 
 def block_edges(sizes: list[list[int]], *, low: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:

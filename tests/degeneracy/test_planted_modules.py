@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tests.support.groupings import same_grouping
 from torch import Tensor, nn
 
 from crux.degeneracy.ablation import EdgeAblation, smallest_sufficient
@@ -14,6 +13,7 @@ from crux.degeneracy.edges import interaction_edges
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.modularity import NO_MODULE, cutoff_from_ablation, find_modules
 from crux.degeneracy.networks.chain import Chain
+from tests.support.groupings import same_grouping
 
 
 class Planted(NamedTuple):

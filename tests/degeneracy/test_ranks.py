@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.support.small_networks import inputs, perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
@@ -10,6 +9,7 @@ from crux.degeneracy.budget import FreeDirections
 from crux.degeneracy.gram_ranks import gram_eigenvalues, gram_range, gram_rank, ranks_at_thresholds
 from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.networks.chain import Chain
+from tests.support.small_networks import inputs, perceptron
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tests.degeneracy.test_ranks import EXACT, behavioural_hessian
-from tests.support.small_networks import perceptron
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
@@ -18,6 +16,8 @@ from crux.degeneracy.synchronised import (
     run_with_shared_gates,
     synchronised_blocks,
 )
+from tests.degeneracy.test_ranks import EXACT, behavioural_hessian
+from tests.support.small_networks import perceptron
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"

@@ -18,7 +18,7 @@ Jobs = Callable[..., list[SweepJob]]
 
 
 @pytest.fixture
-def jobs(crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+def jobs(run_crux: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
     """Return the jobs of a command line without starting them."""
 
     def compose_jobs(*line: str) -> list[SweepJob]:
@@ -28,7 +28,7 @@ def jobs(crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.Monk
             found.extend(jobs)
 
         monkeypatch.setattr(crux.launch.sweep, "launch", collect)
-        assert crux_here(*line, f"output_dir={tmp_path}") == 0
+        assert run_crux(*line, f"output_dir={tmp_path}") == 0
         return found
 
     return compose_jobs

@@ -114,14 +114,14 @@ def test_cpus_runs_so_many_processes_and_shows_them_no_gpu(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
-    number: signal.Signals, code: int, tmp_path: Path, short: tuple[str, ...], command: list[str]
+    number: signal.Signals, code: int, tmp_path: Path, short_job: tuple[str, ...], command: list[str]
 ) -> None:
     """The jobs record in MLflow that they were stopped, and keep their checkpoints."""
     mark = f"CRUX_TEST_MARK={tmp_path}"
     words = ["-m", "seed=0,1,2", "loss=local", "sweep_name=here", "trainer.max_steps=1000000", "trainer.val_every=0"]
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     sweep = subprocess.Popen(
-        [*command, *short, *words, *GPUS, f"output_dir={tmp_path}"],
+        [*command, *short_job, *words, *GPUS, f"output_dir={tmp_path}"],
         env=os.environ | dict([mark.split("=", 1)]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -151,10 +151,14 @@ def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
 
 
 @pytest.mark.slow
-def test_real_jobs_on_gpus_are_children_of_one_run(tmp_path: Path, short: tuple[str, ...], command: list[str]) -> None:
+def test_real_jobs_on_gpus_are_children_of_one_run(
+    tmp_path: Path, short_job: tuple[str, ...], command: list[str]
+) -> None:
     """Start from another working directory; e2e_ds at the last residual stream is an error, and the other two jobs run."""
     words = ["-m", "loss=local,e2e_ds,e2e", "hook_point=blocks.7.hook_resid_post", "sweep_name=here", "output_dir=out"]
-    ended = subprocess.run([*command, *short, *words, *GPUS], cwd=tmp_path, capture_output=True, text=True, timeout=580)
+    ended = subprocess.run(
+        [*command, *short_job, *words, *GPUS], cwd=tmp_path, capture_output=True, text=True, timeout=580
+    )
     assert ended.returncode == 1, ended.stderr
     assert "no later residual" in ended.stderr
     assert len(list((tmp_path / "out/sweeps/here").glob("*/DONE"))) == 2
@@ -230,9 +234,9 @@ REFUSED = {
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("line", REFUSED)
 def test_what_cannot_work_is_refused_in_one_line(
-    line: str, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+    line: str, tmp_path: Path, run_crux: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here("-m", "seed=0,1", *line.split(), f"output_dir={tmp_path / 'out'}") == 2
+    assert run_crux("-m", "seed=0,1", *line.split(), f"output_dir={tmp_path / 'out'}") == 2
     out, err = capfd.readouterr()
     assert err.count("\n") == 1, err
     for part in REFUSED[line]:
@@ -243,7 +247,7 @@ def test_what_cannot_work_is_refused_in_one_line(
 
 @pytest.mark.parametrize("note", ["127.0.0.1:9", None])
 def test_a_cluster_that_is_gone_is_not_waited_for(
-    note: str | None, tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str],
+    note: str | None, tmp_path: Path, run_crux: Callable[..., int], capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Ray remembers where its last cluster was started, and tries to reach it for minutes."""
@@ -253,14 +257,14 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text(note)
     line = ("hydra/launcher=gpus", "hydra.launcher.address=auto")
-    assert crux_here("-m", "seed=0,1", *line, f"output_dir={tmp_path / 'out'}") == 2
+    assert run_crux("-m", "seed=0,1", *line, f"output_dir={tmp_path / 'out'}") == 2
     assert (note or "there is no Ray cluster here") in capfd.readouterr().err
 
 
 def test_a_launcher_without_a_sweep_is_refused(
-    tmp_path: Path, crux_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, run_crux: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here("hydra/launcher=cpus", f"output_dir={tmp_path}") == 2
+    assert run_crux("hydra/launcher=cpus", f"output_dir={tmp_path}") == 2
     assert "add -m" in capfd.readouterr().err
 
 
@@ -283,20 +287,20 @@ def test_a_machine_without_a_gpu_says_so_before_anything_large_is_imported(tmp_p
 def test_a_missing_extra_is_reported_with_its_pip_command(
     launcher: str,
     package: str,
-    crux_here: Callable[..., int],
+    run_crux: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(refusals, "find_spec", lambda name: None)
-    assert crux_here("-m", f"hydra/launcher={launcher}", f"output_dir={tmp_path}") == 2
+    assert run_crux("-m", f"hydra/launcher={launcher}", f"output_dir={tmp_path}") == 2
     err = capfd.readouterr().err
     assert f"needs {package}" in err
     assert f'pip install -e ".[{"ray" if package == "ray" else "slurm"}]"' in err
 
 
 def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
-    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run_crux: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """This holds for any launcher, because such jobs run without the process that started them."""
     note = tmp_path / "sweeps" / "here" / ".slurm_jobs"
@@ -311,16 +315,16 @@ def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
         if answer is not None:
             (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
             (tmp_path / "squeue").chmod(0o755)
-        assert crux_here("-m", "seed=0,1", "sweep_name=here", f"output_dir={tmp_path}") == 2
+        assert run_crux("-m", "seed=0,1", "sweep_name=here", f"output_dir={tmp_path}") == 2
         assert said in capfd.readouterr().err
     assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_slurm_is_refused_where_there_is_no_sbatch(
-    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run_crux: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert crux_here("-m", "hydra/launcher=slurm", f"output_dir={tmp_path}") == 2
+    assert run_crux("-m", "hydra/launcher=slurm", f"output_dir={tmp_path}") == 2
     assert "there is no sbatch here" in capfd.readouterr().err
 
 

@@ -43,12 +43,12 @@ def read_runs(outputs: Path) -> tuple[Run, dict[str, Run]]:
 
 @pytest.fixture(scope="module")
 def two_by_two(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, tuple[str, ...]]:
     """The sweep with one failing job, after its first start."""
     outputs = tmp_path_factory.mktemp("two_by_two")
-    line = (*short, "-m", *GRID, f"output_dir={outputs}")
-    assert crux_here(*line) == 1
+    line = (*short_job, "-m", *GRID, f"output_dir={outputs}")
+    assert run_crux(*line) == 1
     return outputs, line
 
 
@@ -79,7 +79,7 @@ def test_a_parent_run_and_one_child_per_job(two_by_two: tuple[Path, tuple[str, .
 
 def test_a_second_start_runs_nothing_and_reports_failures_again(
     two_by_two: tuple[Path, tuple[str, ...]],
-    crux_here: Callable[..., int],
+    run_crux: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_second_start_runs_nothing_and_reports_failures_again(
         raise AssertionError("nothing is left to run")
 
     monkeypatch.setattr(crux.sae.job, "run", never)
-    assert crux_here(*line) == 1
+    assert run_crux(*line) == 1
     out, err = capfd.readouterr()
     assert "4 jobs, 3 done before, 1 failed before" in out
     assert "1 failed; retry_failed=true" in err
@@ -101,7 +101,7 @@ def test_a_second_start_runs_nothing_and_reports_failures_again(
 
 
 def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import crux.sae.job
 
@@ -111,15 +111,15 @@ def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
         started.append(folder.name)
         raise RuntimeError("the machine's\nfault")
 
-    line = (*short, "loss=local", "evaluation.latents=0", "sweep_name=mine", f"output_dir={tmp_path}")
+    line = (*short_job, "loss=local", "evaluation.latents=0", "sweep_name=mine", f"output_dir={tmp_path}")
     monkeypatch.setattr(crux.sae.job, "run", broken)
-    assert crux_here("-m", *line, "seed=0,1") == 1
+    assert run_crux("-m", *line, "seed=0,1") == 1
     assert len(started) == 2
     sweep = tmp_path / "sweeps" / "mine"
     (first, *_) = sorted(sweep.glob("*/FAILED"))
     assert first.read_text().startswith("RuntimeError: the machine's fault\nTraceback (most recent call last)")
     assert read_runs(tmp_path)[0].info.status == "FAILED"
-    assert crux_here("-m", *line, "seed=0,1,2") == 1  # a new value; failed jobs are not run again
+    assert run_crux("-m", *line, "seed=0,1,2") == 1  # a new value; failed jobs are not run again
     assert len(started) == 3
 
     def works(config: object, *, folder: Path) -> None:
@@ -127,7 +127,7 @@ def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
         original(config, folder=folder)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(crux.sae.job, "run", works)
-    assert crux_here("-m", *line, "seed=0,1,2", "retry_failed=true") == 0
+    assert run_crux("-m", *line, "seed=0,1,2", "retry_failed=true") == 0
     assert len(started) == 6
     assert set(read_marks(sweep).values()) == {"DONE"}
     parent, children = read_runs(tmp_path)
@@ -153,9 +153,9 @@ def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
     ],
 )
 def test_an_error_of_the_whole_sweep_is_one_line_and_starts_nothing(
-    line: str, said: str, crux_here: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    line: str, said: str, run_crux: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here(*line.split(), f"output_dir={tmp_path}") == 2
+    assert run_crux(*line.split(), f"output_dir={tmp_path}") == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1), err
     assert said in err
@@ -163,10 +163,10 @@ def test_an_error_of_the_whole_sweep_is_one_line_and_starts_nothing(
 
 
 def test_a_finished_job_of_another_configuration_is_not_written_over(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line = (
-        *short,
+        *short_job,
         "-m",
         "loss=local",
         "evaluation.latents=0",
@@ -174,11 +174,11 @@ def test_a_finished_job_of_another_configuration_is_not_written_over(
         "sweep_name=x",
         f"output_dir={tmp_path}",
     )
-    assert crux_here(*line) == 0
+    assert run_crux(*line) == 0
     (config,) = tmp_path.rglob("config.yaml")
     config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 5"))
     capfd.readouterr()
-    assert crux_here(*line) == 2
+    assert run_crux(*line) == 2
     assert (
         "holds a finished run with another configuration (there / here): trainer.max_steps: 5 / 4"
         in capfd.readouterr().err
@@ -186,11 +186,11 @@ def test_a_finished_job_of_another_configuration_is_not_written_over(
 
 
 def test_a_long_command_line_still_has_a_folder(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path
 ) -> None:
     hooks = ",".join(f"blocks.{k}.hook_resid_pre" for k in (1, 2, 3, 4, 5, 6, 7))
     line = (
-        *short,
+        *short_job,
         "-m",
         "loss=e2e_ds",
         "layer=0",
@@ -198,7 +198,7 @@ def test_a_long_command_line_still_has_a_folder(
         "evaluation.latents=0",
         "seed=0,1",
     )
-    assert crux_here(*line, "tracking=none", f"output_dir={tmp_path}") == 0
+    assert run_crux(*line, "tracking=none", f"output_dir={tmp_path}") == 0
     jobs = [p.parent.name for p in find_sweep(tmp_path).glob("*/DONE")]
     assert len(jobs) == 2
     assert all(len(name.encode()) <= 180 for name in [*jobs, find_sweep(tmp_path).name])
@@ -221,11 +221,11 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_sweep_reports_its_state_and_is_resumed(
-    number: signal.Signals, code: int, crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...],
+    number: signal.Signals, code: int, run_crux: Callable[..., int], tmp_path: Path, short_job: tuple[str, ...],
     command: list[str],
 ) -> None:  # fmt: skip
     """A sweep that is stopped after the second job's first checkpoint ends, when started again, with the tables of an uninterrupted one."""
-    line = (*short, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
+    line = (*short_job, "-m", "loss=local,e2e", "seed=0", "trainer.max_steps=40", "trainer.val_every=0", "sweep_name=s")
     here = f"output_dir={tmp_path / 'stopped'}"
     process = start(command, *line, here)
     sweep = tmp_path / "stopped" / "sweeps" / "s"
@@ -248,10 +248,10 @@ def test_a_stopped_sweep_reports_its_state_and_is_resumed(
         assert (parent.info.status, sorted(states)) == ("KILLED", ["FINISHED", "KILLED"])
     assert sorted(read_marks(sweep).values()) == ["", "DONE"]
 
-    assert crux_here(*line, here) == 0  # the lock ended with the process
+    assert run_crux(*line, here) == 0  # the lock ended with the process
     parent, children = read_runs(tmp_path / "stopped")
     assert (parent.info.status, [c.info.status for c in children.values()]) == ("FINISHED", ["FINISHED"] * 2)
-    assert crux_here(*line, f"output_dir={tmp_path / 'whole'}") == 0
+    assert run_crux(*line, f"output_dir={tmp_path / 'whole'}") == 0
     whole = tmp_path / "whole" / "sweeps" / "s"
     for job in ("loss=local", "loss=e2e"):
         one, other = (json.loads(next(place.glob(f"*{job},*/metrics.json")).read_text()) for place in (sweep, whole))
@@ -261,18 +261,18 @@ def test_a_stopped_sweep_reports_its_state_and_is_resumed(
 
 
 def test_a_sweep_that_runs_is_not_started_again(
-    crux_here: Callable[..., int], tmp_path: Path, short: tuple[str, ...], command: list[str],
+    run_crux: Callable[..., int], tmp_path: Path, short_job: tuple[str, ...], command: list[str],
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The second start is refused in one line and changes nothing; the first continues."""
     words = ("-m", "loss=local", "seed=0,1", "trainer.max_steps=1000000", "trainer.val_every=0", "sweep_name=s")
-    line = (*short, *words, f"output_dir={tmp_path}")
+    line = (*short_job, *words, f"output_dir={tmp_path}")
     process = start(command, *line)
     sweep = tmp_path / "sweeps" / "s"
     try:
         wait_for(process, lambda: bool(list(sweep.glob("*/checkpoints/last.ckpt"))))
         capfd.readouterr()
-        assert crux_here(*line, "retry_failed=true") == 2
+        assert run_crux(*line, "retry_failed=true") == 2
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1), err
         assert f"sweep s is run by process {process.pid} on " in err
@@ -285,13 +285,21 @@ def test_a_sweep_that_runs_is_not_started_again(
 
 
 def test_runs_that_an_earlier_start_left_running_are_corrected(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SIGKILLed job that now fails before it reaches MLflow does not stay RUNNING."""
     import crux.sae.job
 
-    line = (*short, "-m", "loss=local", "evaluation.latents=0", "seed=0,1", "sweep_name=s", f"output_dir={tmp_path}")
-    assert crux_here(*line) == 0
+    line = (
+        *short_job,
+        "-m",
+        "loss=local",
+        "evaluation.latents=0",
+        "seed=0,1",
+        "sweep_name=s",
+        f"output_dir={tmp_path}",
+    )
+    assert run_crux(*line) == 0
     _, children = read_runs(tmp_path)
     client = MlflowClient(default_uri(tmp_path))
     for name, child in children.items():
@@ -302,5 +310,5 @@ def test_runs_that_an_earlier_start_left_running_are_corrected(
         raise RuntimeError("too early")
 
     monkeypatch.setattr(crux.sae.job, "run", broken)
-    assert crux_here(*line) == 1
+    assert run_crux(*line) == 1
     assert {c.info.status for c in read_runs(tmp_path)[1].values()} == {"KILLED"}

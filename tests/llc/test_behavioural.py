@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tests.support.quadratic_losses import values
 from torch import Tensor
 
 from crux.llc.behavioural import behavioural_loss, gauss_newton_product, output_distance
@@ -15,6 +14,7 @@ from crux.llc.losses import Batch, FixedData, Minibatches, compute_loss, map_ove
 from crux.llc.options import Divergence
 from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.sgld import SGLD
+from tests.support.quadratic_losses import values
 
 WIDTHS = (3, 4, 3)
 

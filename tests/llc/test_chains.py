@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.quadratic_losses import estimate, quadratic, values
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -16,6 +15,7 @@ from crux.llc.samplers.hmc import HMC
 from crux.llc.samplers.interface import Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPROP
 from crux.llc.samplers.sgld import SGLD
+from tests.support.quadratic_losses import estimate, quadratic, values
 
 Loss = Callable[[dict[str, Tensor], object], Tensor]
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.support.quadratic_losses import values
 from torch import Tensor
 
 from crux.llc.hessian import (
@@ -16,6 +15,7 @@ from crux.llc.hessian import (
     random_signs,
 )
 from crux.llc.step_size import default_step_size
+from tests.support.quadratic_losses import values
 
 
 def symmetric(n: int, *, rows: int) -> Tensor:

@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tests.support.quadratic_losses import A, estimate, quadratic, values
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,6 +15,7 @@ from crux.llc.explain import explain_estimate
 from crux.llc.losses import NO_DATA, FixedData, Minibatches, map_over_chains
 from crux.llc.samplers.hmc import HMC, MALA
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
+from tests.support.quadratic_losses import A, estimate, quadratic, values
 
 LONG = {"n_chains": 32, "burn_in": 400, "draws": 800}
 

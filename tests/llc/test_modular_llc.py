@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.quadratic_losses import estimate, values
 from torch import Tensor
 
 from crux.llc.calibration import reflect_into_interval
@@ -17,6 +16,7 @@ from crux.llc.hessian import full_spectrum, make_hessian_product
 from crux.llc.known import deep_linear_llc, monomial_estimate
 from crux.llc.losses import FixedData
 from crux.llc.samplers.hmc import HMC
+from tests.support.quadratic_losses import estimate, values
 
 Params = dict[str, Tensor]
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.support.quadratic_losses import A, values
 
 from crux.llc.prediction import predict_llc
+from tests.support.quadratic_losses import A, values
 
 
 def predict(*, step_size: float, gamma: float, noise: float) -> float:

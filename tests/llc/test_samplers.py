@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tests.support.quadratic_losses import A, estimate, quadratic, values
 from torch import Tensor
 
 from crux.llc.noise import Noise
@@ -12,6 +11,7 @@ from crux.llc.samplers.hmc import HMC, MALA
 from crux.llc.samplers.interface import Posterior, Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
 from crux.llc.samplers.sgld import SGLD
+from tests.support.quadratic_losses import A, estimate, quadratic, values
 
 ALL = [SGLD(), RMSPropSGLD(decay=0.99, floor=0.1), MALA, HMC(leapfrogs=3)]
 

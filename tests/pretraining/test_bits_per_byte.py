@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.toy_subject import ToySubject, random_toy
 
 from crux.pretraining.bits_per_byte import cut_windows, sum_nats, to_bits_per_byte
+from tests.support.toy_subject import ToySubject, random_toy
 
 
 @given(n=st.integers(2, 400), context=st.integers(2, 40), data=st.data())

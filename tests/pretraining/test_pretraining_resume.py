@@ -28,9 +28,9 @@ def _little_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interrupted_pretraining_ends_in_the_same_numbers(
-    crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert crux_here(*TINY, "tracking=none", f"output_dir={tmp_path / 'whole'}") == 0
+    assert run_crux(*TINY, "tracking=none", f"output_dir={tmp_path / 'whole'}") == 0
     step = LanguageModel.training_step
 
     def stop_at_step(self: LanguageModel, batch: torch.Tensor, batch_idx: int) -> None:
@@ -41,11 +41,11 @@ def test_an_interrupted_pretraining_ends_in_the_same_numbers(
     outputs = f"output_dir={tmp_path / 'parts'}"
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "training_step", stop_at_step)
-        assert crux_here(*TINY, outputs) == 130
+        assert run_crux(*TINY, outputs) == 130
     run = only_run(tmp_path / "parts")
     assert not run.done
     assert [row["step"] for row in run.read_history()] == [1, 2, 3, 4, 5, 6]
-    assert crux_here(*TINY, outputs, "resume=true") == 0
+    assert run_crux(*TINY, outputs, "resume=true") == 0
 
     whole, resumed = only_run(tmp_path / "whole"), only_run(tmp_path / "parts")
     assert resumed.done
@@ -65,5 +65,5 @@ def test_an_interrupted_pretraining_ends_in_the_same_numbers(
     assert logged.data.metrics["final/bits_per_byte/moby-dick"] == metrics[0]["final/bits_per_byte/moby-dick"]
 
 
-def test_heads_divide_the_width(refusal: Callable[..., str]) -> None:
-    assert "pretrain.n_heads=3: must divide pretrain.d_model=8" in refusal(*TINY, "pretrain.n_heads=3")
+def test_heads_divide_the_width(error_message: Callable[..., str]) -> None:
+    assert "pretrain.n_heads=3: must divide pretrain.d_model=8" in error_message(*TINY, "pretrain.n_heads=3")

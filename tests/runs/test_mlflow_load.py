@@ -97,10 +97,10 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_sweep_against_a_server(
-    server: str, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path
+    server: str, run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path
 ) -> None:
     line = ("-m", "loss=local,e2e", "seed=0,1", "sweep_name=served", f"tracking.uri={server}", f"output_dir={tmp_path}")
-    assert crux_here(*short, *line) == 0
+    assert run_crux(*short_job, *line) == 0
     assert not (tmp_path / "mlflow.db").exists()
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("crux")

@@ -16,12 +16,12 @@ Command = Callable[..., Path]
 
 
 @pytest.fixture
-def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> Command:
+def run(run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path) -> Command:
     """Return a function that runs a short job and returns its folder."""
 
     def make(*overrides: str, code: int = 0) -> Path:
         before = set((tmp_path / "runs").glob("*"))
-        assert crux_here(*short, *overrides, f"output_dir={tmp_path}") == code
+        assert run_crux(*short_job, *overrides, f"output_dir={tmp_path}") == code
         (folder,) = set((tmp_path / "runs").glob("*")) - before
         return folder
 
@@ -118,7 +118,7 @@ def test_a_run_fails_and_the_others_are_finished(
 
 @pytest.mark.parametrize("given", ["sparsities=[1,3]", "sparsities=[1,1e38]"])
 def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
-    given: str, run: Command, crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path,
+    given: str, run: Command, run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     code, words = 2 if "e" in given.removeprefix("sparsities") else 0, ("loss=e2e", "evaluation.latents=0", given)
@@ -136,7 +136,7 @@ def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
         broken = run(*words, code=130)
     assert checkpoint_step(broken / "checkpoints" / "last.ckpt") == 2
     assert {r.info.status for r in find_mlflow_runs(tmp_path).values()} <= {"KILLED", "FAILED"}
-    assert crux_here(*short, *words, "resume=true", f"output_dir={tmp_path}") == code
+    assert run_crux(*short_job, *words, "resume=true", f"output_dir={tmp_path}") == code
     assert (broken / "DONE").exists() == (whole / "DONE").exists() == (code == 0)
     for name in ("sparsity=1", given.rpartition(",")[2].rstrip("]").replace("1e", "1e+").join(("sparsity=", ""))):
         assert read_history(broken / name) == read_history(whole / name)
@@ -153,10 +153,12 @@ def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
     assert set(states.values()) == ({"FINISHED"} if code == 0 else {"FINISHED", "FAILED"})
 
 
-def test_a_sweep_of_jobs_with_many_saes(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_sweep_of_jobs_with_many_saes(
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path
+) -> None:
     """The report contains the runs, not the jobs; in MLflow they are children of the sweep."""
     words = ("-m", "loss=local,e2e", "sparsities=[1,3]", "sweep_name=two", "evaluation.latents=0")
-    assert crux_here(*short, *words, f"output_dir={tmp_path}") == 0
+    assert run_crux(*short_job, *words, f"output_dir={tmp_path}") == 0
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 2
     found = read_finished_runs(sweep).settings

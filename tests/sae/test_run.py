@@ -39,12 +39,14 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def make_run(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Run]:
     def make(*overrides: str) -> Run:
         outputs = tmp_path_factory.mktemp("run")
         with redirect_stdout(StringIO()) as shown:
-            assert crux_here("loss=e2e_ds", "layer=6", "sparsity=1", *short, *overrides, f"output_dir={outputs}") == 0
+            assert (
+                run_crux("loss=e2e_ds", "layer=6", "sparsity=1", *short_job, *overrides, f"output_dir={outputs}") == 0
+            )
         (folder,) = (outputs / "runs").iterdir()
         return Run(folder, outputs, json.loads((folder / "metrics.json").read_text()), shown.getvalue())
 

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.architectures import ARCHITECTURES
 
 import crux
 from crux.training.fit import checkpoint_step
+from tests.support.architectures import ARCHITECTURES
 
 Command = Callable[..., Path]
 
 
 @pytest.fixture
-def run(crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path) -> Command:
+def run(run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path) -> Command:
     """Return a function that runs a short job without MLflow and returns its folder."""
 
     def make(*overrides: str) -> Path:
         before = set((tmp_path / "out" / "runs").glob("*"))
-        assert crux_here(*short, "tracking=none", *overrides, f"output_dir={tmp_path / 'out'}") == 0
+        assert run_crux(*short_job, "tracking=none", *overrides, f"output_dir={tmp_path / 'out'}") == 0
         (folder,) = set((tmp_path / "out" / "runs").glob("*")) - before
         return folder
 
@@ -109,25 +109,25 @@ def test_finetuning_starts_from_the_saved_sae(sae: str, run: Command) -> None:
 
 def test_a_folder_of_another_architecture_is_rejected(
     run: Command,
-    crux_here: Callable[..., int],
-    short: tuple[str, ...],
+    run_crux: Callable[..., int],
+    short_job: tuple[str, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = run("sae=topk", "loss=local")
-    assert crux_here(*short, "sae=relu", f"sae.start_from={first / 'sae'}", f"output_dir={tmp_path / 'other'}") == 2
+    assert run_crux(*short_job, "sae=relu", f"sae.start_from={first / 'sae'}", f"output_dir={tmp_path / 'other'}") == 2
     assert "holds a TopKSAE, which a ReluSAE cannot start from" in capsys.readouterr().err
 
 
 def test_a_stopped_sweep_is_resumed_and_ends_with_its_table(
-    crux_here: Callable[..., int], short: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The second of three jobs is stopped after its checkpoint; the same command then does only the remaining steps."""
     from crux.sae.training.sae_module import SAEModule
 
     command = (
-        *short, "-m", "loss=local,e2e", "sae=topk", "seed=0,1", "sweep_name=two", "tracking=none", "trainer.checkpoint_every=2",
+        *short_job, "-m", "loss=local,e2e", "sae=topk", "seed=0,1", "sweep_name=two", "tracking=none", "trainer.checkpoint_every=2",
         f"output_dir={tmp_path}",
     )  # fmt: skip
     original, steps = SAEModule.on_train_batch_start, []
@@ -140,7 +140,7 @@ def test_a_stopped_sweep_is_resumed_and_ends_with_its_table(
 
     with monkeypatch.context() as patch:
         patch.setattr(SAEModule, "on_train_batch_start", stop_training)
-        assert crux_here(*command) == 130
+        assert run_crux(*command) == 130
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 1
     unfinished = next(p for p in sweep.glob("*/checkpoints/last.ckpt") if not (p.parents[1] / "DONE").exists())
@@ -154,7 +154,7 @@ def test_a_stopped_sweep_is_resumed_and_ends_with_its_table(
         original(self, batch, batch_idx)
 
     monkeypatch.setattr(SAEModule, "on_train_batch_start", counted)
-    assert crux_here(*command) == 0
+    assert run_crux(*command) == 0
     assert len(steps) == 2 + 4 + 4, "a finished job does not run again, a stopped one continues from its checkpoint"
     shown = capsys.readouterr().out
     assert "done before" in shown

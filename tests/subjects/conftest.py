@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support.tiny_subjects import CONFIGS, write_tokenizer
 from transformers import AutoModelForCausalLM
+
+from tests.support.tiny_subjects import CONFIGS, write_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.tiny_subjects import CONFIGS, D_MODEL, N_LAYERS, TOKENS, logits
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +13,7 @@ from crux.config.errors import UserError
 from crux.subjects.hooks import hook_names, sort_hooks
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
+from tests.support.tiny_subjects import CONFIGS, D_MODEL, N_LAYERS, TOKENS, logits
 
 
 @pytest.fixture(params=CONFIGS)

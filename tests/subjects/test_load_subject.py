@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.tiny_subjects import N_LAYERS
 
 from crux.config.errors import UserError
 from crux.subjects.load import load_subject
+from tests.support.tiny_subjects import N_LAYERS
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.recorded_operators import OperatorRecorder
-from tests.support.tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
 from crux.subjects.hooks import hook_names, parse_hook, sort_hooks
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
+from tests.support.recorded_operators import OperatorRecorder
+from tests.support.tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
 
 CASES = [(kind, False) for kind in CONFIGS] + [(kind, True) for kind in PROCESSED]
 # run_with_cache warns about its own default arguments

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.support.tiny_subjects import write_tokenizer
 
 from crux.config.errors import UserError
 from crux.subjects.tokenizer import load_tokenizer
+from tests.support.tiny_subjects import write_tokenizer
 
 
 def test_ids_and_end_of_text(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_subjects import N_LAYERS, PROCESSED, TOKENS, logits
 
 from crux.subjects.load import load_subject
+from tests.support.tiny_subjects import N_LAYERS, PROCESSED, TOKENS, logits
 
 
 @pytest.mark.parametrize("kind", PROCESSED)

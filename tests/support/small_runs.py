@@ -65,7 +65,7 @@ def gpt2(
     return Subject(model, name="random", process_weights=False)
 
 
-def sae_for(subject: Subject, *, n_latents: int = 32, seed: int = 0) -> ReluSAE:
+def make_sae(subject: Subject, *, n_latents: int = 32, seed: int = 0) -> ReluSAE:
     """Return a ReLU SAE of which half of the latents fire at first."""
     generator = torch.Generator().manual_seed(seed)
     return ReluSAE(
@@ -79,13 +79,15 @@ def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, se
     return [torch.randint(0, subject.d_vocab, (batch, pos), generator=generator) for _ in range(n)]
 
 
-def gradients_for(subject: Subject, sites: Sequence[Site], target: LabelTarget = "data") -> LabelGradients | None:
+def make_label_gradients(
+    subject: Subject, sites: Sequence[Site], target: LabelTarget = "data"
+) -> LabelGradients | None:
     """Return the label gradients that Gradient SAEs need; None for SAEs of another architecture."""
     looks = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
     return LabelGradients(subject, tuple(site.write for site in sites), target) if looks else None
 
 
-def formula_for(loss: Loss, *, skip_positions: Sequence[int] = (), max_norm: float | None = None) -> LossFormula[Any]:
+def make_loss(loss: Loss, *, skip_positions: Sequence[int] = (), max_norm: float | None = None) -> LossFormula[Any]:
     """Return a loss with the coefficients that the tests use."""
     shared: Any = {"name": loss, "skip_positions": list(skip_positions), "max_norm": max_norm}
     match loss:
@@ -101,7 +103,7 @@ def formula_for(loss: Loss, *, skip_positions: Sequence[int] = (), max_norm: flo
             return KLFinetuneLoss(KLFinetune(reconstruction=1.0, finetune_share=0.5, **shared))
 
 
-def module_of(
+def make_loss_module(
     loss: LossFormula[Any],
     sites: Sequence[Site],
     *,
@@ -134,7 +136,7 @@ def module_of(
     )
 
 
-def module_for(
+def make_module(
     loss: Loss,
     subject: Subject,
     *,
@@ -146,24 +148,24 @@ def module_for(
     target: LabelTarget = "data",
     **training: Any,
 ) -> SAEModule:
-    """Return the Lightning module of the given sites, or of one SAE at `hook`; `training` as in `module_of`."""
-    sites = sites or [Site(hook, hook, sae_for(subject) if sae is None else sae)]
-    formula = formula_for(loss, skip_positions=skip_positions, max_norm=max_norm)
+    """Return the Lightning module of the given sites, or of one SAE at `hook`; `training` as in `make_loss_module`."""
+    sites = sites or [Site(hook, hook, make_sae(subject) if sae is None else sae)]
+    formula = make_loss(loss, skip_positions=skip_positions, max_norm=max_norm)
     if loss == "local":
-        return module_of(formula, sites, **training)
+        return make_loss_module(formula, sites, **training)
     written = [site.write for site in sites]
     available = [h for h in later_residuals(written[0], n_layers=subject.n_layers) if h not in written]
-    return module_of(
+    return make_loss_module(
         formula,
         sites,
         subject=subject,
         later=formula.options.later_hooks(available, written=written[0]),
-        shown=gradients_for(subject, sites, target),
+        shown=make_label_gradients(subject, sites, target),
         **training,
     )
 
 
-def source_for(
+def training_source(
     loss: Loss,
     subject: Subject,
     tokens: Sequence[Tensor],
@@ -172,15 +174,15 @@ def source_for(
     sites: Sequence[Site] | None = None,
     target: LabelTarget = "data",
 ) -> Sequence[Any]:
-    """What the loss trains on: token batches, activations shuffled over `group` of them, or half of these, then those."""
+    """Return the training data of a loss: token batches, shuffled activations (over `group` batches), or half of each."""
     if loss not in ("local", "kl_finetune"):
         return tokens
-    sites = sites or [Site(HOOK, HOOK, sae_for(subject))]
+    sites = sites or [Site(HOOK, HOOK, make_sae(subject))]
     shuffled = ShuffledActivations(
         tokens if loss == "local" else tokens[: len(tokens) // 2],
         subject=subject,
         hooks=list(dict.fromkeys(hook for site in sites for hook in (site.read, site.write))),
-        gradients=gradients_for(subject, sites, target),
+        gradients=make_label_gradients(subject, sites, target),
         group=group,
         seed=3,
         skip_positions=(),

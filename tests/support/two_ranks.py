@@ -22,11 +22,11 @@ from tests.support.small_runs import (
     NO_AUXK,
     Loss,
     gpt2,
-    module_for,
+    make_module,
     optimizer,
     run_fit,
-    source_for,
     token_batches,
+    training_source,
 )
 
 STEPS = 10
@@ -56,7 +56,7 @@ def build_job(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
     sae = ARCHITECTURES[architecture](base(d_model=subject.d_model, subtract_b_dec=True))
     sites = [Site(HOOK, HOOK, sae)]
     target = "sampled" if "sampled" in options else "data"
-    module = module_for(
+    module = make_module(
         loss,
         subject,
         sites=sites,
@@ -72,7 +72,7 @@ def build_job(job: str) -> tuple[SAEModule, list[Tensor], Any, int]:
             sae.W_enc[:, :8] = 0.0
             sae.b_enc[:8] = -5.0
     tokens = token_batches(subject, n=STEPS * accumulate, batch=4)
-    return module, tokens, source_for(loss, subject, tokens, sites=sites, target=target), accumulate
+    return module, tokens, training_source(loss, subject, tokens, sites=sites, target=target), accumulate
 
 
 def train_job(job: str, *, devices: int, rank: int, folder: Path, stop: int = STEPS, resume: bool = False) -> Trace:

@@ -22,17 +22,17 @@ SAE = (
 
 
 @pytest.fixture(scope="module")
-def toy_run(crux_here: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_run(run_crux: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run folder of a pentagon."""
     outputs = tmp_path_factory.mktemp("toy")
-    assert crux_here(*TOY, f"output_dir={outputs}") == 0
+    assert run_crux(*TOY, f"output_dir={outputs}") == 0
     (run,) = (outputs / "runs").iterdir()
     return run
 
 
-def test_a_topk_sae_recovers_the_pentagon(crux_here: Callable[..., int], toy_run: Path, tmp_path: Path) -> None:
+def test_a_topk_sae_recovers_the_pentagon(run_crux: Callable[..., int], toy_run: Path, tmp_path: Path) -> None:
     given = (f"model.path={toy_run}", "sae=topk", "sae.k=1", f"output_dir={tmp_path}")
-    assert crux_here(*SAE, *given) == 0
+    assert run_crux(*SAE, *given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/recovered"] == 1
@@ -50,7 +50,7 @@ def test_a_topk_sae_recovers_the_pentagon(crux_here: Callable[..., int], toy_run
 
 
 def test_end_to_end_preserves_more_of_the_output_per_active_latent(
-    crux_here: Callable[..., int], toy_run: Path, tmp_path: Path
+    run_crux: Callable[..., int], toy_run: Path, tmp_path: Path
 ) -> None:
     metrics = {}
     for loss in ("local", "e2e"):
@@ -61,7 +61,7 @@ def test_end_to_end_preserves_more_of_the_output_per_active_latent(
             "tracking=none",
             f"output_dir={tmp_path / loss}",
         )
-        assert crux_here(*SAE, *given) == 0
+        assert run_crux(*SAE, *given) == 0
         (run,) = (tmp_path / loss / "runs").iterdir()
         metrics[loss] = json.loads((run / "metrics.json").read_text())
         assert {
@@ -71,11 +71,11 @@ def test_end_to_end_preserves_more_of_the_output_per_active_latent(
 
 
 def test_an_interrupted_training_has_the_same_results(
-    crux_here: Callable[..., int], toy_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_crux: Callable[..., int], toy_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = (*SAE, "tracking=none", f"model.path={toy_run}", "loss=e2e", "target_l0=0.4", "trainer.max_steps=30")
     given = (*given, "trainer.checkpoint_every=10", "trainer.log_every=5")
-    assert crux_here(*given, f"output_dir={tmp_path / 'whole'}") == 0
+    assert run_crux(*given, f"output_dir={tmp_path / 'whole'}") == 0
     step = SAEModule.training_step
 
     def interrupted(self: SAEModule, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -85,8 +85,8 @@ def test_an_interrupted_training_has_the_same_results(
 
     with monkeypatch.context() as patch:
         patch.setattr(SAEModule, "training_step", interrupted)
-        assert crux_here(*given, f"output_dir={tmp_path / 'parts'}") == 130
-    assert crux_here(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
+        assert run_crux(*given, f"output_dir={tmp_path / 'parts'}") == 130
+    assert run_crux(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
     (whole,), (parts,) = ((tmp_path / name / "runs").iterdir() for name in ("whole", "parts"))
     for name in ("metrics.json", "history.jsonl", "sae/cfg.json"):
         assert (parts / name).read_text() == (whole / name).read_text()
@@ -112,28 +112,28 @@ def test_an_interrupted_training_has_the_same_results(
 def test_unsuitable_options_are_rejected_in_one_line(
     given: str,
     says: str,
-    crux_here: Callable[..., int],
+    run_crux: Callable[..., int],
     toy_run: Path,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    assert crux_here(*SAE, f"model.path={toy_run}", *given.split(), f"output_dir={tmp_path}") == 2
+    assert run_crux(*SAE, f"model.path={toy_run}", *given.split(), f"output_dir={tmp_path}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
 
 
 def test_a_run_with_several_models_is_rejected(
-    crux_here: Callable[..., int], toy_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_crux: Callable[..., int], toy_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for name in ("a", "b"):
         (tmp_path / "programs").mkdir(exist_ok=True)
         (tmp_path / "programs" / name).symlink_to(toy_run / "programs" / "model")
-    assert crux_here(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
+    assert run_crux(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
     assert "the run has 2 models, choose one of programs/a, programs/b" in capsys.readouterr().err
-    assert crux_here("experiment=toy/sae", f"output_dir={tmp_path}") == 2
+    assert run_crux("experiment=toy/sae", f"output_dir={tmp_path}") == 2
     assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
 
 
-def test_the_main_job_points_to_the_toy_job(toy_run: Path, refusal: Callable[..., str]) -> None:
+def test_the_main_job_points_to_the_toy_job(toy_run: Path, error_message: Callable[..., str]) -> None:
     for place in (toy_run, toy_run / "programs" / "model"):
-        assert f"{place} is a toy model: use experiment=toy/sae" in refusal(f"model.path={place}")
+        assert f"{place} is a toy model: use experiment=toy/sae" in error_message(f"model.path={place}")

@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.architectures import base
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from crux.config.paths import PACKAGE
 from crux.degeneracy import comparison
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
+from tests.support.architectures import base
 
 NAMES = ("neuron", "random", "pca", "local", "next-2", "global")
 TEXT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_samples=2")
 
 
-def run(crux_here: Callable[..., int], tmp_path: Path, experiment: str, *given: str) -> Path:
+def run(run_crux: Callable[..., int], tmp_path: Path, experiment: str, *given: str) -> Path:
     """Run `interaction_basis/<experiment>` and return its folder; keys without a section belong to `interaction_basis.compare`."""
     keys = [
         key if "." in key.partition("=")[0] or key == "resume=true" else f"interaction_basis.compare.{key}"
         for key in given
     ]
     common = (f"experiment=interaction_basis/{experiment}", "tracking=none", "trainer.progress=false")
-    assert crux_here(*common, *keys, f"output_dir={tmp_path}/out") == 0
+    assert run_crux(*common, *keys, f"output_dir={tmp_path}/out") == 0
     (found,) = (tmp_path / "out" / "runs").iterdir()
     return found
 
@@ -40,12 +40,12 @@ def has_figures(folder: Path, *names: str) -> bool:
     return all((folder / "figures" / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
-def test_short_perceptron_run_writes_figures_and_numbers(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_short_perceptron_run_writes_figures_and_numbers(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = (
         "interaction_basis.perceptron.hidden=[8]", "interaction_basis.perceptron.steps=50", "hooks=[input,post0,output]",
         "samples=300", "judged=100", "batch=150", "ahead=2",
     )  # fmt: skip
-    folder = run(crux_here, tmp_path, "mlp", *given)
+    folder = run(run_crux, tmp_path, "mlp", *given)
     metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert has_figures(folder, "spectra", "nodes", "edges")
     report = (folder / "report.md").read_text()
@@ -67,14 +67,14 @@ def test_short_perceptron_run_writes_figures_and_numbers(crux_here: Callable[...
 
 
 def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
-    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_crux: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers, arrays and history equal those of an uninterrupted run, and finished steps are not repeated."""
     given = (
         "interaction_basis.perceptron.hidden=[8]", "interaction_basis.perceptron.steps=600", "hooks=[input,post0,output]",
         "samples=200", "judged=50", "batch=100", "edge_ablation=[pca,local]",
     )  # fmt: skip
-    whole = run(crux_here, tmp_path / "whole", "mlp", *given)
+    whole = run(run_crux, tmp_path / "whole", "mlp", *given)
     calls: dict[str, int] = {"interaction_edges": 0, "interaction_bases": 0}
 
     def count_calls(name: str, *, dies_at: int) -> Callable[..., object]:
@@ -91,11 +91,11 @@ def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "interaction_edges", count_calls("interaction_edges", dies_at=4))
         with pytest.raises(RuntimeError, match="killed"):
-            run(crux_here, tmp_path / "cut", "mlp", *given)
+            run(run_crux, tmp_path / "cut", "mlp", *given)
     calls["interaction_edges"] = 0
     for name in calls:
         monkeypatch.setattr(comparison, name, count_calls(name, dies_at=-1))
-    resumed = run(crux_here, tmp_path / "cut", "mlp", *given, "resume=true")
+    resumed = run(run_crux, tmp_path / "cut", "mlp", *given, "resume=true")
     assert calls == {"interaction_edges": 3, "interaction_bases": 0}
     for name in ("metrics.json", "history.jsonl", "report.md"):
         assert (resumed / name).read_text() == (whole / name).read_text()
@@ -107,10 +107,10 @@ def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
 
 @pytest.mark.slow
 def test_interaction_basis_finds_the_inputs_that_a_perceptron_reads(
-    crux_here: Callable[..., int], tmp_path: Path
+    run_crux: Callable[..., int], tmp_path: Path
 ) -> None:
     """It needs six of twelve directions at the input, as many as the task has, and at most half the edges of principal components."""
-    folder = run(crux_here, tmp_path, "mlp")
+    folder = run(run_crux, tmp_path, "mlp")
     metrics = read_metrics(folder)
     assert metrics["final/checks_failed"] == 0
     assert has_figures(folder, "graph_local", "graph_neuron")
@@ -119,7 +119,7 @@ def test_interaction_basis_finds_the_inputs_that_a_perceptron_reads(
     assert metrics["final/edges_needed/local/all"] < 0.5 * metrics["final/edges_needed/pca/all"]
 
 
-def test_packaged_model_compared_with_an_sae(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_packaged_model_compared_with_an_sae(run_crux: Callable[..., int], tmp_path: Path) -> None:
     hook = "blocks.6.hook_resid_pre"
     sae = ReluSAE(**base(d_model=128, n_latents=160))
     about = {
@@ -129,7 +129,7 @@ def test_packaged_model_compared_with_an_sae(crux_here: Callable[..., int], tmp_
     saelens.save_sae(sae, tmp_path / "sae", about)
     hooks = f"hooks=[{hook},blocks.7.hook_resid_pre,ln_final.hook_normalized]"
     given = (*TEXT, hooks, "bases=[pca,local]", "ahead=null", f"saes=[{tmp_path}/sae]", "edge_ablation=[local]")
-    folder = run(crux_here, tmp_path, "tiny", *given)
+    folder = run(run_crux, tmp_path, "tiny", *given)
     metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert has_figures(folder, "spectra", "nodes", "edges")
     assert metrics["final/checks_failed"] == 0
@@ -160,20 +160,20 @@ def random_gpt2(tmp_path: Path) -> Path:
     return folder
 
 
-def test_gpt2_in_a_local_folder(crux_here: Callable[..., int], tmp_path: Path, random_gpt2: Path) -> None:
+def test_gpt2_in_a_local_folder(run_crux: Callable[..., int], tmp_path: Path, random_gpt2: Path) -> None:
     hooks = "hooks=[blocks.1.attn.hook_z,blocks.2.hook_resid_pre,ln_final.hook_normalized]"
-    folder = run(crux_here, tmp_path, "gpt2", *TEXT, f"model.path={random_gpt2}", hooks, "bases=[pca,global]")
+    folder = run(run_crux, tmp_path, "gpt2", *TEXT, f"model.path={random_gpt2}", hooks, "bases=[pca,global]")
     metrics = read_metrics(folder)
     assert metrics["final/checks_failed"] == 0
     assert metrics["final/size/global/blocks.2.hook_resid_pre"] <= 32
     assert has_figures(folder, "spectra", "nodes")
 
 
-def test_modular_addition_counts_edges(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_modular_addition_counts_edges(run_crux: Callable[..., int], tmp_path: Path) -> None:
     """The network is untrained, so that nearly all held-out pairs are wrong and few edges are needed."""
     sizes = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 16}
     given = [f"interaction_basis.addition.{key}={value}" for key, value in sizes.items()]
-    folder = run(crux_here, tmp_path, "modular_addition", *given, "trainer.max_steps=3", "within=0.9")
+    folder = run(run_crux, tmp_path, "modular_addition", *given, "trainer.max_steps=3", "within=0.9")
     metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert arrays["edges/local/blocks.0.hook_resid_post"].shape[0] == 7
     assert arrays["C/neuron/output"].shape == (7, 7)
@@ -207,13 +207,13 @@ def test_invalid_options_are_rejected_in_one_line(
     experiment: str,
     given: str,
     says: str,
-    crux_here: Callable[..., int],
+    run_crux: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     key = given if given.startswith(("interaction_basis", "layer")) else f"interaction_basis.compare.{given}"
     common = ("tracking=none", "trainer.progress=false", f"output_dir={tmp_path}")
     steps = ("interaction_basis.perceptron.steps=1",) if experiment == "mlp" else ()
-    assert crux_here(f"experiment=interaction_basis/{experiment}", *common, *steps, key) == 2
+    assert run_crux(f"experiment=interaction_basis/{experiment}", *common, *steps, key) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line

@@ -18,27 +18,27 @@ TRAINING = "experiment=interaction_basis/modular_addition_training"
 Command = Callable[..., int]
 
 
-def run(crux_here: Command, outputs: Path, *given: str) -> tuple[Path, dict[str, float]]:
+def run(run_crux: Command, outputs: Path, *given: str) -> tuple[Path, dict[str, float]]:
     """Run a command and return its folder and metrics."""
-    assert crux_here(*given, "tracking=none", f"output_dir={outputs}") == 0
+    assert run_crux(*given, "tracking=none", f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert (folder / "DONE").exists()
     return folder, json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def addition(crux_here: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def addition(run_crux: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run folder of a small trained network."""
     more = ("trainer.max_steps=300", "interaction_basis.addition.train_share=0.9")
-    folder, metrics = run(crux_here, tmp_path_factory.mktemp("addition"), TRAINING, *SMALL, *more)
+    folder, metrics = run(run_crux, tmp_path_factory.mktemp("addition"), TRAINING, *SMALL, *more)
     assert metrics["final/train_accuracy"] == 1
     assert (folder / "figures" / "grokking.png").exists()
     return folder
 
 
-def test_budget_of_a_perceptron_bounds_the_rank_of_its_hessian(crux_here: Command, tmp_path: Path) -> None:
+def test_budget_of_a_perceptron_bounds_the_rank_of_its_hessian(run_crux: Command, tmp_path: Path) -> None:
     folder, found = run(
-        crux_here, tmp_path, "experiment=degeneracy/spectra", "degeneracy.network=mlp", "degeneracy.hidden=[8,6]",
+        run_crux, tmp_path, "experiment=degeneracy/spectra", "degeneracy.network=mlp", "degeneracy.hidden=[8,6]",
         "degeneracy.steps=60",
     )  # fmt: skip
     assert found["final/checks_failed"] == 0
@@ -52,10 +52,10 @@ def test_budget_of_a_perceptron_bounds_the_rank_of_its_hessian(crux_here: Comman
     assert "| pre0 | 65 · 8 |" in report
 
 
-def test_spectra_of_the_packaged_model_show_that_the_mean_is_not_read(crux_here: Command, tmp_path: Path) -> None:
+def test_spectra_of_the_packaged_model_show_that_the_mean_is_not_read(run_crux: Command, tmp_path: Path) -> None:
     hooks = "blocks.5.hook_resid_pre,blocks.7.attn.hook_z,blocks.7.hook_attn_out"
     folder, found = run(
-        crux_here, tmp_path, "experiment=degeneracy/spectra", "degeneracy.sequences=16", "model.context=64",
+        run_crux, tmp_path, "experiment=degeneracy/spectra", "degeneracy.sequences=16", "model.context=64",
         f"hook_points=[{hooks}]",
     )  # fmt: skip
     assert found["final/checks"] == 1
@@ -66,9 +66,9 @@ def test_spectra_of_the_packaged_model_show_that_the_mean_is_not_read(crux_here:
     assert "| blocks.7.attn.hook_z | blocks.7.hook_attn_out | 16384 | 128 |" in (folder / "report.md").read_text()
 
 
-def test_synchronised_neurons_of_a_perceptron(crux_here: Command, tmp_path: Path) -> None:
+def test_synchronised_neurons_of_a_perceptron(run_crux: Command, tmp_path: Path) -> None:
     folder, found = run(
-        crux_here, tmp_path, "experiment=degeneracy/synchronised", "degeneracy.hidden=[24]", "degeneracy.steps=60",
+        run_crux, tmp_path, "experiment=degeneracy/synchronised", "degeneracy.hidden=[24]", "degeneracy.steps=60",
         "degeneracy.thresholds=[0.001,0.5,0.05]",
     )  # fmt: skip
     assert found["final/checks_failed"] == 0
@@ -85,23 +85,23 @@ def test_synchronised_neurons_of_a_perceptron(crux_here: Command, tmp_path: Path
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_both_experiments_accept_a_modular_addition_network(
-    crux_here: Command, addition: Path, tmp_path: Path, inside: bool
+    run_crux: Command, addition: Path, tmp_path: Path, inside: bool
 ) -> None:
     path = addition / RUN_SUBFOLDER if inside else addition
     if inside:
-        _, found = run(crux_here, tmp_path, "experiment=degeneracy/synchronised", f"model.path={path}")
+        _, found = run(run_crux, tmp_path, "experiment=degeneracy/synchronised", f"model.path={path}")
         assert found["final/neurons"] == 32
     else:
-        _, found = run(crux_here, tmp_path, "experiment=degeneracy/spectra", f"model.path={path}")
+        _, found = run(run_crux, tmp_path, "experiment=degeneracy/spectra", f"model.path={path}")
         assert found["final/parameters"] == 129 * 32 + 33 * 128
         assert found["final/bound"] < found["final/parameters"]
     assert found["final/checks_failed"] == 0
 
 
-def test_killed_training_is_resumed(crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_training_is_resumed(run_crux: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The history and the network of the resumed run equal those of an uninterrupted one."""
     given = [TRAINING, *SMALL, "trainer.max_steps=60", "trainer.log_every=10", "trainer.checkpoint_every=20"]
-    whole, _ = run(crux_here, tmp_path / "whole", *given)
+    whole, _ = run(run_crux, tmp_path / "whole", *given)
     from crux.degeneracy.networks import modular_addition_module as modular_addition
 
     calls = iter(range(100))
@@ -115,8 +115,8 @@ def test_killed_training_is_resumed(crux_here: Command, tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(modular_addition, "evaluate_addition", dies)
         with pytest.raises(RuntimeError, match="killed"):
-            run(crux_here, tmp_path / "cut", *given)
-    resumed, _ = run(crux_here, tmp_path / "cut", *given, "resume=true")
+            run(run_crux, tmp_path / "cut", *given)
+    resumed, _ = run(run_crux, tmp_path / "cut", *given, "resume=true")
     assert (resumed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     a, b = (load_file(folder / RUN_SUBFOLDER / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -132,7 +132,7 @@ def test_killed_training_is_resumed(crux_here: Command, tmp_path: Path, monkeypa
     ids=["spectra", "synchronised"],
 )  # fmt: skip
 def test_killed_measurements_are_resumed(
-    crux_here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], module: str, dies: str
+    run_crux: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], module: str, dies: str
 ) -> None:
     """Measurements from before a run was killed are not repeated, and the numbers are the same."""
     experiment = import_module(f"crux.degeneracy.experiments.{module}")
@@ -150,12 +150,12 @@ def test_killed_measurements_are_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(experiment, dies, dies_at(3))
         with pytest.raises(RuntimeError, match="killed"):
-            run(crux_here, tmp_path / "cut", *given)
+            run(run_crux, tmp_path / "cut", *given)
     calls.clear()
     monkeypatch.setattr(experiment, dies, dies_at(-1))
-    resumed, found = run(crux_here, tmp_path / "cut", *given, "resume=true")
+    resumed, found = run(run_crux, tmp_path / "cut", *given, "resume=true")
     again = len(calls)
-    whole, expected = run(crux_here, tmp_path / "whole", *given)
+    whole, expected = run(run_crux, tmp_path / "whole", *given)
     assert len(calls) - again == again + 2
     assert found == expected
     assert (resumed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
@@ -192,14 +192,16 @@ TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )  # fmt: skip
-def test_invalid_options_are_rejected(refusal: Callable[..., str], given: tuple[str, ...], said: str) -> None:
-    assert said in refusal(*given)
+def test_invalid_options_are_rejected(error_message: Callable[..., str], given: tuple[str, ...], said: str) -> None:
+    assert said in error_message(*given)
 
 
-def test_network_with_broken_weights_is_rejected(refusal: Callable[..., str], addition: Path, tmp_path: Path) -> None:
+def test_network_with_broken_weights_is_rejected(
+    error_message: Callable[..., str], addition: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "config.json").write_text((addition / RUN_SUBFOLDER / "config.json").read_text())
     (folder / "model.safetensors").write_bytes(b"short")
     for experiment in (SPECTRA, SYNCHRONISED):
-        assert "not a safetensors file, or a broken one" in refusal(experiment, f"model.path={folder}")
+        assert "not a safetensors file, or a broken one" in error_message(experiment, f"model.path={folder}")

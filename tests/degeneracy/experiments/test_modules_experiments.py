@@ -21,9 +21,9 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
 
 
-def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[Path, dict[str, float], str]:
+def run(run_crux: Callable[..., int], outputs: Path, *given: str) -> tuple[Path, dict[str, float], str]:
     """Run a command and return its folder, metrics and report."""
-    assert crux_here(*given, "tracking=none", "trainer.progress=false", f"output_dir={outputs}") == 0
+    assert run_crux(*given, "tracking=none", "trainer.progress=false", f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert (folder / "DONE").exists()
     return folder, json.loads((folder / "metrics.json").read_text()), (folder / "report.md").read_text()
@@ -31,8 +31,8 @@ def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_shortcut_module_is_found_and_removed(seed: int, crux_here: Callable[..., int], tmp_path: Path) -> None:
-    folder, metrics, report = run(crux_here, tmp_path, "experiment=interaction_basis/modules", f"seed={seed}")
+def test_shortcut_module_is_found_and_removed(seed: int, run_crux: Callable[..., int], tmp_path: Path) -> None:
+    folder, metrics, report = run(run_crux, tmp_path, "experiment=interaction_basis/modules", f"seed={seed}")
     assert metrics["final/checks_failed"] == 0
     assert metrics["final/modules"] == 2
     assert metrics["final/intact/misled"] > metrics["final/without_shortcut/misled"] + 0.3
@@ -71,8 +71,8 @@ def test_shortcut_is_in_the_training_data_and_not_in_the_evaluation_data() -> No
 
 
 @pytest.mark.slow
-def test_dictionaries_of_every_loss_in_three_seeds(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    folder, metrics, _ = run(crux_here, tmp_path, "experiment=interaction_basis/dictionaries")
+def test_dictionaries_of_every_loss_in_three_seeds(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    folder, metrics, _ = run(run_crux, tmp_path, "experiment=interaction_basis/dictionaries")
     assert metrics["final/checks"] == 27
     assert metrics["final/checks_failed"] == 0
     assert (folder / "figures" / "outside.png").exists()
@@ -98,7 +98,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_saved_saes_of_a_language_model(
-    saved: Callable[..., str], crux_here: Callable[..., int], tmp_path: Path
+    saved: Callable[..., str], run_crux: Callable[..., int], tmp_path: Path
 ) -> None:
     """The shares of random directions are those expected by chance."""
     folders = [
@@ -107,7 +107,7 @@ def test_saved_saes_of_a_language_model(
     ]  # fmt: skip
     given = ("interaction_basis.dictionaries.tokens=1024", "interaction_basis.dictionaries.left_out=0.1")
     _, metrics, report = run(
-        crux_here,
+        run_crux,
         tmp_path,
         "experiment=interaction_basis/dictionaries",
         f"interaction_basis.saes=[{','.join(folders)}]",
@@ -137,23 +137,23 @@ def test_invalid_options_are_rejected_in_one_line(
     experiment: str,
     given: str,
     says: str,
-    crux_here: Callable[..., int],
+    run_crux: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    assert crux_here(f"experiment=interaction_basis/{experiment}", given, f"output_dir={tmp_path}") == 2
+    assert run_crux(f"experiment=interaction_basis/{experiment}", given, f"output_dir={tmp_path}") == 2
     error = capsys.readouterr().err.strip()
     assert says in error
     assert "\n" not in error
 
 
 def test_sae_without_its_hook_point_is_rejected(
-    saved: Callable[..., str], crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    saved: Callable[..., str], run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = Path(saved("a"))
     config = json.loads((folder / "cfg.json").read_text())
     del config["metadata"]["hook_name"]
     (folder / "cfg.json").write_text(json.dumps(config))
     given = (f"interaction_basis.saes=[{folder}]", "tracking=none", f"output_dir={tmp_path}")
-    assert crux_here("experiment=interaction_basis/dictionaries", *given) == 2
+    assert run_crux("experiment=interaction_basis/dictionaries", *given) == 2
     assert "does not say its hook_name" in capsys.readouterr().err

@@ -1,9 +1,9 @@
 """Tests of the figures of bases."""
 
 import numpy as np
-from tests.support.figures import find_panel, find_panels, points
 
 from crux.degeneracy.figures.bases import ablation_curves, basis_spectra
+from tests.support.figures import find_panel, find_panels, points
 
 
 def test_spectra_are_shares_of_the_largest() -> None:

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tests.support.figures import find_line, find_panel, points
 
 from crux.degeneracy.figures.grokking import grokking
 from crux.degeneracy.figures.spectra import gram_spectra
 from crux.degeneracy.figures.synchronised import synchronised_neurons
+from tests.support.figures import find_line, find_panel, points
 
 
 def test_spectra_are_shares_of_the_largest() -> None:

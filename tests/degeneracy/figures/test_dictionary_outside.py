@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
-from tests.support.figures import find_panel
 
 from crux.degeneracy.figures.dictionary_outside import dictionary_outside
+from tests.support.figures import find_panel
 
 
 def test_one_dot_per_latent_and_a_line_for_the_weighted_mean() -> None:

@@ -5,9 +5,9 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from tests.support.figures import find_panel
 
 from crux.degeneracy.figures.interaction_graph import MOST, PALE, colour, interaction_graph, marker
+from tests.support.figures import find_panel
 
 WEIGHTS = [np.array([[3.0, 0, 0, 0], [0, 1, 2, 0]]), np.array([[1.0, 0.5]])]
 MODULES = [np.array([0, 1, 1, -1]), np.array([0, 1]), np.array([0])]

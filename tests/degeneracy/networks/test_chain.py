@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_subjects import CONFIGS, TOKENS
 from torch import nn
 
 from crux.config.errors import UserError
 from crux.degeneracy.networks.chain import Chain
 from crux.subjects.load import load_subject
 from crux.subjects.subject import FINAL
+from tests.support.tiny_subjects import CONFIGS, TOKENS
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.cluster_sweeps import GRID, JOB, STEPS, check_complete, count_states, find_job_folders, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]

@@ -17,17 +17,17 @@ from crux.text.tokens import Tokens
 SHORT_CHAINS = ("llc.chains=2", "llc.burn_in=4", "llc.draws=8", "tracking=none", "trainer.progress=false")
 
 
-def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[str, float], Path]:
+def run(run_crux: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[str, float], Path]:
     """Run a job; return its metrics and its folder."""
-    assert crux_here(*given, f"output_dir={outputs}") == 0
+    assert run_crux(*given, f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert all(path.stat().st_size > 10_000 for path in (folder / "figures").iterdir())
     return json.loads((folder / "metrics.json").read_text()), folder
 
 
-def test_coefficient_of_a_pentagon_is_seven(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_coefficient_of_a_pentagon_is_seven(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, folder = run(
-        crux_here, tmp_path, "experiment=llc/kgon", "llc.corners=[5]", "llc.nbetas=[1e5]", "llc.burn_in=30", "llc.draws=100",
+        run_crux, tmp_path, "experiment=llc/kgon", "llc.corners=[5]", "llc.nbetas=[1e5]", "llc.burn_in=30", "llc.draws=100",
         "tracking=none",
     )  # fmt: skip
     assert metrics["final/checks_failed"] == 0
@@ -35,25 +35,25 @@ def test_coefficient_of_a_pentagon_is_seven(crux_here: Callable[..., int], tmp_p
     assert abs(float(arrays["mean"]) - 7) < 4 * float(arrays["standard_error"]) < 2
 
 
-def test_linear_network_approaches_its_coefficient(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_linear_network_approaches_its_coefficient(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, folder = run(
-        crux_here, tmp_path, "experiment=llc/linear", "llc.widths=[[2,1,2]]", "llc.ranks=[0]", "llc.nbetas=[1e2,1e4]",
+        run_crux, tmp_path, "experiment=llc/linear", "llc.widths=[[2,1,2]]", "llc.ranks=[0]", "llc.nbetas=[1e2,1e4]",
         "llc.burn_in=50", "llc.draws=100", "llc.leapfrogs=40", "tracking=none",
     )  # fmt: skip
     assert metrics["final/checks_failed"] == 0
     assert "distance from λ = 1 at the largest nβ" in (folder / "report.md").read_text()
 
 
-def test_effective_parameters_of_a_perceptron(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_effective_parameters_of_a_perceptron(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, _ = run(
-        crux_here, tmp_path, *SHORT_CHAINS, "experiment=llc/behavioural", "llc.hidden=[3]", "llc.samples=32", "llc.nbetas=[1e2,1e4]"
+        run_crux, tmp_path, *SHORT_CHAINS, "experiment=llc/behavioural", "llc.hidden=[3]", "llc.samples=32", "llc.nbetas=[1e2,1e4]"
     )  # fmt: skip
     assert metrics["final/checks"] > 0
 
 
-def test_training_of_a_toy_model(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_training_of_a_toy_model(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, folder = run(
-        crux_here, tmp_path, *SHORT_CHAINS, "experiment=llc/toy_training", "trainer.max_steps=200", "toy.snapshots=10", "toy.seeds=2",
+        run_crux, tmp_path, *SHORT_CHAINS, "experiment=llc/toy_training", "trainer.max_steps=200", "toy.snapshots=10", "toy.seeds=2",
         "toy.held_out=1024", "llc.checkpoints=3", "llc.nbetas=[1e4]", "llc.samples=32",
     )  # fmt: skip
     report = (folder / "report.md").read_text()
@@ -64,23 +64,23 @@ def test_training_of_a_toy_model(crux_here: Callable[..., int], tmp_path: Path) 
     assert any("train/loss" in row for row in rows)
     (other := tmp_path / "again").mkdir()  # model.path accepts the run folder
     again, _ = run(
-        crux_here, other, *SHORT_CHAINS, "experiment=llc/toy_training", f"model.path={folder}", "model.instance=1", "llc.checkpoints=2",
+        run_crux, other, *SHORT_CHAINS, "experiment=llc/toy_training", f"model.path={folder}", "model.instance=1", "llc.checkpoints=2",
         "llc.nbetas=[1e4]", "llc.samples=32",
     )  # fmt: skip
     assert again["final/checks"] == metrics["final/checks"]
 
 
-def test_training_of_an_sae(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_training_of_an_sae(run_crux: Callable[..., int], tmp_path: Path) -> None:
     _, folder = run(
-        crux_here, tmp_path, *SHORT_CHAINS, "experiment=llc/sae_training", "trainer.max_steps=60", "llc.checkpoints=3",
+        run_crux, tmp_path, *SHORT_CHAINS, "experiment=llc/sae_training", "trainer.max_steps=60", "llc.checkpoints=3",
         "llc.nbetas=[1e4]", "llc.samples=64",
     )  # fmt: skip
     assert "Behavioural loss" in (folder / "report.md").read_text()
 
 
-def test_some_parameters_of_the_packaged_model(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_some_parameters_of_the_packaged_model(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, folder = run(
-        crux_here, tmp_path, *SHORT_CHAINS, "experiment=llc/language_model", "model.context=16", "llc.samples=4", "llc.minibatch=2",
+        run_crux, tmp_path, *SHORT_CHAINS, "experiment=llc/language_model", "model.context=16", "llc.samples=4", "llc.minibatch=2",
         "llc.every=1", "llc.parameters=[transformer.h.7.ln_2.*]", "llc.gradient_text=train",
     )  # fmt: skip
     assert metrics["final/parameters"] == 256
@@ -118,9 +118,9 @@ def test_text_windows_come_from_the_requested_part(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_invalid_values_are_rejected(
-    given: str, message: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    given: str, message: str, run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     experiment, *rest = given.split()
     sampler = ["llc.sampler=sgld"] if "step_size" in given else []
-    assert crux_here(f"experiment=llc/{experiment}", *rest, *sampler, "tracking=none", f"output_dir={tmp_path}") == 2
+    assert run_crux(f"experiment=llc/{experiment}", *rest, *sampler, "tracking=none", f"output_dir={tmp_path}") == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -24,16 +24,16 @@ from crux.llc.losses import NO_DATA
 from crux.llc.samplers.hmc import HMC
 
 
-def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[str, float], str]:
+def run(run_crux: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[str, float], str]:
     """Run a job; return its metrics and its report."""
-    assert crux_here(*given, "tracking=none", f"output_dir={outputs}") == 0
+    assert run_crux(*given, "tracking=none", f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     assert (folder / "DONE").exists()
     return json.loads((folder / "metrics.json").read_text()), (folder / "report.md").read_text()
 
 
-def test_a_small_calibration_passes(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    metrics, report = run(crux_here, tmp_path, "experiment=llc/calibrate", "llc.cases=[regular]", "llc.length=0.1")
+def test_a_small_calibration_passes(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    metrics, report = run(run_crux, tmp_path, "experiment=llc/calibrate", "llc.cases=[regular]", "llc.length=0.1")
     assert metrics["final/cases"] == 16
     assert metrics["final/checks_failed"] == 0
     assert 0 < metrics["final/worst_errors"] < 3
@@ -60,11 +60,11 @@ def test_singular_cases_pass_at_small_size() -> None:
 
 
 def test_speed_of_one_batch_against_a_loop_over_chains(
-    crux_here: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_crux: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("crux.llc.experiments.speed.ROUNDS", 2)
     monkeypatch.setattr("crux.llc.experiments.speed.CHAINS", (4, 8))
-    metrics, _ = run(crux_here, tmp_path, "experiment=llc/speed")
+    metrics, _ = run(run_crux, tmp_path, "experiment=llc/speed")
     assert metrics["final/gain/8"] > 0
     assert metrics["final/checks"] == 1
 
@@ -81,18 +81,18 @@ def test_speed_of_one_batch_against_a_loop_over_chains(
     ],
 )
 def test_user_errors_are_one_line(
-    given: str, message: str, crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    given: str, message: str, run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert crux_here("experiment=llc/calibrate", given, f"output_dir={tmp_path}") == 2
+    assert run_crux("experiment=llc/calibrate", given, f"output_dir={tmp_path}") == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
 
 
 def test_the_job_needs_an_experiment(
-    crux_here: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert crux_here("job=llc", f"output_dir={tmp_path}") == 2
+    assert run_crux("job=llc", f"output_dir={tmp_path}") == 2
     assert "choose an experiment, experiment=llc/" in capsys.readouterr().err
 
 

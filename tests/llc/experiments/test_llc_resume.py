@@ -61,17 +61,15 @@ SHORT = (
     ],
     ids=["kgon", "toy_training", "sae_training"],
 )  # fmt: skip
-def test_killed_run_resumes_exactly(
-    given: list[str], after: int, crux_here: Callable[..., int], tmp_path: Path
-) -> None:
+def test_killed_run_resumes_exactly(given: list[str], after: int, run_crux: Callable[..., int], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert crux_here(*given, *SHORT, f"output_dir={whole}") == 0
+    assert run_crux(*given, *SHORT, f"output_dir={whole}") == 0
     command = [sys.executable, "-c", KILLED_SCRIPT, str(after), *given, *SHORT, f"output_dir={killed}"]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False)
     assert done.returncode == -signal.SIGKILL
     (folder,) = (killed / "runs").iterdir()
     assert list((folder / "pieces").glob("*.safetensors"))
-    assert crux_here(*given, *SHORT, f"output_dir={killed}", "resume=true") == 0
+    assert run_crux(*given, *SHORT, f"output_dir={killed}", "resume=true") == 0
     (expected,) = (whole / "runs").iterdir()
     assert list((killed / "runs").iterdir()) == [folder]
     assert not (folder / "pieces").exists()

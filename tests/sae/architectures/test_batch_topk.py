@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
 from crux.sae.architectures.batch_topk import BatchTopKSAE, kth_largest
 from crux.sae.architectures.jumprelu import JumpReluSAE
+from tests.support.architectures import base, normal
 
 
 def make_sae(k: int = 4) -> BatchTopKSAE:

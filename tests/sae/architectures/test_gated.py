@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tests.support.architectures import base, normal
 
 from crux.sae.architectures.gated import GatedSAE
+from tests.support.architectures import base, normal
 
 
 def hand_made_sae() -> GatedSAE:

@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.architectures import base, normal
 from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.topk import TopKSAE
+from tests.support.architectures import base, normal
 
 X, G = 3 * normal(60, 8), normal(60, 8, seed=2)
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests.support.architectures import base, normal
 from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import Heaviside, JumpReLU, JumpReluSAE
+from tests.support.architectures import base, normal
 
 PRE = torch.tensor([[0.3], [0.9], [1.05], [1.3], [2.0], [-1.0]])
 """Two values within ε/2 = 0.2 of θ = 1: one on either side."""

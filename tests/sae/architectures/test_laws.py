@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.architectures import ARCHITECTURES, auxiliary_term, base, normal, perturb_sae
 from torch import Tensor
 
 import crux.sae.architectures
 from crux.sae.architectures.sae import SAE, BaseArguments, Codes
+from tests.support.architectures import ARCHITECTURES, auxiliary_term, base, normal, perturb_sae
 
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 

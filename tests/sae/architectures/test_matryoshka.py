@@ -2,12 +2,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.sae import Codes
+from tests.support.architectures import base, normal
 
 
 def make_sae(prefixes: Sequence[float] = (0.25, 0.5), coefficient: float = 1.0) -> MatryoshkaSAE:

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
 from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp_penalty
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes
+from tests.support.architectures import base, normal
 
 
 def make_sae(p_end: float = 0.2, p_start: float = 0.2, p_stop: float = 1.0, p_updates: int = 4) -> PAnnealSAE:

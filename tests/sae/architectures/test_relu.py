@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tests.support.architectures import base
 from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes, Init
+from tests.support.architectures import base
 
 
 def make_sae(

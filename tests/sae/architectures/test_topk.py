@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.support.architectures import base, normal
 
 from crux.config.errors import UserError
 from crux.sae.architectures.topk import TopKSAE, keep_largest
+from tests.support.architectures import base, normal
 
 
 def test_the_selection_by_hand() -> None:

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.small_saes import random_sae, relu_sae, scaling_sae
-from tests.support.toy_subject import ToySubject, random_toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,6 +16,8 @@ from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
 from crux.sae.losses.label import LabelTarget
 from crux.sae.losses.mse import mse
+from tests.support.small_saes import random_sae, relu_sae, scaling_sae
+from tests.support.toy_subject import ToySubject, random_toy
 
 LN3, LN9 = math.log(3), math.log(9)
 

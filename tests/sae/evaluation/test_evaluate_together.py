@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.small_saes import random_sae
-from tests.support.toy_subject import random_toy
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -12,6 +10,8 @@ from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate_sae import evaluate_sae
 from crux.sae.evaluation.evaluate_together import evaluate_together
+from tests.support.small_saes import random_sae
+from tests.support.toy_subject import random_toy
 
 PRE = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
 TOKENS = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))

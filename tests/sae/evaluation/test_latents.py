@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests.support.toy_subject import ToySubject, random_toy
 
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.evaluation.latents import NO_TOKEN, choose_latents, logit_effects, strongest_contexts
 from crux.subjects.subject import Unembed
+from tests.support.toy_subject import ToySubject, random_toy
 
 
 def counting_subject(d_vocab: int) -> ToySubject:

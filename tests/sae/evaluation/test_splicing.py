@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.support.small_saes import random_sae, scaling_sae
-from tests.support.toy_subject import random_toy
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -13,6 +11,8 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.architectures.site import Site
 from crux.sae.splicing import SaePass, splice_sites
+from tests.support.small_saes import random_sae, scaling_sae
+from tests.support.toy_subject import random_toy
 
 PRE = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
 TOKENS = torch.randint(11, (4, 7), generator=torch.Generator().manual_seed(2))

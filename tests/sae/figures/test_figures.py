@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from tests.support.figures import find_line, find_panel, points
 
 from crux.sae.figures.densities import plot_densities
 from crux.sae.figures.downstream import plot_downstream
 from crux.sae.figures.loss_curves import plot_loss_curves
+from tests.support.figures import find_line, find_panel, points
 
 METRICS = {
     "mse": 0.5,

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, make_trained_sae
 from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats import saelens
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, make_trained_sae
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.small_runs import gpt2
 from torch import Tensor
 
 from crux.sae.losses.fisher import fisher_surrogate
 from crux.sae.losses.label import label_loss
 from crux.subjects.subject import Subject
+from tests.support.small_runs import gpt2
 
 G = torch.tensor([[[1.0, 2.0], [0.0, -1.0], [3.0, 1.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
 DELTA = torch.tensor([[[1.0, 1.0], [4.0, 1.0], [1.0, -2.0]], [[2.0, 5.0], [-1.0, 9.0], [9.0, 0.0]]])

@@ -5,12 +5,12 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.recorded_operators import OperatorRecorder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from crux.sae.losses import label, readout
 from crux.sae.losses.label import LabelTarget, draw_labels, label_loss
+from tests.support.recorded_operators import OperatorRecorder
 
 BATCH, T, D, V = 3, 5, 4, 11
 TARGETS: list[LabelTarget] = list(get_args(LabelTarget))

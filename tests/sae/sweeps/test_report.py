@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.figures import find_line, find_panel, find_panels, points
-from tests.support.made_up_runs import made_up_run
 
 from crux.runs.run_folder import RunFolder
 from crux.sae.sweeps.figures import plot_sweep
 from crux.sae.sweeps.finished_runs import read_finished_runs
 from crux.sae.sweeps.l0_curves import build_curves
 from crux.sae.sweeps.report import write_report
+from tests.support.figures import find_line, find_panel, find_panels, points
+from tests.support.made_up_runs import made_up_run
 
 AT = [20.0, 25.0]
 
@@ -106,11 +106,11 @@ def test_runs_without_an_l0_are_only_in_the_table(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_it_again(
-    crux_here: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run_crux: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweeps" / "made"
     make_sweep(folder, losses=("local", "e2e"), seeds=2, sparsities=3)
-    assert crux_here("experiment=report", "sweep=made", "report_l0=[20]", f"output_dir={tmp_path}") == 0
+    assert run_crux("experiment=report", "sweep=made", "report_l0=[20]", f"output_dir={tmp_path}") == 0
     assert "e2e / local" in capfd.readouterr().out
     assert {p.name for p in folder.glob("*.*")} == {"report.md", "runs.csv", "matched.csv"}
     assert not (tmp_path / "mlflow.db").exists()

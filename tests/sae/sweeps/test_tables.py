@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tests.support.made_up_runs import made_up_run
 
 from crux.config.errors import UserError
 from crux.runs.run_folder import RunFolder
@@ -21,6 +20,7 @@ from crux.sae.sweeps.tables import (
     runs_table,
     times_table,
 )
+from tests.support.made_up_runs import made_up_run
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.architectures import ARCHITECTURES
-from tests.support.two_ranks import STEPS, Trace, train_job
 
 from crux.training.processes import torchrun_variables
+from tests.support.architectures import ARCHITECTURES
+from tests.support.two_ranks import STEPS, Trace, train_job
 
 ROOT = Path(__file__).resolve().parents[3]
 SAME = [  # in one of them: strong clipping, AuxK with dying latents, accumulation, and skipped positions

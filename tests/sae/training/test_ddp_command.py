@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.sae_jobs import ROOT, compose_sae_job
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
 from crux.sae.job import run
 from crux.sae.options import SaeJob
 from crux.training.fit import checkpoint_step
+from tests.support.sae_jobs import ROOT, compose_sae_job
 
 STEPS, EVERY = 40, 10
 SMALL = [
@@ -257,9 +257,9 @@ def test_more_devices_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_sweep_rejects_it_once(
-    crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_crux: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here("-m", *TWO, "seed=0,1", f"output_dir={tmp_path}", "tracking=none") == 2
+    assert run_crux("-m", *TWO, "seed=0,1", f"output_dir={tmp_path}", "tracking=none") == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r"crux: trainer=ddp in a sweep: [^\n]+\n", err), err
     assert not list(tmp_path.glob("**/config.yaml"))

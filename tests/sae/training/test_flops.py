@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.support.architectures import base
-from tests.support.sae_jobs import ROOT
-from tests.support.small_runs import Loss, gpt2, module_for, sae_for, source_for, token_batches
 from torch.utils.flop_counter import FlopCounterMode
 
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
@@ -20,6 +17,9 @@ from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.architectures.topk import TopKSAE
 from crux.subjects.subject import Subject
+from tests.support.architectures import base
+from tests.support.sae_jobs import ROOT
+from tests.support.small_runs import Loss, gpt2, make_module, make_sae, token_batches, training_source
 
 L, D, V, T, BATCH, N_LATENTS = 8, 128, 2048, 256, 2, 2048  # the packaged model, sae.ratio=16
 GROUP = 2
@@ -112,8 +112,10 @@ def step_flops(subject: Subject, loss: Loss, *saes: SAE, layer: int) -> float:
     hook = f"blocks.{layer}.hook_resid_pre"
     sites = [Site(hook, hook, sae) for sae in saes]
     runs = [str(i) for i in range(len(saes))] if len(saes) > 1 else []
-    module = module_for(loss, subject, sites=sites, runs=runs)
-    batches = source_for(loss, subject, token_batches(subject, n=GROUP, batch=BATCH, pos=T), group=GROUP, sites=sites)
+    module = make_module(loss, subject, sites=sites, runs=runs)
+    batches = training_source(
+        loss, subject, token_batches(subject, n=GROUP, batch=BATCH, pos=T), group=GROUP, sites=sites
+    )
 
     def steps() -> None:
         for i in range(GROUP):
@@ -140,7 +142,7 @@ def test_the_counter_counts_attention(subject: Subject) -> None:
 @pytest.mark.parametrize("layer", [2, 6])
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
 def test_a_step_needs_the_analytic_minimum(subject: Subject, loss: Loss, layer: int) -> None:
-    found = step_flops(subject, loss, sae_for(subject, n_latents=N_LATENTS), layer=layer)
+    found = step_flops(subject, loss, make_sae(subject, n_latents=N_LATENTS), layer=layer)
     ratio = found / minimum(loss, layer)
     print(f"{loss} layer {layer}: {ratio:.5f} of the minimum")
     assert 1.0 <= ratio <= 1.02
@@ -163,7 +165,7 @@ def test_a_gradient_sae_costs_one_backward_pass_more_than_topk(subject: Subject,
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
 def test_many_saes_cost_the_clean_pass_once(subject: Subject, loss: Loss, sae: str, layer: int) -> None:
     n = 4
-    saes = [topk() if sae == "topk" else sae_for(subject, n_latents=N_LATENTS) for _ in range(n)]
+    saes = [topk() if sae == "topk" else make_sae(subject, n_latents=N_LATENTS) for _ in range(n)]
     found = step_flops(subject, loss, *saes, layer=layer)
     ratio, alone = found / many_minimum(loss, layer, n=n), n * minimum(loss, layer)
     print(f"{loss} {sae} layer {layer}: {ratio:.5f} of the minimum, {found / alone:.3f} of {n} runs alone")

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.architectures import base
-from tests.support.small_runs import HOOK, NO_AUXK, Loss, gpt2, module_for, module_of, sae_for, token_batches
-from tests.support.toy_subject import ToySubject, random_toy
 from torch import Tensor, nn
 
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
@@ -27,6 +24,9 @@ from crux.sae.training.activations import Activations
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
+from tests.support.architectures import base
+from tests.support.small_runs import HOOK, NO_AUXK, Loss, gpt2, make_loss_module, make_module, make_sae, token_batches
+from tests.support.toy_subject import ToySubject, random_toy
 
 LAMBDA, KL, DOWNSTREAM, RECONSTRUCTION, FISHER = 0.7, 0.5, 2.5, 0.3, 6.0
 TOKENS = torch.randint(0, 11, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -115,7 +115,7 @@ def test_end_to_end_is_the_plain_formula(
     }  # fmt: skip
     loss = E2EDownstreamLoss(E2EDownstream(downstream=DOWNSTREAM, **options)) if downstream else E2ELoss(E2E(**options))
     later = [BLOCK_2, LAST] if downstream else []
-    module = module_of(loss, one(sae), subject=toy, later=later, sparsity=LAMBDA)
+    module = make_loss_module(loss, one(sae), subject=toy, later=later, sparsity=LAMBDA)
     plain = plain_end_to_end(toy, sae, counted, downstream=downstream, reconstruction=reconstruction)
     assert_same(module, TOKENS, plain)
 
@@ -140,7 +140,7 @@ def test_several_end_to_end_saes_are_the_plain_formula(skip_positions: tuple[int
         max_norm=max_norm,
     )  # fmt: skip
     sites = [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])]
-    module = module_of(E2EDownstreamLoss(options), sites, subject=toy, later=[LAST], sparsity=LAMBDA)
+    module = make_loss_module(E2EDownstreamLoss(options), sites, subject=toy, later=[LAST], sparsity=LAMBDA)
     c_x, x_hat, _ = plain_sae(saes[0], x)
     c_y, y_hat, _ = plain_sae(saes[1], toy.blocks[1](x_hat))
     spliced = toy.blocks[2](y_hat)
@@ -159,7 +159,7 @@ def test_the_finetune_step_is_the_plain_formula(skip_positions: tuple[int, ...],
     counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
     counted[:, skip_positions] = False
     options = KLFinetune(reconstruction=1.5, finetune_share=0.5, skip_positions=list(skip_positions), max_norm=max_norm)
-    module = module_of(KLFinetuneLoss(options), one(sae), subject=toy, sparsity=LAMBDA)
+    module = make_loss_module(KLFinetuneLoss(options), one(sae), subject=toy, sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, x)
     error = 1.5 * (x_hat - x)[counted].square().mean()
     kl = plain_kl(toy, toy.blocks[2](toy.blocks[1](x)), toy.blocks[2](toy.blocks[1](x_hat)), counted)
@@ -177,8 +177,8 @@ def test_before_the_finetuning_the_loss_is_local(bounded: bool) -> None:
     }  # fmt: skip
     batch = Activations({BLOCK_1: x}, {})
     finetuned = KLFinetuneLoss(KLFinetune(finetune_share=0.5, **options))
-    module = module_of(finetuned, one(sae), subject=toy, sparsity=LAMBDA)
-    local = module_of(LocalLoss(Local(**options)), one(sae), sparsity=LAMBDA)
+    module = make_loss_module(finetuned, one(sae), subject=toy, sparsity=LAMBDA)
+    local = make_loss_module(LocalLoss(Local(**options)), one(sae), sparsity=LAMBDA)
     assert_same(module, batch, local.training_step(batch, 0))
     assert toy.passes == []
 
@@ -189,7 +189,7 @@ def test_local_is_the_plain_formula(bounded: bool) -> None:
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
     counted = x.norm(dim=-1) <= (float("inf") if max_norm is None else max_norm)
     assert bool(counted.all()) == (not bounded)
-    module = module_of(LocalLoss(Local(reconstruction=1.5, max_norm=max_norm)), one(sae), sparsity=LAMBDA)
+    module = make_loss_module(LocalLoss(Local(reconstruction=1.5, max_norm=max_norm)), one(sae), sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, x)
     plain = 1.5 * (x_hat - x)[counted].square().mean() + l1(c, counted)
     assert_same(module, Activations({BLOCK_1: x}, {}), plain)
@@ -202,7 +202,7 @@ def test_several_local_saes_have_the_sum_of_their_losses(bounded: bool) -> None:
     x, y = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
     max_norm = float(x.norm(dim=-1).median()) if bounded else None
     sites = [Site(BLOCK_1, BLOCK_1, saes[0]), Site(BLOCK_2, BLOCK_2, saes[1])]
-    module = module_of(LocalLoss(Local(reconstruction=1.5, max_norm=max_norm)), sites, sparsity=LAMBDA)
+    module = make_loss_module(LocalLoss(Local(reconstruction=1.5, max_norm=max_norm)), sites, sparsity=LAMBDA)
     module.sparsity.weight = LAMBDA * torch.tensor([1.0, 3.0])  # as steering may have it
     plain = torch.zeros(())
     for sae, a, share in zip(saes, (x, y), (1.0, 3.0), strict=True):
@@ -215,7 +215,7 @@ def test_several_local_saes_have_the_sum_of_their_losses(bounded: bool) -> None:
 def test_normalised_activations_are_the_plain_formula_on_scaled_ones_and_fold_away() -> None:
     sae, x, scale = toy_sae(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2)), 0.31
     sae.start_at(sae.b_dec.detach() / scale, input_scale=scale)
-    module = module_of(LocalLoss(Local(reconstruction=1.0)), one(sae), sparsity=LAMBDA)
+    module = make_loss_module(LocalLoss(Local(reconstruction=1.0)), one(sae), sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, scale * x)
     everywhere = torch.ones(40, dtype=torch.bool)
     assert_same(module, Activations({BLOCK_1: x}, {}), (x_hat - scale * x).square().mean() + l1(c, everywhere))
@@ -292,7 +292,7 @@ def test_fisher_is_the_plain_formula(
 ) -> None:
     """The labels are drawn with the module's seed and are the same for every SAE."""
     subject = gpt2()
-    saes = [sae_for(subject, seed=5 + i) for i in range(len(hooks))]
+    saes = [make_sae(subject, seed=5 + i) for i in range(len(hooks))]
     (tokens,) = token_batches(subject, n=1)
     clean = plain_gradients(subject, tokens, target="sampled", generator=torch.Generator().manual_seed(0))
     max_norm = float(torch.cat([*clean.x.values()]).norm(dim=-1).quantile(0.6)) if bounded else None
@@ -301,7 +301,7 @@ def test_fisher_is_the_plain_formula(
         max_norm=max_norm,
     )  # fmt: skip
     sites = [Site(hook, hook, sae) for hook, sae in zip(hooks, saes, strict=True)]
-    module = module_of(FisherLoss(options), sites, subject=subject, sparsity=LAMBDA)
+    module = make_loss_module(FisherLoss(options), sites, subject=subject, sparsity=LAMBDA)
     plain = torch.zeros(())
     for hook, sae in zip(hooks, saes, strict=True):
         x = clean.x[hook]
@@ -319,7 +319,7 @@ def test_fisher_is_the_plain_formula(
 def test_labels_are_drawn_anew_for_every_batch() -> None:
     toy = random_toy(seed=1)
     options = Fisher(reconstruction=0.0, fisher=1.0, block_diagonal=False, skip_positions=[])
-    module = module_of(FisherLoss(options), one(toy_sae()), subject=toy, sparsity=0.0)
+    module = make_loss_module(FisherLoss(options), one(toy_sae()), subject=toy, sparsity=0.0)
     losses = [float(module.training_step(TOKENS, 0).detach()) for _ in range(4)]
     assert len(set(losses)) == 4
     assert toy.passes == 4 * ["clean"], "no spliced pass"
@@ -331,7 +331,7 @@ def test_a_local_gradient_transcoder_is_given_the_gradient_where_it_writes() -> 
     batch = Activations({BLOCK_1: x, BLOCK_2: target}, {BLOCK_1: other, BLOCK_2: g})
     codes = sae.encode(x, g)
     assert not torch.equal(codes.c, sae.encode(x, other).c)
-    module = module_of(LocalLoss(Local(reconstruction=1.0)), [Site(BLOCK_1, BLOCK_2, sae)])
+    module = make_loss_module(LocalLoss(Local(reconstruction=1.0)), [Site(BLOCK_1, BLOCK_2, sae)])
     assert_same(module, batch, (sae.decode(codes) - target).square().mean())
 
 
@@ -357,7 +357,7 @@ def test_a_gradient_sae_is_given_the_gradient_of_its_own_labels(loss: Loss, targ
         spliced = final_norm(blocks[2](blocks[1](x_hat)))
         log_p, log_q = ((h @ subject.unembed.W_U.T).log_softmax(-1) for h in (shown.final, spliced))
         plain = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    assert_same(module_for(loss, subject, sae=sae, target=target), tokens, plain)
+    assert_same(make_module(loss, subject, sae=sae, target=target), tokens, plain)
 
 
 def dead_latents(module: SAEModule, *, dead: Sequence[int]) -> None:
@@ -391,13 +391,13 @@ def test_dead_latents_fit_the_residual(loss: Loss, k: int | None) -> None:
     x = subject.clean(tokens, capture=[HOOK]).activations[HOOK].flatten(0, 1)
     counted = x.norm(dim=-1) <= (max_norm := float(x.norm(dim=-1).quantile(0.8)))
     batch = Activations({HOOK: x}, {}) if loss == "local" else tokens
-    sae = sae_for(subject)
-    without = module_for(loss, subject, sae=sae, max_norm=max_norm)
-    module = module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=Auxk(0.25, k, dead_after=100))
+    sae = make_sae(subject)
+    without = make_module(loss, subject, sae=sae, max_norm=max_norm)
+    module = make_module(loss, subject, sae=sae, max_norm=max_norm, auxk=Auxk(0.25, k, dead_after=100))
     same = without.training_step(batch, 0)
     assert torch.equal(module.training_step(batch, 0), same)  # no latent can be dead before the first 100 tokens
     without, module = (
-        module_for(loss, subject, sae=sae, max_norm=max_norm, auxk=auxk) for auxk in (NO_AUXK, Auxk(0.25, k, 100))
+        make_module(loss, subject, sae=sae, max_norm=max_norm, auxk=auxk) for auxk in (NO_AUXK, Auxk(0.25, k, 100))
     )
     dead_latents(module, dead=dead)
     own = plain_auxk(sae, x, counted, dead=dead, k=k or subject.d_model // 2)
@@ -411,7 +411,7 @@ def test_dead_latents_of_a_normalised_sae_fit_the_normalised_residual() -> None:
     sae.start_at(sae.b_dec.detach() / scale, input_scale=scale)
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
     everywhere = torch.ones(40, dtype=torch.bool)
-    module = module_of(LocalLoss(Local(reconstruction=1.0)), one(sae), sparsity=0.0, auxk=Auxk(0.25, 2, 100))
+    module = make_loss_module(LocalLoss(Local(reconstruction=1.0)), one(sae), sparsity=0.0, auxk=Auxk(0.25, 2, 100))
     dead_latents(module, dead=dead)
     own = plain_auxk(sae, scale * x, everywhere, dead=dead, k=2)
     error = (plain_sae(sae, scale * x).x_hat - scale * x).square().mean()
@@ -438,7 +438,7 @@ def test_a_transcoder_is_the_plain_formula(loss: Loss) -> None:
     """The transcoder encodes the residual before the MLP and replaces the output of the MLP; the residual is unchanged."""
     subject = gpt2()
     (tokens,) = token_batches(subject, n=1)
-    sae, (read, write) = sae_for(subject), TRANSCODER
+    sae, (read, write) = make_sae(subject), TRANSCODER
     c, mlp_hat, mlp_out, clean, spliced = plain_transcoder(subject, sae, tokens)
     error = (mlp_hat - mlp_out).square().mean()
     sparsity = LAMBDA / 16 * c.sum(-1).mean()
@@ -449,14 +449,14 @@ def test_a_transcoder_is_the_plain_formula(loss: Loss) -> None:
     if loss == "local":
         activations = subject.clean(tokens, capture=TRANSCODER, final=False).activations
         batch = Activations({hook: a.flatten(0, 1) for hook, a in activations.items()}, {})
-    assert_same(module_for(loss, subject, sites=[Site(read, write, sae)], sparsity=LAMBDA), batch, plain)
+    assert_same(make_module(loss, subject, sites=[Site(read, write, sae)], sparsity=LAMBDA), batch, plain)
 
 
 def test_a_normalised_transcoder_scales_what_it_reads_and_what_it_writes() -> None:
     sae = toy_sae()
     sae.start_at(sae.b_dec.detach() / 0.2, input_scale=0.31, output_scale=0.2)
     x, target = torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(2))
-    module = module_of(LocalLoss(Local(reconstruction=1.0)), [Site(BLOCK_1, BLOCK_2, sae)], sparsity=LAMBDA)
+    module = make_loss_module(LocalLoss(Local(reconstruction=1.0)), [Site(BLOCK_1, BLOCK_2, sae)], sparsity=LAMBDA)
     c, x_hat, _ = plain_sae(sae, 0.31 * x)
     plain = (x_hat - 0.2 * target).square().mean() + l1(c, torch.ones(40, dtype=torch.bool))
     assert_same(module, Activations({BLOCK_1: x, BLOCK_2: target}, {}), plain)
@@ -465,7 +465,7 @@ def test_a_normalised_transcoder_scales_what_it_reads_and_what_it_writes() -> No
 @pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
 def test_only_the_sae_receives_gradients(loss: Loss) -> None:
     subject = gpt2()
-    module = module_for(loss, subject)
+    module = make_module(loss, subject)
     module.training_step(token_batches(subject, n=1)[0], 0).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.saes.parameters())
     assert all(p.grad is None and not p.requires_grad for p in subject.model.parameters())
@@ -488,14 +488,14 @@ def test_only_the_sae_receives_gradients(loss: Loss) -> None:
 def test_a_perfect_reconstruction_leaves_only_the_sparsity_term(loss: Loss) -> None:
     """With codes ±x the spliced pass equals the clean one; KL, downstream MSE and surrogate vanish, and α is finite."""
     subject = gpt2()
-    sae, eye = sae_for(subject, n_latents=2 * subject.d_model), torch.eye(subject.d_model)
+    sae, eye = make_sae(subject, n_latents=2 * subject.d_model), torch.eye(subject.d_model)
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([eye, -eye], 1))
         sae.W_dec.copy_(torch.cat([eye, -eye]))
         sae.b_enc.zero_()
         sae.b_dec.zero_()
     tokens = token_batches(subject, n=1)[0]
-    module = module_for(loss, subject, sae=sae, sparsity=0.5)
+    module = make_module(loss, subject, sae=sae, sparsity=0.5)
     loss_found = module.training_step(tokens, 0)
     x = subject.clean(tokens, capture=[HOOK], final=False).activations[HOOK]
     torch.testing.assert_close(loss_found, 0.5 * x.abs().sum(-1).mean() / subject.d_model, rtol=1e-5, atol=1e-5)

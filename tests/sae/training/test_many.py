@@ -6,21 +6,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.support.architectures import base
-from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
-from tests.support.small_runs import (
-    HOOK,
-    LOSSES,
-    NO_AUXK,
-    Loss,
-    gpt2,
-    module_for,
-    optimizer,
-    run_fit,
-    sae_for,
-    source_for,
-    token_batches,
-)
 from torch import Tensor
 
 from crux.sae.architectures.options import Auxk
@@ -33,6 +18,21 @@ from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
 from crux.training.fit import checkpoint_step
+from tests.support.architectures import base
+from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
+from tests.support.small_runs import (
+    HOOK,
+    LOSSES,
+    NO_AUXK,
+    Loss,
+    gpt2,
+    make_module,
+    make_sae,
+    optimizer,
+    run_fit,
+    token_batches,
+    training_source,
+)
 
 Rows = list[tuple[int, dict[str, float]]]
 STEPS = 10
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 def kind(name: str, subject: Subject) -> Kind:
     """Return ReLU with three λ, or TopK with three k and AuxK, all with the same initial weights."""
     if name == "relu":
-        return Kind(tuple(LAMBDAS), [sae_for(subject) for _ in LAMBDAS], list(LAMBDAS.values()), NO_AUXK)
+        return Kind(tuple(LAMBDAS), [make_sae(subject) for _ in LAMBDAS], list(LAMBDAS.values()), NO_AUXK)
     saes = [TopKSAE(**base(d_model=subject.d_model, n_latents=48, subtract_b_dec=True), k=k) for k in KS.values()]
     return Kind(tuple(KS), list(saes), [0.0] * len(KS), Auxk(0.1, 4, 60))
 
@@ -78,7 +78,7 @@ def train(
 
     module.on_before_optimizer_step = note  # pyright: ignore[reportAttributeAccessIssue]
     if source is None:
-        source = source_for(loss, subject, token_batches(subject, n=module.max_steps * accumulate))
+        source = training_source(loss, subject, token_batches(subject, n=module.max_steps * accumulate))
     run_fit(
         module, source, checkpoints=folder, sinks=[lambda step, row: rows.append((step, row))], accumulate=accumulate,
         checkpoint_every=checkpoint_every,
@@ -99,13 +99,13 @@ def test_each_equals_an_sae_trained_by_itself(loss: Loss, sae: str, accumulate: 
         "auxk": made.auxk,
         "skip_positions": (0,),
     }
-    module = module_for(loss, subject, sites=sites, sparsity=made.sparsity, runs=made.runs, **options)
+    module = make_module(loss, subject, sites=sites, sparsity=made.sparsity, runs=made.runs, **options)
     together = train(loss, subject, module, tmp_path / "together", accumulate=accumulate)
     assert len(together.gradients) == len(together.rows) == STEPS
     moments = module.trainer.optimizers[0].state
     for i, run in enumerate(made.runs):
         fresh = kind(sae, subject).saes[i]
-        alone_module = module_for(loss, subject, sae=fresh, sparsity=made.sparsity[i], **options)
+        alone_module = make_module(loss, subject, sae=fresh, sparsity=made.sparsity[i], **options)
         alone = train(loss, subject, alone_module, tmp_path / run, accumulate=accumulate)
         for ours, theirs in zip(together.gradients, alone.gradients, strict=True):
             assert theirs.keys() == {"0.W_enc", "0.b_enc", "0.W_dec", "0.b_dec"}
@@ -144,7 +144,7 @@ def test_one_replay_equals_separate_passes() -> None:
         ("blocks.1.hook_mlp_out", "blocks.1.hook_mlp_out"),
         ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"),
     ):
-        sites = [Site(read, write, sae_for(subject, seed=seed)) for seed in range(3)]
+        sites = [Site(read, write, make_sae(subject, seed=seed)) for seed in range(3)]
         clean = subject.clean(tokens, capture=[read, write, *later])
         many, passed = splice_each(subject, clean, sites, capture=later)
         for i, site in enumerate(sites):
@@ -169,9 +169,9 @@ def test_the_subject_is_run_once_for_all(loss: Loss, monkeypatch: pytest.MonkeyP
             monkeypatch.setattr(
                 subject, name, lambda *a, f=original, n=name, seen=seen, **k: seen.append(n) or f(*a, **k)
             )
-        sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(n)]
-        module = module_for(loss, subject, sites=sites, sparsity=[0.5] * n, runs=[str(i) for i in range(n)])
-        source = source_for(loss, subject, token_batches(subject, n=4))
+        sites = [Site(HOOK, HOOK, make_sae(subject)) for _ in range(n)]
+        module = make_module(loss, subject, sites=sites, sparsity=[0.5] * n, runs=[str(i) for i in range(n)])
+        source = training_source(loss, subject, token_batches(subject, n=4))
         for i in range(4):
             module.training_step(source[i], i).backward()
     assert calls[1] == calls[3]
@@ -183,8 +183,8 @@ BAD = ("sparsity=0.1", "sparsity=1e+38", "sparsity=3")
 
 def bad_module(loss: Loss, subject: Subject, *, bad: float, steps: int = STEPS, log_every: int = 4) -> SAEModule:
     """Return a module with three SAEs, of which the middle one has this λ."""
-    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in BAD]
-    return module_for(
+    sites = [Site(HOOK, HOOK, make_sae(subject)) for _ in BAD]
+    return make_module(
         loss, subject, sites=sites, sparsity=[0.1, bad, 3.0], runs=BAD, max_steps=steps, log_every=log_every
     )
 
@@ -220,8 +220,8 @@ def test_a_failed_sae_ends_and_the_others_are_unchanged(loss: Loss, checkpoint_e
 
 def test_the_job_fails_if_all_saes_fail(tmp_path: Path) -> None:
     subject = gpt2()
-    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(2)]
-    module = module_for("e2e", subject, sites=sites, sparsity=[2e38, 1e38], runs=("a", "b"))
+    sites = [Site(HOOK, HOOK, make_sae(subject)) for _ in range(2)]
+    module = make_module("e2e", subject, sites=sites, sparsity=[2e38, 1e38], runs=("a", "b"))
     with pytest.raises(NonFiniteLossError, match=r"at step 1 \(a\), step 1 \(b\);"):
         train("e2e", subject, module, tmp_path, checkpoint_every=2)
     assert not list(tmp_path.iterdir())
@@ -232,7 +232,7 @@ def test_a_failed_sae_is_still_failed_after_the_last_step(tmp_path: Path) -> Non
     for resume in (None, tmp_path / "last.ckpt"):
         subject = gpt2()
         module = bad_module("local", subject, bad=1e38, steps=6)
-        source = source_for("local", subject, token_batches(subject, n=6))
+        source = training_source("local", subject, token_batches(subject, n=6))
         run_fit(module, source, checkpoints=tmp_path, checkpoint_every=3, resume=resume)
         module.end_failed_runs()
         assert module.failed == {"sparsity=1e+38": 1}
@@ -244,7 +244,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(loss: Loss, bad: float, tmp_p
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
         module = bad_module(loss, subject, bad=bad, steps=6, log_every=2)
-        return module, source_for(loss, subject, token_batches(subject, n=6))
+        return module, training_source(loss, subject, token_batches(subject, n=6))
 
     whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=6, killed_after=4)
     last = whole.read_history()[-1]

@@ -6,14 +6,24 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tests.support.architectures import ARCHITECTURES, base
-from tests.support.small_runs import HOOK, LOSSES, Loss, gpt2, module_for, run_fit, sae_for, source_for, token_batches
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
 from crux.sae.training.sparsity import Steering
+from tests.support.architectures import ARCHITECTURES, base
+from tests.support.small_runs import (
+    HOOK,
+    LOSSES,
+    Loss,
+    gpt2,
+    make_module,
+    make_sae,
+    run_fit,
+    token_batches,
+    training_source,
+)
 
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "bincount")
 
@@ -105,7 +115,7 @@ def test_a_step_between_two_rows_does_not_wait(
     subject = gpt2()
     watch = WatchBatch(4 * accumulate - 1)
     skip = () if loss == "local" else (0, 2)
-    module = module_for(
+    module = make_module(
         loss,
         subject,
         log_every=100,
@@ -117,7 +127,7 @@ def test_a_step_between_two_rows_does_not_wait(
     rows = type(module).configure_callbacks(module)
     monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])
     tokens = token_batches(subject, n=6 * accumulate)
-    run_fit(module, source_for(loss, subject, tokens, group=2), checkpoints=tmp_path, accumulate=accumulate)
+    run_fit(module, training_source(loss, subject, tokens, group=2), checkpoints=tmp_path, accumulate=accumulate)
     assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen, (
         "no whole step was seen"
     )
@@ -128,8 +138,8 @@ def test_a_step_between_two_rows_does_not_wait(
 def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watched batch ends the fourth step; the loss of the second SAE is infinite from the first step, but not yet noticed."""
     subject, watch = gpt2(), WatchBatch(3)
-    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(3)]
-    module = module_for(
+    sites = [Site(HOOK, HOOK, make_sae(subject)) for _ in range(3)]
+    module = make_module(
         loss,
         subject,
         sites=sites,
@@ -141,7 +151,7 @@ def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: 
     )
     rows = type(module).configure_callbacks(module)
     monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])
-    run_fit(module, source_for(loss, subject, token_batches(subject, n=6), group=2), checkpoints=tmp_path)
+    run_fit(module, training_source(loss, subject, token_batches(subject, n=6), group=2), checkpoints=tmp_path)
     assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen
     assert not watch.waits.found
     assert module.failed == {"b": 1}
@@ -152,8 +162,8 @@ def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: 
 def test_no_architecture_waits(architecture: str, loss: Loss) -> None:
     subject = gpt2()
     sites = [Site(HOOK, HOOK, ARCHITECTURES[architecture](base(d_model=subject.d_model, subtract_b_dec=True)))]
-    module = module_for(loss, subject, sites=sites, target="sampled")
-    source = source_for(loss, subject, token_batches(subject, n=2), sites=sites, target="sampled")
+    module = make_module(loss, subject, sites=sites, target="sampled")
+    source = training_source(loss, subject, token_batches(subject, n=2), sites=sites, target="sampled")
     subject.clean(token_batches(subject, n=1)[0], capture=[])  # a length's attention mask is made once
     with Waits() as seen:
         for i, progress in enumerate((0.0, 0.9)):  # p falls in between

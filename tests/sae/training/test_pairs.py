@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.architectures import ARCHITECTURES, base
-from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
-from tests.support.small_runs import HOOK, LOSSES, Loss, gpt2, module_for, optimizer, source_for, token_batches
 
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.sparsity import Steering
+from tests.support.architectures import ARCHITECTURES, base
+from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
+from tests.support.small_runs import HOOK, LOSSES, Loss, gpt2, make_module, optimizer, token_batches, training_source
 
 STEPS = 8
 START = {"relu": 0.05, "p_anneal": 0.05, "jumprelu": 0.001, "gated": 0.05}
@@ -38,7 +38,7 @@ def test_every_pair_trains_and_resumes(architecture: str, loss: Loss, tmp_path: 
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
         sites = [Site(HOOK, HOOK, make_sae(architecture))]
-        module = module_for(
+        module = make_module(
             loss,
             subject,
             sites=sites,
@@ -50,7 +50,7 @@ def test_every_pair_trains_and_resumes(architecture: str, loss: Loss, tmp_path: 
             target="sampled",
         )
         tokens = token_batches(subject, n=STEPS, batch=4)
-        return module, source_for(loss, subject, tokens, sites=sites, target="sampled")
+        return module, training_source(loss, subject, tokens, sites=sites, target="sampled")
 
     whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=STEPS, killed_after=5)
     rows = whole.read_history()
@@ -81,8 +81,8 @@ def test_mixed_precision_has_consistent_dtypes(architecture: str, loss: Loss) ->
     """Train as on CUDA, where products are in bfloat16 and weights stay in float32."""
     subject = gpt2()
     sites = [Site(HOOK, HOOK, make_sae(architecture))]
-    module = module_for(loss, subject, sites=sites, auxk=Auxk(1 / 32, 4, dead_after=-1))
-    batch = source_for(loss, subject, token_batches(subject, n=1), sites=sites)[0]
+    module = make_module(loss, subject, sites=sites, auxk=Auxk(1 / 32, 4, dead_after=-1))
+    batch = training_source(loss, subject, token_batches(subject, n=1), sites=sites)[0]
     with torch.autocast("cpu", torch.bfloat16):
         value = module.training_step(batch, 0)
     value.backward()

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted, leaves
-from tests.support.small_runs import LOSSES, Loss, gpt2, module_for, run_fit, source_for, token_batches
 from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.training.sae_module import SAEModule
 from crux.training.fit import checkpoint_step
+from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted, leaves
+from tests.support.small_runs import LOSSES, Loss, gpt2, make_module, run_fit, token_batches, training_source
 
 
 @pytest.mark.parametrize(("accumulate", "log_every"), [(1, 1), (2, 2)])  # rows every 2: one spans the checkpoint at 3
@@ -22,8 +22,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(loss: Loss, accumulate: int, 
 
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
-        module = module_for(loss, subject, log_every=log_every)
-        return module, source_for(loss, subject, token_batches(subject, n=6 * accumulate))
+        module = make_module(loss, subject, log_every=log_every)
+        return module, training_source(loss, subject, token_batches(subject, n=6 * accumulate))
 
     whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=6, killed_after=4, accumulate=accumulate)
     assert [row["step"] for row in whole.read_history()] == list(range(log_every, 7, log_every))
@@ -35,8 +35,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(loss: Loss, accumulate: int, 
 def test_a_finetuned_sae_resumes_within_its_token_batches(tmp_path: Path) -> None:
     def job() -> tuple[SAEModule, Sequence[Any]]:
         subject = gpt2()
-        module = module_for("kl_finetune", subject, max_steps=10)
-        return module, source_for("kl_finetune", subject, token_batches(subject, n=10))
+        module = make_module("kl_finetune", subject, max_steps=10)
+        return module, training_source("kl_finetune", subject, token_batches(subject, n=10))
 
     whole = assert_resumed_equals_uninterrupted(job, tmp_path, steps=10, killed_after=8)
     assert ["train/kl" in row for row in whole.read_history()] == 5 * [False] + 5 * [True]
@@ -44,7 +44,7 @@ def test_a_finetuned_sae_resumes_within_its_token_batches(tmp_path: Path) -> Non
 
 def test_a_checkpoint_has_no_subject_and_no_pickled_object(tmp_path: Path) -> None:
     subject = gpt2()
-    module = module_for("e2e_ds", subject)
+    module = make_module("e2e_ds", subject)
     run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)  # refuses objects
     assert all(k.startswith(("saes.0.", "tallies.0.", "sparsity.", "watch.first_bad")) for k in state["state_dict"])
@@ -60,7 +60,7 @@ def test_a_broken_checkpoint_gives_one_clear_line(content: bytes, tmp_path: Path
     path = tmp_path / "last.ckpt"
     if content == b"cut":
         subject = gpt2()
-        run_fit(module_for("e2e", subject), token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
+        run_fit(make_module("e2e", subject), token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
         content = path.read_bytes()[:-5000]
     path.write_bytes(content)
     with pytest.raises(UserError, match="is not a complete checkpoint") as caught:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.sae_jobs import ROOT, compose_sae_job
 
 from crux.config.errors import UserError
 from crux.sae.job import run
 from crux.training.fit import checkpoint_step
+from tests.support.sae_jobs import ROOT, compose_sae_job
 
 MAX_STEPS, EVERY = 60, 12
 SMALL = [

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.small_runs import HOOK, gpt2, module_for, token_batches
 from torch import Tensor
 
 from crux.sae.label_gradients import LabelGradients, clean_with_label_gradients
@@ -15,6 +14,7 @@ from crux.sae.losses.label import LabelTarget
 from crux.sae.training.activations import Activations, ShuffledActivations
 from crux.subjects.subject import Subject
 from crux.training.data import ConcatenatedBatches
+from tests.support.small_runs import HOOK, gpt2, make_module, token_batches
 
 N_BATCHES, GROUP = 7, 3  # the last group is shorter
 SECOND = "blocks.1.hook_mlp_out"
@@ -165,9 +165,9 @@ def test_the_local_step_only_runs_the_prefix() -> None:
     source = ShuffledActivations(
         tokens, subject=subject, hooks=[HOOK], gradients=None, group=2, seed=0, skip_positions=()
     )
-    module = module_for("local", subject)
+    module = make_module("local", subject)
     for i in range(4):
         module.training_step(source[i], i).backward()
     assert calls == [2 * 4, 0, 0]  # attention and MLP of block 0, once a token batch
-    module_for("e2e", subject).training_step(tokens[0], 0).backward()
+    make_module("e2e", subject).training_step(tokens[0], 0).backward()
     assert calls == [2 * 5, 2 * 2, 2 * 2], "the counter would see a suffix"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.small_runs import gpt2, module_for, optimizer, run_fit, sae_for, source_for, token_batches
 from torch import Tensor
 
 from crux.sae.training.sparsity import Sparsity, Steering
+from tests.support.small_runs import gpt2, make_module, make_sae, optimizer, run_fit, token_batches, training_source
 
 
 def make_steered(*, target: float = 10.0, max_steps: int = 10, n_saes: int = 2, start: float = 2.0) -> Sparsity:
@@ -120,18 +120,18 @@ def test_a_slowly_responding_network_reaches_the_target(max_steps: int, elastici
 
 def train(tmp_path: Path, *, target: float, accumulate: int = 1, max_steps: int = 200) -> list[dict[str, float]]:
     subject, rows = gpt2(), list[dict[str, float]]()
-    module = module_for(
+    module = make_module(
         "local",
         subject,
         optimizer=optimizer(lr=5e-3),
         max_steps=max_steps,
         log_every=max_steps // 20,
-        sae=sae_for(subject, n_latents=64),
+        sae=make_sae(subject, n_latents=64),
         sparsity=0.1,
         steering=Steering(target, max_steps),
     )
     tokens = token_batches(subject, n=max_steps * accumulate, batch=8 // accumulate)
-    batches = source_for("local", subject, tokens)
+    batches = training_source("local", subject, tokens)
     run_fit(module, batches, checkpoints=tmp_path, accumulate=accumulate, sinks=[lambda _, row: rows.append(row)])
     return rows
 

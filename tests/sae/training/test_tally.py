@@ -1,11 +1,11 @@
 """The record of when each latent last fired, by hand and in the training module."""
 
 import torch
-from tests.support.small_runs import HOOK, gpt2, module_for
 from torch import Tensor
 
 from crux.sae.training.activations import Activations
 from crux.sae.training.tally import Tally
+from tests.support.small_runs import HOOK, gpt2, make_module
 
 
 def make_firings(*latents: int, tokens: int) -> Tensor:
@@ -59,7 +59,7 @@ def test_counts_continue_from_a_checkpoint() -> None:
 
 def test_a_module_counts_training_tokens() -> None:
     subject = gpt2()
-    module = module_for("local", subject)
+    module = make_module("local", subject)
     sae, (tally,) = module.sites[0].sae, module.tallies
     assert isinstance(tally, Tally)
     batch = Activations({HOOK: torch.zeros(3, subject.d_model)}, {})

@@ -6,19 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.architectures import base
-from tests.support.small_runs import (
-    HOOK,
-    LOSSES,
-    Loss,
-    gpt2,
-    module_for,
-    optimizer,
-    run_fit,
-    sae_for,
-    source_for,
-    token_batches,
-)
 from torch import Tensor
 
 from crux.sae.architectures.jumprelu import JumpReluSAE
@@ -29,6 +16,19 @@ from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
 from crux.training.fit import checkpoint_step
+from tests.support.architectures import base
+from tests.support.small_runs import (
+    HOOK,
+    LOSSES,
+    Loss,
+    gpt2,
+    make_module,
+    make_sae,
+    optimizer,
+    run_fit,
+    token_batches,
+    training_source,
+)
 
 Rows = list[tuple[int, dict[str, float]]]
 
@@ -41,17 +41,17 @@ def keep(rows: Rows) -> Callable[[int, dict[str, float]], None]:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_goes_down(loss: Loss, name: str, tmp_path: Path) -> None:
     subject, rows = gpt2(), Rows()
-    module = module_for(
+    module = make_module(
         loss,
         subject,
-        sae=sae_for(subject, n_latents=64),
+        sae=make_sae(subject, n_latents=64),
         sparsity=0.05,
         optimizer=optimizer(name=name, lr=1e-2),
         max_steps=60,
         log_every=10,
     )
     tokens = token_batches(subject, n=60, batch=4)
-    rate = run_fit(module, source_for(loss, subject, tokens), checkpoints=tmp_path, sinks=[keep(rows)])
+    rate = run_fit(module, training_source(loss, subject, tokens), checkpoints=tmp_path, sinks=[keep(rows)])
     assert rate is not None
     assert rate > 0
     assert [step for step, _ in rows] == [10, 20, 30, 40, 50, 60]
@@ -81,8 +81,8 @@ def test_thresholds_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
     sae = JumpReluSAE(**base(d_model=16, n_latents=32, init_norm=1.0), threshold=0.3, bandwidth=0.5, threshold_rate=7.0)
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
     bold = optimizer(name="adamw", weight_decay=10.0, lr=1e-3, warmup_steps=0)
-    module = module_for("local", subject, optimizer=bold, max_steps=1, sae=sae)
-    run_fit(module, source_for("local", subject, token_batches(subject, n=1, batch=8)), checkpoints=tmp_path)
+    module = make_module("local", subject, optimizer=bold, max_steps=1, sae=sae)
+    run_fit(module, training_source("local", subject, token_batches(subject, n=1, batch=8)), checkpoints=tmp_path)
     moved = (sae.get_parameter("log_threshold") - before["log_threshold"]).abs().detach()
     moved = moved[moved > 0]  # for latents that fire on some token
     assert len(moved) > 5
@@ -96,7 +96,7 @@ def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:
     found: dict[int, Rows] = {1: [], 2: []}
     for log_every, rows in found.items():
         subject = gpt2()
-        module = module_for("e2e_ds", subject, log_every=log_every)
+        module = make_module("e2e_ds", subject, log_every=log_every)
         run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path / str(log_every), sinks=[keep(rows)])
     for _, row in found[1]:
         total = row["train/kl"] + 2.0 * row["train/downstream"] + 0.5 * row["train/sparsity"]
@@ -138,13 +138,13 @@ def test_two_micro_batches_equal_one_batch(loss: Loss, tmp_path: Path, monkeypat
     monkeypatch.setattr(label, "draw_labels", lambda q, generator: q.argmin(-1))  # fisher draws labels per batch
     subject = gpt2()
     tokens = token_batches(subject, n=12)
-    source = source_for(loss, subject, tokens)
+    source = training_source(loss, subject, tokens)
     small = [source[i] for i in range(12)]
     large = [join_batches(small[i : i + 2]) for i in range(0, 12, 2)]
     gradients: list[Gradients] = []
     modules: list[SAEModule] = []
     for accumulate, batches in ((2, small), (1, large)):
-        module = module_for(loss, subject)
+        module = make_module(loss, subject)
         gradients.append(Gradients(module, monkeypatch))
         run_fit(module, batches, checkpoints=tmp_path / str(accumulate), accumulate=accumulate)
         (tally,) = module.tallies
@@ -155,7 +155,7 @@ def test_two_micro_batches_equal_one_batch(loss: Loss, tmp_path: Path, monkeypat
     assert len(two.steps) == len(one.steps) == 6
     for a, b in zip(two.steps[0], one.steps[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    start = dict(sae_for(subject).named_parameters())
+    start = dict(make_sae(subject).named_parameters())
     for (name, a), b in zip(modules[0].sites[0].sae.named_parameters(), modules[1].saes.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         assert (a - start[name]).abs().max() > 1e-3, f"{name} did not move"
@@ -163,7 +163,7 @@ def test_two_micro_batches_equal_one_batch(loss: Loss, tmp_path: Path, monkeypat
 
 def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, rows = gpt2(), Rows()
-    module = module_for("e2e", subject, optimizer=optimizer(clip=1e-3))
+    module = make_module("e2e", subject, optimizer=optimizer(clip=1e-3))
     gradients = Gradients(module, monkeypatch)
     clipped: list[float] = []
     original = module.configure_gradient_clipping
@@ -187,7 +187,7 @@ class Poisoned(Sequence[Activations]):
     """Batches of activations, of which batch `bad` contains one infinite number."""
 
     def __init__(self, subject: Subject, *, bad: int) -> None:
-        self.bad, self.clean = bad, source_for("local", subject, token_batches(subject, n=40))
+        self.bad, self.clean = bad, training_source("local", subject, token_batches(subject, n=40))
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -207,7 +207,7 @@ def test_a_non_finite_batch_stops_the_run_and_is_never_saved(
     log_every: int, checkpoint_every: int, kept: int | None, tmp_path: Path
 ) -> None:
     subject, rows = gpt2(), Rows()
-    module = module_for("local", subject, max_steps=12, log_every=log_every)
+    module = make_module("local", subject, max_steps=12, log_every=log_every)
     with pytest.raises(NonFiniteLossError, match=r"at step 7;"):  # batch 6 belongs to the seventh step
         run_fit(
             module,
@@ -230,7 +230,7 @@ def test_a_non_finite_batch_stops_the_run_and_is_never_saved(
 
 def test_a_huge_rate_stops_the_run(tmp_path: Path) -> None:
     subject = gpt2()
-    module = module_for("e2e_ds", subject, optimizer=optimizer(lr=1e30), max_steps=30, log_every=10)
+    module = make_module("e2e_ds", subject, optimizer=optimizer(lr=1e30), max_steps=30, log_every=10)
     with pytest.raises(NonFiniteLossError, match=r"at step \d;.*optimizer\.lr"):
         run_fit(module, token_batches(subject, n=30), checkpoints=tmp_path, checkpoint_every=5)
     for path in tmp_path.iterdir():
@@ -243,7 +243,7 @@ def test_ctrl_c_stays_a_keyboard_interrupt_and_keeps_the_checkpoint(
 ) -> None:
     """Lightning would turn KeyboardInterrupt into SystemExit(1); SIGTERM's SystemExit and other errors are not changed either."""
     subject = gpt2()
-    module = module_for("e2e", subject)
+    module = make_module("e2e", subject)
 
     def in_the_fourth_step(batch: Tensor, batch_idx: int) -> None:
         if batch_idx == 3:
@@ -258,10 +258,9 @@ def test_ctrl_c_stays_a_keyboard_interrupt_and_keeps_the_checkpoint(
 
 def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_path: Path) -> None:
     """On average ‖s·x‖ is √d_model, and x̂ is the mean activation if all codes are zero."""
-    from tests.support.sae_jobs import compose_sae_job
-
     from crux.sae.build import build_sae
     from crux.sae.evaluation.typical_activation import measure_typical_activation
+    from tests.support.sae_jobs import compose_sae_job
 
     subject = gpt2()
     tokens = token_batches(subject, n=3)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.small_runs import HOOK, Loss, gpt2, module_for, sae_for, token_batches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate_sae import evaluate_sae
 from crux.subjects.subject import Subject
+from tests.support.small_runs import HOOK, Loss, gpt2, make_module, make_sae, token_batches
 
 BATCH, T, V = 4, 32, 4096
 TOKENS = BATCH * T  # logits: 524,288 elements; W_U has 65,536, a chunk's logits 131,072
@@ -49,7 +49,7 @@ def test_a_full_softmax_is_detected(subject: Subject) -> None:
 @pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
 @pytest.mark.parametrize("skip_positions", [[], [0]])
 def test_a_training_step_never_holds_all_logits(subject: Subject, loss: Loss, skip_positions: list[int]) -> None:
-    module = module_for(loss, subject, skip_positions=skip_positions)
+    module = make_module(loss, subject, skip_positions=skip_positions)
     tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
     with Largest() as largest:
         module.training_step(tokens, 0).backward()
@@ -59,8 +59,8 @@ def test_a_training_step_never_holds_all_logits(subject: Subject, loss: Loss, sk
 
 @pytest.mark.parametrize("loss", ["e2e", "e2e_ds", "fisher", "kl_finetune"])
 def test_many_saes_at_once_hold_no_more_logits_than_one(subject: Subject, loss: Loss) -> None:
-    sites = [Site(HOOK, HOOK, sae_for(subject)) for _ in range(4)]
-    module = module_for(loss, subject, sites=sites, sparsity=[0.1] * 4, runs=("a", "b", "c", "d"))
+    sites = [Site(HOOK, HOOK, make_sae(subject)) for _ in range(4)]
+    module = make_module(loss, subject, sites=sites, sparsity=[0.1] * 4, runs=("a", "b", "c", "d"))
     tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
     with Largest() as largest:
         module.training_step(tokens, 0).backward()
@@ -74,7 +74,7 @@ def test_the_evaluation_never_holds_all_logits(subject: Subject, ablations: bool
     with Largest() as largest:
         evaluate_sae(
             subject,
-            sae_for(subject),
+            make_sae(subject),
             hook=HOOK,
             batches=batches,
             mean_activation=torch.zeros(subject.d_model),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from scipy.stats import qmc
-from tests.toy.exact.test_cube_moments import sum_corners
 from torch import Tensor
 
 from crux.toy.exact.activity import (
@@ -17,6 +16,7 @@ from crux.toy.exact.activity import (
     enumerate_one_active,
 )
 from crux.toy.exact.loss import feature_moments, independent_feature_moments, linear_loss, relu_loss, tied_loss
+from tests.toy.exact.test_cube_moments import sum_corners
 
 F64 = torch.float64
 

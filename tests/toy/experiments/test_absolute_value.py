@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 from crux.toy.experiments.absolute_value import count_separate_features
 
 
-def run_shortened(crux_here: Callable[..., int], tmp_path: Path, *given: str) -> Path:
+def run_shortened(run_crux: Callable[..., int], tmp_path: Path, *given: str) -> Path:
     """Run the experiment for a few seconds and return its folder."""
     common = ("trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
-    assert crux_here("experiment=toy/absolute_value", *common, *given) == 0
+    assert run_crux("experiment=toy/absolute_value", *common, *given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     return run
 
 
-def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_writes_figures_and_metrics(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("trainer.max_steps=20", "trainer.batch=64", "toy.seeds=2", "toy.held_out=1024", "toy.densities=[1.0,0.01]")
-    run = run_shortened(crux_here, tmp_path, *given)
+    run = run_shortened(run_crux, tmp_path, *given)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 5
     for density in ("1", "0.01"):
@@ -44,8 +44,8 @@ def test_a_separate_feature_has_one_neuron_per_sign() -> None:
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    metrics = json.loads((run_shortened(crux_here, tmp_path) / "metrics.json").read_text())
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    metrics = json.loads((run_shortened(run_crux, tmp_path) / "metrics.json").read_text())
     assert metrics["final/checks"] == 7
     assert (
         metrics["final/checks_failed"] <= 1

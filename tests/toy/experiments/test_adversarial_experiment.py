@@ -19,9 +19,9 @@ def test_correlation_is_pearsons() -> None:
     assert correlation(a, torch.tensor([1.0, -1.0, -1.0, 1.0])) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_short_run_attacks_every_instance(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_attacks_every_instance(run_crux: Callable[..., int], tmp_path: Path) -> None:
     short = ("trainer.max_steps=200", "trainer.batch=64", "toy.held_out=1024", "toy.n_features=12", "toy.n_hidden=4")
-    assert crux_here(*SMALL, *short, "toy.densities=[1.0,0.3,0.1]", "toy.seeds=2", f"output_dir={tmp_path}") == 0
+    assert run_crux(*SMALL, *short, "toy.densities=[1.0,0.3,0.1]", "toy.seeds=2", f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     arrays = load_file(run / "arrays.safetensors")
     assert arrays["vulnerability"].shape == (6,)
@@ -38,13 +38,13 @@ def test_a_short_run_attacks_every_instance(crux_here: Callable[..., int], tmp_p
         ("toy.kind=linear", "needs relu_output"),
     ],
 )
-def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
-    assert says in refusal(*SMALL, given)
+def test_unsuitable_options_are_rejected(given: str, says: str, error_message: Callable[..., str]) -> None:
+    assert says in error_message(*SMALL, given)
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(*SMALL, f"output_dir={tmp_path}") == 0
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(*SMALL, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert (
         json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1

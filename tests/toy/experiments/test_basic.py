@@ -53,9 +53,9 @@ def test_errors_are_the_largest_over_models() -> None:
     assert bias_error(weights, torch.tensor([0.4]), 1) == pytest.approx(0.5)
 
 
-def test_a_short_run_draws_one_panel_per_density(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_draws_one_panel_per_density(run_crux: Callable[..., int], tmp_path: Path) -> None:
     short = ("trainer.max_steps=20", "trainer.batch=64", "toy.held_out=1024", "trainer.log_every=10")
-    assert crux_here(*SMALL, *short, f"output_dir={tmp_path}") == 0
+    assert run_crux(*SMALL, *short, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 11
@@ -73,13 +73,13 @@ def test_a_short_run_draws_one_panel_per_density(crux_here: Callable[..., int], 
         ("toy.n_hidden=20", "fewer hidden dimensions than features"),
     ],
 )
-def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
-    assert says in refusal(*SMALL, given)
+def test_unsuitable_options_are_rejected(given: str, says: str, error_message: Callable[..., str]) -> None:
+    assert says in error_message(*SMALL, given)
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(*SMALL, f"output_dir={tmp_path}") == 0
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(*SMALL, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks_failed"] == 0

@@ -19,9 +19,9 @@ from crux.toy.superposition import Weights
 START = ("experiment=toy/double_descent", "trainer.progress=false", "tracking=none")
 
 
-def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_writes_figures_and_metrics(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("trainer.max_steps=20", "toy.seeds=2", "toy.held_out=1024", "toy.points=[30,3,5]")
-    assert crux_here(*START, *given, f"output_dir={tmp_path}") == 0
+    assert run_crux(*START, *given, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 9
@@ -44,9 +44,9 @@ def test_a_short_run_writes_figures_and_metrics(crux_here: Callable[..., int], t
     ],
 )
 def test_unsuitable_options_are_rejected(
-    given: str, says: str, crux_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: str, says: str, run_crux: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert crux_here(*START, given, f"output_dir={tmp_path}") == 2
+    assert run_crux(*START, given, f"output_dir={tmp_path}") == 2
     assert says in capsys.readouterr().err
 
 
@@ -110,8 +110,8 @@ def test_checks_distinguish_the_regimes() -> None:
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(*START, f"output_dir={tmp_path}") == 0
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(*START, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 12

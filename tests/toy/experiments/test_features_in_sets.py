@@ -12,8 +12,8 @@ from crux.toy.experiments.pca_collapse import EXACT, PAPER, expected_counts
 QUIET = ("trainer.progress=false", "tracking=none")
 
 
-def run(crux_here: Callable[..., int], outputs: Path, *given: str) -> Path:
-    assert crux_here(*QUIET, *given, f"output_dir={outputs}") == 0
+def run(run_crux: Callable[..., int], outputs: Path, *given: str) -> Path:
+    assert run_crux(*QUIET, *given, f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     return folder
 
@@ -22,10 +22,10 @@ def metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_correlated_sets_form_bases_or_narrow_cones(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_correlated_sets_form_bases_or_narrow_cones(run_crux: Callable[..., int], tmp_path: Path) -> None:
     """The training is so short that polishing does most of the work; the wide model has no exact loss and is only trained."""
     folder = run(
-        crux_here, tmp_path, "experiment=toy/correlated", "toy.sizes=[[4,2,2],[6,2,3],[10,5,2]]", "toy.densities=[0.04]",
+        run_crux, tmp_path, "experiment=toy/correlated", "toy.sizes=[[4,2,2],[6,2,3],[10,5,2]]", "toy.densities=[0.04]",
         "trainer.max_steps=300", "trainer.batch=256", "toy.held_out=4096",
     )  # fmt: skip
     assert metrics(folder)["final/checks"] == 4
@@ -39,18 +39,18 @@ def test_correlated_sets_form_bases_or_narrow_cones(crux_here: Callable[..., int
     assert (folder / "figures" / "sets.png").stat().st_size > 10_000
 
 
-def test_anticorrelated_pairs_are_antipodal(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_anticorrelated_pairs_are_antipodal(run_crux: Callable[..., int], tmp_path: Path) -> None:
     folder = run(
-        crux_here, tmp_path, "experiment=toy/anticorrelated", "toy.densities=[0.05]", "trainer.max_steps=200",
+        run_crux, tmp_path, "experiment=toy/anticorrelated", "toy.densities=[0.05]", "trainer.max_steps=200",
         "trainer.batch=256", "toy.held_out=1024",
     )  # fmt: skip
     assert metrics(folder)["final/checks"] == 3
     assert metrics(folder)["final/checks_failed"] == 0
 
 
-def test_dense_pairs_collapse_and_sparse_ones_do_not(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_dense_pairs_collapse_and_sparse_ones_do_not(run_crux: Callable[..., int], tmp_path: Path) -> None:
     folder = run(
-        crux_here, tmp_path, "experiment=toy/pca_collapse", "toy.densities=[0.45,0.18]", "toy.seeds=8", "trainer.max_steps=100",
+        run_crux, tmp_path, "experiment=toy/pca_collapse", "toy.densities=[0.45,0.18]", "toy.seeds=8", "trainer.max_steps=100",
         "toy.held_out=1024",
     )  # fmt: skip
     assert metrics(folder)["final/collapsed/0.45"] == 3
@@ -84,12 +84,12 @@ def test_expected_counts_are_those_of_the_paper_or_of_the_exact_optimum() -> Non
         ("pca_collapse", "toy.sizes=[[6,2,3]]"),
     ],
 )
-def test_other_features_are_rejected(experiment: str, given: str, refusal: Callable[..., str]) -> None:
-    assert refusal(*QUIET, f"experiment=toy/{experiment}", given).startswith("crux: ")
+def test_other_features_are_rejected(experiment: str, given: str, error_message: Callable[..., str]) -> None:
+    assert error_message(*QUIET, f"experiment=toy/{experiment}", given).startswith("crux: ")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["correlated", "anticorrelated", "pca_collapse"])
-def test_small_settings_reproduce_the_paper(experiment: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
-    folder = run(crux_here, tmp_path, f"experiment=toy/{experiment}")
+def test_small_settings_reproduce_the_paper(experiment: str, run_crux: Callable[..., int], tmp_path: Path) -> None:
+    folder = run(run_crux, tmp_path, f"experiment=toy/{experiment}")
     assert metrics(folder)["final/checks_failed"] == 0

@@ -42,9 +42,9 @@ def test_plateau_is_the_longest_run_of_densities() -> None:
     assert plateau_width([1.0, 0.5], torch.tensor([1.0, 0.6])) == 0
 
 
-def test_a_short_run_in_tiles_has_all_densities(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_in_tiles_has_all_densities(run_crux: Callable[..., int], tmp_path: Path) -> None:
     short = ("trainer.max_steps=20", "trainer.batch=32", "toy.held_out=1024", "trainer.log_every=10", "toy.tile=9")
-    assert crux_here(*SMALL, *short, "toy.densities=[1.0,0.5,0.1]", "toy.seeds=4", f"output_dir={tmp_path}") == 0
+    assert run_crux(*SMALL, *short, "toy.densities=[1.0,0.5,0.1]", "toy.seeds=4", f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert len(list((run / "programs").iterdir())) == 2
     arrays = load_file(run / "arrays.safetensors")
@@ -56,8 +56,8 @@ def test_a_short_run_in_tiles_has_all_densities(crux_here: Callable[..., int], t
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(*SMALL, f"output_dir={tmp_path}") == 0
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(*SMALL, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert (
         json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1

@@ -8,9 +8,9 @@ import pytest
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("experiment=toy/intro_polygon", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
-    assert crux_here(*given) == 0
+    assert run_crux(*given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 3

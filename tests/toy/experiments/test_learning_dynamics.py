@@ -40,9 +40,9 @@ def test_chosen_seed_has_a_good_loss_and_many_drops() -> None:
     [("learning_dynamics", 66, {"dynamics"}), ("learning_dynamics_correlated", 6, {"dynamics", "stages"})],
 )
 def test_a_short_run_keeps_every_snapshot(
-    experiment: str, n: int, figures: set[str], crux_here: Callable[..., int], tmp_path: Path
+    experiment: str, n: int, figures: set[str], run_crux: Callable[..., int], tmp_path: Path
 ) -> None:
-    assert crux_here(f"experiment=toy/{experiment}", *QUIET, *SHORT, f"output_dir={tmp_path}") == 0
+    assert run_crux(f"experiment=toy/{experiment}", *QUIET, *SHORT, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     arrays = load_file(run / "arrays.safetensors")
     assert arrays["steps"].tolist() == list(range(0, 61, 3))
@@ -52,11 +52,11 @@ def test_a_short_run_keeps_every_snapshot(
     assert {path.stem for path in (run / "figures").glob("*.png")} == figures
 
 
-def test_initial_weights_are_scaled(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_initial_weights_are_scaled(run_crux: Callable[..., int], tmp_path: Path) -> None:
     first = []
     for scale in ("1.0", "0.5"):
         given = ("experiment=toy/learning_dynamics_correlated", *QUIET, *SHORT, f"toy.init_scale={scale}")
-        assert crux_here(*given, f"output_dir={tmp_path / scale}") == 0
+        assert run_crux(*given, f"output_dir={tmp_path / scale}") == 0
         (run,) = (tmp_path / scale / "runs").iterdir()
         first.append(load_file(run / "programs" / "model" / "snapshots" / "0.safetensors")["W"])
     torch.testing.assert_close(first[1], first[0] / 2, rtol=0, atol=0)
@@ -70,14 +70,14 @@ def test_initial_weights_are_scaled(crux_here: Callable[..., int], tmp_path: Pat
         ("toy.init_scale=0.0", "toy.init_scale=0: must be more than 0"),
     ],
 )
-def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
-    assert says in refusal("experiment=toy/learning_dynamics", *QUIET, given)
+def test_unsuitable_options_are_rejected(given: str, says: str, error_message: Callable[..., str]) -> None:
+    assert says in error_message("experiment=toy/learning_dynamics", *QUIET, given)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["learning_dynamics", "learning_dynamics_correlated"])
-def test_small_setting_reproduces_the_paper(experiment: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(f"experiment=toy/{experiment}", *QUIET, f"output_dir={tmp_path}") == 0
+def test_small_setting_reproduces_the_paper(experiment: str, run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(f"experiment=toy/{experiment}", *QUIET, f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert (
         json.loads((run / "metrics.json").read_text())["final/checks_failed"] <= 1

@@ -55,10 +55,10 @@ def test_lowest_losses_are_those_of_the_named_geometry() -> None:
 
 
 @pytest.mark.slow
-def test_a_shortened_run_finds_the_crossing(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_shortened_run_finds_the_crossing(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("experiment=toy/one_varied_feature", "trainer.max_steps=150", "trainer.progress=false", "tracking=none",
              "toy.ratios=[0.25,0.3]", "toy.seeds=12", f"output_dir={tmp_path}")  # fmt: skip
-    assert crux_here(*given) == 0
+    assert run_crux(*given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks_failed"] == 0
@@ -69,13 +69,13 @@ def test_a_shortened_run_finds_the_crossing(crux_here: Callable[..., int], tmp_p
 @pytest.mark.parametrize(
     "given", ["toy.n_features=4", "toy.densities=[0.1,0.2]", "toy.ratios=[30.0]", "toy.ratios=null"]
 )
-def test_unsuitable_options_are_rejected(given: str, crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here("experiment=toy/one_varied_feature", "tracking=none", given, f"output_dir={tmp_path}") == 2
+def test_unsuitable_options_are_rejected(given: str, run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux("experiment=toy/one_varied_feature", "tracking=none", given, f"output_dir={tmp_path}") == 2
 
 
 @pytest.mark.slow
-def test_the_small_setting_finds_the_exact_crossing(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_the_small_setting_finds_the_exact_crossing(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("experiment=toy/one_varied_feature", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
-    assert crux_here(*given) == 0
+    assert run_crux(*given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "metrics.json").read_text())["final/checks_failed"] == 0

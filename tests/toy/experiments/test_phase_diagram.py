@@ -40,8 +40,8 @@ def test_distance_from_the_boundary_is_in_pixels() -> None:
     torch.testing.assert_close(pixels_from_boundary(wrong, edges, ratios), expected)
 
 
-def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(*SHORT, "toy.sizes=[[2,1,1]]", "toy.tile=3", f"output_dir={tmp_path}") == 0
+def test_a_shortened_run_in_tiles(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(*SHORT, "toy.sizes=[[2,1,1]]", "toy.tile=3", f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert len(list((run / "programs").iterdir())) == 3  # 2 densities × 4 seeds
     arrays = load_file(run / "arrays.safetensors")
@@ -66,18 +66,18 @@ def test_a_shortened_run_in_tiles(crux_here: Callable[..., int], tmp_path: Path)
         ("toy.ratios=[1.0]", "toy.ratios=[1.0]: must be a list of at least 2"),
     ],
 )
-def test_unsuitable_options_are_rejected(given: str, says: str, refusal: Callable[..., str]) -> None:
-    assert says in refusal(*SHORT[:-1], given)
+def test_unsuitable_options_are_rejected(given: str, says: str, error_message: Callable[..., str]) -> None:
+    assert says in error_message(*SHORT[:-1], given)
 
 
 def test_interrupted_polishing_continues_with_the_next_piece(
-    crux_here: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("crux.toy.exact.polish.ROWS", 8)  # of 12 instances: two pieces
     edges = Boundaries(torch.tensor([0.5], dtype=torch.float64), torch.tensor([5.0], dtype=torch.float64))
     monkeypatch.setattr("crux.toy.experiments.phase_diagram.exact_boundaries", lambda densities, *, n_hidden: edges)
     given = (*SHORT, "toy.sizes=[[2,1,1]]", "toy.densities=[0.1]", "toy.ratios=[0.1,1.0,10.0]")
-    assert crux_here(*given, f"output_dir={tmp_path / 'whole'}") == 0
+    assert run_crux(*given, f"output_dir={tmp_path / 'whole'}") == 0
     computed: list[str] = []
 
     def interrupted(folder: RunFolder, name: str, compute: Callable[[], Mapping[str, torch.Tensor]]):
@@ -88,10 +88,10 @@ def test_interrupted_polishing_continues_with_the_next_piece(
 
     with monkeypatch.context() as patch:
         patch.setattr("crux.toy.experiments.phase_diagram.compute_once", interrupted)
-        assert crux_here(*given, f"output_dir={tmp_path / 'parts'}") == 130
+        assert run_crux(*given, f"output_dir={tmp_path / 'parts'}") == 130
     (run,) = (tmp_path / "parts" / "runs").iterdir()
     assert [path.stem for path in (run / "pieces").iterdir()] == computed == ["2_1_first_0"]
-    assert crux_here(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
+    assert run_crux(*given, f"output_dir={tmp_path / 'parts'}", "resume=true") == 0
     assert not (run / "pieces").exists()
     (whole,) = (tmp_path / "whole" / "runs").iterdir()
     for name in ("metrics.json", "history.jsonl"):
@@ -101,8 +101,8 @@ def test_interrupted_polishing_continues_with_the_next_piece(
 
 
 @pytest.mark.slow
-def test_small_setting_has_the_exact_boundaries(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_small_setting_has_the_exact_boundaries(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("experiment=toy/phase_diagram", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
-    assert crux_here(*given) == 0
+    assert run_crux(*given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "metrics.json").read_text())["final/checks_failed"] == 0

@@ -13,17 +13,17 @@ from crux.toy.experiments.privileged_basis import check_regime, describe_circuit
 from crux.toy.geometry.neurons import Circuit
 
 
-def run_shortened(crux_here: Callable[..., int], experiment: str, tmp_path: Path, *given: str) -> Path:
+def run_shortened(run_crux: Callable[..., int], experiment: str, tmp_path: Path, *given: str) -> Path:
     """Run the experiment for a few seconds and return its folder."""
     common = ("trainer.log_every=5", "trainer.progress=false", "tracking=none", f"output_dir={tmp_path}")
-    assert crux_here(f"experiment=toy/{experiment}", *common, *given) == 0
+    assert run_crux(f"experiment=toy/{experiment}", *common, *given) == 0
     (run,) = (tmp_path / "runs").iterdir()
     return run
 
 
-def test_a_short_run_writes_figure_and_metrics(crux_here: Callable[..., int], tmp_path: Path) -> None:
+def test_a_short_run_writes_figure_and_metrics(run_crux: Callable[..., int], tmp_path: Path) -> None:
     given = ("trainer.max_steps=20", "trainer.batch=64", "toy.seeds=3", "toy.held_out=1024", "toy.densities=[1.0,0.3]")
-    run = run_shortened(crux_here, "privileged_basis", tmp_path, *given, "toy.tile=4")
+    run = run_shortened(run_crux, "privileged_basis", tmp_path, *given, "toy.tile=4")
     metrics = json.loads((run / "metrics.json").read_text())
     assert len(list((run / "programs").iterdir())) == 2
     assert metrics["final/checks"] == 2
@@ -58,8 +58,8 @@ def test_circuits_are_described() -> None:
 
 
 @pytest.mark.slow
-def test_small_setting_reproduces_the_paper(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    run = run_shortened(crux_here, "privileged_basis", tmp_path, "trainer.log_every=100")
+def test_small_setting_reproduces_the_paper(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    run = run_shortened(run_crux, "privileged_basis", tmp_path, "trainer.log_every=100")
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["final/checks"] == 8
     assert (

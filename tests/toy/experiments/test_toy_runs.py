@@ -23,8 +23,8 @@ def find_run(outputs: Path) -> RunFolder:
     return RunFolder(tensors)
 
 
-def test_a_run_writes_its_files_and_is_in_mlflow(crux_here: Callable[..., int], tmp_path: Path) -> None:
-    assert crux_here(*SHORT, f"output_dir={tmp_path}") == 0
+def test_a_run_writes_its_files_and_is_in_mlflow(run_crux: Callable[..., int], tmp_path: Path) -> None:
+    assert run_crux(*SHORT, f"output_dir={tmp_path}") == 0
     run = find_run(tmp_path)
     assert run.done
     assert [row["step"] for row in run.read_history()] == [10, 20, 30]
@@ -46,9 +46,9 @@ def test_a_run_writes_its_files_and_is_in_mlflow(crux_here: Callable[..., int], 
     assert "train/loss" in logged.data.metrics
 
 
-def test_a_resumed_run_has_the_same_results(crux_here: Callable[..., int], command: list[str], tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_results(run_crux: Callable[..., int], command: list[str], tmp_path: Path) -> None:
     longer = [*SHORT, "trainer.max_steps=1000", "trainer.checkpoint_every=200", "tracking=none"]
-    assert crux_here(*longer, f"output_dir={tmp_path / 'whole'}") == 0
+    assert run_crux(*longer, f"output_dir={tmp_path / 'whole'}") == 0
     killed = subprocess.Popen([*command, *longer, f"output_dir={tmp_path / 'killed'}"])
     try:
         deadline = time.monotonic() + 120
@@ -60,7 +60,7 @@ def test_a_resumed_run_has_the_same_results(crux_here: Callable[..., int], comma
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
     assert not find_run(tmp_path / "killed").done
-    assert crux_here(*longer, f"output_dir={tmp_path / 'killed'}", "resume=true") == 0
+    assert run_crux(*longer, f"output_dir={tmp_path / 'killed'}", "resume=true") == 0
     whole, gone_on = find_run(tmp_path / "whole"), find_run(tmp_path / "killed")
     assert gone_on.done
     assert gone_on.read_history() == whole.read_history()
@@ -87,5 +87,5 @@ def test_a_resumed_run_has_the_same_results(crux_here: Callable[..., int], comma
         ("toy.held_out=1500", "must be a multiple of 1024, or less than 1024"),
     ],
 )
-def test_unsuitable_keys_are_rejected_in_one_line(given: str, says: str, refusal: Callable[..., str]) -> None:
-    assert says in refusal(*SHORT, given)
+def test_unsuitable_keys_are_rejected_in_one_line(given: str, says: str, error_message: Callable[..., str]) -> None:
+    assert says in error_message(*SHORT, given)

@@ -9,7 +9,6 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mpl_toolkits.mplot3d.art3d import Line3D
-from tests.support.figures import find_line, find_panel, find_panels, points
 
 from crux.toy.figures.dimensionality import plot_dimensionality
 from crux.toy.figures.dynamics import plot_learning_dynamics
@@ -17,6 +16,7 @@ from crux.toy.figures.polygons import density_title, plot_polygons
 from crux.toy.figures.stages import plot_stages
 from crux.toy.figures.superposition import plot_superposition
 from crux.toy.figures.vulnerability import plot_vulnerability
+from tests.support.figures import find_line, find_panel, find_panels, points
 
 ANGLES = np.arange(5) * 2 * np.pi / 5
 PENTAGON = np.stack([np.cos(ANGLES), np.sin(ANGLES)])

@@ -2,10 +2,10 @@
 
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
-from tests.support.figures import find_line, find_panel, find_panels, points
 
 from crux.toy.figures.memorisation import TrainingSetFit, plot_double_descent, plot_hidden_planes
 from crux.toy.figures.neurons import Panel, plot_neurons
+from tests.support.figures import find_line, find_panel, find_panels, points
 
 
 def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
