@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -79,7 +80,7 @@ def prepare_experiment(
 
     def execute(run: ActiveRun) -> Mapping[str, RunOutcome]:
         result = compute(run)
-        metrics = write_result(run.folder, result)
+        metrics = write_result(run.folder, result, title=config.run_name())
         return {"": RunOutcome(metrics, lambda: show_result(config.run_name(), result))}
 
     return PreparedJob(
@@ -87,24 +88,39 @@ def prepare_experiment(
     )
 
 
-def write_result(folder: RunFolder, result: Result) -> dict[str, float]:
+def write_result(folder: RunFolder, result: Result, *, title: str) -> dict[str, float]:
     """Write figures, arrays and report to the run folder; return the metrics, with the number of checks and of failed checks."""
     for name, figure in result.figures.items():
         figure.savefig(folder.path / "figures" / f"{name}.png", dpi=150)
     write_tensors(folder.path / "arrays.safetensors", result.arrays)
-    write_text(
-        folder.path / "report.md",
-        "\n\n".join(text for text in (result.report, checks_table(result.checks)) if text) + "\n",
-    )
+    write_text(folder.path / "report.md", report_text(title, result))
     failed = sum(not check.passed for check in result.checks)
     metrics = {f"final/{name}": value for name, value in result.metrics.items()}
     return metrics | {"final/checks": float(len(result.checks)), "final/checks_failed": float(failed)}
 
 
+def report_text(title: str, result: Result) -> str:
+    """Return the report in Markdown: the experiment's tables and text, the checks, and the figures as links."""
+    parts = [f"# {title}", result.report]
+    if result.checks:
+        parts += ["## Checks", checks_table(result.checks)]
+    if result.figures:
+        parts += ["## Figures", *(f"![{name}](figures/{name}.png)" for name in result.figures)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def checks_table(checks: Sequence[Check]) -> str:
     """Return the checks as a Markdown table."""
-    rows = [[c.what, f"{c.value:.5g}", f"{c.low:.5g} … {c.high:.5g}", "yes" if c.passed else "NO"] for c in checks]
+    rows = [[c.what, f"{c.value:.5g}", format_range(c, digits=5), "yes" if c.passed else "NO"] for c in checks]
     return markdown_table(["check", "value", "expected range", "passed"], rows)
+
+
+def format_range(check: Check, *, digits: int) -> str:
+    """Return the expected range as text: `0.9 … 1.1`, `≥ 1` if there is no upper end, or `2` if both ends are equal."""
+    low, high = f"{check.low:.{digits}g}", f"{check.high:.{digits}g}"
+    if low == high:
+        return low
+    return f"≥ {low}" if check.high == inf else f"{low} … {high}"
 
 
 def show_result(name: str, result: Result) -> None:
@@ -116,6 +132,6 @@ def show_result(name: str, result: Result) -> None:
     for column in ("check", "value", "expected range", ""):
         table.add_column(column, justify="right" if column == "value" else "left")
     for check in result.checks:
-        expected = f"{check.low:.4g} … {check.high:.4g}"
+        expected = format_range(check, digits=4)
         table.add_row(check.what, f"{check.value:.4g}", expected, "ok" if check.passed else Text("outside", "red"))
     console.print(table)

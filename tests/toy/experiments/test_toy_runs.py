@@ -30,7 +30,9 @@ def test_a_run_writes_its_files_and_is_in_mlflow(run_crux: Callable[..., int], t
     assert [row["step"] for row in run.read_history()] == [10, 20, 30]
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert {"final/checks", "final/checks_failed"} <= metrics.keys()
-    assert (run.path / "report.md").exists()
+    report = (run.path / "report.md").read_text()
+    assert report.startswith("# toy intro_polygon")
+    assert "![polygons](figures/polygons.png)" in report.splitlines()
     tensors = load_file(run.programs / "model" / "model.safetensors")
     assert tensors["W"].shape == (6, 1, 2, 5)
     assert not (run.programs / "model" / "checkpoints" / "last.ckpt").exists()

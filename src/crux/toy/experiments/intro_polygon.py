@@ -18,7 +18,7 @@ from crux.toy.geometry.report import THRESHOLDS, geometry_report, orient_canonic
 from crux.toy.options import OneSize
 from crux.toy.program import Program, TrainedProgram
 
-LIVING = {1.0: 2, 0.2: 4, 0.1: 5}
+PAPER_COUNTS = {1.0: 2, 0.2: 4, 0.1: 5}
 """Number of features that are represented in the paper, by density."""
 
 
@@ -30,20 +30,20 @@ def build_programs(toy: OneSize, *, seed: int) -> list[Program]:
 
 
 def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
-    """Describe the best instance of each density: the number of living features and their shapes."""
+    """Describe the best instance of each density: the number of represented features and their shapes."""
     (program,) = trained
     loss = instance_losses(program)
     best = best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()
-    checks, metrics, drawn, lines = [], {}, [], []
+    checks, metrics, drawn, sections = [], {}, [], []
     for density, stream in zip(toy.densities, best, strict=True):
         weights = select_instance(program.weights, stream, 0)
         shape = geometry_report(weights.W, **THRESHOLDS)
         drawn.append(orient_canonically(weights.W, living=THRESHOLDS["living"]))
         metrics[f"loss/{density:g}"] = float(loss[stream, 0])
         metrics[f"living/{density:g}"] = float(len(shape.living))
-        lines.append(f"density {density:g}, exact loss {loss[stream, 0]:.5f}\n{shape}")
-        if density in LIVING:
-            n = LIVING[density]
+        sections.append(f"## Density {density:g}: exact loss {loss[stream, 0]:.5f}\n\n{shape}")
+        if density in PAPER_COUNTS:
+            n = PAPER_COUNTS[density]
             checks.append(Check(f"features represented at density {density:g}", len(shape.living), n, n))
     figure = plot_polygons(
         torch.stack(drawn).numpy(),
@@ -51,7 +51,7 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
         titles=[density_title(density) for density in toy.densities],
     )
     arrays = {"W": torch.stack(drawn), "loss": loss, "best": torch.tensor(best)}
-    return Result(metrics, checks, {"polygons": figure}, arrays, "\n\n".join(lines))
+    return Result(metrics, checks, {"polygons": figure}, arrays, "\n\n".join(sections))
 
 
 EXPERIMENT = ToyExperiment(OneSize, build_programs, result)

@@ -105,10 +105,13 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
         Check("smallest number of distinct drops of the loss over seeds", min(n_drops), 2, 100),
     ]  # fmt: skip
     lines = [
-        f"seed {run.seed + chosen} of {toy.seeds} is shown; distinct drops of the loss per seed: {', '.join(map(str, n_drops))}",
-        "steepest at step " + ", ".join(f"{steps[i]} (loss {loss[i]:.4g})" for i in drops.steepest),
+        f"Number of distinct drops of the loss, per seed: {', '.join(map(str, n_drops))}.",
+        f"Seed {run.seed + chosen} is shown. Its drops are steepest at the steps "
+        + ", ".join(f"{steps[i]} (loss {loss[i]:.4g})" for i in drops.steepest)
+        + ".",
         "",
-        "represented features at the end:",
+        "## Represented features at the end",
+        "",
         str(shape),
     ]
     figures = {
@@ -140,7 +143,7 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
         ]
         checks.append(Check("share of the seeds that end as an octahedron", octahedra / toy.seeds, 0.5, 1))
         metrics["octahedra"] = float(octahedra)
-        lines.insert(1, f"octahedra at the end: {octahedra} of {toy.seeds} seeds")
+        lines.insert(1, f"{octahedra} of {toy.seeds} seeds end as an octahedron.")
         stages = [0, *drops.between, len(steps) - 1]
         figures["stages"] = plot_stages(
             weights=torch.stack([orient_canonically(W[i], living=THRESHOLDS["living"]) for i in stages]).numpy(),

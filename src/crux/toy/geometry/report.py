@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -9,11 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.config.markdown import markdown_table
 from crux.toy.geometry.dimensionality import column_rank, dimensionality, dimensions_per_feature, norms
 from crux.toy.geometry.tegum import Factor, tegum_factors
 
-SLACK = 1e-6
+RANK_TOLERANCE = 1e-6
 """Tolerance per dimension of the check Σ D_i ≤ rank W, for rounding errors."""
+
+MAX_FACTORS_LISTED, MAX_MEMBERS_LISTED = 6, 10
+"""Numbers of factors of one shape, and of features of one factor, that the table lists."""
 
 
 class Thresholds(TypedDict):
@@ -29,12 +34,12 @@ THRESHOLDS = Thresholds(living=0.1, tau=0.15, tolerance=0.15)
 
 
 class Geometry(NamedTuple):
-    """The result of `geometry_report`. `str()` gives a table for people, `as_dict()` plain values for JSON."""
+    """The result of `geometry_report`. `str()` gives text and a table in Markdown, `as_dict()` plain values for JSON."""
 
     n_hidden: int
     n_features: int
     living: tuple[int, ...]
-    """Features whose norm is above the threshold, ascending."""
+    """Features that are represented: their norm is above the threshold. Ascending."""
     factors: tuple[Factor, ...]
     names: dict[str, int]
     """Number of factors by name, the most frequent first."""
@@ -64,29 +69,35 @@ class Geometry(NamedTuple):
         return plain | {"living": list(self.living), "factors": factors, "dimensions_per_feature": d_star}
 
     def __str__(self) -> str:
-        law = "holds" if self.lawful else "BROKEN"
+        law = "as it must be" if self.lawful else "which is WRONG: it cannot exceed the rank"
         lines = [
-            f"{self.n_features} features in {self.n_hidden} dimensions, {len(self.living)} living",
-            f"Σ D_i = {self.total:.4f} ≤ rank {self.rank} ≤ {self.n_hidden}: {law}, {self.unused:.4f} unused; "
-            f"D* = {self.dimensions_per_feature:.4f}",
+            f"{self.n_features} features in {self.n_hidden} dimensions, {len(self.living)} of them represented.",
+            f"W has rank {self.rank}. The dimensionalities sum to Σ D_i = {self.total:.4f} ≤ {self.rank}, {law};",
+            f"the rest, {self.unused:.4f}, is not used. D* = {self.dimensions_per_feature:.4f} dimensions per represented feature.",
         ]
         if self.factors:
-            width = max(len("shape"), *map(len, self.names))
-            lines.append(f"{'shape':{width}}  count  features  rank    Σ D_i  D_i            members")
-            lines += [self._line(name, width) for name in self.names]
+            header = ["shape", "count", "features", "rank", "Σ D_i", "D_i", "members"]
+            lines += ["", markdown_table(header, [self._row(name) for name in self.names])]
         return "\n".join(lines)
 
-    def _line(self, name: str, width: int) -> str:
+    def _row(self, name: str) -> list[object]:
+        """Return the cells of the table for all factors of one shape."""
         factors = [factor for factor in self.factors if factor.name == name]
         features = [i for factor in factors for i in factor.features]
         shares = self.dimensionality[features]
         low, high = f"{shares.min():.3f}", f"{shares.max():.3f}"
-        range_ = low if low == high else f"{low}–{high}"
-        groups = " ".join("(" + _join_words([str(i) for i in factor.features], 10) + ")" for factor in factors[:6])
-        return (
-            f"{name:{width}}  {len(factors):5}  {len(features):8}  {sum(factor.rank for factor in factors):4}  "
-            f"{sum(factor.dimensions for factor in factors):7.3f}  {range_:13}  {groups}{' …' if len(factors) > 6 else ''}"
-        )
+        groups = [f"({_join_numbers(factor.features)})" for factor in factors[:MAX_FACTORS_LISTED]]
+        if len(factors) > MAX_FACTORS_LISTED:
+            groups.append("…")
+        return [
+            name,
+            len(factors),
+            len(features),
+            sum(factor.rank for factor in factors),
+            f"{sum(factor.dimensions for factor in factors):.3f}",
+            low if low == high else f"{low}–{high}",
+            " ".join(groups),
+        ]
 
 
 def geometry_report(
@@ -115,7 +126,7 @@ def geometry_report(
         rank=rank,
         dimensions_per_feature=float(dimensions_per_feature(W)),
         unused=rank - total,
-        lawful=total <= rank + SLACK * m and rank <= m,
+        lawful=total <= rank + RANK_TOLERANCE * m and rank <= m,
     )
 
 
@@ -146,5 +157,7 @@ def orient_canonically(
     return ((Q * signs).T @ W64).to(W.dtype)
 
 
-def _join_words(words: list[str], most: int) -> str:
-    return " ".join(words[:most]) + (f" … {len(words) - most} more" if len(words) > most else "")
+def _join_numbers(features: Sequence[int]) -> str:
+    listed = " ".join(map(str, features[:MAX_MEMBERS_LISTED]))
+    n_more = len(features) - MAX_MEMBERS_LISTED
+    return f"{listed} … {n_more} more" if n_more > 0 else listed
