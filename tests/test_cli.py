@@ -75,7 +75,7 @@ MISTAKES = {  # common ones
     "resume_from={}/another": ("another", "configuration differs", "layer: 3 / 6"),
 }
 MORE = {
-    "+foo=1": ("foo: no such key", "sparsity"),
+    "+foo=1": ("foo: no such key; allowed keys: ", "`--help` lists all"),
     "++foo=1": ("foo: no such key",),
     "layer=6 hook_point=blocks.6.hook_resid_pre": ("layer and hook_point both given",),
     "loss.klx=1": ("loss.klx", "did you mean loss.kl?"),
@@ -92,7 +92,12 @@ MORE = {
     "layer=-1": ("layer=-1", "0 to 7"),
     "layer=6.5": ("layer=6.5", "whole number"),
     "layer": ("layer", "key=value"),
-    "layer=2,4": ("layer=2,4", "-m"),
+    "layer=2,4": ("layer=2,4", "-m", "'layer=\"2,4\"'"),
+    "layr=6": ("layr: no such key; did you mean layer? allowed keys: ",),
+    "sae.start_from=a=b,c/sae": ("sae.start_from: a=b,c/sae has characters", "write 'sae.start_from=\"a=b,c/sae\"'"),
+    "experiment=toy/intro_polygon debug=limit": ("debug=limit: does not fit", "use debug=limit_training"),
+    "experiment=toy/phase": ("did you mean toy/phase_diagram?", "`--help experiment` lists all"),
+    "experiment=pareto": ("did you mean sweeps=pareto?",),
     "~layer": ("layer",),
     "--layer=6": ("--layer=6", "no dashes", "layer="),
     "sparsity=much": ("sparsity=much", "a number"),

@@ -93,6 +93,15 @@ def test_one_option_is_shown_with_its_keys(help_of: Callable[..., str]) -> None:
     assert "toy.n_features=20" in help_of("experiment=toy/basic")
     assert "hydra.launcher.partition=null" in help_of("hydra/launcher=slurm")
     assert "seed=0,1,2  loss=local  sparsity=5,7,10" in help_of("sweeps=pareto")
+    assert "callbacks.timer.duration=00:12:00:00" in help_of("callbacks=timer")
+
+
+def test_a_debug_option_is_shown_with_the_keys_that_it_changes(help_of: Callable[..., str]) -> None:
+    page = help_of("debug=limit")
+    assert "trainer.max_steps=4" in page
+    assert "evaluation.tokens=2048" in page
+    assert "trainer.precision" not in page  # a key of the same section that keeps its value
+    assert "sae.ratio" not in page
 
 
 def test_a_key_of_another_job_is_shown_with_the_option_that_has_it(help_of: Callable[..., str]) -> None:

@@ -149,7 +149,7 @@ def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
         ("-m seed=0,1 tracking.uri=http://127.0.0.1:9", "does not answer"),
         ("sweeps=pareto experiment=report", "does not fit this experiment"),
         ("experiment=report sweep=paretto", "sweep=paretto: no such sweep"),
-        ("experiment=report", "sweep=: no such sweep"),
+        ("experiment=report", "give sweep=<name>; in "),
     ],
 )
 def test_an_error_of_the_whole_sweep_is_one_line_and_starts_nothing(

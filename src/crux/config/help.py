@@ -27,7 +27,7 @@ network computes downstream, not only against its activations, and adds toy mode
 and the interaction basis."""
 
 START = (
-    ("{program}", "train an SAE on the packaged language model, evaluate it, show it in MLflow"),
+    ("{program}", "train an SAE on the packaged language model, evaluate it, record it in MLflow"),
     ("{program} loss=e2e_ds layer=6", "choose options (loss=…) and set keys (layer=…)"),
     ("{program} -m loss=local,e2e layer=2,4,6", "a grid of jobs; the same command resumes it"),
     ("{program} sweeps=pareto", "a named grid of jobs, with a figure"),
@@ -158,9 +158,26 @@ def _option(group: str, option: str, overrides: Sequence[str]) -> str:
         parts.append(
             "\n".join([_heading("Grid"), *(f"  {line}" for line in _grid(config)), "", "  the other keys: --help"])
         )
-    elif group in ("experiment", "debug"):
+    elif group == "debug":
+        changed = _leaves(OmegaConf.load(option_files(group)[option]))
+        keys = [_key(key) for key in _keys(config) if key.name in changed]
+        parts.append("\n".join([_heading("Keys that it changes"), *keys, "", "  the other keys: --help"]))
+    elif group == "callbacks" and config.callbacks:
+        lines = [f"  {name}={value}" for name, value in _leaves(config.callbacks, "callbacks.").items()]
+        parts.append("\n".join([_heading("Keys"), *lines]))
+    elif group == "experiment":
         parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
     return "\n\n".join(parts)
+
+
+def _leaves(section: Any, prefix: str = "") -> dict[str, str]:
+    """Return the dotted keys of a configuration that has no dataclass, with their values."""
+    leaves: dict[str, str] = {}
+    for name, value in section.items():
+        leaves |= (
+            _leaves(value, f"{prefix}{name}.") if isinstance(value, DictConfig) else {f"{prefix}{name}": _write(value)}
+        )
+    return leaves
 
 
 def _grid(config: DictConfig) -> Iterator[str]:

@@ -3,9 +3,11 @@
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +28,12 @@ from crux.config.synonyms import NOT_HERE, OPTION_SYNONYMS, SYNONYMS, find_synon
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, which are reported in one line."""
 
+MAX_LISTED = 12
+"""Largest number of options or keys that a message lists; `--help` lists the others."""
+
+MIN_PREFIX = 3
+"""Smallest number of characters that count as the beginning of a choice."""
+
 
 def explain_user_error(error: BaseException, *, overrides: Sequence[str]) -> str | None:
     """Return a problem that the user can fix as one line, or None if the error is a bug and needs its traceback.
@@ -45,9 +53,24 @@ def explain_user_error(error: BaseException, *, overrides: Sequence[str]) -> str
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """Return `did you mean …? ` with the closest choice, or nothing if no choice is close."""
-    close = difflib.get_close_matches(word, choices, n=1)
+    """Return `did you mean …? ` with the closest choice, or nothing if no choice is close.
+
+    A choice that begins with the word is closest; of several, the shortest.
+    """
+    longer = [choice for choice in choices if len(word) >= MIN_PREFIX and choice.startswith(word)]
+    close = sorted(longer, key=len) or difflib.get_close_matches(word, choices, n=1)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def _enumerate_choices(choices: Sequence[str], *, topic: str) -> str:
+    """Return the choices as a list, which is cut if it is long and then names the help page with all of them.
+
+    Args:
+        topic: what `--help` takes to show all choices.
+    """
+    if len(choices) <= MAX_LISTED:
+        return ", ".join(choices) or "none"
+    return f"{', '.join(choices[:MAX_LISTED])}, … (`{f'--help {topic}'.strip()}` lists all {len(choices)})"
 
 
 def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) -> str:
@@ -70,8 +93,14 @@ def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) 
             choice = read_choice(overrides)
             named = f"{section}={choice.options[section]}" if section in choice.options else "this job"
             named = named if not named.endswith(SUFFIX) else "this job"
-            return f"{key}: {named} has no such key{_owners(key, overrides)}; allowed there are {', '.join(sorted(there)) or 'none'}"
-    return f"{key}: no such key; {nearest(key, there) or nearest(key, everywhere)}allowed there are {', '.join(sorted(there))}"
+            return f"{key}: {named} has no such key{_owners(key, overrides)}; {_allowed_keys(section, there)}"
+    return f"{key}: no such key; {nearest(key, there) or nearest(key, everywhere)}{_allowed_keys(section, there)}"
+
+
+def _allowed_keys(section: str, keys: Sequence[str]) -> str:
+    if not section:
+        return f"allowed keys: {_enumerate_choices(sorted(keys), topic='')}"
+    return f"allowed there are {_enumerate_choices(sorted(keys), topic=section)}"
 
 
 def _owners(key: str, overrides: Sequence[str]) -> str:
@@ -125,6 +154,8 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     Args:
         overrides: the command line.
     """
+    if (line := _explain_grammar_error(error, overrides=overrides)) is not None:
+        return line
     text = str(error)
     if match := re.search(r"(?:Could not (?:find|load)|In '[^']*': Could not find) '([^']+)'", text):
         depth = 2 if match[1].startswith("hydra/") else 1  # hydra/launcher=gpus
@@ -138,11 +169,12 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
         return no_such_key(key, kind=kind, overrides=overrides)
     if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
         option = match[1].replace("/", "=", 1)
-        return f"{option}: does not fit this experiment, which has no key {match[2]} there"
-    if match := re.match(r"Error parsing override '(.*)'", text):
-        return f"{match[1]}: cannot be read; write key=value, with quotes where the shell or a comma needs them"
+        short_run = option == "debug=limit" and has_key(read_choice(overrides), "trainer.checkpoint_every")
+        advice = "; use debug=limit_training" if short_run else ""
+        return f"{option}: does not fit this experiment, which has no key {match[2]} there{advice}"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return f"{match[1]}: several values are a grid, which needs -m; one list is written [a,b]"
+        quoted = _quote_value(*match[1].partition("=")[::2])
+        return f"{match[1]}: several values are a grid, which needs -m; one list is written [a,b], one text with commas {quoted}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = getattr(error, "full_key", None) or next((x[10:] for x in lines if x.startswith("full_key: ")), "")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -154,12 +186,46 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     return f"{key}: {message}" if key else message
 
 
+def _explain_grammar_error(error: HydraException | OmegaConfBaseException, *, overrides: Sequence[str]) -> str | None:
+    """Return what is wrong with the first argument that Hydra's grammar of overrides rejects; None if the error is another one."""
+    if isinstance(error, OmegaConfBaseException) or (override := _unreadable_override(overrides)) is None:
+        return None
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[A-Za-z_][\w./@:-]*", key):
+        return f"{override}: cannot be read; write key=value"
+    if value[:1] in ("[", "{", "'", '"'):
+        return f"{key}: the brackets or quotes of {value} do not match, or a text in them needs quotes of its own"
+    return f"{key}: {value} has characters that need quotes (such as = , ( ) {{ }} [ ] # ~); write {_quote_value(key, value)}"
+
+
+def _unreadable_override(overrides: Sequence[str]) -> str | None:
+    """Return the first argument that Hydra's grammar of overrides rejects, or None."""
+    parser = OverridesParser.create()
+    for override in overrides:
+        try:
+            if not override.startswith("-"):
+                parser.parse_override(override)
+        except HydraException:
+            return override
+    return None
+
+
+def _quote_value(key: str, value: str) -> str:
+    """Return an argument whose value is one text for Hydra, as it is typed in a shell: `'key="value"'`."""
+    escaped = value.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
+
+
 def no_such_option(group: str, option: str) -> str:
-    """Return what is wrong with an option that a group does not have: the nearest option and all options."""
+    """Return what is wrong with an option that a group does not have: the group that has it, the nearest option, all options."""
     if (group, option) in OPTION_SYNONYMS:
         return f"{group}={option}: called {group}={OPTION_SYNONYMS[group, option]} here"
     allowed = list(option_files(group))
-    return f"{group}={option}: no such option; {nearest(option, allowed)}allowed are {', '.join(allowed) or 'none'}"
+    groups_with_it = [other for other in list_groups() if option in option_files(other)]
+    guess = f"did you mean {groups_with_it[0]}={option}? " if len(groups_with_it) == 1 else nearest(option, allowed)
+    if guess and len(allowed) > MAX_LISTED:  # the first of a long list add nothing to the guess
+        return f"{group}={option}: no such option; {guess}`--help {group}` lists all {len(allowed)}"
+    return f"{group}={option}: no such option; {guess}allowed are {_enumerate_choices(allowed, topic=group)}"
 
 
 HYDRA_FLAGS = (

@@ -88,7 +88,7 @@ class SaeJob(SparseTraining):
     hook_points: Annotated[list[str], MinLen(1)] | None = None
     """Several hook points in the network's order, each with an SAE of its own; takes precedence over hook_point."""
     target_l0: Rate | None = None
-    """Adjust λ during training until each SAE has this L0, the mean number of active latents per token; null: constant λ."""
+    """Adjust λ during training until each SAE has this L0, the mean number of latents that fire per token; null: constant λ."""
     sparsities: Annotated[list[Annotated[float, Ge(0)]], MinLen(1)] | None = None
     """Train one SAE for each of these λ at once, on the same clean passes; each is a run (sae=relu)."""
     ks: Annotated[list[Count], MinLen(1)] | None = None

@@ -238,7 +238,7 @@ class ToySaeJob(SparseTraining):
     """A job that trains an SAE on a trained toy model and evaluates it."""
 
     target_l0: Rate | None = None
-    """Adjust λ until the SAE has this many active latents per sample."""
+    """Adjust λ until the SAE has this L0, the mean number of latents that fire per sample."""
     model: ToyModel = MISSING
     loss: LossOptions = MISSING
     trainer: ToySaeTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]

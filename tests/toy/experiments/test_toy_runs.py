@@ -73,7 +73,7 @@ def test_a_resumed_run_has_the_same_results(run_crux: Callable[..., int], comman
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("layer=3", "layer: this job has no such key; the main job has it; allowed there are "),
+        ("layer=3", "layer: this job has no such key; the main job has it; allowed keys: "),
         ("sae=topk", "sae: has no meaning for this experiment"),
         ("optimizer.clip=1", "optimizer.clip: this job has no such key"),
         ("toy.densities=[0.0]", "toy.densities=[0.0]: must be numbers that are more than 0, up to 1"),

@@ -154,7 +154,7 @@ class TopK(SaeOptions):
     """TopK: keeps the k largest pre-activations of each token (Gao et al. 2406.04093)."""
 
     k: Count = MISSING
-    """Number of active latents per token; on average over the batch for batch_topk and matryoshka."""
+    """Number of latents that fire per token; on average over the batch for batch_topk and matryoshka."""
 
     fixed_k: ClassVar[bool] = True
     list_key: ClassVar[str | None] = "ks"

@@ -21,7 +21,7 @@ class LossOptions:
     default_sparsity: Annotated[float, Ge(0)] = MISSING
     """λ if sparsity is not given, before it is multiplied by sae.sparsity_scale; tuned on model=tiny."""
     skip_positions: list[Annotated[int, Ge(0)]] = MISSING
-    """Positions in the sequence that the loss leaves out; [0] leaves out the attention sink."""
+    """Positions in the sequence that the loss leaves out; [0] leaves out the first, where many models have a massive activation."""
     max_norm: Annotated[float, Gt(0)] | None = None
     """Leave tokens out of the loss whose activation has a larger norm than this, in activation units; null: keep all."""
 

@@ -70,11 +70,13 @@ def sweep_folder(outputs: Path, name: str) -> Path:
     """Return the folder `<outputs>/sweeps/<name>`.
 
     Raises:
-        UserError: if it does not exist; the message names the nearest sweep.
+        UserError: if no name is given, or if the folder does not exist; the message names the nearest sweep.
     """
     folder = outputs / "sweeps" / name
-    if not name or not folder.is_dir():
-        sweeps = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
+    sweeps = sorted(path.name for path in (outputs / "sweeps").glob("*") if path.is_dir())
+    if not name:
+        raise UserError(f"give sweep=<name>; in {outputs / 'sweeps'} there are {', '.join(sweeps) or 'none'}")
+    if not folder.is_dir():
         raise UserError(
             f"sweep={name}: no such sweep in {outputs / 'sweeps'}; {nearest(name, sweeps)}"
             f"there are {', '.join(sweeps) or 'none'}"
