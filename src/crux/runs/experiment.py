@@ -116,11 +116,13 @@ def checks_table(checks: Sequence[Check]) -> str:
 
 
 def format_range(check: Check, *, digits: int) -> str:
-    """Return the expected range as text: `0.9 … 1.1`, `≥ 1` if there is no upper end, or `2` if both ends are equal."""
+    """Return the expected range as text: `0.9 … 1.1`, `≥ 1` or `≤ 1` if it has only one end, or `2` if both ends are equal."""
     low, high = f"{check.low:.{digits}g}", f"{check.high:.{digits}g}"
     if low == high:
         return low
-    return f"≥ {low}" if check.high == inf else f"{low} … {high}"
+    if check.high == inf:
+        return f"≥ {low}"
+    return f"≤ {high}" if check.low == -inf else f"{low} … {high}"
 
 
 def show_result(name: str, result: Result) -> None:

@@ -22,7 +22,11 @@ from crux.toy.superposition import SuperpositionModel, Weights, sampled_loss, we
 
 
 class Program(NamedTuple):
-    """Instances of a toy model that are trained together. A stream is data; a setting is one of the instances that see it."""
+    """Instances of a toy model that are trained together.
+
+    A stream is a sequence of data, drawn with one seed and one density per feature. Its settings are the instances that see these data;
+    they differ in the importances of the features.
+    """
 
     name: str
     """Name of its folder."""

@@ -6,7 +6,7 @@
     absolute_value   y' = ReLU(W_out ReLU(W x) + b)      for y = |x|; weights untied, no hidden bias
 
 W is [n_hidden, n_features]; its columns are the features' directions. With tied weights it is one parameter that is used twice.
-Instances have two leading axes: `stream` numbers the data, `setting` the instances that see the same data.
+Instances have two leading axes: `stream` numbers the sequences of data, `setting` the instances that see the data of one stream.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,17 @@ class SuperpositionModel(nn.Module):
     def forward(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_features"]:
         """Return the output of every instance for the data of its stream."""
         n_hidden, n_features = self.W.shape[-2:]
-        linear_inside = self.W_out is None and self.kind in (Kind.linear, Kind.relu_output)
-        if linear_inside and n_features <= 2 * n_hidden:  # multiply by WᵀW: no more work, fewer passes over memory
-            return self._add_bias(torch.einsum("sgof,sbf->sgob", self.W.mT @ self.W, x).mT)  # samples last is faster
+        tied_without_hidden_relu = self.W_out is None and self.kind in (Kind.linear, Kind.relu_output)
+        if (
+            tied_without_hidden_relu and n_features <= 2 * n_hidden
+        ):  # multiply by WᵀW: no more work, fewer passes over memory
+            # s stream, g setting, o output feature, f feature, b sample; it is faster with the samples last
+            return self._add_bias(torch.einsum("sgof,sbf->sgob", self.W.mT @ self.W, x).mT)
         return self.output(self.hidden(x))
 
     def hidden(self, x: Float[Tensor, "stream batch n_features"]) -> Float[Tensor, "stream setting batch n_hidden"]:
-        """Return the activations between the two maps."""
-        h = torch.einsum("sbf,sghf->sgbh", x, self.W)
+        """Return the hidden activations: W x, after the ReLU if the model has a hidden one."""
+        h = torch.einsum("sbf,sghf->sgbh", x, self.W)  # s stream, g setting, b sample, f feature, h hidden
         return h.relu() if self.kind in (Kind.relu_hidden, Kind.absolute_value) else h
 
     def output(

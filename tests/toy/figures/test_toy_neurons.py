@@ -10,7 +10,7 @@ from tests.support.figures import find_line, find_panel, find_panels, points
 
 def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
     weights = np.array([[0.5, 1.0, -0.25], [0.0, 0.0, 2.0]])
-    panels = [Panel(weights, f"panel {i}", "weights", [False, True]) for i in range(3)]
+    panels = [Panel(weights, f"panel {i}", "weights", [True, False]) for i in range(3)]
     figure = plot_neurons(panels, columns=2, width=2, height=2)
     first, last = find_panel(figure, title="panel 0"), find_panel(figure, title="panel 2")
     assert len(find_panels(figure, title="panel")) == 3
@@ -19,7 +19,7 @@ def test_bars_stack_from_the_largest_weight_outwards_both_ways() -> None:
     heights = [np.asarray(path.vertices)[:, 1] for path in bars.get_paths()]
     reach = [(height.min(), height.max()) for height in heights]
     assert reach == [(0, 1), (1, 1.5), (-0.25, 0), (0, 2)]
-    assert len(first.patches) == 1  # the ground of the first neuron
+    assert len(first.patches) == 1  # the grey background of the first neuron, which is polysemantic
     low, high = last.get_ylim()
     assert low <= -0.25
     assert high >= 2

@@ -21,7 +21,7 @@ def instance_losses(trained: TrainedProgram) -> Float[Tensor, "stream setting"]:
 def best_streams(loss: Float[Tensor, "stream setting"], *, n_seeds: int) -> Int[Tensor, "density setting"]:
     """Return, for each density and setting, the index of the stream whose seed has the lowest loss.
 
-    The streams are ordered by density, then by seed.
+    The streams are ordered by density, then by seed. With one setting per stream, as in most programs, column 0 is all there is.
     """
     by_seed = loss.unflatten(0, (-1, n_seeds))
     return by_seed.argmin(1) + n_seeds * torch.arange(len(by_seed))[:, None]

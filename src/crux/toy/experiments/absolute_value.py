@@ -1,6 +1,8 @@
-"""Compute |x| with a hidden ReLU layer: with enough neurons each feature gets two, with too few and sparse features neurons are shared.
+"""Compute |x| with a hidden ReLU layer: a feature gets two neurons if there are enough; if not, sparse features share neurons.
 
-Elhage et al. 2209.10652, "Computation in Superposition": first 3 features in 6 neurons, as ReLU(x) + ReLU(−x), then 100 in 40.
+Elhage et al. 2209.10652, "Computation in Superposition": first 3 features in 6 neurons, as ReLU(x) + ReLU(−x), then 100 in 40. A neuron
+is monosemantic if it reads one feature, polysemantic if it reads several, and dead if its weights are negligible. The experiment also
+counts motifs: a neuron that computes two features, and a second neuron that inhibits their interference (crux.toy.geometry.untied.Motif).
 """
 
 import math
@@ -25,44 +27,51 @@ from crux.toy.options import OneSize, Size
 from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
-ENOUGH = 3
-"""Number of features of the model without superposition; it has twice as many neurons."""
-GAIN = 0.5
-"""A neuron computes a feature if it returns at least this share of its |x|."""
-OWN = 0.25
-"""A neuron reads a feature if |W_ji| is at least this share of its largest weight."""
-DENSE, SPARSE = 1.0, 0.01
-"""At this density and above neurons should be monosemantic; at SPARSE and below they should not."""
+N_FEATURES_ENOUGH = 3
+"""Number of features of the model "enough", which needs no superposition: it has two neurons per feature."""
+MIN_GAIN = 0.5
+"""In the search for motifs, neuron j computes feature i if it adds at least this share of |x_i| to output i."""
+MIN_READ_WEIGHT = 0.25
+"""Neuron j reads feature i if |W_ji| is above this share of the neuron's largest weight, max_k |W_jk|."""
+MIN_SIDE_WEIGHT = 0.05
+"""The same share where a neuron must read a single feature and nothing else: smaller weights are left over from training."""
+DENSE_FROM, SPARSE_UP_TO = 1.0, 0.01
+"""Neurons should be monosemantic at densities from DENSE_FROM on, and polysemantic at densities up to SPARSE_UP_TO."""
 
 
 def build_programs(toy: OneSize, *, seed: int) -> list[Program]:
-    """Build the model with enough neurons, then one instance per density and seed of the smaller model."""
-    ones = torch.ones(1, ENOUGH)
-    size = Size(ENOUGH, 2 * ENOUGH, toy.n_sets)
+    """Build the model with enough neurons, then the model with too few, with one instance per density and seed."""
+    ones = torch.ones(1, N_FEATURES_ENOUGH)
+    size = Size(N_FEATURES_ENOUGH, 2 * N_FEATURES_ENOUGH, toy.n_sets)
     enough = build_program(toy, size, seed=seed, name="enough", kind=toy.kind, density=ones, importance=ones)
     return [enough, build_model_program(toy, seed=seed)]
 
 
 def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
-    """Describe the best instances: how many features each neuron has, and where one neuron inhibits the interference of another."""
-    enough, sweep = trained
+    """Describe the best instances: how many features each neuron reads, and how many motifs there are."""
+    enough, few = trained
     loss_enough = losses_on_shared_samples(enough, n_seeds=toy.seeds, samples=toy.held_out)
-    loss = losses_on_shared_samples(sweep, n_seeds=toy.seeds, samples=toy.held_out)
-    (first,) = best_streams(loss_enough, n_seeds=toy.seeds)[:, 0].tolist()
-    share = float(loss_enough[first, 0]) / loss_of_answering_zero(enough, first)
-    reads, writes = balanced_sides(select_instance(enough.weights, first, 0))
+    loss = losses_on_shared_samples(few, n_seeds=toy.seeds, samples=toy.held_out)
+    # Both programs have one instance per stream: setting 0. The model with enough neurons has a single density.
+    best_enough = int(best_streams(loss_enough, n_seeds=toy.seeds)[0, 0])
+    best_few = best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    relative_loss = float(loss_enough[best_enough, 0]) / zero_output_loss(enough, best_enough)
+    W_enough, W_out_enough = balance_neurons(select_instance(enough.weights, best_enough, 0))
+    n_separate = count_separate_features(W_enough)
     checks = [
-        Check("loss with two neurons per feature, as a share of the loss of the output 0", share, 0, 1e-4),
-        Check("features with one dedicated neuron per sign", count_separate_features(reads), ENOUGH, ENOUGH),
+        Check("loss with two neurons per feature / loss of the zero output", relative_loss, 0, 1e-4),
+        Check("features with one dedicated neuron per sign", n_separate, N_FEATURES_ENOUGH, N_FEATURES_ENOUGH),
     ]
-    metrics = {"loss/enough": float(loss_enough[first, 0])}
-    rows, panels, best = [], [], best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    metrics = {"loss/enough": float(loss_enough[best_enough, 0])}
+    rows, panels, n_motifs = [], [], 0
     models: list[tuple[Tensor, Tensor]] = []
-    for density, stream in zip(toy.densities, best, strict=True):
-        W, W_out = balanced_sides(select_instance(sweep.weights, stream, 0))
-        features = features_per_neuron(W, least=OWN)
-        n_mono, n_poly = (sum(counts(len(f)) for f in features) for counts in (lambda n: n == 1, lambda n: n > 1))
-        motifs = find_motifs(W, W_out, least=GAIN)
+    for density, stream in zip(toy.densities, best_few, strict=True):
+        W, W_out = balance_neurons(select_instance(few.weights, stream, 0))
+        features = features_per_neuron(W, min_weight=MIN_READ_WEIGHT)
+        n_mono = sum(len(read) == 1 for read in features)
+        n_poly = sum(len(read) > 1 for read in features)
+        motifs = find_motifs(W, W_out, min_gain=MIN_GAIN)
+        n_motifs += len(motifs)
         order = order_by_monosemanticity(W)
         W, W_out = W[order], W_out[:, order]
         models.append((W, W_out))
@@ -74,65 +83,75 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
             f"monosemanticity/{density:g}": float(monosemanticity(W).mean()),
             f"motifs/{density:g}": float(len(motifs)),
         }
-        computed = len({i for f in features for i in f[:1]})
-        share = f"{best_loss / loss_of_answering_zero(sweep, stream):.3f}"
-        dead = toy.n_hidden - n_mono - n_poly
-        rows.append([f"{density:g}", f"{best_loss:.3g}", share, computed, n_mono, n_poly, dead, len(motifs)])
+        n_main_features = len({read[0] for read in features if read})  # each neuron counts for its largest feature
+        relative = f"{best_loss / zero_output_loss(few, stream):.3f}"
+        n_dead = toy.n_hidden - n_mono - n_poly
+        rows.append(
+            [f"{density:g}", f"{best_loss:.3g}", relative, n_main_features, n_mono, n_poly, n_dead, len(motifs)]
+        )
         title = f"{density_title(density)}: {n_mono} monosemantic, {n_poly} polysemantic"
-        panels.append(Panel(W.abs().numpy(), title, "|W|", [len(features[j]) < 2 for j in order]))
-        poly = n_poly / max(1, n_mono + n_poly)
-        if density >= DENSE:
-            checks.append(Check(f"share of polysemantic neurons at density {density:g}", poly, 0, 0.1))
-        if density <= SPARSE:
-            checks.append(Check(f"share of polysemantic neurons at density {density:g}", poly, 0.75, 1))
-    n_motifs = sum(value for name, value in metrics.items() if name.startswith("motifs/"))
+        panels.append(Panel(W.abs().numpy(), title, "|W|", [len(features[j]) > 1 for j in order]))
+        polysemantic_share = n_poly / max(1, n_mono + n_poly)
+        what = f"share of polysemantic neurons at density {density:g}"
+        if density >= DENSE_FROM:
+            checks.append(Check(what, polysemantic_share, 0, 0.1))
+        if density <= SPARSE_UP_TO:
+            checks.append(Check(what, polysemantic_share, 0.75, 1))
     checks.append(Check("motifs of asymmetric superposition with inhibition", n_motifs, 1, math.inf))
     figures = {
         "neurons": plot_neurons(panels, columns=1, width=8.0, height=1.5),
-        "enough": plot_neurons(build_panels(reads, writes), columns=2, width=3.4, height=3.0),
+        "enough": plot_neurons(build_panels(W_enough, W_out_enough), columns=2, width=3.4, height=3.0),
     }
     arrays = {
         "W": torch.stack([W for W, _ in models]),
         "W_out": torch.stack([W_out for _, W_out in models]),
         "loss": loss,
         "loss_enough": loss_enough,
-        "W_enough": reads,
-        "W_out_enough": writes,
+        "W_enough": W_enough,
+        "W_out_enough": W_out_enough,
     }
-    header = ["density", "loss", "share of output 0", "features", "monosemantic", "polysemantic", "dead", "motifs"]
+    header = [
+        "density", "loss", "loss / loss of the zero output", "features with a neuron of their own", "monosemantic", "polysemantic",
+        "dead", "motifs",
+    ]  # fmt: skip
     return Result(metrics, checks, figures, arrays, markdown_table(header, rows))
 
 
-def balanced_sides(weights: Weights) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:
+def balance_neurons(weights: Weights) -> tuple[Float[Tensor, "m n"], Float[Tensor, "n m"]]:
     """Return the input and output weights of the neurons, scaled to equal norms."""
     assert weights.W_out is not None
     return balance_weights(weights.W, weights.W_out)
 
 
-def loss_of_answering_zero(trained: TrainedProgram, stream: int) -> float:
-    """Return the loss of the output 0: Σ I_i p_i E u² = Σ I_i p_i / 3."""
+def zero_output_loss(trained: TrainedProgram, stream: int) -> float:
+    """Return the loss of a model whose output is always 0: Σ I_i E x_i² = Σ I_i p_i / 3.
+
+    An active x_i is uniform on [−1, 1], with mean square 1/3; it is active with probability p_i.
+    """
     program = trained.program
     return float((program.importance[stream, 0] * program.density[stream]).sum() / 3)
 
 
 def count_separate_features(W: Float[Tensor, "m n"]) -> int:
     """Count the features with one neuron that reads only their positive values and one that reads only their negative values."""
-    signs = {
-        (f[0], bool(row[f[0]] > 0)) for row, f in zip(W, features_per_neuron(W, least=0.05), strict=True) if len(f) == 1
-    }
-    return sum({(i, True), (i, False)} <= signs for i in range(W.shape[1]))
+    positive, negative = set(), set()  # the features whose positive, or negative, values have a dedicated neuron
+    for row, features in zip(W, features_per_neuron(W, min_weight=MIN_SIDE_WEIGHT), strict=True):
+        if len(features) == 1:
+            (feature,) = features
+            (positive if row[feature] > 0 else negative).add(feature)
+    return len(positive & negative)
 
 
-def build_panels(reads: Float[Tensor, "m n"], writes: Float[Tensor, "n m"]) -> list[Panel]:
+def build_panels(W: Float[Tensor, "m n"], W_out: Float[Tensor, "n m"]) -> list[Panel]:
     """Return a panel of the input weights and one of the output weights.
 
     Neurons are ordered by feature, those that read positive values first.
     """
-    order = sorted(range(len(reads)), key=lambda j: (int(reads[j].abs().argmax()), -float(reads[j].sum())))
-    pure = [len(f) == 1 for f in features_per_neuron(reads[order], least=OWN)]
+    order = sorted(range(len(W)), key=lambda j: (int(W[j].abs().argmax()), -float(W[j].sum())))
+    polysemantic = [len(features) > 1 for features in features_per_neuron(W[order], min_weight=MIN_READ_WEIGHT)]
     return [
-        Panel(reads[order].numpy(), "input weights: W", "weight", pure),
-        Panel(writes.mT[order].numpy(), "output weights: W_out", "weight", pure),
+        Panel(W[order].numpy(), "input weights: W", "weight", polysemantic),
+        Panel(W_out.mT[order].numpy(), "output weights: W_out", "weight", polysemantic),
     ]
 
 

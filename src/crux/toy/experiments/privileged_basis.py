@@ -22,7 +22,7 @@ from crux.toy.experiments.programs import build_model_program, split_into_tiles
 from crux.toy.figures.neurons import Panel, plot_neurons
 from crux.toy.figures.polygons import density_title
 from crux.toy.geometry.neurons import (
-    CONNECTED,
+    MIN_CONNECTION,
     Circuit,
     count_neuron_pairs,
     find_circuits,
@@ -44,12 +44,12 @@ REGIMES = (
 """Lowest and highest density, and the paper's largest circuit there, as "features in neurons".
 
 "pairs" means that each feature has a distinct pair of neurons."""
-SIZES = (10, 5)
-"""n and m of the model in which the paper observed the regimes."""
-FINALISTS = 3
-"""Number of seeds per density that are polished, the best ones."""
-EQUAL = 1.005
-"""Losses within this factor count as equal; at density 0.12 those of 6 in 4 and 5 in 3 differ by less than a thousandth."""
+PAPER_SIZE = (10, 5)
+"""Numbers of features and neurons of the model in which the paper observed the regimes."""
+N_FINALISTS = 3
+"""Number of seeds per density that are polished, those with the lowest losses."""
+MAX_EQUAL_RATIO = 1.005
+"""Two losses count as equal up to this ratio; at density 0.12 those of 6 in 4 and 5 in 3 differ by less than a thousandth."""
 
 
 def build_programs(toy: Tiled, *, seed: int) -> list[Program]:
@@ -61,29 +61,34 @@ def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Res
     """Describe the best instance of each density: its circuits, and the monosemanticity of its neurons."""
     program = join_tiles(trained)
     loss = losses_on_shared_samples(program, n_seeds=toy.seeds, samples=toy.held_out)
-    n = min(FINALISTS, toy.seeds)
-    order = loss.view(-1, toy.seeds).argsort(1)[:, :n] + toy.seeds * torch.arange(len(toy.densities))[:, None]
+    n_finalists = min(N_FINALISTS, toy.seeds)
+    best_seeds = loss.view(-1, toy.seeds).argsort(1)[:, :n_finalists]
+    best_streams = best_seeds + toy.seeds * torch.arange(len(toy.densities))[:, None]
     finalists = polish_on_samples(
-        select_streams(program, order.flatten()),
+        select_streams(program, best_streams.flatten()),
         active=4096,
         max_iterations=100,
         compute=partial(compute_once, run.folder),
     )
-    final = losses_on_shared_samples(finalists, n_seeds=n, samples=4 * toy.held_out).view(-1, n)
-    every_W = finalists.weights.W.view(-1, n, *finalists.weights.W.shape[2:])
+    final = losses_on_shared_samples(finalists, n_seeds=n_finalists, samples=4 * toy.held_out).view(-1, n_finalists)
+    every_W = finalists.weights.W.view(-1, n_finalists, *finalists.weights.W.shape[2:])
     checks, metrics, panels, rows = [], {}, [], []
     for density, losses, models in zip(toy.densities, final, every_W, strict=True):
         W = models[losses.argmin()]
-        least = float(losses.min())
-        parts, pure = find_circuits(find_connections(W, least=CONNECTED)), float(monosemanticity(W.clamp(min=0)).mean())
-        metrics[f"loss/{density:g}"] = least
-        metrics[f"monosemanticity/{density:g}"] = pure
-        metrics[f"monosemantic_neurons/{density:g}"] = float((find_connections(W, least=CONNECTED).sum(1) == 1).sum())
-        rows.append([f"{density:g}", f"{least:.5f}", f"{pure:.3f}", describe_circuits(parts)])
-        W = W[order_by_monosemanticity(W.clamp(min=0))]
-        single = (find_connections(W, least=CONNECTED).sum(1) == 1).tolist()
-        panels.append(Panel(W.numpy(), f"{density_title(density)}\n{describe_circuits(parts)}", "weights W", single))
-        if (toy.n_features, toy.n_hidden) == SIZES:
+        # Negative weights only inhibit, because features are positive: they count neither as connections nor for monosemanticity.
+        order = order_by_monosemanticity(W.clamp(min=0))
+        best_loss = float(losses.min())
+        connections = find_connections(W, min_weight=MIN_CONNECTION)
+        n_connections = connections.sum(1)
+        circuits = describe_circuits(find_circuits(connections))
+        mean_monosemanticity = float(monosemanticity(W.clamp(min=0)).mean())
+        metrics[f"loss/{density:g}"] = best_loss
+        metrics[f"monosemanticity/{density:g}"] = mean_monosemanticity
+        metrics[f"monosemantic_neurons/{density:g}"] = float((n_connections == 1).sum())
+        rows.append([f"{density:g}", f"{best_loss:.5f}", f"{mean_monosemanticity:.3f}", circuits])
+        polysemantic = (n_connections[order] > 1).tolist()
+        panels.append(Panel(W[order].numpy(), f"{density_title(density)}\n{circuits}", "weights W", polysemantic))
+        if (toy.n_features, toy.n_hidden) == PAPER_SIZE:
             checks += check_regime(models, losses, density)
     table = markdown_table(["density", "loss", "monosemanticity", "features in neurons"], rows)
     figure = plot_neurons(panels, columns=4, width=2.3, height=2.5)
@@ -97,13 +102,15 @@ def check_regime(models: Float[Tensor, "k m n"], losses: Float[Tensor, "k"], den
         if low <= density <= high:
             of_kind = torch.tensor([kind == name_largest_circuit(W) for W in models])
             ratio = float(losses[of_kind].min() / losses.min()) if of_kind.any() else math.inf
-            return [Check(f"{kind} at density {density:g}: lowest loss / lowest loss of all", ratio, 1, EQUAL)]
+            return [
+                Check(f"{kind} at density {density:g}: lowest loss / lowest loss of all", ratio, 1, MAX_EQUAL_RATIO)
+            ]
     return []
 
 
 def name_largest_circuit(W: Float[Tensor, "m n"]) -> str:
     """Return the largest circuit as text, such as "3 in 2", or "pairs"."""
-    connections = find_connections(W, least=CONNECTED)
+    connections = find_connections(W, min_weight=MIN_CONNECTION)
     if count_neuron_pairs(connections) == W.shape[1]:
         return "pairs"
     circuits = find_circuits(connections)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from crux.plotting import GREY, new_figure, style_axes
 
-WIDTH = 0.8
+BAR_WIDTH = 0.8
 """Width of a bar; neighbouring bars are 1 apart."""
 
 
@@ -25,8 +25,9 @@ class Panel(NamedTuple):
     """Neurons × features; negative weights are drawn below zero."""
     title: str
     y: str
-    monosemantic: Sequence[bool]
-    """One value per neuron; the other neurons get a grey background."""
+    """Label of the vertical axis."""
+    polysemantic: Sequence[bool]
+    """One value per neuron; polysemantic neurons get a grey background."""
 
 
 def plot_neurons(panels: Sequence[Panel], *, columns: int, width: float, height: float) -> Figure:
@@ -45,7 +46,7 @@ def plot_neurons(panels: Sequence[Panel], *, columns: int, width: float, height:
     shades = ListedColormap(matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, n)))
     reach = [0.0, 0.0]
     for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-        low, high = _draw(axes, panel, shades)
+        low, high = _draw_bars(axes, panel, shades)
         reach = [min(reach[0], low), max(reach[1], high)]
         style_axes(axes, x="", y=panel.y if i % columns == 0 else "")
         axes.set_title(panel.title, loc="left", fontsize=9)
@@ -66,20 +67,21 @@ def plot_neurons(panels: Sequence[Panel], *, columns: int, width: float, height:
     return figure
 
 
-def _draw(axes: Axes, panel: Panel, shades: ListedColormap) -> tuple[float, float]:
+def _draw_bars(axes: Axes, panel: Panel, shades: ListedColormap) -> tuple[float, float]:
     """Draw bars and backgrounds; return the lowest and the highest end of the bars."""
     axes.axhline(0, color=GREY, linewidth=0.6)
-    for neuron, pure in enumerate(panel.monosemantic):
-        if not pure:
+    for neuron, polysemantic in enumerate(panel.polysemantic):
+        if polysemantic:
             axes.axvspan(neuron - 0.5, neuron + 0.5, color="#e6e6e6", linewidth=0, zorder=0)
     pieces, colours, low, high = [], [], 0.0, 0.0
     for neuron, row in enumerate(panel.weights):
-        ends = {True: 0.0, False: 0.0}
+        ends = {True: 0.0, False: 0.0}  # of the bar so far: upwards for positive weights, downwards for negative ones
         for feature in np.argsort(-np.abs(row)):
             if row[feature] != 0:
-                start, up = ends[row[feature] > 0], row[feature] > 0
+                up = bool(row[feature] > 0)
+                start = ends[up]
                 ends[up] = end = start + float(row[feature])
-                left, right = neuron - WIDTH / 2, neuron + WIDTH / 2
+                left, right = neuron - BAR_WIDTH / 2, neuron + BAR_WIDTH / 2
                 pieces.append([(left, start), (right, start), (right, end), (left, end)])
                 colours.append(shades(int(feature)))
         low, high = min(low, ends[False]), max(high, ends[True])

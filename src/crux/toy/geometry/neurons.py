@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-CONNECTED = 0.35
+MIN_CONNECTION = 0.35
 """A neuron and a feature are connected if their weight is above this share of the largest weight."""
 
 
@@ -32,16 +32,19 @@ def monosemanticity(W: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m"]
     return torch.where(total > 0, squares.amax(-1) / torch.where(total > 0, total, 1), 0).to(W.dtype)
 
 
-def find_connections(W: Float[Tensor, "m n"], *, least: float) -> Bool[Tensor, "m n"]:
-    """Return True where neuron j is connected to feature i: W_ji > least · max W.
+def find_connections(W: Float[Tensor, "m n"], *, min_weight: float) -> Bool[Tensor, "m n"]:
+    """Return True for a neuron j and a feature i that are connected: W_ji > min_weight · max W.
 
     Negative weights only inhibit if features are positive, and do not count.
     """
-    return (W / W.max().clamp(min=1e-30)) > least
+    return (W / W.max().clamp(min=1e-30)) > min_weight
 
 
 def find_circuits(connections: Bool[Tensor, "m n"]) -> tuple[Circuit, ...]:
-    """Return the connected components of the graph of neurons and features, ordered by their first feature, without dead ones."""
+    """Return the connected components of the graph of neurons and features, ordered by their first feature.
+
+    Dead neurons and features without a connection are in no circuit.
+    """
     circuits, unassigned = [], connections.any(0)
     for feature in range(connections.shape[1]):
         if unassigned[feature]:
@@ -49,17 +52,17 @@ def find_circuits(connections: Bool[Tensor, "m n"]) -> tuple[Circuit, ...]:
             features[feature] = True
             while True:
                 neurons = connections[:, features].any(1)
-                reached = connections[neurons].any(0)
-                if bool((reached == features).all()):
+                connected = connections[neurons].any(0)
+                if bool((connected == features).all()):
                     break
-                features = reached
+                features = connected
             unassigned &= ~features
             circuits.append(Circuit(tuple(features.nonzero()[:, 0].tolist()), tuple(neurons.nonzero()[:, 0].tolist())))
     return tuple(circuits)
 
 
 def count_neuron_pairs(connections: Bool[Tensor, "m n"]) -> int:
-    """Count the distinct pairs of neurons that some feature is connected to, and to no other neuron."""
+    """Count the distinct pairs of neurons that are the only neurons to which some feature is connected."""
     return len({tuple(neurons.nonzero()[:, 0].tolist()) for neurons in connections.mT if int(neurons.sum()) == 2})
 
 
