@@ -1,4 +1,4 @@
-"""Tests of training on modular addition: it learns, stops when all held-out pairs are right, and can be resumed exactly."""
+"""Tests of training on modular addition: the network learns, training stops when all held-out pairs are right, and resumes exactly."""
 
 import math
 from pathlib import Path
@@ -21,14 +21,17 @@ from crux.training.devices import CPU
 from crux.training.fit import fit
 
 P = 7
+"""Modulus; also the token "="."""
+
 Rows = list[tuple[int, dict[str, float]]]
+"""(step, metrics) of each row of the history."""
 
 
 class KilledError(Exception):
     """Stands for SIGKILL."""
 
 
-def run(
+def train(
     folder: Path,
     steps: int,
     *,
@@ -38,6 +41,14 @@ def run(
     resume: bool = False,
     kill_at: int = -1,
 ) -> tuple[ModularAddition, Rows]:
+    """Train a small network, and return it with the logged rows.
+
+    Args:
+        steps: largest number of steps; rows are logged every 5, checkpoints written every 10.
+        share: share of the pairs used for training.
+        stop: stop once every held-out pair is right.
+        kill_at: the step at which training is killed when it logs its row; -1: never.
+    """
     tokens = split_pairs(P, train_share=share, seed=0)
     network = ModularAddition(AdditionSizes(P, 16, 2, 32))
     network.init_weights(torch.Generator().manual_seed(0))
@@ -61,9 +72,9 @@ def run(
 
 
 def test_training_learns_and_logs_it(tmp_path: Path) -> None:
-    network, rows = run(tmp_path, 200)
+    network, rows = train(tmp_path, 200)
     assert [step for step, _ in rows] == list(range(5, 201, 5))
-    assert rows[0][1]["train/loss"] > 0.5 * math.log(P)
+    assert rows[0][1]["train/loss"] > 0.5 * math.log(P)  # log p is the loss of a guess
     assert rows[-1][1]["train/loss"] < 0.01
     tokens = split_pairs(P, train_share=0.9, seed=0)
     found = evaluate_addition(network, tokens.test)
@@ -75,34 +86,35 @@ def test_training_learns_and_logs_it(tmp_path: Path) -> None:
 
 
 def test_training_stops_when_every_held_out_pair_is_right(tmp_path: Path) -> None:
-    """Only one pair is held out, so that it is right early."""
-    _, rows = run(tmp_path, 400, share=0.98, stop=True)
+    """Only one of the 49 pairs is held out, so that all are right early."""
+    _, rows = train(tmp_path, 400, share=0.98, stop=True)
     assert rows[-1][1]["val/accuracy"] == 1
     assert all(row["val/accuracy"] < 1 for _, row in rows[:-1])
-    _, every = run(tmp_path / "on", 100, share=0.98, stop=False)
-    assert every[-1][0] == 100
+    assert rows[-1][0] < 100
+    _, rows_without_stop = train(tmp_path / "without_stop", 100, share=0.98, stop=False)
+    assert rows_without_stop[-1][0] == 100
 
 
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole, rows = run(tmp_path / "whole", 60)
+    whole, rows = train(tmp_path / "whole", 60)
     with pytest.raises(KilledError):
-        run(tmp_path / "cut", 60, kill_at=35)
-    resumed, later = run(tmp_path / "cut", 60, resume=True)
-    assert later[0][0] == 35
-    assert later == [row for row in rows if row[0] >= 35]
+        train(tmp_path / "cut", 60, kill_at=35)
+    resumed, rows_after = train(tmp_path / "cut", 60, resume=True)
+    assert rows_after[0][0] == 35  # the first row after the checkpoint of step 30
+    assert rows_after == [row for row in rows if row[0] >= 35]
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
 
 
 def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stopped being a finite number by step \d+; try a lower optimizer.lr"):
-        run(tmp_path, 30, lr=1e30)
+        train(tmp_path, 30, lr=1e30)
     assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_cross_entropy_is_computed_in_float64() -> None:
     """The loss is 1e-9, which float32 rounds to 0."""
     tokens = torch.tensor([[1, 2, P]])
-    logits = torch.zeros(1, P).index_fill(1, Pairs.sums(tokens), 22.5)
+    logits = torch.zeros(1, P).index_fill(1, Pairs.sums(tokens), 22.5)  # loss: log(1 + (p − 1) e^-22.5)
     assert float(addition_loss(logits, tokens)) == pytest.approx((P - 1) * math.exp(-22.5), rel=1e-6)
     assert float(torch.nn.functional.cross_entropy(logits, Pairs.sums(tokens))) == 0

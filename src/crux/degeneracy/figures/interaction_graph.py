@@ -11,14 +11,13 @@ from matplotlib.lines import Line2D
 
 from crux.plotting import GREY, MARKERS, PALETTE, new_figure
 
-MOST = 800
-"""Largest number of lines between two layers. Weaker edges are left out, and the title gives their number."""
+MAX_EDGES_DRAWN = 800
+"""Largest number of edges that are drawn between two layers. Weaker edges are left out, and the title gives the numbers."""
 
-LABELLED = 16
+MAX_NODES_TO_NUMBER = 16
 """Nodes are numbered if no layer has more nodes than this."""
 
-NAMED = 8
-"""Largest number of modules in the legend."""
+MAX_MODULES_IN_LEGEND = 8
 
 PALE = "#bbbbbb"
 """Colour of nodes without a module."""
@@ -31,31 +30,30 @@ def interaction_graph(
 
     Args:
         weights: edge weights from each layer to the next, [n_to, n_from]; 0: no edge.
-        modules: module of each node, per layer; -1: no module.
+        modules: number of each node's module, one array per layer; -1: no module, because the node has no edges.
         layers: names of the layers.
     """
-    most = max(len(labels) for labels in modules)
-    figure = new_figure(width=1.6 + 1.9 * len(layers), height=float(np.clip(1.5 + 0.16 * most, 3.2, 9)))
+    most_nodes = max(len(module_of_node) for module_of_node in modules)
+    figure = new_figure(width=1.6 + 1.9 * len(layers), height=float(np.clip(1.5 + 0.16 * most_nodes, 3.2, 9)))
     axes = figure.subplots()
-    order = [_order(i, weights, modules) for i in range(len(layers))]
-    heights = [_heights(layer_order, most) for layer_order in order]
-    size = float(np.clip(2600 / most, 9, 150))
-    line_width = float(np.clip(24 / most, 0.4, 1))
-    drawn = sum(_lines(axes, i, weights[i], modules, heights, line_width) for i in range(len(weights)))
-    for i, labels in enumerate(modules):
-        for module in np.unique(labels).tolist():
-            here = labels == module
+    heights = [_place_nodes(_sort_nodes(layer, weights, modules), most_nodes) for layer in range(len(layers))]
+    size = float(np.clip(2600 / most_nodes, 9, 150))
+    line_width = float(np.clip(24 / most_nodes, 0.4, 1))
+    drawn = sum(_draw_edges(axes, layer, weights[layer], modules, heights, line_width) for layer in range(len(weights)))
+    for layer, module_of_node in enumerate(modules):
+        for module in np.unique(module_of_node).tolist():
+            in_module = module_of_node == module
             axes.scatter(
-                np.full(here.sum(), i), heights[i][here], s=size if module >= 0 else size / 3, color=colour(module),
-                marker=marker(module), edgecolors="white", linewidths=0.4, zorder=3,
+                np.full(in_module.sum(), layer), heights[layer][in_module], s=size if module >= 0 else size / 3,
+                color=colour(module), marker=marker(module), edgecolors="white", linewidths=0.4, zorder=3,
             )  # fmt: skip
-        if most <= LABELLED:
-            for node, y in enumerate(heights[i]):
+        if most_nodes <= MAX_NODES_TO_NUMBER:
+            for node, y in enumerate(heights[layer]):
                 axes.annotate(
-                    str(node), (i, y), xytext=(0, 0.6 * size**0.5), textcoords="offset points", ha="center",
+                    str(node), (layer, y), xytext=(0, 0.6 * size**0.5), textcoords="offset points", ha="center",
                     va="bottom", fontsize=6, color=GREY, zorder=4,
                 )  # fmt: skip
-    total = sum(int((between > 0).sum()) for between in weights)
+    total = sum(int((layer_weights > 0).sum()) for layer_weights in weights)
     axes.set_title(
         title if drawn == total else f"{title}  (the strongest {drawn} of {total} edges)", loc="left", fontsize=10
     )
@@ -65,7 +63,7 @@ def interaction_graph(
     axes.set_ylim(-0.06, 1.06)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _legend(axes, modules)
+    _add_legend(axes, modules)
     return figure
 
 
@@ -75,32 +73,38 @@ def colour(module: int) -> str:
 
 
 def marker(module: int) -> str:
-    """Return the marker of a module's nodes."""
+    """Return the marker of a module's nodes, which changes after each cycle of colours."""
     return MARKERS[module // len(PALETTE) % len(MARKERS)] if module >= 0 else "o"
 
 
-def _order(layer: int, weights: Sequence[np.ndarray], modules: Sequence[np.ndarray]) -> np.ndarray:
+def _sort_nodes(layer: int, weights: Sequence[np.ndarray], modules: Sequence[np.ndarray]) -> np.ndarray:
     """Return the nodes of a layer from top to bottom: by module, then by descending strength; nodes without a module last."""
     strength = np.zeros(len(modules[layer]))
     if layer > 0:
         strength += weights[layer - 1].sum(1)
     if layer < len(weights):
         strength += weights[layer].sum(0)
-    labels = modules[layer]
-    return np.lexsort((-strength, np.where(labels < 0, labels.max() + 1, labels)))
+    module_of_node = modules[layer]
+    without_module_last = np.where(module_of_node < 0, module_of_node.max() + 1, module_of_node)
+    return np.lexsort((-strength, without_module_last))  # sorted by the last key first
 
 
-def _heights(order: np.ndarray, most: int) -> np.ndarray:
-    """Return the height of each node, 1 at the top. Smaller layers are centred, with somewhat larger distances between nodes."""
+def _place_nodes(order: np.ndarray, most_nodes: int) -> np.ndarray:
+    """Return the height of each node, 1 at the top. Smaller layers are centred, with somewhat larger distances between nodes.
+
+    Args:
+        order: the layer's nodes from top to bottom.
+        most_nodes: number of nodes of the largest layer.
+    """
     n = len(order)
-    span = (n - 1) / max(most - 1, 1)
+    span = (n - 1) / max(most_nodes - 1, 1)  # with the same distances as in the largest layer
     span = span + (1 - span) * 0.5 if n > 1 else 0.0
     heights = np.empty(n)
     heights[order] = 0.5 + span / 2 - span * np.arange(n) / max(n - 1, 1)
     return heights
 
 
-def _lines(
+def _draw_edges(
     axes: Axes,
     layer: int,
     weights: np.ndarray,
@@ -108,41 +112,38 @@ def _lines(
     heights: Sequence[np.ndarray],
     line_width: float,
 ) -> int:
-    """Draw the edges to the next layer, the weakest first; return their number."""
+    """Draw the strongest edges from a layer to the next, the weakest of them first, and return how many are drawn."""
     target, source = np.nonzero(weights > 0)
     strength = weights[target, source]
-    kept = np.argsort(strength)[-MOST:]
-    target, source, share = target[kept], source[kept], strength[kept] / max(float(weights.max(initial=0)), 1e-300)
-    ends = np.stack(
-        [
-            [np.full(len(target), layer), heights[layer][source]],
-            [np.full(len(target), layer + 1), heights[layer + 1][target]],
-        ]
-    )
-    inside = (modules[layer][source] == modules[layer + 1][target]) & (modules[layer][source] >= 0)
+    strongest = np.argsort(strength)[-MAX_EDGES_DRAWN:]
+    target, source = target[strongest], source[strongest]
+    relative_strength = strength[strongest] / max(float(weights.max(initial=0)), 1e-300)  # 1 for the strongest edge
+    left_ends = np.column_stack([np.full(len(source), layer), heights[layer][source]])
+    right_ends = np.column_stack([np.full(len(target), layer + 1), heights[layer + 1][target]])
+    segments = np.stack([left_ends, right_ends], axis=1)  # [edge, left or right, x or y]
+    source_modules = modules[layer][source]
+    within_module = (source_modules == modules[layer + 1][target]) & (source_modules >= 0)
     colours = [
-        (*to_rgb(colour(module) if same_module else GREY), 0.06 + 0.74 * s**2)
-        for module, same_module, s in zip(modules[layer][source].tolist(), inside, share, strict=True)
+        (*to_rgb(colour(module) if is_within else GREY), 0.06 + 0.74 * s**2)
+        for module, is_within, s in zip(source_modules.tolist(), within_module, relative_strength, strict=True)
     ]
-    axes.add_collection(
-        LineCollection(
-            list(ends.transpose(2, 0, 1)), colors=colours, linewidths=line_width * (0.3 + 1.5 * share**2), zorder=1
-        )
-    )
+    line_widths = line_width * (0.3 + 1.5 * relative_strength**2)
+    axes.add_collection(LineCollection(list(segments), colors=colours, linewidths=line_widths, zorder=1))
     return len(target)
 
 
-def _legend(axes: Axes, modules: Sequence[np.ndarray]) -> None:
-    labels = np.concatenate(list(modules))
-    numbers = [int(m) for m in np.unique(labels) if m >= 0]
-    entries = numbers[:NAMED] + ([-1] if (labels < 0).any() else [])
-    names = {m: f"module {m}: {int((labels == m).sum())}" for m in numbers} | {
-        -1: f"no edge: {int((labels < 0).sum())}"
-    }
+def _add_legend(axes: Axes, modules: Sequence[np.ndarray]) -> None:
+    """Add a legend of the largest modules with their numbers of nodes, and of the nodes without a module."""
+    module_of_node = np.concatenate(list(modules))
+    numbers = [int(module) for module in np.unique(module_of_node) if module >= 0]
+    names = {module: f"module {module}" for module in numbers[:MAX_MODULES_IN_LEGEND]}
+    if (module_of_node < 0).any():
+        names[-1] = "no module"
     handles = [
-        Line2D([], [], linestyle="none", marker=marker(m), color=colour(m), markersize=6, label=names[m])
-        for m in entries
-    ]
-    if len(numbers) > NAMED:
-        handles.append(Line2D([], [], linestyle="none", label=f"and {len(numbers) - NAMED} more"))
+        Line2D([], [], linestyle="none", marker=marker(module), color=colour(module), markersize=6,
+               label=f"{name}: {int((module_of_node == module).sum())}")
+        for module, name in names.items()
+    ]  # fmt: skip
+    if (left_out := len(numbers) - MAX_MODULES_IN_LEGEND) > 0:
+        handles.append(Line2D([], [], linestyle="none", label=f"and {left_out} more"))
     axes.legend(handles=handles, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
