@@ -134,4 +134,4 @@ def test_noise_is_normal_and_independent_between_chains_and_steps() -> None:
     assert math.isclose(float((rows**4).mean()), 3, rel_tol=0.05)
     uniform = torch.stack([noise.uniform(step) for step in range(1000)])
     assert 0 <= float(uniform.min()) < float(uniform.max()) < 1
-    assert not torch.equal(uniform[:, 0], noise.length(0))
+    assert not torch.equal(uniform[:, 0], noise.uniform_for_shortening(0))

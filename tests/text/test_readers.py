@@ -22,7 +22,7 @@ once = settings(deadline=None, max_examples=60, suppress_health_check=[HealthChe
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(crux.text.readers, "BLOCK", 7)
+    monkeypatch.setattr(crux.text.readers, "BLOCK_BYTES", 7)
 
 
 @once
@@ -152,7 +152,7 @@ def test_passages_do_not_depend_on_the_block_size(tmp_path, text, length, block)
     path.write_text(text)
     whole = list(text_documents(path, length=length))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crux.text.readers, "BLOCK", block)
+        patch.setattr(crux.text.readers, "BLOCK_BYTES", block)
         assert list(text_documents(path, length=length)) == whole
 
 

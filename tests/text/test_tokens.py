@@ -223,7 +223,7 @@ def test_every_argument_is_part_of_the_key(tmp_path):
 
 
 def test_huge_files_are_identified_by_name_size_and_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(crux.text.sources, "HASHED_BYTES", 10)
+    monkeypatch.setattr(crux.text.sources, "MAX_HASHED_BYTES", 10)
     source = lines(tmp_path / "a.jsonl", texts(3))
     before = crux.text.sources.fingerprint_source(source)
     assert before == crux.text.sources.fingerprint_source(source)
@@ -252,7 +252,9 @@ def test_ctrl_c_leaves_no_files_and_the_next_call_works(tmp_path, monkeypatch):
             yield SourceDocument(text, None)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(crux.text.tokenise, "CHUNK", 200)  # so that tokens are written before the interrupt
+    monkeypatch.setattr(
+        crux.text.tokenise, "CHARACTERS_PER_CALL", 200
+    )  # so that tokens are written before the interrupt
     monkeypatch.setattr(crux.text.tokenise, "stream_documents", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, cache)
@@ -267,7 +269,7 @@ import sys
 sys.path[:0] = {path!r}
 import crux.text.tokenise
 from crux.text.sources import SourceDocument
-crux.text.tokenise.CHUNK = 200
+crux.text.tokenise.CHARACTERS_PER_CALL = 200
 def endless(source):
     for i in range(100_000):
         if i == 200:
@@ -462,7 +464,7 @@ def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch):
             yield {"text": f"{i} the white whale", "url": "x"}
 
     calls = fake_hub(monkeypatch, endless())
-    monkeypatch.setattr(crux.text.tokenise, "CHUNK", 1000)
+    monkeypatch.setattr(crux.text.tokenise, "CHARACTERS_PER_CALL", 1000)
     tokens = prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
     assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]

@@ -132,6 +132,8 @@ def test_a_run_with_several_models_is_rejected(
     assert "the run has 2 models, choose one of programs/a, programs/b" in capsys.readouterr().err
     assert run_crux("experiment=toy/sae", f"output_dir={tmp_path}") == 2
     assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
+    assert run_crux(*SAE, "model.path=/nowhere", f"output_dir={tmp_path}") == 2
+    assert "model.path=/nowhere: no such folder" in capsys.readouterr().err
 
 
 def test_the_main_job_points_to_the_toy_job(toy_run: Path, error_message: Callable[..., str]) -> None:

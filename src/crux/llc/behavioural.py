@@ -61,8 +61,8 @@ def behavioural_loss(
     def loss(p: dict[str, Tensor], batch: Batch) -> Tensor:
         now = outputs(p, batch)
         with torch.no_grad():
-            repeat = len(now) // len(next(iter(centre.values())))
-            before = outputs({name: value.repeat_interleave(repeat, 0) for name, value in centre.items()}, batch)
+            n_chains = len(now) // len(next(iter(centre.values())))
+            before = outputs({name: value.repeat_interleave(n_chains, 0) for name, value in centre.items()}, batch)
         return output_distance(now, before, divergence)
 
     return loss
@@ -81,8 +81,8 @@ def gauss_newton_product(
 
     def product(v: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
         f_w, vjp = torch.func.vjp(f, w.detach())[:2]
-        transposed = torch.func.vjp(lambda u: vjp(u)[0], torch.zeros_like(f_w))[1]
-        samples = f_w[0, ..., 0].numel()
-        return vjp(curvature_product(f_w, transposed(v)[0], divergence) / samples)[0].detach()
+        jvp = torch.func.vjp(lambda u: vjp(u)[0], torch.zeros_like(f_w))[1]  # the vjp of the linear map u → Jᵀ u
+        n_samples = f_w[0, ..., 0].numel()
+        return vjp(curvature_product(f_w, jvp(v)[0], divergence) / n_samples)[0].detach()
 
     return product

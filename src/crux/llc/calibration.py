@@ -18,13 +18,13 @@ MAX_ERRORS = 3.0
 """Largest distance of an estimate from its prediction, in standard errors."""
 
 MAX_DEVIATION = 0.03
-"""Largest distance of an estimate from λ, as a share of λ, if the following two conditions hold."""
+"""Largest distance of an estimate from λ, as a share of λ. It applies if prediction and standard error are within the next two limits."""
 
-CLOSE_PREDICTION = 0.01
-"""The prediction is closer to λ than this share of λ."""
+MAX_PREDICTION_BIAS = 0.01
+"""Distance of the prediction from λ, as a share of λ, below which the estimate must be close to λ."""
 
-SMALL_ERROR = 0.01
-"""The standard error is below this share of λ."""
+MAX_RELATIVE_ERROR = 0.01
+"""Standard error, as a share of λ, below which the estimate must be close to λ."""
 
 
 class KnownCase(NamedTuple):
@@ -77,8 +77,8 @@ class CalibrationRow(NamedTuple):
     def must_be_close(self) -> bool:
         """True if the estimate must be within 3 % of λ, because its prediction and standard error allow it."""
         return (
-            abs(self.predicted / self.case.llc - 1) < CLOSE_PREDICTION
-            and self.standard_error < SMALL_ERROR * self.case.llc
+            abs(self.predicted / self.case.llc - 1) < MAX_PREDICTION_BIAS
+            and self.standard_error < MAX_RELATIVE_ERROR * self.case.llc
         )
 
     @property
@@ -121,12 +121,13 @@ def calibrate(
 
 
 def regular_groups() -> list[CaseGroup]:
-    """Return ½ Σ a_i w_i² in d = 5 and 20 dimensions, λ = d/2, for every sampler; for SGLD also other step sizes and a strong γ."""
+    """Return ½ Σ a_i w_i² in d = 5 and 20 dimensions, λ = d/2, for every sampler; for SGLD at four step sizes and also at γ = nβ."""
     a_5 = torch.tensor([1, 1, 0.5, 0.3, 0.2], dtype=torch.float64)
     a_20 = torch.linspace(0.2, 1, 20, dtype=torch.float64)
     groups = []
     for a in (a_5, a_20):
         d, nbeta = len(a), 1e4
+        # the largest curvature is 1, so that h = nβ (γ = 1 is negligible) and these are ε h = 0.05, …
         sizes = torch.tensor([0.05, 0.1, 1.0, 2.0], dtype=torch.float64) / nbeta
 
         def loss(p: dict[str, Tensor], batch: Batch, a: Tensor = a) -> Tensor:
@@ -140,16 +141,17 @@ def regular_groups() -> list[CaseGroup]:
         ):
             cases = [KnownCase(f"d = {d}, ε h = {e * nbeta:.2g}", d / 2, nbeta, 1.0, None) for e in eps]
             w = torch.zeros(len(eps), d, dtype=torch.float64)
-            chains = ChainSettings(sampler, 16, burn_in, 2000, every, eps)
+            chains = ChainSettings(sampler, n_chains=16, burn_in=burn_in, draws=2000, every=every, step_size=eps)
             groups.append(CaseGroup("regular", cases, loss, {"w": w}, chains))
         localised = KnownCase(f"d = {d}, γ = nβ", d / 2, nbeta, nbeta, None)
-        w, chains = torch.zeros(1, d, dtype=torch.float64), ChainSettings(SGLD(), 16, 100, 2000, 5, None)
+        w = torch.zeros(1, d, dtype=torch.float64)
+        chains = ChainSettings(SGLD(), n_chains=16, burn_in=100, draws=2000, every=5, step_size=None)
         groups.append(CaseGroup("regular", [localised], loss, {"w": w}, chains))
     return groups
 
 
 EXPONENTS = ((2, 0), (2, 2), (2, 4), (4, 4), (2, 6))
-"""Pairs of exponents of w1 and w2."""
+"""Pairs of exponents of w1 and w2; with exponent 0, w2 does not occur in the loss."""
 
 
 def reflect_into_interval(w: Tensor) -> Tensor:
@@ -175,12 +177,14 @@ def monomial_groups() -> list[CaseGroup]:
 
     def loss(p: dict[str, Tensor], batch: Batch) -> Tensor:
         w = reflect_into_interval(p["w"]).square()
+        # w is already squared
         exponent = powers.to(w).repeat_interleave(len(w) // len(powers), 0) / 2
         return torch.where(exponent > 0, w**exponent, 1).prod(1)
 
     eps = torch.tensor([1 / case.nbeta for case in cases], dtype=torch.float64)
     start = torch.zeros(len(cases), 2, dtype=torch.float64)
-    return [CaseGroup("monomial", cases, loss, {"w": start}, ChainSettings(HMC(leapfrogs=20), 32, 100, 600, 1, eps))]
+    chains = ChainSettings(HMC(leapfrogs=20), n_chains=32, burn_in=100, draws=600, every=1, step_size=eps)
+    return [CaseGroup("monomial", cases, loss, {"w": start}, chains)]
 
 
 def shallow_linear_cases(
@@ -221,10 +225,11 @@ def linear_network_groups() -> list[CaseGroup]:
     quadrature at γ = 1.
     """
     loss, params, cases = shallow_linear_cases((5, 3, 5), rank=3, nbetas=(1e5, 1e6))
-    groups = [CaseGroup("linear network", cases, loss, params, ChainSettings(SGLD(), 16, 4000, 4000, 2, None))]
+    chains = ChainSettings(SGLD(), n_chains=16, burn_in=4000, draws=4000, every=2, step_size=None)
+    groups = [CaseGroup("linear network", cases, loss, params, chains)]
     for widths in ((5, 3, 5), (4, 3, 8), (3, 8, 4)):
         loss, params, cases = shallow_linear_cases(widths, rank=0, nbetas=(1e3, 1e4))
         eps = torch.tensor([1 / case.nbeta for case in cases], dtype=torch.float64)
-        chains = ChainSettings(HMC(leapfrogs=150), 32, 60, 240, 1, eps)
+        chains = ChainSettings(HMC(leapfrogs=150), n_chains=32, burn_in=60, draws=240, every=1, step_size=eps)
         groups.append(CaseGroup("linear network", cases, loss, params, chains))
     return groups

@@ -41,7 +41,8 @@ class ChainSettings(NamedTuple):
     every: int
     """Steps between two draws."""
     step_size: Float[Tensor, "case"] | None
-    """ε; None: 0.1 / (nβ a_max + γ), 0.5 / (…) for a Metropolis-corrected sampler, and 0.5 for a whitened one."""
+    """ε. None chooses it from the largest curvature a_max at w*: 0.1 / (nβ a_max + γ), or 0.5 / (nβ a_max + γ) for a Metropolis-corrected
+    sampler, or 0.5 for a whitened one (step_size.py)."""
 
     @property
     def steps(self) -> int:
@@ -59,7 +60,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     seconds: float
-    """Time between two writes."""
+    """Time between two writes of the file."""
 
 
 @dataclass
@@ -110,7 +111,9 @@ class Chains:
                 "acceptance": self.acceptance,
                 "square_distance": self.square_distance,
                 "losses": torch.stack(self.losses, 1) if self.losses else no_draws,
-                "distances": torch.stack(self.distances, 1) if self.distances else no_draws.clone(),
+                "distances": torch.stack(self.distances, 1)
+                if self.distances
+                else no_draws.clone(),  # tensors in a file must not share memory
             },
         )
 
@@ -125,8 +128,8 @@ def load_chains(path: Path, *, identity: Float[Tensor, "_"], device: torch.devic
         saved = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); remove it to start its chains again") from error
-    known = saved.pop("identity")
-    if known.shape != identity.shape or not torch.allclose(known, identity, rtol=1e-6, atol=0):
+    saved_identity = saved.pop("identity")
+    if saved_identity.shape != identity.shape or not torch.allclose(saved_identity, identity, rtol=1e-6, atol=0):
         raise UserError(f"{path} is the checkpoint of another estimate; remove it or name another file")
     saved = {name: value.to(device) for name, value in saved.items()}
     state = {name: saved.get(f"state/{name}") for name in ChainState._fields}
@@ -154,19 +157,19 @@ def run_chains(
     Resuming is exact: noise and minibatches are functions of (seed, chain, step), and the checkpoint contains everything else.
 
     Args:
-        size: ε.
+        size: ε of each chain.
 
     Raises:
         UserError: if the step size diverges at the chains' position after burn-in, or a loss is no longer finite.
     """
     sampler, burn_in, every = settings.sampler, settings.burn_in, settings.every
-    identity = _identity(settings, posterior, size, noise)
+    identity = _identify_chains(settings, posterior, size, noise)
     if checkpoint is not None and checkpoint.path.exists():
         chains = load_chains(checkpoint.path, identity=identity, device=size.device)
     else:
         chains = Chains(sampler.start(posterior.centre, posterior), torch.zeros_like(size), torch.zeros_like(size))
     kept = frozenset(settings.trace_draws)
-    saved = time.monotonic()
+    last_save = time.monotonic()
     for step in track(range(chains.step + 1, settings.steps + 1), "sampling around w*"):
         chains.state = sampler.step(chains.state, step, posterior=posterior, size=size, noise=noise)
         chains.step = step
@@ -180,27 +183,27 @@ def run_chains(
             loss = chains.state.loss if landscape.same_data else landscape.evaluate(chains.state.w)
             chains.add_draw(loss, centre=posterior.centre, kept=kept)
         last = step == settings.steps
-        if checkpoint is not None and (last or time.monotonic() - saved >= checkpoint.seconds):
+        if checkpoint is not None and (last or time.monotonic() - last_save >= checkpoint.seconds):
             chains.check_finite(settings.n_chains)
             chains.save(checkpoint.path, identity=identity)
-            saved = time.monotonic()
+            last_save = time.monotonic()
     return chains
 
 
 def _check_curvature_after_burn_in(
     landscape: Landscape, posterior: Posterior, chains: Chains, longest: Float[Tensor, "row"]
 ) -> None:
-    """Check that the longest steps are short enough for the curvature at the chains' current positions."""
+    """Raise UserError if `longest`, the largest step size of each chain, diverges at the chain's current position."""
     largest = largest_curvature(landscape, chains.state.w)
     h = stiffness(largest, nbeta=posterior.nbeta.double().cpu(), gamma=posterior.gamma.double().cpu())
     check_step_size(longest.double().cpu(), h, where="after burn-in")
 
 
-def _identity(
+def _identify_chains(
     settings: ChainSettings, posterior: Posterior, size: Float[Tensor, "row"], noise: Noise
 ) -> Float[Tensor, "_"]:
-    """Return numbers that identify these chains, for their checkpoint."""
+    """Return numbers that differ between estimates; a checkpoint with other numbers is not that of these chains."""
     counts = [settings.burn_in, settings.draws, settings.every, *settings.sampler.name.encode()]
-    counts += [n for row in noise.rows for n in row]
+    counts += [number for seed_and_chain in noise.rows for number in seed_and_chain]
     parts = (torch.tensor(counts), size, posterior.nbeta, posterior.gamma, posterior.centre.norm(dim=1))
     return torch.cat([part.double().cpu() for part in parts])

@@ -20,28 +20,28 @@ def stack_parameters(models: Sequence[nn.Module]) -> dict[str, Float[Tensor, "ca
         UserError: if two parameters of a network share memory.
     """
     parameters = [dict(model.named_parameters()) for model in models]  # lists a shared Parameter once
-    for one in parameters:
-        reject_aliases(one)
-    return {name: torch.stack([one[name].detach() for one in parameters]) for name in parameters[0]}
+    for named in parameters:
+        reject_aliases(named)
+    return {name: torch.stack([p[name].detach() for p in parameters]) for name in parameters[0]}
 
 
 def reject_aliases(params: Mapping[str, Tensor]) -> None:
     """Raise UserError if two parameters share memory."""
-    known: list[tuple[int, int, str]] = []
+    occupied: list[tuple[int, int, str]] = []  # first address, one past the last address, and name of each parameter
     for name, value in params.items():
         if not value.numel():
             continue
         begin = value.data_ptr()
         end = begin + value.element_size() * (
-            1 + sum((n - 1) * by for n, by in zip(value.shape, value.stride(), strict=True))
+            1 + sum((n - 1) * stride for n, stride in zip(value.shape, value.stride(), strict=True))
         )
-        for other_begin, other_end, other in known:
+        for other_begin, other_end, other in occupied:
             if begin < other_end and other_begin < end:
                 raise UserError(
                     f"{name} and {other} share their storage, so that one number would be sampled as two; "
                     "use one parameter twice, or copy one of them"
                 )
-        known.append((begin, end, name))
+        occupied.append((begin, end, name))
 
 
 class Coordinates:
@@ -61,17 +61,17 @@ class Coordinates:
             raise UserError(f"free: there is no parameter {unknown[0]}; there are {', '.join(params)}")
         self.shapes = {name: value.shape[1:] for name, value in params.items()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
-        for name, moves in free.items():
-            if moves.shape != self.shapes[name]:
+        for name, mask in free.items():
+            if mask.shape != self.shapes[name]:
                 raise UserError(
-                    f"free: {name} has shape {tuple(self.shapes[name])}, its mask {tuple(moves.shape)}; must be the same"
+                    f"free: {name} has shape {tuple(self.shapes[name])}, its mask {tuple(mask.shape)}; must be the same"
                 )
         self.all_values = torch.cat([value.detach().flatten(1) for value in params.values()], 1)
-        moves = [
+        masks = [
             free[name].flatten().cpu() if name in free else torch.ones(size, dtype=torch.bool)
             for name, size in zip(params, self.sizes, strict=True)
         ]
-        self.index = torch.cat(moves).nonzero().squeeze(1).to(self.all_values.device)
+        self.index = torch.cat(masks).nonzero().squeeze(1).to(self.all_values.device)
         if not len(self.index):
             raise UserError("free: no parameter is free to move")
 

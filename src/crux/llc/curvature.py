@@ -26,13 +26,14 @@ class Curvature(NamedTuple):
     weights: Float[Tensor, "case k"]
     """Number of eigenvalues that each value represents."""
     noise: Float[Tensor, "case k"]
-    """Variance of a minibatch's gradient along each eigenvector, or its mean over coordinates if these are unknown."""
+    """Variance of a minibatch's gradient along each eigenvector; if the eigenvectors are unknown, its mean over coordinates."""
     gradient_norm: Float[Tensor, "case"]
     vectors: Float[Tensor, "case n n"] | None
     """Eigenvectors as columns, if the full Hessian was computed."""
 
     @property
     def exact(self) -> bool:
+        """True if `values` are all eigenvalues."""
         return self.vectors is not None
 
     @property
@@ -48,18 +49,18 @@ def measure_curvature(landscape: Landscape) -> Curvature:
     _, gradient = compute_loss_and_gradient(landscape.loss, landscape.coordinates, centre, data)
     noise = torch.zeros_like(spectrum.values)
     if isinstance(landscape.gradient_data, Minibatches):
-        variance = _gradient_variance(landscape, centre, spectrum.vectors)
+        variance = _measure_gradient_variance(landscape, centre, spectrum.vectors)
         noise = variance if spectrum.vectors is not None else variance.mean(1, keepdim=True).expand_as(spectrum.values)
     return Curvature(
         spectrum.values.cpu(),
         spectrum.weights.cpu(),
         noise.cpu(),
-        gradient[::n_chains].double().norm(dim=1).cpu(),
+        gradient[::n_chains].double().norm(dim=1).cpu(),  # all chains of a case are at the same w*
         None if spectrum.vectors is None else spectrum.vectors.cpu(),
     )
 
 
-def _gradient_variance(
+def _measure_gradient_variance(
     landscape: Landscape, w: Float[Tensor, "row n"], vectors: Float[Tensor, "case n n"] | None
 ) -> Float[Tensor, "case n"]:
     """Return the variance of minibatch gradients along the eigenvectors if they are known, else along the coordinates."""
@@ -67,7 +68,7 @@ def _gradient_variance(
     sums, squares = 0.0, 0.0
     for step in range(N_MINIBATCHES):
         _, g = landscape.gradient(w, step)
-        g = g.double().unflatten(0, (-1, n))
+        g = g.double().unflatten(0, (-1, n))  # cases, chains, coordinates
         if vectors is not None:
             g = g @ vectors
         sums, squares = sums + g.sum(1), squares + g.square().sum(1)

@@ -23,7 +23,7 @@ from crux.llc.hessian import Spectrum, estimate_spectrum
 from crux.llc.losses import FixedData
 from crux.llc.options import Divergence
 
-STARTS = 4
+N_STARTS = 4
 """Number of random starts of the Lanczos quadrature."""
 
 SEED = 0
@@ -38,11 +38,11 @@ class EffectiveParameters(NamedTuple):
     """The sampled value, 2 nβ E[L_B]."""
     standard_error: Float[Tensor, "nbeta"]
     quadratic: Float[Tensor, "nbeta"]
-    """The value from the Gauss–Newton spectrum."""
+    """The value for a quadratic loss with the Gauss–Newton spectrum."""
     spectrum: Spectrum
     """The Gauss–Newton spectrum, with one row."""
     llc: LLC
-    """The estimates that were sampled, one case per nβ."""
+    """The sampled estimates of λ_B, one case per nβ."""
 
     @property
     def epsilon(self) -> Float[Tensor, "nbeta"]:
@@ -55,10 +55,10 @@ def gauss_newton_spectrum(
 ) -> Spectrum:
     """Return the spectrum of the behavioural loss's Hessian, one row per case (a Lanczos quadrature for many parameters)."""
     coordinates = Coordinates(params, free=None)
-    w = coordinates.start(STARTS)
-    batch = data.get_batch(0, [(0, 0)] * len(w))
+    w = coordinates.start(N_STARTS)
+    batch = data.get_batch(0, [(0, 0)] * len(w))  # fixed data are the same for any step, seed and chain
     return estimate_spectrum(
-        gauss_newton_product(outputs, coordinates, w, batch, divergence), w, rows_per_case=STARTS, seed=SEED
+        gauss_newton_product(outputs, coordinates, w, batch, divergence), w, rows_per_case=N_STARTS, seed=SEED
     )
 
 
@@ -106,13 +106,13 @@ def effective_parameters(
         seeds=[seed + i for i in range(len(nbeta))],
         checkpoint=checkpoint,
     )
-    values = gauss_newton_spectrum(outputs, params, data, divergence)
+    spectrum = gauss_newton_spectrum(outputs, params, data, divergence)
     nbeta_cpu = nbeta.double().cpu()
     return EffectiveParameters(
         nbeta=nbeta_cpu,
         n_eff=2 * llc.mean,
         standard_error=2 * llc.standard_error,
-        quadratic=quadratic_n_eff(values, nbeta=nbeta_cpu, gamma=torch.full_like(nbeta_cpu, gamma))[0].cpu(),
-        spectrum=values,
+        quadratic=quadratic_n_eff(spectrum, nbeta=nbeta_cpu, gamma=torch.full_like(nbeta_cpu, gamma))[0].cpu(),
+        spectrum=spectrum,
         llc=llc,
     )

@@ -31,7 +31,7 @@ MAX_SHARE_BELOW = 0.01
 """Chains have left the basin of w* if more than this share of draws has a lower loss than w*."""
 
 MAX_SPREAD = 4.0
-"""They have also left it if ‖w − w*‖² is more than this many times that of the Gaussian approximation around w*."""
+"""Chains have also left the basin if the mean of ‖w − w*‖² is more than this many times that of the Gaussian approximation around w*."""
 
 
 class NotAMinimumWarning(UserWarning):
@@ -47,11 +47,13 @@ class LLC(NamedTuple):
     """Standard error of λ̂, from the effective sample size."""
     r_hat: Float[Tensor, "case"]
     ess: Float[Tensor, "case"]
+    """Effective sample size."""
     per_chain: Float[Tensor, "case chain"]
+    """The estimate from each chain alone."""
     predicted: Float[Tensor, "case"]
     """Expectation of λ̂ for a quadratic loss with this Hessian, at this nβ, γ, step size and minibatch noise (prediction.py)."""
     unbiased: Float[Tensor, "case"]
-    """The same without the biases of step size and minibatch noise; only that of the localisation γ is left."""
+    """The same expectation without the biases of step size and minibatch noise; only the bias of the localisation γ is left."""
     spectrum_exact: bool
     """True if `predicted` uses all eigenvalues; False if it uses a Lanczos quadrature."""
     largest: Float[Tensor, "case"]
@@ -78,7 +80,7 @@ class LLC(NamedTuple):
     trace: Float[Tensor, "case chain kept"]
     """nβ (L(w) − L(w*)) at evenly spaced draws of each chain."""
     distance: Float[Tensor, "case chain kept"]
-    """‖w − w*‖ at the same draws."""
+    """‖w − w*‖ at the draws of `trace`."""
 
 
 def estimate_llc(
@@ -121,28 +123,26 @@ def estimate_llc(
     landscape = Landscape(loss, coordinates, gradient_data, evaluation_data, noise.rows, chains.n_chains)
     curvature, sampler = measure_curvature(landscape), chains.sampler
     precise = {"nbeta": nbeta.double().cpu(), "gamma": gamma.double().cpu()}
-    stiff, whitening = stiffness(curvature.largest, **precise), None
-    if sampler.whitened:
-        stiff, whitening = torch.ones_like(stiff), compute_whitening(curvature, **precise).to(centre)
+    largest_h, whitening = stiffness(curvature.largest, **precise), None
+    if sampler.whitened:  # in whitened coordinates every curvature is 1
+        largest_h, whitening = torch.ones_like(largest_h), compute_whitening(curvature, **precise).to(centre)
     if chains.step_size is None:
-        chains = chains._replace(step_size=_default_step_size(curvature, sampler, **precise))
+        chains = chains._replace(step_size=_choose_step_size(curvature, sampler, **precise))
     assert chains.step_size is not None
-    _warn_if_not_a_minimum(curvature, _least_shift(curvature, **precise))
+    _warn_if_not_a_minimum(curvature, _bound_shift(curvature, **precise))
 
     def per_chain(values: Tensor) -> Tensor:
         return values.to(centre).repeat_interleave(chains.n_chains)
 
     posterior = Posterior(centre, per_chain(nbeta), per_chain(gamma), landscape.gradient, whitening)
     size = per_chain(chains.step_size)
-    if sampler.max_scale == 1:
-        check_step_size(size.double().cpu(), stiff.repeat_interleave(chains.n_chains), where="at w*")
+    if sampler.max_scale == 1:  # a sampler that scales ε has no scale yet; its steps are checked after burn-in
+        check_step_size(size.double().cpu(), largest_h.repeat_interleave(chains.n_chains), where="at w*")
     sampled = run_chains(landscape, posterior, settings=chains, size=size, noise=noise, checkpoint=checkpoint)
     return _summarise(landscape, curvature, sampled, settings=chains, **precise)
 
 
-def _default_step_size(
-    curvature: Curvature, sampler: Sampler, *, nbeta: Tensor, gamma: Tensor
-) -> Float[Tensor, "case"]:
+def _choose_step_size(curvature: Curvature, sampler: Sampler, *, nbeta: Tensor, gamma: Tensor) -> Float[Tensor, "case"]:
     """Return ε from the largest curvature at w*; in the coordinates of a whitened sampler every curvature is 1."""
     return default_step_size(
         torch.zeros_like(curvature.largest) if sampler.whitened else curvature.largest,
@@ -172,14 +172,17 @@ def _summarise(
 
     start = landscape.evaluate(landscape.coordinates.start(n_chains))
     trace = nbeta[:, None, None] * by_case(torch.stack(sampled.losses, 1) - start[:, None])
-    joint, single = chain_statistics(trace), chain_statistics(trace.flatten(0, 1)[:, None])
+    of_cases = chain_statistics(trace)
+    of_chains = chain_statistics(trace.flatten(0, 1)[:, None])  # each chain as a case of its own
     scale = by_case(sampler.scale(sampled.state, settings.steps).mean(1)).mean(1)
     below = (trace < -MAX_SHIFT).double().mean((1, 2))
     spread = by_case(sampled.square_distance / draws).mean(1) / (
         curvature.weights / (nbeta[:, None] * curvature.values.clamp(min=0) + gamma[:, None])
     ).sum(1)
-    escaped = (single.mean + 3 * single.standard_error < 0).unflatten(0, (-1, n_chains)).any(1)
-    escaped |= (joint.mean + 3 * joint.standard_error < 0) | (spread > MAX_SPREAD)
+    # significantly negative estimates: the chains found a loss lower than L(w*)
+    escaped = (of_chains.mean + 3 * of_chains.standard_error < 0).unflatten(0, (-1, n_chains)).any(1)
+    escaped |= (of_cases.mean + 3 * of_cases.standard_error < 0) | (spread > MAX_SPREAD)
+    # on other data than those of the gradients, w* need not be a minimum, and lower losses near it prove nothing
     escaped |= (below > MAX_SHARE_BELOW) & torch.tensor(landscape.same_data)
 
     def predict(eps: Tensor, gradient_noise: Tensor) -> Tensor:
@@ -189,10 +192,10 @@ def _summarise(
 
     biasing_step_size = torch.zeros_like(step_size) if sampler.corrected else step_size * scale
     return LLC(
-        mean=joint.mean,
-        standard_error=joint.standard_error,
-        r_hat=joint.r_hat,
-        ess=joint.ess,
+        mean=of_cases.mean,
+        standard_error=of_cases.standard_error,
+        r_hat=of_cases.r_hat,
+        ess=of_cases.ess,
         per_chain=trace.mean(2),
         predicted=predict(biasing_step_size, curvature.noise),
         unbiased=predict(torch.zeros_like(step_size), torch.zeros_like(curvature.noise)),
@@ -205,7 +208,7 @@ def _summarise(
         acceptance=by_case(sampled.acceptance / draws).mean(1),
         loss_at_start=by_case(start)[:, 0],
         gradient_norm=curvature.gradient_norm,
-        shift=_least_shift(curvature, nbeta=nbeta, gamma=gamma),
+        shift=_bound_shift(curvature, nbeta=nbeta, gamma=gamma),
         below=below,
         spread=spread,
         escaped=escaped,
@@ -240,10 +243,10 @@ def _check_arguments(
         )
 
 
-def _least_shift(
+def _bound_shift(
     curvature: Curvature, *, nbeta: Float[Tensor, "case"], gamma: Float[Tensor, "case"]
 ) -> Float[Tensor, "case"]:
-    """Return a lower bound on the fall of nβ L near w*: along the gradient alone, L falls by ‖∇L‖² / (2 a_max) or more."""
+    """Return a lower bound on the fall of nβ L near w* (`LLC.shift`): along the gradient alone, L falls by ‖∇L‖² / (2 a_max) or more."""
     return nbeta**2 * curvature.gradient_norm.square() / (2 * stiffness(curvature.largest, nbeta=nbeta, gamma=gamma))
 
 

@@ -19,8 +19,8 @@ MAX_DENSE = 384
 LANCZOS_STEPS = 40
 """Steps of a Lanczos run for the spectrum (at most the number of coordinates)."""
 
-LARGEST_STEPS = 16
-"""Steps of a Lanczos run for the largest eigenvalue."""
+STEPS_FOR_LARGEST_EIGENVALUE = 16
+"""Steps of a Lanczos run for the largest eigenvalue alone."""
 
 Product = Callable[[Tensor], Tensor]
 """The function v → H v for v [row, n], with a separate H per row."""
@@ -45,17 +45,17 @@ def make_hessian_product(gradient: Callable[[Tensor], Tensor], w: Float[Tensor, 
     def product(v: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
         with torch.enable_grad():
             point = w.detach().requires_grad_()
-            along = (gradient(point) * v).sum()
-            if not along.requires_grad:  # the loss is linear or constant here
+            slope = (gradient(point) * v).sum()  # along v; its gradient is H v
+            if not slope.requires_grad:  # the loss is linear or constant here
                 return torch.zeros_like(v)
-            (product_row,) = torch.autograd.grad(along, point, allow_unused=True)
-        return torch.zeros_like(v) if product_row is None else product_row
+            (h_v,) = torch.autograd.grad(slope, point, allow_unused=True)
+        return torch.zeros_like(v) if h_v is None else h_v
 
     return product
 
 
 def full_spectrum(product: Product, like: Float[Tensor, "row n"]) -> Spectrum:
-    """Compute all eigenvalues and eigenvectors from n products."""
+    """Compute all eigenvalues and eigenvectors from n products; `like` has the shape, dtype and device of w."""
     n = like.shape[1]
     columns = [
         product(torch.eye(n).to(like)[i].expand_as(like)).double() for i in track(range(n), "Hessian, column by column")
@@ -85,11 +85,14 @@ def lanczos_spectrum(product: Product, start: Float[Tensor, "row n"], *, steps: 
         else torch.zeros_like(T)
     )
     values, vectors = torch.linalg.eigh(T + super_diagonal + super_diagonal.mT)
-    return Spectrum(values, n * vectors[:, 0].square(), None)
+    return Spectrum(values, n * vectors[:, 0].square(), None)  # τ_i is the first component of the i-th eigenvector
 
 
 def estimate_spectrum(product: Product, like: Float[Tensor, "row n"], *, rows_per_case: int, seed: int) -> Spectrum:
-    """Return the spectrum with one row per case. All rows of a case have the same w; each is one random start."""
+    """Return the spectrum with one row per case. All rows of a case must have the same w; each is one random start of the quadrature.
+
+    `like` has the shape, dtype and device of w.
+    """
     if like.shape[1] <= MAX_DENSE:
         spectrum = full_spectrum(product, like)
         assert spectrum.vectors is not None
@@ -104,10 +107,10 @@ def estimate_spectrum(product: Product, like: Float[Tensor, "row n"], *, rows_pe
 
 def largest_eigenvalue(product: Product, like: Float[Tensor, "row n"], *, seed: int) -> Float[Tensor, "row"]:
     """Return the largest eigenvalue of every row's Hessian, approached from below."""
-    return lanczos_spectrum(product, random_signs(like, seed), steps=LARGEST_STEPS).largest
+    return lanczos_spectrum(product, random_signs(like, seed), steps=STEPS_FOR_LARGEST_EIGENVALUE).largest
 
 
 def random_signs(like: Float[Tensor, "row n"], seed: int) -> Float[Tensor, "row n"]:
-    """Return random signs, independent for each row."""
+    """Return random signs, independent for each row, with the shape, dtype and device of `like`."""
     generator = torch.Generator().manual_seed(seed)
     return (2.0 * torch.randint(2, like.shape, generator=generator) - 1).to(like)

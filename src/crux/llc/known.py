@@ -33,7 +33,7 @@ def monomial_estimate(exponents: Sequence[int], nbeta: float) -> float:
     rates = torch.tensor([1 / e for e in exponents], dtype=torch.float64)
     Q = torch.diag(-rates) + torch.diag(rates[:-1], 1)
     last = math.log(max(nbeta, 1)) + 60 / float(rates.min())  # the density beyond is negligible
-    x, weights = np.polynomial.legendre.leggauss(20)
+    x, weights = np.polynomial.legendre.leggauss(20)  # per interval between two edges
     edges = np.linspace(0, last, 2001)
     half = (edges[1:] - edges[:-1])[:, None] / 2
     s = torch.from_numpy((edges[:-1, None] + half * (x + 1)).ravel())
@@ -86,6 +86,7 @@ def shallow_linear_estimate(n_in: int, n_hidden: int, n_out: int, *, t: float, p
     log_factor = (extra - 1) / 2 * y - x / 2 - n_out / 2 * np.log1p(t * x) + y
     share = t * x / (1 + t * x)
     log_mass, gain = np.zeros([1] * k), np.zeros([1] * k)
+    # indexing with views[i] puts the values of x_i on axis i of the k-dimensional grid
     views = [tuple(slice(None) if axis == i else None for axis in range(k)) for i in range(k)]
     with np.errstate(divide="ignore"):
         for i in range(k):

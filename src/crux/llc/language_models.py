@@ -16,7 +16,7 @@ from crux.config.errors import UserError
 from crux.llc.coordinates import reject_aliases
 
 N_SUGGESTIONS = 3
-"""Number of names that the message about an unknown one suggests."""
+"""Number of parameter names that the error message about a pattern without a match suggests."""
 
 
 def select_parameters(model: PreTrainedModel, patterns: Sequence[str]) -> dict[str, Float[Tensor, "..."]]:
@@ -28,12 +28,12 @@ def select_parameters(model: PreTrainedModel, patterns: Sequence[str]) -> dict[s
     parameters = dict(model.named_parameters())
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in parameters):
-            near = (
+            nearest = (
                 difflib.get_close_matches(pattern, parameters, n=N_SUGGESTIONS, cutoff=0)
                 or sorted(parameters)[:N_SUGGESTIONS]
             )
             raise UserError(
-                f"llc.parameters: {pattern} matches no parameter of the model; nearest are {', '.join(near)}"
+                f"llc.parameters: {pattern} matches no parameter of the model; nearest are {', '.join(nearest)}"
             )
     selected = {
         name: value.detach()

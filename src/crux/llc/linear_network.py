@@ -18,7 +18,7 @@ from torch import Tensor
 from crux.config.progress import track
 from crux.llc.diagnostics import ChainStatistics, chain_statistics
 from crux.llc.losses import Batch, ChainLoss
-from crux.llc.noise import NoiseUse, philox_generator
+from crux.llc.noise import NoiseUse, make_generator
 
 
 def layer_names(widths: Sequence[int]) -> list[str]:
@@ -77,7 +77,7 @@ def sample_with_gibbs(
     W = {name: value.expand(rows, -1, -1).clone() for name, value in start.items()}
     trace = []
     for sweep in track(range(burn_in + draws), "Gibbs sampling"):
-        rng = philox_generator(seed, 0, NoiseUse.moves, sweep)
+        rng = make_generator(seed, 0, NoiseUse.moves, sweep)
         for i, name in enumerate(names):
             layers_after, layers_before = [W[n] for n in names[i + 1 :]], [W[n] for n in names[:i]]
             n_out, n_in = start[name].shape

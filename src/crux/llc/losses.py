@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.llc.coordinates import Coordinates
-from crux.llc.noise import minibatch_indices
+from crux.llc.noise import draw_minibatch_indices
 
 Batch = Any
 """A tensor, a tuple of batches, or None if the loss needs no data."""
@@ -40,7 +40,7 @@ class FixedData(NamedTuple):
     batch: Batch
 
     def get_batch(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
-        """Return the batch with a first axis of length 1."""
+        """Return the batch with a first axis of length 1, whatever the step and the chains."""
         return map_tensors(lambda x: x[None], self.batch)
 
 
@@ -53,14 +53,14 @@ class Minibatches(NamedTuple):
     """Samples per minibatch."""
 
     def get_batch(self, step: int, rows: Sequence[tuple[int, int]]) -> Batch:
-        """Draw the batch [row, size, ...] of a step; `rows` are (seed, chain) pairs."""
+        """Draw the batch [row, size, ...] of a step; `rows` has the seed of the case and the index of the chain, for each row."""
         n = tensor_lengths(self.samples)[0]
-        chosen = minibatch_indices(rows, step=step, size=self.size, n_samples=n)
+        chosen = draw_minibatch_indices(rows, step=step, size=self.size, n_samples=n)
         return map_tensors(lambda x: x[chosen.to(x.device)], self.samples)
 
 
 NO_DATA = FixedData(None)
-"""The data of a loss that is a population mean in closed form."""
+"""Stands for the data of a loss that needs none, because it is a population mean in closed form."""
 
 
 def map_over_chains(single: Callable[[dict[str, Tensor], Batch], Tensor]) -> ChainLoss:
@@ -68,7 +68,7 @@ def map_over_chains(single: Callable[[dict[str, Tensor], Batch], Tensor]) -> Cha
 
     def loss(params: dict[str, Tensor], batch: Batch) -> Tensor:
         rows = len(next(iter(params.values())))
-        per_row = [n == rows for n in tensor_lengths(batch)]
+        per_row = [n == rows for n in tensor_lengths(batch)]  # empty if the loss needs no data
         if all(per_row):
             return torch.vmap(single, in_dims=(0, 0 if per_row else None))(params, batch)
         return torch.vmap(single, in_dims=(0, None))(params, map_tensors(lambda x: x[0], batch))

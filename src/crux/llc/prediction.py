@@ -34,7 +34,7 @@ def predict_llc(
     a, eps, nb = values.clamp(min=0), step_size[:, None], nbeta[:, None]
     h = nb * a + gamma[:, None]
     share = torch.where(a > 0, nb * a / h.clamp(min=torch.finfo(h.dtype).tiny), 0)
-    slack = 1 - eps * h / 4
+    slack = 1 - eps * h / 4  # 0 or less: the direction diverges
     terms = share * (1 + eps * nb.square() * noise / 4) / slack
     prediction = (weights * terms).sum(1) / 2
     return torch.where((slack > 0).all(1), prediction, torch.inf)

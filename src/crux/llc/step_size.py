@@ -6,13 +6,14 @@ from torch import Tensor
 from crux.config.errors import UserError
 
 DEFAULT_PRODUCT = 0.1
-"""ε h of the default step size; the energy of the stiffest direction is then 1 / (1 − 0.1/4) = 1.026 times too large (prediction.py)."""
+"""The product ε h at the default step size; the energy of the stiffest direction is then 1 / (1 − 0.1/4) = 1.026 times too large
+(prediction.py)."""
 
-CORRECTED_PRODUCT = 0.5
-"""ε h of the default for Metropolis-corrected samplers, which no step size biases; a short one only costs time."""
+DEFAULT_PRODUCT_CORRECTED = 0.5
+"""The same for Metropolis-corrected samplers: no step size biases them, and a short one only costs time."""
 
-DIVERGENT_PRODUCT = 4.0
-"""ε h from which on the stiffest direction grows without bound."""
+MIN_DIVERGENT_PRODUCT = 4.0
+"""Smallest product ε h at which the stiffest direction grows without bound."""
 
 
 def default_step_size(
@@ -36,7 +37,7 @@ def default_step_size(
         raise UserError(
             "step_size: the loss has no curvature at w* and gamma is 0, so that there is no default; give a value"
         )
-    return (CORRECTED_PRODUCT if corrected else DEFAULT_PRODUCT) / (h * max_scale)
+    return (DEFAULT_PRODUCT_CORRECTED if corrected else DEFAULT_PRODUCT) / (h * max_scale)
 
 
 def stiffness(
@@ -49,7 +50,7 @@ def stiffness(
 def check_step_size(step_size: Float[Tensor, "row"], h: Float[Tensor, "row"], *, where: str) -> None:
     """Raise UserError if a step size diverges; the message says `where` the curvature is that large."""
     worst = int((step_size * h).argmax())
-    if (step_size * h)[worst] >= DIVERGENT_PRODUCT:
+    if (step_size * h)[worst] >= MIN_DIVERGENT_PRODUCT:
         raise UserError(
             f"step_size: {step_size[worst]:.3g} diverges: {where}, ε · (nβ a_max + γ) is "
             f"{(step_size * h)[worst]:.3g} and must be below 4; the default is {DEFAULT_PRODUCT / h[worst]:.3g}"

@@ -25,9 +25,9 @@ class ModuleNames(NamedTuple):
     post2: str | None
     """Norm of the MLP's output, before it is added to the residual (Gemma 2 and 3)."""
     reads1: tuple[str, ...]
-    """Linear maps that read norm1's output, and into which the weight processing folds it; the last gives the values."""
+    """Linear maps that read the output of norm1, and into which the weight processing folds norm1; the last one gives the values."""
     reads2: tuple[str, ...]
-    """Linear maps that read norm2's output, likewise."""
+    """Linear maps that read the output of norm2, and into which the weight processing folds norm2."""
     writes: tuple[str, str]
     """Linear maps that write into the residual stream: the output projections of the attention and of the MLP."""
 
@@ -63,7 +63,7 @@ MODULE_NAMES = {
 
 
 class BlockParts(NamedTuple):
-    """The parts of one block."""
+    """The modules of one block, with the names of `ModuleNames`."""
 
     norm1: nn.Module
     attn: nn.Module
@@ -91,7 +91,7 @@ class Anatomy(NamedTuple):
     """Width of the concatenated head outputs, n_heads · d_head."""
 
 
-def _without_projection(block: nn.Module, names: ModuleNames) -> nn.Module:
+def _copy_without_projection(block: nn.Module, names: ModuleNames) -> nn.Module:
     """Return a shallow copy of the block's attention that skips the output projection and shares all other modules."""
     return copy_with_part(block.get_submodule(names.attn), names.writes[0].rpartition(".")[2], nn.Identity())
 
@@ -102,7 +102,7 @@ def find_parts(model: PreTrainedModel) -> Anatomy:
     blocks = [
         BlockParts(
             norm1=block.get_submodule(names.norm1),
-            attn=_without_projection(block, names),
+            attn=_copy_without_projection(block, names),
             out=block.get_submodule(names.writes[0]),
             post1=block.get_submodule(names.post1) if names.post1 else None,
             norm2=block.get_submodule(names.norm2),

@@ -45,7 +45,7 @@ class Hook(NamedTuple):
 
 def hook_names(n_layers: int, *, resid_mid: bool = True) -> list[str]:
     """List all hook points inside the blocks of a subject with `n_layers` blocks, in the network's order."""
-    kinds = [k for k in KINDS if resid_mid or k != "resid_mid"]
+    kinds = [kind for kind in KINDS if resid_mid or kind != "resid_mid"]
     return [Hook(layer, kind).name for layer in range(n_layers) for kind in kinds]
 
 
@@ -66,16 +66,17 @@ def check_layer(layer: int, *, n_layers: int) -> None:
 
 
 def check_hook(name: str, *, n_layers: int, resid_mid: bool = True) -> Hook:
-    """Parse a hook point's name; raise UserError with the nearest names if the subject does not have it."""
+    """Parse a hook point's name; raise UserError, with layers or names that exist, if the subject does not have it."""
     names = hook_names(n_layers, resid_mid=resid_mid)
     if name in names:
         return parse_hook(name)
-    if (match := _NAME.fullmatch(name)) is not None and int(match[1]) >= n_layers:
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block is not None and int(block[1]) >= n_layers:
+        kinds = "" if _NAME.fullmatch(name) else f"; a block's hook points are {', '.join(_SUFFIXES.values())}"
         raise UserError(
-            f"hook_point={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}"
+            f"hook_point={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}{kinds}"
         )
     # either the layer or the kind may be mistyped: suggest names of the same block first
-    block = re.match(r"blocks\.\d+\.", name)
     same_block = [n for n in names if block and n.startswith(block[0])]
     nearest = list(dict.fromkeys(get_close_matches(name, same_block, 3, 0.5) + get_close_matches(name, names, 3, 0.5)))
     raise UserError(f"hook_point={name}: no such hook point; nearest are {', '.join(nearest[:3] or names[:3])}")
@@ -91,16 +92,19 @@ def later_residuals(name: str, *, n_layers: int) -> list[str]:
 
     These are the default hook points of the downstream loss. The list is empty only for the last `hook_resid_post`.
     """
-    here = check_hook(name, n_layers=n_layers)
-    later = [Hook(layer, "resid_pre").name for layer in range(here.layer + 1, n_layers)]
-    if here.kind == "resid_post" and later:
+    hook = check_hook(name, n_layers=n_layers)
+    later = [Hook(layer, "resid_pre").name for layer in range(hook.layer + 1, n_layers)]
+    if hook.kind == "resid_post" and later:
         later = later[1:]  # the next block's hook_resid_pre is the same tensor
     last = Hook(n_layers - 1, "resid_post")
-    return later if here == last else [*later, last.name]
+    return later if hook == last else [*later, last.name]
 
 
 def check_continuation(hooks: Sequence[str], start: str, ends: Collection[str]) -> None:
-    """Raise UserError if `ends` is empty, a hook point is not in `hooks`, or one of `ends` lies before `start`."""
+    """Raise UserError if `ends` is empty, a hook point is not in `hooks`, or one of `ends` lies before `start`.
+
+    `hooks` are all hook points of the subject in the network's order.
+    """
     for name in (start, *ends):
         if name not in hooks:
             raise UserError(f"{name}: no such hook point; there are {', '.join(hooks)}")

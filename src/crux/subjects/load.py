@@ -20,7 +20,8 @@ from crux.subjects.weight_files import check_weights
 
 __all__ = ["load_subject", "load_tokenizer"]
 
-_BUFFERS = re.compile(r"\.(masked_bias|inv_freq)$|\.(attn|attention)\.bias$")  # old checkpoints contain causal masks
+_IGNORED_BUFFERS = re.compile(r"\.(masked_bias|inv_freq)$|\.(attn|attention)\.bias$")
+"""Names of causal masks and rotary frequencies, which old checkpoints contain besides the weights."""
 
 
 def load_subject(
@@ -50,18 +51,18 @@ def load_subject(
 
 
 def _read_model(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    with _quiet():
+    with _silence_transformers():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 str(folder), dtype=dtype, attn_implementation=attention, local_files_only=True, use_safetensors=True,
                 trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
         except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"model folder {folder}: config.json does not describe a model ({first})") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"model folder {folder}: config.json does not describe a model ({reason})") from error
     wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     wrong += [f"{name} is {tuple(have)}, not {tuple(want)}" for name, have, want in sorted(report["mismatched_keys"])]
-    wrong += [f"{name} is unknown" for name in sorted(report["unexpected_keys"]) if not _BUFFERS.search(name)]
+    wrong += [f"{name} is unknown" for name in sorted(report["unexpected_keys"]) if not _IGNORED_BUFFERS.search(name)]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"model folder {folder}: the weights do not fit config.json: {wrong[0]}{more}")
@@ -69,8 +70,8 @@ def _read_model(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrain
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the library's progress bar and loading report; everything that is wrong is raised as an error."""
+def _silence_transformers() -> Iterator[None]:
+    """Switch off the progress bar and loading report of transformers: `_read_model` raises an error for everything that is wrong."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()

@@ -21,22 +21,23 @@ from transformers.pytorch_utils import Conv1D
 from crux.config.errors import UserError
 from crux.subjects.anatomy import find_parts
 
-PROCESSED = ("gpt2", "gpt_neox", "llama")
+SUPPORTED = ("gpt2", "gpt_neox", "llama")
+"""Architectures (`model_type`) whose weights can be processed exactly."""
 
 
-def _matrix(linear: nn.Module) -> Tensor:
-    """Return the weight as inputs × outputs, sharing memory with the module."""
+def _view_matrix(linear: nn.Module) -> Tensor:
+    """Return the weight as inputs × outputs; it shares memory with the module's weight."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(linear, Conv1D) else weight.T
 
 
-def _fold(norm: nn.Module, readers: list[nn.Module]) -> None:
+def _fold_norm(norm: nn.Module, readers: list[nn.Module]) -> None:
     """Fold the norm's weight and bias into the linear maps that read its output."""
     scale, shift = norm.weight, getattr(norm, "bias", None)
     assert isinstance(scale, Tensor)
     for reader in readers:
-        matrix = _matrix(reader)
+        matrix = _view_matrix(reader)
         if isinstance(shift, Tensor):
             assert isinstance(reader.bias, Tensor)
             reader.bias.add_(shift.double() @ matrix.double())
@@ -52,18 +53,19 @@ def _move_value_bias(bias: Tensor, out: nn.Module, *, config: PreTrainedConfig) 
     n_heads = config.num_attention_heads
     match config.model_type:
         case "gpt2":
-            values = bias.view(3, n_heads, -1)[2]
+            values = bias.view(3, n_heads, -1)[2]  # all queries, then all keys, then all values
         case "gpt_neox":
-            values = bias.view(n_heads, 3, -1)[:, 2]
+            values = bias.view(n_heads, 3, -1)[:, 2]  # query, key and value of each head
         case _:
-            values = bias.view(config.num_key_value_heads, -1)
+            values = bias.view(config.num_key_value_heads, -1)  # a separate map; a head may serve several query heads
     assert isinstance(out.bias, Tensor)
-    each_head = values.repeat_interleave(n_heads // len(values), 0).flatten()
-    out.bias.add_(each_head.double() @ _matrix(out).double())
+    value_of_each_head = values.repeat_interleave(n_heads // len(values), 0).flatten()
+    out.bias.add_(value_of_each_head.double() @ _view_matrix(out).double())
     values.zero_()
 
 
 def _centre(weight: Tensor) -> None:
+    """Subtract the mean over the last axis, in place."""
     weight.sub_(weight.double().mean(-1, keepdim=True))
 
 
@@ -74,34 +76,34 @@ def process_weights(model: PreTrainedModel) -> None:
     The weights should be float32. Raises UserError for architectures that cannot be processed exactly.
     """
     kind = model.config.model_type
-    if kind not in PROCESSED:
-        raise UserError(f"model.process_weights: not supported for {kind}; allowed are {', '.join(PROCESSED)}")
+    if kind not in SUPPORTED:
+        raise UserError(f"model.process_weights: not supported for {kind}; allowed are {', '.join(SUPPORTED)}")
     model.requires_grad_(False)
     parts = find_parts(model)
     names = parts.names
-    raw = parts.head.weight
-    head = nn.Linear(raw.shape[1], raw.shape[0], device=raw.device, dtype=raw.dtype)
-    head.weight.copy_(raw)
+    original = parts.head.weight  # possibly also the embedding's weight, which is processed differently
+    head = nn.Linear(original.shape[1], original.shape[0], device=original.device, dtype=original.dtype)
+    head.weight.copy_(original)
     head.bias.zero_() if parts.head.bias is None else head.bias.copy_(parts.head.bias)
     model.set_output_embeddings(head)
     model.config.tie_word_embeddings = False
 
     for block, part in zip(model.base_model.get_submodule(names.blocks).children(), parts.blocks, strict=True):
-        _fold(part.norm1, [block.get_submodule(name) for name in names.reads1])
-        _fold(part.norm2, [block.get_submodule(name) for name in names.reads2])
+        _fold_norm(part.norm1, [block.get_submodule(name) for name in names.reads1])
+        _fold_norm(part.norm2, [block.get_submodule(name) for name in names.reads2])
         if isinstance(bias := block.get_submodule(names.reads1[-1]).bias, Tensor):
             _move_value_bias(bias, part.out, config=model.config)
         if isinstance(part.norm1, nn.LayerNorm):
             for name in names.writes:
                 writer = block.get_submodule(name)
-                _centre(_matrix(writer))
+                _centre(_view_matrix(writer))
                 if isinstance(writer.bias, Tensor):
                     _centre(writer.bias)
-    _fold(parts.final_norm, [head])
+    _fold_norm(parts.final_norm, [head])
     if isinstance(parts.final_norm, nn.LayerNorm):
         _centre(parts.embed.weight)
         if parts.positions is not None:
             _centre(parts.positions.weight)
-    head.weight.sub_(head.weight.double().mean(0))
+    head.weight.sub_(head.weight.double().mean(0))  # over the vocabulary
     head.bias.sub_(head.bias.double().mean())
     model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Arguments of the blocks' attention besides the residual: masks, position ids, rotary embeddings."""
+"""The arguments that each block's attention needs besides its input: masks, position ids, rotary embeddings."""
 
 import inspect
 
@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from crux.subjects.shallow import copy_with_part
 
-_KEPT = ("attention_mask", "position_ids", "position_embeddings")
+_ARGUMENT_NAMES = ("attention_mask", "position_ids", "position_embeddings")
+"""Arguments of a block that its attention needs; the others concern caches and outputs that are not used here."""
 
 
 class _Recorder(nn.Module):
@@ -21,7 +22,7 @@ class _Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         bound = self.signature.bind_partial(hidden_states, *args, **kwargs).arguments
         bound.update(bound.pop("kwargs", {}))
-        self.recorded.append({name: bound[name] for name in _KEPT if name in bound})
+        self.recorded.append({name: bound[name] for name in _ARGUMENT_NAMES if name in bound})
         return hidden_states
 
 

@@ -19,7 +19,7 @@ CAUSAL_LMS = {
 }
 """Supported architectures: `model_type` in config.json, and the class that its `architectures` must name."""
 
-TOY_MODEL = "{} is a toy model: use experiment=toy/sae"
+TOY_MODEL_ERROR = "{} is a toy model: use experiment=toy/sae"
 """Error message for a folder that holds a trained toy model."""
 
 
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
     d_vocab: int
     """Number of tokens in the vocabulary."""
     n_ctx: int
-    """Longest sequence that it accepts, in tokens."""
+    """Longest sequence that the subject accepts, in tokens."""
     architecture: str
     """`model_type` of config.json, a key of `CAUSAL_LMS`."""
     resid_mid: bool
@@ -53,7 +53,7 @@ def read_config(folder: Path) -> dict[str, object]:
     path = folder / "config.json"
     if not path.is_file():
         if any((folder / "programs").glob("*/config.json")):
-            raise UserError(TOY_MODEL.format(folder))
+            raise UserError(TOY_MODEL_ERROR.format(folder))
         raise UserError(f"model folder {folder}: no config.json in it; a Hugging Face model folder is needed")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -74,30 +74,30 @@ def read_shape(folder: str | Path) -> Shape:
     config = read_config(folder)
     kind = config.get("model_type")
     if kind == "superposition":
-        raise UserError(TOY_MODEL.format(folder))
+        raise UserError(TOY_MODEL_ERROR.format(folder))
     if not isinstance(kind, str) or kind not in CAUSAL_LMS:
         raise UserError(f"{folder}: model_type {kind!r} is not supported; allowed are {', '.join(CAUSAL_LMS)}")
     classes = config.get("architectures")
     if isinstance(classes, list) and classes and CAUSAL_LMS[kind] not in classes:
         raise UserError(f"{folder}: {classes[0]} is not a causal language model; allowed is {CAUSAL_LMS[kind]}")
 
-    def size(*keys: str) -> int:
+    def read_size(*keys: str) -> int:
+        """Return the first of these keys that config.json has; architectures name the same size differently."""
         for key in keys:
             value = config.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
         raise UserError(f"{folder / 'config.json'}: {keys[0]} is missing or is not a positive whole number")
 
-    d_model, n_heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
-    d_head = (
-        256 if kind.startswith("gemma") else d_model // n_heads
-    )  # the defaults of Hugging Face if head_dim is not given
+    d_model, n_heads = read_size("hidden_size", "n_embd"), read_size("num_attention_heads", "n_head")
+    # the defaults of Hugging Face if head_dim is not given
+    default_d_head = 256 if kind.startswith("gemma") else d_model // n_heads
     return Shape(
-        n_layers=size("num_hidden_layers", "n_layer"),
+        n_layers=read_size("num_hidden_layers", "n_layer"),
         d_model=d_model,
-        d_vocab=size("vocab_size"),
-        n_ctx=size("max_position_embeddings", "n_positions"),
+        d_vocab=read_size("vocab_size"),
+        n_ctx=read_size("max_position_embeddings", "n_positions"),
         architecture=kind,
         resid_mid=not (kind == "gpt_neox" and bool(config.get("use_parallel_residual", True))),
-        d_z=n_heads * (d_head if config.get("head_dim") is None else size("head_dim")),
+        d_z=n_heads * (default_d_head if config.get("head_dim") is None else read_size("head_dim")),
     )

@@ -7,8 +7,10 @@ from crux.config.errors import UserError
 from crux.config.hub import explain_unreachable_hub
 
 _PROBE_SECONDS = 1.5
-_INSTEAD = "use model=tiny (packaged) or model.path=<folder of a Hugging Face model>"
-_FILES = ["*.json", "*.safetensors"]
+"""Longest wait for the check whether the hub can be reached."""
+_ALTERNATIVES = "use model=tiny (packaged) or model.path=<folder of a Hugging Face model>"
+_FILE_PATTERNS = ["*.json", "*.safetensors"]
+"""Files of a hub model that are downloaded: no pickled weights, no code."""
 
 
 def find_folder(source: str | Path) -> Path:
@@ -30,10 +32,11 @@ def find_folder(source: str | Path) -> Path:
         raise UserError(f"model folder {source}: no such folder")
     if folder.exists():
         raise UserError(f"model folder {source}: not a folder")
-    return _from_hub(name)
+    return _find_on_hub(name)
 
 
-def _from_hub(name: str) -> Path:
+def _find_on_hub(name: str) -> Path:
+    """Return the cached folder of a hub model, which is downloaded if necessary."""
     # huggingface_hub's downloads take 0.3 CPU seconds to import; most mistakes are found before they are needed
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError
@@ -42,13 +45,13 @@ def _from_hub(name: str) -> Path:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"model {name}: no such folder, and not a valid name on the hub; {_INSTEAD}") from error
+        raise UserError(f"model {name}: no such folder, and not a valid name on the hub; {_ALTERNATIVES}") from error
     has_cache = (Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir()
     if has_cache and (cached := _find_in_cache(name)):
         return cached
     if why := explain_unreachable_hub(seconds=_PROBE_SECONDS):
         raise UserError(
-            f"model {name}: no such folder, not in the local cache, and the hub cannot be reached ({why}); {_INSTEAD}"
+            f"model {name}: no such folder, not in the local cache, and the hub cannot be reached ({why}); {_ALTERNATIVES}"
         )
     return _download(name)
 
@@ -59,7 +62,9 @@ def _find_in_cache(name: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns="*/*", local_files_only=True))
+        folder = Path(
+            snapshot_download(name, allow_patterns=_FILE_PATTERNS, ignore_patterns="*/*", local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         return None
     return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
@@ -70,7 +75,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns="*/*"))
+        return Path(snapshot_download(name, allow_patterns=_FILE_PATTERNS, ignore_patterns="*/*"))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name}: cannot be downloaded from the hub ({first}); {_INSTEAD}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name}: cannot be downloaded from the hub ({reason}); {_ALTERNATIVES}") from error

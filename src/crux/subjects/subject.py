@@ -20,7 +20,8 @@ from crux.subjects.hooks import FINAL, Hook, check_continuation, check_hook, hoo
 from crux.subjects.prologue import attention_arguments
 from crux.subjects.walk import walk
 
-_LENGTHS_KEPT = 4  # sequence lengths whose attention arguments are cached; masks of long contexts are large
+_MAX_CACHED_LENGTHS = 4
+"""Largest number of sequence lengths whose attention arguments are kept; masks of long contexts need much memory."""
 
 
 class Unembed(NamedTuple):
@@ -107,7 +108,7 @@ class Subject:
         return self
 
     def check_hook(self, name: str) -> Hook:
-        """Parse the name of a hook point; raise UserError with the nearest names if this network does not have it."""
+        """Parse the name of a hook point; raise UserError, with layers or names that exist, if this network does not have it."""
         return check_hook(name, n_layers=self.n_layers, resid_mid=not self.parts.parallel)
 
     def hook_width(self, kind: str) -> int:
@@ -178,7 +179,7 @@ class Subject:
         for name in capture:
             self.check_hook(name)
         stop = self._last if final else sort_hooks(capture)[-1]
-        arguments = self._attention_arguments(tokens.shape[1])
+        arguments = self._get_attention_arguments(tokens.shape[1])
         kept: dict[str, Tensor] = {}
         carried: dict[str, tuple[Tensor, ...]] = {}
         watched: dict[str, Tensor] = {}
@@ -187,7 +188,7 @@ class Subject:
         while True:
             name, value = step.name, step.value
             if name in gradient_hooks:
-                # the network is frozen: an activation after no other gradient hook has no graph yet
+                # the parameters are frozen: the first activation of `gradient_hooks` has no graph yet and starts it
                 watched[name] = value if value.requires_grad else value.detach().requires_grad_()
                 value = watched[name].view_as(value)  # torch's FLOP counter fails if a module reads a leaf tensor
             if name in capture:
@@ -290,14 +291,16 @@ class Subject:
 
     @property
     def _last(self) -> str:
+        """Name of the last hook point inside a block."""
         return Hook(self.n_layers - 1, "resid_post").name
 
-    def _attention_arguments(self, pos: int) -> list[dict[str, object]]:
+    def _get_attention_arguments(self, pos: int) -> list[dict[str, object]]:
+        """Return the arguments of each block's attention for `pos` tokens, computed once per length."""
         if pos > self.n_ctx:
             raise UserError(f"sequences of {pos} tokens: {self.name} accepts at most {self.n_ctx}")
         if pos not in self._arguments:
-            if len(self._arguments) == _LENGTHS_KEPT:
-                del self._arguments[next(iter(self._arguments))]
+            if len(self._arguments) == _MAX_CACHED_LENGTHS:
+                del self._arguments[next(iter(self._arguments))]  # the oldest
             self._arguments[pos] = attention_arguments(self.model, blocks=self.parts.names.blocks, pos=pos)
         return self._arguments[pos]
 

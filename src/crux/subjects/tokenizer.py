@@ -1,4 +1,4 @@
-"""The tokenizer of a subject, read from its folder's tokenizer.json without the model library."""
+"""The tokenizer of a subject, read from its folder's tokenizer.json without importing transformers, which takes seconds."""
 
 import json
 from pathlib import Path
@@ -35,26 +35,30 @@ def load_tokenizer(source: str | Path) -> SubjectTokenizer:
         raise UserError(f"{path}: not a tokenizer file ({str(error).splitlines()[0]})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return SubjectTokenizer(tokenizer, _end_of_text(folder, tokenizer))
+    return SubjectTokenizer(tokenizer, _find_end_of_text(folder, tokenizer))
 
 
-def _end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
+def _find_end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and (token_id := tokenizer.token_to_id(token)) is not None:
             return token_id
     ids = _read_json(folder / "config.json").get("eos_token_id")
-    first = ids[0] if isinstance(ids, list) and ids else ids
-    if isinstance(first, int) and 0 <= first < tokenizer.get_vocab_size():
-        return first
+    end_of_text = ids[0] if isinstance(ids, list) and ids else ids
+    if isinstance(end_of_text, int) and 0 <= end_of_text < tokenizer.get_vocab_size():
+        return end_of_text
     if (token_id := tokenizer.token_to_id("<|endoftext|>")) is not None:
         return token_id
     raise UserError(f"model folder {folder}: no end-of-text token; set eos_token in tokenizer_config.json")
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object; return an empty one if the file does not exist or holds something else."""
+    """Read a JSON object; return {} if there is no such file, or if its JSON is not an object.
+
+    Raises:
+        UserError: if the file is not JSON.
+    """
     if not path.is_file():
         return {}
     try:

@@ -34,14 +34,14 @@ def walk(
     arguments of each block's attention. `carried` is the tuple that an earlier walk yielded at `start`; it is empty at a
     hook point of the residual stream.
     """
-    block = _parallel_block if parts.parallel else _sequential_block
+    run_block = _run_parallel_block if parts.parallel else _run_sequential_block
     for layer in range(start.layer, len(parts.blocks)):
         prefix = f"blocks.{layer}."
-        value = yield from block(parts.blocks[layer], prefix, arguments[layer], start.kind, value, carried)
+        value = yield from run_block(parts.blocks[layer], prefix, arguments[layer], start.kind, value, carried)
         start, carried = Hook(layer + 1, "resid_pre"), ()
 
 
-def _attention(
+def _run_attention(
     part: BlockParts, prefix: str, arguments: dict[str, object], start: str, value: Tensor, resid: Tensor
 ) -> Generator[HookStep, Tensor, tuple[Tensor, Tensor]]:
     """Run the attention of a block from the hook kind `start` on; return its output and the residual that it reads."""
@@ -54,12 +54,12 @@ def _attention(
     return value, resid
 
 
-def _sequential_block(
+def _run_sequential_block(
     part: BlockParts, prefix: str, arguments: dict[str, object], start: str, value: Tensor, carried: tuple[Tensor, ...]
 ) -> Generator[HookStep, Tensor, Tensor]:
     """Run a block from the hook kind `start` on: attention adds to the residual, then the MLP adds to the sum."""
     resid = carried[0] if carried else value
-    value, resid = yield from _attention(part, prefix, arguments, start, value, resid)
+    value, resid = yield from _run_attention(part, prefix, arguments, start, value, resid)
     if start in ("resid_pre", "z"):
         value = value if part.post1 is None else part.post1(value)
     if start in ("resid_pre", "z", "attn_out"):
@@ -75,12 +75,12 @@ def _sequential_block(
     return (yield HookStep(prefix + "hook_resid_post", value, ()))
 
 
-def _parallel_block(
+def _run_parallel_block(
     part: BlockParts, prefix: str, arguments: dict[str, object], start: str, value: Tensor, carried: tuple[Tensor, ...]
 ) -> Generator[HookStep, Tensor, Tensor]:
     """Run a block whose attention and MLP both read the residual that enters it, from the hook kind `start` on."""
-    resid, *others = carried or (value,)
-    value, resid = yield from _attention(part, prefix, arguments, start, value, resid)
+    resid, *others = carried or (value,)  # `others` is the attention's output, if the walk starts at hook_mlp_out
+    value, resid = yield from _run_attention(part, prefix, arguments, start, value, resid)
     if start in ("resid_pre", "z", "attn_out"):
         attn_out = yield HookStep(prefix + "hook_attn_out", value, (resid,))
         value, others = part.mlp(part.norm2(resid)), [attn_out]

@@ -1,4 +1,4 @@
-"""The held-out windows for evaluations: always the same ones, evenly spaced over the whole stream."""
+"""The held-out windows for evaluations: always the same ones, evenly spaced over all held-out tokens."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,12 @@ def spread_batches(
 ) -> Iterator[Int[Tensor, "batch context"]]:
     """Yield batches of non-overlapping windows of `context` tokens, evenly spaced, about `n_tokens` tokens in total.
 
-    There is no seed, so that all SAEs of a subject are evaluated on the same windows. A short stream yields fewer.
+    There is no seed, so that all SAEs of a subject are evaluated on the same windows. If there are fewer than `n_tokens` tokens, all whole
+    windows are yielded.
     """
-    available = len(tokens) // context
-    wanted = max(1, min(n_tokens // context, available))
-    starts = [i * available // wanted * context for i in range(wanted)]
-    for first in range(0, wanted, batch):
-        windows = [np.asarray(tokens[s : s + context]) for s in starts[first : first + batch]]
+    n_available = len(tokens) // context
+    n_windows = max(1, min(n_tokens // context, n_available))
+    starts = [i * n_available // n_windows * context for i in range(n_windows)]  # each a multiple of `context`
+    for first in range(0, n_windows, batch):
+        windows = [np.asarray(tokens[start : start + context]) for start in starts[first : first + batch]]
         yield torch.from_numpy(np.stack(windows).astype(np.int64))

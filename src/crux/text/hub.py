@@ -33,24 +33,25 @@ def hub_documents(
         raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
     try:
         for number, row in enumerate(rows):
-            wanted = column or next((c for c in COLUMNS if c in row), COLUMNS[0])
-            match row.get(wanted):
+            name_of_column = column or next((c for c in COLUMNS if c in row), COLUMNS[0])
+            match row.get(name_of_column):
                 case str(text):
                     yield text
                 case list() | np.ndarray() as ids:
-                    yield _check_ids(ids, where=f"data set {name}, row {number}, {wanted!r}")
-                case None if wanted in row:
+                    yield _convert_ids(ids, where=f"data set {name}, row {number}, {name_of_column!r}")
+                case None if name_of_column in row:
                     continue
                 case _:
                     raise UserError(
-                        f"data set {name}: no column {wanted!r} of texts or token ids; there are: {', '.join(row)} "
+                        f"data set {name}: no column {name_of_column!r} of texts or token ids; there are: {', '.join(row)} "
                         "(data.column chooses one)"
                     )
     except (OSError, RuntimeError) as e:  # the connection broke
         raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
 
 
-def _check_ids(values: object, *, where: str) -> Integer[np.ndarray, "pos"]:
+def _convert_ids(values: object, *, where: str) -> Integer[np.ndarray, "pos"]:
+    """Return a list of token ids as an array; raise UserError if it is none."""
     ids = np.asarray(values)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise UserError(f"{where}: neither a text nor a list of token ids")

@@ -8,13 +8,13 @@ from pathlib import Path
 from crux.text.readers import decode_file, read_blocks
 from crux.text.tokenizer import END_OF_TEXT
 
-LONGEST_PASSAGE, SHORTEST_PASSAGE = 8192, 1024  # characters
-PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
+MIN_LENGTH, MAX_LENGTH = 1024, 8192  # bounds of `passage_length`, in characters
+PARAGRAPH_BREAK = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 def passage_length(size: int) -> int:
-    """Return the minimum length of a passage in characters, such that even a small text of `size` bytes has about 100."""
-    return min(max(size // 100, SHORTEST_PASSAGE), LONGEST_PASSAGE)
+    """Return the minimum length of a passage in characters, such that even a small text of `size` bytes has about 100 passages."""
+    return min(max(size // 100, MIN_LENGTH), MAX_LENGTH)
 
 
 def text_documents(path: Path, *, length: int) -> Iterator[str]:
@@ -28,8 +28,8 @@ def text_documents(path: Path, *, length: int) -> Iterator[str]:
     texts = (newlines.decode(t) for t in decode_file(path))
     parts = _split_at_marks(texts) if _has_separators(path) else _cut_passages(texts, length=length)
     for part in parts:
-        if document := part.strip("\n") if part.strip() else "":
-            yield document
+        if part.strip():
+            yield part.strip("\n")
 
 
 def _has_separators(path: Path) -> bool:
@@ -38,11 +38,12 @@ def _has_separators(path: Path) -> bool:
     for block in read_blocks(path):
         data = rest + block
         if not found:
-            before, mark_there, data = data.partition(mark)
-            found = bool(mark_there)
+            before, first_mark, data = data.partition(mark)
+            found = bool(first_mark)
             if not found:
-                rest = before[1 - len(mark) :]
+                rest = before[1 - len(mark) :]  # a mark may begin in this block and end in the next
                 continue
+        # `data` now follows the first mark: anything but marks and white space is a second document
         if data.replace(mark, b"").strip():
             return True
         rest = b""
@@ -50,17 +51,20 @@ def _has_separators(path: Path) -> bool:
 
 
 def _split_at_marks(texts: Iterator[str]) -> Iterator[str]:
+    """Split the text, which comes in blocks, at every end-of-text mark."""
     rest = ""
     for text in texts:
-        *whole, rest = (rest + text).split(END_OF_TEXT)
-        yield from whole
+        *complete, rest = (rest + text).split(END_OF_TEXT)
+        yield from complete
     yield rest
 
 
 def _cut_passages(texts: Iterator[str], *, length: int) -> Iterator[str]:
+    """Cut the text, which comes in blocks, into passages of `length` to twice `length` characters; the last may be shorter."""
     rest = ""
     for text in texts:
         rest, start = rest + text, 0
+        # the cut must lie so far before the end of the text that it cannot divide a mark there
         while len(rest) - start > 2 * length + len(END_OF_TEXT):
             end = _find_boundary(rest, start=start, length=length)
             yield rest[start:end]
@@ -77,7 +81,7 @@ def _cut_passages(texts: Iterator[str], *, length: int) -> Iterator[str]:
 def _find_boundary(text: str, *, start: int, length: int) -> int:
     """Return the end of the passage that begins at `start`, between `length` and twice `length` characters after it."""
     limit = start + 2 * length
-    if paragraph := PARAGRAPH.search(text, start + length, limit):
+    if paragraph := PARAGRAPH_BREAK.search(text, start + length, limit):
         return paragraph.end()
     for space in ("\n", " "):
         if (last := text.rfind(space, start + length, limit)) >= 0:

@@ -14,8 +14,8 @@ from typing import IO, cast
 
 from crux.config.errors import UserError
 
-COLUMNS = ("text", "input_ids")  # tried in this order if no column is given
-BLOCK = 1 << 20  # bytes read at a time
+COLUMNS = ("text", "input_ids")  # names of the column, tried in this order if `data.column` is not given
+BLOCK_BYTES = 1 << 20  # bytes read at a time
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
@@ -33,7 +33,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     with file:
         while True:
             try:
-                block = file.read(BLOCK)
+                block = file.read(BLOCK_BYTES)
             except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as e:
                 raise UserError(f"{path} is not a complete {compression} file: {e}") from None
             except OSError as e:
@@ -43,7 +43,7 @@ def read_blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def utf8_error(path: Path, offset: int, byte: int) -> UserError:
+def make_utf8_error(path: Path, offset: int, byte: int) -> UserError:
     """Return the error for a byte that is not valid UTF-8 text at this offset."""
     hint = "; convert it first, for example with iconv -t utf-8" if byte else " (a zero byte: UTF-16, or not text)"
     return UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,}{hint}")
@@ -63,9 +63,9 @@ def decode_file(path: Path) -> Iterator[str]:
         try:
             text, used = codecs.utf_8_decode(data, "strict", not block)
         except UnicodeDecodeError as e:
-            raise utf8_error(path, offset + e.start, data[e.start]) from None
+            raise make_utf8_error(path, offset + e.start, data[e.start]) from None
         if "\0" in text:
-            raise utf8_error(path, offset + data.index(0), 0)
+            raise make_utf8_error(path, offset + data.index(0), 0)
         if text:
             yield text.removeprefix("\ufeff") if offset == 0 else text
         if not block:
@@ -74,7 +74,7 @@ def decode_file(path: Path) -> Iterator[str]:
 
 
 def json_lines(path: Path, *, column: str | None) -> Iterator[str | list[int]]:
-    """Yield the column's value of each line, a text or a list of token ids; skip blank lines.
+    """Yield the value that each line has in the column, a text or a list of token ids; skip blank lines.
 
     Raises:
         UserError: if a line is not a JSON object, or has neither a text nor token ids in the column.
@@ -90,7 +90,7 @@ def json_lines(path: Path, *, column: str | None) -> Iterator[str | list[int]]:
             try:
                 text = line.decode()
             except UnicodeDecodeError as e:
-                raise utf8_error(path, start + e.start, line[e.start]) from None
+                raise make_utf8_error(path, start + e.start, line[e.start]) from None
             if number == 1:
                 text = text.removeprefix("\ufeff")
             if text.strip():

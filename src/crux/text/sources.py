@@ -15,7 +15,7 @@ from crux.text.passages import passage_length, text_documents
 from crux.text.paths import detect_format, find_data_files, split_suffixes
 from crux.text.readers import json_lines
 
-HASHED_BYTES = 256 << 20  # larger files are identified by name, size and modification time instead of their bytes
+MAX_HASHED_BYTES = 256 << 20  # files that are larger in total are identified by name, size and modification time
 
 
 class PackagedText(NamedTuple):
@@ -56,9 +56,9 @@ class SourceDocument(NamedTuple):
     """One document of a source."""
 
     content: str | Integer[np.ndarray, "pos"]
-    """Its text, or its token ids if the source is already tokenised."""
+    """The document's text, or its token ids if the source is already tokenised."""
     held_out: bool | None
-    """True if the source holds it out; None: the hash of the content decides."""
+    """True if the source's own list holds the document out, False if not; None: there is no list, and the hash of the content decides."""
 
 
 def stream_documents(source: Source) -> Generator[SourceDocument, None, None]:
@@ -109,8 +109,8 @@ def fingerprint_source(source: Source) -> dict[str, str | list[str] | None]:
             return {"packaged": [hashlib.blake2b((folder / n).read_bytes()).hexdigest() for n in names]}
         case TextFiles(path, column):
             found = find_data_files(path)
-            small = sum(f.stat().st_size for f in found) <= HASHED_BYTES
-            return {"files": [_file_hash(f) if small else _file_state(f) for f in found], "column": column}
+            hashed = sum(f.stat().st_size for f in found) <= MAX_HASHED_BYTES
+            return {"files": [_hash_file(f) if hashed else _describe_file(f) for f in found], "column": column}
         case HubDataset():
             return {"hub": None, **source._asdict()}
 
@@ -132,11 +132,13 @@ def _hash_id(document: PackagedDocument) -> bytes:
     return hashlib.blake2b(document.id.encode(), digest_size=8).digest()
 
 
-def _file_hash(path: Path) -> str:
+def _hash_file(path: Path) -> str:
+    """Return the suffixes, which decide how a file is read, and the hash of its bytes."""
     with path.open("rb") as f:
         return "".join(split_suffixes(path)) + " " + hashlib.file_digest(f, "blake2b").hexdigest()
 
 
-def _file_state(path: Path) -> str:
+def _describe_file(path: Path) -> str:
+    """Return path, size and modification time, which change if the file is edited."""
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

@@ -26,9 +26,10 @@ try:
 except ImportError:  # on Windows an open file cannot be deleted anyway
     fcntl = None
 
-HEADER = 4096  # bytes, including the eight that hold the header's length
+HEADER_BYTES = 4096  # including the first eight, which state the length of the others
 SIDES: tuple[str, str] = ("train", "held_out")
-STALE_SECONDS = 10.0  # a younger temporary file is never removed as left over
+"""The two sides of the split: the tensors of the file, in its order."""
+STALE_SECONDS = 10.0  # younger temporary files are never removed; their writers may not have locked them yet
 
 
 def default_cache() -> Path:
@@ -47,9 +48,10 @@ class TokenWriter:
     def __init__(self, file: BinaryIO, held_out: IO[bytes], dtype: np.dtype) -> None:
         self._files, self._dtype = {"train": file, "held_out": held_out}, dtype
         self.counts = dict.fromkeys(SIDES, 0)
-        file.write(bytes(HEADER))
+        file.write(bytes(HEADER_BYTES))
 
     def write(self, side: str, ids: np.ndarray) -> None:
+        """Append token ids to one side."""
         self._files[side].write(ids.astype(self._dtype).tobytes())
         self.counts[side] += len(ids)
 
@@ -62,10 +64,10 @@ class TokenWriter:
         end = 0
         for side in SIDES:
             start, end = end, end + self.counts[side] * self._dtype.itemsize
-            kind = f"U{8 * self._dtype.itemsize}"
-            header[side] = {"dtype": kind, "shape": [self.counts[side]], "data_offsets": [start, end]}
-        text = json.dumps(header).encode().ljust(HEADER - 8)
-        assert len(text) == HEADER - 8, "the metadata is too long"
+            type_name = f"U{8 * self._dtype.itemsize}"
+            header[side] = {"dtype": type_name, "shape": [self.counts[side]], "data_offsets": [start, end]}
+        text = json.dumps(header).encode().ljust(HEADER_BYTES - 8)
+        assert len(text) == HEADER_BYTES - 8, "the metadata is too long"
         file.seek(0)
         file.write(struct.pack("<Q", len(text)) + text)
         file.flush()
@@ -74,7 +76,7 @@ class TokenWriter:
 
 @contextmanager
 def write_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
-    """Open a writer whose file appears at `path` if the block succeeds; otherwise nothing remains.
+    """Open a writer. Its file appears at `path` if the `with` block succeeds; otherwise nothing remains.
 
     Several processes may write the same file at once: each has a separate temporary file, and the last rename wins.
     Temporary files of killed processes in the folder are removed.
@@ -125,18 +127,18 @@ def open_token_file(
     try:
         size = path.stat().st_size
         with path.open("rb") as f:
-            head = f.read(HEADER)
-        if len(head) < HEADER or struct.unpack("<Q", head[:8])[0] != HEADER - 8:
+            head = f.read(HEADER_BYTES)
+        if len(head) < HEADER_BYTES or struct.unpack("<Q", head[:8])[0] != HEADER_BYTES - 8:
             return None
         header = json.loads(head[8:])
         entries = [header[side] for side in SIDES]
-        if size != HEADER + entries[-1]["data_offsets"][1]:
+        if size != HEADER_BYTES + entries[-1]["data_offsets"][1]:
             return None
         dtype = np.dtype(f"<u{int(entries[0]['dtype'][1:]) // 8}")
         n_train, n_held_out = (e["shape"][0] for e in entries)
         if n_train + n_held_out == 0:
             return np.empty(0, dtype), np.empty(0, dtype), header["__metadata__"]
-        both = np.memmap(path, dtype, mode="r", offset=HEADER, shape=(n_train + n_held_out,))
+        both = np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(n_train + n_held_out,))
         return both[:n_train], both[n_train:], header["__metadata__"]
     except FileNotFoundError:
         return None
@@ -147,6 +149,7 @@ def open_token_file(
 
 
 def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files of writers that no longer run."""
     for path in folder.glob("*.tmp"):
         try:
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -158,5 +161,6 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _lock(file: IO[bytes]) -> None:
+    """Lock a file until it is closed; raise OSError if another process has locked it."""
     if fcntl:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

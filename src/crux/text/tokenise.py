@@ -13,7 +13,7 @@ from crux.config.progress import progress
 from crux.text.sources import Source, SourceDocument, describe_source, stream_documents
 from crux.text.token_file import SIDES, TokenWriter
 
-CHUNK = 1 << 20  # characters encoded per call
+CHARACTERS_PER_CALL = 1 << 20  # texts are collected to about this length and encoded in one call of the tokenizer
 
 
 def tokenise_source(
@@ -30,16 +30,17 @@ def tokenise_source(
         tokenizer: tokenizer without truncation and padding.
         eot: id appended to each text, but not to documents that are already token ids.
         limits: largest number of tokens per side; None: no limit. The document that reaches it is cut there.
-        every: one document in `every` is held out, unless the source itself says which ones are.
+        every: one document in `every` is held out, unless the source lists its held-out documents.
 
     Raises:
         UserError: for every error of the source, and for ids that are not in the vocabulary.
     """
     tokeniser = _Tokeniser(writer, tokenizer, eot=eot, limits=limits)
-    finite = [n for n in limits.values() if n is not None]
-    total, counted = sum(finite) if len(finite) == len(limits) else None, 0
+    known_limits = [limit for limit in limits.values() if limit is not None]
+    total = sum(known_limits) if len(known_limits) == len(limits) else None  # the progress bar has no end otherwise
+    n_reported = 0
     name = describe_source(source).rsplit("/", 1)[-1]
-    with progress(f"tokenising {name} (tokens)", total=total) as advance, closing(stream_documents(source)) as stream:
+    with progress(f"tokenising {name}", total=total) as advance, closing(stream_documents(source)) as stream:
         for document in stream:
             side = SIDES[is_held_out(document, every=every)]
             if tokeniser.is_full(side):
@@ -49,15 +50,15 @@ def tokenise_source(
                 tokeniser.add_text(side, document.content)
             else:
                 tokeniser.add_ids(side, document.content, source=source)
-            advance(sum(writer.counts.values()) - counted)
-            counted = sum(writer.counts.values())
+            advance(sum(writer.counts.values()) - n_reported)
+            n_reported = sum(writer.counts.values())
         tokeniser.encode_waiting()
     counts = {"documents": tokeniser.documents, "bytes": tokeniser.bytes, "text": tokeniser.only_text, "every": every}
     writer.finish({"crux": json.dumps(counts)})
 
 
 def is_held_out(document: SourceDocument, *, every: int | None) -> bool:
-    """Return True if the source holds the document out or, if it does not say, if blake2b(content) is divisible by `every`."""
+    """Return True if the source lists the document as held out or, without a list, if blake2b(content) is divisible by `every`."""
     if document.held_out is not None:
         return document.held_out
     assert every is not None
@@ -79,19 +80,23 @@ class _Tokeniser:
         self._characters = 0
 
     def is_full(self, side: str) -> bool:
+        """Return True if a side has reached its limit."""
         limit = self.limits[side]
         return limit is not None and self.writer.counts[side] >= limit
 
     def add_text(self, side: str, text: str) -> None:
+        """Add a text to those that wait; encode them if they are long enough together."""
         self._waiting.append((side, text))
         self._characters += len(text)
-        if self._characters >= CHUNK:
+        if self._characters >= CHARACTERS_PER_CALL:
             self.encode_waiting()
 
     def add_ids(self, side: str, ids: Integer[np.ndarray, "pos"], *, source: Source) -> None:
+        """Write a document that is already token ids, after the texts that wait."""
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
+            invalid_id = int(ids.max() if ids.min() >= 0 else ids.min())
             raise UserError(
-                f"{describe_source(source)}: a row has the token id {int(ids.max() if ids.min() >= 0 else ids.min())}, the "
+                f"{describe_source(source)}: a row has the token id {invalid_id}, the "
                 f"vocabulary has {self.vocab_size:,}: it was tokenised for another model"
             )
         self.encode_waiting()
@@ -99,6 +104,7 @@ class _Tokeniser:
         self._write(side, ids)
 
     def encode_waiting(self) -> None:
+        """Encode and write all texts that wait, each followed by the end-of-text id."""
         texts = [text for _, text in self._waiting]
         for (side, text), encoding in zip(
             self._waiting, self.tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
@@ -113,6 +119,7 @@ class _Tokeniser:
         self._waiting, self._characters = [], 0
 
     def _write(self, side: str, ids: Integer[np.ndarray, "pos"]) -> int:
+        """Write as many ids as the side's limit allows; return their number."""
         limit = self.limits[side]
         ids = ids if limit is None else ids[: limit - self.writer.counts[side]]
         self.writer.write(side, ids)

@@ -1,4 +1,4 @@
-"""Tokenise a source once, into a memory-mapped training stream and a held-out stream with no document in common."""
+"""Tokenise a source once, into memory-mapped training tokens and held-out tokens with no document in common."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ from crux.text.sources import PackagedText, Source, describe_source, fingerprint
 from crux.text.token_file import open_token_file, token_dtype, write_token_file
 from crux.text.tokenise import tokenise_source
 
-VERSION = 1  # part of the cache's key; changes whenever the same arguments give other tokens
+CACHE_VERSION = 1  # part of the cache's key; changes whenever the same arguments give other tokens
 HOLD_OUT_EVERY = 20  # one document in 20 is held out
-FINER_SPLITS = (10, 5, 2)  # tried in this order if a small text leaves too little held out
+FINER_SPLITS = (10, 5, 2)  # the same, tried in this order if one in 20 leaves too little of a small text held out
 
 
 class Tokens(NamedTuple):
-    """Two streams of tokens with no document in common; in each, every text is followed by the end-of-text id."""
+    """Training and held-out tokens, with no document in common. Every text is followed by the end-of-text id."""
 
     train: UInt[np.ndarray, "train"]
     """Training tokens; memory-mapped, uint16 if the vocabulary fits, else uint32."""
     held_out: UInt[np.ndarray, "held_out"]
-    """Tokens for evaluation, of the same type."""
+    """Tokens for evaluation, of the same type as `train`."""
     train_documents: int
     """Number of documents in `train`; `max_tokens` may have cut the last one."""
     held_out_documents: int
@@ -35,7 +35,7 @@ class Tokens(NamedTuple):
     held_out_bytes: int | None
     """The same for `held_out`: bits per byte = (nats per token) · tokens / bytes / ln 2."""
     every: int | None
-    """One document in `every`, by the hash of its content, is held out; None: the source has a list."""
+    """One document in `every`, by the hash of its content, is held out; None: the source lists its held-out documents."""
     path: Path
     """File in the cache."""
 
@@ -46,8 +46,8 @@ def prepare_tokens(
 ) -> Tokens:  # fmt: skip
     """Return the source's tokens from the cache; if they are not there, tokenise the source first.
 
-    A document is held out if blake2b of its content is divisible by `every` = 20, so that equal documents are on the same
-    side. If that leaves too little text held out, 10, 5 and 2 are tried; `Tokens.every` is the value that was used. The
+    A document is held out if blake2b of its content is divisible by `every` = 20, so that equal documents are either all held
+    out or all trained on. If that leaves too little text held out, 10, 5 and 2 are tried; `Tokens.every` is the value that was used. The
     packaged text has a list of held-out documents instead. Documents that are already token ids are joined unchanged,
     with nothing between them.
 
@@ -55,9 +55,9 @@ def prepare_tokens(
         source: source of the text.
         tokenizer: its truncation, padding and special tokens are not applied: `<|endoftext|>` in a text is plain text.
         eot: id of the end-of-text token.
-        max_tokens: largest length of the training stream; None: no limit.
-        held_out_tokens: largest length of the held-out stream; None: no limit.
-        min_tokens: smallest length of each stream.
+        max_tokens: largest number of training tokens; None: no limit.
+        held_out_tokens: largest number of held-out tokens; None: no limit.
+        min_tokens: smallest number of training tokens and of held-out tokens.
         cache: folder of the cache, usually `token_file.default_cache()`.
 
     Raises:
@@ -76,8 +76,10 @@ def prepare_tokens(
     limits = {"train": max_tokens, "held_out": held_out_tokens}
     content, model = fingerprint_source(source), plain.to_str()
     tokens = None
-    for every in (None,) if isinstance(source, PackagedText) else (HOLD_OUT_EVERY, *FINER_SPLITS):
-        key = json.dumps([VERSION, content, model, eot, limits, every])
+    # the packaged text lists its held-out documents, so that there is nothing to choose
+    splits = (None,) if isinstance(source, PackagedText) else (HOLD_OUT_EVERY, *FINER_SPLITS)
+    for every in splits:
+        key = json.dumps([CACHE_VERSION, content, model, eot, limits, every])
         path = cache / "tokens" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.safetensors"
         tokens = _open_tokens(path)
         if tokens is None:
@@ -87,6 +89,7 @@ def prepare_tokens(
             assert tokens is not None
         if len(tokens.train) + len(tokens.held_out) == 0:
             raise UserError(f"{describe_source(source)} is empty: it has no document with any text")
+        # enough is held out, or the text is too short for any split
         if len(tokens.held_out) >= min_tokens or len(tokens.train) + len(tokens.held_out) < 2 * min_tokens:
             break
     assert tokens is not None

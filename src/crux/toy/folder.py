@@ -28,8 +28,10 @@ def find_toy_model(path: str | None) -> Path:
     """Return the folder of the toy model that `model.path` names.
 
     Raises:
-        UserError: if it names no model, or a run with several.
+        UserError: if there is no such folder, or if it has no toy model or several.
     """
+    if path is not None and not Path(path).exists():
+        raise UserError(f"model.path={path}: no such folder")
     folder = toy_folder(Path(path)) if path is not None else None
     if folder is None:
         raise UserError(f"model.path={path}: must be the run folder of a toy experiment")

@@ -34,7 +34,7 @@ GROUPS: dict[Calibration, Callable[[], list[CaseGroup]]] = {
 
 def result(options: Calibrate, run: ActiveRun) -> Result:
     """Check that every estimate is within three standard errors of its prediction, and within 3 % of λ if that can be expected."""
-    kept: list[CalibrationRow] = []
+    kept: list[CalibrationRow] = []  # all but those whose chains must escape
     checks: list[Check] = []
     rows: list[list[str]] = []
     for cases in options.cases:
@@ -49,9 +49,9 @@ def result(options: Calibrate, run: ActiveRun) -> Result:
                 rows.append(table_cells(row, remark="ok" if row.passed and not row.escaped else "OUTSIDE"))
                 kept.append(row)
                 run.add_row(len(kept), {"errors": row.errors, "off": row.deviation})
-    worst = max((abs(row.errors) for row in kept), default=0.0)
-    worst_off = max((abs(r.deviation) for r in kept if r.must_be_close), default=0.0)
-    metrics = {"worst_errors": worst, "cases": float(len(kept)), "worst_off_where_close": worst_off}
+    worst_errors = max((abs(row.errors) for row in kept), default=0.0)
+    worst_deviation = max((abs(r.deviation) for r in kept if r.must_be_close), default=0.0)
+    metrics = {"worst_errors": worst_errors, "cases": float(len(kept)), "worst_off_where_close": worst_deviation}
     columns = {
         "mean": [r.mean for r in kept],
         "standard_error": [r.standard_error for r in kept],
@@ -105,11 +105,11 @@ def calibration_figures(kept: list[CalibrationRow]) -> dict:
             passed=[r.passed for r in kept],
         )
     }
-    slow: dict[str, list[CalibrationRow]] = {}
+    curves: dict[str, list[CalibrationRow]] = {}  # the rows of each loss, at several nβ
     for row in kept:
         if row.case.expected is not None:
-            slow.setdefault(row.case.name, []).append(row)
-    if slow:
+            curves.setdefault(row.case.name, []).append(row)
+    if curves:
         drawn["trend"] = llc_trend(
             {
                 name: (
@@ -119,7 +119,7 @@ def calibration_figures(kept: list[CalibrationRow]) -> dict:
                     [r.predicted for r in rows],
                     rows[0].case.llc,
                 )
-                for name, rows in slow.items()
+                for name, rows in curves.items()
             }
         )
     return drawn

@@ -26,8 +26,9 @@ START_POINTS = {4: (1.0, 0.0), 5: (1.1705, -0.2823), 6: (1.3205, -0.6181), 7: (1
 """Approximate length and bias of the corners, for each k; optimised before use."""
 
 CHAINS = 8
+"""Chains per case of the calibration."""
 
-DEAD = -0.5
+DEAD_BIAS = -0.5
 """Bias of a dead feature; any negative number would do."""
 
 
@@ -38,7 +39,7 @@ class Kgon(NamedTuple):
     plus: int
     """Number of features with zero weights and a positive bias."""
     features: int
-    """Number of all features; the rest is dead."""
+    """Number of all features; those beyond `corners` + `plus` are dead."""
 
     @property
     def name(self) -> str:
@@ -74,10 +75,10 @@ def optimise_kgons(kgons: Sequence[Kgon]) -> dict[str, Tensor]:
     n_features = max(k.features for k in kgons)
     W = torch.zeros(len(kgons), 2, n_features, dtype=torch.float64)
     b = torch.zeros(len(kgons), n_features, dtype=torch.float64)
-    for row, (k, plus, c) in enumerate(kgons):
+    for row, (k, plus, c) in enumerate(kgons):  # corners, features with positive bias, all features
         length, bias = START_POINTS[k]
         W[row, :, :k] = length * polygon(k)
-        b[row, :k], b[row, k : k + plus], b[row, k + plus : c] = bias, 1 / (2 * c), DEAD
+        b[row, :k], b[row, k : k + plus], b[row, k + plus : c] = bias, 1 / (2 * c), DEAD_BIAS
     is_present = feature_presence(kgons)
     probabilities = is_present / is_present.sum(1, keepdim=True)
 
@@ -107,20 +108,22 @@ def kgon_groups() -> list[CaseGroup]:
     """
     kgons = [Kgon(5, 0, 5), Kgon(5, 0, 6), Kgon(5, 1, 6), Kgon(6, 0, 6), Kgon(7, 0, 7), Kgon(8, 0, 8)]
 
-    def group(
-        nbetas: tuple[float, ...], product: float | None, sampler: Sampler, *, burn_in: int, draws: int, every: int
+    def make_group(
+        nbetas: tuple[float, ...], eps_nbeta: float | None, sampler: Sampler, *, burn_in: int, draws: int, every: int
     ) -> CaseGroup:
         per_case = [kgon for kgon in kgons for _ in nbetas]
         cases = [KnownCase(kgon.name, kgon.llc, nbeta, default_gamma(kgon), None) for kgon in kgons for nbeta in nbetas]
-        eps = None if product is None else torch.tensor([product / case.nbeta for case in cases], dtype=torch.float64)
+        eps = (
+            None if eps_nbeta is None else torch.tensor([eps_nbeta / case.nbeta for case in cases], dtype=torch.float64)
+        )
         loss = kgon_loss(per_case, n_chains=CHAINS)
         return CaseGroup(
             "k-gon", cases, loss, optimise_kgons(per_case), ChainSettings(sampler, CHAINS, burn_in, draws, every, eps)
         )
 
     return [
-        group((1e5,), 0.7, HMC(leapfrogs=30), burn_in=100, draws=1200, every=1),
-        group((1e5, 1e6), None, SGLD(), burn_in=15_000, draws=20_000, every=2),
+        make_group((1e5,), 0.7, HMC(leapfrogs=30), burn_in=100, draws=1200, every=1),
+        make_group((1e5, 1e6), None, SGLD(), burn_in=15_000, draws=20_000, every=2),
     ]
 
 
@@ -128,5 +131,5 @@ def escaping_group() -> CaseGroup:
     """Return a 5-gon with a dead feature, at an nβ so low that the chains find lower losses and the estimate is negative."""
     kgon, eps = Kgon(5, 0, 6), torch.tensor([0.7 / 1e3], dtype=torch.float64)
     case, loss = KnownCase(kgon.name, kgon.llc, 1e3, 1.0, None), kgon_loss([kgon], n_chains=CHAINS)
-    chains = ChainSettings(HMC(leapfrogs=30), CHAINS, 500, 400, 1, eps)
+    chains = ChainSettings(HMC(leapfrogs=30), CHAINS, burn_in=500, draws=400, every=1, step_size=eps)
     return CaseGroup("k-gon", [case], loss, optimise_kgons([kgon]), chains)

@@ -37,6 +37,7 @@ SWEEPS = 2000
 """Sweeps of the Gibbs sampler that are kept; it discards a fifth as many before them."""
 
 CHAINS = 32
+"""Chains of the Gibbs sampler."""
 
 
 def result(options: LinearNetworks, run: ActiveRun) -> Result:
@@ -56,9 +57,10 @@ def result(options: LinearNetworks, run: ActiveRun) -> Result:
             metrics[f"llc/{shape}_{rank}/{float(nbeta[j]):.0e}"] = float(llc.mean[j])
             run.add_row(i * len(nbeta) + j + 1, {"llc": float(llc.mean[j]), "exact": float(exact.mean[j])})
         if len(nbeta) > 1:
-            first, last = (abs(float(exact.mean[j]) - known) for j in (int(nbeta.argmin()), int(nbeta.argmax())))
+            distances = (exact.mean - known).abs()
+            at_smallest, at_largest = float(distances[nbeta.argmin()]), float(distances[nbeta.argmax()])
             ratio = f"{name}: distance from λ = {known:g} at the largest nβ, divided by that at the smallest"
-            checks.append(Check(ratio, last / first, 0, 1))
+            checks.append(Check(ratio, at_largest / at_smallest, 0, 1))
         names, predicted = [name] * len(nbeta), exact.mean.tolist()
         rows += estimate_rows(names, llc, predicted=predicted, known=[known] * len(nbeta))
         explanations += explain_cases(names, llc)

@@ -67,7 +67,8 @@ def spaced_steps(last: int, n: int) -> list[int]:
     """Return up to n integers: 0, `last`, and others spaced ever farther apart; only `last` for n = 1."""
     if n == 1 or last == 0:
         return [last]
-    return sorted({0, last, *(round(last ** (i / max(1, n - 2))) for i in range(n - 1))})
+    powers = (round(last ** (i / max(1, n - 2))) for i in range(n - 1))  # evenly spaced exponents from 0 to 1
+    return sorted({0, last, *powers})
 
 
 def held_out_samples(program: Program, samples: int) -> Float[Tensor, "sample feature"]:

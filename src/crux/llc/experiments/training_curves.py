@@ -54,7 +54,7 @@ def estimate_along_training(options: AlongTraining, run: ActiveRun, course: Trai
     The checks require that the last checkpoint is a minimum and that its estimates are within three standard errors of their predictions.
     """
     steps, n = list(course.checkpoints), len(options.nbetas)
-    nbeta = nbeta_tensor(options).repeat(len(steps))
+    nbeta = nbeta_tensor(options).repeat(len(steps))  # the cases: all nβ at the first checkpoint, then at the second, …
     loss_llc, behaviour_llc = estimate_checkpoints(options, run, course, nbeta=nbeta)
     names = [f"step {step}" for step in steps for _ in range(n)]
     last = range(len(names) - n, len(names))
@@ -126,7 +126,7 @@ def stack_checkpoints(
 
 
 def at_minimum(llc: LLC) -> list[bool]:
-    """Return for each estimate whether w* is a minimum whose basin the chains did not leave."""
+    """Return True for each estimate whose w* is a minimum and whose chains did not leave its basin."""
     return ((llc.shift <= MAX_SHIFT) & ~llc.escaped).tolist()
 
 

@@ -18,7 +18,7 @@ from crux.llc.noise import Noise
 from crux.llc.samplers.interface import ChainState, Posterior, start_state
 
 MAX_SHORTENING = 0.4
-"""Largest relative shortening of a trajectory's steps."""
+"""Largest share by which the leapfrog steps of a move are shortened."""
 
 
 class HMC:
@@ -41,7 +41,7 @@ class HMC:
     ) -> ChainState:
         step_length = size.sqrt()[:, None]
         if self.leapfrogs > 1:
-            step_length = step_length * (1 - MAX_SHORTENING * noise.length(step)[:, None])
+            step_length = step_length * (1 - MAX_SHORTENING * noise.uniform_for_shortening(step)[:, None])
         w, loss, gradient = state.w, state.loss, state.gradient
         momentum = noise.normal(step)
 
