@@ -163,7 +163,7 @@ def test_a_sweep_of_jobs_with_many_saes(
     assert len(list(sweep.glob("*/DONE"))) == 2
     found = read_finished_runs(sweep).settings
     assert found["loss"].tolist() == ["local", "local", "e2e", "e2e"]
-    assert found["asked for"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
+    assert found["λ, k or target L0"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
     assert (sweep / "report.md").exists()
     runs = find_mlflow_runs(tmp_path)
     parent = runs.pop("two")

@@ -67,4 +67,5 @@ __all__ = [
     "synchronised_blocks",
 ]
 
+# each name of __all__ is imported on first use, from the module that the TYPE_CHECKING block gives for it
 __getattr__, __dir__ = lazy_exports(__name__)

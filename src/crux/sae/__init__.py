@@ -1,8 +1,7 @@
-"""Sparse autoencoders: architectures, losses, training, evaluation, reading and SAELens's format.
+"""Sparse autoencoders: architectures, losses, training, evaluation, inspection of latents, and loading and saving in SAELens's format.
 
 sae, metadata = crux.sae.load_sae("outputs/runs/<run>/sae")
 crux.sae.strongest_contexts(subject, sae, hook=..., ...)    # the contexts in which latents are most active
-
 """
 
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from crux.sae.losses.mse import downstream_mse, mse
     from crux.sae.losses.options import LossOptions
     from crux.sae.losses.readout import chunked_cross_entropy
-    from crux.sae.splicing import check_site, splice_each, splice_sites
+    from crux.sae.splicing import build_joint_splice, check_site, run_separate_splices
     from crux.sae.sweeps.report import write_report
 
 __all__ = [
@@ -64,6 +63,7 @@ __all__ = [
     "SitesEvaluation",
     "TopKSAE",
     "TypicalActivation",
+    "build_joint_splice",
     "build_loss",
     "build_sae",
     "build_sites",
@@ -78,11 +78,11 @@ __all__ = [
     "mean_kl",
     "measure_typical_activation",
     "mse",
+    "run_separate_splices",
     "save_sae",
-    "splice_each",
-    "splice_sites",
     "strongest_contexts",
     "write_report",
 ]
 
+# each name of __all__ is imported on first use, from the module that the TYPE_CHECKING block gives for it
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -59,9 +59,13 @@ def build_sae(options: SaeOptions, *, read: TypicalActivation, written: TypicalA
         **options.arguments,
     )
     saelens.check_saveable(sae, transcodes=transcodes)
-    scales = [math.sqrt(len(t.mean)) / t.norm if options.normalize_activations else 1.0 for t in (read, written)]
-    mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / scales[1]
-    sae.start_at(mean, input_scale=scales[0], output_scale=scales[1])
+    input_scale, output_scale = (
+        math.sqrt(len(activation.mean)) / activation.norm if options.normalize_activations else 1.0
+        for activation in (read, written)
+    )
+    # start_at multiplies by the scale, which leaves the bias of the initialisation unchanged
+    mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / output_scale
+    sae.start_at(mean, input_scale=input_scale, output_scale=output_scale)
     if options.start_from is not None:
         saved, _ = saelens.load_sae(Path(options.start_from))
         try:
@@ -136,18 +140,18 @@ def build_sae_module(
 
 def training_data(config: SaeJob, *, subject: Subject, tokens: Tokens) -> Sequence[Any]:
     """Return the training batches of the loss: shuffled activations, token batches, or the former followed by the latter."""
-    steps, accumulate, share = config.trainer.max_steps, config.trainer.accumulate, config.loss.token_share
-    n_shuffled = round((1 - share) * steps) * accumulate
+    steps, accumulate, token_share = config.trainer.max_steps, config.trainer.accumulate, config.loss.token_share
+    n_shuffled = round((1 - token_share) * steps) * accumulate
 
-    def batches(n_batches: int) -> Batches:
+    def make_batches(n_batches: int) -> Batches:
         context, batch = config.model.context, config.trainer.batch
         return Batches(tokens.train, context=context, batch=batch, seed=config.seed, n_batches=n_batches)
 
-    token_batches = batches(steps * accumulate)
+    token_batches = make_batches(steps * accumulate)
     if n_shuffled == 0:
         return token_batches
     shuffled = ShuffledActivations(
-        batches(n_shuffled),
+        make_batches(n_shuffled),
         subject=subject,
         hooks=list(dict.fromkeys(hook for site in config.sites for hook in site)),
         gradients=build_label_gradients(config.sae, config.sites, subject),

@@ -23,7 +23,7 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     """Check everything that can be checked before the subject is loaded.
 
     Args:
-        given: the keys on the command line, which distinguish a given hook point from one that depends on the layer.
+        given: the keys on the command line. By them a hook point that the user gave is distinguished from the default of the layer.
 
     Raises:
         UserError: for the first problem, in one line.
@@ -40,8 +40,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     for single in job.per_sae().values() or (job,):
         check_bounds(single, "")
         check_sparsity(single.sae, single.sparsity, target_l0=single.target_l0)
-        _check_left_out(single.sae, single.loss)
-    _check_lengths(job.evaluation, job.loss, context=job.model.context)
+        _check_tokens_left_out(single.sae, single.loss)
+    _check_context(job.evaluation, job.loss, context=job.model.context)
     _check_devices(job.trainer, job.loss)
     if job.cache is not None:
         check_writable("cache", job.cache)
@@ -101,10 +101,10 @@ def check_shares(trainer: SaeTrainer, loss: LossOptions, *, devices: int) -> Non
 
 def _check_name(group: str, options: SaeOptions | LossOptions) -> None:
     """Check that the name of an option was not changed: it identifies the option in tables and metadata."""
-    names = [option for option, kind in options_by_group()[group].items() if kind is type(options)]
+    names = [name for name, kind in options_by_group()[group].items() if kind is type(options)]
     if options.name not in names:
-        what = {"sae": "an architecture", "loss": "a loss"}[group]
-        raise UserError(f"{group}.name={options.name}: cannot be set; choose {what} by {group}=…")
+        option = {"sae": "an architecture", "loss": "a loss"}[group]
+        raise UserError(f"{group}.name={options.name}: cannot be set; choose {option} by {group}=…")
 
 
 def check_sparsity(sae: SaeOptions, sparsity: float, *, target_l0: float | None) -> None:
@@ -117,7 +117,8 @@ def check_sparsity(sae: SaeOptions, sparsity: float, *, target_l0: float | None)
         raise UserError("target_l0 steers λ, which starts at sparsity: sparsity must be more than 0")
 
 
-def _check_left_out(sae: SaeOptions, loss: LossOptions) -> None:
+def _check_tokens_left_out(sae: SaeOptions, loss: LossOptions) -> None:
+    """Check that the loss leaves out no token if the architecture selects latents over the whole batch."""
     if sae.batch_wide and loss.leaves_tokens_out:
         raise UserError(
             f"sae={sae.name} selects latents over the whole batch, so the loss cannot leave out any token: "
@@ -125,7 +126,8 @@ def _check_left_out(sae: SaeOptions, loss: LossOptions) -> None:
         )
 
 
-def _check_lengths(evaluation: Evaluation, loss: LossOptions, *, context: int) -> None:
+def _check_context(evaluation: Evaluation, loss: LossOptions, *, context: int) -> None:
+    """Check that the evaluation has a whole sequence, and that skipped positions are positions of a sequence."""
     for key, n in (("tokens", evaluation.tokens), ("val_tokens", evaluation.val_tokens)):
         if n < context:
             raise UserError(f"evaluation.{key}={n}: must be {context} or more, the tokens of one sequence")
@@ -136,17 +138,17 @@ def _check_lengths(evaluation: Evaluation, loss: LossOptions, *, context: int) -
 def _check_many(job: SaeJob, given: Collection[str]) -> None:
     """Check a job that trains many SAEs at once, in one run each."""
     lists = {"sparsities": (job.sparsities, "sparsity"), "ks": (job.ks, "sae.k")}
-    for key, (values, single) in lists.items():
+    for key, (values, single_key) in lists.items():
         if values is None:
             continue
         if job.sae.list_key != key:
-            other = f"; give {job.sae.list_key}" if job.sae.list_key else ", one run for each value"
+            advice = f"; give {job.sae.list_key}" if job.sae.list_key else ", one run for each value"
             architecture = {"sparsities": "relu", "ks": "topk"}[key]
-            raise UserError(f"{key}: many SAEs at once are for sae={architecture}, not sae={job.sae.name}{other}")
+            raise UserError(f"{key}: many SAEs at once are for sae={architecture}, not sae={job.sae.name}{advice}")
         if len(set(values)) < len(values):
             raise UserError(f"{key}={values}: contains a value twice")
-        if single in given:
-            raise UserError(f"{key} and {single} both given: give one of them")
+        if single_key in given:
+            raise UserError(f"{key} and {single_key} both given: give one of them")
         if job.trainer.devices != 1:
             raise UserError(f"{key}: many SAEs at once are trained on one device; trainer=ddp is for one large run")
         if job.target_l0 is not None:

@@ -17,14 +17,14 @@ def count_devices(trainer: SaeTrainer, loss: LossOptions) -> int:
     """
     if trainer.strategy is Strategy.single:
         return 1
-    wanted, on_cpu = trainer.devices, choose_device(trainer.accelerator).type == "cpu"
-    gpus = torch.cuda.device_count()
-    if wanted is None and on_cpu:
+    requested, on_cpu = trainer.devices, choose_device(trainer.accelerator).type == "cpu"
+    n_gpus = torch.cuda.device_count()
+    if requested is None and on_cpu:
         raise UserError(
             "trainer=ddp: torch sees no GPU here; on the CPU, give the number of processes: trainer.devices=2"
         )
-    if wanted is not None and not on_cpu and wanted > gpus:
-        raise UserError(f"trainer.devices={wanted}: torch sees {gpus} GPU{'s' if gpus > 1 else ''} here")
-    n = wanted if wanted is not None else gpus
+    if requested is not None and not on_cpu and requested > n_gpus:
+        raise UserError(f"trainer.devices={requested}: torch sees {n_gpus} GPU{'s' if n_gpus > 1 else ''} here")
+    n = requested if requested is not None else n_gpus
     check_shares(trainer, loss, devices=n)
     return n

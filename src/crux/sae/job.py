@@ -50,14 +50,17 @@ class SaeTraining:
         self.n_devices = count_devices(config.trainer, config.loss)
         dtype = choose_dtype(config.trainer.precision, device)
         self.subject = load_model(config.model, device=device, dtype=dtype)
-        exact = dtype is torch.float32
-        self.evaluated = self.subject if exact else load_model(config.model, device=device, dtype=torch.float32)
+        self.evaluation_subject = self.subject  # metrics need float32, also if the training runs in a lower precision
+        if dtype is not torch.float32:
+            self.evaluation_subject = load_model(config.model, device=device, dtype=torch.float32)
         self.later = downstream_hooks(config.loss, config.sites, n_layers=self.subject.n_layers)
         self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         sample = self.spread_windows(self.tokens.train, config.evaluation.tokens)
         hooks = {hook for site in config.sites for hook in site}
-        typical = {hook: measure_typical_activation(self.evaluated, hook=hook, batches=sample) for hook in hooks}
-        self.means = {hook: typical[hook].mean for hook in hooks}
+        typical = {
+            hook: measure_typical_activation(self.evaluation_subject, hook=hook, batches=sample) for hook in hooks
+        }
+        self.mean_activations = {hook: typical[hook].mean for hook in hooks}
         sites = [
             site
             for single in self.runs.values()
@@ -106,12 +109,11 @@ class SaeTraining:
 
     def fit(self, run: ActiveRun) -> float | None:
         """Train, and return the training tokens per second, or None if no step was left to do."""
-        many = bool(run.tracked_runs[0].name)
-        shown = (
-            {f"{tracked_run.prefix}train/l0": f"L0({tracked_run.name})" for tracked_run in run.tracked_runs}
-            if many
-            else {}
-        )
+        bar_labels = {"train/loss": "loss", "train/l0": "L0"}
+        if run.tracked_runs[0].name:  # one of several runs; the only run of a job has no name
+            bar_labels = {
+                f"{tracked_run.prefix}train/l0": f"L0({tracked_run.name})" for tracked_run in run.tracked_runs
+            }
 
         def add_row(step: int, row: dict[str, float]) -> None:
             run.add_row(step, row)
@@ -131,7 +133,7 @@ class SaeTraining:
             resume=run.folder.checkpoint if start else None,
             sinks=[add_row],
             evaluations=ShortEvaluations(lambda: self.short_evaluations(run), self.config.trainer.val_every),
-            bar_labels=shown or {"train/loss": "loss", "train/l0": "L0"},
+            bar_labels=bar_labels,
             callbacks=make_callbacks(self.config.callbacks),
             on_abandon=run.abandon,
         )
@@ -143,10 +145,10 @@ class SaeTraining:
     def evaluate(self, tracked_run: TrackedRun, n_tokens: int, *, short: bool) -> SitesEvaluation:
         """Evaluate the SAEs of one run on held-out text."""
         return evaluate_sites(
-            self.evaluated,
+            self.evaluation_subject,
             [self.sites[i] for i in self.sae_indices(tracked_run)],
             batches=self.spread_windows(self.tokens.held_out, n_tokens),
-            means=self.means,
+            means=self.mean_activations,
             gradient=self.config.sae.gradient_labels,
             short=short,
         )
@@ -175,12 +177,12 @@ class SaeTraining:
         lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
         results.write_saes(tracked_run.folder, config, sites, lambdas)
         results.write_figures(
-            tracked_run.folder, self.evaluated, sites, evaluation, terms=self.module.loss.row_labels()
+            tracked_run.folder, self.evaluation_subject, sites, evaluation, terms=self.module.loss.row_labels()
         )
         results.write_latents_pages(
             tracked_run.folder,
             config,
-            subject=self.evaluated,
+            subject=self.evaluation_subject,
             sites=sites,
             evaluation=evaluation,
             batches=self.spread_windows(self.tokens.held_out, config.evaluation.tokens),

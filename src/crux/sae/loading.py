@@ -18,7 +18,7 @@ from crux.text.tokens import Tokens, prepare_tokens
 
 
 def load_model(model: LanguageModel, *, device: torch.device, dtype: torch.dtype) -> Subject:
-    """Load the frozen network; with the user's function if the options name one."""
+    """Load the frozen network, by the user's function if the options name one."""
     if model._target_ is not None:
         subject = call_function(model._target_, model, key="model._target_", device=device, dtype=dtype)
         assert isinstance(subject, Subject), f"{model._target_} returned a {type(subject)}, not a Subject"
@@ -38,7 +38,7 @@ def text_source(data: Data) -> Source:
 
 
 def load_tokens(data: Data, *, model: LanguageModel, cache: str | None) -> Tokens:
-    """Return the text as tokens of the subject; from the cache if it is there."""
+    """Return the text as tokens of the subject, from the cache if it has been tokenised before."""
     tokenizer, end_of_text = load_tokenizer(model_source(model))
     return prepare_tokens(
         text_source(data),

@@ -17,6 +17,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation
 from crux.sae.evaluation.evaluate_sites import WITH_GRADIENT, SitesEvaluation
 from crux.sae.evaluation.latents import choose_latents, logit_effects, strongest_contexts
+from crux.sae.evaluation.running_sums import SUBSETS
 from crux.sae.figures.densities import plot_densities
 from crux.sae.figures.downstream import plot_downstream
 from crux.sae.figures.latents_page import render_latents_page
@@ -26,6 +27,11 @@ from crux.sae.options import SaeJob, model_source, text_name
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
+
+CONTEXTS_PER_LATENT, TOKENS_BEFORE_PEAK, TOKENS_AFTER_PEAK = 8, 12, 8
+"""The contexts of each latent on the page of latents; the peak is the token on which the latent fires most."""
+TOKENS_PER_EFFECT = 6
+"""Number of tokens on the page of latents whose logits a latent raises most, and of those that it lowers most."""
 
 
 def file_stem(name: str) -> str:
@@ -63,13 +69,16 @@ def write_figures(
 ) -> None:
     """Write loss curves and, for each SAE, downstream reconstruction and firing densities, as PNG files."""
     write_loss_curves(folder, terms)
-    for site, of_sae in zip(sites, evaluation.evaluations, strict=True):
-        hook, suffix = parse_hook(site.write), _suffix(site, sites)
+    for site, sae_evaluation in zip(sites, evaluation.evaluations, strict=True):
+        hook, suffix = parse_hook(site.write), _file_suffix(site, sites)
         figures = {
             "downstream": plot_downstream(
-                of_sae.metrics, hook=site.write, n_layers=subject.n_layers, at=hook.layer + (hook.kind == "resid_post")
+                sae_evaluation.metrics,
+                hook=site.write,
+                n_layers=subject.n_layers,
+                at=hook.layer + (hook.kind == "resid_post"),
             ),
-            "densities": plot_densities(of_sae.densities.numpy(), n_tokens=of_sae.n_tokens),
+            "densities": plot_densities(sae_evaluation.densities.numpy(), n_tokens=sae_evaluation.n_tokens),
         }
         for name, figure in figures.items():
             save_figure(figure, folder.path / "figures" / f"{name}{suffix}.png")
@@ -82,12 +91,13 @@ def write_loss_curves(folder: RunFolder, terms: Mapping[str, str]) -> None:
     )
 
 
-def _suffix(site: Site, sites: Sequence[Site]) -> str:
+def _file_suffix(site: Site, sites: Sequence[Site]) -> str:
     """Return the part of a file name that distinguishes the files of several SAEs."""
     return "" if len(sites) == 1 else f"_{site.write}"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
+    """Save a figure with the resolution of all figures of runs."""
     figure.savefig(path, dpi=150)
 
 
@@ -101,15 +111,16 @@ def write_latents_pages(
     evaluation: SitesEvaluation,
 ) -> None:
     """Write one `latents.html` per SAE, with densities, strongest contexts and logit effects of some latents."""
-    for site, of_sae in zip(sites, evaluation.evaluations, strict=True):
-        latents = choose_latents(of_sae.densities, of_sae.maxima, n=config.evaluation.latents)
+    for site, sae_evaluation in zip(sites, evaluation.evaluations, strict=True):
+        latents = choose_latents(sae_evaluation.densities, sae_evaluation.maxima, n=config.evaluation.latents)
         if len(latents) == 0:
             continue  # no page is wanted, or no latent fires
         page = _render_page(
-            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches, evaluation=of_sae,
+            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches,
+            evaluation=sae_evaluation,
             latents=latents,
         )  # fmt: skip
-        write_text(folder.path / f"latents{_suffix(site, sites)}.html", page)
+        write_text(folder.path / f"latents{_file_suffix(site, sites)}.html", page)
 
 
 def _render_page(
@@ -122,19 +133,19 @@ def _render_page(
     evaluation: SaeEvaluation,
     latents: Int[Tensor, "latents"],
 ) -> str:
-    sae, before = site.sae.fold(), 12
+    sae = site.sae.fold()
     contexts = strongest_contexts(
         subject,
         sae,
         hook=site.read,
         batches=batches,
         latents=latents,
-        n_contexts=8,
-        before=before,
-        after=8,
+        n_contexts=CONTEXTS_PER_LATENT,
+        before=TOKENS_BEFORE_PEAK,
+        after=TOKENS_AFTER_PEAK,
     )
     directions = subject.map_to_residual(site.write, sae.dictionary()[latents.to(subject.device)])
-    effects = logit_effects(directions, subject.unembed, n_top=6)
+    effects = logit_effects(directions, subject.unembed, n_top=TOKENS_PER_EFFECT)
     tokenizer, _ = load_tokenizer(source)
     return render_latents_page(
         title=title,
@@ -151,7 +162,7 @@ def _render_page(
         densities=contexts.densities.numpy(),
         tokens=contexts.tokens.numpy(),
         activations=contexts.activations.numpy(),
-        peak=before,
+        peak=TOKENS_BEFORE_PEAK,
         promoted=effects.promoted.numpy(),
         promoted_effects=effects.promoted_effects.numpy(),
         suppressed=effects.suppressed.numpy(),
@@ -159,7 +170,7 @@ def _render_page(
     )
 
 
-ROWS = {
+TABLE_ROWS = {
     "ce_increase": ("CE loss increase", "nats/token, positive is worse"),
     "ce_clean": ("CE clean", "nats/token"),
     "kl": ("KL(clean ‖ spliced)", "nats/token"),
@@ -172,21 +183,26 @@ ROWS = {
     "norm_ratio": ("norm ratio ‖x̂‖/‖x‖", ""),
     "top1_agreement": ("top-1 agreement", "share of tokens"),
 }
+"""Rows of the table on the screen: name of the metric → label and unit."""
 
 
 def print_evaluation(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
-    """Print the evaluation as a table, and one more table per SAE if there are several; `hooks` are those that they read."""
+    """Print the evaluation as a table, and one more table per SAE if there are several.
+
+    `hooks` are the hook points of the SAEs, which are part of the names of their metrics.
+    """
     console = make_console(width=110)
     if len(hooks) == 1:
-        console.print(_table(f"{name} on held-out text", metrics))
+        console.print(_make_table(f"{name} on held-out text", metrics))
         return
-    console.print(_table(f"{name} on held-out text, all SAEs in place", metrics))
+    console.print(_make_table(f"{name} on held-out text, all SAEs in place", metrics))
     for hook in hooks:
-        of_sae = {k.replace(f"{hook}/", "", 1): v for k, v in metrics.items() if hook in k}
-        console.print(_table(f"{hook} alone", of_sae))
+        # metrics of one SAE have its hook point in their names: final/<hook point>/l0 and final/with_gradient/<hook point>/l0
+        sae_metrics = {name.replace(f"{hook}/", "", 1): value for name, value in metrics.items() if hook in name}
+        console.print(_make_table(f"{hook} alone", sae_metrics))
 
 
-def _table(title: str, metrics: Mapping[str, float]) -> Table:
+def _make_table(title: str, metrics: Mapping[str, float]) -> Table:
     table = Table(title=title, title_justify="left")
     for column, justify in (
         ("", "left"),
@@ -196,15 +212,19 @@ def _table(title: str, metrics: Mapping[str, float]) -> Table:
         ("unit", "left"),
     ):
         table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
-    for name, (label, unit) in ROWS.items():
+    for name, (label, unit) in TABLE_ROWS.items():
         if f"final/{name}" in metrics:
-            table.add_row(label, *_cells(metrics, f"final/{name}"), unit)
+            table.add_row(label, *_format_cells(metrics, f"final/{name}"), unit)
         if f"final/{WITH_GRADIENT}/{name}" in metrics and name in GRADIENT_METRICS:
-            table.add_row("  latents selected by gradient*", *_cells(metrics, f"final/{WITH_GRADIENT}/{name}"), unit)
-    later = sorted(int(k.split("/")[2]) for k in metrics if re.fullmatch(r"final/downstream_mse/\d+", k))
-    for k in later:
-        table.add_row(f"explained variance entering block {k}", *_cells(metrics, f"final/downstream_ev/{k}"), "share")
-    for name in sorted(k for k in metrics if re.fullmatch(r"final/alive_(heldout|train)_\d+", k)):
+            table.add_row(
+                "  latents selected by gradient*", *_format_cells(metrics, f"final/{WITH_GRADIENT}/{name}"), unit
+            )
+    blocks = sorted(int(name.split("/")[2]) for name in metrics if re.fullmatch(r"final/downstream_mse/\d+", name))
+    for k in blocks:
+        # the last residual enters no block: its k is the number of blocks
+        place = f"entering block {k}" if k < blocks[-1] else "after the last block"
+        table.add_row(f"explained variance {place}", *_format_cells(metrics, f"final/downstream_ev/{k}"), "share")
+    for name in sorted(name for name in metrics if re.fullmatch(r"final/alive_(heldout|train)_\d+", name)):
         split, n = name.removeprefix("final/alive_").rsplit("_", 1)
         label = f"alive, {'held-out' if split == 'heldout' else 'last training'} {int(n):,} tokens"
         table.add_row(label, f"{metrics[name]:,.0f}", "", "", f"latents ({metrics[f'{name}_frac']:.0%})")
@@ -212,16 +232,17 @@ def _table(title: str, metrics: Mapping[str, float]) -> Table:
         table.add_row("sparsity λ", f"{sparsity:.4g}", "", "", "")
     if rate := metrics.get("final/tokens_per_second"):
         table.add_row("training speed", f"{rate:,.0f}", "", "", "tokens/s")
-    if positions := int(metrics.get("final/downstream_positions", 0)):
-        table.add_row("downstream positions in the loss", str(positions), "", "", "")
+    if n_hooks := int(metrics.get("final/downstream_positions", 0)):
+        table.add_row("later hook points in the loss", str(n_hooks), "", "", "")
     if f"final/{WITH_GRADIENT}/ce_increase" in metrics:
         table.caption = "* with the gradient of the label, which is not available when the SAE is used"
     return table
 
 
 GRADIENT_METRICS = ("ce_increase", "kl", "explained_variance")
-"""Metrics that the table also shows for latents selected by the gradient."""
+"""Metrics in the table that are also shown for latents selected by the gradient."""
 
 
-def _cells(metrics: Mapping[str, float], name: str) -> list[str]:
-    return [f"{metrics[name + s]:.4g}" if name + s in metrics else "–" for s in ("", "/pos0", "/rest")]
+def _format_cells(metrics: Mapping[str, float], name: str) -> list[str]:
+    """Return a metric over all positions, at position 0 and at the other positions; a dash if it has no value."""
+    return [f"{metrics[name + suffix]:.4g}" if name + suffix in metrics else "–" for suffix in SUBSETS]

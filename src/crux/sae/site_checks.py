@@ -41,8 +41,8 @@ def check_sites(job: SaeJob, shape: Shape | None, *, hook_given: bool) -> None:
     downstream_hooks(job.loss, job.sites, n_layers=n_layers)
 
 
-def _place(hook: str, n_layers: int) -> tuple[int, int]:
-    """Return the order of a hook point in the network; a block's `hook_resid_post` is the same as the next `hook_resid_pre`."""
+def _network_order(hook: str, n_layers: int) -> tuple[int, int]:
+    """Return the place of a hook point in the network's order; a block's `hook_resid_post` is the same as the next `hook_resid_pre`."""
     parsed = parse_hook(hook)
     if parsed.kind == "resid_post" and parsed.layer + 1 < n_layers:
         parsed = parsed._replace(layer=parsed.layer + 1, kind="resid_pre")
@@ -51,12 +51,12 @@ def _place(hook: str, n_layers: int) -> tuple[int, int]:
 
 def _check_order(sites: Sequence[HookPair], n_layers: int) -> None:
     """Check that the SAEs are in the network's order, and that a transcoder writes after the hook point that it reads."""
-    orders = [_place(read, n_layers) for read, _ in sites]
-    if any(a >= b for a, b in pairwise(orders)):
+    orders = [_network_order(read, n_layers) for read, _ in sites]
+    if any(order >= next_order for order, next_order in pairwise(orders)):
         names = ", ".join(read for read, _ in sites)
         raise UserError(f"hook_points: {names} are out of order; name each once, in the network's order")
     for read, write in sites:
-        if write != read and _place(write, n_layers) <= _place(read, n_layers):
+        if write != read and _network_order(write, n_layers) <= _network_order(read, n_layers):
             raise UserError(
                 f"sae.output_hook={write}: is not after {read}, which the transcoder reads; "
                 "leave it out to reconstruct the activation that is read"
@@ -64,17 +64,18 @@ def _check_order(sites: Sequence[HookPair], n_layers: int) -> None:
 
 
 def downstream_hooks(loss: LossOptions, sites: Sequence[HookPair], *, n_layers: int) -> list[str]:
-    """Return the later hook points that the loss compares: those given, or every later residual; empty if it compares none.
+    """Return the later hook points that the loss compares: those in its options, or every later residual; empty if it compares none.
 
-    They are after the hook point that the first SAE writes, and no other SAE writes there.
+    They come after the hook point that the first SAE writes, and no SAE writes there.
 
     Raises:
         UserError: if a given hook point is not after the SAE, or no hook point is left.
     """
     written = [write for _, write in sites]
-    taken = [_place(hook, n_layers) for hook in written]
-    later = [hook for hook in later_residuals(written[0], n_layers=n_layers) if _place(hook, n_layers) not in taken]
-    return loss.later_hooks(later, written=written[0])
+    occupied = [_network_order(hook, n_layers) for hook in written]
+    residuals = later_residuals(written[0], n_layers=n_layers)
+    available = [hook for hook in residuals if _network_order(hook, n_layers) not in occupied]
+    return loss.later_hooks(available, written=written[0])
 
 
 def check_n_latents(sae: SaeOptions, width: int, *, target_l0: float | None) -> None:

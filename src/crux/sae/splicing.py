@@ -1,4 +1,4 @@
-"""Spliced passes with one or several SAEs, each of which encodes the activation as the earlier SAEs have changed it."""
+"""Spliced passes with several SAEs: one pass with all of them in place, or a separate pass for each."""
 
 from bisect import bisect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,17 +25,19 @@ class SaePass(NamedTuple):
     """The reconstruction, which replaces the activation at the SAE's write hook."""
 
 
-def splice_sites(
+def build_joint_splice(
     sites: Sequence[Site], *, sides: Mapping[str, Float[Tensor, "*tokens _d"]] | None
 ) -> tuple[dict[str, Callable[[Tensor], Tensor]], list[SaePass]]:
-    """Return the functions for `Subject.spliced`, and a list that the pass fills with one `SaePass` per site, in order.
+    """Return the splice functions for one pass with all SAEs in place, and a list that this pass fills with one `SaePass` per site.
 
-    The functions can be used for one pass only. The function of the first hook receives the clean activation, a constant. The
-    inputs of later SAEs depend on the earlier ones, and gradients flow through them. At the read hook of a transcoder the
-    function returns its argument unchanged. An SAE that reads where another one writes reads the written activation.
+    The splice functions, by hook point, are the argument of `Subject.spliced`, and can be used for one pass only. The list is in
+    the order of `sites`. Each SAE encodes the activation as the earlier SAEs have changed it: the first one reads the clean
+    activation, a constant; the inputs of later SAEs depend on the earlier ones, and gradients flow through them. At the read
+    hook of a transcoder the splice function returns its argument unchanged. An SAE that reads where another one writes reads the
+    written activation.
 
     Args:
-        sides: additional inputs of encoders (gradients), by write hook; None: there are none.
+        sides: the gradients that the encoders of gradient SAEs use besides activations, by write hook; None: there are none.
 
     Raises:
         UserError: if two SAEs write at the same hook point, or an SAE writes before it reads.
@@ -47,7 +49,7 @@ def splice_sites(
         twice = next(site.write for i, site in enumerate(sites) if writers[site.write] != i)
         raise UserError(f"two SAEs write at {twice}; each needs a hook point of its own")
     passed: list[SaePass] = []
-    filled: list[int] = []  # indices of `passed`'s sites, ascending
+    passed_sites: list[int] = []  # passed[n] belongs to sites[passed_sites[n]]; ascending
     written: dict[str, Tensor] = {}
 
     def encode(i: int, value: Tensor) -> None:
@@ -57,9 +59,10 @@ def splice_sites(
         codes = site.sae.encode(x, None if side is None else side.flatten(0, -2))
         reconstruction = site.sae.decode(codes)
         written[site.write] = reconstruction.view(*value.shape[:-1], site.sae.d_out)
-        assert i not in filled, "these functions can be used for one pass only"
-        place = bisect(filled, i)
-        filled.insert(place, i)
+        assert i not in passed_sites, "these functions can be used for one pass only"
+        # the pass reaches the sites in the network's order, which may differ from the order of `sites`
+        place = bisect(passed_sites, i)
+        passed_sites.insert(place, i)
         passed.insert(place, SaePass(x, codes, reconstruction))
 
     def splice_at(hook: str) -> Callable[[Tensor], Tensor]:
@@ -81,12 +84,12 @@ def splice_sites(
     return {hook: splice_at(hook) for hook in hooks}, passed
 
 
-def splice_each(
+def run_separate_splices(
     subject: Subject, clean: Clean, sites: Sequence[Site], *, capture: Collection[str]
 ) -> tuple[Spliced, list[SaePass]]:
     """Run a separate spliced pass for each of several SAEs that all have the same hook points.
 
-    The suffix is replayed once, on `len(sites)` times as many sequences: first those of the first SAE, then those of the second,
+    The suffix of the network is run once, on `len(sites)` times as many sequences: first those of the first SAE, then those of the second,
     and so on. One long call is faster than many short ones.
     """
     read, write, _ = sites[0]
@@ -97,9 +100,9 @@ def splice_each(
         x = value.flatten(0, -2).to(site.sae.W_enc.dtype)
         codes = site.sae.encode(x)
         passed.append(SaePass(x, codes, site.sae.decode(codes)))
-    replaced = torch.cat([p.reconstruction for p in passed]).view(-1, *value.shape[1:-1], sites[0].sae.d_out)
+    reconstructions = torch.cat([p.reconstruction for p in passed]).view(-1, *value.shape[1:-1], sites[0].sae.d_out)
     repeated = subject.repeat_clean(clean, write, times=len(sites))
-    return subject.spliced(repeated, {write: lambda _: replaced}, capture=capture), passed
+    return subject.spliced(repeated, {write: lambda _: reconstructions}, capture=capture), passed
 
 
 def check_read_before_write(read: str, write: str) -> None:
@@ -110,8 +113,8 @@ def check_read_before_write(read: str, write: str) -> None:
 
 def check_site(subject: Subject, site: Site) -> None:
     """Raise a UserError if the subject lacks one of the hook points, or their widths or their order do not fit the SAE."""
-    needed = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
-    for verb, (name, width) in needed.items():
+    widths = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
+    for verb, (name, width) in widths.items():
         if (actual := subject.hook_width(subject.check_hook(name).kind)) != width:
             raise UserError(f"the SAE {verb} {width} dimensions, {name} has {actual}")
     check_read_before_write(site.read, site.write)

@@ -10,7 +10,7 @@ from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.architectures.site import Site
-from crux.sae.splicing import SaePass, splice_sites
+from crux.sae.splicing import SaePass, build_joint_splice
 from tests.support.small_saes import random_sae, scaling_sae
 from tests.support.toy_subject import random_toy
 
@@ -24,7 +24,7 @@ def sae(seed: int) -> SAE:
 
 def run_spliced(sites: Sequence[Site]) -> tuple[Tensor, list[SaePass]]:
     subject = random_toy(seed=0)
-    splice, passed = splice_sites(sites, sides=None)
+    splice, passed = build_joint_splice(sites, sides=None)
     assert passed == []
     return subject.spliced(subject.clean(TOKENS, capture=PRE), splice).final, passed
 
@@ -97,7 +97,7 @@ def test_each_encoder_is_given_its_side(flat: bool) -> None:
     )
     sites = [Site(PRE[0], PRE[1], shown), Site(PRE[2], PRE[2], sae(1))]
     side = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(0))
-    splice, passed = splice_sites(sites, sides={PRE[1]: side.flatten(0, 1) if flat else side})
+    splice, passed = build_joint_splice(sites, sides={PRE[1]: side.flatten(0, 1) if flat else side})
     subject = random_toy(seed=0)
     subject.spliced(subject.clean(TOKENS, capture=PRE), splice)
     torch.testing.assert_close(passed[0].codes.c, torch.relu(side.flatten(0, 1) @ shown.W_enc))
@@ -106,13 +106,13 @@ def test_each_encoder_is_given_its_side(flat: bool) -> None:
 def test_codes_have_the_dtype_of_the_sae() -> None:
     subject = random_toy(seed=0)
     clean = subject.clean(TOKENS, capture=PRE)
-    splice, passed = splice_sites([Site(PRE[0], PRE[0], sae(1))], sides=None)
+    splice, passed = build_joint_splice([Site(PRE[0], PRE[0], sae(1))], sides=None)
     splice[PRE[0]](clean.activations[PRE[0]].bfloat16())
     assert passed[0].x.dtype == passed[0].reconstruction.dtype == torch.float32
 
 
 def test_user_errors() -> None:
     with pytest.raises(UserError, match=r"two SAEs write at blocks\.1\.hook_resid_pre"):
-        splice_sites([Site(PRE[0], PRE[1], sae(1)), Site(PRE[1], PRE[1], sae(2))], sides=None)
+        build_joint_splice([Site(PRE[0], PRE[1], sae(1)), Site(PRE[1], PRE[1], sae(2))], sides=None)
     with pytest.raises(UserError, match=r"out of order: blocks\.0.*, which the SAE writes, is before blocks\.1"):
-        splice_sites([Site(PRE[1], PRE[0], sae(1))], sides=None)
+        build_joint_splice([Site(PRE[1], PRE[0], sae(1))], sides=None)

@@ -65,6 +65,7 @@ def test_the_same_folders_give_the_same_report_byte_for_byte(which: str, tmp_pat
     report = first["report.md"].decode()
     assert all(f"figures/{name}" in report for name in figures)
     assert ("## At equal L0" in report) == bool(compared)
+    assert ("There is no matched.csv" in report) == (not compared)
 
 
 def test_the_figures_show_the_runs(tmp_path: Path) -> None:
@@ -92,6 +93,16 @@ def test_each_hook_point_has_its_own_panel(tmp_path: Path) -> None:
         assert find_line(left, "local, L0 30 (λ=0)")
         assert find_line(left, "e2e, L0 30 (λ=0)")
     assert len(find_panels(drawn["downstream"], y="explained variance")) == 3
+
+
+def test_the_report_says_why_losses_have_no_ratio(tmp_path: Path) -> None:
+    for loss, l0s in (("local", (10, 15)), ("e2e", (30, 40))):
+        for l0 in l0s:
+            made_up_run(tmp_path, loss=loss, sparsity=l0, l0=l0, ce=0.1)
+    write_report(tmp_path, at=AT)
+    assert "There is no ratio between losses: at none of the L0 values 20, 25" in (tmp_path / "report.md").read_text(
+        "utf-8"
+    )
 
 
 def test_runs_without_an_l0_are_only_in_the_table(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_key_that_an_option_does_not_have_is_like_a_null_one(tmp_path: Path) -
         folder.finish()
     runs = read_finished_runs(tmp_path)
     assert rows(runs_table(runs).drop(columns="task")) == [["local", "1", "8", "0.5"]] * 2
-    assert runs.settings["asked for"].tolist() == ["k=8", "k=8"]
+    assert runs.settings["λ, k or target L0"].tolist() == ["k=8", "k=8"]
 
 
 def test_experiments_without_a_loss_are_distinguished_by_name(tmp_path: Path) -> None:

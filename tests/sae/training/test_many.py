@@ -12,7 +12,7 @@ from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.architectures.topk import TopKSAE
-from crux.sae.splicing import splice_each, splice_sites
+from crux.sae.splicing import build_joint_splice, run_separate_splices
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
@@ -146,9 +146,9 @@ def test_one_replay_equals_separate_passes() -> None:
     ):
         sites = [Site(read, write, make_sae(subject, seed=seed)) for seed in range(3)]
         clean = subject.clean(tokens, capture=[read, write, *later])
-        many, passed = splice_each(subject, clean, sites, capture=later)
+        many, passed = run_separate_splices(subject, clean, sites, capture=later)
         for i, site in enumerate(sites):
-            splice, own = splice_sites([site], sides=None)
+            splice, own = build_joint_splice([site], sides=None)
             alone = subject.spliced(clean, splice, capture=later)
             (one,) = own
             rows = slice(i * len(tokens), (i + 1) * len(tokens))

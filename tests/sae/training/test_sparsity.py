@@ -24,7 +24,13 @@ def test_without_steering_it_is_constant() -> None:
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steer two SAEs, each with its own λ, for ten steps: one from L0 20 to 10, the other already at 10."""
-    for name, value in {"PROPORTIONAL": 1.5, "INTEGRAL": 2.0, "MEMORY": 0.1, "CLIP": 0.2, "CALM": 0.5}.items():
+    for name, value in {
+        "PROPORTIONAL_GAIN": 1.5,
+        "INTEGRAL_GAIN": 2.0,
+        "NEW_L0_WEIGHT": 0.1,
+        "MAX_ERROR": 0.2,
+        "FINAL_GAIN": 0.5,
+    }.items():
         monkeypatch.setattr(Sparsity, name, value)
     sparsity, log2 = make_steered(), math.log(2)
     sparsity.observe(torch.tensor([20.0, 10.0]), step=0)

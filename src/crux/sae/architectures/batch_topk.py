@@ -26,7 +26,7 @@ class BatchTopKSAE(SAE):
         in evaluation   c = ReLU(pre) for values above a threshold, zero elsewhere
 
     The threshold is the running mean of the smallest kept value (Bussmann et al., §3.2). With it, a token's codes depend only on that
-    token, as in a JumpReLU SAE. Values equal to the smallest kept one are all kept. If a batch has fewer than k · tokens positive
+    token, as in a JumpReLU SAE. All values that are equal to the smallest kept one are kept. If a batch has fewer than k · tokens positive
     values, all of them are kept, and the smallest kept value is zero. In a distributed run each process selects among its own
     tokens, and the threshold is the mean over processes.
 

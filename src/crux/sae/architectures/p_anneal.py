@@ -11,7 +11,7 @@ from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, mean_over_tokens, update_running_mean
 
 EPSILON = 1e-3
-"""Codes far below ε (in units of the scaled input) are penalised as by L1: the gradient stays below p · ε^(p−1)."""
+"""The ε of `lp_penalty`, in units of the scaled input. Far below ε, codes are penalised as by L1; the gradient is at most p · ε^(p−1)."""
 
 
 def lp_penalty(c: Float[Tensor, "tokens n_latents"], p: float) -> Float[Tensor, "tokens"]:
@@ -53,7 +53,7 @@ class PAnnealSAE(ReluSAE):
         if p_updates < 1:
             raise UserError(f"p_updates must be at least 1, not {p_updates}")
         self.p_end, self.p_start, self.p_stop, self.p_updates = p_end, p_start, p_stop, p_updates
-        self._stage = 0  # the value of the buffer, on the host; set before every step
+        self._stage = 0  # the value of the buffer `stage`, on the host; `advance` sets it before every step
         self.register_buffer("stage", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("sums", torch.zeros(2))
@@ -77,6 +77,7 @@ class PAnnealSAE(ReluSAE):
 
     @torch.no_grad()
     def advance(self, progress: float) -> None:
+        # progress between p_start and p_stop, from 0 to 1; the first stage begins right at p_start
         share = (progress - self.p_start) / (self.p_stop - self.p_start)
         self._stage = 0 if share < 0 else min(1 + int(share * self.p_updates), self.p_updates)
         steps_down = (self.stage != self._stage) & (self.sums[1] > 0)

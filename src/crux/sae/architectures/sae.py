@@ -53,7 +53,7 @@ class SAE(nn.Module, ABC):
     """A sparse autoencoder: x̂ = (c D + b_dec) / s_out with c = encode(s_in · x) and D the unit-norm dictionary.
 
     The decoder is normalised in the forward pass, so that gradients flow through the norm (as in the code of Braun et al.
-    2405.12241). The stored `W_dec` need not have unit norm; the rows of `dictionary()` have. The scales s_in and s_out
+    2405.12241). The rows of the stored `W_dec` need not have unit norm; the rows of `dictionary()` do. The scales s_in and s_out
     (`input_scale`, `output_scale`) are 1 unless activations are normalised. A transcoder reads and writes different
     activations, of `d_model` and `d_out` dimensions; every other SAE reconstructs the activation that it reads.
 

@@ -34,7 +34,7 @@ class SaeEvaluation(NamedTuple):
     n_tokens: int
     """Number of held-out tokens."""
     maxima: Float[Tensor, "n_latents"]
-    """The largest code of each latent on them, 0 if it never fires; on the CPU."""
+    """The largest code of each latent on the held-out tokens, 0 if it never fires; on the CPU."""
 
 
 @torch.no_grad()
@@ -49,7 +49,9 @@ def evaluate_sae(
     output_hook: str | None = None,
     gradient: LabelTarget | None = None,
 ) -> SaeEvaluation:
-    """Evaluate `sae` at `hook` on held-out token windows. All metrics but `alive_…` are also given with `/pos0` and `/rest`.
+    """Evaluate `sae` at `hook` on held-out token windows.
+
+    All metrics but `alive_…` are also given for position 0 alone (with `/pos0`) and for the other positions (with `/rest`).
 
     Means over the T−1 predictions of a window, in nats (the CE of position t is that of predicting token t+1):
         ce_clean, ce_spliced, ce_zero, ce_mean     cross-entropy of the four passes
@@ -85,7 +87,7 @@ def evaluate_sae(
     later = {_entered_block(name): name for name in later_residuals(site.write, n_layers=subject.n_layers)}
     captured = [site.read, site.write, *later.values()]
     predictions = PredictionMetrics(subject, ablate={site.write: mean_activation} if ablations else None)
-    means, local = predictions.means, ReconstructionSums()
+    means, reconstruction = predictions.means, ReconstructionSums()
     downstream = {k: ReconstructionSums() for k in later}
     fired = torch.zeros(sae.n_latents, device=subject.device, dtype=torch.int64)
     maxima = torch.zeros(sae.n_latents, device=subject.device)
@@ -108,11 +110,11 @@ def evaluate_sae(
         means.add("l0", fires.sum(-1).view_as(tokens))
         means.add("cosine", F.cosine_similarity(x_hat, x, dim=-1).view_as(tokens))
         means.add("norm_ratio", (x_hat.norm(dim=-1) / x.norm(dim=-1)).view_as(tokens))
-        local.add(target, x_hat.view_as(target))
+        reconstruction.add(target, x_hat.view_as(target))
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
-    results = predictions.results() | _reconstruction_results(local, downstream)
+    results = predictions.results() | _reconstruction_results(reconstruction, downstream)
     dtype = sum_dtype(subject.device)
     alive = (fired > 0).sum().to(dtype)
     results |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}
@@ -139,12 +141,14 @@ def _clean_pass(
 
 
 def _reconstruction_results(
-    local: ReconstructionSums, downstream: Mapping[int, ReconstructionSums]
+    reconstruction: ReconstructionSums, downstream: Mapping[int, ReconstructionSums]
 ) -> dict[str, Tensor]:
     """Return MSE and explained variance of the reconstruction, and of the residuals entering later blocks, by name."""
-    metrics = {name + suffix: value for name, values in local.results().items() for suffix, value in values.items()}
-    for k, stream in downstream.items():
-        results = stream.results()
+    metrics = {
+        name + suffix: value for name, values in reconstruction.results().items() for suffix, value in values.items()
+    }
+    for k, sums in downstream.items():
+        results = sums.results()
         metrics |= {f"downstream_mse/{k}{suffix}": value for suffix, value in results["mse"].items()}
         metrics |= {f"downstream_ev/{k}{suffix}": value for suffix, value in results["explained_variance"].items()}
     return metrics

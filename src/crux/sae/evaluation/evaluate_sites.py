@@ -49,7 +49,7 @@ def evaluate_sites(
     folded = [Site(site.read, site.write, site.sae.fold()) for site in sites]
     evaluations: list[SaeEvaluation] = []
     metrics: dict[str, float] = {}
-    for site, raw in zip(folded, sites, strict=True):
+    for site, unfolded in zip(folded, sites, strict=True):
         prefix = "" if len(sites) == 1 else f"{site.write}/"
         mean, output = means[site.write], site.write if site.write != site.read else None
         evaluations.append(
@@ -61,7 +61,7 @@ def evaluate_sites(
         metrics |= {prefix + name: value for name, value in evaluations[-1].metrics.items()}
         if gradient is not None and not short:
             with_gradient = evaluate_sae(
-                subject, raw.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
+                subject, unfolded.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
                 gradient=gradient,
             )  # fmt: skip
             metrics |= {f"{WITH_GRADIENT}/{prefix}{name}": value for name, value in with_gradient.metrics.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.prediction_metrics import PredictionMetrics, iterate_held_out, to_numbers
-from crux.sae.splicing import check_site, splice_sites
+from crux.sae.splicing import build_joint_splice, check_site
 from crux.subjects.hooks import sort_hooks
 from crux.subjects.subject import Subject
 
@@ -38,11 +38,12 @@ def evaluate_together(
     for site in sites:
         check_site(subject, site)
     written = [site.write for site in sites]
+    # the clean activations that are used: for mean ablation at the first hook written, for the spliced pass at the first of all
     captured = {sort_hooks(written)[0], sort_hooks([*written, *(site.read for site in sites)])[0]}
     predictions = PredictionMetrics(subject, ablate={hook: means[hook] for hook in written} if ablations else None)
     for tokens in iterate_held_out(batches, device=subject.device):
         clean = subject.clean(tokens, capture=captured)
-        splice, passed = splice_sites(sites, sides=None)
+        splice, passed = build_joint_splice(sites, sides=None)
         predictions.add(tokens, clean, subject.spliced(clean, splice))
         l0 = torch.stack([(sae_pass.codes.c != 0).sum(-1) for sae_pass in passed]).sum(0)
         predictions.means.add("l0", l0.view_as(tokens))

@@ -74,13 +74,14 @@ def strongest_contexts(
 ) -> Contexts:
     """Return the contexts with the largest codes of each latent: the tokens around the peak in `n_contexts` windows.
 
-    A context has `before` + 1 + `after` tokens. This takes one pass over the batches for all latents, of only the network's
-    prefix; only the best contexts so far are kept.
+    A context has `before` + 1 + `after` tokens. This takes one pass over the batches for all latents, and runs only the
+    network's prefix. In memory are only the best contexts so far.
     """
-    device, n, width = subject.device, len(latents), before + 1 + after
+    device, n, width = subject.device, len(latents), before + 1 + after  # n latents, width tokens per context
     chosen = latents.to(device)
     offsets = torch.arange(-before, after + 1, device=device)
-    peaks = torch.zeros(n, 0, device=device)
+    # the best contexts of all batches so far, strongest first: the code at the peak, token ids, and codes
+    best_peaks = torch.zeros(n, 0, device=device)
     best_tokens = torch.full((n, 0, width), NO_TOKEN, device=device)
     best_codes = torch.zeros(n, 0, width, device=device)
     fired, n_tokens = torch.zeros(n, dtype=torch.int64, device=device), 0
@@ -92,20 +93,21 @@ def strongest_contexts(
         activation = subject.clean(tokens, capture=[hook], final=False).activations[hook]
         codes = sae.encode(activation.flatten(0, 1).float()).c[:, chosen].T.reshape(n, batch, pos)
         fired += (codes != 0).sum((1, 2))
-        peak, place = codes.max(-1)
-        peak, window = peak.topk(min(n_contexts, batch), dim=1)
-        place = place.gather(1, window)[..., None] + offsets
-        inside = (place >= 0) & (place < pos)
-        flat = window[..., None] * pos + place.clamp(0, pos - 1)
-        tokens_there = torch.where(inside, tokens.flatten()[flat], NO_TOKEN)
-        codes_there = codes.flatten(1).gather(1, flat.flatten(1)).view_as(flat) * inside
+        peaks, peak_positions = codes.max(-1)  # of each latent in each window
+        peaks, windows = peaks.topk(min(n_contexts, batch), dim=1)
+        positions = peak_positions.gather(1, windows)[..., None] + offsets  # latents × contexts × width
+        in_window = (positions >= 0) & (positions < pos)
+        flat_positions = windows[..., None] * pos + positions.clamp(0, pos - 1)
+        context_tokens = torch.where(in_window, tokens.flatten()[flat_positions], NO_TOKEN)
+        context_codes = codes.flatten(1).gather(1, flat_positions.flatten(1)).view_as(flat_positions) * in_window
 
-        peaks, order = torch.cat([peaks, peak], 1).topk(min(n_contexts, peaks.shape[1] + peak.shape[1]), dim=1)
+        all_peaks = torch.cat([best_peaks, peaks], 1)
+        best_peaks, order = all_peaks.topk(min(n_contexts, all_peaks.shape[1]), dim=1)
         order = order[..., None].expand(-1, -1, width)
-        best_tokens = torch.cat([best_tokens, tokens_there], 1).gather(1, order)
-        best_codes = torch.cat([best_codes, codes_there], 1).gather(1, order)
+        best_tokens = torch.cat([best_tokens, context_tokens], 1).gather(1, order)
+        best_codes = torch.cat([best_codes, context_codes], 1).gather(1, order)
 
-    fires = (peaks > 0)[..., None]
+    fires = (best_peaks > 0)[..., None]  # a window in which the latent does not fire is no context of it
     best_tokens, best_codes = torch.where(fires, best_tokens, NO_TOKEN), best_codes * fires
     densities = fired.float() / max(n_tokens, 1)
     return Contexts(latents.cpu(), densities.cpu(), best_tokens.cpu(), best_codes.cpu())

@@ -18,16 +18,16 @@ class PredictionMetrics:
     """Accumulates cross-entropies, loss recovered, KL and top-1 agreement over batches, as `evaluate_sae` defines them.
 
     Args:
-        ablate: the mean activation at each hook point that is written, for mean ablation; None: no ablated passes.
+        ablate: the mean activation at each hook point that is written, for mean ablation; None: no zero or mean ablation.
     """
 
     def __init__(self, subject: Subject, *, ablate: Mapping[str, Float[Tensor, "_d"]] | None) -> None:
         self._subject = subject
-        self._passes: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {}
+        self._ablated_passes: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {}
         if ablate is not None:
             means = {hook: mean.to(subject.device) for hook, mean in ablate.items()}
-            self._passes["zero"] = dict.fromkeys(means, torch.zeros_like)
-            self._passes["mean"] = {hook: replace_with(mean) for hook, mean in means.items()}
+            self._ablated_passes["zero"] = dict.fromkeys(means, torch.zeros_like)
+            self._ablated_passes["mean"] = {hook: replace_with(mean) for hook, mean in means.items()}
         self.means = TokenMeans()
         """The accumulated means, to which callers may add further quantities of the same tokens."""
 
@@ -35,7 +35,7 @@ class PredictionMetrics:
         """Run the ablated passes of one batch and add its metrics; `clean` has captured the first hook point that is written."""
         assert clean.final is not None, "the clean pass must have been run with final=True"
         finals = {"clean": clean.final, "spliced": spliced.final}
-        for name, splice in self._passes.items():
+        for name, splice in self._ablated_passes.items():
             finals[name] = self._subject.spliced(clean, splice).final
         labels = F.pad(tokens[:, 1:], (0, 1))  # the last position has no next token: its CE is dropped below
         compared = compare_predictions(

@@ -11,11 +11,12 @@ from torch import Tensor
 SUBSETS = ("", "/pos0", "/rest")
 """Suffixes of a metric's name: all positions, position 0, every other position."""
 
-CONSTANT = 1e-10
-"""A variance below this share of Σ‖x‖² is rounding of float32: the activation is constant, as at position 0 with a fixed first token."""
+MIN_VARIANCE_SHARE = 1e-10
+"""If the variance is a smaller share of Σ‖x‖², it is rounding of float32: the activation is constant, as at position 0 if all windows
+begin with the same token."""
 
 UNDEFINED = float("inf")
-"""The value on the device of a quotient whose denominator is zero; such a metric is left out of the results."""
+"""Stands on the device for a quotient whose denominator is zero; `to_numbers` leaves out metrics with this value."""
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -27,55 +28,60 @@ class TokenMeans:
     """Accumulates means of per-token quantities by name. Sums stay on the device; counts follow from the shapes."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of position 0 and of the rest
+        # each pair: for position 0, and for all other positions
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
         self._counts: dict[str, tuple[int, int]] = {}
 
     def add(self, name: str, values: Shaped[Tensor, "batch pos"]) -> None:
         """Add one batch of a quantity; column t belongs to position t of the input."""
         dtype = sum_dtype(values.device)
-        first, rest = values[:, 0], values[:, 1:]
-        first_sum, rest_sum = self._sums.get(name, (0, 0))
-        n_first, n_rest = self._counts.get(name, (0, 0))
-        self._sums[name] = (first.sum(dtype=dtype) + first_sum, rest.sum(dtype=dtype) + rest_sum)
-        self._counts[name] = (n_first + first.numel(), n_rest + rest.numel())
+        pos0, rest = values[:, 0], values[:, 1:]
+        pos0_sum, rest_sum = self._sums.get(name, (0, 0))
+        n_pos0, n_rest = self._counts.get(name, (0, 0))
+        self._sums[name] = (pos0.sum(dtype=dtype) + pos0_sum, rest.sum(dtype=dtype) + rest_sum)
+        self._counts[name] = (n_pos0 + pos0.numel(), n_rest + rest.numel())
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
         """Return the mean by name and suffix, for every subset that has tokens."""
         means = {}
-        for name, (first, rest) in self._sums.items():
-            n_first, n_rest = self._counts[name]
-            means[name] = (first + rest) / (n_first + n_rest)
-            means[name + "/pos0"] = first / n_first
+        for name, (pos0_sum, rest_sum) in self._sums.items():
+            n_pos0, n_rest = self._counts[name]
+            means[name] = (pos0_sum + rest_sum) / (n_pos0 + n_rest)
+            means[name + "/pos0"] = pos0_sum / n_pos0
             if n_rest:
-                means[name + "/rest"] = rest / n_rest
+                means[name + "/rest"] = rest_sum / n_rest
         return means
 
 
-class _Spread:
-    """The sums Σ‖x−x̂‖², Σ(x−s) and Σ‖x−s‖² of one subset. s is the mean of its first batch, which keeps the sums small and exact."""
+class _SubsetSums:
+    """The sums Σ‖x−x̂‖², Σ(x−s) and Σ‖x−s‖² of one subset of the positions.
+
+    The shift s is the mean of the first batch. It keeps the sums small and exact if the mean of x is far from zero.
+    """
 
     def __init__(self, x: Float[Tensor, "tokens d"]) -> None:
         self.n, self.d = 0, x.shape[-1]
         self.dtype = sum_dtype(x.device)
         self.shift = x.mean(0)
-        self.error = self.second = x.new_zeros((), dtype=self.dtype)
-        self.first = x.new_zeros(self.d, dtype=self.dtype)
+        self.squared_error = self.shifted_squares = x.new_zeros((), dtype=self.dtype)
+        self.shifted_sum = x.new_zeros(self.d, dtype=self.dtype)
 
     def add(self, x: Float[Tensor, "tokens d"], x_hat: Float[Tensor, "tokens d"]) -> None:
         shifted = x - self.shift
         self.n += x.shape[0]
-        self.error = self.error + (x - x_hat).square().sum(dtype=self.dtype)
-        self.first = self.first + shifted.sum(0, dtype=self.dtype)
-        self.second = self.second + shifted.square().sum(dtype=self.dtype)
+        self.squared_error = self.squared_error + (x - x_hat).square().sum(dtype=self.dtype)
+        self.shifted_sum = self.shifted_sum + shifted.sum(0, dtype=self.dtype)
+        self.shifted_squares = self.shifted_squares + shifted.square().sum(dtype=self.dtype)
 
     @property
     def mean(self) -> Float[Tensor, "d"]:
-        return self.shift.to(self.dtype) + self.first / self.n
+        """The mean of x over the subset."""
+        return self.shift.to(self.dtype) + self.shifted_sum / self.n
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """Σ‖x−mean‖² about the subset's own mean."""
-        return self.second - self.first.square().sum() / self.n
+        """Σ‖x−mean‖² about the mean of the subset itself."""
+        return self.shifted_squares - self.shifted_sum.square().sum() / self.n
 
 
 class ReconstructionSums:
@@ -87,27 +93,28 @@ class ReconstructionSums:
     """
 
     def __init__(self) -> None:
-        self._spreads: list[_Spread] = []
+        self._subsets: list[_SubsetSums] = []
 
     def add(self, x: Float[Tensor, "batch pos d"], x_hat: Float[Tensor, "batch pos d"]) -> None:
         """Add one batch of activations and their reconstructions."""
         x, x_hat = x.float(), x_hat.float()
-        first, rest = (x[:, 0], x_hat[:, 0]), (x[:, 1:].flatten(0, 1), x_hat[:, 1:].flatten(0, 1))
-        parts = [first, rest] if rest[0].shape[0] else [first]
-        self._spreads = self._spreads or [_Spread(truth) for truth, _ in parts]
-        for spread, (truth, guess) in zip(self._spreads, parts, strict=True):
-            spread.add(truth, guess)
+        pos0, rest = (x[:, 0], x_hat[:, 0]), (x[:, 1:].flatten(0, 1), x_hat[:, 1:].flatten(0, 1))
+        parts = [pos0, rest] if x.shape[1] > 1 else [pos0]
+        self._subsets = self._subsets or [_SubsetSums(truth) for truth, _ in parts]
+        for sums, (truth, guess) in zip(self._subsets, parts, strict=True):
+            sums.add(truth, guess)
 
     def results(self) -> dict[str, dict[str, Float[Tensor, ""]]]:
         """Return `mse` and `explained_variance` by suffix; the latter is `UNDEFINED` if x does not vary."""
-        sets = {"": self._spreads} | {s: [part] for s, part in zip(SUBSETS[1:], self._spreads, strict=False)}
+        parts_of = {"": self._subsets}  # the sums over all positions are those of both subsets together
+        parts_of |= {suffix: [part] for suffix, part in zip(SUBSETS[1:], self._subsets, strict=False)}
         mse, explained = {}, {}
-        for suffix, parts in sets.items():
+        for suffix, parts in parts_of.items():
             n = sum(part.n for part in parts)
             mean = torch.stack([part.n * part.mean for part in parts]).sum(0) / n
-            error = torch.stack([part.error for part in parts]).sum()
+            error = torch.stack([part.squared_error for part in parts]).sum()
             total = torch.stack([part.total + part.n * (part.mean - mean).square().sum() for part in parts]).sum()
             mse[suffix] = error / (n * parts[0].d)
-            varies = total > CONSTANT * (total + n * mean.square().sum())
+            varies = total > MIN_VARIANCE_SHARE * (total + n * mean.square().sum())
             explained[suffix] = torch.where(varies, 1 - error / total, UNDEFINED)
         return {"mse": mse, "explained_variance": explained}

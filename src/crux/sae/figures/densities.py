@@ -16,7 +16,7 @@ def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
     """
     shares = np.asarray(densities, float)
     alive = np.log10(shares[shares > 0])
-    floor = -np.log10(n_tokens)
+    floor = -np.log10(n_tokens)  # of a latent that fires on one token
     figure = new_figure()
     axes = figure.subplots()
     axes.hist(

@@ -28,24 +28,26 @@ class DownstreamCurve(NamedTuple):
     explained_variance: Float[np.ndarray, "_seeds _k"]
 
 
-def plot_downstream_by_loss(lines: Sequence[DownstreamCurve], *, n_layers: int) -> Figure:
+def plot_downstream_by_loss(curves: Sequence[DownstreamCurve], *, n_layers: int) -> Figure:
     """Plot MSE (left) and explained variance (right) by the block that the residual enters; bands are the range over seeds.
 
     Args:
         n_layers: number of blocks; k = n_layers is the residual that leaves the last block.
     """
-    panels, losses = (list(dict.fromkeys(getattr(line, key) for line in lines)) for key in ("panel", "loss"))
+    panels, losses = (list(dict.fromkeys(getattr(curve, key) for curve in curves)) for key in ("panel", "loss"))
     figure = new_figure(width=10.5, height=3.8 * len(panels))
     grid = figure.subplots(len(panels), 2, squeeze=False)
     for (left, right), panel in zip(grid, panels, strict=True):
-        panel_lines = [line for line in lines if line.panel == panel]
-        for line in panel_lines:
-            n = losses.index(line.loss)
-            for axes, values in ((left, line.mse), (right, line.explained_variance)):
+        panel_curves = [curve for curve in curves if curve.panel == panel]
+        for curve in panel_curves:
+            n = losses.index(curve.loss)
+            for axes, values in ((left, curve.mse), (right, curve.explained_variance)):
                 color, marker = PALETTE[n % len(PALETTE)], MARKERS[n % len(MARKERS)]
-                axes.plot(line.blocks, values.mean(axis=0), color=color, marker=marker, markersize=5, label=line.label)
+                axes.plot(
+                    curve.blocks, values.mean(axis=0), color=color, marker=marker, markersize=5, label=curve.label
+                )
                 axes.fill_between(
-                    line.blocks, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
+                    curve.blocks, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
                 )
         left.set_ylim(bottom=0)
         right.axhline(0, color=GREY, linewidth=0.8)  # below zero, the mean would be a better reconstruction
@@ -53,6 +55,6 @@ def plot_downstream_by_loss(lines: Sequence[DownstreamCurve], *, n_layers: int) 
         style_axes(left, x="residual entering block", y="MSE (squared activation, per dimension)", title=panel)
         style_axes(right, x="residual entering block", y="explained variance (1 is perfect)")
         for axes in (left, right):
-            mark_sae(axes, at=panel_lines[0].at, n_layers=n_layers)
+            mark_sae(axes, at=panel_curves[0].at, n_layers=n_layers)
         right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8.5)
     return figure

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike
 from crux.sae.figures.latents_page_style import STYLE
 
 NO_TOKEN = -1
+"""Fills the places of contexts at which there is no token."""
 _LEGEND = (
     "A context is the part of a held-out text around the token on which the latent fires most (framed); the shading shows "
     "the size of the code. Raises, lowers: the logits that one unit of the latent's direction adds directly, without later "
     "blocks and the final norm, relative to the mean over the vocabulary."
 )
-_VISIBLE = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", "\v": "␋", "\f": "␌"})
+_VISIBLE_SYMBOLS = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥", "\v": "␋", "\f": "␌"})
 
 
 def render_latents_page(
@@ -56,10 +57,10 @@ def render_latents_page(
     effects = [np.asarray(a) for a in (promoted, promoted_effects, suppressed, suppressed_effects)]
     sections = []
     for n, latent in enumerate(index):
-        contexts = _contexts(ids[n], codes[n], peak=peak, decode=decode)
+        contexts = _render_contexts(ids[n], codes[n], peak=peak, decode=decode)
         columns = (
-            _effects("raises", effects[0][n], effects[1][n], decode)
-            + _effects("lowers", effects[2][n], effects[3][n], decode)
+            _render_effects("raises", effects[0][n], effects[1][n], decode)
+            + _render_effects("lowers", effects[2][n], effects[3][n], decode)
         )  # fmt: skip
         sections.append(
             f'<section id="latent-{latent}"><h2>latent {latent}</h2><p class="facts">{_describe_density(density[n])} · '
@@ -68,7 +69,7 @@ def render_latents_page(
             f'<div class="effects">{columns}</div></div></section>'
         )
     links = "".join(
-        f'<a href="#latent-{latent}">{latent}<small>{_percent(share)}</small></a>'
+        f'<a href="#latent-{latent}">{latent}<small>{_format_percent(share)}</small></a>'
         for latent, share in zip(index, density, strict=True)
     )
     fact_list = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
@@ -81,11 +82,11 @@ def render_latents_page(
     )
 
 
-def _contexts(ids: np.ndarray, codes: np.ndarray, *, peak: int, decode: Callable[[int], str]) -> str:
+def _render_contexts(ids: np.ndarray, codes: np.ndarray, *, peak: int, decode: Callable[[int], str]) -> str:
     largest = codes.max(initial=0) or 1.0
     lines = []
     for row, code in zip(ids, codes, strict=True):
-        if row[peak] == NO_TOKEN:
+        if row[peak] == NO_TOKEN:  # there are fewer contexts
             continue
         words = []
         for place, (token, value) in enumerate(zip(row, code, strict=True)):
@@ -93,30 +94,32 @@ def _contexts(ids: np.ndarray, codes: np.ndarray, *, peak: int, decode: Callable
                 continue
             shade = f' style="--a:{value / largest:.2f}" title="{value:.3g}"' if value > 0 else ""
             tag = "mark" if place == peak else "span"
-            words.append(f"<{tag}{shade}>{_token_text(decode, int(token))}</{tag}>")
+            words.append(f"<{tag}{shade}>{_render_token(decode, int(token))}</{tag}>")
         lines.append(f'<p><b>{code[peak]:.2f}</b><span class="text">{"".join(words)}</span></p>')
     return "".join(lines) or '<p class="facts">It does not fire in the held-out text.</p>'
 
 
-def _effects(heading: str, ids: Sequence[int] | np.ndarray, effects: np.ndarray, decode: Callable[[int], str]) -> str:
+def _render_effects(
+    heading: str, ids: Sequence[int] | np.ndarray, effects: np.ndarray, decode: Callable[[int], str]
+) -> str:
     rows = "".join(
-        f"<tr><td><code>{_token_text(decode, int(token))}</code></td><td>{effect:+.2f}</td></tr>"
+        f"<tr><td><code>{_render_token(decode, int(token))}</code></td><td>{effect:+.2f}</td></tr>"
         for token, effect in zip(ids, effects, strict=True)
     )
     return f"<table><caption>{heading}</caption>{rows}</table>"
 
 
-def _token_text(decode: Callable[[int], str], token: int) -> str:
+def _render_token(decode: Callable[[int], str], token: int) -> str:
     """Return a token as visible, escaped text, or its number if its text is empty."""
-    text = decode(token).translate(_VISIBLE)
+    text = decode(token).translate(_VISIBLE_SYMBOLS)
     return escape(text) if text else f"⟨{token}⟩"
 
 
 def _describe_density(share: float) -> str:
     if share <= 0:
         return "fires on no token"
-    return f"fires on {_percent(share)} of tokens" + (f" (1 in {1 / share:,.0f})" if share < 0.1 else "")
+    return f"fires on {_format_percent(share)} of tokens" + (f" (1 in {1 / share:,.0f})" if share < 0.1 else "")
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.995 else "100 %"

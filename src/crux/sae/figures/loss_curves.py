@@ -24,7 +24,7 @@ def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Map
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     drawn = {key: label for key, label in terms.items() if any(row.get(key) for row in history)}
     for n, (key, label) in enumerate(drawn.items()):
-        steps, values = _series(history, key)
+        steps, values = _select_values(history, key)
         marker = "o" if len(steps) < 2 else None
         color, dash = PALETTE[n % len(PALETTE)], ("-", "--", ":", "-.")[n % 4]
         positive = np.where(np.isfinite(values) & (values > 0), values, np.nan)
@@ -34,7 +34,7 @@ def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Map
     style_axes(above, x="", y="loss term")
     if drawn:
         above.legend(frameon=False, fontsize=8.5, ncols=2 if len(drawn) > 3 else 1)
-    steps, values = _series(history, l0)
+    steps, values = _select_values(history, l0)
     below.plot(steps, values, color=PALETTE[0], linewidth=1.4, marker="o" if len(steps) < 2 else None)
     below.set_ylim(bottom=0)
     if len(values) and np.isfinite(values[-1]):
@@ -50,7 +50,8 @@ def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Map
     return figure
 
 
-def _series(history: Sequence[Mapping[str, float | int]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _select_values(history: Sequence[Mapping[str, float | int]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps of the rows that have a key, and its values."""
     rows = [(row["step"], row[key]) for row in history if key in row]
     steps, values = zip(*rows, strict=True) if rows else ((), ())
     return np.asarray(steps, float), np.asarray(values, float)

@@ -38,32 +38,33 @@ def plot_pareto(fronts: Sequence[Front], *, x: str) -> Figure:
     losses = list(dict.fromkeys(front.loss for front in fronts))
     architectures = list(dict.fromkeys(front.architecture for front in fronts))
     figure = new_figure(width=2.2 + 4.6 * min(len(panels), 3), height=0.3 + 3.9 * -(-len(panels) // 3))
+    # at most three panels in a row
     grid = figure.subplots(-(-len(panels) // 3), min(len(panels), 3), squeeze=False).ravel()
     with_markers = losses if architectures == [""] else architectures
     for axes, panel in zip(grid, panels, strict=False):
         for front in (front for front in fronts if front.panel == panel):
             marker = MARKERS[with_markers.index(front.architecture or front.loss) % len(MARKERS)]
-            _draw(axes, front, color=PALETTE[losses.index(front.loss) % len(PALETTE)], marker=marker)
+            _draw_front(axes, front, color=PALETTE[losses.index(front.loss) % len(PALETTE)], marker=marker)
         axes.set_xlim(0, 1.05 * axes.dataLim.x1)
         axes.set_ylim(0, 1.05 * axes.dataLim.y1)
         style_axes(axes, x=x, y="CE loss increase (nats per token)", title=panel)
     for axes in grid[len(panels) :]:
         axes.remove()
     figure.legend(
-        handles=_legend(fronts, losses, architectures), loc="outside right upper", frameon=False, fontsize=8.5
+        handles=_make_legend(fronts, losses, architectures), loc="outside right upper", frameon=False, fontsize=8.5
     )
     return figure
 
 
-def _draw(axes: Axes, front: Front, *, color: str, marker: str) -> None:
+def _draw_front(axes: Axes, front: Front, *, color: str, marker: str) -> None:
     if len(front.seeds) > 1:
         for points in front.seeds:
             axes.plot(*points.T, color=color, linewidth=0.8, alpha=0.5, marker=".", markersize=3)
     axes.plot(*front.mean.T, color=color, linewidth=2, marker=marker, markersize=6)
 
 
-def _legend(fronts: Sequence[Front], losses: Sequence[str], architectures: Sequence[str]) -> list[Line2D]:
-    single = list(architectures) == [""]
+def _make_legend(fronts: Sequence[Front], losses: Sequence[str], architectures: Sequence[str]) -> list[Line2D]:
+    single = list(architectures) == [""]  # then markers distinguish losses instead of architectures
     handles = [
         Line2D([], [], color=PALETTE[i % len(PALETTE)], linewidth=2, marker=MARKERS[i % len(MARKERS)] if single else None,
                label=loss)

@@ -29,15 +29,16 @@ WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 FORMAT_VERSION = "6.54.12"
 """The version of sae-lens whose format this is, and which the tests use. sae-lens drops the metadata if no version ≥ 6 is given."""
 
-REQUIRED = ("model_name", "hook_name", "process_weights", "context_size", "prepend_bos", "dataset_path")
-"""Metadata without which an SAE cannot be evaluated again, by SAELens's names if SAELens has them."""
+REQUIRED_METADATA = ("model_name", "hook_name", "process_weights", "context_size", "prepend_bos", "dataset_path")
+"""Keys of the metadata without which an SAE cannot be evaluated again; with SAELens's names for those that SAELens has."""
 
-_READABLE: dict[str, tuple[Any, ...]] = {
+_READABLE_VALUES: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", False, None),
     "reshape_activations": ("none", "hook_z"),  # crux concatenates the heads of hook_z
     "activation_fn": ("relu",),
     "activation_fn_str": ("relu",),  # before version 6, TopK was `standard` with another activation function
 }
+"""Keys of cfg.json, and the values that they must have if they are present: with others the function is not one of crux's SAEs."""
 
 
 def check_saveable(sae: SAE, *, transcodes: bool) -> None:
@@ -48,7 +49,7 @@ def check_saveable(sae: SAE, *, transcodes: bool) -> None:
 def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
     """Save an SAE to a folder, completely or not at all; an existing folder is replaced.
 
-    `metadata` (plain JSON values) must have the keys `REQUIRED` and, for a transcoder, `hook_name_out`, the hook point that it
+    `metadata` (plain JSON values) must have the keys `REQUIRED_METADATA` and, for a transcoder, `hook_name_out`, the hook point that it
     writes. It may have more. `load_sae` returns it, and in SAELens it is `sae.cfg.metadata`. Three keys are added: the version
     of the format, the scale that was folded into the weights (`input_scale`), and how TransformerLens must process the network
     (`model_from_pretrained_kwargs`).
@@ -57,7 +58,7 @@ def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
         UserError: if SAELens has no such architecture.
     """
     folder = Path(folder)
-    missing = [key for key in REQUIRED if key not in metadata]
+    missing = [key for key in REQUIRED_METADATA if key not in metadata]
     assert not missing, f"metadata lacks {missing}"
     folded, transcodes = sae.fold(), "hook_name_out" in metadata
     name = find_architecture(folded, transcodes=transcodes)
@@ -123,9 +124,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a SAELens config")
     if not isinstance(name := config.get("architecture"), str) or name not in ARCHITECTURES:
         raise UserError(f"{path}: architecture {name!r} cannot be read; allowed are {', '.join(ARCHITECTURES)}")
-    for key, readable in _READABLE.items():
-        if key in config and config[key] not in readable:
-            raise UserError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {readable[0]!r}")
+    for key, allowed in _READABLE_VALUES.items():
+        if key in config and config[key] not in allowed:
+            raise UserError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {allowed[0]!r}")
     architecture = ARCHITECTURES[name]
     for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.integer_keys):
         if type(config.get(key)) is not int or config[key] < 1:

@@ -75,7 +75,7 @@ def find_architecture(sae: SAE, *, transcodes: bool) -> str:
         UserError: if SAELens has no such architecture.
     """
     transcodes = transcodes or sae.d_out != sae.d_model
-    fitting = {name: known.transcodes for name, known in ARCHITECTURES.items() if known.sae_class is type(sae)}
+    fitting = {name: entry.transcodes for name, entry in ARCHITECTURES.items() if entry.sae_class is type(sae)}
     assert fitting, f"SAELens has no {type(sae).__name__}: its fold() must return an architecture that SAELens has"
     for name, for_transcoders in fitting.items():
         if for_transcoders == transcodes:
@@ -91,9 +91,9 @@ def find_architecture(sae: SAE, *, transcodes: bool) -> str:
 def to_tensors(sae: SAE, architecture: SaelensArchitecture) -> dict[str, Tensor]:
     """Return the tensors of a folded SAE by SAELens's names, in float32 on the CPU."""
     tensors = {name: getattr(sae, name) for name in ("W_enc", "W_dec", "b_dec")}
-    for name, ours in architecture.per_latent.items():
-        value = getattr(sae, ours)
-        tensors[name] = value.exp() if ours.startswith("log_") else value
+    for name, parameter in architecture.per_latent.items():
+        value = getattr(sae, parameter)
+        tensors[name] = value.exp() if parameter.startswith("log_") else value
     return {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
 
 
@@ -129,8 +129,8 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: SaelensArchitectur
     sae.W_enc.copy_(W_enc * norm)
     sae.W_dec.copy_(W_dec)
     sae.b_dec.copy_(tensors["b_dec"])
-    for name, ours in architecture.per_latent.items():
+    for name, parameter in architecture.per_latent.items():
         value = tensors[name] if name == "r_mag" else tensors[name] * norm  # all but r_mag have the unit of the codes
         # a negative threshold has the same effect as 0, since codes are never negative
-        getattr(sae, ours).copy_(value.clamp_min(0).log() if ours.startswith("log_") else value)
+        getattr(sae, parameter).copy_(value.clamp_min(0).log() if parameter.startswith("log_") else value)
     return sae.fold()

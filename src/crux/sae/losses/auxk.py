@@ -36,9 +36,9 @@ def auxk_loss(
     z = torch.where(dead[chosen], pre.gather(-1, chosen), 0.0)
     # read only k rows of D per token
     e_hat = F.embedding_bag(chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum")
-    share = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
-    variance = mean_over_ranks(share @ (e - mean_over_ranks(share @ e)).square().sum(-1))
-    error = share @ (e - e_hat).square().sum(-1)
+    token_weight = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
+    variance = mean_over_ranks(token_weight @ (e - mean_over_ranks(token_weight @ e)).square().sum(-1))
+    error = token_weight @ (e - e_hat).square().sum(-1)
     # if all residuals are equal, rounding leaves a tiny variance, which must not be divided by
-    usable = dead.any() & (variance > 1e-10 * mean_over_ranks(share @ e.square().sum(-1)))
+    usable = dead.any() & (variance > 1e-10 * mean_over_ranks(token_weight @ e.square().sum(-1)))
     return torch.where(usable, error / torch.where(usable, variance, 1.0), 0.0)

@@ -13,7 +13,7 @@ from crux.sae.losses.step import TrainingStep
 class E2ELoss(Loss[E2E]):
     """The loss kl · KL(clean ‖ spliced) + reconstruction · MSE(x̂, x) + λ · penalty, on token batches.
 
-    This is SAE_e2e of Braun et al. 2405.12241, §2.2, where reconstruction is 0. It needs one clean pass, one spliced pass of the
+    This is SAE_e2e of Braun et al. 2405.12241, §2.2, if reconstruction is 0. It needs one clean pass, one spliced pass of the
     suffix with all SAEs in place, and one backward pass through the suffix. SAEs at several hook points share one loss: the
     input of a later SAE, and therefore its terms, depend on the earlier SAEs, which receive their gradient too.
 
@@ -25,8 +25,12 @@ class E2ELoss(Loss[E2E]):
     needs_spliced_pass = True
 
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        o = self.options
-        return o.kl * step.kl() + (o.reconstruction * step.mse() if o.reconstruction else 0) + step.sparsity()
+        options = self.options
+        return (
+            options.kl * step.kl()
+            + (options.reconstruction * step.mse() if options.reconstruction else 0)
+            + step.sparsity()
+        )
 
 
 class E2EDownstreamLoss(Loss[E2EDownstream]):
@@ -40,10 +44,10 @@ class E2EDownstreamLoss(Loss[E2EDownstream]):
     needs_spliced_pass = True
 
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        o = self.options
+        options = self.options
         return (
-            o.kl * step.kl()
-            + (o.downstream * step.downstream() if o.downstream else 0)
-            + (o.reconstruction * step.mse() if o.reconstruction else 0)
+            options.kl * step.kl()
+            + (options.downstream * step.downstream() if options.downstream else 0)
+            + (options.reconstruction * step.mse() if options.reconstruction else 0)
             + step.sparsity()
         )

@@ -28,8 +28,8 @@ class FisherLoss(Loss[Fisher]):
     needs_drawn_gradients = True
 
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        o = self.options
-        return step.sparsity() + o.reconstruction * step.mse() + o.fisher * self.surrogate(step)
+        options = self.options
+        return step.sparsity() + options.reconstruction * step.mse() + options.fisher * self.surrogate(step)
 
     def surrogate(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         """Return the surrogate of the KL for each run, summed over its SAEs."""

@@ -39,19 +39,21 @@ class _MeanKL(torch.autograd.Function):
         weight: Tensor | None,
     ) -> Tensor:
         n_passes, n_tokens, _ = h_spliced.shape
-        share = torch.full((), 1 / n_tokens, device=h_spliced.device) if weight is None else weight / weight.sum()
+        token_weight = (
+            torch.full((), 1 / n_tokens, device=h_spliced.device) if weight is None else weight / weight.sum()
+        )
         totals = torch.zeros(n_passes, device=h_spliced.device)
         gradient = torch.empty_like(h_spliced) if ctx.needs_input_grad[0] else None
         for part in token_chunks(n_tokens, W_U.shape[0], h_spliced.device):
             log_p = logits(h_clean[part], W_U, b_U=b_U, softcap=softcap).log_softmax(-1)
             p = log_p.exp()
-            share_part = share if weight is None else share[part]
+            chunk_weight = token_weight if weight is None else token_weight[part]
             for i in range(n_passes):  # keep the logits of only one pass in memory
                 z = logits(h_spliced[i, part], W_U, b_U=b_U, softcap=softcap)
                 log_q = z.log_softmax(-1)
-                totals[i] += (token_kl(log_p, log_q) * share_part).sum()
+                totals[i] += (token_kl(log_p, log_q) * chunk_weight).sum()
                 if gradient is not None:
-                    slope = log_q.exp_().sub_(p).mul_(share_part if weight is None else share_part[:, None])
+                    slope = log_q.exp_().sub_(p).mul_(chunk_weight if weight is None else chunk_weight[:, None])
                     gradient[i, part] = hidden_gradient(slope, z, W_U, softcap=softcap).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return totals

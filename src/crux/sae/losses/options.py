@@ -23,10 +23,10 @@ class LossOptions:
     skip_positions: list[Annotated[int, Ge(0)]] = MISSING
     """Positions in the sequence that the loss leaves out; [0] leaves out the first, where many models have a massive activation."""
     max_norm: Annotated[float, Gt(0)] | None = None
-    """Leave tokens out of the loss whose activation has a larger norm than this, in activation units; null: keep all."""
+    """Leave tokens out of the loss whose activation has a larger norm than this, in activation units; null: leave out none."""
 
     coefficients: ClassVar[tuple[str, ...]] = ()
-    """The keys of the coefficients of its terms, of which at least one must not be 0."""
+    """The keys of the coefficients of the loss's terms, of which at least one must not be 0."""
     real_outputs: ClassVar[bool] = False
     """Whether the loss can also be used for networks whose outputs are real numbers. There the MSE of the outputs replaces the KL."""
 
@@ -42,7 +42,7 @@ class LossOptions:
 
     @property
     def numeric_options(self) -> dict[str, float]:
-        """The numeric options that only this loss has, by their keys: parameters by which runs are compared."""
+        """The numeric options that not every loss has, by their keys. They are parameters in MLflow, by which runs are compared."""
         shared = {field.name for field in fields(LossOptions)}
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
         return {name: value for name, value in values.items() if isinstance(value, int | float)}

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}  # logits in memory at once: fits the CPU's cache, fills a GPU
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Number of logits in memory at once, by type of device: they fit the CPU's cache, or keep a GPU busy."""
 
 
 def token_chunks(n_tokens: int, d_vocab: int, device: torch.device) -> Iterator[slice]:
     """Return slices of tokens whose logits fit into memory; at least four of them, even if the batch is short."""
+    # 2**24 logits on other devices; at most a quarter of the tokens
     chunk = max(1, min(CHUNK_ELEMENTS.get(device.type, 2**24) // d_vocab, -(-n_tokens // 4)))
     return (slice(start, start + chunk) for start in range(0, n_tokens, chunk))
 

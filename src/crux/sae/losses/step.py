@@ -1,4 +1,4 @@
-"""The terms of losses in one training step."""
+"""The terms of a loss in one training step: MSE, KL, downstream MSE, and the terms of sparsity."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -75,6 +75,7 @@ class TrainingStep:
         return self._by_run(values)
 
     def _by_run(self, values: Sequence[Float[Tensor, ""]]) -> Float[Tensor, "runs"]:
+        """Return one value per run from one value per SAE or per run."""
         stacked = torch.stack(list(values))
         return stacked if self.separate else stacked.sum()[None]
 
@@ -111,9 +112,9 @@ class TrainingStep:
         weight, batch = self._shared_weight(), clean.final.shape[:2]
         by_position = None if weight is None else weight.view(batch)
         values: list[Tensor] = []
-        for first in range(0, len(spliced.final), batch[0]):
-            of_run = {hook: value[first : first + batch[0]] for hook, value in spliced.activations.items()}
-            values.append(downstream_mse(of_run, clean.activations, weight=by_position))
+        for start in range(0, len(spliced.final), batch[0]):  # the sequences of one run after those of another
+            run_activations = {hook: value[start : start + batch[0]] for hook, value in spliced.activations.items()}
+            values.append(downstream_mse(run_activations, clean.activations, weight=by_position))
         return self.record("downstream", values)
 
     def _shared_weight(self) -> Weight:
@@ -122,10 +123,11 @@ class TrainingStep:
         return torch.stack(weights).prod(0) if weights else None
 
     def sparsity(self) -> Float[Tensor, "runs"]:
-        """Return the terms that every loss has: λ · penalty + the architecture's auxiliary term + AuxK."""
+        """Return the sum of the terms that every loss has: λ · penalty + the architecture's auxiliary term + AuxK."""
         return self._by_run([self._sparsity_terms(i, *sae_data) for i, sae_data in enumerate(self.by_sae())])
 
     def _sparsity_terms(self, i: int, site: Site, passed: SaePass, target: Tensor, weight: Weight) -> Float[Tensor, ""]:
+        """Return these terms of the i-th SAE."""
         sae, codes = site.sae, passed.codes
         terms = {"sparsity": sae.penalty(codes, weight=weight)}
         loss = self._sparsity[i] * terms["sparsity"]

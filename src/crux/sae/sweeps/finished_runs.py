@@ -11,39 +11,43 @@ from crux.config.errors import UserError
 from crux.config.messages import nearest
 from crux.runs.run_folder import RunFolder, comparable_keys
 
-ORDER = ("local", "e2e", "e2e_ds")
+LOSS_ORDER = ("local", "e2e", "e2e_ds")
 """The order of losses in tables and figures; others follow by name. Ratios are relative to the first loss that is present."""
 
 EXPERIMENT, ARCHITECTURE, LOSS, HOOK_POINT = "experiment", "architecture", "loss", "hook point"
-ASKED, STEPS = "asked for", "steps"
+SPARSITY_SETTING, STEPS = "λ, k or target L0", "steps"
+"""Titles of the columns that hold the settings of runs."""
 
 Keys = Mapping[str, Any]
-"""A flat configuration, such as `sae.k` → 32. A key that an option does not have may be null or absent."""
+"""A configuration by dotted keys, such as `sae.k` → 32. A key that an option does not have may be null or absent."""
 
 
-def _sparsity_setting(keys: Keys) -> str:
-    """Return the sparsity setting of a run: k, target L0 or λ."""
-    for key, shown in (("sae.k", "k={}"), ("target_l0", "L0={:g}"), ("sparsity", "λ={:g}")):
+def _describe_sparsity(keys: Keys) -> str:
+    """Return k, the target L0 or λ of a run, whichever determines its sparsity."""
+    for key, text in (("sae.k", "k={}"), ("target_l0", "L0={:g}"), ("sparsity", "λ={:g}")):
         if keys.get(key) is not None:
-            return shown.format(keys[key])
+            return text.format(keys[key])
     return ""
 
 
-def _experiment(keys: Keys) -> str:
-    """Return the name of the experiment; empty if the job trained an SAE."""
+def _find_experiment(keys: Keys) -> str:
+    """Return the name of the experiment; empty if the job trained an SAE on a language model."""
+    # a job that trains SAEs has a loss, and only the section `toy` says on which toy model
     sections = ("toy",) if keys.get("loss.name") else ("toy", "llc", "degeneracy", "interaction_basis")
     return next((name for section in sections if (name := keys.get(f"{section}.experiment"))), "")
 
 
 SETTINGS: dict[str, Callable[[Keys], str]] = {
-    EXPERIMENT: _experiment,
+    EXPERIMENT: _find_experiment,
     ARCHITECTURE: lambda keys: keys.get("sae.name") or "relu",
     LOSS: lambda keys: keys.get("loss.name") or "",
     HOOK_POINT: lambda keys: ", ".join(keys.get("hook_points") or [keys.get("hook_point") or ""]),
-    ASKED: _sparsity_setting,
+    SPARSITY_SETTING: _describe_sparsity,
     STEPS: lambda keys: str(keys.get("trainer.max_steps", "")),
 }
-"""The settings in which runs of a sweep may differ, besides the seed. Those that differ become columns of the tables."""
+"""The settings in which runs of a sweep may differ, besides the seed: title of the column → its value for a configuration.
+
+The settings that differ between the runs become columns of the tables."""
 
 
 class FinishedRuns(NamedTuple):
@@ -94,7 +98,8 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
     for path in folder.rglob("metrics.json"):
         run = RunFolder(path.parent)
         if run.done:
-            keys = {k: v for k, v in comparable_keys(run.read_config()).items() if not k.endswith("_target_")}
+            config = comparable_keys(run.read_config())
+            keys = {key: value for key, value in config.items() if not key.endswith("_target_")}
             settings = {title: value(keys) for title, value in SETTINGS.items()}
             name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
             order = (
@@ -117,21 +122,22 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
 
 
 def loss_order(loss: str) -> tuple[int, str]:
-    """Return the sort key of a loss; further words may follow its name."""
+    """Return the sort key of a loss. Coefficients may follow its name, as in `e2e loss.kl=0.5`."""
     name = loss.partition(" ")[0]
-    return (ORDER.index(name) if name in ORDER else len(ORDER), loss)
+    return (LOSS_ORDER.index(name) if name in LOSS_ORDER else len(LOSS_ORDER), loss)
 
 
 def differences(runs: FinishedRuns) -> pd.DataFrame:
     """Return the settings in which the runs differ besides the seed, one column per setting.
 
-    These are columns of `SETTINGS`, and every other key that differs between runs with the same `SETTINGS`.
+    These are columns of `SETTINGS`, and every other key that differs between runs with the same `SETTINGS`. The loss, or the
+    experiment, is a column even if it does not differ, so that every row has a name.
     """
     settings, keys = runs.settings, runs.keys.drop(columns="seed", errors="ignore")
-    differing = keys.groupby([settings[title] for title in settings]).nunique().gt(1).any()
-    always = LOSS if set(settings[EXPERIMENT]) == {""} else EXPERIMENT
-    shown = [title for title in settings if title == always or len(set(settings[title])) > 1]
-    return pd.concat([settings[shown], keys.loc[:, differing]], axis=1)
+    name = LOSS if set(settings[EXPERIMENT]) == {""} else EXPERIMENT
+    titles = [title for title in settings if title == name or len(set(settings[title])) > 1]
+    other_keys = keys.groupby([settings[title] for title in settings]).nunique().gt(1).any()
+    return pd.concat([settings[titles], keys.loc[:, other_keys]], axis=1)
 
 
 def group_by_setting(rows: pd.DataFrame, *, by: pd.DataFrame) -> Iterator[tuple[list[str], pd.DataFrame]]:

@@ -14,9 +14,10 @@ from crux.sae.options import ReportJob
 from crux.sae.sweeps.figures import plot_sweep
 from crux.sae.sweeps.finished_runs import read_finished_runs, sweep_folder
 from crux.sae.sweeps.l0_curves import build_curves
-from crux.sae.sweeps.matched import BOOTSTRAP_SEED, ENOUGH_SEEDS, RESAMPLES
+from crux.sae.sweeps.matched import BOOTSTRAP_SEED, MIN_SEEDS_FOR_INTERVAL, RESAMPLES
 from crux.sae.sweeps.tables import (
     RATE,
+    Match,
     match_losses,
     matched_numbers,
     matched_table,
@@ -25,16 +26,17 @@ from crux.sae.sweeps.tables import (
     times_table,
 )
 
-NOTES = {
+TABLE_NOTES = {
     "Runs": "On held-out text: nats per token, shares for explained variance, loss recovered and alive latents. "
     "Of toy models: the network's own loss, summed over features, and shares. Mean over seeds (lowest to highest).",
     "At equal L0": "CE loss increase in nats per token, interpolated linearly between the two neighbouring L0 of a seed's runs; mean "
     "over seeds (lowest to highest). Ratios are between means over the seeds that both losses have; the denominator is the first "
     "of local, e2e, e2e_ds and others by name that is present. In brackets: the lowest and highest ratio of a single seed and, "
-    f"from {ENOUGH_SEEDS} seeds on, a bootstrap 95 % interval over seeds ({RESAMPLES:,} resamples, seed {BOOTSTRAP_SEED}).",
+    f"from {MIN_SEEDS_FOR_INTERVAL} seeds on, a bootstrap 95 % interval over seeds ({RESAMPLES:,} resamples, seed {BOOTSTRAP_SEED}).",
     "Time": "Training tokens per second, and time per token divided by that of the e2e run with the same seed and settings. If a "
     "run was interrupted, the values are those since its last start.",
 }
+"""The text between the title of a table and the table."""
 
 
 def run(config: ReportJob, *, folder: Path | None) -> None:
@@ -75,8 +77,8 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         UserError: if no run has finished.
     """
     runs = read_finished_runs(folder)
-    lines = build_curves(runs)
-    tables, matches = {"Runs": runs_table(runs)}, match_losses(lines, at=at)
+    curves = build_curves(runs)
+    tables, matches = {"Runs": runs_table(runs)}, match_losses(curves, at=at)
     write_text(folder / "runs.csv", _csv(runs_numbers(runs)))
     (folder / "matched.csv").unlink(missing_ok=True)
     if matches:
@@ -84,16 +86,36 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         write_text(folder / "matched.csv", _csv(matched_numbers(matches)))
     if RATE in runs.metrics:
         tables["Time"] = times_table(runs)
-    figures = plot_sweep(lines, at=at) if lines else {}
+    figures = plot_sweep(curves, at=at) if curves else {}
     (folder / "figures").mkdir(exist_ok=True)
-    for old in (folder / "figures").glob("*.png"):
+    for old in (folder / "figures").glob("*.png"):  # of an earlier report, which may have had other figures
         old.unlink()
     for name, figure in figures.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
-    parts = [f"# {folder.name}", *(f"## {t}\n\n{NOTES[t]}\n\n{_markdown(frame)}" for t, frame in tables.items())]
+    parts = [f"# {folder.name}"]
+    parts += [f"## {title}\n\n{TABLE_NOTES[title]}\n\n{_markdown(frame)}" for title, frame in tables.items()]
+    if curves and (reason := _explain_missing_ratios(matches)):
+        parts.append(reason)
     parts += [f"![{name}](figures/{name}.png)" for name in figures]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     return Report(folder, tables)
+
+
+def _explain_missing_ratios(matches: Sequence[Match]) -> str:
+    """Return one line on why the losses are not compared at equal L0; empty if they are, or if there is only one loss."""
+    if not matches:
+        return (
+            "There is no matched.csv: to interpolate at equal L0, a loss needs runs with the same seed and several values of "
+            "λ, k or the target L0."
+        )
+    compared = [match for match in matches if match.curve.loss != match.baseline]
+    if compared and all(match.ratio is None for match in compared):
+        l0s = ", ".join(dict.fromkeys(f"{match.l0:g}" for match in matches))
+        return (
+            f"There is no ratio between losses: at none of the L0 values {l0s} do two losses have runs of one seed with a lower "
+            "and a higher L0. Other values can be given as report_l0=[…]."
+        )
+    return ""
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from crux.sae.sweeps.finished_runs import ASKED, LOSS, STEPS, FinishedRuns, differences, group_by_setting
+from crux.sae.sweeps.finished_runs import LOSS, SPARSITY_SETTING, STEPS, FinishedRuns, differences, group_by_setting
 from crux.sae.sweeps.l0_curves import L0Curve
 from crux.sae.sweeps.matched import Ratio, ratio_of_means
 
-MEASURED = {
+METRIC_COLUMNS = {
     "L0": "l0",
     "CE loss increase": "ce_increase",
     "KL": "kl",
@@ -24,9 +24,10 @@ MEASURED = {
     "mean max cosine": "mean_max_cosine",
     "checks": "checks",
     "checks failed": "checks_failed",
-    "alive": r"alive_heldout_\d+_frac",
+    "alive (share)": r"alive_heldout_\d+_frac",
 }
-"""Columns of the table, if runs have them → their metrics, as patterns. The rows from `network's loss increase` on are for toy models."""
+"""Columns of the table of runs: title → pattern of the metric's name. A column without values is left out; those from
+`network's loss increase` to `checks failed` are for toy models."""
 
 RATE = "final/tokens_per_second"
 
@@ -34,8 +35,11 @@ RATE = "final/tokens_per_second"
 def runs_table(runs: FinishedRuns) -> pd.DataFrame:
     """Return one row per setting: the mean over seeds, with the range."""
     varied = differences(runs)
-    names = {t: [m for m in runs.metrics if re.fullmatch(f"final/{pattern}", m)] for t, pattern in MEASURED.items()}
-    columns = {title: metrics for title, metrics in names.items() if metrics}
+    metrics = {
+        title: [name for name in runs.metrics if re.fullmatch(f"final/{pattern}", name)]
+        for title, pattern in METRIC_COLUMNS.items()
+    }
+    columns = {title: names for title, names in metrics.items() if names}
     rows = [
         [*setting, len(group), *(format_spread(group[names].stack().dropna().tolist()) for names in columns.values())]
         for setting, group in group_by_setting(runs.metrics, by=varied)
@@ -43,15 +47,15 @@ def runs_table(runs: FinishedRuns) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*varied, "seeds", *columns])
 
 
-LOSS_SETTINGS = (LOSS, ASKED, STEPS)
+FREE_SETTINGS = (LOSS, SPARSITY_SETTING, STEPS)
 """Settings in which a run may differ from the e2e run with which its training time is compared."""
 
 
 def times_table(runs: FinishedRuns) -> pd.DataFrame:
-    """Return one row per setting: training tokens per second, and time per token as a ratio to loss=e2e, all else equal."""
+    """Return one row per setting: training tokens per second, and time per token divided by that of loss=e2e, all else equal."""
     varied, rate = differences(runs), runs.metrics[RATE]
-    shared = [varied[title] for title in varied if title not in LOSS_SETTINGS and not title.startswith("loss.")]
-    e2e = rate.where(runs.settings[LOSS] == "e2e").groupby([*shared, runs.key("seed")]).transform("first")
+    equal_settings = [varied[title] for title in varied if title not in FREE_SETTINGS and not title.startswith("loss.")]
+    e2e = rate.where(runs.settings[LOSS] == "e2e").groupby([*equal_settings, runs.key("seed")]).transform("first")
     rows = []
     for setting, group in group_by_setting(pd.DataFrame({"rate": rate, "time": e2e / rate}), by=varied):
         rates, times = (group[name].dropna().tolist() for name in group)
@@ -72,25 +76,25 @@ class Match(NamedTuple):
     """The ratio to the baseline; None for the baseline itself, and if no seed has both losses."""
 
     @property
-    def place(self) -> dict[str, str]:
-        """The settings that distinguish it from curves with which it is not compared, by column title."""
+    def common_settings(self) -> dict[str, str]:
+        """The settings that the compared curves have in common, by column title."""
         architecture = self.curve.architecture
-        return self.curve.place | ({"architecture": architecture} if architecture else {})
+        return self.curve.common_settings | ({"architecture": architecture} if architecture else {})
 
 
 def match_losses(curves: Sequence[L0Curve], *, at: Sequence[float]) -> list[Match]:
     """Return the CE loss increase of every loss at each L0; empty if no loss has two sparsity settings or more."""
     matches: list[Match] = []
-    for _, group in groupby(curves, key=lambda c: c.comparable):
+    for _, group in groupby(curves, key=lambda curve: curve.comparison_key):
         compared = list(group)
         if not any(curve.runs["seed"].duplicated().any() for curve in compared):
-            continue
+            continue  # no seed has two runs to interpolate between
         for l0 in at:
-            base = compared[0].interpolate("ce_increase", l0=l0)
+            baseline = compared[0].interpolate("ce_increase", l0=l0)
             for curve in compared:
                 values = curve.interpolate("ce_increase", l0=l0)
-                seeds = sorted(values.index.intersection(base.index)) if curve is not compared[0] else []
-                to_base = ratio_of_means(values[seeds].tolist(), base[seeds].tolist()) if seeds else None
+                seeds = sorted(values.index.intersection(baseline.index)) if curve is not compared[0] else []
+                to_base = ratio_of_means(values[seeds].tolist(), baseline[seeds].tolist()) if seeds else None
                 matches.append(Match(curve, l0, values, compared[0].loss, to_base))
     return matches
 
@@ -98,38 +102,46 @@ def match_losses(curves: Sequence[L0Curve], *, at: Sequence[float]) -> list[Matc
 def matched_table(matches: Sequence[Match]) -> pd.DataFrame:
     """Return a table to read: one row per L0, one column per loss, then the ratios."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    increases, ratios = {}, {}
-    for m in matches:
-        row = rows.setdefault((*m.place.values(), f"{m.l0:g}"), m.place | {"L0": f"{m.l0:g}"})
-        increases[f"CE loss increase, {m.curve.loss}"] = row[f"CE loss increase, {m.curve.loss}"] = format_spread(
-            m.values.tolist()
-        )
-        if m.curve.loss != m.baseline:
-            ratios[f"{m.curve.loss} / {m.baseline}"] = row[f"{m.curve.loss} / {m.baseline}"] = format_ratio(m.ratio)
-    return pd.DataFrame(list(rows.values()), columns=[*matches[0].place, "L0", *increases, *ratios]).fillna("–")
+    increases: list[str] = []
+    ratios: list[str] = []
+    for match in matches:
+        settings, l0 = match.common_settings, f"{match.l0:g}"
+        row = rows.setdefault((*settings.values(), l0), settings | {"L0": l0})
+        title = f"CE loss increase, {match.curve.loss}"
+        increases.append(title)
+        row[title] = format_spread(match.values.tolist())
+        if match.curve.loss != match.baseline:
+            title = f"{match.curve.loss} / {match.baseline}"
+            ratios.append(title)
+            row[title] = format_ratio(match.ratio)
+    columns = dict.fromkeys([*matches[0].common_settings, "L0", *increases, *ratios])  # each title once
+    return pd.DataFrame(list(rows.values()), columns=list(columns)).fillna("–")
 
 
 def matched_numbers(matches: Sequence[Match]) -> pd.DataFrame:
     """Return a table to process: one row per L0 and loss, with all digits."""
     rows = []
-    for m in matches:
-        v, r = m.values.tolist(), m.ratio
-        row = m.place | {"l0": f"{m.l0:g}", "loss": m.curve.loss, "seeds": len(v)}
-        row |= {"ce_increase": sum(v) / len(v), "ce_increase_min": min(v), "ce_increase_max": max(v)} if v else {}
-        row |= {"baseline": m.baseline}
-        if r is not None:
-            row |= {"ratio": r.of_means, "ratio_min": r.lowest, "ratio_max": r.highest}
-            row |= dict(zip(("ratio_ci95_low", "ratio_ci95_high"), r.interval or (), strict=False))
+    for match in matches:
+        values, ratio = match.values.tolist(), match.ratio
+        row = match.common_settings | {"l0": f"{match.l0:g}", "loss": match.curve.loss, "seeds": len(values)}
+        if values:
+            mean = sum(values) / len(values)
+            row |= {"ce_increase": mean, "ce_increase_min": min(values), "ce_increase_max": max(values)}
+        row |= {"baseline": match.baseline}
+        if ratio is not None:
+            row |= {"ratio": ratio.of_means, "ratio_min": ratio.lowest, "ratio_max": ratio.highest}
+            if ratio.interval is not None:
+                row |= dict(zip(("ratio_ci95_low", "ratio_ci95_high"), ratio.interval, strict=True))
         rows.append(row)
     measured = ["ce_increase", "ce_increase_min", "ce_increase_max", "baseline"]
     ratios = ["ratio", "ratio_min", "ratio_max", "ratio_ci95_low", "ratio_ci95_high"]
-    return pd.DataFrame(rows, columns=[*matches[0].place, "l0", "loss", "seeds", *measured, *ratios])
+    return pd.DataFrame(rows, columns=[*matches[0].common_settings, "l0", "loss", "seeds", *measured, *ratios])
 
 
 def runs_numbers(runs: FinishedRuns) -> pd.DataFrame:
     """Return one row per run: its folder, all keys that differ between runs, and all metrics."""
-    always = ("loss.name", "sparsity", "seed")
-    keys = runs.keys.loc[:, [key in always or runs.keys[key].nunique() > 1 for key in runs.keys]]
+    main_keys = ("loss.name", "sparsity", "seed")  # columns of every runs.csv, also if they do not differ
+    keys = runs.keys.loc[:, [key in main_keys or runs.keys[key].nunique() > 1 for key in runs.keys]]
     return pd.concat([keys.replace("None", ""), runs.metrics], axis=1).reset_index()
 
 

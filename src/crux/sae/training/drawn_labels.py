@@ -6,8 +6,8 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.training import ranks
 
-RANKS_APART = 1_000_003
-"""Difference between the seeds of two processes; so large that the seeds of different runs and processes do not coincide."""
+SEED_STEP_PER_RANK = 1_000_003
+"""Difference between the seeds of successive processes; so large that no seed of another run has the same value."""
 
 
 class DrawnLabels:
@@ -21,7 +21,7 @@ class DrawnLabels:
     def generator(self, device: torch.device) -> torch.Generator:
         """Return the generator; it is created at the first call, since a checkpoint is loaded before the module is on its device."""
         if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(self.seed + RANKS_APART * ranks.current_rank())
+            self._generator = torch.Generator(device).manual_seed(self.seed + SEED_STEP_PER_RANK * ranks.current_rank())
             if self._loaded is not None:
                 self._generator.set_state(self._loaded)
         return self._generator

@@ -22,12 +22,12 @@ class JobRuns:
         """The first bad step of each failed run, by name."""
 
     def mark_failed(self, first_bad: Sequence[int]) -> list[int]:
-        """Mark the runs that have a first bad step as failed, and return the indices of the newly failed ones.
+        """Mark the runs that have a first bad step (one entry per run) as failed, and return the indices of the newly failed ones.
 
         Raises:
             NonFiniteLossError: if all runs have failed.
         """
-        bad = {i: step for i, step in enumerate(first_bad) if step >= 0}
+        bad = {i: step for i, step in enumerate(first_bad) if step >= 0}  # −1 if a run has no bad step
         if len(bad) == len(self.names):
             at = [f"step {step}" + (f" ({self.names[i]})" if self.separate else "") for i, step in bad.items()]
             raise NonFiniteLossError(at=", ".join(at), kept="the last good checkpoint is kept")

@@ -11,7 +11,7 @@ from crux.sae.architectures.site import Site
 from crux.sae.label_gradients import LabelGradients
 from crux.sae.losses.loss import Loss
 from crux.sae.losses.step import ForwardResults, Weight
-from crux.sae.splicing import SaePass, splice_each, splice_sites
+from crux.sae.splicing import SaePass, build_joint_splice, run_separate_splices
 from crux.sae.training.activations import Activations
 from crux.subjects.subject import Clean, Spliced, Subject
 
@@ -48,7 +48,7 @@ class TokenPasses:
 
     Args:
         loss: the loss, which determines the passes that are needed and the tokens that are left out.
-        sae_gradients: the gradients that the SAEs use besides activations; None: none.
+        sae_gradients: the gradients that the encoders use besides activations; None: they use none.
         later: hook points after the SAEs whose activations the loss compares.
         separate: whether each SAE is a separate run with its own spliced pass.
     """
@@ -95,17 +95,18 @@ class TokenPasses:
         clean, drawn = sampled.clean(tokens, capture=capture, generator=generator)
         if self.sae_gradients is None:
             return clean, {}, drawn
-        if self.sae_gradients.target == "sampled":
+        if self.sae_gradients.target == "sampled":  # the same drawn labels serve the SAEs and the loss
             return clean, drawn, drawn
         return clean, self.sae_gradients.clean(tokens, capture=capture, generator=generator)[1], drawn
 
     def _run_spliced(
         self, clean: Clean, sites: Sequence[Site], sae_gradients: Gradients
     ) -> tuple[Spliced, list[SaePass]]:
+        """Run a separate spliced pass for each run, or one pass with all SAEs."""
         if self.separate:
             assert not sae_gradients, "an architecture that uses gradients cannot be one of several separate runs"
-            return splice_each(self.subject, clean, sites, capture=self.later)
-        splice, passed = splice_sites(sites, sides=sae_gradients)
+            return run_separate_splices(self.subject, clean, sites, capture=self.later)
+        splice, passed = build_joint_splice(sites, sides=sae_gradients)
         return self.subject.spliced(clean, splice, capture=self.later), passed
 
 
@@ -124,7 +125,7 @@ def run_on_activations(
 
 
 def kept_positions(tokens: Int[Tensor, "batch pos"], skipped: Sequence[int]) -> Bool[Tensor, "tokens"] | None:
-    """Return False at the skipped positions, or None if there are none."""
+    """Return a mask that is False at the skipped positions, or None if no position is skipped."""
     if not skipped:
         return None
     kept = torch.ones_like(tokens, dtype=torch.bool)
@@ -136,8 +137,8 @@ def kept_positions(tokens: Int[Tensor, "batch pos"], skipped: Sequence[int]) -> 
 def counted_tokens(
     x: Float[Tensor, "tokens d"], kept: Bool[Tensor, "tokens"] | None, *, max_norm: float | None
 ) -> Weight:
-    """Return 1 for a token that the loss counts and 0 for one that it leaves out, or None if it counts all."""
+    """Return weight 1 for a token that the loss counts and 0 for one that it leaves out, or None if it counts all tokens."""
     if max_norm is not None:
-        short = x.norm(dim=-1) <= max_norm
-        kept = short if kept is None else kept & short
+        within_norm = x.norm(dim=-1) <= max_norm
+        kept = within_norm if kept is None else kept & within_norm
     return None if kept is None else kept.float()

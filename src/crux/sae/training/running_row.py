@@ -1,4 +1,4 @@
-"""The current row of the training history: sums on the device, which are read once per row."""
+"""The unfinished row of the training history: sums on the device, which are read once per row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -17,7 +17,7 @@ class RowState(TypedDict):
 
 
 class RunningRow:
-    """The sums of all values of the micro-batches since the last row.
+    """The sums, over the micro-batches since the last row, of the values that the history records.
 
     Args:
         hooks: the hook point that each SAE writes, which is appended to the keys of values that are given per SAE.

@@ -30,8 +30,8 @@ class SAEModule(L.LightningModule):
     """Trains SAEs at one or several hook points, with any loss and on any network.
 
     A step never waits for the device: terms are summed there and read every `log_every` steps. If the loss of one of several
-    `runs` is no longer finite, that run fails: once this is noticed, its SAE is set to zero, and the other runs continue
-    unchanged.
+    `runs` is no longer finite, that run fails: when the next row or checkpoint is written, its SAE is set to zero, and the other
+    runs continue unchanged.
 
     Args:
         sites: the SAEs and their hook points, in the network's order.
@@ -118,7 +118,8 @@ class SAEModule(L.LightningModule):
         self._l0 = []
 
     def _clip(self, sae: SAE) -> Tensor:
-        if not sae.W_dec.requires_grad:  # a failed run
+        """Clip the gradient of an SAE, and return its norm before clipping."""
+        if not sae.W_dec.requires_grad:  # the SAE of a failed run is frozen
             return torch.zeros((), device=self.device)
         return nn.utils.clip_grad_norm_(sae.parameters(), self.optimizer_options.clip)
 
@@ -131,7 +132,7 @@ class SAEModule(L.LightningModule):
         n_runs = len(self.runs.names)
         columns = [value.double().expand(n_runs) for value in (*means.values(), self.watch.first_bad_step)]
         *values, first_bad = torch.stack(columns).tolist()
-        self._end([int(step) for step in first_bad])
+        self._end_runs([int(step) for step in first_bad])
         self.row.clear()
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         return self.runs.row(dict(zip(means, values, strict=True)) | {"lr": [lr] * n_runs})
@@ -151,9 +152,10 @@ class SAEModule(L.LightningModule):
         Raises:
             NonFiniteLossError: if no run is left.
         """
-        self._end(self.watch.first_bad_step.tolist())
+        self._end_runs(self.watch.first_bad_step.tolist())
 
-    def _end(self, first_bad: Sequence[int]) -> None:
+    def _end_runs(self, first_bad: Sequence[int]) -> None:
+        """End the runs that have a first bad step (−1: none) and have not been ended before."""
         for i in self.runs.mark_failed(first_bad):
             zero_and_freeze(self.sites[i].sae, self.trainer.optimizers[0])
             self.row.forget_run(i)
@@ -167,7 +169,10 @@ class SAEModule(L.LightningModule):
         self.end_failed_runs()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the unfinished row and the generator; a checkpoint never contains a non-finite number, as failed runs are ended first."""
+        """Add the unfinished row and the state of the generator to a checkpoint.
+
+        A checkpoint never contains a non-finite number, since failed runs are ended first.
+        """
         self.end_failed_runs()
         checkpoint["row"] = self.row.state()
         checkpoint["generator"] = self.drawn_labels.state(self.device)

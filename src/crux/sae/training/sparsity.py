@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-START, ON_TARGET, DAMPED, FROZEN = 0.1, 0.3, 0.5, 0.8
-"""Shares of the steps at which λ begins to move, L0 should be at its target, damping of λ begins, and λ is frozen."""
+STEERING_START, RAMP_END, DAMPING_START, FREEZE_START = 0.1, 0.3, 0.5, 0.8
+"""Shares of the steps after which λ begins to move, the wanted L0 has reached the target, damping of λ begins, and λ is frozen."""
 
 
 class Steering(NamedTuple):
@@ -25,10 +25,10 @@ class Sparsity(nn.Module):
 
     The controller compares the running mean of L0 over about the last ten steps with the wanted L0:
 
-        e = log(L0 / wanted L0), clipped to ± CLIP
-        log λ = log λ₀ + PROPORTIONAL · w · e + INTEGRAL · Σ w · e
+        e = log(L0 / wanted L0), clipped to ± MAX_ERROR
+        log λ = log λ₀ + PROPORTIONAL_GAIN · w · e + INTEGRAL_GAIN · Σ w · e
 
-    w is 1 for the first half of the steps and then falls to CALM when λ is frozen, so that λ does not oscillate at the end.
+    w is 1 for the first half of the steps and then falls to FINAL_GAIN when λ is frozen, so that λ does not oscillate at the end.
 
     The wanted L0 starts at the L0 that the run has after a tenth of the steps, and reaches the target at three tenths, linearly in
     log L0. Without this ramp, λ would rise as fast as possible, and JumpReLU's thresholds so far that no smaller λ brings them
@@ -36,7 +36,7 @@ class Sparsity(nn.Module):
     running mean of log λ over a twentieth of the steps. The state of the controller is in buffers, so checkpoints contain it.
     """
 
-    PROPORTIONAL, INTEGRAL, MEMORY, CLIP, CALM = 3.0, 0.08, 0.1, 0.5, 1 / 3
+    PROPORTIONAL_GAIN, INTEGRAL_GAIN, NEW_L0_WEIGHT, MAX_ERROR, FINAL_GAIN = 3.0, 0.08, 0.1, 0.5, 1 / 3
 
     weight: Tensor
     integral: Tensor
@@ -60,22 +60,23 @@ class Sparsity(nn.Module):
         if self.steering is None:
             return
         steps, log_l0 = self.steering.max_steps, l0.clamp_min(1e-3).log()
-        self.log_l0 = log_l0 if step == 0 else torch.lerp(self.log_l0, log_l0, self.MEMORY)
-        if step < START * steps:
+        self.log_l0 = log_l0 if step == 0 else torch.lerp(self.log_l0, log_l0, self.NEW_L0_WEIGHT)
+        if step < STEERING_START * steps:
             self.log_first = self.log_l0
-        elif step >= FROZEN * steps:
+        elif step >= FREEZE_START * steps:
             self.weight = self.start * self.log_mean.exp()
         else:
-            damping = max(0.0, (step / steps - DAMPED) / (FROZEN - DAMPED))
-            error = (self.log_l0 - self._wanted_log_l0(step / steps)).clamp(-self.CLIP, self.CLIP)
-            error = error * (1 - (1 - self.CALM) * damping)
-            self.integral += self.INTEGRAL * error
-            log_ratio = self.PROPORTIONAL * error + self.integral
-            self.log_mean = torch.lerp(self.log_mean, log_ratio, min(1.0, 20 / steps))
+            damping = max(0.0, (step / steps - DAMPING_START) / (FREEZE_START - DAMPING_START))
+            error = (self.log_l0 - self._wanted_log_l0(step / steps)).clamp(-self.MAX_ERROR, self.MAX_ERROR)
+            error = error * (1 - (1 - self.FINAL_GAIN) * damping)
+            self.integral += self.INTEGRAL_GAIN * error
+            log_ratio = self.PROPORTIONAL_GAIN * error + self.integral
+            self.log_mean = torch.lerp(self.log_mean, log_ratio, min(1.0, 20 / steps))  # over a twentieth of the steps
             self.weight = self.start * log_ratio.exp()
 
     def _wanted_log_l0(self, progress: float) -> Float[Tensor, "n_saes"]:
         """Return the log of the L0 that is wanted after this share of the steps."""
         assert self.steering is not None
-        target, left = math.log(self.steering.target), max(0.0, (ON_TARGET - progress) / (ON_TARGET - START))
-        return target + left * (self.log_first - target).clamp_min(0)
+        target = math.log(self.steering.target)
+        remaining = max(0.0, (RAMP_END - progress) / (RAMP_END - STEERING_START))
+        return target + remaining * (self.log_first - target).clamp_min(0)

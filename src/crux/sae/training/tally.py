@@ -8,7 +8,10 @@ from crux.training import ranks
 
 
 class Tally(nn.Module):
-    """Records the last firing of each latent, in training tokens. It stays on the device and is saved in checkpoints."""
+    """Records, for each latent, the number of training tokens up to the last one on which it fired; −1 if it never fired.
+
+    The record stays on the device and is saved in checkpoints.
+    """
 
     last_fired: Tensor
     tokens_seen: Tensor
