@@ -167,7 +167,7 @@ MORE = {
     ),
     "loss=local loss.block_diagonal=true": ("loss.block_diagonal: loss=local has no such key; loss=fisher has it",),
     "sae=p_anneal sae.p_end=1": ("sae.p_end=1", "between 0 and 1"),
-    "sae=batch_topk loss.skip_positions=[0]": ("sae=batch_topk", "no token of it can be left out"),
+    "sae=batch_topk loss.skip_positions=[0]": ("sae=batch_topk", "the loss cannot leave out any token"),
     "hook_points=[blocks.5.hook_resid_post,blocks.6.hook_resid_pre]": ("hook_points", "out of order"),
     "sae.start_from={}/folder": ("sae.start_from", "not an SAE folder"),
     # many SAEs at once

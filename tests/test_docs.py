@@ -5,6 +5,7 @@ server, an earlier run, or hours); its commands are then composed, but not run.
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -87,7 +88,7 @@ def test_other_shell_commands_say_what_they_need() -> None:
 
 @pytest.mark.parametrize("line", list(dict.fromkeys([*commands(needs=True), *commands(needs=False)])))
 def test_a_command_composes(line: str) -> None:
-    words = [word for word in line.replace("<toy run>", "toy_run").split() if not word.startswith("-")]
+    words = [word for word in shlex.split(line.replace("<toy run>", "toy_run")) if not word.startswith("-")]
     register()
     parsed = OverridesParser.create().parse_overrides(words)
     first = [
