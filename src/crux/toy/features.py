@@ -22,8 +22,8 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.toy.options import Cooccurrence
 
-SPARSE = 0.1
-"""Up to this density the positions of active features are drawn; above it, one random number per position."""
+MAX_DENSITY_BY_POSITION = 0.1
+"""Up to this density only the positions of active features are drawn, which is faster; above it, a random number for each position."""
 
 
 class Purpose(Enum):
@@ -35,7 +35,7 @@ class Purpose(Enum):
 
 
 class FeatureDistribution(NamedTuple):
-    """The distribution of the features of an instance, apart from their densities."""
+    """The distribution of the features that an instance sees, apart from their densities."""
 
     together: Cooccurrence
     n_sets: int
@@ -129,10 +129,10 @@ def _fill_active(
     """Fill the active positions of x [batch, n_features], which is all zeros, with magnitudes from (0, 1)."""
     batch, n = x.shape
     match distribution.together:
-        case Cooccurrence.independent if density.max() > SPARSE:
+        case Cooccurrence.independent if density.max() > MAX_DENSITY_BY_POSITION:
             u = rng.random(x.shape, dtype=np.float32)
-            share = density.astype(np.float32)  # given u < p, u / p is uniform
-            np.divide(u, share, out=x, where=u < share)
+            p = density.astype(np.float32)
+            np.divide(u, p, out=x, where=u < p)  # a feature is active if u < p; u / p is then uniform on [0, 1)
         case Cooccurrence.independent:
             positions = _draw_positions(rng, x.size, float(density.max()))
             if density.min() < density.max():  # thin them out to the density of each feature
@@ -164,6 +164,7 @@ def _draw_positions(rng: np.random.Generator, n: int, p: float) -> np.ndarray:
     positions = np.zeros(0, dtype=np.int64)
     last = -1
     while last < n:
+        # n p gaps suffice on average; with six standard deviations more, a second round is hardly ever needed
         gaps = rng.geometric(p, size=int(n * p + 6 * (n * p) ** 0.5 + 10))
         positions = np.concatenate([positions, last + np.cumsum(gaps)])
         last = int(positions[-1])

@@ -23,7 +23,7 @@ from crux.toy.evaluate import ToyEvaluationResult, evaluate_on_toy
 from crux.toy.features import Purpose
 from crux.toy.figures.recovery import plot_recovery
 from crux.toy.folder import HOOK, find_toy_model
-from crux.toy.geometry.recovery import RECOVERED
+from crux.toy.geometry.recovery import MIN_RECOVERED_COSINE
 from crux.toy.options import ToySaeJob
 from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject, load_toy_subject
@@ -139,7 +139,9 @@ class ToySaeTraining:
         drawn = {
             "densities": plot_densities(evaluation.densities.numpy(), n_tokens=self.config.evaluation.tokens),
             "recovery": plot_recovery(
-                evaluation.recovery.cosine.numpy(), living=evaluation.recovery.living.numpy(), threshold=RECOVERED
+                evaluation.recovery.cosine.numpy(),
+                living=evaluation.recovery.living.numpy(),
+                threshold=MIN_RECOVERED_COSINE,
             ),
         }
         for name, figure in drawn.items():
@@ -153,8 +155,8 @@ def typical_hidden_activation(subject: ToySubject) -> TypicalActivation:
     return TypicalActivation(h.mean(0), float(h.norm(dim=1).mean()))
 
 
-ROWS = {
-    "recovered": ("features recovered", f"share with a cosine above {RECOVERED}"),
+METRIC_LABELS = {
+    "recovered": ("features recovered", f"share with a cosine above {MIN_RECOVERED_COSINE}"),
     "mean_max_cosine": ("features, mean max cosine", ""),
     "latents_mean_max_cosine": ("latents, mean max cosine", ""),
     "l0": ("L0", "latents/sample"),
@@ -176,6 +178,6 @@ def show_toy_evaluation(title: str, evaluation: ToyEvaluationResult) -> None:
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("unit")
-    for name, (label, unit) in ROWS.items():
+    for name, (label, unit) in METRIC_LABELS.items():
         table.add_row(label, f"{evaluation.metrics[name]:.4g}", unit)
     console.print(table)

@@ -35,11 +35,11 @@ def test_only_the_better_optimum_spreads() -> None:
     b[0, -1] = 0.0
     own = polish(program, Weights(dropped, b, None), **POLISH)
     assert classify_sharing(own.weights.W).tolist() == [[0, 0, 0, 1]]
-    improved, lowered = polish_from_neighbours(program, own, classes=classify_sharing, **POLISH)
+    improved, lowered = polish_from_neighbours(program, own, classify=classify_sharing, **POLISH)
     assert lowered == n - 1
     assert classify_sharing(improved.weights.W).tolist() == [[1] * n]
     assert bool((improved.loss <= own.loss).all())
     assert improved.loss[0, -1] == own.loss[0, -1]
-    again, more = polish_from_neighbours(program, improved, classes=classify_sharing, **POLISH)
+    again, more = polish_from_neighbours(program, improved, classify=classify_sharing, **POLISH)
     assert more == 0
     assert torch.equal(again.loss, improved.loss)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.double_descent import check_regimes, measure_size, top_dimensions
+from crux.toy.experiments.double_descent import check_regimes, measure_size, sum_largest_dimensions
 from crux.toy.features import FeatureDistribution, Purpose
 from crux.toy.figures.memorisation import TrainingSetFit
 from crux.toy.options import Cooccurrence, Kind
@@ -93,7 +93,7 @@ def build_fit(points: int, *, train: float, test: float, feature: list[float], p
 
 def test_checks_distinguish_the_regimes() -> None:
     memory, general = [0.1] * 20, [0.4] * 5 + [0.0] * 15
-    assert top_dimensions(np.array(general)) == pytest.approx(2)
+    assert sum_largest_dimensions(np.array(general)) == pytest.approx(2)
     good = [
         build_fit(5, train=0.0, test=1.0, feature=memory, point=2 / 5),
         build_fit(50, train=0.6, test=1.4, feature=memory, point=0.04),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from crux.toy.experiments.pca_collapse import EXACT, PAPER, expected_counts
+from crux.toy.experiments.pca_collapse import EXACT_RANGES, PAPER_RANGES, expected_counts
 
 QUIET = ("trainer.progress=false", "tracking=none")
 
@@ -69,7 +69,7 @@ def test_expected_counts_are_those_of_the_paper_or_of_the_exact_optimum() -> Non
         [],
     ]
     assert expected_counts(0.22) == [2]  # the paper has no value there
-    for ranges in (PAPER, EXACT):
+    for ranges in (PAPER_RANGES, EXACT_RANGES):
         assert all(low < high for low, high in ranges.values())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crux.toy.experiments.geometry import STICKY, plateau_width, share_near, smooth_share_near
+from crux.toy.experiments.geometry import ALL_FRACTIONS, plateau_width, share_near, smooth_share_near
 
 SMALL = ("experiment=toy/geometry", "trainer.progress=false", "tracking=none")
 
@@ -30,7 +30,7 @@ def test_bands_that_overlap_count_once_and_end_at_one() -> None:
 
 def test_uniform_dimensionalities_have_the_share_of_a_smooth_density() -> None:
     D = torch.linspace(0.2, 0.9, 7001)
-    assert share_near(D, STICKY) == pytest.approx(smooth_share_near(D, STICKY), rel=0.05)
+    assert share_near(D, ALL_FRACTIONS) == pytest.approx(smooth_share_near(D, ALL_FRACTIONS), rel=0.05)
 
 
 def test_plateau_is_the_longest_run_of_densities() -> None:

@@ -73,7 +73,7 @@ def test_unsuitable_options_are_rejected(given: str, says: str, error_message: C
 def test_interrupted_polishing_continues_with_the_next_piece(
     run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("crux.toy.exact.polish.ROWS", 8)  # of 12 instances: two pieces
+    monkeypatch.setattr("crux.toy.exact.polish.MAX_BATCH", 8)  # of 12 instances: two pieces
     edges = Boundaries(torch.tensor([0.5], dtype=torch.float64), torch.tensor([5.0], dtype=torch.float64))
     monkeypatch.setattr("crux.toy.experiments.phase_diagram.exact_boundaries", lambda densities, *, n_hidden: edges)
     given = (*SHORT, "toy.sizes=[[2,1,1]]", "toy.densities=[0.1]", "toy.ratios=[0.1,1.0,10.0]")

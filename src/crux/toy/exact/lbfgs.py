@@ -18,17 +18,17 @@ from crux.config.progress import track
 DECREASE, CURVATURE = 1e-4, 0.9
 """The two constants of the Wolfe conditions, with the usual values for quasi-Newton methods."""
 
-NOISE = 0.8
-"""A loss is accurate to ε^0.8 of its value (3e-13 in float64); if two losses differ by less, their slopes are compared."""
+LOSS_PRECISION = 0.8
+"""A loss is accurate to ε^LOSS_PRECISION of its value (3e-13 in float64); if two losses differ by less, their slopes are compared."""
 
-TRIALS = 30
+MAX_TRIALS = 30
 """Maximum number of step lengths per line search."""
 
-PATIENCE = 10
-"""An instance stops after this many consecutive steps without a decrease beyond rounding error."""
+MAX_IDLE_STEPS = 10
+"""Number of consecutive steps without a decrease beyond rounding error, after which an instance stops."""
 
 InstanceLoss = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-"""(parameters, which) → one loss per row. Row r of every parameter belongs to instance `which[r]` and affects only loss r."""
+"""A function (parameters, which) → losses, one per row. Row r of every parameter belongs to instance `which[r]` and affects only loss r."""
 
 
 class Minimum(NamedTuple):
@@ -46,6 +46,8 @@ class Minimum(NamedTuple):
 
 
 class _LineSearch(NamedTuple):
+    """The step length of every row, with the loss and the gradient there."""
+
     step: Tensor
     loss: Tensor
     gradient: Tensor
@@ -55,12 +57,12 @@ class _LineSearch(NamedTuple):
 def _line_search(
     evaluate: Callable, x: Tensor, f: Tensor, g: Tensor, d: Tensor, slope: Tensor, step: Tensor
 ) -> _LineSearch:
-    """Find a weak Wolfe step length per row; after TRIALS trials, take the last step length that decreased the loss, if any."""
+    """Find a weak Wolfe step length per row; after MAX_TRIALS trials, take the last step length that decreased the loss, if any."""
     low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
     best_step, best_f, best_g = torch.zeros_like(step), f.clone(), g.clone()
-    rounding = torch.finfo(f.dtype).eps ** NOISE * f.abs()
-    open_ = torch.arange(len(step), device=step.device)
-    for _ in range(TRIALS):
+    rounding = torch.finfo(f.dtype).eps ** LOSS_PRECISION * f.abs()
+    open_ = torch.arange(len(step), device=step.device)  # the rows whose search goes on
+    for _ in range(MAX_TRIALS):
         t = step[open_]
         f_t, g_t = evaluate(x[open_] + t[:, None] * d[open_], open_)
         f_0, slope_0, slope_t = f[open_], slope[open_], (g_t * d[open_]).sum(1)
@@ -80,7 +82,7 @@ def _line_search(
     return _LineSearch(best_step, best_f, best_g, best_step > 0)
 
 
-def _direction(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> Tensor:
+def _compute_direction(g: Tensor, S: Tensor, Y: Tensor, rho: Tensor, scale: Tensor) -> Tensor:
     """Return −H g. S and Y are [pairs, rows, d], the newest pair last; rows with ρ = 0 ignore the pair."""
     q, alphas = g.clone(), []
     for s, y, r in zip(S.flip(0), Y.flip(0), rho.flip(0), strict=True):
@@ -134,7 +136,7 @@ def minimise(
             S, Y, rho = S[:, ~ended], Y[:, ~ended], rho[:, ~ended]
         if not len(which) or iteration == max_iterations:
             break
-        d = _direction(g, S, Y, rho, scale)
+        d = _compute_direction(g, S, Y, rho, scale)
         slope = (g * d).sum(1)
         uphill = ~(slope < 0) | ~d.isfinite().all(1)
         rho[:, uphill] = 0
@@ -159,6 +161,6 @@ def minimise(
         size = g.abs().amax(1)
         final.parameters[0][which] = x
         final.loss[which], final.gradient[which], final.iterations[which] = f, size, iteration + 1
-        ended = (size <= gradient_tolerance) | (fresh & ~search.succeeded) | (idle >= PATIENCE)
+        ended = (size <= gradient_tolerance) | (fresh & ~search.succeeded) | (idle >= MAX_IDLE_STEPS)
     converged = final.gradient <= gradient_tolerance
     return final._replace(parameters=split(final.parameters[0]), converged=converged)

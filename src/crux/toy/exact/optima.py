@@ -20,7 +20,7 @@ from crux.toy.exact.activity import enumerate_independent
 from crux.toy.exact.lbfgs import minimise
 from crux.toy.exact.loss import tied_loss
 
-SHAKE = 1e-3
+START_NOISE = 1e-3
 """Standard deviation of the noise that is added to every structured start."""
 
 SAME_LOSS, SAME_SHAPE = 1e-7, 1e-3
@@ -43,34 +43,37 @@ class Optima(NamedTuple):
     """The first start that led to each optimum: `5-gon 0 1 2 3 4`, `digon 0 1 + digon 2 3`, `random`, …"""
 
 
-def _arrangements(features: tuple[int, ...], n_dims: int) -> Iterator[Arrangement]:
-    """Yield the ways to fill exactly n_dims dimensions with dedicated features, digons and at most one k-gon; the order does not matter."""
+def _generate_arrangements(features: tuple[int, ...], n_dims: int) -> Iterator[Arrangement]:
+    """Yield the ways to fill exactly n_dims dimensions with dedicated features, digons and at most one k-gon, each way once."""
     if n_dims == 0:
         yield ()
         return
     for i, first in enumerate(features):  # structures in the order of their lowest feature, so that none is repeated
         rest = features[i + 1 :]
         for size in range(1, len(features) - i + 1):
-            if 1 + (size > 2) > n_dims:
+            dims_of_structure = 2 if size > 2 else 1  # a k-gon takes two dimensions
+            if dims_of_structure > n_dims:
                 continue
             for others in combinations(rest, size - 1):
+                structure = (first, *others)
                 left = tuple(f for f in rest if f not in others)
-                for more in _arrangements(left, n_dims - 1 - (size > 2)):
-                    if sum(len(part) > 2 for part in ((first, *others), *more)) <= 1:
-                        yield ((first, *others), *more)
+                for more in _generate_arrangements(left, n_dims - dims_of_structure):
+                    if sum(len(part) > 2 for part in (structure, *more)) <= 1:
+                        yield (structure, *more)
 
 
 def distinct_arrangements(kinds: list[int], n_hidden: int) -> list[Arrangement]:
-    """Return the arrangements of features, one of those that differ only by swaps of features of the same kind.
+    """Return the arrangements of features; of those that differ only by swaps of features of the same kind, only the first.
 
     Args:
         kinds: the kind of each feature; features of the same kind are interchangeable.
     """
-    seen: dict[tuple, Arrangement] = {}
+    by_kinds: dict[tuple, Arrangement] = {}  # the first arrangement with these kinds of features in its structures
     for n_dims in range(1, min(n_hidden, len(kinds)) + 1):
-        for parts in _arrangements(tuple(range(len(kinds))), n_dims):
-            seen.setdefault(tuple(sorted(tuple(sorted(kinds[f] for f in part)) for part in parts)), parts)
-    return list(seen.values())
+        for parts in _generate_arrangements(tuple(range(len(kinds))), n_dims):
+            kinds_of_parts = tuple(sorted(tuple(sorted(kinds[f] for f in part)) for part in parts))
+            by_kinds.setdefault(kinds_of_parts, parts)
+    return list(by_kinds.values())
 
 
 def build_start(
@@ -122,8 +125,8 @@ def exact_optima(
         return torch.randn(*shape, generator=generator, dtype=importance.dtype).to(importance.device)
 
     starts = [build_start(parts, n_hidden=n_hidden, mean=mean) for parts in arranged]
-    W = torch.stack([w for w, _ in starts]) + SHAKE * noise(len(starts), n_hidden, n)
-    b = torch.stack([bias for _, bias in starts]) + SHAKE * noise(len(starts), n)
+    W = torch.stack([w for w, _ in starts]) + START_NOISE * noise(len(starts), n_hidden, n)
+    b = torch.stack([bias for _, bias in starts]) + START_NOISE * noise(len(starts), n)
     W = torch.cat([W, noise(n_random, n_hidden, n) / math.sqrt(n_hidden)])
     b = torch.cat([b, b.new_zeros(n_random, n)])
     activity = enumerate_independent(density)
@@ -144,8 +147,8 @@ def exact_optima(
     shape = torch.cat([part[:, kind == k].sort(1).values for k in sorted(set(kinds)) for part in (norms, biases)], 1)
     chosen: list[int] = []
     for i in ends.loss.argsort().tolist():
-        gap = (ends.loss[chosen] - ends.loss[i]).abs() <= SAME_LOSS * ends.loss[i].abs()
-        same = gap & ((shape[chosen] - shape[i]).abs().amax(1) <= SAME_SHAPE)
+        same_loss = (ends.loss[chosen] - ends.loss[i]).abs() <= SAME_LOSS * ends.loss[i].abs()
+        same = same_loss & ((shape[chosen] - shape[i]).abs().amax(1) <= SAME_SHAPE)
         if ends.gradient[i] <= 1e-6 and not same.any():
             chosen.append(i)
     return Optima(W[chosen], b[chosen], ends.loss[chosen], ends.gradient[chosen], [names[i] for i in chosen])

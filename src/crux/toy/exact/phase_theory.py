@@ -27,7 +27,7 @@ from crux.toy.exact.cube_moments import relu_moments
 from crux.toy.exact.lbfgs import minimise
 from crux.toy.exact.loss import tied_loss
 
-STEPS = 25
+MAX_NEWTON_STEPS = 25
 """Maximum number of Newton steps; five to eight are usual."""
 
 
@@ -87,7 +87,7 @@ def _superposition_starts(n_hidden: int) -> Float[Tensor, "starts n_hidden n_fea
 
 
 class _Branch:
-    """The optima in superposition, one instance per density and start, followed as r changes."""
+    """The optima in which the extra feature is in superposition, one instance per density and start, followed as r changes."""
 
     def __init__(self, density: Float[Tensor, "densities"], *, n_hidden: int) -> None:
         starts = _superposition_starts(n_hidden).to(density)
@@ -166,7 +166,7 @@ def exact_boundaries(density: Float[Tensor, "densities"], *, n_hidden: int) -> B
         loss, slope = at_one
         r = torch.ones_like(loss)
         inside = loss < (cost + cost_slope) * (1 - 1e-7)
-        for _ in range(STEPS):
+        for _ in range(MAX_NEWTON_STEPS):
             step = torch.where(inside, (loss - cost - cost_slope * r) / (slope - cost_slope), 0)
             r = r - step
             if (step.abs() <= 1e-7 * r).all():

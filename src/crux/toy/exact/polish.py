@@ -14,11 +14,11 @@ from crux.toy.exact.population import population_loss
 from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
-ROWS = 4096
-"""Instances per batch: enough to share the overhead of a call, few enough to stay in the cache."""
+MAX_BATCH = 4096
+"""Largest number of instances per batch: enough to share the overhead of a call, few enough to stay in the cache."""
 
-DROPPED = 0.03
-"""A feature with ‖W_i‖ below this and no active output is not represented."""
+MAX_DROPPED_NORM = 0.03
+"""A feature with ‖W_i‖ below this value, and with b_i ≤ 0, is dropped and its output is 0."""
 
 
 Compute = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
@@ -82,16 +82,16 @@ def polish(
         }
 
     def minimise_rows(rows: Tensor, pass_name: str) -> None:
-        parts = rows.split(ROWS) if len(rows) else ()
+        parts = rows.split(MAX_BATCH) if len(rows) else ()
         for i, part in enumerate(track(parts, "polishing")):
             batch = compute(f"{pass_name}_{i}", partial(minimise_batch, part))
             W[part], b[part], loss[part], converged[part] = (batch[key] for key in ("W", "b", "loss", "converged"))
 
     minimise_rows(torch.arange(len(b)), "first")
     mean = single_setting.density.double() * (0.0 if program.distribution.signed else 0.5)
-    off = (W.norm(dim=1) < DROPPED) & (b <= 0) & (mean > 0)
-    b = torch.where(off, mean, b)
-    minimise_rows(off.any(1).nonzero()[:, 0], "again")
+    stuck = (W.norm(dim=1) < MAX_DROPPED_NORM) & (b <= 0) & (mean > 0)
+    b = torch.where(stuck, mean, b)
+    minimise_rows(stuck.any(1).nonzero()[:, 0], "again")
     return PolishedInstances(
         Weights(W.unflatten(0, shape), b.unflatten(0, shape), None), loss.view(shape), converged.view(shape)
     )

@@ -27,13 +27,13 @@ from crux.toy.options import Kind, Tiled
 from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import SuperpositionModel, Weights
 
-REACH = 0.1
-"""Norm of the attack, relative to the mean norm of an input."""
+RELATIVE_REACH = 0.1
+"""Norm of an attack, relative to the mean norm of an input."""
 
-SAMPLES = 512
+N_INPUTS = 512
 """Number of inputs that are attacked, per instance."""
 
-ASCENT = 40
+N_ASCENT_STEPS = 40
 """Number of steps of the gradient-based attack."""
 
 
@@ -53,13 +53,13 @@ class ErrorIncreases(NamedTuple):
     """
 
     analytic: Float[Tensor, "stream"]
-    """One attack for all inputs."""
+    """Under the strongest analytic attack, the same for all inputs of a stream."""
     gradient: Float[Tensor, "stream"]
-    """One attack for all inputs."""
+    """Under the gradient-based attack, the same for all inputs of a stream."""
     analytic_each: Float[Tensor, "stream"]
-    """The strongest attack for each input."""
+    """Under the analytic attack that is strongest for each input."""
     gradient_each: Float[Tensor, "stream"]
-    """The strongest attack for each input."""
+    """Under a gradient-based attack on each input."""
 
 
 def measure_increases(
@@ -71,10 +71,13 @@ def measure_increases(
         analytic = analytic_attack(model, x, reach=reach, shared=shared)
         noise = torch.randn(analytic.shape, generator=rng)
         noise = reach[:, None, None] * noise / noise.norm(dim=-1, keepdim=True)
-        climbed = [gradient_attack(model, x, reach=reach, start=start, steps=ASCENT) for start in (analytic, noise)]
+        attacks = [
+            gradient_attack(model, x, reach=reach, start=start, steps=N_ASCENT_STEPS) for start in (analytic, noise)
+        ]
         with torch.no_grad():
-            analytic, *climbed = (error_increase(model, x, delta) for delta in (analytic, *climbed))
-        increases += [analytic.mean(-1), torch.maximum(*climbed).mean(-1)]
+            by_analytic = error_increase(model, x, analytic)
+            by_gradient = torch.maximum(*(error_increase(model, x, attack) for attack in attacks))
+        increases += [by_analytic.mean(-1), by_gradient.mean(-1)]
     return ErrorIncreases(*increases)
 
 
@@ -88,33 +91,32 @@ def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Res
     whole = build_model_program(toy, seed=run.seed)
     W, b = (torch.cat([getattr(part.weights, key) for part in trained]) for key in ("W", "b"))
     density = torch.tensor(toy.densities).repeat_interleave(toy.seeds)
-    data = whole.data(batch=SAMPLES, n_batches=1, purpose=Purpose.held_out)[0]
-    reach = REACH * data.norm(dim=-1).mean(-1)
+    data = whole.data(batch=N_INPUTS, n_batches=1, purpose=Purpose.held_out)[0]
+    reach = RELATIVE_REACH * data.norm(dim=-1).mean(-1)
     attacked = measure_increases(SuperpositionModel(whole.kind, Weights(W, b, None)), data, reach=reach, seed=run.seed)
-    first = toy.densities.index(1.0) * toy.seeds
-    dense = torch.arange(first, first + toy.seeds).repeat(
-        len(toy.densities)
-    )  # the instance of the same seed at density 1
-    without = SuperpositionModel(whole.kind, Weights(W[dense], b[dense], None))
-    base = measure_increases(without, data[dense], reach=reach, seed=run.seed)
+    # The reference of a stream is the instance of the same seed at density 1; streams are ordered by density, then by seed.
+    first_dense = toy.densities.index(1.0) * toy.seeds
+    reference = torch.arange(first_dense, first_dense + toy.seeds).repeat(len(toy.densities))
+    reference_model = SuperpositionModel(whole.kind, Weights(W[reference], b[reference], None))
+    base = measure_increases(reference_model, data[reference], reach=reach, seed=run.seed)
     vulnerability, by_gradient, per_input = (
-        increase / reference
-        for increase, reference in zip(attacked[:3], (base.analytic, base.analytic, base.analytic_each), strict=True)
+        increase / base_increase
+        for increase, base_increase in zip(
+            attacked[:3], (base.analytic, base.analytic, base.analytic_each), strict=True
+        )
     )
     features_per_dimension = 1 / dimensions_per_feature(W[:, 0])
-    share = attacked.analytic / attacked.gradient
-    share_each = attacked.analytic_each / attacked.gradient_each
+    analytic_share = attacked.analytic / attacked.gradient
+    analytic_share_each = attacked.analytic_each / attacked.gradient_each
     sparsest = density == density.min()
     checks = [
         Check("vulnerability at the lowest density", float(vulnerability[sparsest].mean()), 3, 100),
         Check("correlation of vulnerability with 1/D*", correlation(vulnerability, features_per_dimension), 0.9, 1),
         Check("increase without superposition / λ²", float((base.analytic / reach.square()).mean()), 0.9, 1.1),
-        Check("analytic attack / gradient-based attack, smallest", float(share.min()), 0.5, 1),
-        Check("the same, with one attack per input", float(share_each.min()), 0.5, 1),
+        Check("analytic attack / gradient-based attack, smallest", float(analytic_share.min()), 0.5, 1),
+        Check("the same, with one attack per input", float(analytic_share_each.min()), 0.5, 1),
     ]
-    about = (
-        f"L2 attacks of norm λ = {REACH} · mean ‖x‖ on {SAMPLES} inputs; increase of the loss (summed over features)"
-    )
+    description = f"L2 attacks of norm λ = {RELATIVE_REACH} · mean ‖x‖ on {N_INPUTS} inputs; increase of the loss (summed over features)"
     header = [
         "1/(1−S)", "1/D*", "vulnerability", "by gradient", "one attack per input", "increase, analytic", "by gradient",
         "without superposition", "λ²",
@@ -129,8 +131,8 @@ def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Res
         "vulnerability": float(vulnerability[sparsest].mean()),
         "vulnerability_each": float(per_input[sparsest].mean()),
         "features_per_dimension": float(features_per_dimension[sparsest].mean()),
-        "analytic_share": float(share.mean()),
-        "analytic_share_each": float(share_each.mean()),
+        "analytic_share": float(analytic_share.mean()),
+        "analytic_share_each": float(analytic_share_each.mean()),
     }
     means = [
         values.unflatten(0, (-1, toy.seeds)).mean(1).numpy()
@@ -149,7 +151,9 @@ def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Res
         "reach": reach,
     }
     arrays |= {f"rise_{name}": value for name, value in attacked._asdict().items()}
-    return Result(metrics, checks, {"vulnerability": figure}, arrays, f"{about}\n\n{markdown_table(header, rows)}")
+    return Result(
+        metrics, checks, {"vulnerability": figure}, arrays, f"{description}\n\n{markdown_table(header, rows)}"
+    )
 
 
 EXPERIMENT = ToyExperiment(Tiled, build_programs, result)

@@ -31,12 +31,12 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
     """Measure the angles within and between the sets of the best instances."""
     (program,) = trained
     best = find_best_instances(program, run, n_seeds=toy.seeds)
-    inside = cosines_within_sets(best.W, n_sets=toy.n_sets)
-    others = ~same_set_pairs(toy.n_features, toy.n_sets).fill_diagonal_(True)
-    across = pairwise_cosines(best.W)[:, others]
+    cosines_within = cosines_within_sets(best.W, n_sets=toy.n_sets)
+    different_sets = ~same_set_pairs(toy.n_features, toy.n_sets).fill_diagonal_(True)
+    cosines_between = pairwise_cosines(best.W)[:, different_sets]
     checks = [
-        Check("largest cosine within a set", float(inside.max()), -1.0001, -0.95),
-        Check("largest |cosine| between sets", float(across.abs().max()), 0, 0.1),
+        Check("largest cosine within a set", float(cosines_within.max()), -1.0001, -0.95),
+        Check("largest |cosine| between sets", float(cosines_between.abs().max()), 0, 0.1),
         Check("largest exact loss of the best instances", float(best.loss.max()), -1e-8, 1e-5),
     ]
     metrics = {f"loss/{density:g}": float(best.loss[i]) for i, density in enumerate(toy.densities)}

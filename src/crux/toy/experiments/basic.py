@@ -25,14 +25,14 @@ from crux.toy.options import Cooccurrence, Kind, OneSize
 from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
-REPRESENTED = 0.5
+MIN_NORM = 0.5
 """A feature is represented if its norm is above this value, half-way between 0 and 1."""
 
-CLOSE = 0.005
+MAX_EXCESS = 0.005
 """Largest relative excess of a loss over the linear model's exact optimum."""
 
-DENSE, SPARSE = 1.0, 0.1
-"""No superposition is expected at density DENSE; some is expected at SPARSE and below."""
+DENSE_FROM, SPARSE_UP_TO = 1.0, 0.1
+"""No superposition is expected at density DENSE_FROM; some is expected at SPARSE_UP_TO and below."""
 
 
 def build_programs(toy: OneSize, *, seed: int) -> list[Program]:
@@ -69,18 +69,18 @@ def linear_excess(trained: TrainedProgram) -> Float[Tensor, "stream setting"]:
     mean, second = independent_feature_moments(density, signed=False)
     W = trained.weights.W.double()
     loss = linear_loss(W.mT @ W, trained.weights.b.double(), importance=importance, mean=mean, second=second)
-    least = torch.stack(
+    optimum = torch.stack(
         [
             linear_optimum(p, importance=i, n_hidden=program.n_hidden)
             for p, i in zip(density[:, 0], importance[:, 0], strict=True)
         ]
     )
-    return loss / least[:, None] - 1
+    return loss / optimum[:, None] - 1
 
 
-def select_best_weights(trained: TrainedProgram, loss: Float[Tensor, "stream setting"], *, seeds: int) -> Weights:
+def select_best_weights(trained: TrainedProgram, loss: Float[Tensor, "stream setting"], *, n_seeds: int) -> Weights:
     """Return, for each density, the weights of the best seed."""
-    chosen = best_streams(loss, n_seeds=seeds)[:, 0]
+    chosen = best_streams(loss, n_seeds=n_seeds)[:, 0]  # there is one setting, number 0
     return Weights(trained.weights.W[chosen, 0], trained.weights.b[chosen, 0], None)
 
 
@@ -90,28 +90,28 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
     n, m, densities = toy.n_features, toy.n_hidden, torch.tensor(toy.densities)
     excess = linear_excess(linear_program)
     linear, relu = (
-        select_best_weights(linear_program, excess, seeds=toy.seeds),
-        select_best_weights(relu_program, relu_program.loss, seeds=toy.seeds),
+        select_best_weights(linear_program, excess, n_seeds=toy.seeds),
+        select_best_weights(relu_program, relu_program.loss, n_seeds=toy.seeds),
     )
-    least = excess.unflatten(0, (-1, toy.seeds)).amin(1)[:, 0]
-    length, shared = norms(relu.W), superposition(relu.W)
-    counts = (length > REPRESENTED).sum(-1)
-    mean_shared = (shared * (length > REPRESENTED)).sum(-1) / counts.clamp(min=1)
+    lowest_excess = excess.unflatten(0, (-1, toy.seeds)).amin(1)[:, 0]
+    represented = norms(relu.W) > MIN_NORM
+    counts = represented.sum(-1)
+    mean_superposition = (superposition(relu.W) * represented).sum(-1) / counts.clamp(min=1)
     checks = [
-        Check("linear: largest relative excess over the exact optimum", float(least.max()), -1e-6, CLOSE),
+        Check("linear: largest relative excess over the exact optimum", float(lowest_excess.max()), -1e-6, MAX_EXCESS),
         Check("linear: features wrongly represented or wrongly dropped", count_misplaced(linear.W), 0, 0),
         Check("linear: squared error of WᵀW, relative", gram_error(linear.W), 0, 0.01),
         Check("linear: error of b = p/2 of dropped features, relative", bias_error(linear, densities, m), 0, 0.1),
     ]
-    dense = [i for i, p in enumerate(toy.densities) if p >= DENSE]
-    sparse = [i for i, p in enumerate(toy.densities) if p <= SPARSE]
+    dense = [i for i, p in enumerate(toy.densities) if p >= DENSE_FROM]
+    sparse = [i for i, p in enumerate(toy.densities) if p <= SPARSE_UP_TO]
     if dense:
         dense_weights = Weights(relu.W[dense], relu.b[dense], None)
         checks += [
             Check("ReLU, p = 1: features wrongly represented or wrongly dropped", count_misplaced(dense_weights.W), 0, 0),
             Check("ReLU, p = 1: squared error of WᵀW, relative", gram_error(dense_weights.W), 0, 0.01),
             Check("ReLU, p = 1: error of b = p/2 of dropped features, relative", bias_error(dense_weights, densities[dense], m), 0, 0.1),
-            Check("ReLU, p = 1: superposition, mean over represented features", float(mean_shared[dense].max()), 0, 0.02),
+            Check("ReLU, p = 1: superposition, mean over represented features", float(mean_superposition[dense].max()), 0, 0.02),
         ]  # fmt: skip
     checks.append(
         Check(
@@ -122,10 +122,11 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
         checks += [
             Check("ReLU: features represented at the lowest density", float(counts[-1]), 2 * m, n),
             Check("ReLU, p ≤ 0.1: superposition, lowest mean over represented features",
-                  float(mean_shared[sparse].min()), 0.1, n),
+                  float(mean_superposition[sparse].min()), 0.1, n),
         ]  # fmt: skip
     metrics, rows = {}, []
-    for p, count, mean, over in zip(toy.densities, counts.tolist(), mean_shared.tolist(), least.tolist(), strict=True):
+    for i, p in enumerate(toy.densities):
+        count, mean, over = int(counts[i]), float(mean_superposition[i]), float(lowest_excess[i])
         metrics |= {f"represented/{p:g}": float(count), f"superposition/{p:g}": mean, f"linear_excess/{p:g}": over}
         rows.append([f"{p:g}", f"{count} of {n}", f"{mean:.3f}", f"{over:.3%}"])
     W, b = torch.cat([linear.W[:1], relu.W]), torch.cat([linear.b[:1], relu.b])
@@ -142,9 +143,12 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
 
 
 def count_misplaced(W: Float[Tensor, "models m n"]) -> int:
-    """Return the most features that one model represents after the first m, or fails to represent of them."""
+    """Return the largest number, over models, of features that are wrongly represented or wrongly dropped.
+
+    Right is to represent the first m features, which are the most important, and to drop the others.
+    """
     m, n = W.shape[-2:]
-    return int(((norms(W) > REPRESENTED) != (torch.arange(n) < m)).sum(-1).max())
+    return int(((norms(W) > MIN_NORM) != (torch.arange(n) < m)).sum(-1).max())
 
 
 def gram_error(W: Float[Tensor, "models m n"]) -> float:
@@ -157,7 +161,8 @@ def gram_error(W: Float[Tensor, "models m n"]) -> float:
 def bias_error(weights: Weights, densities: Float[Tensor, "models"], m: int) -> float:
     """Return the largest, over models, of the mean |b_i − p/2| / (p/2) of the features after the first m.
 
-    The mean over features: an optimiser that has seen N samples of late knows E[x] to √(4/(3 p N)) of it, 4 % at p = .001 and a million.
+    It is a mean over features, because the biases are noisy: after N recent samples an optimiser knows E[x] with a relative error of
+    √(4/(3 p N)), which is 4 % for p = 0.001 and a million samples.
     """
     mean = densities[:, None] / 2
     return float(((weights.b[:, m:] - mean).abs() / mean).mean(-1).max())

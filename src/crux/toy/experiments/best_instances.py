@@ -40,6 +40,6 @@ def find_best_instances(trained: TrainedProgram, run: ActiveRun, *, n_seeds: int
             compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
         )
         loss, W = polished.loss, polished.weights.W
-    best = best_streams(loss, n_seeds=n_seeds)[:, 0]
+    best = best_streams(loss, n_seeds=n_seeds)[:, 0]  # there is one setting, number 0
     oriented = [orient_canonically(one, living=THRESHOLDS["living"]) for one in W[best, 0].double()]
     return BestInstances(torch.stack(oriented), loss[best, 0])

@@ -33,18 +33,19 @@ def result(toy: SeveralSizes, trained: Sequence[TrainedProgram], run: ActiveRun)
     for size, program in zip(toy.model_sizes, trained, strict=True):
         name, (n_features, n_hidden, n_sets) = size.name, size
         best = find_best_instances(program, run, n_seeds=toy.seeds)
-        inside, across = cosines_within_sets(best.W, n_sets=n_sets), lowest_cosine_across_sets(best.W, n_sets=n_sets)
+        cosines_within = cosines_within_sets(best.W, n_sets=n_sets)
+        lowest_across = lowest_cosine_across_sets(best.W, n_sets=n_sets)
         model = f"{n_features} → {n_hidden}, {n_sets} sets"
         if n_features <= 2 * n_hidden:  # room for one basis per set
-            checks.append(Check(f"{model}: largest |cosine| within a set", float(inside.abs().max()), 0, 0.1))
+            checks.append(Check(f"{model}: largest |cosine| within a set", float(cosines_within.abs().max()), 0, 0.1))
             if n_hidden == 2:  # in a plane, two bases must consist of antipodal pairs
                 what = f"{model}: largest cosine with the opposite feature of the other set"
-                checks.append(Check(what, float(across.max()), -1.0001, -0.9))
+                checks.append(Check(what, float(lowest_across.max()), -1.0001, -0.9))
         else:
-            checks.append(Check(f"{model}: smallest cosine within a set", float(inside.min()), 0.3, 1.0001))
+            checks.append(Check(f"{model}: smallest cosine within a set", float(cosines_within.min()), 0.3, 1.0001))
         for i, density in enumerate(toy.densities):
             metrics[f"loss/{name}/{density:g}"] = float(best.loss[i])
-            metrics[f"cosine_within/{name}/{density:g}"] = float(inside[i].mean())
+            metrics[f"cosine_within/{name}/{density:g}"] = float(cosines_within[i].mean())
         arrays |= {f"{name}/W": best.W, f"{name}/loss": best.loss}
         titles = [f"{model}\n{density_title(density)}" for density in toy.densities]
         drawn.append(SetModels(best.W.float().numpy(), n_sets, titles))

@@ -22,12 +22,12 @@ from crux.toy.options import DoubleDescent
 from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import sampled_loss
 
-FEW = (5, 8)
+POLYGON_SIZES = (5, 8)
 """Training sets of these sizes should form a clean polygon."""
-SHOWN = 6
-"""Number of training set sizes whose hidden plane is drawn, evenly spaced."""
-TOP = 5
-"""Number of features of a pentagon; the generalising model forms one, or a similar polygon."""
+MAX_PLANES_DRAWN = 6
+"""Largest number of training set sizes whose hidden plane is drawn; they are evenly spaced."""
+N_LARGEST = 5
+"""The generalising model forms a polygon of about this many features; the sum of the largest D of so many shows whether it does."""
 
 
 def build_programs(toy: DoubleDescent, *, seed: int) -> list[Program]:
@@ -50,11 +50,11 @@ def result(toy: DoubleDescent, trained: Sequence[TrainedProgram], run: ActiveRun
         metrics |= {
             f"train_loss/{size.points}": float(size.train[size.best]),
             f"test_loss/{size.points}": float(size.test[size.best]),
-            f"top_features/{size.points}": top_dimensions(size.feature_dimensions),
+            f"top_features/{size.points}": sum_largest_dimensions(size.feature_dimensions),
             f"largest_point/{size.points}": float(size.point_dimensions.max()),
         }
-    shown = sorted({round(i) for i in np.linspace(0, len(sizes) - 1, min(SHOWN, len(sizes)))})
-    figures = {"losses": plot_double_descent(sizes), "planes": plot_hidden_planes([sizes[i] for i in shown])}
+    drawn = sorted({round(i) for i in np.linspace(0, len(sizes) - 1, min(MAX_PLANES_DRAWN, len(sizes)))})
+    figures = {"losses": plot_double_descent(sizes), "planes": plot_hidden_planes([sizes[i] for i in drawn])}
     arrays = {f"W_{size.points}": torch.from_numpy(size.features) for size in sizes}
     arrays |= {f"hidden_{size.points}": torch.from_numpy(size.hidden) for size in sizes}
     arrays |= {
@@ -97,17 +97,17 @@ def check_regimes(fits: Sequence[TrainingSetFit]) -> list[Check]:
     """
     checks = []
     for fit in fits:
-        if fit.points in FEW:
-            share = fit.point_dimensions * len(fit.point_dimensions) / 2
+        if fit.points in POLYGON_SIZES:
+            relative = fit.point_dimensions * len(fit.point_dimensions) / 2  # D of a regular polygon is 2 / points
             what = f"dimensionality of {fit.points} points, relative to a regular polygon"
             checks += [
-                Check(f"{what}: lowest", float(share.min()), 0.75, 1.05),
-                Check(f"{what}: highest", float(share.max()), 0.95, 1.25),
+                Check(f"{what}: lowest", float(relative.min()), 0.75, 1.05),
+                Check(f"{what}: highest", float(relative.max()), 0.95, 1.25),
             ]
             checks.append(
                 Check(
-                    f"dimensions of the {TOP} largest features, {fit.points} points",
-                    top_dimensions(fit.feature_dimensions),
+                    f"dimensions of the {N_LARGEST} largest features, {fit.points} points",
+                    sum_largest_dimensions(fit.feature_dimensions),
                     0,
                     1.3,
                 )
@@ -118,8 +118,8 @@ def check_regimes(fits: Sequence[TrainingSetFit]) -> list[Check]:
     return [
         *checks,
         Check(
-            f"dimensions of the {TOP} largest features, {many.points} points",
-            top_dimensions(many.feature_dimensions),
+            f"dimensions of the {N_LARGEST} largest features, {many.points} points",
+            sum_largest_dimensions(many.feature_dimensions),
             1.5,
             2,
         ),
@@ -131,9 +131,9 @@ def check_regimes(fits: Sequence[TrainingSetFit]) -> list[Check]:
     ]
 
 
-def top_dimensions(dimensions: np.ndarray) -> float:
-    """Return the sum of the TOP largest D; 2 if these form a polygon and the other features vanish."""
-    return float(np.sort(dimensions)[-TOP:].sum())
+def sum_largest_dimensions(dimensions: np.ndarray) -> float:
+    """Return the sum of the N_LARGEST largest D; 2 if these form a polygon and the other features vanish."""
+    return float(np.sort(dimensions)[-N_LARGEST:].sum())
 
 
 EXPERIMENT = ToyExperiment(DoubleDescent, build_programs, result)

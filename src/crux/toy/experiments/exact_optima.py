@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
@@ -17,7 +19,7 @@ from crux.toy.geometry.report import THRESHOLDS, geometry_report
 from crux.toy.options import Cooccurrence, Kind, OneSize
 from crux.toy.program import Program, TrainedProgram
 
-CLOSE = 0.005
+MAX_EXCESS = 0.005
 """Largest relative excess of the best restart's loss over the exact optimum."""
 
 
@@ -34,7 +36,7 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
     """Measure the excess of each restart's exact loss over the best exact optimum, and compare the shapes."""
     (program,) = trained
     loss = instance_losses(program)
-    best = best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    best = best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()  # there is one setting, number 0
     checks, metrics, optima, names, rows = [], {}, [], [], []
     for i, (density, stream) in enumerate(zip(toy.densities, best, strict=True)):
         optimum = exact_optima(
@@ -49,23 +51,28 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
         )
         exact = float(optimum.loss[0])
         excess = loss[i * toy.seeds : (i + 1) * toy.seeds, 0] / exact - 1
-        shape, best_shape = (
-            " + ".join(f"{n} {name}" for name, n in sorted(geometry_report(W, **THRESHOLDS).names.items()))
-            for W in (select_instance(program.weights, stream, 0).W, optimum.W[0])
-        )
+        shape = describe_shapes(select_instance(program.weights, stream, 0).W)
+        best_shape = describe_shapes(optimum.W[0])
         optima.append(exact)
         names.append(best_shape)
         metrics |= {f"exact/{density:g}": exact, f"excess/{density:g}": float(excess.min())}
-        checks.append(Check(f"excess of the best restart at density {density:g}", float(excess.min()), -1e-6, CLOSE))
+        checks.append(
+            Check(f"excess of the best restart at density {density:g}", float(excess.min()), -1e-6, MAX_EXCESS)
+        )
         checks.append(Check(f"shape is the optimum's ({best_shape}) at density {density:g}", shape == best_shape, 1, 1))
-        reached = f"{int((excess < CLOSE).sum())} of {toy.seeds}"
+        n_reached = f"{int((excess < MAX_EXCESS).sum())} of {toy.seeds}"
         best_loss = f"{loss[stream, 0]:.6f}"
-        rows.append([f"{density:g}", f"{exact:.6f}", best_shape, best_loss, f"{excess.min():.2%}", shape, reached])
+        rows.append([f"{density:g}", f"{exact:.6f}", best_shape, best_loss, f"{excess.min():.2%}", shape, n_reached])
     excess = loss[:, 0].unflatten(0, (-1, toy.seeds)) / torch.tensor(optima)[:, None] - 1
-    figure = plot_excess_losses(toy.densities, excess.numpy(), shapes=names, close=CLOSE)
+    figure = plot_excess_losses(toy.densities, excess.numpy(), shapes=names, close=MAX_EXCESS)
     arrays = {"loss": loss, "exact": torch.tensor(optima), "excess": excess}
-    header = ["density", "exact optimum", "shape", "best restart", "excess", "shape", "restarts at the optimum"]
+    header = ["density", "exact optimum", "its shape", "best restart", "excess", "its shape", "restarts at the optimum"]
     return Result(metrics, checks, {"excess": figure}, arrays, markdown_table(header, rows))
+
+
+def describe_shapes(W: Float[Tensor, "n_hidden n_features"]) -> str:
+    """Return the shapes that the features form as text, such as "1 pentagon"."""
+    return " + ".join(f"{n} {name}" for name, n in sorted(geometry_report(W, **THRESHOLDS).names.items()))
 
 
 EXPERIMENT = ToyExperiment(OneSize, build_programs, result)

@@ -21,22 +21,23 @@ from crux.toy.geometry.dimensionality import column_rank, dimensionality, dimens
 from crux.toy.options import Tiled
 from crux.toy.program import Program, TrainedProgram
 
-REPRESENTED = 0.5
+MIN_NORM = 0.5
 """A feature is represented if its norm is above this value, half-way between 0 and 1."""
 
-NEAR = 0.02
+FRACTION_TOLERANCE = 0.02
 """A dimensionality is at a fraction if it is within this distance of it."""
 
-SMOOTHING = 0.1
+SMOOTHING_HALF_WIDTH = 0.1
 """Half-width over which each dimensionality is spread for the comparison with a smooth density."""
 
-LAW = 1e-4
+RANK_TOLERANCE = 1e-4
 """Tolerance of Σ D_i ≤ rank, for rounding in float32."""
 
-STICKY = [fraction for fraction, _ in FRACTIONS.values()]
+ALL_FRACTIONS = [fraction for fraction, _ in FRACTIONS.values()]
+"""The dimensionalities of the known shapes, at which features cluster."""
 
-HALF, FLAT = 0.5, 0.03
-"""D* is on its plateau if it is within FLAT of HALF."""
+PLATEAU, PLATEAU_TOLERANCE = 0.5, 0.03
+"""D* is on its plateau if it is within PLATEAU_TOLERANCE of PLATEAU."""
 
 
 def build_programs(toy: Tiled, *, seed: int) -> list[Program]:
@@ -45,40 +46,44 @@ def build_programs(toy: Tiled, *, seed: int) -> list[Program]:
 
 
 def share_near(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
-    """Return the share of the dimensionalities within NEAR of one of the fractions."""
+    """Return the share of the dimensionalities within FRACTION_TOLERANCE of one of the fractions."""
     if not len(D):
         return 0.0
-    return float(((D[:, None] - torch.tensor(fractions).to(D)).abs() <= NEAR).any(-1).double().mean())
+    return float(((D[:, None] - torch.tensor(fractions).to(D)).abs() <= FRACTION_TOLERANCE).any(-1).double().mean())
 
 
 def smooth_share_near(D: Float[Tensor, "features"], fractions: Sequence[float]) -> float:
     """Return the share of `share_near` that a smooth density of dimensionalities would give.
 
-    Each dimensionality is spread evenly over ± SMOOTHING, but not above 1.
+    Each dimensionality is spread evenly over ± SMOOTHING_HALF_WIDTH, but not above 1.
     """
     if not len(D):
         return 0.0
-    low, high = D - SMOOTHING, (D + SMOOTHING).clamp(max=1)
+    low, high = D - SMOOTHING_HALF_WIDTH, (D + SMOOTHING_HALF_WIDTH).clamp(max=1)
     covered = torch.zeros_like(D)
     end = 0.0
     for fraction in sorted(fractions):
-        start, end = max(end, fraction - NEAR), min(1.0, fraction + NEAR)  # overlapping bands count once
+        start, end = (
+            max(end, fraction - FRACTION_TOLERANCE),
+            min(1.0, fraction + FRACTION_TOLERANCE),
+        )  # overlapping bands count once
         covered += (high.clamp(max=end) - low.clamp(min=start)).clamp(min=0)
     return float((covered / (high - low)).double().mean())
 
 
-def plateau_width(densities: Sequence[float], spread: Float[Tensor, "densities"]) -> float:
+def plateau_width(densities: Sequence[float], d_star: Float[Tensor, "densities"]) -> float:
     """Return the factor by which the density changes while D* stays on its plateau at 1/2.
 
     The longest run of neighbouring densities counts; 1 if it is a single density, 0 if there is none.
     """
-    order = sorted(range(len(densities)), key=lambda i: densities[i])
-    longest, first = 0.0, None
-    for i in order:
-        on = abs(float(spread[i]) - HALF) <= FLAT
-        first = (first if first is not None else densities[i]) if on else None
-        longest = max(longest, densities[i] / first if first is not None else 0)
-    return longest
+    widest, start = 0.0, None  # `start` is the lowest density of the current run; None outside of a run
+    for i in sorted(range(len(densities)), key=lambda i: densities[i]):
+        if abs(float(d_star[i]) - PLATEAU) > PLATEAU_TOLERANCE:
+            start = None
+            continue
+        start = densities[i] if start is None else start
+        widest = max(widest, densities[i] / start)
+    return widest
 
 
 def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
@@ -89,38 +94,46 @@ def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Res
     D, d_star, rank = dimensionality(W), dimensions_per_feature(W), column_rank(W)
     means = d_star.unflatten(0, (-1, toy.seeds)).mean(1)
     violation = (D.double().sum(-1) - rank).max()
-    superposed = D[(norms(W) > REPRESENTED) & (density[:, None] < 1)]
-    at, smooth = share_near(superposed, STICKY), smooth_share_near(superposed, STICKY)
+    superposed = D[(norms(W) > MIN_NORM) & (density[:, None] < 1)]
+    at_fractions, if_smooth = share_near(superposed, ALL_FRACTIONS), smooth_share_near(superposed, ALL_FRACTIONS)
     checks = [
-        Check("largest Σ D_i − rank W", float(violation), -toy.n_hidden, LAW),
+        Check("largest Σ D_i − rank W", float(violation), -toy.n_hidden, RANK_TOLERANCE),
         Check("largest rank W", float(rank.max()), 1, toy.n_hidden),
         Check("D* at the highest density", float(means[density[:: toy.seeds].argmax()]), 0.9, 1.1),
         Check("factor of densities with D* = 1/2 ± 0.03", plateau_width(toy.densities, means), 1.2, 100),
         Check(
-            "features at a fraction / the same if D_i had a smooth density", at / smooth if smooth else 0.0, 1.5, 100
+            "features at a fraction / the same if D_i had a smooth density",
+            at_fractions / if_smooth if if_smooth else 0.0,
+            1.5,
+            100,
         ),
     ]
-    metrics = {"at_fractions": at, "at_fractions_if_smooth": smooth}
-    about = (
-        f"{len(superposed)} represented features (norm above {REPRESENTED}) at densities below 1; {at:.1%} are within {NEAR} "
-        f"of a fraction, {smooth:.1%} if each D_i is spread over ± {SMOOTHING}"
+    metrics = {"at_fractions": at_fractions, "at_fractions_if_smooth": if_smooth}
+    description = (
+        f"{len(superposed)} represented features (norm above {MIN_NORM}) at densities below 1; {at_fractions:.1%} are within "
+        f"{FRACTION_TOLERANCE} of a fraction, {if_smooth:.1%} if each D_i is spread over ± {SMOOTHING_HALF_WIDTH}"
     )
     fractions, densities = [], []
     for name, (fraction, _) in FRACTIONS.items():
-        one, other = share_near(superposed, [fraction]), smooth_share_near(superposed, [fraction])
-        metrics[f"at/{name.split('  ')[0].replace(' ', '_')}"] = one
-        most, where = max(
-            (share_near(D[i][norms(W[i]) > REPRESENTED], [fraction]), 1 / float(density[i]))
-            for i in range(len(density))
+        share, share_if_smooth = share_near(superposed, [fraction]), smooth_share_near(superposed, [fraction])
+        shape_name = name.split("  ")[0]  # the name in the figure is "<shape>  <fraction>"
+        metrics[f"at/{shape_name.replace(' ', '_')}"] = share
+        largest_share, its_sparsity = max(
+            (share_near(D[i][norms(W[i]) > MIN_NORM], [fraction]), 1 / float(density[i])) for i in range(len(density))
         )
-        fractions.append([name, f"{one:.1%}", f"{other:.1%}", f"{most:.0%}", f"{where:.3g}"])
+        fractions.append(
+            [name, f"{share:.1%}", f"{share_if_smooth:.1%}", f"{largest_share:.0%}", f"{its_sparsity:.3g}"]
+        )
     for i, p in enumerate(density.tolist()):
-        alive = norms(W[i]) > REPRESENTED
-        share = share_near(D[i][alive], STICKY)
+        represented = norms(W[i]) > MIN_NORM
+        share = share_near(D[i][represented], ALL_FRACTIONS)
         dimensions, total = f"{d_star[i]:.3f}", f"{D[i].sum():.2f}"
-        densities.append([f"{1 / p:.3g}", dimensions, int(alive.sum()), total, f"{share:.0%}", f"{loss[i]:.4f}"])
+        densities.append([f"{1 / p:.3g}", dimensions, int(represented.sum()), total, f"{share:.0%}", f"{loss[i]:.4f}"])
     tables = [
-        markdown_table(["fraction", "features", "if smooth", "most at one density", "its 1/(1−S)"], fractions),
+        markdown_table(
+            ["fraction", "features", "features if D_i had a smooth density", "most at one density", "its 1/(1−S)"],
+            fractions,
+        ),
         markdown_table(["1/(1−S)", "D*", "represented", "Σ D_i", "at a fraction", "loss"], densities),
     ]
     figure = plot_dimensionality(
@@ -133,7 +146,7 @@ def result(toy: Tiled, trained: Sequence[TrainedProgram], run: ActiveRun) -> Res
         "norms": norms(W),
         "loss": loss,
     }
-    return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n\n".join([about, *tables]))
+    return Result(metrics, checks, {"dimensionality": figure}, arrays, "\n\n".join([description, *tables]))
 
 
 EXPERIMENT = ToyExperiment(Tiled, build_programs, result)

@@ -33,7 +33,7 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
     """Describe the best instance of each density: the number of represented features and their shapes."""
     (program,) = trained
     loss = instance_losses(program)
-    best = best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()
+    best = best_streams(loss, n_seeds=toy.seeds)[:, 0].tolist()  # there is one setting, number 0
     checks, metrics, drawn, sections = [], {}, [], []
     for density, stream in zip(toy.densities, best, strict=True):
         weights = select_instance(program.weights, stream, 0)

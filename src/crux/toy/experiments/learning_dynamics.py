@@ -26,16 +26,16 @@ from crux.toy.geometry.report import THRESHOLDS, geometry_report, orient_canonic
 from crux.toy.options import Cooccurrence, Kind, OneSize
 from crux.toy.program import Program, TrainedProgram, held_out_loss
 
-REPRESENTED = 0.5
+MIN_RELATIVE_NORM = 0.5
 """A feature is represented if its norm is above this share of the largest norm."""
 
-NEAR = 0.02
+DIGON_TOLERANCE = 0.02
 """A feature has the dimensionality of a digon if it is within this distance of 1/2."""
 
-CLOSE = 0.005
+MAX_EXCESS = 0.005
 """Seeds have equally good final losses if these differ by less than this share."""
 
-WINDOW = 0.1
+JUMP_WINDOW = 0.1
 """Share of the training within which a change counts as a jump."""
 
 
@@ -77,8 +77,8 @@ def mean_cosine_between_sets(W: Float[Tensor, "m n"], *, n_sets: int) -> float:
 
 
 def choose_seed(loss: Float[Tensor, "seed"], n_drops: Sequence[int]) -> int:
-    """Return the seed whose loss dropped most often, among those with a final loss within CLOSE of the best; on a tie, the best."""
-    good = [i for i, value in enumerate(loss.tolist()) if value <= (1 + CLOSE) * float(loss.min())]
+    """Return the seed whose loss dropped most often, among those with a final loss within MAX_EXCESS of the best; on a tie, the best."""
+    good = [i for i, value in enumerate(loss.tolist()) if value <= (1 + MAX_EXCESS) * float(loss.min())]
     return max(good, key=lambda i: (n_drops[i], -float(loss[i])))
 
 
@@ -87,21 +87,22 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
     (program,) = trained
     steps = list(program.snapshots)
     losses = snapshot_losses(program, samples=toy.held_out)
-    n_drops = [len(find_drops(column).steepest) for column in losses.T]
+    n_drops = [len(find_drops(loss_of_seed).steepest) for loss_of_seed in losses.T]
     chosen = choose_seed(instance_losses(program)[:, 0], n_drops)
     W = torch.stack([select_instance(weights, chosen, 0).W for weights in program.snapshots.values()])
     D, loss, drops = dimensionality(W), losses[:, chosen], find_drops(losses[:, chosen])
-    length = norms(W[-1])
-    living = length > REPRESENTED * length.max()
+    final_norms = norms(W[-1])
+    living = final_norms > MIN_RELATIVE_NORM * final_norms.max()
     shape = geometry_report(W[-1][:, living], **THRESHOLDS)
-    paired = sum(len(factor.features) for factor in shape.factors if factor.name == "digon")
-    window = round(WINDOW * (len(steps) - 1))
-    jump, steep = largest_jump(D[:, living], window=window), abruptness(D[:, living])
+    at_half = ((D[-1][living] - 0.5).abs() <= DIGON_TOLERANCE).double().mean()  # 1/2 is the dimensionality in a digon
+    n_paired = sum(len(factor.features) for factor in shape.factors if factor.name == "digon")
+    window = round(JUMP_WINDOW * (len(steps) - 1))
+    jump, steepness = largest_jump(D[:, living], window=window), abruptness(D[:, living])
     checks = [
-        Check("share of represented features in digons at the end", paired / max(1, int(living.sum())), 0.8, 1),
-        Check(f"share of them with D within {NEAR} of 1/2", float(((D[-1][living] - 0.5).abs() <= NEAR).double().mean()), 0.8, 1),
-        Check(f"share of its range that a feature covers within {WINDOW:.0%} of the steps (median)", float(jump.median()), 0.3, 1),
-        Check("largest / median change of a feature between snapshots (median)", float(steep.median()), 5, 1e9),
+        Check("share of represented features in digons at the end", n_paired / max(1, int(living.sum())), 0.8, 1),
+        Check(f"share of represented features with D within {DIGON_TOLERANCE} of 1/2", float(at_half), 0.8, 1),
+        Check(f"share of its range that a feature covers within {JUMP_WINDOW:.0%} of the steps (median)", float(jump.median()), 0.3, 1),
+        Check("largest / median change of a feature between snapshots (median)", float(steepness.median()), 5, 1e9),
         Check("smallest number of distinct drops of the loss over seeds", min(n_drops), 2, 100),
     ]  # fmt: skip
     lines = [
@@ -125,15 +126,14 @@ def result(toy: OneSize, trained: Sequence[TrainedProgram], run: ActiveRun) -> R
     arrays = {"steps": torch.tensor(steps), "dimensionality": D, "loss": losses, "W": W}
     metrics = {"drops": float(len(drops.steepest)), "at_once": float(jump.median()), "represented": float(living.sum())}
     if toy.together is Cooccurrence.correlated and toy.n_hidden == 3:
-        within, between = (
-            [of(w, n_sets=toy.n_sets) for w in W] for of in (mean_cosine_within_sets, mean_cosine_between_sets)
-        )
-        final_shapes = [count_shapes(weights.T) for weights in program.weights.W[:, 0].mT]
+        within = [mean_cosine_within_sets(weights, n_sets=toy.n_sets) for weights in W]
+        between = [mean_cosine_between_sets(weights, n_sets=toy.n_sets) for weights in W]
+        final_shapes = [count_shapes(weights) for weights in program.weights.W[:, 0]]
         octahedra = sum(shapes == {"digon": 3} for shapes in final_shapes)
         checks += [
             Check(
                 "sets separate: largest difference of the mean cosines within and between sets",
-                max(map(float.__sub__, within, between)),
+                max(a - b for a, b in zip(within, between, strict=True)),
                 0.9,
                 2,
             ),

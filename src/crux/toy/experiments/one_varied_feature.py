@@ -19,7 +19,7 @@ from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.toy.exact.best import instance_losses
-from crux.toy.exact.optima import SHAKE, Arrangement, build_start, distinct_arrangements
+from crux.toy.exact.optima import START_NOISE, Arrangement, build_start, distinct_arrangements
 from crux.toy.exact.polish import polish
 from crux.toy.experiments.experiment import ToyExperiment
 from crux.toy.experiments.programs import build_program, feature_importances, uniform_densities
@@ -32,13 +32,13 @@ from crux.toy.superposition import Weights
 
 PENTAGON, DIGONS = "pentagon", "two digons, the varied feature dropped"
 POLISH = {"gradient_tolerance": 1e-7, "max_iterations": 500}
-SHOWN = (0.15, 0.3, 1.0, 2.0, 4.0)
-"""Density ratios (or those nearest to them) whose best geometry is drawn."""
+RATIOS_DRAWN = (0.15, 0.3, 1.0, 2.0, 4.0)
+"""The best geometry is drawn at these density ratios, or at those of the options that are nearest to them."""
 
-SAME = 1e-4
+SAME_LOSS = 1e-4
 """Relative difference below which two losses of one geometry belong to the same local optimum."""
 
-EXACT_CROSSING = 3.7
+KNOWN_CROSSING = 3.7
 """Ratio of densities at which pentagon and digons have the same loss, at p = 0.05, to two digits (docs/reference/toy_models.md §4.5)."""
 
 
@@ -86,7 +86,7 @@ def distinct_optima(loss: Float[Tensor, "seed"], W: Float[Tensor, "seed n_hidden
     for i in loss.argsort().tolist():
         name, value = name_geometry(W[i]), float(loss[i])
         for k, other in enumerate(optima):
-            if other.name == name and value - other.loss <= SAME * value:
+            if other.name == name and value - other.loss <= SAME_LOSS * value:
                 optima[k] = other._replace(n=other.n + 1)
                 break
         else:
@@ -99,11 +99,11 @@ def find_crossing(first: dict[float, float], second: dict[float, float]) -> tupl
 
     The losses are interpolated linearly between ratios that have both; all three are NaN if the losses do not cross.
     """
-    both = sorted(first.keys() & second.keys())
-    for a, b in pairwise(both):
-        u, v = first[a] - second[a], first[b] - second[b]
-        if u * v <= 0 and u != v:
-            return a + (b - a) * u / (u - v), a, b
+    ratios = sorted(first.keys() & second.keys())
+    for low, high in pairwise(ratios):
+        at_low, at_high = first[low] - second[low], first[high] - second[high]
+        if at_low * at_high <= 0 and at_low != at_high:  # the difference of the losses changes its sign
+            return low + (high - low) * at_low / (at_low - at_high), low, high
     return math.nan, math.nan, math.nan
 
 
@@ -120,7 +120,7 @@ def polish_arrangements(
     density = density.double()
     starts = [build_start(arrangement, n_hidden=2, mean=p / 2) for p in density for arrangement in arrangements]
     W, b = (torch.stack([start[i] for start in starts])[:, None] for i in (0, 1))
-    W = W + SHAKE * torch.randn(W.shape, generator=torch.Generator().manual_seed(0), dtype=W.dtype)
+    W = W + START_NOISE * torch.randn(W.shape, generator=torch.Generator().manual_seed(0), dtype=W.dtype)
     program = Program(
         name="exact",
         kind=Kind.relu_output,
@@ -132,8 +132,9 @@ def polish_arrangements(
         points=None,
     )
     polished = polish(program, Weights(W, b, None), **POLISH)
-    by_ratio = (t.unflatten(0, (len(density), -1))[:, :, 0] for t in (polished.loss, polished.weights.W))
-    return [distinct_optima(loss, W) for loss, W in zip(*by_ratio, strict=True)]
+    by_ratio = (len(density), len(arrangements))
+    losses, every_W = (t[:, 0].unflatten(0, by_ratio) for t in (polished.loss, polished.weights.W))
+    return [distinct_optima(loss, W) for loss, W in zip(losses, every_W, strict=True)]
 
 
 def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
@@ -149,13 +150,14 @@ def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: Active
     best = [min(o.loss for o in of_ratio) for of_ratio in exact]
 
     crossing, low, high = find_crossing(lowest_losses(optima, PENTAGON), lowest_losses(optima, DIGONS))
-    between = torch.linspace(low, high, 6).tolist()
     exact_crossing = math.nan
-    if math.isfinite(crossing):
-        near = density[:1].repeat(len(between), 1)
-        near[:, -1] = toy.densities[0] * torch.tensor(between)
-        nearby = dict(zip(between, polish_arrangements(near, [(tuple(range(5)),), ((0, 1), (2, 3))]), strict=True))
-        exact_crossing, _, _ = find_crossing(lowest_losses(nearby, PENTAGON), lowest_losses(nearby, DIGONS))
+    if math.isfinite(crossing):  # find the exact crossing on a finer grid between the two ratios
+        fine_ratios = torch.linspace(low, high, 6).tolist()
+        fine_density = density[:1].repeat(len(fine_ratios), 1)
+        fine_density[:, -1] = toy.densities[0] * torch.tensor(fine_ratios)
+        pentagon, two_digons = (tuple(range(5)),), ((0, 1), (2, 3))
+        fine_optima = dict(zip(fine_ratios, polish_arrangements(fine_density, [pentagon, two_digons]), strict=True))
+        exact_crossing, _, _ = find_crossing(lowest_losses(fine_optima, PENTAGON), lowest_losses(fine_optima, DIGONS))
     trained_loss = instance_losses(model)[:, 0].unflatten(0, (-1, toy.seeds))
     unpolished = {
         r: [Optimum(name_geometry(W[i, j]), float(trained_loss[i, j]), W[i, j], 1) for j in range(toy.seeds)]
@@ -167,8 +169,8 @@ def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: Active
         Check(
             "exact crossing of pentagon and digons (1 / density ratio)",
             1 / exact_crossing,
-            EXACT_CROSSING - 0.05,
-            EXACT_CROSSING + 0.05,
+            KNOWN_CROSSING - 0.05,
+            KNOWN_CROSSING + 0.05,
         ),
         Check(
             "crossing of the trained models / exact crossing (1 / density ratio)", exact_crossing / crossing, 0.98, 1.02
@@ -182,12 +184,13 @@ def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: Active
         "local_optima": sum(map(len, optima.values())) / len(optima),
         "unfinished": float((~polished.converged).float().mean()),
     }
-    shown = sorted({min(ratios, key=lambda r, w=w: abs(math.log(r / w))) for w in SHOWN})
+    drawn = sorted({min(ratios, key=lambda r, wanted=wanted: abs(math.log(r / wanted))) for wanted in RATIOS_DRAWN})
     names = sorted(
         {o.name for of_ratio in optima.values() for o in of_ratio},
         key=lambda name: min(lowest_losses(optima, name).values()),
     )
-    best_W = {r: orient_canonically(optima[r][0].W.flip(1), living=THRESHOLDS["living"]).flip(1) for r in shown}
+    # `flip` makes the varied feature, the last, the first: it points along +x in every panel.
+    best_W = {r: orient_canonically(optima[r][0].W.flip(1), living=THRESHOLDS["living"]).flip(1) for r in drawn}
     figure = plot_crossing(
         {name: lowest_losses(optima, name) for name in names},
         exact=dict(zip(ratios, best, strict=True)),
@@ -203,11 +206,15 @@ def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: Active
         "ratios": torch.tensor(ratios),
     }
     return Result(
-        {k: v for k, v in metrics.items() if math.isfinite(v)}, checks, {"crossing": figure}, arrays, _table(optima)
+        {name: value for name, value in metrics.items() if math.isfinite(value)},
+        checks,
+        {"crossing": figure},
+        arrays,
+        _build_table(optima),
     )
 
 
-def _table(optima: dict[float, list[Optimum]]) -> str:
+def _build_table(optima: dict[float, list[Optimum]]) -> str:
     rows = [[f"{r:.3g}", o.name, f"{o.loss:.6f}", o.n] for r, of_ratio in optima.items() for o in of_ratio]
     return markdown_table(["density ratio", "local optimum", "exact loss", "restarts"], rows)
 

@@ -43,7 +43,7 @@ from crux.toy.options import PhaseDiagram
 from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import Weights
 
-REPRESENTED = 0.1
+MIN_NORM = 0.1
 """A feature is represented if ‖W_i‖ is at least this. At an exact optimum, a feature that is not represented has norm 0; one that is
 has at least 0.7 if features are sparse, and grows continuously from 0 at densities above 0.54.
 """
@@ -51,7 +51,7 @@ has at least 0.7 if features are sparse, and grows continuously from 0 at densit
 POLISH = {"gradient_tolerance": 1e-6, "max_iterations": 300}
 """Sufficient for losses of about p/3, because the losses of different classes differ by far more."""
 
-DISTINCT = 1e-5
+MIN_LOSS_DIFFERENCE = 1e-5
 """Local optima of one pixel are distinct if their losses differ by more than this share."""
 
 
@@ -101,8 +101,8 @@ def classify_extra_feature(W: Float[Tensor, "*batch n_hidden n_features"]) -> In
 
     0: it is not represented; 1: it shares its direction with a feature that is; 2: it has a dedicated dimension.
     """
-    represented = norms(W)[..., -1] >= REPRESENTED
-    shared = superposition(W)[..., -1] >= REPRESENTED**2  # the overlap with a feature of that norm
+    represented = norms(W)[..., -1] >= MIN_NORM
+    shared = superposition(W)[..., -1] >= MIN_NORM**2  # the overlap with a feature of that norm
     return torch.where(represented, torch.where(shared, 1, 2), 0)
 
 
@@ -115,18 +115,19 @@ def polish_diagram(whole: TrainedProgram, run: ActiveRun, *, name: str, n_seeds:
         compute=lambda part, compute: compute_once(run.folder, f"{name}_{part}", compute),
     )
     best = best_streams(polished.loss, n_seeds=n_seeds)
-    every = torch.arange(best.shape[1])
+    settings = torch.arange(best.shape[1])
     by_seed = polished.loss.unflatten(0, (-1, n_seeds)).sort(1).values
-    n_optima = 1 + (by_seed.diff(dim=1) > DISTINCT * by_seed[:, 1:]).sum(1)
+    n_optima = 1 + (by_seed.diff(dim=1) > MIN_LOSS_DIFFERENCE * by_seed[:, 1:]).sum(1)
 
-    W, kept = whole.weights.W, instance_losses(whole).unflatten(0, (-1, n_seeds)).argsort(1)
-    kept = kept[:, : max(1, n_seeds - 1)]
+    W = whole.weights.W
+    by_loss = instance_losses(whole).unflatten(0, (-1, n_seeds)).argsort(1)
+    kept = by_loss[:, : max(1, n_seeds - 1)]  # as in the paper, without the worst seed
     shares = torch.stack([norms(W)[..., -1], superposition(W)[..., -1]]).unflatten(1, (-1, n_seeds))
     shares = shares.gather(2, kept.expand(2, *kept.shape)).mean(2)
     own = PolishedInstances(
-        Weights(polished.weights.W[best, every], polished.weights.b[best, every], None),
-        polished.loss[best, every],
-        polished.converged[best, every],
+        Weights(polished.weights.W[best, settings], polished.weights.b[best, settings], None),
+        polished.loss[best, settings],
+        polished.converged[best, settings],
     )
     one_per_density = slice(None, None, n_seeds)  # the streams are ordered by density, then by seed
     pixels = whole.program._replace(
@@ -134,7 +135,7 @@ def polish_diagram(whole: TrainedProgram, run: ActiveRun, *, name: str, n_seeds:
         density=whole.program.density[one_per_density],
         importance=whole.program.importance[one_per_density],
     )
-    lowest, lowered = polish_from_neighbours(pixels, own, classes=classify_extra_feature, **POLISH)
+    lowest, lowered = polish_from_neighbours(pixels, own, classify=classify_extra_feature, **POLISH)
     return PolishedDiagram(
         classify_extra_feature(lowest.weights.W),
         lowest.loss,
@@ -151,7 +152,7 @@ def pixels_from_boundary(
 ) -> Float[Tensor, "density ratio"]:
     """Return each pixel's distance, in pixels, from the ratios at which its class is correct at its density; 0 if it is correct."""
     logs, step = ratios.double().log(), math.log(ratios[1] / ratios[0])
-    lower, upper = (edge.double().log()[:, None] for edge in boundaries)
+    lower, upper = (boundary.double().log()[:, None] for boundary in boundaries)
     low = torch.where(classes == 0, -torch.inf, torch.where(classes == 1, lower, upper))
     high = torch.where(classes == 0, lower, torch.where(classes == 1, upper, torch.inf))
     return torch.maximum(low - logs, logs - high).clamp(min=0) / step
@@ -161,37 +162,40 @@ def result(toy: PhaseDiagram, trained: Sequence[TrainedProgram], run: ActiveRun)
     """Compare the diagrams with the theory."""
     ratios, densities = torch.tensor(toy.ratios), torch.tensor(toy.densities, dtype=torch.float64)
     diagrams, shares, checks, arrays, metrics, lines = [], [], [], {}, {}, []
-    by_size = {name: list(parts) for name, parts in groupby(trained, lambda t: _size_name(t.program))}
+    by_size = {name: list(parts) for name, parts in groupby(trained, lambda tile: _name_size(tile.program))}
     for size in toy.model_sizes:
         name, title = size.name, f"{size.n_features} features in {size.n_hidden} dimension{'s' * (size.n_hidden > 1)}"
-        it = polish_diagram(join_tiles(by_size[name]), run, name=name, n_seeds=toy.seeds)
-        exact, fixed = (f(densities, n_hidden=size.n_hidden) for f in (exact_boundaries, fixed_weight_boundaries))
-        off = pixels_from_boundary(it.classes, exact, ratios)
-        checks.append(Check(f"{title}: largest distance from the exact boundary, in pixels", float(off.max()), 0, 1))
+        diagram = polish_diagram(join_tiles(by_size[name]), run, name=name, n_seeds=toy.seeds)
+        exact = exact_boundaries(densities, n_hidden=size.n_hidden)
+        fixed = fixed_weight_boundaries(densities, n_hidden=size.n_hidden)
+        distance = pixels_from_boundary(diagram.classes, exact, ratios)
+        checks.append(
+            Check(f"{title}: largest distance from the exact boundary, in pixels", float(distance.max()), 0, 1)
+        )
         metrics |= {
-            f"pixels_off/{name}": float((off > 0).sum()),
+            f"pixels_off/{name}": float((distance > 0).sum()),
             f"pixels_off_without_neighbours/{name}": float(
-                (pixels_from_boundary(it.own_classes, exact, ratios) > 0).sum()
+                (pixels_from_boundary(diagram.own_classes, exact, ratios) > 0).sum()
             ),
-            f"lowered_by_neighbours/{name}": float(it.lowered),
-            f"pixels_off_fixed_weights/{name}": float((pixels_from_boundary(it.classes, fixed, ratios) > 0).sum()),
-            f"local_optima/{name}": float(it.n_optima.double().mean()),
-            f"unfinished/{name}": it.unfinished,
+            f"lowered_by_neighbours/{name}": float(diagram.lowered),
+            f"pixels_off_fixed_weights/{name}": float((pixels_from_boundary(diagram.classes, fixed, ratios) > 0).sum()),
+            f"local_optima/{name}": float(diagram.n_optima.double().mean()),
+            f"unfinished/{name}": diagram.unfinished,
         }
         diagrams.append(
             Diagram(
                 title,
-                it.classes.numpy(),
+                diagram.classes.numpy(),
                 classes_between_boundaries(ratios.double(), fixed).numpy(),
                 classes_between_boundaries(ratios.double(), exact).numpy(),
                 torch.stack(list(fixed)).numpy(),
                 torch.stack(list(exact)).numpy(),
             )
         )
-        shares.append(Shares(title, *it.shares.float().numpy()))
-        arrays |= {f"{name}/{key}": value for key, value in it._asdict().items() if isinstance(value, Tensor)}
+        shares.append(Shares(title, *diagram.shares.float().numpy()))
+        arrays |= {f"{name}/{key}": value for key, value in diagram._asdict().items() if isinstance(value, Tensor)}
         arrays |= {f"{name}/exact": torch.stack(list(exact)), f"{name}/fixed_weights": torch.stack(list(fixed))}
-        lines.append(_table(title, toy, it.classes, exact, fixed))
+        lines.append(_build_table(title, toy, diagram.classes, exact, fixed))
     axes = {"densities": densities.numpy(), "ratios": ratios.double().numpy()}
     figures = {
         "phases": plot_phase_diagrams(diagrams, **axes),
@@ -200,18 +204,21 @@ def result(toy: PhaseDiagram, trained: Sequence[TrainedProgram], run: ActiveRun)
     return Result(metrics, checks, figures, arrays | {"ratios": ratios, "densities": densities}, "\n\n".join(lines))
 
 
-def _table(title: str, toy: PhaseDiagram, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
+def _build_table(title: str, toy: PhaseDiagram, classes: Tensor, exact: Boundaries, fixed: Boundaries) -> str:
     """Return a table of the ratio above which the feature is represented, at every density."""
     rows, ratios = [], [0.0, *toy.ratios, math.inf]
     for i, density in enumerate(toy.densities):
-        n = int((classes[i] == 0).sum())
-        interval = f"{ratios[n]:.3g} … {ratios[n + 1]:.3g}"
+        n_dropped = int(
+            (classes[i] == 0).sum()
+        )  # the classes ascend with the ratio: these are the pixels below the boundary
+        interval = f"{ratios[n_dropped]:.3g} … {ratios[n_dropped + 1]:.3g}"
         rows.append([f"{density:.3g}", interval, f"{exact.lower[i]:.4g}", f"{fixed.lower[i]:.4g}"])
     table = markdown_table(["density", "trained", "exact", "fixed weights"], rows)
     return f"{title}: r above which the extra feature is represented\n\n{table}"
 
 
-def _size_name(program: Program) -> str:
+def _name_size(program: Program) -> str:
+    """Return the name that `Size.name` gives to the size of the program's models."""
     return f"{program.n_features}_{program.n_hidden}"
 
 

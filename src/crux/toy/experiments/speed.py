@@ -1,4 +1,4 @@
-"""The time of one step of many instances as one program, compared with one step of every instance alone.
+"""Measure the time of one training step of many instances as one program, compared with a step of each instance separately.
 
 A step includes drawing the data, forward pass, backward pass and AdamW. The two are timed in turn, so that other load on the
 machine slows down both.
@@ -22,12 +22,12 @@ from crux.toy.options import ToyJob
 from crux.toy.program import Program, TrainedProgram
 from crux.toy.superposition import SuperpositionModel, sampled_loss
 
-BATCHES = (16, 64, 256, 1024, 4096)
-SECONDS = 2.0
-"""Minimum duration of each measurement, which has at least REPEATS rounds."""
-REPEATS = 5
-ALONE = 8
-"""Number of instances that are timed alone; their time is extrapolated to all instances."""
+BATCH_SIZES = (16, 64, 256, 1024, 4096)
+MIN_SECONDS = 2.0
+"""Minimum duration of each measurement, which has at least MIN_ROUNDS rounds."""
+MIN_ROUNDS = 5
+MAX_TIMED_ALONE = 8
+"""Largest number of instances that are timed separately; their time is extrapolated to all instances."""
 
 
 def build_programs(config: ToyJob, *, seed: int) -> list[Program]:
@@ -36,28 +36,39 @@ def build_programs(config: ToyJob, *, seed: int) -> list[Program]:
 
 
 def result(config: ToyJob, trained: Sequence[TrainedProgram], run: ActiveRun) -> Result:
-    """Measure, for several batch sizes, the median ratio of one program's step to the steps of all its instances alone."""
+    """Measure the median ratio, at several batch sizes, of one program's step to the separate steps of all its instances."""
     whole = build_program_of_size(config.toy, config.toy.model_sizes[0], seed=run.seed, name="all")
     n = len(whole.seeds)
     shares, steps, rows = [], [], []
-    for batch in BATCHES:
-        together = build_training_step(whole, config.optimizer, batch)
-        singly = [build_training_step(select_stream(whole, k), config.optimizer, batch) for k in range(min(ALONE, n))]
-        rounds = []
+    for batch in BATCH_SIZES:
+        step_together = build_training_step(whole, config.optimizer, batch)
+        separate_steps = [
+            build_training_step(select_stream(whole, k), config.optimizer, batch)
+            for k in range(min(MAX_TIMED_ALONE, n))
+        ]
+        rounds = []  # (seconds per step of the program, seconds for a separate step of every instance)
         begin = time.perf_counter()
-        while len(rounds) < REPEATS or time.perf_counter() - begin < SECONDS:
-            rounds.append((time_step(together), n * sum(map(time_step, singly)) / len(singly)))
-        one, alone = (torch.tensor(column) for column in zip(*rounds, strict=True))
-        shares.append(float((one / alone).median()))
-        steps.append((float(one.median()), float(alone.median()) / n))
+        while len(rounds) < MIN_ROUNDS or time.perf_counter() - begin < MIN_SECONDS:
+            rounds.append((time_step(step_together), n * sum(map(time_step, separate_steps)) / len(separate_steps)))
+        one_program, separate = torch.tensor(rounds).T
+        shares.append(float((one_program / separate).median()))
+        steps.append((float(one_program.median()), float(separate.median()) / n))
         rows.append([batch, f"{1e3 * steps[-1][0]:.2f}", f"{1e3 * steps[-1][1]:.3f}", f"{shares[-1]:.3f}"])
-    by_batch = dict(zip(BATCHES, shares, strict=True))
+    by_batch = dict(zip(BATCH_SIZES, shares, strict=True))
     return Result(
         metrics={f"share/{batch}": share for batch, share in by_batch.items()},
-        checks=[Check(f"time of {n} instances together / alone, batch 1024", by_batch[1024], 0, 1 / 3)],
-        figures={"speed": plot_program_speed(list(BATCHES), shares, n_instances=n)},
-        arrays={"batch": torch.tensor(BATCHES), "share": torch.tensor(shares), "seconds": torch.tensor(steps)},
-        report=markdown_table(["batch", "one program, ms per step", "alone, ms per step", "share"], rows),
+        checks=[Check(f"time of {n} instances as one program / separately, batch 1024", by_batch[1024], 0, 1 / 3)],
+        figures={"speed": plot_program_speed(list(BATCH_SIZES), shares, n_instances=n)},
+        arrays={"batch": torch.tensor(BATCH_SIZES), "share": torch.tensor(shares), "seconds": torch.tensor(steps)},
+        report=markdown_table(
+            [
+                "batch",
+                "one program, ms per step",
+                "one instance, ms per step",
+                "one program / all instances separately",
+            ],
+            rows,
+        ),
     )
 
 
@@ -81,21 +92,21 @@ def build_training_step(program: Program, optimizer: Adam, batch: int) -> Callab
     data = program.data(batch=batch, n_batches=10**9, purpose=Purpose.training)
     step = 0
 
-    def once() -> None:
+    def train_one_step() -> None:
         nonlocal step
         adam.zero_grad()
         (sampled_loss(model, data[step], program.importance).sum() / n_features).backward()
         adam.step()
         step += 1
 
-    once()
-    return once
+    train_one_step()  # the first step is slower, because it allocates memory
+    return train_one_step
 
 
-def time_step(once: Callable[[], None]) -> float:
+def time_step(step: Callable[[], None]) -> float:
     """Return the duration of one step in seconds."""
     begin = time.perf_counter()
-    once()
+    step()
     return time.perf_counter() - begin
 
 

@@ -17,9 +17,9 @@ from matplotlib.patches import Patch
 from crux.plotting import BLUE, ORANGE, new_figure, style_axes
 
 CLASSES = ("not represented", "in superposition", "dedicated dimension")
-COLOURS = ("#e6e6e6", ORANGE, BLUE)
-EXACT, FIXED = "-", ":"
-X, Y = "density p (sparser to the right)", "importance of the extra feature\n(the others' is 1)"
+CLASS_COLOURS = ("#e6e6e6", ORANGE, BLUE)
+EXACT_STYLE, FIXED_STYLE = "-", ":"
+X_LABEL, Y_LABEL = "density p (sparser to the right)", "importance of the extra feature\n(the others' is 1)"
 
 
 class Diagram(NamedTuple):
@@ -58,14 +58,14 @@ def plot_phase_diagrams(
             "theory, exact optima": diagram.exact,
         }
         for axes, (title, classes) in zip(row, panels.items(), strict=True):
-            _draw_pixels(axes, np.array([to_rgb(c) for c in COLOURS])[classes], densities, ratios)
-            axes.plot(densities, diagram.exact_border.T, color="black", linewidth=1.6, linestyle=EXACT)
-            axes.plot(densities, diagram.fixed_border.T, color="black", linewidth=1.4, linestyle=FIXED)
+            _draw_pixels(axes, np.array([to_rgb(c) for c in CLASS_COLOURS])[classes], densities, ratios)
+            axes.plot(densities, diagram.exact_border.T, color="black", linewidth=1.6, linestyle=EXACT_STYLE)
+            axes.plot(densities, diagram.fixed_border.T, color="black", linewidth=1.4, linestyle=FIXED_STYLE)
             _label_axes(axes, f"{diagram.title}\n{title}", first=axes is row[0], last=diagram is diagrams[-1])
-    keys = [Patch(facecolor=c, edgecolor="#999999", label=name) for c, name in zip(COLOURS, CLASSES, strict=True)]
+    keys = [Patch(facecolor=c, edgecolor="#999999", label=name) for c, name in zip(CLASS_COLOURS, CLASSES, strict=True)]
     keys += [
-        Line2D([], [], color="black", linestyle=EXACT, label="exact boundary"),
-        Line2D([], [], color="black", linestyle=FIXED, label="boundary for fixed weights"),
+        Line2D([], [], color="black", linestyle=EXACT_STYLE, label="exact boundary"),
+        Line2D([], [], color="black", linestyle=FIXED_STYLE, label="boundary for fixed weights"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=5, frameon=False)
     return figure
@@ -112,5 +112,5 @@ def _pixel_edges(centres: np.ndarray) -> np.ndarray:
 
 
 def _label_axes(axes: Axes, title: str, *, first: bool, last: bool) -> None:
-    style_axes(axes, x=X if last else "", y=Y if first else "", title=title)
+    style_axes(axes, x=X_LABEL if last else "", y=Y_LABEL if first else "", title=title)
     axes.grid(visible=False)

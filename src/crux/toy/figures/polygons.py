@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from crux.plotting import GREY, new_figure, style_axes
 
-COLUMNS = 5
-IMPORTANCE = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))
+MAX_COLUMNS = 5
+IMPORTANCE_COLOURS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))
 """Without the yellow end, which is hard to see on white."""
 
 
@@ -26,14 +26,14 @@ def plot_polygons(
         weights: in canonical orientation (`crux.toy.geometry.report.orient_canonically`), so that panels can be compared.
         titles: one per panel, for example from `density_title`.
     """
-    rows, columns = -(-len(weights) // COLUMNS), min(len(weights), COLUMNS)
+    rows, columns = -(-len(weights) // MAX_COLUMNS), min(len(weights), MAX_COLUMNS)
     figure = new_figure(width=1.2 + 2.1 * columns, height=0.6 + 2.3 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     reach = 1.15 * max(1.0, float(np.abs(weights).max()))
     low, high = float(importances.min()), float(importances.max())
     shades = Normalize(low - (high == low), high)
     for n, (axes, W, title) in enumerate(zip(grid.flat, weights, titles, strict=False)):
-        _draw(axes, W, importances, shades)
+        _draw_features(axes, W, importances, shades)
         style_axes(axes, x="", y="")
         axes.set_title(title, loc="left", fontsize=9)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
@@ -56,10 +56,10 @@ def density_title(density: float) -> str:
     return f"density {density:.2g} ({sparsity:.{2 if sparsity < 99 else 3}g} % sparse)"
 
 
-def _draw(axes: Axes, W: np.ndarray, importances: np.ndarray, shades: Normalize) -> None:
+def _draw_features(axes: Axes, W: np.ndarray, importances: np.ndarray, shades: Normalize) -> None:
     axes.axhline(0, color=GREY, linewidth=0.5)
     axes.axvline(0, color=GREY, linewidth=0.5)
-    rays = LineCollection([np.array([[0, 0], tip]) for tip in W.T], cmap=IMPORTANCE, norm=shades, linewidth=1.6)
+    rays = LineCollection([np.array([[0, 0], tip]) for tip in W.T], cmap=IMPORTANCE_COLOURS, norm=shades, linewidth=1.6)
     rays.set_array(importances)
     axes.add_collection(rays)
-    axes.scatter(*W, c=importances, cmap=IMPORTANCE, norm=shades, s=26, zorder=3)
+    axes.scatter(*W, c=importances, cmap=IMPORTANCE_COLOURS, norm=shades, s=26, zorder=3)

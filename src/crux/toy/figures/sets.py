@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 
 from crux.plotting import GREY, MARKERS, PALETTE, new_figure, style_axes
 
-COSINES = "RdBu_r"
+COSINE_COLOURS = "RdBu_r"
 
-ACROSS = 5
+MAX_PANELS_PER_ROW = 5
 """Number of panels in a row."""
 
 
@@ -35,14 +35,14 @@ def plot_feature_sets(rows: Sequence[SetModels]) -> Figure:
     In more dimensions, a panel shows the cosines of all pairs.
     """
     rows = [
-        SetModels(row.weights[i : i + ACROSS], row.n_sets, row.titles[i : i + ACROSS])
+        SetModels(row.weights[i : i + MAX_PANELS_PER_ROW], row.n_sets, row.titles[i : i + MAX_PANELS_PER_ROW])
         for row in rows
-        for i in range(0, len(row.titles), ACROSS)
+        for i in range(0, len(row.titles), MAX_PANELS_PER_ROW)
     ]
     columns = max(len(row.titles) for row in rows)
     figure = new_figure(width=0.8 + 2.6 * columns, height=0.7 + 2.75 * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    cosines = ScalarMappable(Normalize(-1, 1), COSINES)
+    cosines = ScalarMappable(Normalize(-1, 1), COSINE_COLOURS)
     for panels, row in zip(grid, rows, strict=True):
         flat = row.weights.shape[1] == 2
         for axes, W, title in zip(panels, row.weights, row.titles, strict=False):
@@ -84,7 +84,7 @@ def _draw_cosines(axes: Axes, W: np.ndarray, n_sets: int) -> None:
     length = np.linalg.norm(W, axis=0, keepdims=True)
     directions = W / np.where(length > 0, length, 1)
     n = W.shape[1]
-    axes.imshow(directions.T @ directions, cmap=COSINES, vmin=-1, vmax=1, extent=(0, n, n, 0))
+    axes.imshow(directions.T @ directions, cmap=COSINE_COLOURS, vmin=-1, vmax=1, extent=(0, n, n, 0))
     for edge in range(n // n_sets, n, n // n_sets):
         axes.axhline(edge, color=GREY, linewidth=0.8)
         axes.axvline(edge, color=GREY, linewidth=0.8)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from crux.plotting import new_figure, style_axes
 
-PRODUCTS, SHARED = "RdBu_r", "viridis"
+PRODUCT_COLOURS, OVERLAP_COLOURS = "RdBu_r", "viridis"
 
 
 def plot_superposition(
@@ -37,7 +37,9 @@ def plot_superposition(
         above, below = grid[:, k]
         _draw_matrix(above, products[k], biases[k], ends)
         above.set_title(title, loc="left", fontsize=10)
-        below.barh(np.arange(n), norms[k], height=0.85, color=ScalarMappable(shades, SHARED).to_rgba(superposition[k]))
+        below.barh(
+            np.arange(n), norms[k], height=0.85, color=ScalarMappable(shades, OVERLAP_COLOURS).to_rgba(superposition[k])
+        )
         below.set(xlim=(0, longest), ylim=(n - 0.5, -0.5), box_aspect=1)
         style_axes(below, x=r"norm $\|W_i\|$", y="feature i" if k == 0 else "")
         below.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -47,9 +49,11 @@ def plot_superposition(
         else:
             above.tick_params(labelleft=False)
             below.tick_params(labelleft=False)
-    figure.colorbar(ScalarMappable(ends, PRODUCTS), ax=grid[0].tolist(), label=r"$W^T W$, and bias $b$", extend="both")
+    figure.colorbar(
+        ScalarMappable(ends, PRODUCT_COLOURS), ax=grid[0].tolist(), label=r"$W^T W$, and bias $b$", extend="both"
+    )
     shared = r"superposition $\sum_{j \neq i} (\hat W_i \cdot W_j)^2$"
-    figure.colorbar(ScalarMappable(shades, SHARED), ax=grid[1].tolist(), label=shared, extend="max")
+    figure.colorbar(ScalarMappable(shades, OVERLAP_COLOURS), ax=grid[1].tolist(), label=shared, extend="max")
     return figure
 
 
@@ -58,10 +62,12 @@ def _draw_matrix(axes: Axes, products: np.ndarray, bias: np.ndarray, ends: Norma
     n = len(bias)
     wide = max(1.0, n / 12)
     gap = wide / 2
-    axes.imshow(products, cmap=PRODUCTS, norm=ends, extent=(-0.5, n - 0.5, n - 0.5, -0.5), interpolation="nearest")
+    axes.imshow(
+        products, cmap=PRODUCT_COLOURS, norm=ends, extent=(-0.5, n - 0.5, n - 0.5, -0.5), interpolation="nearest"
+    )
     axes.imshow(
         bias[:, None],
-        cmap=PRODUCTS,
+        cmap=PRODUCT_COLOURS,
         norm=ends,
         extent=(n - 0.5 + gap, n - 0.5 + gap + wide, n - 0.5, -0.5),
         aspect="equal",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crux.toy.superposition import SuperpositionModel
 
-STEP = 0.2
+RELATIVE_STEP = 0.2
 """Length of a gradient-ascent step, as a share of the allowed distance."""
 
 
@@ -39,8 +39,8 @@ def analytic_attack(
 ) -> Float[Tensor, "stream attacks n"]:
     """Return ±λ (WᵀW)_i / ‖(WᵀW)_i‖ with λ = `reach`, for the i and the sign that increase the error most."""
     steps = reach[:, None, None] * overlap_directions(model.W[:, 0])
-    best = torch.zeros_like(x[:, :1] if shared else x)
-    most = torch.zeros(best.shape[:2]).to(x)
+    best = torch.zeros_like(x[:, :1] if shared else x)  # no attack, which increases the error by 0
+    most = torch.zeros(best.shape[:2]).to(x)  # the increase of the error under `best`
     for i in range(x.shape[-1]):
         for step in (steps[:, i, None], -steps[:, i, None]):
             best, most = _keep_stronger(
@@ -68,7 +68,7 @@ def gradient_attack(
         delta.requires_grad_()
         (gradient,) = torch.autograd.grad(error_increase(model, x, delta).sum(), delta)
         with torch.no_grad():
-            delta = delta + STEP * ball * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            delta = delta + RELATIVE_STEP * ball * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
             delta = delta * (ball / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
             best, most = _keep_stronger(best, most, delta, error_increase(model, x, delta))
     return best

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 
-RECOVERED = 0.9
+MIN_RECOVERED_COSINE = 0.9
 """A feature counts as recovered if its cosine with the nearest latent is above this value."""
 
-LIVING = 0.1
-"""A feature is living, and can be recovered, if its norm is above this share of the largest norm."""
+MIN_LIVING_NORM = 0.1
+"""A feature is living, that is represented, if its norm is above this share of the largest norm; only such features can be recovered."""
 
 
 class Recovery(NamedTuple):
@@ -25,7 +25,7 @@ class Recovery(NamedTuple):
     mean_max_cosine: float
     """Mean of `cosine` over living features."""
     recovered: float
-    """Share of the living features with a cosine above `RECOVERED`."""
+    """Share of the living features with a cosine above `MIN_RECOVERED_COSINE`."""
     latents_mean_max_cosine: float
     """Cosine of each latent with the nearest living feature, mean over latents."""
 
@@ -37,18 +37,18 @@ def measure_recovery(directions: Float[Tensor, "n_features d"], dictionary: Floa
         UserError: if no feature is living.
     """
     norms = directions.norm(dim=1)
-    living = norms > LIVING * norms.max()
+    living = norms > MIN_LIVING_NORM * norms.max()
     if not bool(living.any()):
         raise UserError("the toy model represents no feature")
     if len(dictionary) == 0:
         return Recovery(living, torch.zeros(len(directions)), 0.0, 0.0, 0.0)
     cosines = F.normalize(directions, dim=1) @ F.normalize(dictionary, dim=1).T
     nearest = cosines.amax(1)
-    of_living = nearest[living]
+    nearest_of_living = nearest[living]
     return Recovery(
         living=living,
         cosine=nearest,
-        mean_max_cosine=float(of_living.mean()),
-        recovered=float((of_living > RECOVERED).float().mean()),
+        mean_max_cosine=float(nearest_of_living.mean()),
+        recovered=float((nearest_of_living > MIN_RECOVERED_COSINE).float().mean()),
         latents_mean_max_cosine=float(cosines[living].amax(0).mean()),
     )

@@ -144,8 +144,9 @@ def orient_canonically(
     residual, axes = W64.clone(), []
     length = W64.norm(dim=0)
     alive = length > living * length.max()
-    for candidates, least in ((alive, 0.1), (alive, 1e-5), (length > 0, 1e-5)):
-        while (outside := candidates & (residual.norm(dim=0) > least * length)).any() and len(axes) < len(W):
+    # (features that may choose an axis, share of their norm that must be outside the span of the axes so far), by precedence
+    for candidates, min_share in ((alive, 0.1), (alive, 1e-5), (length > 0, 1e-5)):
+        while (outside := candidates & (residual.norm(dim=0) > min_share * length)).any() and len(axes) < len(W):
             axis = residual[:, int(torch.nonzero(outside)[0])]
             axes.append(axis / axis.norm())
             residual = residual - torch.outer(axes[-1], axes[-1] @ residual)

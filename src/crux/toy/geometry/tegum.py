@@ -15,13 +15,13 @@ class Factor(NamedTuple):
     """A group of living features that is orthogonal to all other groups."""
 
     features: tuple[int, ...]
-    """Their columns in W, ascending."""
+    """The columns of W, ascending."""
     name: str
     """For example "pentagon", "dedicated" or "3 collinear"; "5 vectors in 3 dimensions" if no known shape is near."""
     rank: int
-    """Number of dimensions that they span, up to the tolerance."""
+    """Number of dimensions that the features span, up to the tolerance."""
     dimensions: float
-    """Σ D_i over the factor: its share of the hidden dimensions, at most its rank."""
+    """Σ D_i over the features: the number of hidden dimensions that the factor takes up, at most its rank."""
     deviation: float
     """Distance from the nearest known shape (see `name_shape`)."""
 
@@ -68,9 +68,9 @@ def name_shape(gram: Float[Tensor, "n n"], *, tolerance: float) -> tuple[str, fl
     if n == 1:
         return "dedicated", 0.0
     products = _sorted_products(gram)
-    off_line = float(1 - products.abs().min())
-    if off_line <= tolerance:
-        return ("digon" if n == 2 and products[0] < 0 else f"{n} collinear"), off_line
+    from_line = float(1 - products.abs().min())  # 0 if all vectors are on one line
+    if from_line <= tolerance:
+        return ("digon" if n == 2 and products[0] < 0 else f"{n} collinear"), from_line
     spectrum = torch.linalg.eigvalsh(gram)
     deviation, name = min(
         (max(float((spectrum - eigenvalues).abs().max() / eigenvalues[-1]), float((products - others).abs().max())), name)
@@ -95,6 +95,7 @@ def _sorted_products(gram: Tensor) -> Tensor:
 
 @cache
 def _known_invariants(n: int) -> list[tuple[str, Tensor, Tensor]]:
+    """Return (name, eigenvalues, sorted products) of each known shape of n vectors."""
     grams = [(name, W.T @ W) for name, forms in known_shapes(n).items() for W in forms]
     return [(name, torch.linalg.eigvalsh(gram), _sorted_products(gram)) for name, gram in grams]
 
@@ -104,12 +105,12 @@ def _connected_components(linked: Bool[Tensor, "n n"]) -> list[Tensor]:
     components, unseen = [], torch.ones(len(linked), dtype=torch.bool)
     for start in range(len(linked)):
         if unseen[start]:
-            reached = torch.zeros_like(unseen)
-            edge = reached.clone()
-            edge[start] = True
-            while edge.any():
-                reached |= edge
-                edge = linked[edge].any(0) & ~reached
-            unseen &= ~reached
-            components.append(torch.nonzero(reached).flatten())
+            members = torch.zeros_like(unseen)
+            newest = members.clone()
+            newest[start] = True
+            while newest.any():
+                members |= newest
+                newest = linked[newest].any(0) & ~members
+            unseen &= ~members
+            components.append(torch.nonzero(members).flatten())
     return components
