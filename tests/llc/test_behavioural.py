@@ -17,6 +17,7 @@ from crux.llc.samplers.sgld import SGLD
 from tests.support.quadratic_losses import values
 
 WIDTHS = (3, 4, 3)
+"""Inputs, hidden neurons and outputs of the perceptron."""
 
 
 def perceptron(p: dict[str, Tensor], x: Batch) -> Tensor:
@@ -25,40 +26,41 @@ def perceptron(p: dict[str, Tensor], x: Batch) -> Tensor:
     return hidden @ p["B"].mT + p["b"]
 
 
-def network(n_cases: int, *, samples: int = 40) -> tuple[dict[str, Tensor], Tensor]:
+def make_network(n_cases: int, *, samples: int = 40) -> tuple[dict[str, Tensor], Tensor]:
+    """Return random parameters of perceptrons, one row per case, and inputs."""
     rng = torch.Generator().manual_seed(1)
     n_in, n_hidden, n_out = WIDTHS
     shapes = {"A": (n_hidden, n_in), "a": (n_hidden,), "B": (n_out, n_hidden), "b": (n_out,)}
-    made = {k: torch.randn(n_cases, *shape, generator=rng, dtype=torch.float64) for k, shape in shapes.items()}
-    return made, torch.randn(samples, n_in, generator=rng, dtype=torch.float64)
+    params = {k: torch.randn(n_cases, *shape, generator=rng, dtype=torch.float64) for k, shape in shapes.items()}
+    return params, torch.randn(samples, n_in, generator=rng, dtype=torch.float64)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # raised by torch's forward mode
 @pytest.mark.parametrize("divergence", Divergence)
 def test_hessian_is_the_gauss_newton_matrix(divergence: Divergence) -> None:
     """It equals torch.func's Hessian and Jᵀ B J by hand, for two networks at once."""
-    params, x = network(2)
-    at = Coordinates(params, free=None)
-    w = at.start(1)
+    params, x = make_network(2)
+    coordinates = Coordinates(params, free=None)
+    w = coordinates.start(1)
     loss = behavioural_loss(map_over_chains(perceptron), params, divergence)
     batch = FixedData(x).get_batch(0, [])
-    product = gauss_newton_product(map_over_chains(perceptron), at, w, batch, divergence)
-    columns = torch.stack([product(torch.eye(at.n).double()[i].expand_as(w)) for i in range(at.n)], 2)
+    product = gauss_newton_product(map_over_chains(perceptron), coordinates, w, batch, divergence)
+    columns = torch.stack([product(torch.eye(coordinates.n).double()[i].expand_as(w)) for i in range(coordinates.n)], 2)
     for case in range(2):
 
-        def one(flat: Tensor, case: int = case) -> Tensor:
+        def loss_of_case(flat: Tensor, case: int = case) -> Tensor:
             both = w.clone()
-            return compute_loss(loss, at, torch.cat([both[:case], flat[None], both[case + 1 :]]), batch)[case]
+            return compute_loss(loss, coordinates, torch.cat([both[:case], flat[None], both[case + 1 :]]), batch)[case]
 
-        exact = torch.func.hessian(one)(w[case])
+        exact = torch.func.hessian(loss_of_case)(w[case])
         torch.testing.assert_close(columns[case], exact, atol=1e-8, rtol=0)
         assert float(exact.abs().max()) > 0.1
         one_case = {name: v[case] for name, v in params.items()}
 
-        def f(flat: Tensor, case: int = case) -> Tensor:
-            return perceptron({k: v[0] for k, v in at.to_parameters(flat[None].expand_as(w)).items()}, x)
+        def outputs_of_case(flat: Tensor, case: int = case) -> Tensor:
+            return perceptron({k: v[0] for k, v in coordinates.to_parameters(flat[None].expand_as(w)).items()}, x)
 
-        J, out = torch.func.jacrev(f)(w[case]), perceptron(one_case, x)
+        J, out = torch.func.jacrev(outputs_of_case)(w[case]), perceptron(one_case, x)
         p = out.softmax(-1)
         B = 2 * torch.eye(3).double().expand(40, 3, 3)
         if divergence is Divergence.kl:
@@ -73,13 +75,14 @@ def test_distances_by_hand() -> None:
     p, q = before.softmax(-1), now.softmax(-1)
     assert float(output_distance(now, before, Divergence.kl)) == pytest.approx(float((p * (p / q).log()).sum()))
     assert float(output_distance(before, before, Divergence.kl)) == 0
+    # the KL ignores a constant added to all logits
     assert float(output_distance(now + 7, before, Divergence.kl)) == pytest.approx(
         float(output_distance(now, before, Divergence.kl))
     )
 
 
 def test_any_parameters_are_a_minimum_even_on_minibatches() -> None:
-    params, x = network(3)
+    params, x = make_network(3)
     loss = behavioural_loss(map_over_chains(perceptron), params, Divergence.mse)
     given = {
         "evaluation_data": FixedData(x), "nbeta": values(100, 100, 100), "gamma": values(10, 10, 10),
@@ -101,6 +104,7 @@ def test_any_parameters_are_a_minimum_even_on_minibatches() -> None:
 
 
 A, C = 1e-3, 1.0
+"""a and c of the loss a w² + c w⁴."""
 
 
 def quartic_outputs(p: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -111,6 +115,7 @@ def quartic_outputs(p: dict[str, Tensor], batch: Batch) -> Tensor:
 
 def n_eff_by_quadrature(epsilon: float) -> float:
     """Return 2 E[L] / ε under exp(−L/ε) with a flat prior."""
+    # beyond the edge, L / ε is more than 60
     edge = min((60 * epsilon / A) ** 0.5, (60 * epsilon / C) ** 0.25)
     w = np.linspace(-edge, edge, 200_001)
     L = A * w**2 + C * w**4
@@ -125,7 +130,7 @@ def test_known_curve_agrees_with_quadrature_and_sampler() -> None:
     """
     epsilon = [1e-9, 1e-6, 1e-3]
     exact = [n_eff_by_quadrature(e) for e in epsilon]
-    assert exact == pytest.approx([1.00, 0.73, 0.51], abs=6e-3)
+    assert exact == pytest.approx([1.00, 0.73, 0.51], abs=6e-3)  # below, at and above a²/c = 1e-6
     nbeta = values(*[1 / e for e in epsilon])
     step_size = values(*[0.5 * e / (2 * A + 12 * (C * e) ** 0.5) for e in epsilon])
     effective = effective_parameters(
@@ -140,7 +145,7 @@ def test_known_curve_agrees_with_quadrature_and_sampler() -> None:
 
 def test_rank_excludes_free_directions() -> None:
     """A ReLU perceptron has one free direction per hidden neuron (its scale), and more for the KL or with dead neurons."""
-    params, x = network(1, samples=400)
+    params, x = make_network(1, samples=400)
     n = sum(v[0].numel() for v in params.values())
 
     def count(params: dict[str, Tensor], divergence: Divergence = Divergence.mse) -> float:
@@ -157,7 +162,7 @@ def test_rank_excludes_free_directions() -> None:
 
 
 def test_quadratic_curve_from_full_spectrum_and_from_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
-    params, x = network(1)
+    params, x = make_network(1)
     given = (map_over_chains(perceptron), params, FixedData(x), Divergence.mse)
     whole = gauss_newton_spectrum(*given)
     nbeta = values(1e-2, 1, 1e2, 1e4)

@@ -58,13 +58,13 @@ def test_interrupted_estimate_resumes_exactly(sampler: Sampler, tmp_path: Path) 
     whole = CountingLoss(quadratic)
     expected = estimate(whole, **given)
     checkpoint = Checkpoint(tmp_path / "new" / "chains.safetensors", seconds=0)
-    for share in (0.3, 0.5):  # during burn-in, and among the draws
+    for fraction in (0.3, 0.5):  # during burn-in, and among the draws
         with pytest.raises(Interrupted):
-            estimate(CountingLoss(quadratic, stop=round(share * whole.calls)), **given, checkpoint=checkpoint)
+            estimate(CountingLoss(quadratic, stop=round(fraction * whole.calls)), **given, checkpoint=checkpoint)
         assert [path.name for path in checkpoint.path.parent.iterdir()] == ["chains.safetensors"]
     rest = CountingLoss(quadratic)
     assert_equal(estimate(rest, **given, checkpoint=checkpoint), expected)
-    assert rest.calls < 0.6 * whole.calls
+    assert rest.calls < 0.6 * whole.calls  # earlier steps were not repeated
     finished = CountingLoss(quadratic)
     assert_equal(estimate(finished, **given, checkpoint=checkpoint), expected)
     assert finished.calls < 20  # only the calls for the curvature and L(w*)

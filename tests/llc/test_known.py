@@ -71,6 +71,7 @@ def test_monomials_at_finite_nbeta(
     exponents: tuple[int, ...], llc: float, multiplicity: int, estimates: tuple[float, ...]
 ) -> None:
     assert monomial_llc(exponents) == KnownLLC(llc, multiplicity)
+    # 145 is n / log n for n = 1,000
     for nbeta, expected in zip((1e2, 145, 1e3, 1e4, 1e6, 1e8), estimates, strict=True):
         assert monomial_estimate(exponents, nbeta) == pytest.approx(expected, abs=6e-4)
 

@@ -17,7 +17,7 @@ from crux.llc.samplers.hmc import HMC, MALA
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
 from tests.support.quadratic_losses import A, estimate, quadratic, values
 
-LONG = {"n_chains": 32, "burn_in": 400, "draws": 800}
+LONG_CHAINS = {"n_chains": 32, "burn_in": 400, "draws": 800}
 
 
 def test_burn_in_is_discarded() -> None:
@@ -34,13 +34,13 @@ def test_burn_in_is_discarded() -> None:
 
 def test_step_size_bias_is_as_predicted() -> None:
     gamma = values(30.0, 30.0, 30.0)
-    llc = estimate(nbeta=values(1e3, 1e3, 1e3), gamma=gamma, step_size=values(2e-4, 1e-3, 2e-3), **LONG)
+    llc = estimate(nbeta=values(1e3, 1e3, 1e3), gamma=gamma, step_size=values(2e-4, 1e-3, 2e-3), **LONG_CHAINS)
     assert (llc.predicted > llc.unbiased).all()
     assert float(llc.predicted[2] / llc.unbiased[2]) > 1.5
     assert ((llc.mean - llc.predicted).abs() < 3 * llc.standard_error).all()
 
 
-def regression(n: int) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+def make_regression(n: int) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
     """Return the least-squares solution of a linear regression with five coefficients, and its data."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(n, 5, generator=rng, dtype=torch.float64)
@@ -57,13 +57,13 @@ def half_square(p: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def test_minibatch_noise_bias_is_as_predicted() -> None:
     """The bias ε (nβ)² s² / 4m is the usual cause of absurd estimates."""
-    params, data = regression(400)
+    params, data = make_regression(400)
     given = {
         "params": params,
         "evaluation_data": FixedData(data),
         "gamma": values(1e-9),
         "nbeta": values(100.0),
-        **LONG,
+        **LONG_CHAINS,
     }
     full = estimate(map_over_chains(half_square), gradient_data=FixedData(data), **given)
     small = estimate(map_over_chains(half_square), gradient_data=Minibatches(data, size=20), **given)
@@ -77,9 +77,15 @@ def test_minibatch_noise_bias_is_as_predicted() -> None:
 
 def test_losses_are_paired_on_the_evaluation_data() -> None:
     """Another evaluation set shifts L(w*) and E[L] together, so that the estimate hardly changes."""
-    params, data = regression(400)
+    params, data = make_regression(400)
     part = (data[0][:40], data[1][:40])
-    given = {"params": params, "gradient_data": FixedData(data), "gamma": values(1e-9), "nbeta": values(100.0), **LONG}
+    given = {
+        "params": params,
+        "gradient_data": FixedData(data),
+        "gamma": values(1e-9),
+        "nbeta": values(100.0),
+        **LONG_CHAINS,
+    }
     whole = estimate(map_over_chains(half_square), evaluation_data=FixedData(data), **given)
     subset = estimate(map_over_chains(half_square), evaluation_data=FixedData(part), **given)
     best = {"w": params["w"][0]}
@@ -87,6 +93,7 @@ def test_losses_are_paired_on_the_evaluation_data() -> None:
     assert float(subset.loss_at_start) == pytest.approx(float(half_square(best, part).mean()))
     gap = abs(float(whole.loss_at_start - subset.loss_at_start))
     assert 100 * gap > 3  # without pairing, this would be added to λ̂ = 2.5
+    # E[L] on the subset: w has covariance (nβ XᵀX/n)⁻¹, with X of all data
     x = part[0]
     on_subset = 100 * float(torch.trace(torch.linalg.solve(data[0].T @ data[0] / 400, x.T @ x / 40))) / 2 / 100
     assert abs(float(subset.mean) / on_subset - 1) < 0.1
@@ -102,26 +109,26 @@ def test_minibatches_differ_between_chains() -> None:
 
 
 def test_restricted_estimate_equals_that_of_the_smaller_model() -> None:
-    moves = torch.tensor([True, False, True, True, False])
+    mask = torch.tensor([True, False, True, True, False])
     a = values(*A)
 
     def smaller(p: dict[str, Tensor], batch: object) -> Tensor:
-        return (a[moves] * p["w"].square()).sum(1) / 2
+        return (a[mask] * p["w"].square()).sum(1) / 2
 
-    restricted = estimate(free={"w": moves})
+    restricted = estimate(free={"w": mask})
     smaller_estimate = estimate(smaller, params={"w": torch.zeros(1, 3, dtype=torch.float64)})
     torch.testing.assert_close(restricted.trace, smaller_estimate.trace)
     torch.testing.assert_close(restricted.predicted, smaller_estimate.predicted)
-    frozen = Coordinates({"w": torch.ones(2, 5), "b": torch.ones(2, 1)}, free={"w": moves})
+    frozen = Coordinates({"w": torch.ones(2, 5), "b": torch.ones(2, 1)}, free={"w": mask})
     parameters = frozen.to_parameters(torch.zeros(4, 4))
     assert parameters["w"].tolist() == [[0, 1, 0, 0, 1]] * 4
     assert parameters["b"].tolist() == [[0]] * 4
     with pytest.raises(UserError, match="there is no parameter v; there are w"):
-        estimate(free={"v": moves})
+        estimate(free={"v": mask})
     with pytest.raises(UserError, match="no parameter is free"):
         estimate(free={"w": torch.zeros(5, dtype=torch.bool)})
     with pytest.raises(UserError, match=r"w has shape \(5,\), its mask \(4,\)"):
-        estimate(free={"w": moves[:4]})
+        estimate(free={"w": mask[:4]})
 
 
 def test_shared_storage_is_rejected() -> None:
@@ -165,14 +172,14 @@ def test_parameter_used_twice_is_sampled_once() -> None:
         evaluation_data=FixedData(x),
         nbeta=values(1e3, 1e5),
         gamma=values(1e-9, 1e-9),
-        **LONG,
+        **LONG_CHAINS,
     )
     assert llc.unbiased.tolist() == pytest.approx([2, 2])
     assert ((llc.mean - llc.predicted).abs() < 3 * llc.standard_error).all()
 
 
 def test_batched_and_mapped_losses_agree() -> None:
-    params, data = regression(30)
+    params, data = make_regression(30)
 
     def native(p: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
@@ -190,7 +197,7 @@ def test_scaling_the_loss_or_the_parameters() -> None:
     once = estimate(draws=30)
     scaled = estimate(lambda p, batch: 7 * quadratic(p, batch), nbeta=values(1000.0 / 7), draws=30)
     torch.testing.assert_close(once.trace, scaled.trace)
-    given = {"nbeta": values(1e6), "gamma": values(1e-6), **LONG}
+    given = {"nbeta": values(1e6), "gamma": values(1e-6), **LONG_CHAINS}
     wide = estimate(lambda p, batch: (p["w"] * values(3, 1, 1, 1, 0.7)).square().sum(1), **given)
     assert float(wide.unbiased) == pytest.approx(2.5, rel=1e-6)
     assert float((wide.mean - wide.predicted).abs()) < 3 * float(wide.standard_error)
@@ -205,8 +212,8 @@ def test_diverging_step_size_is_rejected_before_sampling() -> None:
 
     with pytest.raises(ValueError, match=r"diverges: at w\*, ε · \(nβ a_max \+ γ\) is 5.*default is 9.99e-05"):
         estimate(counting_loss, step_size=values(5e-3))
-    assert len(calls) < 12
-    assert float(estimate(step_size=values(3.9e-3)).mean) > 0
+    assert len(calls) < 12  # those for the curvature at w*
+    assert float(estimate(step_size=values(3.9e-3)).mean) > 0  # just below the limit, ε h = 4
 
 
 def test_divergence_away_from_w_star_is_detected() -> None:
@@ -225,7 +232,7 @@ def test_divergence_away_from_w_star_is_detected() -> None:
 
 def test_non_finite_loss_is_reported_with_chain_and_step() -> None:
     def broken(p: dict[str, Tensor], batch: object) -> Tensor:
-        far = p["w"].square().sum(1) > 0.02
+        far = p["w"].square().sum(1) > 0.02  # reached during burn-in, after which the loss is checked
         return torch.where(far, torch.nan, quadratic(p, batch))
 
     with pytest.raises(UserError, match=r"case 0, chain \d: the loss is no longer finite at step 50"):
@@ -251,11 +258,11 @@ def test_negative_estimate_is_explained() -> None:
     text = "\n".join(explain_estimate(llc, 0))
     assert "negative: on average the chains found a loss" in text
     assert "cannot be negative" in text
-    quiet = explain_estimate(
-        estimate(lambda p, batch: p["w"].square().sum(1), step_size=values(5e-4), sampler=MALA, **LONG), 0
+    without_problems = explain_estimate(
+        estimate(lambda p, batch: p["w"].square().sum(1), step_size=values(5e-4), sampler=MALA, **LONG_CHAINS), 0
     )
-    assert len(quiet) == 1
-    assert "a quadratic loss with this Hessian would give" in quiet[0]
+    assert len(without_problems) == 1
+    assert "a quadratic loss with this Hessian would give" in without_problems[0]
 
 
 def test_leaving_the_basin_is_detected_before_the_estimate_is_negative() -> None:
@@ -267,6 +274,7 @@ def test_leaving_the_basin_is_detected_before_the_estimate_is_negative() -> None
 
     x = min(np.roots([4, 0, -4, -0.2]))  # the shallow minimum
     given = {"params": {"w": torch.full((1, 1), x, dtype=torch.float64)}, "gamma": values(1e-6), "sampler": MALA}
+    # the barrier is high at nβ = 300 and low at 2.5
     stays = estimate(wells, nbeta=values(300.0), **given, draws=2000)
     leaves = estimate(wells, nbeta=values(2.5), **given, draws=3000)
     assert not bool(stays.escaped)
@@ -306,7 +314,7 @@ def test_invalid_arguments_are_rejected() -> None:
 
 def test_single_precision_and_rmsprop() -> None:
     llc = estimate(
-        params={"w": torch.zeros(1, 5)}, sampler=RMSPropSGLD(decay=0.99, floor=0.1), gamma=values(30.0), **LONG
+        params={"w": torch.zeros(1, 5)}, sampler=RMSPropSGLD(decay=0.99, floor=0.1), gamma=values(30.0), **LONG_CHAINS
     )
     assert float((llc.mean - llc.predicted).abs()) < 3 * float(llc.standard_error)
     assert NO_DATA.get_batch(0, []) is None

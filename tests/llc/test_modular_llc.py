@@ -128,25 +128,24 @@ def test_two_linear_networks_and_one_that_contains_both() -> None:
     assert_higher(estimates[3], estimates[2])
 
 
-N = 3
-"""Number of ReLU neurons of a module, which has two inputs and one output."""
-STAR = {
+W_STAR = {
     "W0": torch.tensor([[1.0, 0.3], [-0.5, 1.0], [0.4, -1.0]]), "v0": torch.tensor([1.0, -0.8, 1.2]),
     "W1": torch.tensor([[0.9, -0.5], [0.6, 1.0], [-1.0, 0.2]]), "v1": torch.tensor([-1.0, 0.9, 0.8]),
 }  # fmt: skip
-STAR = {name: w.double()[None] for name, w in STAR.items()}
-"""w*, with one row."""
+W_STAR = {name: w.double()[None] for name, w in W_STAR.items()}
+"""w* of two modules, with one row: each has two inputs, three ReLU neurons and one output."""
 
 
-def hidden(p: Params, i: int, x: Tensor) -> Tensor:
+def hidden_neurons(p: Params, i: int, x: Tensor) -> Tensor:
+    """Return the hidden neurons of module i, which reads inputs 2i and 2i + 1: [row, sample, neuron]."""
     return (x[:, :, 2 * i : 2 * i + 2] @ p[f"W{i}"].mT).relu()
 
 
-def output(p: Params, which: tuple[int, ...], x: Tensor, *, linked: bool) -> Tensor:
+def module_outputs(p: Params, which: tuple[int, ...], x: Tensor, *, linked: bool) -> Tensor:
     """Return the outputs [row, sample, module]."""
-    outputs = [(hidden(p, i, x) @ p[f"v{i}"][:, :, None]).squeeze(2) for i in which]
+    outputs = [(hidden_neurons(p, i, x) @ p[f"v{i}"][:, :, None]).squeeze(2) for i in which]
     if linked:
-        outputs[1] = outputs[1] + (hidden(p, 0, x) - hidden(STAR, 0, x)) @ values(1.0, -0.7, 0.5)
+        outputs[1] = outputs[1] + (hidden_neurons(p, 0, x) - hidden_neurons(W_STAR, 0, x)) @ values(1.0, -0.7, 0.5)
     return torch.stack(outputs, 2)
 
 
@@ -155,8 +154,8 @@ def relu_loss(which: tuple[int, ...], *, linked: bool) -> Callable[[Params, Tens
 
     With `linked`, module 1 also reads the hidden neurons of module 0, relative to their values at w*, where the link adds nothing.
     """
-    truth = output(STAR, which, X[None], linked=linked)
-    return lambda p, x: (output(p, which, x, linked=linked) - truth).square().sum(2) / 2
+    truth = module_outputs(W_STAR, which, X[None], linked=linked)
+    return lambda p, x: (module_outputs(p, which, x, linked=linked) - truth).square().sum(2) / 2
 
 
 def hessian_eigenvalues(loss: Callable[[Params, Tensor], Tensor], w_star: Params) -> Tensor:
@@ -181,7 +180,7 @@ def test_relu_module_read_by_another_loses_its_free_directions() -> None:
     cases = [((0,), False), ((1,), False), (both, False), (both, True)]
     estimates = []
     for seed, (which, linked) in enumerate(cases):
-        w_star = {name: w[0] for name, w in STAR.items() if int(name[1]) in which}
+        w_star = {name: w[0] for name, w in W_STAR.items() if int(name[1]) in which}
         loss = relu_loss(which, linked=linked)
         spectrum = hessian_eigenvalues(loss, w_star)
         assert int((spectrum > 1e-8).sum()) == [6, 6, 12, 15][seed]

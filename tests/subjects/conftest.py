@@ -1,4 +1,4 @@
-"""Tiny random subjects in Hugging Face layout, and TransformerLens's bridge on the same folder."""
+"""Tiny random subjects in Hugging Face layout, and the same networks in TransformerLens, with which subjects are compared."""
 
 import warnings
 from collections.abc import Callable
@@ -39,7 +39,10 @@ def subject_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 @pytest.fixture(scope="session")
 def bridge(subject_folder: Callable[[str], Path]) -> Callable[..., torch.nn.Module]:
-    """A function that returns TransformerLens's bridge on a network in `CONFIGS`, in float32, with processed or raw weights."""
+    """A function that returns a network in `CONFIGS` as a TransformerBridge, in float32, with processed or raw weights.
+
+    The bridge is TransformerLens's wrapper of a Hugging Face model: it adds hook points, at which functions read or replace activations.
+    """
 
     @cache
     def make(kind: str, *, processed: bool = False) -> torch.nn.Module:
@@ -47,9 +50,9 @@ def bridge(subject_folder: Callable[[str], Path]) -> Callable[..., torch.nn.Modu
             warnings.simplefilter("ignore")  # caused by the library itself
             from transformer_lens.model_bridge import TransformerBridge
 
-            made = TransformerBridge.boot_transformers(str(subject_folder(kind)), device="cpu", dtype=torch.float32)
+            network = TransformerBridge.boot_transformers(str(subject_folder(kind)), device="cpu", dtype=torch.float32)
             if processed:
-                made.enable_compatibility_mode(disable_warnings=True)
-        return made
+                network.enable_compatibility_mode(disable_warnings=True)
+        return network
 
     return make

@@ -17,7 +17,7 @@ def test_names_of_two_blocks() -> None:
         "blocks.1.hook_mlp_out", "blocks.1.hook_resid_post",
     ]  # fmt: skip
     assert "blocks.0.hook_resid_mid" not in hook_names(2, resid_mid=False)
-    assert len(hook_names(2, resid_mid=False)) == 10
+    assert len(hook_names(2, resid_mid=False)) == 10  # five per block
 
 
 def test_parse_and_name_are_inverse() -> None:
@@ -68,6 +68,14 @@ def test_layer_out_of_range_is_rejected() -> None:
     ):
         check_hook("blocks.8.attn.hook_z", n_layers=8)
     check_layer(7, n_layers=8)
+
+
+def test_wrong_layer_and_wrong_kind_are_both_reported() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^hook_point=blocks\.9\.x: the model has 8 layers, .* blocks\.7; .* of a block are hook_resid_pre, attn",
+    ):
+        check_hook("blocks.9.x", n_layers=8)
 
 
 def test_zero_padded_layers_are_rejected() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from crux.config.errors import UserError
 from crux.subjects.load import load_subject
-from tests.support.tiny_subjects import N_LAYERS
+from tests.support.tiny_subjects import D_MODEL, D_VOCAB, N_CTX, N_LAYERS
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def _edit_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-def _final_residual(folder: Path, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _compute_final_residual(folder: Path, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     subject = load_subject(folder, process_weights=False, dtype=dtype)
     final = subject.clean(torch.arange(10)[None], capture=[]).final
     assert final is not None
@@ -34,7 +34,7 @@ def _final_residual(folder: Path, dtype: torch.dtype = torch.float32) -> torch.T
 
 def test_properties_of_a_loaded_subject(folder: Path) -> None:
     subject = load_subject(str(folder), process_weights=False)
-    assert (subject.n_layers, subject.d_model, subject.d_vocab, subject.n_ctx) == (N_LAYERS, 32, 64, 48)
+    assert (subject.n_layers, subject.d_model, subject.d_vocab, subject.n_ctx) == (N_LAYERS, D_MODEL, D_VOCAB, N_CTX)
     assert subject.name == str(folder)
     assert subject.process_weights is False
     assert subject.device.type == "cpu"
@@ -57,23 +57,23 @@ def test_float16_weights_are_cast_to_the_requested_dtype(folder: Path) -> None:
 
 def test_layout_of_gpt2_on_the_hub(folder: Path) -> None:
     """Its keys have no `transformer.` prefix, and causal masks are stored with the weights."""
-    want = _final_residual(folder)
+    want = _compute_final_residual(folder)
     weights = load_file(folder / "model.safetensors")
-    old = {name.removeprefix("transformer."): w for name, w in weights.items()}
-    old |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 48, 48) for layer in range(N_LAYERS)}
-    save_file(old, folder / "model.safetensors", metadata={"format": "pt"})
-    torch.testing.assert_close(_final_residual(folder), want, rtol=0, atol=0)
+    hub_weights = {name.removeprefix("transformer."): w for name, w in weights.items()}
+    hub_weights |= {f"h.{layer}.attn.bias": torch.ones(1, 1, N_CTX, N_CTX) for layer in range(N_LAYERS)}
+    save_file(hub_weights, folder / "model.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(_compute_final_residual(folder), want, rtol=0, atol=0)
 
 
 def test_sharded_weights(folder: Path) -> None:
-    want = _final_residual(folder)
+    want = _compute_final_residual(folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     files = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(weights)}
     for part in set(files.values()):
         save_file({n: w for n, w in weights.items() if files[n] == part}, folder / part, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    torch.testing.assert_close(_final_residual(folder), want, rtol=0, atol=0)
+    torch.testing.assert_close(_compute_final_residual(folder), want, rtol=0, atol=0)
     (folder / "part-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"no part-1\.safetensors in it"):
         load_subject(folder, process_weights=False)
@@ -113,8 +113,8 @@ def test_wrong_width_in_the_config(folder: Path) -> None:
     _assert_rejected(folder, r"do not fit config\.json: .* is \(.*\), not \(.*\) and \d+ more$")
 
 
-def test_inconsistent_config(folder: Path) -> None:
-    _edit_config(folder, n_head=5)
+def test_number_of_heads_that_does_not_divide_the_width(folder: Path) -> None:
+    _edit_config(folder, n_head=5)  # does not divide the width, 32
     _assert_rejected(folder, r"config\.json does not describe a model")
 
 
@@ -126,7 +126,7 @@ def test_quantised_weights(folder: Path) -> None:
 def test_code_in_the_folder_is_not_run(folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('foreign code ran')")
     _edit_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
-    _final_residual(folder)
+    _compute_final_residual(folder)
 
 
 def test_weight_processing_of_gemma_is_rejected(subject_folder: Callable[[str], Path]) -> None:

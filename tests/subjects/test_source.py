@@ -29,11 +29,12 @@ def test_file_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local cache of the hub has no model."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
 
-@pytest.mark.usefixtures("no_cache")
+@pytest.mark.usefixtures("empty_cache")
 def test_unreachable_hub_suggests_alternatives() -> None:
     with pytest.raises(
         UserError, match=r"^model gpt2: .* \(HF_HUB_OFFLINE is set\); use model=tiny .* or model\.path="
@@ -41,7 +42,7 @@ def test_unreachable_hub_suggests_alternatives() -> None:
         find_folder("gpt2")
 
 
-@pytest.mark.usefixtures("no_cache")
+@pytest.mark.usefixtures("empty_cache")
 def test_invalid_hub_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "explain_unreachable_hub", lambda seconds: "no answer")
     with pytest.raises(UserError, match="not a valid name on the hub"):

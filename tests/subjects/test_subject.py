@@ -1,4 +1,4 @@
-"""Clean and spliced passes: compared with TransformerLens, and their cost."""
+"""Clean and spliced passes: compared with TransformerLens's TransformerBridge on the same weights (conftest.py), and their cost."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +14,9 @@ from crux.subjects.hooks import hook_names, parse_hook, sort_hooks
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 from tests.support.recorded_operators import OperatorRecorder
-from tests.support.tiny_subjects import CONFIGS, N_LAYERS, PROCESSED, TOKENS, logits
+from tests.support.tiny_subjects import CONFIGS, D_MODEL, D_VOCAB, N_CTX, N_LAYERS, PROCESSED, TOKENS, logits
 
+# networks, and whether their weights are processed
 CASES = [(kind, False) for kind in CONFIGS] + [(kind, True) for kind in PROCESSED]
 # run_with_cache warns about its own default arguments
 pytestmark = pytest.mark.filterwarnings(
@@ -24,8 +25,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def assert_near(mine: Tensor, theirs: Tensor, name: str) -> None:
+    """Assert that two activations agree to 1e-5 of the largest absolute value."""
     error = (mine - theirs).abs().max() / theirs.abs().max()
-    assert error < 1e-5, f"{name}: off by {error:.1e} of the scale"
+    assert error < 1e-5, f"{name}: the largest difference is {error:.1e} of the largest value"
 
 
 def shift(x: Tensor) -> Tensor:
@@ -34,7 +36,10 @@ def shift(x: Tensor) -> Tensor:
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'processed' if case[1] else 'raw'}")
-def pair(request: pytest.FixtureRequest, subject_folder: Callable, bridge: Callable) -> tuple[Subject, Any]:
+def subject_and_bridge(
+    request: pytest.FixtureRequest, subject_folder: Callable, bridge: Callable
+) -> tuple[Subject, Any]:
+    """A subject and the TransformerBridge of the same network."""
     kind, processed = request.param
     return load_subject(subject_folder(kind), process_weights=processed), bridge(kind, processed=processed)
 
@@ -44,7 +49,7 @@ def gpt2(subject_folder: Callable[[str], Path]) -> Subject:
     return load_subject(subject_folder("gpt2"), process_weights=False)
 
 
-def _hooks(subject: Subject) -> list[str]:
+def _list_hooks(subject: Subject) -> list[str]:
     return hook_names(N_LAYERS, resid_mid=not subject.parts.parallel)
 
 
@@ -53,9 +58,9 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
-def test_clean_pass_equals_transformer_lens(pair: tuple[Subject, Any]) -> None:
-    subject, bridge = pair
-    hooks = _hooks(subject)
+def test_clean_pass_equals_transformer_lens(subject_and_bridge: tuple[Subject, Any]) -> None:
+    subject, bridge = subject_and_bridge
+    hooks = _list_hooks(subject)
     with torch.no_grad():
         want, cache = bridge.run_with_cache(TOKENS, names_filter=hooks)
     clean = subject.clean(TOKENS, capture=hooks)
@@ -83,9 +88,9 @@ def _bridge_splice(name: str) -> list[tuple[str, Callable[[Tensor, nn.Module], T
     ]
 
 
-def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject, Any]) -> None:
-    subject, bridge = pair
-    hooks = _hooks(subject)
+def test_spliced_pass_equals_transformer_lens_at_every_hook(subject_and_bridge: tuple[Subject, Any]) -> None:
+    subject, bridge = subject_and_bridge
+    hooks = _list_hooks(subject)
     for name in hooks:
         later = hooks[hooks.index(name) :]
         theirs: dict[str, Tensor] = {}
@@ -103,8 +108,8 @@ def test_spliced_pass_equals_transformer_lens_at_every_hook(pair: tuple[Subject,
         assert_near(logits(subject.unembed, mine.final), want, f"logits after splicing {name}")
 
 
-def test_several_splices_at_once(pair: tuple[Subject, Any]) -> None:
-    subject, bridge = pair
+def test_several_splices_at_once(subject_and_bridge: tuple[Subject, Any]) -> None:
+    subject, bridge = subject_and_bridge
     names = ["blocks.2.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]
     names += ["blocks.1.attn.hook_z", "blocks.2.attn.hook_z"]
     with torch.no_grad():
@@ -118,30 +123,32 @@ def test_a_transcoder_reads_at_one_hook_and_writes_at_another(gpt2: Subject, bri
     read, write = "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"
     seen: list[Tensor] = []
 
-    def note(x: Tensor, hook: object = None) -> Tensor:
+    def record(x: Tensor, hook: object = None) -> Tensor:
         seen.append(x)
         return x
 
     with torch.no_grad():
-        fwd = [(read, note), (write, lambda x, hook: shift(seen[-1]))]
+        fwd = [(read, record), (write, lambda x, hook: shift(seen[-1]))]
         want = bridge("gpt2").run_with_hooks(TOKENS, fwd_hooks=fwd)
-        mine = gpt2.spliced(gpt2.clean(TOKENS, capture=[read]), {read: note, write: lambda x: shift(seen[-1])})
+        mine = gpt2.spliced(gpt2.clean(TOKENS, capture=[read]), {read: record, write: lambda x: shift(seen[-1])})
     assert_near(logits(gpt2.unembed, mine.final), want, "logits")
 
 
-def test_identity_splice_equals_the_clean_pass_for_every_shape(gpt2: Subject) -> None:
-    for batch, pos in [(2, 17), (3, 17), (1, 48), (4, 5), (2, 1), (1, 6), (2, 7), (2, 17)]:
-        tokens = torch.arange(batch * pos).view(batch, pos) % 64
+def test_identity_splice_equals_the_clean_pass_for_changing_batch_shapes(gpt2: Subject) -> None:
+    # other batch sizes of a known length, the full context, a single token, and more lengths than the four whose attention arguments
+    # are kept, after which the first length comes again
+    for batch, pos in [(2, 17), (3, 17), (1, N_CTX), (4, 5), (2, 1), (1, 6), (2, 7), (2, 17)]:
+        tokens = torch.arange(batch * pos).view(batch, pos) % D_VOCAB
         for name in ("blocks.1.hook_attn_out", "blocks.1.attn.hook_z"):
             clean = gpt2.clean(tokens, capture=[name])
             spliced = gpt2.spliced(clean, {name: lambda x: x})
             assert clean.final is not None
-            assert clean.final.shape == (batch, pos, 32)
+            assert clean.final.shape == (batch, pos, D_MODEL)
             torch.testing.assert_close(spliced.final, clean.final, rtol=0, atol=0)
 
 
 def test_gradient_reaches_the_function_but_not_the_subject(gpt2: Subject) -> None:
-    scale = nn.Parameter(torch.ones(32))
+    scale = nn.Parameter(torch.ones(D_MODEL))
     name = "blocks.1.hook_resid_pre"
     clean = gpt2.clean(TOKENS, capture=[name, "blocks.2.hook_resid_pre"])
     assert clean.final is not None
@@ -158,7 +165,7 @@ def test_gradient_equals_finite_differences(gpt2: Subject) -> None:
     gpt2.to(dtype=torch.float64)
     name = "blocks.1.hook_attn_out"
     clean = gpt2.clean(TOKENS[:1, :4], capture=[name])
-    scale = torch.full((32,), 0.8, dtype=torch.float64, requires_grad=True)
+    scale = torch.full((D_MODEL,), 0.8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: gpt2.spliced(clean, {name: lambda x: (x * s).tanh()}).final, (scale,))
 
 
@@ -175,6 +182,7 @@ def calls(gpt2: Subject) -> list[str]:
 
 def test_only_the_needed_modules_run(gpt2: Subject, calls: list[str]) -> None:
     gpt2.clean(TOKENS, capture=[])
+    # the modules of the three blocks
     first, second, third = ([f"{part}{layer}" for part in ("attn", "out", "mlp")] for layer in range(N_LAYERS))
     assert calls == first + second + third
     for name, prefix, suffix in [
@@ -187,6 +195,7 @@ def test_only_the_needed_modules_run(gpt2: Subject, calls: list[str]) -> None:
         ("blocks.2.hook_resid_post", first + second + third, []),
     ]:
         calls.clear()
+        # an earlier hook point is captured too: the pass must stop at the last one, not at the first
         clean = gpt2.clean(TOKENS, capture=["blocks.0.hook_resid_pre", name], final=False)
         assert clean.final is None
         assert calls == prefix, name
@@ -195,7 +204,7 @@ def test_only_the_needed_modules_run(gpt2: Subject, calls: list[str]) -> None:
         assert calls == suffix, name
 
 
-def test_final_false_with_nothing_to_capture(gpt2: Subject) -> None:
+def test_clean_pass_with_nothing_to_compute_is_rejected(gpt2: Subject) -> None:
     with pytest.raises(UserError, match="nothing to compute"):
         gpt2.clean(TOKENS, capture=[], final=False)
 
@@ -204,26 +213,32 @@ def test_no_host_sync_and_no_logits(gpt2: Subject) -> None:
     tokens = TOKENS.repeat(4, 2)
     name = "blocks.1.hook_resid_pre"
     gpt2.clean(tokens, capture=[name])  # the first pass of each length may synchronise
-    with OperatorRecorder() as watch:
+    with OperatorRecorder() as recorder:
         gpt2.spliced(gpt2.clean(tokens, capture=[name]), {name: shift})
-    assert not [op for op in watch.operators if "local_scalar" in op or "item" in op or "nonzero" in op]
-    assert watch.largest == tokens.numel() * 128  # the MLP's hidden layer
-    assert any("scaled_dot_product" in op for op in watch.operators)
-    with OperatorRecorder() as watch:
-        gpt2.clean(tokens[:, :11], capture=[])
-    assert any("local_scalar" in op or "is_nonzero" in op for op in watch.operators), (
-        "the watch would miss a synchronisation"
-    )
+    assert not [op for op in recorder.operators if "local_scalar" in op or "item" in op or "nonzero" in op]
+    assert D_VOCAB not in recorder.widths  # no other tensor is as wide as logits
+    # the largest tensor is the MLP's hidden layer; attention scores would have 4 heads · 34 positions = 136 numbers per token
+    assert recorder.largest == tokens.numel() * 4 * D_MODEL
+    assert any("scaled_dot_product" in op for op in recorder.operators)
+    # control: the recorder sees the synchronisation in the first pass of a new length, and logits
+    with OperatorRecorder() as recorder:
+        final = gpt2.clean(tokens[:, :11], capture=[]).final
+        assert final is not None
+        logits(gpt2.unembed, final)
+    assert any("local_scalar" in op or "is_nonzero" in op for op in recorder.operators)
+    assert D_VOCAB in recorder.widths
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama", "gemma"])
-def test_no_mask_is_built_if_the_kernel_is_causal(kind: str, subject_folder: Callable[[str], Path]) -> None:
+def test_no_mask_is_built_for_plain_causal_attention(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    """PyTorch's attention kernel has a causal mode; only the sliding windows of Gemma 2 and 3 need a mask."""
     subject = load_subject(subject_folder(kind), process_weights=False)
     replay = subject.clean(TOKENS, capture=["blocks.0.hook_resid_pre"]).replay
     assert [arguments["attention_mask"] for arguments in replay.arguments] == [None] * N_LAYERS
 
 
 def test_gelu_is_one_kernel(gpt2: Subject) -> None:
+    """GPT-2's activation function in Hugging Face consists of eight operations; nn.GELU computes the same in one."""
     assert [type(block.mlp.act) for block in gpt2.parts.blocks] == [nn.GELU] * N_LAYERS
 
 
@@ -234,7 +249,7 @@ def test_bfloat16(kind: str, subject_folder: Callable[[str], Path]) -> None:
     want = subject.clean(TOKENS, capture=capture).final
     subject.to(dtype=torch.bfloat16)
     clean = subject.clean(TOKENS, capture=capture)
-    float_scale = torch.ones(32, requires_grad=True)
+    float_scale = torch.ones(D_MODEL, requires_grad=True)
     spliced = subject.spliced(clean, {capture[0]: lambda x: x.float() * float_scale})
     assert subject.dtype == spliced.final.dtype == torch.bfloat16
     assert want is not None
@@ -252,14 +267,14 @@ def test_first_pass_in_inference_mode_allows_later_gradients(gpt2: Subject) -> N
     with torch.inference_mode():
         gpt2.clean(TOKENS, capture=[])
     name = "blocks.1.hook_resid_pre"
-    scale = torch.ones(32, requires_grad=True)
+    scale = torch.ones(D_MODEL, requires_grad=True)
     gpt2.spliced(gpt2.clean(TOKENS, capture=[name]), {name: lambda x: x * scale}).final.sum().backward()
     assert scale.grad is not None
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_model_s_own_forward_still_works(kind: str, subject_folder: Callable[[str], Path]) -> None:
-    """It still includes the attention's output projection and gives the same logits."""
+def test_forward_pass_of_the_wrapped_model_is_unchanged(kind: str, subject_folder: Callable[[str], Path]) -> None:
+    """It includes the attention's output projection, which the subject runs separately, and gives the same logits."""
     subject = load_subject(subject_folder(kind), process_weights=False).to(dtype=torch.float64)
     final = subject.clean(TOKENS, capture=[]).final
     assert final is not None
@@ -273,7 +288,7 @@ def test_error_messages(gpt2: Subject, subject_folder: Callable[[str], Path]) ->
     with pytest.raises(UserError, match="the model has 3 layers"):
         gpt2.clean(TOKENS, capture=["blocks.3.hook_resid_pre"])
     with pytest.raises(UserError, match="accepts at most 48"):
-        gpt2.clean(torch.zeros(1, 49, dtype=torch.long), capture=[])
+        gpt2.clean(torch.zeros(1, N_CTX + 1, dtype=torch.long), capture=[])
     clean = gpt2.clean(TOKENS, capture=["blocks.1.hook_resid_pre"])
     with pytest.raises(UserError, match="no hook point given"):
         gpt2.spliced(clean, {})
@@ -286,6 +301,6 @@ def test_error_messages(gpt2: Subject, subject_folder: Callable[[str], Path]) ->
         parallel.clean(TOKENS, capture=["blocks.1.hook_resid_mid"])
 
 
-def test_activations_are_in_the_network_s_order(gpt2: Subject) -> None:
+def test_activations_are_in_the_order_of_the_network(gpt2: Subject) -> None:
     wanted = ["blocks.2.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"]
     assert list(gpt2.clean(TOKENS, capture=wanted).activations) == sort_hooks(wanted)

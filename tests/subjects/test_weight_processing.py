@@ -7,21 +7,22 @@ import pytest
 import torch
 
 from crux.subjects.load import load_subject
-from tests.support.tiny_subjects import N_LAYERS, PROCESSED, TOKENS, logits
+from tests.support.tiny_subjects import D_MODEL, N_LAYERS, PROCESSED, TOKENS, logits
 
 
 @pytest.mark.parametrize("kind", PROCESSED)
 def test_processing_keeps_the_function(kind: str, subject_folder: Callable[[str], Path]) -> None:
-    raw, processed = (load_subject(subject_folder(kind), process_weights=on) for on in (False, True))
+    raw, processed = (load_subject(subject_folder(kind), process_weights=process) for process in (False, True))
     assert (raw.process_weights, processed.process_weights) == (False, True)
     capture = ["blocks.1.hook_resid_pre"]
-    one, two = (subject.clean(TOKENS, capture=capture) for subject in (raw, processed))
-    assert one.final is not None
-    assert two.final is not None
-    want = logits(raw.unembed, one.final).log_softmax(-1)
-    torch.testing.assert_close(logits(processed.unembed, two.final).log_softmax(-1), want, rtol=0, atol=2e-5)
-    if not kind.startswith("llama"):  # RMSNorm depends on the mean, so residuals are not centred
-        assert (one.activations[capture[0]] - two.activations[capture[0]]).abs().max() > 0.1
+    raw_pass, processed_pass = (subject.clean(TOKENS, capture=capture) for subject in (raw, processed))
+    assert raw_pass.final is not None
+    assert processed_pass.final is not None
+    want = logits(raw.unembed, raw_pass.final).log_softmax(-1)
+    torch.testing.assert_close(logits(processed.unembed, processed_pass.final).log_softmax(-1), want, rtol=0, atol=2e-5)
+    # control: the residual stream does change (not with RMSNorm, which depends on the mean, so that residuals are not centred)
+    if not kind.startswith("llama"):
+        assert (raw_pass.activations[capture[0]] - processed_pass.activations[capture[0]]).abs().max() > 0.1
 
 
 def test_activations_and_unembedding_are_centred(subject_folder: Callable[[str], Path]) -> None:
@@ -35,13 +36,13 @@ def test_activations_and_unembedding_are_centred(subject_folder: Callable[[str],
     assert unembed.W_U.mean(0).abs().max() < 1e-6
     assert unembed.W_U.mean(1).abs().max() < 1e-6
     assert unembed.b_U is not None
-    assert unembed.b_U.abs().max() > 0.01
+    assert unembed.b_U.abs().max() > 0.01  # the bias of the final norm
     assert unembed.b_U.mean().abs() < 1e-5
     assert unembed.W_U is not subject.parts.embed.weight
     for part in subject.parts.blocks:
         for norm in (part.norm1, part.norm2):
-            assert torch.equal(norm.get_parameter("weight"), torch.ones(32))
-            assert torch.equal(norm.get_parameter("bias"), torch.zeros(32))
+            assert torch.equal(norm.get_parameter("weight"), torch.ones(D_MODEL))
+            assert torch.equal(norm.get_parameter("bias"), torch.zeros(D_MODEL))
 
 
 def test_processing_is_done_in_float32(subject_folder: Callable[[str], Path]) -> None:

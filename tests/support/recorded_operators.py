@@ -5,16 +5,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OperatorRecorder(TorchDispatchMode):
-    """Records the names of all operators, and the number of elements of the largest tensor produced."""
+    """Records the names of all operators, and the sizes of the tensors that they return: the most elements, and all last axes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operators: set[str] = set()
         self.largest = 0
+        self.widths: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.operators.add(str(func))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+                self.widths.update(tensor.shape[-1:])
         return out

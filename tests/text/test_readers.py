@@ -17,15 +17,16 @@ from crux.text.passages import passage_length, text_documents
 from crux.text.readers import decode_file, json_lines
 from crux.text.tokenizer import END_OF_TEXT
 
-once = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+property_test = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
+    """Files are read seven bytes at a time, so that characters, lines and marks are divided between blocks."""
     monkeypatch.setattr(crux.text.readers, "BLOCK_BYTES", 7)
 
 
-@once
+@property_test
 @given(st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"])))
 def test_text_is_unchanged_for_any_block_boundary(tmp_path, small_blocks, text):
     path = tmp_path / "a.txt"
@@ -125,6 +126,7 @@ def test_mark_at_the_end_is_not_a_separator(tmp_path, small_blocks):
 
 def test_passages_are_cut_at_paragraphs_else_lines_else_spaces_else_anywhere(tmp_path):
     def cut(text):
+        """Cut a text into passages of 10 to 20 characters."""
         (tmp_path / "a.txt").write_bytes(text.encode())
         return list(text_documents(tmp_path / "a.txt", length=10))
 
@@ -134,7 +136,7 @@ def test_passages_are_cut_at_paragraphs_else_lines_else_spaces_else_anywhere(tmp
     assert cut(" \n\n \n") == []
 
 
-@once
+@property_test
 @given(st.text("ab \n", max_size=300), st.integers(1, 20))
 def test_passages_lose_only_white_space(tmp_path, small_blocks, text, length):
     path = tmp_path / "a.txt"
@@ -145,7 +147,7 @@ def test_passages_lose_only_white_space(tmp_path, small_blocks, text, length):
     assert all(d.strip() and len(d) <= 2 * length for d in documents)
 
 
-@once
+@property_test
 @given(st.text("ab \n", max_size=300), st.integers(1, 20), st.integers(1, 50))
 def test_passages_do_not_depend_on_the_block_size(tmp_path, text, length, block):
     path = tmp_path / "a.txt"
@@ -157,6 +159,7 @@ def test_passages_do_not_depend_on_the_block_size(tmp_path, text, length, block)
 
 
 def test_passage_length_gives_about_a_hundred_documents():
+    # of 10 kB, 300 kB and 1 GB; never below 1,024 or above 8,192 characters
     assert [passage_length(n) for n in (10_000, 300_000, 10**9)] == [1024, 3000, 8192]
 
 
@@ -180,6 +183,7 @@ def test_broken_parquet(tmp_path):
     path.write_bytes(whole[:-10])
     with pytest.raises(UserError, match="not a complete Parquet file"):
         list(parquet_documents(path, column=None))
+    # zeros between the marks at both ends, so that the damage is only found when the footer is read
     path.write_bytes(whole[:4] + bytes(len(whole) - 8 - 20) + whole[-24:])
     with pytest.raises(UserError, match="cannot be read as Parquet") as error:
         list(parquet_documents(path, column=None))

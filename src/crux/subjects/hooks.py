@@ -72,10 +72,11 @@ def check_hook(name: str, *, n_layers: int, resid_mid: bool = True) -> Hook:
         return parse_hook(name)
     block = re.match(r"blocks\.(\d+)\.", name)
     if block is not None and int(block[1]) >= n_layers:
-        kinds = "" if _NAME.fullmatch(name) else f"; a block's hook points are {', '.join(_SUFFIXES.values())}"
-        raise UserError(
-            f"hook_point={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}{kinds}"
-        )
+        message = f"hook_point={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}"
+        if _NAME.fullmatch(name) is None:  # the rest of the name is wrong too
+            first_block = [n.removeprefix("blocks.0.") for n in names if n.startswith("blocks.0.")]
+            message += f"; the hook points of a block are {', '.join(first_block)}"
+        raise UserError(message)
     # either the layer or the kind may be mistyped: suggest names of the same block first
     same_block = [n for n in names if block and n.startswith(block[0])]
     nearest = list(dict.fromkeys(get_close_matches(name, same_block, 3, 0.5) + get_close_matches(name, names, 3, 0.5)))

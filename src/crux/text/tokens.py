@@ -106,8 +106,9 @@ def _open_tokens(path: Path) -> Tokens | None:
         return None
     train, held_out, metadata = opened
     counts = json.loads(metadata["crux"])
-    documents, sizes = counts["documents"], counts["bytes"] if counts["text"] else {}
+    documents = counts["documents"]
+    n_bytes = counts["bytes"] if counts["text"] else {}  # unknown if documents came as token ids
     return Tokens(
-        train, held_out, documents["train"], documents["held_out"], sizes.get("train"), sizes.get("held_out"),
+        train, held_out, documents["train"], documents["held_out"], n_bytes.get("train"), n_bytes.get("held_out"),
         counts["every"], path,
     )  # fmt: skip

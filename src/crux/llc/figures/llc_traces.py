@@ -35,18 +35,18 @@ def llc_traces(
     figure = new_figure(width=2.9 * columns + 0.4, height=2.1 * rows + 0.5)
     panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     running_mean = trace.cumsum(2) / np.arange(1, trace.shape[2] + 1)
-    share = np.linspace(0, 1, trace.shape[2])
+    position = np.linspace(0, 1, trace.shape[2])
     for i, axes in enumerate(panels):
         if i >= n:
             axes.set_visible(False)
             continue
-        axes.plot(share, running_mean[i].T, color=SKY, linewidth=0.7)
-        axes.plot(share, running_mean[i].mean(0), color=BLUE, linewidth=1.6)
+        axes.plot(position, running_mean[i].T, color=SKY, linewidth=0.7)
+        axes.plot(position, running_mean[i].mean(0), color=BLUE, linewidth=1.6)
         axes.axhspan(mean[i] - 3 * error[i], mean[i] + 3 * error[i], color=GREY, alpha=0.25, linewidth=0)
         value = known[i]
         if value is not None:
             axes.axhline(value, color=VERMILION, linestyle=":", linewidth=1.4)
-        late = running_mean[i, :, trace.shape[2] // 20 :]
+        late = running_mean[i, :, trace.shape[2] // 20 :]  # the first 5 % of the draws scatter too much to set the axis
         low, high = float(late.min()), float(late.max())
         low, high = (min(low, value), max(high, value)) if value is not None else (low, high)
         margin = 0.08 * (high - low) or 1.0

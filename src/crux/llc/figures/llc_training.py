@@ -30,20 +30,21 @@ def llc_training(
     if min(loss[1]) > 0 and max(loss[1]) > 3 * min(loss[1]):
         above.set_yscale("log")
     style_axes(above, x="", y=loss_label)
-    tops = [
-        m + 3 * e
+    # unreliable estimates may be huge: only the bars of reliable ones determine the axis
+    bar_tops = [
+        value + 3 * e
         for _, mean, error, reliable in estimates.values()
-        for m, e, g in zip(mean, error, reliable, strict=True)
-        if g
+        for value, e, trusted in zip(mean, error, reliable, strict=True)
+        if trusted
     ]
-    top = 1.15 * max([*tops, 1e-9])
+    top = 1.15 * max([*bar_tops, 1e-9])
     for i, (name, (steps, mean, error, reliable)) in enumerate(estimates.items()):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
         clipped = [min(max(m, 0.0), top) for m in mean]
         below.plot(steps, clipped, color=colour, linewidth=0.8, alpha=0.6)
-        for step, value, true, e, trusted in zip(steps, clipped, mean, error, reliable, strict=True):
+        for step, value, unclipped, e, trusted in zip(steps, clipped, mean, error, reliable, strict=True):
             below.errorbar(
-                step, value, yerr=3 * e if trusted and value == true else None, color=colour, capsize=2, markersize=5,
+                step, value, yerr=3 * e if trusted and value == unclipped else None, color=colour, capsize=2, markersize=5,
                 marker=marker, markerfacecolor=colour if trusted else "white", clip_on=False, zorder=3,
             )  # fmt: skip
         below.plot([], [], color=colour, marker=marker, label=name)
