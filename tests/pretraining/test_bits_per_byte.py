@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crux.pretraining.bits_per_byte import cut_windows, sum_nats, to_bits_per_byte
-from tests.support.toy_subject import ToySubject, random_toy
+from tests.support.toy_subject import ToySubject, make_random_toy
 
 
 @given(n=st.integers(2, 400), context=st.integers(2, 40), data=st.data())
@@ -32,7 +32,7 @@ def test_a_network_that_knows_nothing_needs_log_v_nats_a_token() -> None:
 
 
 def test_a_document_within_the_context_is_its_chain_of_conditionals() -> None:
-    subject = random_toy(seed=0)
+    subject = make_random_toy(seed=0)
     ids = [3, 1, 4, 1, 5]
     final = subject.clean(torch.tensor([[0, *ids[:-1]]]), capture=()).final
     assert final is not None

@@ -19,13 +19,13 @@ Command = Callable[..., Path]
 def run(run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path) -> Command:
     """Return a function that runs a short job and returns its folder."""
 
-    def make(*overrides: str, code: int = 0) -> Path:
+    def run_job(*overrides: str, code: int = 0) -> Path:
         before = set((tmp_path / "runs").glob("*"))
         assert run_crux(*short_job, *overrides, f"output_dir={tmp_path}") == code
         (folder,) = set((tmp_path / "runs").glob("*")) - before
         return folder
 
-    return make
+    return run_job
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
@@ -64,23 +64,23 @@ def find_mlflow_runs(outputs: Path) -> dict[str, Any]:
 def test_each_run_equals_one_that_was_trained_separately(
     name: str, many: str, one: str, common: tuple[str, ...], run: Command, tmp_path: Path
 ) -> None:
-    job, alone = run(many, *common), run(one, *common, "tracking=none")
+    job, separate = run(many, *common), run(one, *common, "tracking=none")
     assert {p.name for p in job.iterdir() if p.is_file()} == {"config.yaml", "DONE", "mlflow_run_id"}
-    assert checkpoint_step(job / "checkpoints" / "last.ckpt") == 4
+    assert checkpoint_step(job / "checkpoints" / "last.ckpt") == 4  # the steps of short_job
     part = job / name
-    assert list_files(part) == list_files(alone) - {"checkpoints/last.ckpt"} | {"mlflow_run_id"}
-    differing = {k for k, v in read_config(part).items() if v != read_config(alone)[k]}
+    assert list_files(part) == list_files(separate) - {"checkpoints/last.ckpt"} | {"mlflow_run_id"}
+    differing = {k for k, v in read_config(part).items() if v != read_config(separate)[k]}
     assert differing == {"tracking"}
-    found, expected = read_metrics(part), read_metrics(alone)
+    found, expected = read_metrics(part), read_metrics(separate)
     assert found.pop("final/tokens_per_second") > 0
     assert expected.pop("final/tokens_per_second") > 0
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    for row, expected_row in zip(read_history(part), read_history(alone), strict=True):
+    for row, expected_row in zip(read_history(part), read_history(separate), strict=True):
         assert row == pytest.approx(expected_row, rel=1e-4, abs=1e-5)
 
     runs = find_mlflow_runs(tmp_path)
-    assert len(runs) == 3
-    parent = runs.pop(next(n for n in runs if "," in n))
+    assert len(runs) == 3  # the job and its two runs; `run_name` of the job lists both values with a comma
+    parent = runs.pop(next(name for name in runs if "," in name))
     assert parent.info.status == "FINISHED"
     assert parent.info.run_id == (job / "mlflow_run_id").read_text().strip()
     assert not {"sparsity", "k"} & parent.data.params.keys()
@@ -116,17 +116,23 @@ def test_a_run_fails_and_the_others_are_finished(
     assert "at step 1;" in find_mlflow_runs(tmp_path)["local L6 λ=1e+38"].data.tags["failure"]
 
 
-@pytest.mark.parametrize("given", ["sparsities=[1,3]", "sparsities=[1,1e38]"])
+@pytest.mark.parametrize(
+    ("given", "second", "code"),
+    [
+        ("sparsities=[1,3]", "sparsity=3", 0),
+        ("sparsities=[1,1e38]", "sparsity=1e+38", 2),
+    ],  # λ = 1e38 gives an infinite loss
+)
 def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
-    given: str, run: Command, run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path,
+    given: str, second: str, code: int, run: Command, run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    code, words = 2 if "e" in given.removeprefix("sparsities") else 0, ("loss=e2e", "evaluation.latents=0", given)
+    words = ("loss=e2e", "evaluation.latents=0", given)
     whole = run(*words, "tracking=none", code=code)
     original = SAEModule.on_train_batch_start
 
     def stop_training(self: SAEModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 3:
+        if batch_idx == 3:  # in the last of four steps, after the checkpoint of step 2
             raise KeyboardInterrupt
         original(self, batch, batch_idx)
 
@@ -138,16 +144,16 @@ def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
     assert {r.info.status for r in find_mlflow_runs(tmp_path).values()} <= {"KILLED", "FAILED"}
     assert run_crux(*short_job, *words, "resume=true", f"output_dir={tmp_path}") == code
     assert (broken / "DONE").exists() == (whole / "DONE").exists() == (code == 0)
-    for name in ("sparsity=1", given.rpartition(",")[2].rstrip("]").replace("1e", "1e+").join(("sparsity=", ""))):
+    for name in ("sparsity=1", second):
         assert read_history(broken / name) == read_history(whole / name)
         assert (broken / name / "DONE").exists() == (whole / name / "DONE").exists()
         if (whole / name / "DONE").exists():
             weights = [(f / name / "sae" / "sae_weights.safetensors").read_bytes() for f in (whole, broken)]
             assert weights[0] == weights[1]
-            one, two = read_metrics(whole / name), read_metrics(broken / name)
-            assert one.pop("final/tokens_per_second") > 0
-            assert two.pop("final/tokens_per_second") > 0
-            assert one == two
+            expected, found = read_metrics(whole / name), read_metrics(broken / name)
+            assert expected.pop("final/tokens_per_second") > 0
+            assert found.pop("final/tokens_per_second") > 0
+            assert found == expected
     states = {name: r.info.status for name, r in find_mlflow_runs(tmp_path).items()}
     assert len(states) == 3
     assert set(states.values()) == ({"FINISHED"} if code == 0 else {"FINISHED", "FAILED"})
@@ -161,9 +167,9 @@ def test_a_sweep_of_jobs_with_many_saes(
     assert run_crux(*short_job, *words, f"output_dir={tmp_path}") == 0
     sweep = tmp_path / "sweeps" / "two"
     assert len(list(sweep.glob("*/DONE"))) == 2
-    found = read_finished_runs(sweep).settings
-    assert found["loss"].tolist() == ["local", "local", "e2e", "e2e"]
-    assert found["λ, k or target L0"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
+    settings = read_finished_runs(sweep).settings
+    assert settings["loss"].tolist() == ["local", "local", "e2e", "e2e"]
+    assert settings["λ, k or target L0"].tolist() == ["λ=1", "λ=3", "λ=1", "λ=3"]
     assert (sweep / "report.md").exists()
     runs = find_mlflow_runs(tmp_path)
     parent = runs.pop("two")

@@ -13,9 +13,10 @@ import pytest
 import torch
 import yaml
 
-STEPS, TOKENS = 4, 1024
+STEPS, TOKENS = 4, 1024  # trainer.max_steps and evaluation.tokens of short_job
+N_LATENTS = 16 * 128  # sae.ratio times the width of the packaged model
 SUBSETS = ("", "/pos0", "/rest")
-SPLIT = [  # each with final/, and again with /pos0 and /rest
+SPLIT = [  # metrics that exist for each of the SUBSETS
     *("ce_clean", "ce_spliced", "ce_zero", "ce_mean", "ce_increase", "loss_recovered_zero", "loss_recovered_mean"),
     *("kl", "top1_agreement", "l0", "mse", "explained_variance", "cosine", "norm_ratio"),
     *("downstream_mse/7", "downstream_mse/8", "downstream_ev/7", "downstream_ev/8"),
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 def make_run(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Run]:
-    def make(*overrides: str) -> Run:
+    def run_job(*overrides: str) -> Run:
         outputs = tmp_path_factory.mktemp("run")
         with redirect_stdout(StringIO()) as shown:
             assert (
@@ -50,7 +51,7 @@ def make_run(
         (folder,) = (outputs / "runs").iterdir()
         return Run(folder, outputs, json.loads((folder / "metrics.json").read_text()), shown.getvalue())
 
-    return make
+    return run_job
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_metrics_have_the_promised_names_and_are_numbers(tracked: Run) -> None:
 
 
 def test_metrics_agree_with_one_another(tracked: Run) -> None:
-    m = {k.removeprefix("final/"): v for k, v in tracked.metrics.items()}
+    m = {name.removeprefix("final/"): value for name, value in tracked.metrics.items()}
     for s in SUBSETS:
         assert m[f"ce_increase{s}"] == pytest.approx(m[f"ce_spliced{s}"] - m[f"ce_clean{s}"], abs=1e-5)
         for ablation in ("zero", "mean"):
@@ -102,11 +103,11 @@ def test_metrics_agree_with_one_another(tracked: Run) -> None:
     assert m["kl"] > 0
     context = 256
     assert m["l0"] == pytest.approx((m["l0/pos0"] + (context - 1) * m["l0/rest"]) / context, rel=1e-6)
-    assert 0 < m["l0"] <= m[f"alive_heldout_{TOKENS}"] <= 16 * 128
+    assert 0 < m["l0"] <= m[f"alive_heldout_{TOKENS}"] <= N_LATENTS
     assert m["alive_heldout"] == m[f"alive_heldout_{TOKENS}"]
-    assert m[f"alive_heldout_{TOKENS}_frac"] == pytest.approx(m[f"alive_heldout_{TOKENS}"] / (16 * 128))
+    assert m[f"alive_heldout_{TOKENS}_frac"] == pytest.approx(m[f"alive_heldout_{TOKENS}"] / N_LATENTS)
     assert m["tokens_per_second"] > 0
-    assert m["downstream_positions"] == 2
+    assert m["downstream_positions"] == 2  # the residual entering block 7, and the last one
 
 
 def test_the_history_has_one_row_per_step_and_the_short_evaluations(tracked: Run) -> None:
@@ -136,8 +137,8 @@ def test_the_checkpoint_holds_the_sae_and_not_the_subject(tracked: Run) -> None:
     assert {name.partition(".")[0] for name in checkpoint["state_dict"]} == {
         "saes", "tallies", "sparsity", "watch",
     }  # fmt: skip
-    sae = 4 * (2 * 128 * 16 * 128 + 16 * 128 + 128)  # float32; Adam keeps two more of the same size
-    assert 3 * sae < path.stat().st_size < 3 * sae + 200_000
+    sae_bytes = 4 * (2 * 128 * N_LATENTS + N_LATENTS + 128)  # four per float32; Adam keeps two more numbers per weight
+    assert 3 * sae_bytes < path.stat().st_size < 3 * sae_bytes + 200_000  # a subject would be larger than this
 
 
 def test_the_screen_shows_the_evaluation_and_the_paths(tracked: Run) -> None:
@@ -190,10 +191,10 @@ def test_without_mlflow_nothing_else_is_lost(tracked: Run, untracked: Run) -> No
 
 
 def test_the_same_command_gives_the_same_numbers(tracked: Run, untracked: Run) -> None:
-    one, two = dict(tracked.metrics), dict(untracked.metrics)
-    assert one.pop("final/tokens_per_second") > 0
-    assert two.pop("final/tokens_per_second") > 0
-    assert one == two
+    first, second = dict(tracked.metrics), dict(untracked.metrics)
+    assert first.pop("final/tokens_per_second") > 0
+    assert second.pop("final/tokens_per_second") > 0
+    assert first == second
     assert (tracked.folder / "history.jsonl").read_bytes() == (untracked.folder / "history.jsonl").read_bytes()
     weights = [(r.folder / "sae" / "sae_weights.safetensors").read_bytes() for r in (tracked, untracked)]
     assert weights[0] == weights[1]
@@ -207,7 +208,7 @@ def test_another_seed_gives_other_numbers(untracked: Run, make_run: Callable[...
     assert not (other.folder / "latents.html").exists()
 
 
-def test_the_saved_sae_has_the_same_evaluation_again(untracked: Run) -> None:
+def test_the_saved_sae_is_evaluated_with_the_same_results(untracked: Run) -> None:
     import crux
 
     subject = crux.load_subject("tiny")
@@ -221,5 +222,5 @@ def test_the_saved_sae_has_the_same_evaluation_again(untracked: Run) -> None:
     for name, value in again.items():
         assert untracked.metrics[f"final/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     missing = untracked.metrics.keys() - {f"final/{name}" for name in again}
-    of_the_run = ("tokens_per_second", "downstream_positions", "sparsity", "alive_heldout", "alive_heldout_frac")
-    assert missing == {n for n in NAMES if "alive_train" in n or n.endswith(of_the_run)}
+    training_metrics = ("tokens_per_second", "downstream_positions", "sparsity", "alive_heldout", "alive_heldout_frac")
+    assert missing == {n for n in NAMES if "alive_train" in n or n.endswith(training_metrics)}

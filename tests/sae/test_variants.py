@@ -20,13 +20,13 @@ Command = Callable[..., Path]
 def run(run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path) -> Command:
     """Return a function that runs a short job without MLflow and returns its folder."""
 
-    def make(*overrides: str) -> Path:
+    def run_job(*overrides: str) -> Path:
         before = set((tmp_path / "out" / "runs").glob("*"))
         assert run_crux(*short_job, "tracking=none", *overrides, f"output_dir={tmp_path / 'out'}") == 0
         (folder,) = set((tmp_path / "out" / "runs").glob("*")) - before
         return folder
 
-    return make
+    return run_job
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
@@ -37,12 +37,12 @@ def read_metrics(folder: Path) -> dict[str, float]:
 def test_every_architecture_is_an_option_whose_folder_opens_again(sae: str, run: Command) -> None:
     folder = run(f"sae={sae}", "loss=local", "sae.auxk.coefficient=0.03", "sae.auxk.dead_after=300")
     metrics = read_metrics(folder)
-    loaded, about = crux.load_sae(folder / "sae")
-    assert about["sae"] == sae
+    loaded, metadata = crux.load_sae(folder / "sae")
+    assert metadata["sae"] == sae
     torch.testing.assert_close(loaded.W_dec.norm(dim=-1), torch.ones(loaded.n_latents))
     subject = crux.load_subject("tiny")
     text = crux.held_out_batches(subject, n_tokens=1024, batch=2)
-    again = crux.evaluate(subject, loaded, hook=about["hook_name"], text=text).metrics
+    again = crux.evaluate(subject, loaded, hook=metadata["hook_name"], text=text).metrics
     for name, value in again.items():
         assert metrics[f"final/{name}"] == pytest.approx(value, rel=1e-3, abs=1e-4), name
     assert any(name.startswith("final/with_gradient/") for name in metrics) == (sae == "gradient_topk")
@@ -79,8 +79,8 @@ def test_several_hook_points_are_evaluated_one_by_one_and_together(run: Command)
         assert crux.load_sae(folder / "sae" / hook).metadata["hook_name"] == hook
         assert (folder / "figures" / f"densities_{hook}.png").exists()
         assert (folder / f"latents_{hook}.html").exists()
-    alone = [metrics[f"final/{hook}/ce_increase"] for hook in hooks]
-    assert metrics["final/ce_increase"] > max(alone)  # together they increase the CE more than either
+    increases = [metrics[f"final/{hook}/ce_increase"] for hook in hooks]
+    assert metrics["final/ce_increase"] > max(increases)  # together they increase the CE more than either
     assert metrics["final/l0"] > max(metrics[f"final/{hook}/l0"] for hook in hooks)  # all their latents
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
     assert {f"train/l0/{hook}" for hook in hooks} | {"train/l0", "train/lambda", "train/kl"} <= history[0].keys()
@@ -89,8 +89,8 @@ def test_several_hook_points_are_evaluated_one_by_one_and_together(run: Command)
 def test_a_transcoder(run: Command) -> None:
     read, write = "blocks.4.hook_resid_mid", "blocks.4.hook_mlp_out"
     folder = run("loss=e2e", "sae=topk", f"hook_point={read}", f"sae.output_hook={write}")
-    sae, about = crux.load_sae(folder / "sae")
-    assert (about["hook_name"], about["hook_name_out"]) == (read, write)
+    sae, metadata = crux.load_sae(folder / "sae")
+    assert (metadata["hook_name"], metadata["hook_name_out"]) == (read, write)
     subject = crux.load_subject("tiny")
     text = crux.held_out_batches(subject, n_tokens=1024, batch=2)
     again = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text).metrics
@@ -100,11 +100,12 @@ def test_a_transcoder(run: Command) -> None:
 @pytest.mark.parametrize("sae", ["relu", "topk", "jumprelu", "gated"])
 def test_finetuning_starts_from_the_saved_sae(sae: str, run: Command) -> None:
     first = run(f"sae={sae}", "loss=local")
-    still = ("optimizer.lr=1e-12", "loss=kl_finetune", "loss.finetune_share=1.0")
-    second = run(f"sae={sae}", f"sae.start_from={first / 'sae'}", *still)
-    one, two = read_metrics(first), read_metrics(second)
+    # with so low a learning rate the weights stay those of the saved SAE
+    no_training = ("optimizer.lr=1e-12", "loss=kl_finetune", "loss.finetune_share=1.0")
+    second = run(f"sae={sae}", f"sae.start_from={first / 'sae'}", *no_training)
+    saved, started = read_metrics(first), read_metrics(second)
     for name in ("ce_increase", "l0", "mse", "kl"):
-        assert two[f"final/{name}"] == pytest.approx(one[f"final/{name}"], rel=1e-3, abs=1e-4), name
+        assert started[f"final/{name}"] == pytest.approx(saved[f"final/{name}"], rel=1e-3, abs=1e-4), name
 
 
 def test_a_folder_of_another_architecture_is_rejected(
@@ -149,11 +150,11 @@ def test_a_stopped_sweep_is_resumed_and_ends_with_its_table(
     steps.clear()
     capsys.readouterr()
 
-    def counted(self: SAEModule, batch: Any, batch_idx: int) -> None:
+    def count_step(self: SAEModule, batch: Any, batch_idx: int) -> None:
         steps.append(batch_idx)
         original(self, batch, batch_idx)
 
-    monkeypatch.setattr(SAEModule, "on_train_batch_start", counted)
+    monkeypatch.setattr(SAEModule, "on_train_batch_start", count_step)
     assert run_crux(*command) == 0
     assert len(steps) == 2 + 4 + 4, "a finished job does not run again, a stopped one continues from its checkpoint"
     shown = capsys.readouterr().out

@@ -16,18 +16,18 @@ from crux.sae.architectures.sae import SAE, BaseArguments, Codes, Init
 from crux.sae.architectures.topk import TopKSAE
 
 ARCHITECTURES: dict[str, Callable[[BaseArguments], SAE]] = {
-    "relu": lambda base: ReluSAE(**base),
-    "topk": lambda base: TopKSAE(**base, k=4),
-    "batch_topk": lambda base: BatchTopKSAE(**base, k=4),
-    "jumprelu": lambda base: JumpReluSAE(**base, threshold=0.3, bandwidth=0.5, threshold_rate=10.0),
-    "gated": lambda base: GatedSAE(**base),
-    "matryoshka": lambda base: MatryoshkaSAE(**base, k=4, prefixes=(0.25, 0.5), prefix_coefficient=1.0),
-    "p_anneal": lambda base: PAnnealSAE(**base, p_end=0.2, p_start=0.1, p_stop=1.0, p_updates=3),
-    "gradient_topk": lambda base: GradientTopKSAE(**base, k=4, beta=2.0),
+    "relu": lambda arguments: ReluSAE(**arguments),
+    "topk": lambda arguments: TopKSAE(**arguments, k=4),
+    "batch_topk": lambda arguments: BatchTopKSAE(**arguments, k=4),
+    "jumprelu": lambda arguments: JumpReluSAE(**arguments, threshold=0.3, bandwidth=0.5, threshold_rate=10.0),
+    "gated": lambda arguments: GatedSAE(**arguments),
+    "matryoshka": lambda arguments: MatryoshkaSAE(**arguments, k=4, prefixes=(0.25, 0.5), prefix_coefficient=1.0),
+    "p_anneal": lambda arguments: PAnnealSAE(**arguments, p_end=0.2, p_start=0.1, p_stop=1.0, p_updates=3),
+    "gradient_topk": lambda arguments: GradientTopKSAE(**arguments, k=4, beta=2.0),
 }
 
 
-def base(
+def make_arguments(
     *,
     d_model: int = 8,
     n_latents: int = 24,
@@ -37,6 +37,7 @@ def base(
     d_out: int | None = None,
     seed: int = 0,
 ) -> BaseArguments:
+    """Return the arguments that every architecture has, for an SAE with 24 latents on 8 dimensions."""
     return {
         "d_model": d_model,
         "n_latents": n_latents,
@@ -48,21 +49,22 @@ def base(
     }
 
 
-def normal(*shape: int, seed: int = 1) -> Tensor:
+def draw_normal(*shape: int, seed: int = 1) -> Tensor:
+    """Draw independent standard normal numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def perturb_sae(sae: SAE) -> SAE:
-    """Perturb every parameter of an SAE, show it three batches, and return it."""
+    """Perturb every parameter of an SAE, and update its running means with three batches, as in training; return the SAE."""
     with torch.no_grad():
         for i, parameter in enumerate(sae.parameters()):
-            parameter.add_(0.3 * normal(*parameter.shape, seed=100 + i))
+            parameter.add_(0.3 * draw_normal(*parameter.shape, seed=100 + i))
     for seed in (7, 8, 9):
-        sae.observe(sae.encode(3 * normal(40, sae.d_model, seed=seed), normal(40, sae.d_out, seed=seed + 10)))
+        sae.observe(sae.encode(3 * draw_normal(40, sae.d_model, seed=seed), draw_normal(40, sae.d_out, seed=seed + 10)))
     return sae
 
 
-def auxiliary_term(sae: SAE, codes: Codes, target: Tensor, *, weight: Tensor | None) -> Tensor:
+def compute_auxiliary(sae: SAE, codes: Codes, target: Tensor, *, weight: Tensor | None) -> Tensor:
     """Return the architecture's own loss term, or zero if it has none."""
     term = sae.auxiliary(codes, target, weight=weight)
     return target.new_zeros(()) if term is None else term

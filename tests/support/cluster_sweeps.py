@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 STEPS = 200
+"""Steps of each job: enough that a test can kill it during training."""
 JOB = [
     "debug=limit", "trainer.progress=false", f"trainer.max_steps={STEPS}", "trainer.val_every=0", "trainer.checkpoint_every=5",
     "evaluation.tokens=1024", "evaluation.latents=0", "layer=4",
@@ -16,15 +17,17 @@ JOB = [
 GRID = ["-m", "loss=local,e2e", "seed=0,1", "sweep_name=grid"]
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str], *, seconds: float) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], *, seconds: float) -> None:
+    """Wait until the condition is true, while the process runs."""
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
 
 
 def find_job_folders(outputs: Path, sweep: str) -> list[Path]:
+    """Return the folders of the jobs that have started."""
     return sorted(path.parent for path in (outputs / "sweeps" / sweep).glob("*/output.log"))
 
 
@@ -36,6 +39,7 @@ def check_complete(folder: Path, steps: int) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
+    """Return the metrics of a run that do not depend on the speed of the machine."""
     return {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items() if "per_second" not in k}
 
 
@@ -56,11 +60,12 @@ def seconds_per_step(outputs: Path, folder: Path) -> float:
     query = "SELECT step, timestamp FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY step"
     rows = connection.execute(query, (run,)).fetchall()
     connection.close()
-    (first, began), (last, ended) = rows[0], rows[-1]
-    return (ended - began) / 1000 / (last - first)
+    (first_step, start), (last_step, end) = rows[0], rows[-1]  # times in milliseconds
+    return (end - start) / 1000 / (last_step - first_step)
 
 
 def count_states(outputs: Path) -> Counter[str]:
+    """Count the MLflow runs in each state."""
     connection = sqlite3.connect(outputs / "mlflow.db")
     statuses = Counter(status for (status,) in connection.execute("SELECT status FROM runs"))
     connection.close()

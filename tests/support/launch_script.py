@@ -18,19 +18,20 @@ KEYS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CRUX_OUTPUTS", "CRUX_CACHE",
 
 
 def record_process(cfg: DictConfig) -> None:
+    """Write the times, the environment and the process of a job to `said.json` in its folder."""
     began = time.time()
     if cfg.seed == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg.seed == 8:
-        raise RuntimeError("as it was told")
+        raise RuntimeError("seed 8 always fails")
     time.sleep(1.0)
-    here = {key: os.environ.get(key) for key in KEYS} | {
+    process = {key: os.environ.get(key) for key in KEYS} | {
         "pid": os.getpid(),
         "nice": os.nice(0),
         "sparsity": cfg.sparsity,
     }
-    said = here | {"began": began, "ended": time.time(), "cwd": os.getcwd()}
-    (Path(HydraConfig.get().runtime.output_dir) / "said.json").write_text(json.dumps(said))
+    record = process | {"began": began, "ended": time.time(), "cwd": os.getcwd()}
+    (Path(HydraConfig.get().runtime.output_dir) / "said.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def quadratic(p: dict[str, Tensor], batch: Batch) -> Tensor:
 
 
 def values(*numbers: float) -> Float[Tensor, "case"]:
+    """Return one number per case, in float64."""
     return torch.tensor(numbers, dtype=torch.float64)
 
 

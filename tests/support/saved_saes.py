@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from crux.sae.architectures.sae import SAE
-from tests.support.architectures import ARCHITECTURES, base, normal, perturb_sae
+from tests.support.architectures import ARCHITECTURES, draw_normal, make_arguments, perturb_sae
 
 METADATA = {
     "model_name": "tiny",
@@ -14,6 +14,7 @@ METADATA = {
     "dataset_path": "packaged",
     "note": "λ=1.5",
 }
+"""The metadata that a saved SAE must have, and a note with a letter outside of ASCII."""
 SAVED_AS = {
     "relu": "standard",
     "topk": "topk",
@@ -24,16 +25,19 @@ SAVED_AS = {
     "p_anneal": "standard",
     "gradient_topk": "topk",
 }
+"""The name in SAELens of each architecture."""
 TRANSCODERS = {"relu": "transcoder", "jumprelu": "jumprelu_transcoder", "batch_topk": "jumprelu_transcoder"}
 """Architectures that can be saved as transcoders, and their names in SAELens."""
 
 
 def make_trained_sae(kind: str, *, d_out: int | None = None) -> SAE:
     """Return an SAE whose decoder has no unit norm and whose scale is not 1; unless it is a transcoder, it subtracts b_dec."""
-    sae = perturb_sae(ARCHITECTURES[kind](base(d_model=6, n_latents=20, d_out=d_out, subtract_b_dec=d_out is None)))
-    return sae.start_at(normal(sae.d_out, seed=2), input_scale=0.25, output_scale=0.25 if d_out is None else 0.5)
+    sae = perturb_sae(
+        ARCHITECTURES[kind](make_arguments(d_model=6, n_latents=20, d_out=d_out, subtract_b_dec=d_out is None))
+    )
+    return sae.start_at(draw_normal(sae.d_out, seed=2), input_scale=0.25, output_scale=0.25 if d_out is None else 0.5)
 
 
-def activations() -> Tensor:
+def draw_activations() -> Tensor:
     """Return activations which, times the input scale of 0.25, are like the batches that `perturb_sae` shows the SAE."""
-    return 12 * normal(100, 6, seed=3)
+    return 12 * draw_normal(100, 6, seed=3)

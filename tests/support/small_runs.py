@@ -1,4 +1,4 @@
-"""Small random networks, SAEs and Lightning modules for the tests of training, and one short call of `fit`."""
+"""Small random networks, SAEs and Lightning modules for the tests of training, and a function that trains them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,20 +35,22 @@ from crux.training.fit import fit
 Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 LOSSES: list[Loss] = ["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
 HOOK = "blocks.1.hook_resid_pre"
+"""The hook point of SAEs for which a test needs no other: one block is before it, two are after it."""
 NO_AUXK = Auxk(coefficient=0.0, k=None, dead_after=0)
 
 
-def optimizer(
+def make_optimizer(
     *, name: str = "adam", lr: float = 3e-3, weight_decay: float = 0.0, warmup_steps: int = 2, clip: float = 10.0
 ) -> Optimizer:
+    """Return the options of an optimiser, with a warm-up of two steps."""
     adam = Adam(lr, [0.9, 0.999], 1e-8, weight_decay, warmup_steps, min_lr_factor=0.1)
     return Optimizer(**vars(adam), name=OptimizerName(name), clip=clip)
 
 
-OPTIMIZER = optimizer()
+OPTIMIZER = make_optimizer()
 
 
-def gpt2(
+def make_gpt2(
     *, n_layers: int = 3, d_model: int = 16, n_heads: int = 2, d_vocab: int = 64, n_ctx: int = 32, seed: int = 0
 ) -> Subject:
     """Return a random GPT-2 with weights large enough that its output depends on its input."""
@@ -60,8 +62,8 @@ def gpt2(
     model = GPT2LMHeadModel(GPT2Config(**settings))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        around = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
-        parameter.data = around + 0.2 * torch.randn(parameter.shape, generator=generator)
+        mean = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
+        parameter.data = mean + 0.2 * torch.randn(parameter.shape, generator=generator)
     return Subject(model, name="random", process_weights=False)
 
 
@@ -74,7 +76,8 @@ def make_sae(subject: Subject, *, n_latents: int = 32, seed: int = 0) -> ReluSAE
     )  # fmt: skip
 
 
-def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, seed: int = 0) -> list[Tensor]:
+def draw_token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, seed: int = 0) -> list[Tensor]:
+    """Draw n batches of random tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, subject.d_vocab, (batch, pos), generator=generator) for _ in range(n)]
 
@@ -82,9 +85,9 @@ def token_batches(subject: Subject, *, n: int, batch: int = 2, pos: int = 12, se
 def make_label_gradients(
     subject: Subject, sites: Sequence[Site], target: LabelTarget = "data"
 ) -> LabelGradients | None:
-    """Return the label gradients that Gradient SAEs need; None for SAEs of another architecture."""
-    looks = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
-    return LabelGradients(subject, tuple(site.write for site in sites), target) if looks else None
+    """Return the label gradients that gradient SAEs need; None if no SAE is one."""
+    uses_gradients = any(isinstance(site.sae, GradientTopKSAE) for site in sites)
+    return LabelGradients(subject, tuple(site.write for site in sites), target) if uses_gradients else None
 
 
 def make_loss(loss: Loss, *, skip_positions: Sequence[int] = (), max_norm: float | None = None) -> LossFormula[Any]:
@@ -109,7 +112,7 @@ def make_loss_module(
     *,
     subject: Subject | None = None,
     later: Sequence[str] = (),
-    shown: LabelGradients | None = None,
+    sae_gradients: LabelGradients | None = None,
     optimizer: Optimizer = OPTIMIZER,
     sparsity: float | Sequence[float] = 0.5,
     steering: Steering | None = None,
@@ -121,7 +124,7 @@ def make_loss_module(
     """Return the Lightning module of SAEs under a loss; without a subject it trains on activations."""
     passes = ActivationPasses(max_norm=loss.options.max_norm)
     if subject is not None:
-        passes = TokenPasses(subject, loss=loss, sae_gradients=shown, later=later, separate=len(runs) > 0)
+        passes = TokenPasses(subject, loss=loss, sae_gradients=sae_gradients, later=later, separate=len(runs) > 0)
     return SAEModule(
         sites,
         passes=passes,
@@ -160,12 +163,12 @@ def make_module(
         sites,
         subject=subject,
         later=formula.options.later_hooks(available, written=written[0]),
-        shown=make_label_gradients(subject, sites, target),
+        sae_gradients=make_label_gradients(subject, sites, target),
         **training,
     )
 
 
-def training_source(
+def make_training_batches(
     loss: Loss,
     subject: Subject,
     tokens: Sequence[Tensor],
@@ -201,6 +204,7 @@ def run_fit(
     resume: Path | None = None,
     devices: int = 1,
 ) -> float | None:
+    """Train a module with `fit` on the CPU, without short evaluations; return the training tokens per second."""
     trainer = Trainer(
         progress=False, accelerator=Accelerator.cpu, max_steps=module.max_steps, log_every=module.log_every,
         checkpoint_every=checkpoint_every,

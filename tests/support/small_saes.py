@@ -1,4 +1,4 @@
-"""SAEs with known weights."""
+"""ReLU SAEs with random weights, with given weights, and with a known function."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,8 @@ from torch import Tensor
 from crux.sae.architectures.relu import ReluSAE
 
 
-def random_sae(*, d_model: int, n_latents: int, seed: int, d_out: int | None = None) -> ReluSAE:
+def make_random_sae(*, d_model: int, n_latents: int, seed: int, d_out: int | None = None) -> ReluSAE:
+    """Return a ReLU SAE with random weights."""
     generator = torch.Generator().manual_seed(seed)
     return ReluSAE(
         d_model=d_model, n_latents=n_latents, init="paper", init_norm=1.0, subtract_b_dec=False, generator=generator,
@@ -14,8 +15,9 @@ def random_sae(*, d_model: int, n_latents: int, seed: int, d_out: int | None = N
     )  # fmt: skip
 
 
-def relu_sae(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> ReluSAE:
-    sae = random_sae(d_model=len(W_enc), n_latents=len(b_enc), seed=0, d_out=len(b_dec))
+def make_relu_sae(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> ReluSAE:
+    """Return a ReLU SAE with these weights."""
+    sae = make_random_sae(d_model=len(W_enc), n_latents=len(b_enc), seed=0, d_out=len(b_dec))
     with torch.no_grad():
         for parameter, value in zip(
             (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), (W_enc, b_enc, W_dec, b_dec), strict=True
@@ -24,8 +26,8 @@ def relu_sae(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Relu
     return sae
 
 
-def scaling_sae(scale: float, *, d_model: int) -> ReluSAE:
+def make_scaling_sae(scale: float, *, d_model: int) -> ReluSAE:
     """Return an SAE with x̂ = scale · x, which has two latents per dimension, one per sign."""
     eye = torch.eye(d_model)
-    both = torch.cat([eye, -eye])
-    return relu_sae(scale * both.T, torch.zeros(2 * d_model), both, torch.zeros(d_model))
+    signed = torch.cat([eye, -eye])
+    return make_relu_sae(scale * signed.T, torch.zeros(2 * d_model), signed, torch.zeros(d_model))

@@ -43,21 +43,24 @@ class ToySubject(Subject):
     def check_hook(self, name: str) -> Hook:
         return check_hook(name, n_layers=self.n_layers)
 
-    def _from(self, h: Tensor, hook: str, capture: Collection[str], splice: Splice) -> tuple[dict[str, Tensor], Tensor]:
+    def _run_from(
+        self, h: Tensor, hook: str, capture: Collection[str], splice: Splice
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the network from a hook point on with this activation; return the captured activations and the final hidden state."""
         names = [
             *(f"blocks.{k}.hook_resid_pre" for k in range(self.n_layers)),
             f"blocks.{self.n_layers - 1}.hook_resid_post",
         ]
-        seen = {}
+        activations = {}
         for k in range(names.index(hook), len(names)):
-            seen[names[k]] = h = splice.get(names[k], lambda h: h)(h)
+            activations[names[k]] = h = splice.get(names[k], lambda h: h)(h)
             if k < self.n_layers:
                 h = self.blocks[k](h)
-        return {name: seen[name] for name in capture}, h
+        return {name: activations[name] for name in capture}, h
 
     def clean(self, tokens: Tensor, *, capture: Collection[str], final: bool = True) -> Clean:
         self.passes.append("clean")
-        activations, h = self._from(self.embed[tokens], "blocks.0.hook_resid_pre", capture, {})
+        activations, h = self._run_from(self.embed[tokens], "blocks.0.hook_resid_pre", capture, {})
         return Clean(activations, h, Replay([], {}))
 
     def clean_with_gradients(
@@ -73,16 +76,18 @@ class ToySubject(Subject):
         for hook in gradient_hooks:
             with torch.enable_grad():
                 x = clean.activations[hook].clone().requires_grad_()
-                gradients[hook] = torch.autograd.grad(loss(self._from(x, hook, (), {})[1]), x)[0]
+                gradients[hook] = torch.autograd.grad(loss(self._run_from(x, hook, (), {})[1]), x)[0]
         return clean, gradients
 
     def spliced(self, clean: Clean, splice: Splice, *, capture: Collection[str] = ()) -> Spliced:
         self.passes.append("spliced")
         first = sort_hooks(splice)[0]
-        return Spliced(*self._from(clean.activations[first], first, capture, splice))
+        return Spliced(*self._run_from(clean.activations[first], first, capture, splice))
 
 
-def random_toy(*, seed: int, d_vocab: int = 11, d_model: int = 6, n_layers: int = 3, scale: float = 1.0) -> ToySubject:
+def make_random_toy(
+    *, seed: int, d_vocab: int = 11, d_model: int = 6, n_layers: int = 3, scale: float = 1.0
+) -> ToySubject:
     """Return a random toy subject whose blocks mix positions causally through a tanh."""
     generator = torch.Generator().manual_seed(seed)
     matrices = [scale * torch.randn(d_model, d_model, generator=generator) / d_model**0.5 for _ in range(n_layers)]

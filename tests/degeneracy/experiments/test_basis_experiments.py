@@ -14,7 +14,7 @@ from crux.config.paths import PACKAGE
 from crux.degeneracy import comparison
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
-from tests.support.architectures import base
+from tests.support.architectures import make_arguments
 
 NAMES = ("neuron", "random", "pca", "local", "next-2", "global")
 TEXT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_samples=2")
@@ -121,7 +121,7 @@ def test_interaction_basis_finds_the_inputs_that_a_perceptron_reads(
 
 def test_packaged_model_compared_with_an_sae(run_crux: Callable[..., int], tmp_path: Path) -> None:
     hook = "blocks.6.hook_resid_pre"
-    sae = ReluSAE(**base(d_model=128, n_latents=160))
+    sae = ReluSAE(**make_arguments(d_model=128, n_latents=160))
     about = {
         "model_name": "tiny", "hook_name": hook, "process_weights": False, "context_size": 16, "prepend_bos": False,
         "dataset_path": "packaged",

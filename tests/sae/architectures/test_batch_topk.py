@@ -4,17 +4,17 @@ import torch
 from crux.config.errors import UserError
 from crux.sae.architectures.batch_topk import BatchTopKSAE, kth_largest
 from crux.sae.architectures.jumprelu import JumpReluSAE
-from tests.support.architectures import base, normal
+from tests.support.architectures import draw_normal, make_arguments
 
 
 def make_sae(k: int = 4) -> BatchTopKSAE:
-    return BatchTopKSAE(**base(), k=k)
+    return BatchTopKSAE(**make_arguments(), k=k)
 
 
 @pytest.mark.parametrize("k", [1, 4, 11])
 def test_it_keeps_k_times_tokens_values_of_the_batch(k: int) -> None:
     sae = make_sae(k)
-    codes = sae.encode(3 * normal(50, 8))
+    codes = sae.encode(3 * draw_normal(50, 8))
     fires = codes.c > 0
     assert fires.sum() == k * 50
     assert fires.sum(-1).unique().numel() > 1  # not k of each token
@@ -25,7 +25,7 @@ def test_it_keeps_k_times_tokens_values_of_the_batch(k: int) -> None:
 
 
 def test_all_values_are_kept_if_fewer_are_positive() -> None:
-    codes = make_sae(24).encode(normal(50, 8))
+    codes = make_sae(24).encode(draw_normal(50, 8))
     assert torch.equal(codes.c, codes.pre.relu())
     assert codes.observed == 0
 
@@ -41,7 +41,7 @@ def test_the_kth_largest() -> None:
 def test_the_threshold_is_a_running_mean() -> None:
     sae = make_sae()
     seen = []
-    batches = [sae.encode(3 * normal(50, 8, seed=seed)) for seed in range(4)]
+    batches = [sae.encode(3 * draw_normal(50, 8, seed=seed)) for seed in range(4)]
     for codes in batches:
         assert codes.observed is not None
         seen.append(codes.observed)
@@ -56,8 +56,8 @@ def test_the_threshold_is_a_running_mean() -> None:
 def test_the_calibrated_threshold_gives_k_on_fresh_tokens() -> None:
     sae = make_sae()
     for seed in range(30):
-        sae.observe(sae.encode(3 * normal(200, 8, seed=seed)))
-    fresh = 3 * normal(5000, 8, seed=99)
+        sae.observe(sae.encode(3 * draw_normal(200, 8, seed=seed)))
+    fresh = 3 * draw_normal(5000, 8, seed=99)
     l0 = (sae.eval().encode(fresh).c > 0).sum(-1).float().mean().item()
     assert l0 == pytest.approx(4, rel=0.03)
     folded = sae.fold()
@@ -68,7 +68,7 @@ def test_the_calibrated_threshold_gives_k_on_fresh_tokens() -> None:
 
 def test_it_folds_to_a_strict_jumprelu() -> None:
     sae = make_sae().eval()
-    x = normal(1, 8)
+    x = draw_normal(1, 8)
     pre = sae.encode(x).pre
     sae.threshold.copy_(pre.max())
     assert not sae.encode(x).c.any()  # not above
@@ -77,14 +77,14 @@ def test_it_folds_to_a_strict_jumprelu() -> None:
 
 
 def test_without_training_it_folds_to_a_relu() -> None:
-    x = normal(20, 8)
+    x = draw_normal(20, 8)
     codes = make_sae().fold().encode(x)
     torch.testing.assert_close(codes.c, codes.pre.relu())
 
 
 def test_only_kept_values_have_a_gradient() -> None:
     sae = make_sae()
-    codes = sae.encode(3 * normal(50, 8))
+    codes = sae.encode(3 * draw_normal(50, 8))
     (grad,) = torch.autograd.grad(codes.c.sum(), codes.pre)
     assert torch.equal(grad, (codes.c > 0).float())
 

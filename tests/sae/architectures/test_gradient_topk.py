@@ -7,13 +7,13 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.topk import TopKSAE
-from tests.support.architectures import base, normal
+from tests.support.architectures import draw_normal, make_arguments
 
-X, G = 3 * normal(60, 8), normal(60, 8, seed=2)
+X, G = 3 * draw_normal(60, 8), draw_normal(60, 8, seed=2)
 
 
 def make_sae(beta: float, k: int = 4) -> GradientTopKSAE:
-    return GradientTopKSAE(**base(), k=k, beta=beta)
+    return GradientTopKSAE(**make_arguments(), k=k, beta=beta)
 
 
 def compute_plain_codes(sae: GradientTopKSAE, x: Tensor, g: Tensor, mean: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def test_codes_follow_the_formula(beta: float) -> None:
 
 def make_hand_sae() -> GradientTopKSAE:
     """Return an SAE with two latents along the axes, pre = x and k = 1, so that |g D| = |g|, with mean effect 1."""
-    sae = GradientTopKSAE(**base(d_model=2, n_latents=2), k=1, beta=2.0)
+    sae = GradientTopKSAE(**make_arguments(d_model=2, n_latents=2), k=1, beta=2.0)
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(2))
         sae.b_enc.zero_()
@@ -63,13 +63,13 @@ def test_by_hand() -> None:
 @given(k=st.integers(1, 24), seed=st.integers(0, 10_000), scale=st.floats(0, 1e6))
 def test_without_beta_it_is_topk_bit_for_bit(k: int, seed: int, scale: float) -> None:
     """Rounded weights and inputs give many ties, which must be broken in the same way."""
-    sae, plain = GradientTopKSAE(**base(), k=k, beta=0.0), TopKSAE(**base(), k=k)
+    sae, plain = GradientTopKSAE(**make_arguments(), k=k, beta=0.0), TopKSAE(**make_arguments(), k=k)
     with torch.no_grad():
         for one in (sae, plain):
-            one.W_enc.copy_(normal(8, 24, seed=3).round())
-            one.b_enc.copy_(normal(24, seed=4).round())
-    x = normal(20, 8, seed=seed).round()
-    codes, wanted = sae.encode(x, scale * normal(20, 8, seed=seed + 1)), plain.encode(x)
+            one.W_enc.copy_(draw_normal(8, 24, seed=3).round())
+            one.b_enc.copy_(draw_normal(24, seed=4).round())
+    x = draw_normal(20, 8, seed=seed).round()
+    codes, wanted = sae.encode(x, scale * draw_normal(20, 8, seed=seed + 1)), plain.encode(x)
     assert torch.equal(codes.c, wanted.c)
     assert torch.equal(codes.pre, wanted.pre)
     gradients = [torch.autograd.grad(c.square().sum(), one.W_enc)[0] for c, one in ((codes.c, sae), (wanted.c, plain))]
@@ -77,7 +77,7 @@ def test_without_beta_it_is_topk_bit_for_bit(k: int, seed: int, scale: float) ->
 
 
 def test_without_a_gradient_it_is_topk() -> None:
-    sae, plain = make_sae(3.0), TopKSAE(**base(), k=4)
+    sae, plain = make_sae(3.0), TopKSAE(**make_arguments(), k=4)
     codes = sae.encode(X)
     assert torch.equal(codes.c, plain.encode(X).c)
     assert codes.observed is None
@@ -94,7 +94,7 @@ def test_the_scale_of_the_loss_does_not_matter(factor: float) -> None:
     for g in (G, factor * G):
         sae = make_sae(2.0)
         for seed in range(3):
-            sae.observe(sae.encode(X, (g / G) * normal(60, 8, seed=seed)))
+            sae.observe(sae.encode(X, (g / G) * draw_normal(60, 8, seed=seed)))
         codes.append(sae.encode(X, g).c)
     assert torch.equal(*codes)
     assert not torch.equal(codes[0], make_sae(0.0).encode(X, G).c)
@@ -133,9 +133,9 @@ def test_no_gradient_flows_to_g_or_through_the_selection() -> None:
 def test_the_effect_is_a_running_mean() -> None:
     sae = make_sae(2.0)
     means = []
-    batches = [sae.encode(X, normal(60, 8, seed=seed)) for seed in range(5)]
+    batches = [sae.encode(X, draw_normal(60, 8, seed=seed)) for seed in range(5)]
     for seed, codes in enumerate(batches):
-        means.append((normal(60, 8, seed=seed) @ sae.dictionary().T).abs().mean())
+        means.append((draw_normal(60, 8, seed=seed) @ sae.dictionary().T).abs().mean())
         assert codes.observed is not None
         torch.testing.assert_close(codes.observed, means[-1].detach())
         sae.observe(codes)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import Heaviside, JumpReLU, JumpReluSAE
-from tests.support.architectures import base, normal
+from tests.support.architectures import draw_normal, make_arguments
 
 PRE = torch.tensor([[0.3], [0.9], [1.05], [1.3], [2.0], [-1.0]])
 """Two values within ε/2 = 0.2 of θ = 1: one on either side."""
@@ -36,8 +36,8 @@ def test_gradients_are_the_closed_form_of_the_paper() -> None:
 
 @pytest.mark.parametrize(("theta", "bandwidth"), [(0.2, 0.1), (1.0, 0.5), (2.0, 0.01)])
 def test_each_element_has_the_closed_form(theta: float, bandwidth: float) -> None:
-    pre = 2 * normal(40, 3)
-    thetas, upstream = torch.full((40, 3), theta), normal(40, 3, seed=2)
+    pre = 2 * draw_normal(40, 3)
+    thetas, upstream = torch.full((40, 3), theta), draw_normal(40, 3, seed=2)
     kernel = ((pre - theta).abs() / bandwidth < 0.5).float()
     for function, height in ((JumpReLU, theta), (Heaviside, 1.0)):
         # one latent per token, so that nothing is summed
@@ -81,12 +81,12 @@ def test_the_mean_estimate_is_the_gradient_of_the_expected_loss(theta: float) ->
 
 
 def make_sae(threshold: float = 0.3, bandwidth: float = 0.5, **changed: int) -> JumpReluSAE:
-    return JumpReluSAE(**base(**changed), threshold=threshold, bandwidth=bandwidth)  # pyright: ignore[reportArgumentType]
+    return JumpReluSAE(**make_arguments(**changed), threshold=threshold, bandwidth=bandwidth)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_penalty_is_the_mean_l0() -> None:
     sae = make_sae()
-    codes = sae.encode(3 * normal(50, 8))
+    codes = sae.encode(3 * draw_normal(50, 8))
     penalty = sae.penalty(codes, weight=None)
     torch.testing.assert_close(penalty, (codes.c > 0).sum(-1).float().mean())
     penalty.backward()
@@ -100,7 +100,7 @@ def test_the_penalty_is_the_mean_l0() -> None:
 
 def test_codes_jump_at_the_threshold() -> None:
     sae = make_sae()
-    codes = sae.encode(3 * normal(50, 8))
+    codes = sae.encode(3 * draw_normal(50, 8))
     fires = codes.pre > sae.threshold
     assert torch.equal(codes.c, codes.pre * fires)
     assert codes.c[fires].min() > 0.3
@@ -114,7 +114,7 @@ def test_folding_preserves_the_gradients_of_thresholds(scale: float) -> None:
     assert isinstance(sae, JumpReluSAE)
     folded = sae.fold()
     assert isinstance(folded, JumpReluSAE)
-    x = 3 / scale * normal(50, 8)
+    x = 3 / scale * draw_normal(50, 8)
     for one in (sae, folded):
         (one.penalty(one.encode(x), weight=None) + one(x).square().sum()).backward()
     torch.testing.assert_close(folded.log_threshold.grad, sae.log_threshold.grad, rtol=1e-3, atol=1e-4)

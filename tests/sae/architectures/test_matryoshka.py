@@ -7,16 +7,16 @@ from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.sae import Codes
-from tests.support.architectures import base, normal
+from tests.support.architectures import draw_normal, make_arguments
 
 
 def make_sae(prefixes: Sequence[float] = (0.25, 0.5), coefficient: float = 1.0) -> MatryoshkaSAE:
-    return MatryoshkaSAE(**base(), k=4, prefixes=prefixes, prefix_coefficient=coefficient)
+    return MatryoshkaSAE(**make_arguments(), k=4, prefixes=prefixes, prefix_coefficient=coefficient)
 
 
 def test_auxiliary_by_hand() -> None:
     """d_model is 2, and of four latents the prefixes have one and two; only the loss itself covers the third and fourth."""
-    sae = MatryoshkaSAE(**base(d_model=2, n_latents=4), k=1, prefixes=[0.25, 0.5], prefix_coefficient=0.5)
+    sae = MatryoshkaSAE(**make_arguments(d_model=2, n_latents=4), k=1, prefixes=[0.25, 0.5], prefix_coefficient=0.5)
     with torch.no_grad():
         sae.W_dec.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [1.0, 0.0]]))
         sae.b_dec.copy_(torch.tensor([1.0, -1.0]))
@@ -30,7 +30,7 @@ def test_auxiliary_by_hand() -> None:
 @pytest.mark.parametrize("weight", [None, torch.arange(30).ge(5).float()])
 def test_the_auxiliary_term_is_the_sum_over_prefixes(weight: torch.Tensor | None) -> None:
     sae = make_sae(coefficient=0.7)
-    x = 3 * normal(30, 8)
+    x = 3 * draw_normal(30, 8)
     codes = sae.encode(x)
     wanted = torch.zeros(())
     for n in (6, 12):
@@ -48,7 +48,7 @@ def test_the_auxiliary_term_is_the_sum_over_prefixes(weight: torch.Tensor | None
 
 def test_it_is_a_batch_topk() -> None:
     sae = make_sae()
-    codes = sae.encode(3 * normal(50, 8))
+    codes = sae.encode(3 * draw_normal(50, 8))
     assert (codes.c > 0).sum() == 200
     sae.observe(codes)
     folded = sae.fold()

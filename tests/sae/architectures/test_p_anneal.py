@@ -5,11 +5,11 @@ from crux.config.errors import UserError
 from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp_penalty
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes
-from tests.support.architectures import base, normal
+from tests.support.architectures import draw_normal, make_arguments
 
 
 def make_sae(p_end: float = 0.2, p_start: float = 0.2, p_stop: float = 1.0, p_updates: int = 4) -> PAnnealSAE:
-    return PAnnealSAE(**base(), p_end=p_end, p_start=p_start, p_stop=p_stop, p_updates=p_updates)
+    return PAnnealSAE(**make_arguments(), p_end=p_end, p_start=p_start, p_stop=p_stop, p_updates=p_updates)
 
 
 def find_stage(sae: PAnnealSAE, progress: float) -> int:
@@ -45,16 +45,16 @@ def test_the_stages_of_p() -> None:
 
 def test_the_penalty_is_initially_that_of_relu() -> None:
     sae = make_sae()
-    plain = ReluSAE(**base())
-    codes = sae.encode(3 * normal(30, 8))
-    assert torch.equal(codes.c, plain.encode(3 * normal(30, 8)).c)
+    plain = ReluSAE(**make_arguments())
+    codes = sae.encode(3 * draw_normal(30, 8))
+    assert torch.equal(codes.c, plain.encode(3 * draw_normal(30, 8)).c)
     torch.testing.assert_close(sae.penalty(codes, weight=None), plain.penalty(codes, weight=None))
 
 
 def test_the_penalty_does_not_jump_between_stages() -> None:
     """Check one change of stage by hand, with ten equal batches before it and the same batch after it."""
     sae = make_sae()
-    codes = sae.encode(3 * normal(30, 8))
+    codes = sae.encode(3 * draw_normal(30, 8))
     penalties = []
     for progress in (0.1, 0.3, 0.5, 0.7, 0.9):
         sae.advance(progress)
@@ -86,7 +86,7 @@ def test_the_scale_is_constant_within_a_stage() -> None:
     sae = make_sae()
     for i, progress in enumerate((0.21, 0.25, 0.3, 0.35)):
         sae.advance(progress)
-        sae.observe(sae.encode(3 * normal(30, 8, seed=i)))
+        sae.observe(sae.encode(3 * draw_normal(30, 8, seed=i)))
         assert sae.scale.item() == 1  # there was no batch before the first change
     sae.advance(0.41)
     assert sae.scale.item() != 1
@@ -100,7 +100,7 @@ def test_resuming_at_any_step_changes_nothing() -> None:
     for i, progress in enumerate(steps):
         for sae in (whole, resumed):
             sae.advance(progress)
-            sae.observe(sae.encode(3 * normal(20, 8, seed=i)))
+            sae.observe(sae.encode(3 * draw_normal(20, 8, seed=i)))
         state = resumed.state_dict()
         resumed = make_sae()
         resumed.load_state_dict(state)

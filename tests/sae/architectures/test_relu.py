@@ -5,16 +5,18 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.architectures.sae import Codes, Init
-from tests.support.architectures import base
+from tests.support.architectures import make_arguments
 
 
 def make_sae(
     *, init: Init = "paper", d_model: int = 8, n_latents: int = 24, seed: int = 0, subtract_b_dec: bool = False
 ) -> ReluSAE:
-    return ReluSAE(**base(init=init, d_model=d_model, n_latents=n_latents, seed=seed, subtract_b_dec=subtract_b_dec))
+    return ReluSAE(
+        **make_arguments(init=init, d_model=d_model, n_latents=n_latents, seed=seed, subtract_b_dec=subtract_b_dec)
+    )
 
 
-def hand_made_sae() -> ReluSAE:
+def make_hand_sae() -> ReluSAE:
     """Return an SAE with d_model 2 and three latents, whose decoder rows have norms 5, 2 and 1."""
     sae = make_sae(d_model=2, n_latents=3)
     values = {
@@ -31,7 +33,7 @@ X = torch.tensor([[1.0, 1.0], [-2.0, 0.0]])
 
 
 def test_codes_and_reconstruction_by_hand() -> None:
-    sae = hand_made_sae()
+    sae = make_hand_sae()
     codes = sae.encode(X)
     torch.testing.assert_close(codes.c, torch.tensor([[1.5, 1.0, 0.0], [0.0, 0.0, 2.0]]))
     expected = torch.tensor([[1.5 * 0.6 + 10, 1.5 * 0.8 - 1.0 + 20], [12.0, 20.0]])
@@ -41,7 +43,7 @@ def test_codes_and_reconstruction_by_hand() -> None:
 
 def test_penalty_by_hand() -> None:
     """The tokens have ‖c‖₁ = 2.5 and 2, and d_model is 2."""
-    sae = hand_made_sae()
+    sae = make_hand_sae()
     codes = sae.encode(X)
     assert sae.penalty(codes, weight=None).item() == pytest.approx((2.5 + 2.0) / 2 / 2)
     assert sae.penalty(codes, weight=torch.tensor([0.0, 1.0])).item() == pytest.approx(2.0 / 2)
@@ -50,7 +52,7 @@ def test_penalty_by_hand() -> None:
 
 def test_scales_by_hand() -> None:
     """Inputs are multiplied and outputs divided by a scale; the two scales of a transcoder may differ."""
-    sae, plain = hand_made_sae(), hand_made_sae()
+    sae, plain = make_hand_sae(), make_hand_sae()
     sae.input_scale.fill_(0.5)
     sae.output_scale.fill_(4.0)
     torch.testing.assert_close(sae.encode(X).c, plain.encode(0.5 * X).c)
@@ -58,7 +60,7 @@ def test_scales_by_hand() -> None:
 
 
 def test_subtracting_the_decoder_bias_by_hand() -> None:
-    sae, plain = hand_made_sae(), hand_made_sae()
+    sae, plain = make_hand_sae(), make_hand_sae()
     sae.subtract_b_dec = True
     torch.testing.assert_close(sae.encode(X + sae.b_dec).c, plain.encode(X).c)
     torch.testing.assert_close(sae.fold().encode(X + sae.b_dec).c, plain.encode(X).c)
@@ -128,7 +130,7 @@ def test_starting_at_the_mean_reconstructs_it_without_codes() -> None:
 
 
 def test_shapes_and_initial_bias_of_a_transcoder() -> None:
-    sae = ReluSAE(**base(init="tied", d_out=5))
+    sae = ReluSAE(**make_arguments(init="tied", d_out=5))
     torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.full((24,), 0.1))
     sae.start_at(torch.arange(5.0), input_scale=2.0, output_scale=0.5)
     none = torch.zeros(1, 24)

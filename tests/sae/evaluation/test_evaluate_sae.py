@@ -16,13 +16,13 @@ from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
 from crux.sae.losses.label import LabelTarget
 from crux.sae.losses.mse import mse
-from tests.support.small_saes import random_sae, relu_sae, scaling_sae
-from tests.support.toy_subject import ToySubject, random_toy
+from tests.support.small_saes import make_random_sae, make_relu_sae, make_scaling_sae
+from tests.support.toy_subject import ToySubject, make_random_toy
 
-LN3, LN9 = math.log(3), math.log(9)
+LN9 = math.log(9)
 
 
-def two_token_subject() -> ToySubject:
+def make_two_token_subject() -> ToySubject:
     """Return a subject with vocabulary {0, 1}, d_model 2, one block that does nothing, and W_U = 1: the residual is the logits.
 
     Token 0 is embedded as (ln 9, 0): p = (0.9, 0.1). Token 1 as (0, 2 ln 3) = (0, ln 9): p = (0.1, 0.9).
@@ -30,15 +30,17 @@ def two_token_subject() -> ToySubject:
     return ToySubject(embed=torch.tensor([[LN9, 0.0], [0.0, LN9]]), blocks=[lambda h: h], W_U=torch.eye(2))
 
 
-HALF_KL = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)  # logits halved: (ln 3, 0), q = (0.75, 0.25)
+HALF_KL = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)
+"""KL(clean ‖ spliced) if the logits (ln 9, 0) are halved to (ln 3, 0), for which q = (0.75, 0.25)."""
 
 
 def evaluate_halving_sae(
     tokens: list[list[int]], *, scale: float = 0.5, mean: tuple[float, float] = (LN9, 0.0)
 ) -> SaeEvaluation:
+    """Evaluate an SAE with x̂ = scale · x on the two-token subject."""
     return evaluate_sae(
-        two_token_subject(),
-        scaling_sae(scale, d_model=2),
+        make_two_token_subject(),
+        make_scaling_sae(scale, d_model=2),
         hook="blocks.0.hook_resid_pre",
         batches=[torch.tensor(tokens)],
         mean_activation=torch.tensor(mean),
@@ -95,21 +97,21 @@ class TestByHand:
         assert "loss_recovered_mean/pos0" not in self.metrics  # mean ablation changes nothing there
         assert all(math.isfinite(value) for value in self.metrics.values())
 
-    def test_names(self) -> None:
-        split = [
+    def test_all_metrics_are_there(self) -> None:
+        names_by_position = [
             *("ce_increase", "ce_clean", "ce_spliced", "ce_zero", "ce_mean", "kl", "l0", "loss_recovered_zero"),
             *("loss_recovered_mean", "explained_variance", "mse", "cosine", "norm_ratio", "top1_agreement"),
             *("downstream_mse/1", "downstream_ev/1"),
         ]
         metrics = evaluate_halving_sae([[0, 0, 1], [1, 1, 0]], mean=(1.0, 0.0)).metrics
-        names = [name + suffix for name in split for suffix in ("", "/pos0", "/rest")]
+        names = [name + suffix for name in names_by_position for suffix in ("", "/pos0", "/rest")]
         assert metrics.keys() == {*names, "alive_heldout_6", "alive_heldout_6_frac"}
 
     def test_densities_and_maxima(self) -> None:
-        judgement = evaluate_halving_sae([[0, 0, 1]])
-        torch.testing.assert_close(judgement.maxima, torch.tensor([LN9 / 2, LN9 / 2, 0.0, 0.0]))
-        torch.testing.assert_close(judgement.densities, torch.tensor([2 / 3, 1 / 3, 0.0, 0.0]))
-        assert judgement.n_tokens == 3
+        evaluation = evaluate_halving_sae([[0, 0, 1]])
+        torch.testing.assert_close(evaluation.maxima, torch.tensor([LN9 / 2, LN9 / 2, 0.0, 0.0]))
+        torch.testing.assert_close(evaluation.densities, torch.tensor([2 / 3, 1 / 3, 0.0, 0.0]))
+        assert evaluation.n_tokens == 3
 
 
 class TestErrorsOfOtherImplementations:
@@ -126,7 +128,7 @@ class TestErrorsOfOtherImplementations:
         subject = ToySubject(embed=torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), blocks=[lambda h: h], W_U=torch.eye(2))
         evaluation = evaluate_sae(
             subject,
-            scaling_sae(0.5, d_model=2),
+            make_scaling_sae(0.5, d_model=2),
             hook="blocks.0.hook_resid_pre",
             batches=[torch.tensor([[0, 1], [1, 0]])],
             mean_activation=torch.zeros(2),
@@ -137,8 +139,8 @@ class TestErrorsOfOtherImplementations:
     def test_explained_variance_has_the_mean_of_the_whole_set(self) -> None:
         """Each of two batches is constant. They do not vary about their own means, but by ±(½, −½) ln9 about the common mean."""
         evaluation = evaluate_sae(
-            two_token_subject(),
-            scaling_sae(0.5, d_model=2),
+            make_two_token_subject(),
+            make_scaling_sae(0.5, d_model=2),
             hook="blocks.0.hook_resid_pre",
             batches=[torch.tensor([[0, 0]]), torch.tensor([[1, 1]])],
             mean_activation=torch.zeros(2),
@@ -148,7 +150,9 @@ class TestErrorsOfOtherImplementations:
     def test_explained_variance_is_a_ratio_of_sums(self) -> None:
         """Errors 0.1² and 1 with deviations 1 and 10, twice each, give 1 − 2.02/202, not 1 − mean(0.01, 0.01)."""
         embed = torch.tensor([[1.0], [-1.0], [10.0], [-10.0]])
-        sae = relu_sae(torch.tensor([[1.0]]), torch.zeros(1), torch.ones(1, 1), torch.zeros(1))  # loses the negative
+        sae = make_relu_sae(
+            torch.tensor([[1.0]]), torch.zeros(1), torch.ones(1, 1), torch.zeros(1)
+        )  # loses the negative
         subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.ones(4, 1))
         tokens = torch.tensor([[0, 1, 2, 3, 0]])  # mean 0.2; of the sum of squares about it, 203 − 5 · 0.04 = 202.8
         evaluation = evaluate_sae(
@@ -161,9 +165,9 @@ class TestErrorsOfOtherImplementations:
         tokens = [[0, 1, 0, 1]]
         assert evaluate_halving_sae(tokens, scale=1.0).metrics["top1_agreement"] == 1.0
         eye, zeros = torch.eye(2), torch.zeros(2)
-        swap = relu_sae(eye, zeros, eye.flip(0), zeros)  # writes the other token's direction
+        swap = make_relu_sae(eye, zeros, eye.flip(0), zeros)  # writes the other token's direction
         evaluation = evaluate_sae(
-            two_token_subject(),
+            make_two_token_subject(),
             swap,
             hook="blocks.0.hook_resid_pre",
             batches=[torch.tensor(tokens)],
@@ -178,19 +182,20 @@ class TestErrorsOfOtherImplementations:
 
 
 def compute_plainly(subject: ToySubject, sae: ReluSAE, tokens: Tensor, hook: str) -> dict[str, float]:
-    """Return the same metrics computed from full logits in float64, one line each."""
-    names = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
-    clean = subject.clean(tokens, capture=names)
+    """Compute the metrics of an evaluation from full logits in float64, one line each, for an SAE at block 1."""
+    residuals = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
+    clean = subject.clean(tokens, capture=residuals)
     x = clean.activations[hook]
     x_hat = sae(x.flatten(0, 1)).view_as(x).detach()
-    spliced = subject.spliced(clean, {hook: lambda _: x_hat}, capture=names[2:])
+    spliced = subject.spliced(clean, {hook: lambda _: x_hat}, capture=residuals[2:])
     assert clean.final is not None
     log_p, log_q = ((h @ subject.unembed.W_U.T).double().log_softmax(-1) for h in (clean.final, spliced.final))
-    truth = tokens[:, 1:, None]
-    ce_clean, ce_spliced = (-log[:, :-1].gather(-1, truth)[..., 0] for log in (log_p, log_q))
+    next_tokens = tokens[:, 1:, None]
+    ce_clean, ce_spliced = (-log[:, :-1].gather(-1, next_tokens)[..., 0] for log in (log_p, log_q))
 
-    def ev(a: Tensor, b: Tensor) -> float:
-        return float(1 - (a - b).square().sum() / (a - a.flatten(0, 1).mean(0)).square().sum())
+    def explained_variance(truth: Tensor, guess: Tensor) -> float:
+        total = (truth - truth.flatten(0, 1).mean(0)).square().sum()
+        return float(1 - (truth - guess).square().sum() / total)
 
     values = {
         "ce_increase": (ce_spliced - ce_clean).mean(),
@@ -204,36 +209,38 @@ def compute_plainly(subject: ToySubject, sae: ReluSAE, tokens: Tensor, hook: str
         "cosine": F.cosine_similarity(x_hat, x, dim=-1).mean(),
         "norm_ratio": (x_hat.norm(dim=-1) / x.norm(dim=-1)).mean(),
         "mse": mse(x_hat, x, weight=None),
-        "explained_variance": ev(x, x_hat),
-        "explained_variance/pos0": ev(x[:, :1], x_hat[:, :1]),
-        "explained_variance/rest": ev(x[:, 1:], x_hat[:, 1:]),
+        "explained_variance": explained_variance(x, x_hat),
+        "explained_variance/pos0": explained_variance(x[:, :1], x_hat[:, :1]),
+        "explained_variance/rest": explained_variance(x[:, 1:], x_hat[:, 1:]),
     }
-    for k, name in ((2, names[2]), (3, names[3])):
+    for k, name in ((2, residuals[2]), (3, residuals[3])):
         values[f"downstream_mse/{k}"] = mse(spliced.activations[name], clean.activations[name], weight=None)
-        values[f"downstream_ev/{k}"] = ev(clean.activations[name], spliced.activations[name])
-        values[f"downstream_ev/{k}/rest"] = ev(clean.activations[name][:, 1:], spliced.activations[name][:, 1:])
+        values[f"downstream_ev/{k}"] = explained_variance(clean.activations[name], spliced.activations[name])
+        values[f"downstream_ev/{k}/rest"] = explained_variance(
+            clean.activations[name][:, 1:], spliced.activations[name][:, 1:]
+        )
     return {name: float(value) for name, value in values.items()}
 
 
-@pytest.mark.parametrize("cut", [24, 10])
-def test_plain_formulas_for_any_batch_size(cut: int) -> None:
-    subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
+@pytest.mark.parametrize("batch_size", [24, 10])  # all windows at once, or two batches of 10 and one of 4
+def test_metrics_equal_the_plain_formulas_for_any_batch_size(batch_size: int) -> None:
+    subject, sae = make_random_toy(seed=0), make_random_sae(d_model=6, n_latents=8, seed=1)
     tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
     hook = "blocks.1.hook_resid_pre"
-    evaluation = evaluate_sae(subject, sae, hook=hook, batches=tokens.split(cut), mean_activation=torch.zeros(6))
+    evaluation = evaluate_sae(subject, sae, hook=hook, batches=tokens.split(batch_size), mean_activation=torch.zeros(6))
     for name, value in compute_plainly(subject, sae, tokens, hook).items():
         assert evaluation.metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
     assert "downstream_mse/1" not in evaluation.metrics  # the hook point itself
-    assert evaluation.n_tokens == 168
+    assert evaluation.n_tokens == 168  # 24 · 7
     assert "alive_heldout_168" in evaluation.metrics
 
 
 def test_one_pass_of_each_kind_per_batch() -> None:
-    subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
+    subject, sae = make_random_toy(seed=0), make_random_sae(d_model=6, n_latents=8, seed=1)
     batches = [torch.zeros(2, 3, dtype=torch.long)] * 2
     arguments = {"hook": "blocks.1.hook_resid_pre", "batches": batches, "mean_activation": torch.zeros(6)}
     evaluate_sae(subject, sae, **arguments)
-    assert subject.passes == ["clean", "spliced", "spliced", "spliced"] * 2
+    assert subject.passes == ["clean", "spliced", "spliced", "spliced"] * 2  # the SAE, zeros, the mean activation
     subject.passes.clear()
     short = evaluate_sae(subject, sae, ablations=False, **arguments)
     assert subject.passes == ["clean", "spliced"] * 2
@@ -250,12 +257,13 @@ def test_a_perfect_sae_loses_nothing() -> None:
 
 
 def test_position_0_with_only_rounding_has_no_explained_variance() -> None:
+    """Tokens 0 and 1, at position 0, differ only in the last bits of float32."""
     embed = torch.tensor([[3000.0, 1.0], [3000.0 * (1 + 2**-22), 1.0], [1.0, -1.0]])
     subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(3, 2))
     tokens = torch.tensor([[0, 2, 0], [1, 2, 1]])
     metrics = evaluate_sae(
         subject,
-        scaling_sae(0.9, d_model=2),
+        make_scaling_sae(0.9, d_model=2),
         hook="blocks.0.hook_resid_pre",
         batches=[tokens],
         mean_activation=torch.zeros(2),
@@ -271,7 +279,7 @@ def test_explained_variance_is_precise_far_from_the_origin() -> None:
     embed = 3000 + torch.randn(50, 4, generator=generator)
     subject = ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(50, 4))
     eye = torch.eye(4)
-    sae = relu_sae(eye, torch.zeros(4), eye, torch.full((4,), 0.5))  # off by a half everywhere
+    sae = make_relu_sae(eye, torch.zeros(4), eye, torch.full((4,), 0.5))  # off by a half everywhere
     tokens = torch.randint(50, (40, 25), generator=generator)
     metrics = evaluate_sae(
         subject, sae, hook="blocks.0.hook_resid_pre", batches=tokens.split(8), mean_activation=torch.zeros(4)
@@ -283,6 +291,8 @@ def test_explained_variance_is_precise_far_from_the_origin() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
     def __init__(self) -> None:
         super().__init__()
         self.elements = 0
@@ -296,14 +306,18 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tokens_times_vocabulary_tensor() -> None:
-    subject, sae = random_toy(seed=0, d_vocab=500), random_sae(d_model=6, n_latents=8, seed=1)
+    subject, sae = make_random_toy(seed=0, d_vocab=500), make_random_sae(d_model=6, n_latents=8, seed=1)
     tokens = torch.randint(500, (4, 32), generator=torch.Generator().manual_seed(2))
     with LargestTensor() as largest:
         evaluate_sae(subject, sae, hook="blocks.1.hook_resid_pre", batches=[tokens], mean_activation=torch.zeros(6))
-    assert 0 < largest.elements <= tokens.numel() * 500 / 4
+    assert (
+        0 < largest.elements <= tokens.numel() * 500 / 4
+    )  # logits are computed for at most a quarter of the tokens at once
 
 
 class HostSyncs(TorchDispatchMode):
+    """Counts the numbers that are read from the device."""
+
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
@@ -314,7 +328,7 @@ class HostSyncs(TorchDispatchMode):
 
 
 def test_no_number_is_read_from_the_device_inside_the_loop() -> None:
-    subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
+    subject, sae = make_random_toy(seed=0), make_random_sae(d_model=6, n_latents=8, seed=1)
     counts = []
     for n_batches in (1, 5):
         with HostSyncs() as syncs:
@@ -339,8 +353,8 @@ def test_no_number_is_read_from_the_device_inside_the_loop() -> None:
 )
 def test_downstream_is_every_later_residual(hook: str, ks: set[int]) -> None:
     metrics = evaluate_sae(
-        random_toy(seed=0),
-        random_sae(d_model=6, n_latents=8, seed=1),
+        make_random_toy(seed=0),
+        make_random_sae(d_model=6, n_latents=8, seed=1),
         hook=hook,
         batches=[torch.zeros(2, 3, dtype=torch.long)],
         mean_activation=torch.zeros(6),
@@ -359,15 +373,15 @@ def test_downstream_is_every_later_residual(hook: str, ks: set[int]) -> None:
 def test_user_errors(batches: list[Tensor], width: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate_sae(
-            two_token_subject(),
-            scaling_sae(0.5, d_model=width),
+            make_two_token_subject(),
+            make_scaling_sae(0.5, d_model=width),
             hook="blocks.0.hook_resid_pre",
             batches=batches,
             mean_activation=torch.zeros(width),
         )
 
 
-def doubling_subject() -> ToySubject:
+def make_doubling_subject() -> ToySubject:
     """Return a two-token subject whose block doubles: the residual after it is the logits, and tokens are embedded as ½ ln 9."""
     return ToySubject(embed=torch.eye(2) * LN9 / 2, blocks=[lambda h: 2 * h], W_U=torch.eye(2))
 
@@ -381,8 +395,8 @@ class TestTranscoder:
         self, scale: float, *, mean: tuple[float, float] = (LN9, 0.0), **options: Any
     ) -> dict[str, float]:
         return evaluate_sae(
-            doubling_subject(),
-            scaling_sae(scale, d_model=2),
+            make_doubling_subject(),
+            make_scaling_sae(scale, d_model=2),
             hook=self.read,
             output_hook=self.write,
             batches=[torch.tensor([[0, 0, 1]])],
@@ -392,9 +406,9 @@ class TestTranscoder:
 
     def test_by_hand(self) -> None:
         """x̂ = x is half of the activation after the block."""
-        found, halved = self.run_evaluation(1.0), evaluate_halving_sae([[0, 0, 1]]).metrics
+        found, expected = self.run_evaluation(1.0), evaluate_halving_sae([[0, 0, 1]]).metrics
         for name in ("kl", "ce_clean", "ce_increase", "ce_zero", "ce_mean", "loss_recovered_zero", "ce_increase/rest"):
-            assert found[name] == pytest.approx(halved[name], abs=1e-6), name
+            assert found[name] == pytest.approx(expected[name], abs=1e-6), name
         for name in (
             "mse",
             "cosine",
@@ -402,7 +416,7 @@ class TestTranscoder:
             "explained_variance",
             "l0",
         ):  # compared with the activation at the output hook point
-            assert found[name] == pytest.approx(halved[name], abs=1e-6), name
+            assert found[name] == pytest.approx(expected[name], abs=1e-6), name
         assert not any(name.startswith("downstream") for name in found)  # it writes the last residual
 
     def test_a_perfect_transcoder_loses_nothing(self) -> None:
@@ -412,28 +426,28 @@ class TestTranscoder:
         assert found["loss_recovered_zero"] == found["explained_variance"] == pytest.approx(1)
 
     def test_equals_the_plain_formulas(self) -> None:
-        """With reading at block 0 and writing at block 2, the residual entering block 1 is unchanged, and block 3 is downstream."""
-        subject, sae = random_toy(seed=0), random_sae(d_model=6, n_latents=8, seed=1)
+        """The SAE reads before block 0 and writes before block 2, so that only the residual after block 2 is downstream."""
+        subject, sae = make_random_toy(seed=0), make_random_sae(d_model=6, n_latents=8, seed=1)
         tokens = torch.randint(11, (24, 7), generator=torch.Generator().manual_seed(2))
-        names = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
+        residuals = [f"blocks.{k}.hook_resid_pre" for k in range(3)] + ["blocks.2.hook_resid_post"]
         mean = torch.randn(6, generator=torch.Generator().manual_seed(3))
         found = evaluate_sae(
-            subject, sae, hook=names[0], output_hook=names[2], batches=tokens.split(10), mean_activation=mean
+            subject, sae, hook=residuals[0], output_hook=residuals[2], batches=tokens.split(10), mean_activation=mean
         ).metrics
-        clean = subject.clean(tokens, capture=names)
-        target = clean.activations[names[2]]
-        x_hat = sae(clean.activations[names[0]]).detach()
+        clean = subject.clean(tokens, capture=residuals)
+        target = clean.activations[residuals[2]]
+        x_hat = sae(clean.activations[residuals[0]]).detach()
         labels = tokens[:, 1:].flatten()
 
-        def ce(residual: Tensor) -> float:
+        def cross_entropy(residual: Tensor) -> float:
             logits = subject.blocks[2](residual) @ subject.unembed.W_U.T
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels).item()
 
         wanted = {
-            "ce_clean": ce(target),
-            "ce_spliced": ce(x_hat),
-            "ce_zero": ce(torch.zeros_like(target)),
-            "ce_mean": ce(mean.expand_as(target)),
+            "ce_clean": cross_entropy(target),
+            "ce_spliced": cross_entropy(x_hat),
+            "ce_zero": cross_entropy(torch.zeros_like(target)),
+            "ce_mean": cross_entropy(mean.expand_as(target)),
             "mse": mse(x_hat, target, weight=None).item(),
             "norm_ratio": (x_hat.norm(dim=-1) / target.norm(dim=-1)).mean().item(),
             "downstream_mse/3": mse(subject.blocks[2](x_hat), subject.blocks[2](target), weight=None).item(),
@@ -449,8 +463,8 @@ class TestTranscoder:
         ):
             with pytest.raises(UserError, match=message):
                 evaluate_sae(
-                    random_toy(seed=0),
-                    random_sae(d_model=6, n_latents=8, seed=1),
+                    make_random_toy(seed=0),
+                    make_random_sae(d_model=6, n_latents=8, seed=1),
                     hook=hook,
                     output_hook=output_hook,
                     batches=[],
@@ -458,8 +472,8 @@ class TestTranscoder:
                 )
         with pytest.raises(UserError, match=r"the SAE writes 4 dimensions, blocks\.2\.hook_resid_pre has 6"):
             evaluate_sae(
-                random_toy(seed=0),
-                random_sae(d_model=6, n_latents=8, seed=1, d_out=4),
+                make_random_toy(seed=0),
+                make_random_sae(d_model=6, n_latents=8, seed=1, d_out=4),
                 hook="blocks.1.hook_resid_pre",
                 output_hook="blocks.2.hook_resid_pre",
                 batches=[],
@@ -479,11 +493,11 @@ class RecordingSAE(ReluSAE):
             subtract_b_dec=False,
             generator=torch.Generator().manual_seed(0),
         )
-        self.seen: list[Tensor] = []
+        self.gradients: list[Tensor] = []
 
     def encode(self, x: Tensor, side: Tensor | None = None) -> Codes:
         assert side is not None
-        self.seen.append(side)
+        self.gradients.append(side)
         return super().encode(x)
 
 
@@ -496,7 +510,7 @@ class TestGradient:
     def record_gradients(self, target: LabelTarget) -> Tensor:
         sae = RecordingSAE()
         evaluate_sae(
-            random_toy(seed=0),
+            make_random_toy(seed=0),
             sae,
             hook=self.hook,
             output_hook=self.output,
@@ -504,12 +518,12 @@ class TestGradient:
             mean_activation=torch.zeros(6),
             gradient=target,
         )
-        assert len(sae.seen) == 2
-        return torch.cat(sae.seen)
+        assert len(sae.gradients) == 2
+        return torch.cat(sae.gradients)
 
-    def gradient(self, hook: str) -> Tensor:
+    def compute_gradient(self, hook: str) -> Tensor:
         """Return the gradient of the summed cross-entropy of the next tokens, by hand."""
-        subject = random_toy(seed=0)
+        subject = make_random_toy(seed=0)
         x = h = subject.clean(self.tokens, capture=[hook]).activations[hook].requires_grad_()
         for block in subject.blocks[int(hook.split(".")[1]) :]:
             h = block(h)
@@ -519,9 +533,11 @@ class TestGradient:
         return x.grad.flatten(0, 1)
 
     def test_gradient_of_the_next_tokens(self) -> None:
-        torch.testing.assert_close(self.record_gradients("data"), self.gradient(self.output), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            self.record_gradients("data"), self.compute_gradient(self.output), rtol=1e-4, atol=1e-6
+        )
 
-    def test_drawn_labels_are_the_same_at_every_call_and_not_in_every_batch(self) -> None:
+    def test_drawn_labels_are_the_same_at_every_call(self) -> None:
         first = self.record_gradients("sampled")
         assert torch.equal(first, self.record_gradients("sampled"))
         assert not torch.allclose(first, self.record_gradients("data"))
@@ -538,10 +554,10 @@ class TestGradient:
             generator=torch.Generator().manual_seed(1),
         )
 
-        def run_evaluation(evaluation: SAE, gradient: LabelTarget | None) -> dict[str, float]:
+        def run_evaluation(sae: SAE, gradient: LabelTarget | None) -> dict[str, float]:
             return evaluate_sae(
-                random_toy(seed=0),
-                evaluation,
+                make_random_toy(seed=0),
+                sae,
                 hook=self.hook,
                 batches=[self.tokens],
                 mean_activation=torch.zeros(6),
@@ -551,8 +567,8 @@ class TestGradient:
         assert run_evaluation(sae, None) == pytest.approx(
             run_evaluation(sae.fold(), "data"), rel=1e-5, abs=1e-6
         )  # a TopK does not use the gradient
-        x = random_toy(seed=0).clean(self.tokens, capture=[self.hook]).activations[self.hook].flatten(0, 1)
-        gradient = self.gradient(self.hook)
+        x = make_random_toy(seed=0).clean(self.tokens, capture=[self.hook]).activations[self.hook].flatten(0, 1)
+        gradient = self.compute_gradient(self.hook)
         with_label = run_evaluation(sae, "data")
         assert with_label["mse"] == pytest.approx(mse(sae.decode(sae.encode(x, gradient)), x, weight=None).item())
         assert abs(with_label["mse"] - run_evaluation(sae, None)["mse"]) > 0.01

@@ -4,16 +4,16 @@ import torch
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.evaluation.latents import NO_TOKEN, choose_latents, logit_effects, strongest_contexts
 from crux.subjects.subject import Unembed
-from tests.support.toy_subject import ToySubject, random_toy
+from tests.support.toy_subject import ToySubject, make_random_toy
 
 
-def counting_subject(d_vocab: int) -> ToySubject:
+def make_counting_subject(d_vocab: int) -> ToySubject:
     """Return a subject whose residual is the number of the token, so that a latent that copies it fires with that value."""
     embed = torch.arange(d_vocab, dtype=torch.float)[:, None]
     return ToySubject(embed=embed, blocks=[lambda h: h], W_U=torch.zeros(d_vocab, 1))
 
 
-def passing_sae(*weights: float) -> ReluSAE:
+def make_weighted_sae(*weights: float) -> ReluSAE:
     """Return an SAE whose latent i is ReLU(weights[i] · x)."""
     sae = ReluSAE(
         d_model=1,
@@ -33,8 +33,8 @@ def test_contexts_by_hand() -> None:
     """The peaks are 9 (first batch), 8 (second) and 5. Each window appears once, cut at its ends, strongest first."""
     batches = [torch.tensor([[1, 9, 8, 0], [0, 0, 0, 0]]), torch.tensor([[2, 3, 4, 8], [5, 1, 1, 1]])]
     found = strongest_contexts(
-        counting_subject(10),
-        passing_sae(0.0, 2.0, -1.0),
+        make_counting_subject(10),
+        make_weighted_sae(0.0, 2.0, -1.0),
         hook="blocks.0.hook_resid_pre",
         batches=batches,
         latents=torch.tensor([1, 2]),
@@ -51,7 +51,7 @@ def test_contexts_by_hand() -> None:
 
 
 def test_contexts_equal_a_plain_search_for_any_batch_size() -> None:
-    subject = random_toy(seed=0)
+    subject = make_random_toy(seed=0)
     sae = ReluSAE(
         d_model=6,
         n_latents=20,
@@ -64,9 +64,9 @@ def test_contexts_equal_a_plain_search_for_any_batch_size() -> None:
     hook, latents = "blocks.1.hook_resid_pre", torch.tensor([3, 0, 17])
     x = subject.clean(tokens, capture=[hook], final=False).activations[hook]
     codes = sae.encode(x.flatten(0, 1)).c.view(30, 9, 20)[..., latents].detach()
-    for cut in (30, 4):
+    for batch_size in (30, 4):  # all windows at once, or seven batches of 4 and one of 2
         found = strongest_contexts(
-            subject, sae, hook=hook, batches=tokens.split(cut), latents=latents, n_contexts=5, before=2, after=2
+            subject, sae, hook=hook, batches=tokens.split(batch_size), latents=latents, n_contexts=5, before=2, after=2
         )
         for n in range(3):
             values, windows = codes[..., n].amax(1).topk(5)
@@ -79,8 +79,8 @@ def test_contexts_equal_a_plain_search_for_any_batch_size() -> None:
 
 def test_fewer_windows_than_contexts() -> None:
     found = strongest_contexts(
-        counting_subject(10),
-        passing_sae(1.0),
+        make_counting_subject(10),
+        make_weighted_sae(1.0),
         hook="blocks.0.hook_resid_pre",
         batches=[torch.tensor([[1, 2]])],
         latents=torch.tensor([0]),
@@ -114,7 +114,7 @@ def test_selected_latents_are_alive_spread_and_strong() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 50])
-def test_number_of_selected_latents(n: int) -> None:
+def test_as_many_latents_are_selected_as_requested(n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     densities, maxima = torch.rand(80, generator=generator), torch.rand(80, generator=generator)
     chosen = choose_latents(densities, maxima, n=n)

@@ -12,7 +12,7 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats import saelens
-from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, make_trained_sae
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, draw_activations, make_trained_sae
 
 
 @pytest.fixture
@@ -24,15 +24,15 @@ def folder(tmp_path: Path) -> Path:
 def assert_same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     """Assert that a saved SAE is loaded as the folded SAE, with the same codes bit for bit."""
     saelens.save_sae(sae, folder, metadata)
-    found, told = saelens.load_sae(folder)
+    found, loaded_metadata = saelens.load_sae(folder)
     wanted = sae.fold()
     assert type(found) is type(wanted)
-    codes = found.encode(activations())
-    assert torch.equal(codes.c, wanted.encode(activations()).c)
+    codes = found.encode(draw_activations())
+    assert torch.equal(codes.c, wanted.encode(draw_activations()).c)
     assert 0.05 < (codes.c > 0).float().mean() < 0.95
     torch.testing.assert_close(found.decode(codes), wanted.decode(codes), rtol=1e-5, atol=1e-5)
-    assert metadata.items() <= told.items()
-    assert told["input_scale"] == 0.25
+    assert metadata.items() <= loaded_metadata.items()
+    assert loaded_metadata["input_scale"] == 0.25
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -67,12 +67,12 @@ def test_transcoders_that_sae_lens_does_not_have(tmp_path: Path, kind: str) -> N
     assert read_config(tmp_path / "even")["architecture"] == SAVED_AS[kind]
     saelens.check_saveable(make_trained_sae(kind), transcodes=True)
     wide = make_trained_sae(kind, d_out=5)
-    for refused in (
+    for save in (
         lambda: saelens.save_sae(wide, tmp_path / "wide", written),
         lambda: saelens.check_saveable(wide, transcodes=True),
     ):
         with pytest.raises(UserError, match=r"that reads 6 dimensions and writes 5; .* only has ReLU and JumpReLU$"):
-            refused()
+            save()
     assert not (tmp_path / "wide").exists()
 
 
@@ -118,7 +118,7 @@ def test_keys_that_sae_lens_needs(folder: Path) -> None:
     torch.testing.assert_close(tensors["W_dec"].norm(dim=-1), torch.ones(20))
 
 
-def test_nothing_is_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / saelens.WEIGHTS).read_bytes()
 
     def fail(*_: Any, **__: Any) -> None:
@@ -163,28 +163,32 @@ class TestForeignFolders:
     """SAELens's formulas, with and without subtraction of the decoder bias; SAELens subtracts it by default."""
 
     @staticmethod
-    def read(folder: Path, subtracts: bool | None, *names: str, **config: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        told = {} if subtracts is None else {"apply_b_dec_to_input": subtracts}
-        W = write_foreign_folder(folder, *names, **told, **config)
+    def write_and_encode(
+        folder: Path, subtracts: bool | None, *names: str, **config: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config |= {} if subtracts is None else {"apply_b_dec_to_input": subtracts}
+        W = write_foreign_folder(folder, *names, **config)
         return (X if subtracts is False else X - W["b_dec"]) @ W["W_enc"], W
 
     def test_standard(self, tmp_path: Path, subtracts: bool | None) -> None:
-        u, W = self.read(tmp_path, subtracts, "b_enc", architecture="standard")
+        u, W = self.write_and_encode(tmp_path, subtracts, "b_enc", architecture="standard")
         assert_same_function(tmp_path, X, torch.relu(u + W["b_enc"]), W)
 
     def test_jumprelu_with_thresholds_of_any_sign(self, tmp_path: Path, subtracts: bool | None) -> None:
-        u, W = self.read(tmp_path, subtracts, "b_enc", "threshold", architecture="jumprelu")
+        u, W = self.write_and_encode(tmp_path, subtracts, "b_enc", "threshold", architecture="jumprelu")
         assert W["threshold"].min() < 0 < W["threshold"].max()
         pre = u + W["b_enc"]
         assert_same_function(tmp_path, X, torch.relu(pre) * (pre > W["threshold"]), W)
 
     def test_gated(self, tmp_path: Path, subtracts: bool | None) -> None:
-        u, W = self.read(tmp_path, subtracts, "b_gate", "b_mag", "r_mag", architecture="gated")
+        u, W = self.write_and_encode(tmp_path, subtracts, "b_gate", "b_mag", "r_mag", architecture="gated")
         codes = (u + W["b_gate"] > 0) * torch.relu(u * W["r_mag"].exp() + W["b_mag"])
         assert_same_function(tmp_path, X, codes, W)
 
     def test_topk_that_uses_the_decoder_norms(self, tmp_path: Path, subtracts: bool | None) -> None:
-        u, W = self.read(tmp_path, subtracts, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=True)
+        u, W = self.write_and_encode(
+            tmp_path, subtracts, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=True
+        )
         pre = (u + W["b_enc"]) * W["W_dec"].norm(dim=-1)
         values, chosen = pre.topk(2)
         theirs = torch.zeros_like(pre).scatter(-1, chosen, values.relu())
@@ -220,14 +224,16 @@ def test_a_topk_that_ignores_the_decoder_norms(tmp_path: Path) -> None:
         ({"architecture": "standard", "activation_fn_str": "topk"}, "activation_fn_str='topk' cannot be read"),
     ],
 )
-def test_another_function_is_an_error(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+def test_an_sae_with_a_function_that_crux_does_not_have_is_an_error(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
     write_foreign_folder(tmp_path, "b_enc", **config)
     with pytest.raises(UserError, match=message) as caught:
         saelens.load_sae(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def edit(folder: Path, **changes: Any) -> None:
+def edit_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | changes))
 
@@ -252,10 +258,13 @@ def drop_tensor(folder: Path) -> None:
             lambda f: (f / saelens.WEIGHTS).write_bytes((f / saelens.WEIGHTS).read_bytes()[:-9]),
             "not a safetensors file",
         ),
-        (lambda f: edit(f, architecture="gated"), "holds W_dec, W_enc, b_dec, b_enc, not W_dec, W_enc, b_dec, b_gate"),
-        (lambda f: edit(f, normalize_activations="layer_norm"), "normalize_activations='layer_norm'"),
-        (lambda f: edit(f, d_sae=21), r"b_enc is \(20,\), not \(21,\)|W_enc is \(6, 20\), not \(6, 21\)"),
-        (lambda f: edit(f, d_in="six"), "d_in is 'six', not a positive integer"),
+        (
+            lambda f: edit_config(f, architecture="gated"),
+            "holds W_dec, W_enc, b_dec, b_enc, not W_dec, W_enc, b_dec, b_gate",
+        ),
+        (lambda f: edit_config(f, normalize_activations="layer_norm"), "normalize_activations='layer_norm'"),
+        (lambda f: edit_config(f, d_sae=21), r"b_enc is \(20,\), not \(21,\)|W_enc is \(6, 20\), not \(6, 21\)"),
+        (lambda f: edit_config(f, d_in="six"), "d_in is 'six', not a positive integer"),
         (drop_tensor, "holds W_dec, W_enc, b_dec, not"),
     ],
 )

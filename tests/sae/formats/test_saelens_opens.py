@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crux.sae.formats import saelens
-from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, activations, make_trained_sae
+from tests.support.saved_saes import METADATA, SAVED_AS, TRANSCODERS, draw_activations, make_trained_sae
 
 READ = """
 import sys
@@ -71,7 +71,7 @@ def test_sae_lens_reads_the_same_codes(python: Path, tmp_path: Path) -> None:
     for folder, (sae, _, hook, output_hook) in zip(folders, cases, strict=True):
         written = {} if output_hook is None else {"hook_name_out": output_hook}
         saelens.save_sae(sae, folder, METADATA | {"hook_name": hook} | written)
-    x = activations()
+    x = draw_activations()
     save_file({"x": x}, tmp_path / "x.safetensors")
     arguments = [tmp_path / "x.safetensors", tmp_path / "out.safetensors", *folders]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}

@@ -8,11 +8,11 @@ from torch import Tensor
 from crux.sae.losses.fisher import fisher_surrogate
 from crux.sae.losses.label import label_loss
 from crux.subjects.subject import Subject
-from tests.support.small_runs import gpt2
+from tests.support.small_runs import make_gpt2
 
 G = torch.tensor([[[1.0, 2.0], [0.0, -1.0], [3.0, 1.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
 DELTA = torch.tensor([[[1.0, 1.0], [4.0, 1.0], [1.0, -2.0]], [[2.0, 5.0], [-1.0, 9.0], [9.0, 0.0]]])
-# g·δ a token: 3, −1, 1 and 2, −1, 0
+# g·δ of the tokens of the two sequences: 3, −1, 1 and 2, −1, 0
 WEIGHT = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
 
 
@@ -65,7 +65,7 @@ def _log_probabilities(subject: Subject, final: Tensor) -> Tensor:
 @pytest.mark.parametrize("hook", ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"])
 def test_the_surrogate_approaches_the_kl_as_the_error_shrinks_and_block_diagonal_does_not(hook: str) -> None:
     """Average over many draws of labels, for an error that is the same at all positions; the tolerance is the standard error."""
-    subject = gpt2().to(dtype=torch.float64)
+    subject = make_gpt2().to(dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, subject.d_vocab, (1, 12), generator=generator)
     many, (W_U, b_U, softcap) = tokens.expand(GROUPS * DRAWS, -1), subject.unembed

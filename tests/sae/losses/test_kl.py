@@ -16,7 +16,8 @@ from crux.sae.losses.readout import chunked_cross_entropy, token_cross_entropy
 D, V = 5, 13
 
 
-def case(n_tokens: int, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_case(n_tokens: int, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return spliced and clean final hidden states, W_U and b_U."""
     generator = torch.Generator().manual_seed(n_tokens)
     h, g = (3 * torch.randn(n_tokens, D, generator=generator).to(dtype) for _ in range(2))
     W_U = torch.randn(V, D, generator=generator).to(dtype)
@@ -36,7 +37,7 @@ def compute_plainly(
     return per_token.mean() if weight is None else (per_token * weight).sum() / weight.sum()
 
 
-@pytest.mark.parametrize("chunk_elements", [V, 3 * V, 2**21])  # chunks of 1 and 3 tokens; the whole in four
+@pytest.mark.parametrize("chunk_elements", [V, 3 * V, 2**21])  # chunks of 1 and of 3 tokens; four chunks
 @pytest.mark.parametrize("n_tokens", [1, 2, 7, 12])
 @pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -50,7 +51,7 @@ def test_value_and_gradient(
     bias: bool,
 ) -> None:
     monkeypatch.setitem(readout.CHUNK_ELEMENTS, "cpu", chunk_elements)
-    h, g, W_U, b_U = case(n_tokens)
+    h, g, W_U, b_U = draw_case(n_tokens)
     weight = (torch.arange(n_tokens) % 3 != 1).float() if weighted else None
     arguments = (b_U if bias else None, softcap, weight)
     found = mean_kl(h, g, W_U, b_U=arguments[0], softcap=softcap, weight=weight)
@@ -73,7 +74,7 @@ def test_direction_is_clean_to_spliced() -> None:
 
 
 def test_unchanged_states_have_zero_kl_and_zero_gradient() -> None:
-    h, _, W_U, b_U = case(9)
+    h, _, W_U, b_U = draw_case(9)
     found = mean_kl(h, h.detach(), W_U, b_U=b_U, softcap=30.0, weight=None)
     found.backward()
     assert found.item() == 0
@@ -90,7 +91,7 @@ def test_kl_is_never_negative(seed: int, scale: float) -> None:
 
 
 def test_only_the_spliced_states_receive_a_gradient() -> None:
-    h, g, W_U, b_U = case(6)
+    h, g, W_U, b_U = draw_case(6)
     for tensor in (g, W_U, b_U):
         tensor.requires_grad_()
     mean_kl(h, g, W_U, b_U=b_U, softcap=None, weight=None).backward()
@@ -101,7 +102,7 @@ def test_only_the_spliced_states_receive_a_gradient() -> None:
 
 
 def test_bfloat16_states_keep_a_float32_loss() -> None:
-    h, g, W_U, b_U = case(8)
+    h, g, W_U, b_U = draw_case(8)
     low = [t.detach().bfloat16() for t in (h, g, W_U, b_U)]
     low[0].requires_grad_()
     found = mean_kl(low[0], low[1], low[2], b_U=low[3], softcap=None, weight=None)
@@ -121,7 +122,7 @@ def test_cross_entropy_by_hand() -> None:
 
 @pytest.mark.parametrize("softcap", [None, 4.0])
 def test_cross_entropy_in_chunks_is_that_of_full_logits(softcap: float | None) -> None:
-    h, _, W_U, b_U = case(7)
+    h, _, W_U, b_U = draw_case(7)
     u = F.linear(h, W_U, b_U)
     labels = torch.arange(7)
     expected = F.cross_entropy(u if softcap is None else softcap * torch.tanh(u / softcap), labels, reduction="none")

@@ -37,7 +37,7 @@ def compute_plainly(
     return F.cross_entropy(z.mT, labels, reduction="none"), z.gather(-1, labels[..., None])[..., 0]
 
 
-def truth(
+def compute_loss_plainly(
     target: LabelTarget,
     h: Tensor,
     W_U: Tensor,
@@ -46,6 +46,7 @@ def truth(
     tokens: Tensor,
     drawn: Tensor,
 ) -> Tensor:
+    """Return the summed label loss, from full logits; `drawn` are the labels of `sampled`."""
     if target == "data":
         return compute_plainly(h[:, :-1], W_U, b_U, softcap, tokens[:, 1:])[0].sum()
     if target == "sampled":
@@ -54,7 +55,7 @@ def truth(
     return -compute_plainly(h, W_U, b_U, softcap, top)[1].sum()
 
 
-@pytest.mark.parametrize("chunk_elements", [V, 3 * V, 2**21])  # chunks of 1 and 3 tokens; the whole in four
+@pytest.mark.parametrize("chunk_elements", [V, 3 * V, 2**21])  # chunks of 1 and of 3 tokens; four chunks
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("target", TARGETS)
@@ -80,7 +81,7 @@ def test_value_and_gradient(
     (3 * found).backward()  # an outer coefficient reaches the gradient
     gradient, h.grad = h.grad, None
     drawn = torch.cat(labels).view(BATCH, T) if labels else tokens
-    want = truth(target, h, W_U, b_U, softcap, tokens, drawn)
+    want = compute_loss_plainly(target, h, W_U, b_U, softcap, tokens, drawn)
     (3 * want).backward()
     assert len(labels) > 0 or target != "sampled"
     torch.testing.assert_close(found, want.float(), rtol=1e-5, atol=1e-5)

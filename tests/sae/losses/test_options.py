@@ -20,7 +20,7 @@ from crux.sae.losses.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"local": Local, "e2e": E2E, "e2e_ds": E2EDownstream, "fisher": Fisher, "kl_finetune": KLFinetune}
-GOOD: dict[str, dict[str, Any]] = {
+VALID: dict[str, dict[str, Any]] = {
     "local": {"reconstruction": 1.0},
     "e2e": {"kl": 1.0, "reconstruction": 0.0},
     "e2e_ds": {"kl": 0.0, "reconstruction": 0.0, "downstream": 0.5},
@@ -29,32 +29,32 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
-def options(loss: str, **changed: Any) -> LossOptions:
-    return OPTIONS[loss](**{"name": loss, "skip_positions": [], **GOOD[loss], **changed})
+def make_options(loss: str, **changed: Any) -> LossOptions:
+    return OPTIONS[loss](**{"name": loss, "skip_positions": [], **VALID[loss], **changed})
 
 
 def read_yaml_keys(loss: str) -> dict[str, Any]:
     """Return the keys in conf/loss/<name>.yaml and its parents."""
-    own = yaml.safe_load((ROOT / "conf" / "loss" / f"{loss}.yaml").read_text("utf-8"))
-    parents = [parent for parent in own.pop("defaults") if not parent.endswith("_options")]
-    return {key: value for parent in parents for key, value in read_yaml_keys(parent).items()} | own
+    keys = yaml.safe_load((ROOT / "conf" / "loss" / f"{loss}.yaml").read_text("utf-8"))
+    parents = [parent for parent in keys.pop("defaults") if not parent.endswith("_options")]
+    return {key: value for parent in parents for key, value in read_yaml_keys(parent).items()} | keys
 
 
 @pytest.mark.parametrize("loss", OPTIONS)
 def test_every_yaml_holds_the_keys_of_its_options_and_names_its_class(loss: str) -> None:
-    made = OPTIONS[loss](**read_yaml_keys(loss))
-    made.check_section("loss")
+    options = OPTIONS[loss](**read_yaml_keys(loss))
+    options.check_section("loss")
     optional = {"max_norm", "downstream_hooks"}
-    assert read_yaml_keys(loss).keys() == {field.name for field in fields(made)} - optional
-    formula = build_loss(made)
-    assert formula.options is made
+    assert read_yaml_keys(loss).keys() == {field.name for field in fields(options)} - optional
+    formula = build_loss(options)
+    assert formula.options is options
     assert next(iter(formula.row_labels())) == "train/loss"
     assert {"train/sparsity", "train/auxk"} | {
         f"train/{term}" for term in formula.term_labels
     } <= formula.row_labels().keys()
 
 
-def test_they_do_not_import_torch() -> None:
+def test_the_options_do_not_import_torch() -> None:
     code = "import sys; import crux.sae.losses.options; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
 
@@ -69,10 +69,10 @@ def test_fields_have_bounds() -> None:
     ("loss", "share"), [("local", 0.0), ("e2e", 1.0), ("e2e_ds", 1.0), ("fisher", 1.0), ("kl_finetune", 0.25)]
 )
 def test_kind_and_contents_of_the_batches(loss: str, share: float) -> None:
-    assert options(loss).token_share == share
-    assert not options(loss).leaves_tokens_out
-    assert options(loss, max_norm=3.0).leaves_tokens_out
-    assert options(loss, skip_positions=[0]).leaves_tokens_out == (share > 0)
+    assert make_options(loss).token_share == share
+    assert not make_options(loss).leaves_tokens_out
+    assert make_options(loss, max_norm=3.0).leaves_tokens_out
+    assert make_options(loss, skip_positions=[0]).leaves_tokens_out == (share > 0)
 
 
 @pytest.mark.parametrize(
@@ -91,21 +91,23 @@ def test_kind_and_contents_of_the_batches(loss: str, share: float) -> None:
     ],
 )
 def test_contradictory_options_are_rejected(loss: str, changed: dict[str, float], message: str) -> None:
-    options(loss).check_section("loss")
+    make_options(loss).check_section("loss")
     with pytest.raises(UserError, match=message):
-        options(loss, **changed).check_section("loss")
+        make_options(loss, **changed).check_section("loss")
 
 
 def test_later_hooks() -> None:
     available, written = ["blocks.2.hook_resid_pre", "blocks.2.hook_resid_post"], "blocks.1.hook_resid_pre"
-    assert options("e2e").later_hooks(available, written=written) == []
-    assert options("e2e_ds").later_hooks(available, written=written) == available
-    assert options("e2e_ds", downstream=0.0).later_hooks(available, written=written) == []
-    assert options("e2e_ds", downstream_hooks=available[1:]).later_hooks(available, written=written) == available[1:]
+    assert make_options("e2e").later_hooks(available, written=written) == []
+    assert make_options("e2e_ds").later_hooks(available, written=written) == available
+    assert make_options("e2e_ds", downstream=0.0).later_hooks(available, written=written) == []
+    assert (
+        make_options("e2e_ds", downstream_hooks=available[1:]).later_hooks(available, written=written) == available[1:]
+    )
     with pytest.raises(UserError, match=r"loss\.downstream_hooks: blocks\.1\.hook_mlp_out is not a residual after"):
-        options("e2e_ds", downstream_hooks=["blocks.1.hook_mlp_out"]).later_hooks(available, written=written)
+        make_options("e2e_ds", downstream_hooks=["blocks.1.hook_mlp_out"]).later_hooks(available, written=written)
     with pytest.raises(UserError, match=r"loss=e2e_ds: no later residual is left after"):
-        options("e2e_ds").later_hooks([], written=written)
+        make_options("e2e_ds").later_hooks([], written=written)
 
 
 @dataclass
@@ -125,9 +127,9 @@ class UserLoss(Loss[UserOptions]):
 
 
 def test_a_users_loss_is_found_by_its_target() -> None:
-    own = UserOptions(_target_=f"{__name__}.UserLoss", name="own", skip_positions=[])
-    own.check_section("loss")
-    loss = build_loss(own)
+    options = UserOptions(_target_=f"{__name__}.UserLoss", name="own", skip_positions=[])
+    options.check_section("loss")
+    loss = build_loss(options)
     assert type(loss).__name__ == "UserLoss"
-    assert own.token_share == 1.0
-    assert not own.real_outputs
+    assert options.token_share == 1.0
+    assert not options.real_outputs

@@ -28,9 +28,10 @@ def test_a_ratio_is_between_means_and_its_range_between_seeds() -> None:
 def test_the_interval_is_that_of_all_resamples() -> None:
     """Five seeds have 5⁵ resamples; their percentiles agree with those of the drawn resamples within the sampling error."""
     above, below = np.array([1.0, 2.0, 3.0, 4.0, 10.0]), np.array([2.0, 3.0, 4.0, 4.0, 5.0])
-    every = np.array([above[list(d)].mean() / below[list(d)].mean() for d in product(range(5), repeat=5)])
-    low, high = np.percentile(every, [2.5, 97.5])
+    resamples = [list(seeds) for seeds in product(range(5), repeat=5)]
+    ratios = [above[seeds].mean() / below[seeds].mean() for seeds in resamples]
+    low, high = np.percentile(ratios, [2.5, 97.5])
     found = ratio_of_means(above.tolist(), below.tolist())
     assert found.interval == pytest.approx((low, high), abs=0.02)
-    assert found == ratio_of_means(above.tolist(), below.tolist()), "drawn by a stated seed"
+    assert found == ratio_of_means(above.tolist(), below.tolist()), "the resamples are drawn with a fixed seed"
     assert ratio_of_means([2.0] * 5, [4.0] * 5).interval == (0.5, 0.5)

@@ -11,7 +11,7 @@ from crux.sae.sweeps.finished_runs import read_finished_runs
 from crux.sae.sweeps.l0_curves import build_curves
 from crux.sae.sweeps.report import write_report
 from tests.support.figures import find_line, find_panel, find_panels, points
-from tests.support.made_up_runs import made_up_run
+from tests.support.made_up_runs import write_made_up_run
 
 AT = [20.0, 25.0]
 
@@ -19,6 +19,7 @@ AT = [20.0, 25.0]
 def make_sweep(
     folder: Path, *, losses: tuple[str, ...], seeds: int, sparsities: int, layers: tuple[int, ...] = (6,)
 ) -> None:
+    """Write finished runs of a network with 8 blocks: the n-th λ has L0 30 − 10 n and CE loss increase 0.1 + n/10."""
     for loss in losses:
         for layer in layers:
             for seed in range(seeds):
@@ -28,7 +29,7 @@ def make_sweep(
                         "final/downstream_ev/7": 0.4 + seed / 100, "final/downstream_ev/8": 0.3, "final/alive_heldout_1000": 50.0 - n,
                         "final/alive_heldout_1000_frac": 0.5,
                     }  # fmt: skip
-                    made_up_run(
+                    write_made_up_run(
                         folder,
                         loss=loss,
                         sparsity=n,
@@ -52,13 +53,13 @@ SWEEPS = {
 def test_the_same_folders_give_the_same_report_byte_for_byte(which: str, tmp_path: Path) -> None:
     make_sweep(tmp_path, **SWEEPS[which])  # pyright: ignore[reportArgumentType]
 
-    def written() -> dict[str, bytes]:
+    def write_and_read() -> dict[str, bytes]:
         write_report(tmp_path, at=AT)
         files = [*tmp_path.glob("*.md"), *tmp_path.glob("*.csv"), *tmp_path.glob("figures/*")]
         return {path.name: path.read_bytes() for path in files}
 
-    first = written()
-    assert first == written()
+    first = write_and_read()
+    assert first == write_and_read()
     figures = {"pareto_l0.png", "pareto_alive.png", "downstream.png"}
     compared = {"matched.csv"} if SWEEPS[which]["sparsities"] > 1 else set()  # pyright: ignore[reportOperatorIssue]
     assert first.keys() == {"report.md", "runs.csv"} | figures | compared
@@ -70,14 +71,14 @@ def test_the_same_folders_give_the_same_report_byte_for_byte(which: str, tmp_pat
 
 def test_the_figures_show_the_runs(tmp_path: Path) -> None:
     make_sweep(tmp_path, losses=("local", "e2e"), seeds=2, sparsities=3)
-    drawn = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
-    axes = find_panel(drawn["pareto_l0"])
+    figures = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
+    axes = find_panel(figures["pareto_l0"])
     assert len(axes.lines) == 2 * (2 + 1)  # the seeds and their mean, of each loss
     assert points(axes.lines[2]).tolist() == [[10, pytest.approx(0.3)], [20, 0.2], [30, 0.1]]
     assert "nats per token" in axes.get_ylabel()
-    alive = find_panel(drawn["pareto_alive"])
+    alive = find_panel(figures["pareto_alive"])
     assert alive.get_xlabel() == "alive latents (fire in 1,000 held-out tokens)"
-    left, right = find_panel(drawn["downstream"], y="MSE"), find_panel(drawn["downstream"], y="explained variance")
+    left, right = find_panel(figures["downstream"], y="MSE"), find_panel(figures["downstream"], y="explained variance")
     assert find_line(left, "e2e, L0 20")
     assert points(find_line(left, "local, L0 20")).tolist() == [[6, 2], [7, 3], [8, 4]]  # n = 1 is at L0 20
     assert points(find_line(right, "local, L0 20"))[:, 1] == pytest.approx([0.5, 0.405, 0.3])
@@ -85,20 +86,20 @@ def test_the_figures_show_the_runs(tmp_path: Path) -> None:
 
 def test_each_hook_point_has_its_own_panel(tmp_path: Path) -> None:
     make_sweep(tmp_path, losses=("local", "e2e"), seeds=1, sparsities=1, layers=(2, 4, 6))
-    drawn = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
-    titles = [axes.get_title(loc="left") for axes in find_panels(drawn["pareto_l0"])]
+    figures = plot_sweep(build_curves(read_finished_runs(tmp_path)), at=AT)
+    titles = [axes.get_title(loc="left") for axes in find_panels(figures["pareto_l0"])]
     assert titles == [f"blocks.{layer}.hook_resid_pre" for layer in (2, 4, 6)]
     for place in titles:
-        left = find_panel(drawn["downstream"], title=place, y="MSE")
+        left = find_panel(figures["downstream"], title=place, y="MSE")
         assert find_line(left, "local, L0 30 (λ=0)")
         assert find_line(left, "e2e, L0 30 (λ=0)")
-    assert len(find_panels(drawn["downstream"], y="explained variance")) == 3
+    assert len(find_panels(figures["downstream"], y="explained variance")) == 3
 
 
 def test_the_report_says_why_losses_have_no_ratio(tmp_path: Path) -> None:
     for loss, l0s in (("local", (10, 15)), ("e2e", (30, 40))):
         for l0 in l0s:
-            made_up_run(tmp_path, loss=loss, sparsity=l0, l0=l0, ce=0.1)
+            write_made_up_run(tmp_path, loss=loss, sparsity=l0, l0=l0, ce=0.1)
     write_report(tmp_path, at=AT)
     assert "There is no ratio between losses: at none of the L0 values 20, 25" in (tmp_path / "report.md").read_text(
         "utf-8"
@@ -106,8 +107,6 @@ def test_the_report_says_why_losses_have_no_ratio(tmp_path: Path) -> None:
 
 
 def test_runs_without_an_l0_are_only_in_the_table(tmp_path: Path) -> None:
-    from crux.runs.run_folder import RunFolder
-
     folder = RunFolder.create(tmp_path / "a", {"loss": {"name": "e2e"}, "sparsity": 1, "seed": 0})
     folder.write_metrics({"final/bits_per_byte/kjv": 1.0})
     folder.finish()
@@ -116,7 +115,7 @@ def test_runs_without_an_l0_are_only_in_the_table(tmp_path: Path) -> None:
     assert "final/bits_per_byte/kjv" in (tmp_path / "runs.csv").read_text()
 
 
-def test_the_command_writes_it_again(
+def test_the_command_writes_the_report_again(
     run_crux: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweeps" / "made"

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from crux.training.processes import torchrun_variables
-from tests.support.architectures import ARCHITECTURES
 from tests.support.two_ranks import STEPS, Trace, train_job
 
 ROOT = Path(__file__).resolve().parents[3]
-SAME = [  # in one of them: strong clipping, AuxK with dying latents, accumulation, and skipped positions
+EQUAL_TO_ONE_PROCESS = [  # among them strong clipping, AuxK with dying latents, accumulation, and skipped positions
     "local/relu/auxk",
     "local/topk/clip",
     "e2e/relu/skip",
@@ -22,8 +21,8 @@ SAME = [  # in one of them: strong clipping, AuxK with dying latents, accumulati
     "e2e_ds/relu/accumulate",
     "e2e_ds/topk",
 ]
-"""Jobs whose numbers are those of one process."""
-OTHERS = [
+"""Jobs with the same numbers as in one process, in the quick tests."""
+MORE_EQUAL_TO_ONE_PROCESS = [
     "local/relu/accumulate",
     "local/relu/steered",
     "e2e/relu/steered/accumulate",
@@ -34,8 +33,8 @@ OTHERS = [
     "kl_finetune/relu",
     "kl_finetune/gated",
 ]
-"""The same of what draws no labels and chooses over no batch, but for fisher's draws."""
-OWN = [
+"""Further such jobs, in the slow tests. Only loss=fisher has other numbers, since each process draws its own labels."""
+DIFFERENT_FROM_ONE_PROCESS = [
     "local/batch_topk",
     "e2e/batch_topk/accumulate",
     "local/matryoshka",
@@ -43,24 +42,24 @@ OWN = [
     "e2e/gradient_topk",
     "e2e_ds/gradient_topk/sampled",
 ]
-"""Jobs in which a rank chooses or draws over its share."""
+"""Jobs in which each process selects latents within its share of the batch, or uses a gradient of its share or of its own labels."""
 RESUMED = ["local/batch_topk/steered/resume", "fisher/topk/accumulate/resume", "kl_finetune/p_anneal/resume"]
 
 
-def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
+def train_on_two_ranks(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
     """Return the traces by job and rank: one per job, or two for a resumed job."""
-    more = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.support.two_ranks", str(folder), *jobs]
     logs = [folder / f"log_{rank}" for rank in (0, 1)]
     with ExitStack() as stack:
         processes = [
             subprocess.Popen(
                 command,
-                env={**os.environ, **more, **place},
+                env={**os.environ, **variables, **rank},
                 stdout=stack.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
             )
-            for place, log in zip(torchrun_variables(2), logs, strict=True)
+            for rank, log in zip(torchrun_variables(2), logs, strict=True)
         ]
     try:
         codes = [process.wait(550) for process in processes]
@@ -77,12 +76,15 @@ def both(jobs: list[str], folder: Path) -> dict[str, list[list[Trace]]]:
 
 @pytest.fixture(scope="module")
 def same(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trace]]]:
-    return both(SAME, tmp_path_factory.mktemp("same"))
+    return train_on_two_ranks(EQUAL_TO_ONE_PROCESS, tmp_path_factory.mktemp("same"))
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[Trace]]]:
-    return both([*OTHERS, *OWN, *RESUMED, "e2e/relu/broken"], tmp_path_factory.mktemp("others"))
+    return train_on_two_ranks(
+        [*MORE_EQUAL_TO_ONE_PROCESS, *DIFFERENT_FROM_ONE_PROCESS, *RESUMED, "e2e/relu/broken"],
+        tmp_path_factory.mktemp("others"),
+    )
 
 
 def assert_equal_states(a: Trace, b: Trace) -> None:
@@ -96,24 +98,24 @@ def assert_equal_states(a: Trace, b: Trace) -> None:
 
 def assert_numbers_of_one_process(job: str, ranks: list[list[Trace]], folder: Path) -> None:
     """Assert that losses, other numbers of the history and gradients agree to 1e-5 in all steps, and counts exactly."""
-    alone = train_job(job, devices=1, rank=0, folder=folder)
+    one_process = train_job(job, devices=1, rank=0, folder=folder)
     ((first,), (second,)) = ranks
-    assert len(alone.rows) == len(alone.gradients) == STEPS
-    for a, b in zip(alone.rows, first.rows, strict=True):
+    assert len(one_process.rows) == len(one_process.gradients) == STEPS
+    for a, b in zip(one_process.rows, first.rows, strict=True):
         assert a.keys() == b.keys() >= {"train/loss", "train/l0", "train/grad_norm"}
         assert all(b[name] == pytest.approx(value, rel=1e-5, abs=1e-5) for name, value in a.items()), (a, b)
-    for a, b in zip(alone.gradients, first.gradients, strict=True):
+    for a, b in zip(one_process.gradients, first.gradients, strict=True):
         assert any(g.any() for g in a)
         for g, h in zip(a, b, strict=True):
             torch.testing.assert_close(h, g, rtol=1e-5, atol=1e-5)
     for name in ("tallies.0.last_fired", "tallies.0.tokens_seen"):
-        assert torch.equal(alone.state[name], first.state[name])
-    for name, value in alone.state.items():
+        assert torch.equal(one_process.state[name], first.state[name])
+    for name, value in one_process.state.items():
         torch.testing.assert_close(first.state[name], value, rtol=1e-4, atol=1e-4)  # Adam amplifies rounding errors
     assert_equal_states(first, second)
 
 
-@pytest.mark.parametrize("job", SAME)
+@pytest.mark.parametrize("job", EQUAL_TO_ONE_PROCESS)
 def test_two_ranks_have_the_numbers_of_one_process(
     job: str, same: dict[str, list[list[Trace]]], tmp_path: Path
 ) -> None:
@@ -125,8 +127,8 @@ def test_two_ranks_have_the_numbers_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [job for job in OTHERS if not job.startswith("fisher")])
-def test_every_loss_without_drawn_labels_has_them_too(
+@pytest.mark.parametrize("job", [job for job in MORE_EQUAL_TO_ONE_PROCESS if not job.startswith("fisher")])
+def test_every_loss_without_drawn_labels_has_the_numbers_of_one_process(
     job: str, others: dict[str, list[list[Trace]]], tmp_path: Path
 ) -> None:
     assert_numbers_of_one_process(job, others[job], tmp_path)
@@ -136,16 +138,15 @@ def test_every_loss_without_drawn_labels_has_them_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [*OTHERS, *OWN])
+@pytest.mark.parametrize("job", [*MORE_EQUAL_TO_ONE_PROCESS, *DIFFERENT_FROM_ONE_PROCESS])
 def test_both_processes_have_the_same_state(job: str, others: dict[str, list[list[Trace]]]) -> None:
     ((first,), (second,)) = others[job]
     assert len(first.gradients) == STEPS
     assert_equal_states(first, second)
-    sae = ARCHITECTURES[job.split("/")[1]]
-    for name in {"batch_topk": ["threshold"], "gradient_topk": ["effect"], "p_anneal": ["sums"]}.get(
-        job.split("/")[1], []
-    ):
-        assert first.state[f"saes.0.{name}"].any(), f"{sae} should have observed something"
+    architecture = job.split("/")[1]
+    running_means = {"batch_topk": "threshold", "gradient_topk": "effect", "p_anneal": "sums"}
+    if architecture in running_means:
+        assert first.state[f"saes.0.{running_means[architecture]}"].any(), "the running mean should have been updated"
 
 
 @pytest.mark.slow
@@ -154,7 +155,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(job: str, others: dict[str, l
     """A resumed run equals an uninterrupted one bit for bit in both processes, each of which draws its own labels."""
     for whole, again in others[job]:
         assert len(whole.gradients) == STEPS
-        assert len(again.gradients) == STEPS - 5, "it should go on at the checkpoint of step 5"
+        assert len(again.gradients) == STEPS - 5, "it should continue from the checkpoint of step 5"
         assert_equal_states(whole._replace(gradients=whole.gradients[5:]), again)
         assert whole.rows[5:] == again.rows
     assert_equal_states(*(traces[0] for traces in others[job]))

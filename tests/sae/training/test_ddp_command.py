@@ -23,19 +23,20 @@ from crux.sae.options import SaeJob
 from crux.training.fit import checkpoint_step
 from tests.support.sae_jobs import ROOT, compose_sae_job
 
-STEPS, EVERY = 40, 10
-SMALL = [
-    "loss=e2e_ds", "model.context=32", "trainer.batch=2", f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every={EVERY}",
+STEPS, CHECKPOINT_EVERY = 40, 10
+SHORT_JOB = [
+    "loss=e2e_ds", "model.context=32", "trainer.batch=2", f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every={CHECKPOINT_EVERY}",
     "trainer.log_every=1", "trainer.val_every=20", "trainer.accelerator=cpu", "sae.n_latents=32", "data.max_tokens=20000",
     "evaluation.tokens=256", "evaluation.val_tokens=64", "evaluation.latents=0",
 ]  # fmt: skip
-TWO = ["trainer=ddp", "trainer.devices=2"]
+TWO_PROCESSES = ["trainer=ddp", "trainer.devices=2"]
 ENDLESS = ["trainer.max_steps=1000000", "trainer.val_every=0", "trainer.progress=false"]
 
 
-def start(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
+def start_command(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
+    """Start `python src/main.py …` with a short job."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "src" / "main.py"), *SMALL, *overrides, f"output_dir={outputs}"]
+    command = [sys.executable, str(ROOT / "src" / "main.py"), *SHORT_JOB, *overrides, f"output_dir={outputs}"]
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -62,34 +63,36 @@ def read_rows(outputs: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def only_run(outputs: Path) -> Path:
+def find_only_run(outputs: Path) -> Path:
     (folder,) = (outputs / "runs").iterdir()
     return folder
 
 
-def states(outputs: Path) -> list[str]:
+def read_states(outputs: Path) -> list[str]:
+    """Return the states of all runs in MLflow."""
     with closing(sqlite3.connect(outputs / "mlflow.db")) as database:
         return [status for (status,) in database.execute("select status from runs")]
 
 
-def wait_until(what: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 500) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 500) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it never came so far"
+        assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
 
 
 def has_steps(outputs: Path, n: int) -> Callable[[], bool]:
+    """Return a function that says whether the history has n rows."""
     return lambda: bool(list((outputs / "runs").glob("*/history.jsonl"))) and len(read_rows(outputs)) >= n
 
 
 @pytest.fixture
 def running_job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a run with two processes and return it during training, after a checkpoint."""
-    process = start(*TWO, *ENDLESS, outputs=tmp_path)
+    process = start_command(*TWO_PROCESSES, *ENDLESS, outputs=tmp_path)
     try:
-        wait_until(has_steps(tmp_path, EVERY + 5), process)
+        wait_until(has_steps(tmp_path, CHECKPOINT_EVERY + 5), process)
         yield process
     finally:
         process.kill()
@@ -100,19 +103,23 @@ def running_job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str, str]:
     """Return the outputs of a finished run with two processes, and what it printed."""
     outputs = tmp_path_factory.mktemp("whole")
-    process = start(*TWO, outputs=outputs)
+    process = start_command(*TWO_PROCESSES, outputs=outputs)
     out, err = process.communicate(timeout=550)
     assert process.returncode == 0, err
     return outputs, out, err
 
 
 @pytest.mark.slow
-def test_it_is_one_run_with_the_numbers_of_one_process(finished_run: tuple[Path, str, str], tmp_path: Path) -> None:
+def test_two_processes_are_one_run_with_the_numbers_of_one_process(
+    finished_run: tuple[Path, str, str], tmp_path: Path
+) -> None:
     outputs, out, err = finished_run
-    run(compose_sae_job(*SMALL, "tracking=none", "trainer.progress=false", f"output_dir={tmp_path}"), folder=None)
-    assert states(outputs) == ["FINISHED"]
-    folder, alone = only_run(outputs), only_run(tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*(p.name for p in alone.iterdir()), "mlflow_run_id"])
+    run(compose_sae_job(*SHORT_JOB, "tracking=none", "trainer.progress=false", f"output_dir={tmp_path}"), folder=None)
+    assert read_states(outputs) == ["FINISHED"]
+    folder, one_process = find_only_run(outputs), find_only_run(tmp_path)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [*(p.name for p in one_process.iterdir()), "mlflow_run_id"]
+    )
     assert out.count("on held-out text") == out.count("run folder") == 1
     assert err.count(f"{STEPS}/{STEPS}") == 1, "one progress bar"
     lines = [line for line in err.splitlines() if line.strip() and f"{STEPS}/{STEPS}" not in line]
@@ -120,13 +127,13 @@ def test_it_is_one_run_with_the_numbers_of_one_process(finished_run: tuple[Path,
     for a, b in zip(read_rows(tmp_path), read_rows(outputs), strict=True):
         assert a.keys() == b.keys()
         assert all(b[name] == pytest.approx(value, rel=1e-3, abs=1e-4) for name, value in a.items())
-    a, b = (json.loads((f / "metrics.json").read_text()) for f in (alone, folder))
+    a, b = (json.loads((f / "metrics.json").read_text()) for f in (one_process, folder))
     assert a.keys() == b.keys()
     for name in ("final/ce_increase", "final/l0", "final/explained_variance"):
         assert b[name] == pytest.approx(a[name], rel=1e-2, abs=1e-3)
     with closing(sqlite3.connect(outputs / "mlflow.db")) as database:
-        told = database.execute("select step from metrics where key = 'train/loss'").fetchall()
-    assert sorted(step for (step,) in told) == list(range(1, STEPS + 1))
+        logged = database.execute("select step from metrics where key = 'train/loss'").fetchall()
+    assert sorted(step for (step,) in logged) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
@@ -134,9 +141,9 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     finished_run: tuple[Path, str, str], tmp_path: Path
 ) -> None:
     """After SIGKILL of the first process the other one ends too. The resumed run equals an uninterrupted one bit for bit."""
-    process = start(*TWO, outputs=tmp_path)
+    process = start_command(*TWO_PROCESSES, outputs=tmp_path)
     try:
-        wait_until(has_steps(tmp_path, EVERY + 3), process)
+        wait_until(has_steps(tmp_path, CHECKPOINT_EVERY + 3), process)
         (other,) = find_child_processes(process)
         process.kill()
         process.communicate()
@@ -147,16 +154,18 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     finally:
         process.kill()
         process.communicate()
-    folder = only_run(tmp_path)
+    folder = find_only_run(tmp_path)
     assert not (folder / "DONE").exists()
-    kept = checkpoint_step(folder / "checkpoints" / "last.ckpt")
-    assert EVERY <= kept < STEPS
-    again = start(*TWO, "resume=true", outputs=tmp_path)
-    _, err = again.communicate(timeout=550)
-    assert again.returncode == 0, err
-    assert states(tmp_path) == ["FINISHED"]
+    last_checkpoint = checkpoint_step(folder / "checkpoints" / "last.ckpt")
+    assert CHECKPOINT_EVERY <= last_checkpoint < STEPS
+    resumed = start_command(*TWO_PROCESSES, "resume=true", outputs=tmp_path)
+    _, err = resumed.communicate(timeout=550)
+    assert resumed.returncode == 0, err
+    assert read_states(tmp_path) == ["FINISHED"]
     assert read_rows(tmp_path) == read_rows(finished_run[0])
-    a, b = (load_file(only_run(place) / "sae" / "sae_weights.safetensors") for place in (finished_run[0], tmp_path))
+    a, b = (
+        load_file(find_only_run(place) / "sae" / "sae_weights.safetensors") for place in (finished_run[0], tmp_path)
+    )
     assert a.keys() == b.keys()
     assert all(torch.equal(weight, b[name]) for name, weight in a.items())
 
@@ -168,13 +177,13 @@ def test_a_process_that_fails_ends_the_run(running_job: subprocess.Popen[str], t
     _, err = running_job.communicate(timeout=60)
     assert running_job.returncode == 2
     assert re.fullmatch(r"crux: process 1 of processes 0 to 1 ended with signal 9 \(SIGKILL\)[^\n]*\n", err), err
-    assert states(tmp_path) == ["FAILED"]
-    assert checkpoint_step(only_run(tmp_path) / "checkpoints" / "last.ckpt") >= EVERY
+    assert read_states(tmp_path) == ["FAILED"]
+    assert checkpoint_step(find_only_run(tmp_path) / "checkpoints" / "last.ckpt") >= CHECKPOINT_EVERY
 
 
 @pytest.mark.slow
 def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> None:
-    process = start(*TWO, *ENDLESS, outputs=tmp_path)
+    process = start_command(*TWO_PROCESSES, *ENDLESS, outputs=tmp_path)
     try:
         wait_until(lambda: bool(find_child_processes(process)), process)
         os.kill(find_child_processes(process)[0], signal.SIGKILL)
@@ -184,7 +193,7 @@ def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> N
     assert process.returncode == 2
     assert err.count("\n") == 1
     assert "process 1" in err
-    assert states(tmp_path) == ["FAILED"]
+    assert read_states(tmp_path) == ["FAILED"]
 
 
 @pytest.mark.slow
@@ -199,10 +208,10 @@ def test_a_stopped_run_is_killed_in_mlflow_and_leaves_no_process(
     assert running_job.returncode == code, err
     assert err.count("\n") <= 1, err
     assert not is_alive(other)
-    assert states(tmp_path) == ["KILLED"]
+    assert read_states(tmp_path) == ["KILLED"]
 
 
-REFUSED = {
+REJECTED = {
     "trainer.devices=2": "give that too",
     "trainer=ddp trainer.devices=0": "1 or more",
     "trainer=ddp trainer.devices=3": "must be a multiple of 3",
@@ -211,14 +220,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("given", REFUSED)
+@pytest.mark.parametrize("given", REJECTED)
 def test_invalid_options_give_one_line(given: str) -> None:
-    with pytest.raises(UserError, match=REFUSED[given]) as caught:
-        check(*given.split())
+    with pytest.raises(UserError, match=REJECTED[given]) as caught:
+        check_command(*given.split())
     assert "\n" not in str(caught.value)
 
 
-def check(*overrides: str) -> None:
+def check_command(*overrides: str) -> None:
     """Compose a command line and check it as the command line does."""
     config = compose_sae_job(*overrides)
     check_bounds(config, "")
@@ -229,10 +238,10 @@ def check(*overrides: str) -> None:
 def test_processes_started_by_other_launchers_are_rejected(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "2")
     with pytest.raises(UserError, match="starts its processes itself"):
-        check(*TWO)
+        check_command(*TWO_PROCESSES)
     monkeypatch.setenv(variable, "1")
     if variable.startswith("SLURM"):
-        check(*TWO)
+        check_command(*TWO_PROCESSES)
 
 
 def test_more_devices_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +251,7 @@ def test_more_devices_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch
         return count_devices(config.trainer, config.loss)
 
     assert n_devices(compose_sae_job()) == 1
-    assert n_devices(compose_sae_job(*TWO, "trainer.accelerator=cpu")) == 2
+    assert n_devices(compose_sae_job(*TWO_PROCESSES, "trainer.accelerator=cpu")) == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert n_devices(compose_sae_job("trainer=ddp")) == 4
@@ -256,10 +265,10 @@ def test_more_devices_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch
         n_devices(compose_sae_job("trainer=ddp"))
 
 
-def test_a_sweep_rejects_it_once(
+def test_a_sweep_rejects_several_processes_once(
     run_crux: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_crux("-m", *TWO, "seed=0,1", f"output_dir={tmp_path}", "tracking=none") == 2
+    assert run_crux("-m", *TWO_PROCESSES, "seed=0,1", f"output_dir={tmp_path}", "tracking=none") == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r"crux: trainer=ddp in a sweep: [^\n]+\n", err), err
     assert not list(tmp_path.glob("**/config.yaml"))

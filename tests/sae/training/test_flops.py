@@ -17,26 +17,26 @@ from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.architectures.topk import TopKSAE
 from crux.subjects.subject import Subject
-from tests.support.architectures import base
+from tests.support.architectures import make_arguments
 from tests.support.sae_jobs import ROOT
-from tests.support.small_runs import Loss, gpt2, make_module, make_sae, token_batches, training_source
+from tests.support.small_runs import Loss, draw_token_batches, make_gpt2, make_module, make_sae, make_training_batches
 
 L, D, V, T, BATCH, N_LATENTS = 8, 128, 2048, 256, 2, 2048  # the packaged model, sae.ratio=16
 GROUP = 2
-N = BATCH * T
+N = BATCH * T  # tokens
 
 
-def attention(q: torch.Size, k: torch.Size) -> int:
+def count_attention(q: torch.Size, k: torch.Size) -> int:
     batch, heads, n_query, d_head = q
     return 2 * 2 * batch * heads * n_query * k[2] * d_head
 
 
 def attention_forward(q: torch.Size, k: torch.Size, *rest: Any, **options: Any) -> int:
-    return attention(q, k)
+    return count_attention(q, k)
 
 
 def attention_backward(gradient: torch.Size, q: torch.Size, k: torch.Size, *rest: Any, **options: Any) -> int:
-    return attention(q, k) * 5 // 2
+    return count_attention(q, k) * 5 // 2
 
 
 CPU_ATTENTION = {
@@ -45,7 +45,7 @@ CPU_ATTENTION = {
 }
 
 
-def flops(run: Callable[[], Any]) -> int:
+def count_flops(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         run()
     return counter.get_total_flops()
@@ -53,14 +53,14 @@ def flops(run: Callable[[], Any]) -> int:
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return gpt2(n_layers=L, d_model=D, n_heads=4, d_vocab=V, n_ctx=T)
+    return make_gpt2(n_layers=L, d_model=D, n_heads=4, d_vocab=V, n_ctx=T)
 
 
-LINEAR = 2 * N * D * (3 * D + D + 4 * D + 4 * D)  # a block's: q, k, v; output; MLP in; MLP out
+LINEAR = 2 * N * D * (3 * D + D + 4 * D + 4 * D)  # linear maps of a block: q, k, v; output; MLP in; MLP out
 ATTENTION = 2 * 2 * N * T * D
 READ_OUT = 2 * N * D * V
 DICTIONARY = 2 * N * D * N_LATENTS
-FORWARD = LINEAR + ATTENTION  # a block's
+FORWARD = LINEAR + ATTENTION  # of one block
 BACKWARD = LINEAR + ATTENTION * 5 // 2  # only to activations
 
 
@@ -107,42 +107,42 @@ def minimum(loss: Loss, layer: int) -> int:
             return end_to_end_minimum(layer)
 
 
-def step_flops(subject: Subject, loss: Loss, *saes: SAE, layer: int) -> float:
+def count_step_flops(subject: Subject, loss: Loss, *saes: SAE, layer: int) -> float:
     """Count the FLOPs of a training step with its share of filling the buffer; each of several SAEs is a separate run."""
     hook = f"blocks.{layer}.hook_resid_pre"
     sites = [Site(hook, hook, sae) for sae in saes]
     runs = [str(i) for i in range(len(saes))] if len(saes) > 1 else []
     module = make_module(loss, subject, sites=sites, runs=runs)
-    batches = training_source(
-        loss, subject, token_batches(subject, n=GROUP, batch=BATCH, pos=T), group=GROUP, sites=sites
+    batches = make_training_batches(
+        loss, subject, draw_token_batches(subject, n=GROUP, batch=BATCH, pos=T), group=GROUP, sites=sites
     )
 
     def steps() -> None:
         for i in range(GROUP):
             module.training_step(batches[i], i).backward()
 
-    return flops(steps) / GROUP
+    return count_flops(steps) / GROUP
 
 
-def topk() -> TopKSAE:
-    return TopKSAE(**base(d_model=D, n_latents=N_LATENTS, subtract_b_dec=True), k=32)
+def make_topk() -> TopKSAE:
+    return TopKSAE(**make_arguments(d_model=D, n_latents=N_LATENTS, subtract_b_dec=True), k=32)
 
 
-def gradient_topk() -> GradientTopKSAE:
-    return GradientTopKSAE(**base(d_model=D, n_latents=N_LATENTS, subtract_b_dec=True), k=32, beta=1.0)
+def make_gradient_topk() -> GradientTopKSAE:
+    return GradientTopKSAE(**make_arguments(d_model=D, n_latents=N_LATENTS, subtract_b_dec=True), k=32, beta=1.0)
 
 
 def test_the_counter_counts_attention(subject: Subject) -> None:
     """The counter needs a mapping for the attention operation on the CPU, which it would otherwise ignore."""
     hook = "blocks.1.hook_resid_pre"
-    tokens = token_batches(subject, n=1, batch=BATCH, pos=T)[0]
-    assert flops(lambda: subject.clean(tokens, capture=[hook], final=False)) == LINEAR + ATTENTION
+    tokens = draw_token_batches(subject, n=1, batch=BATCH, pos=T)[0]
+    assert count_flops(lambda: subject.clean(tokens, capture=[hook], final=False)) == LINEAR + ATTENTION
 
 
 @pytest.mark.parametrize("layer", [2, 6])
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
 def test_a_step_needs_the_analytic_minimum(subject: Subject, loss: Loss, layer: int) -> None:
-    found = step_flops(subject, loss, make_sae(subject, n_latents=N_LATENTS), layer=layer)
+    found = count_step_flops(subject, loss, make_sae(subject, n_latents=N_LATENTS), layer=layer)
     ratio = found / minimum(loss, layer)
     print(f"{loss} layer {layer}: {ratio:.5f} of the minimum")
     assert 1.0 <= ratio <= 1.02
@@ -152,9 +152,9 @@ def test_a_step_needs_the_analytic_minimum(subject: Subject, loss: Loss, layer: 
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds"])
 def test_a_gradient_sae_costs_one_backward_pass_more_than_topk(subject: Subject, loss: Loss, layer: int) -> None:
     """TopK has five d·F products: neither the selection nor the product of b_dec with the encoder needs one over tokens."""
-    plain = step_flops(subject, loss, topk(), layer=layer)
+    plain = count_step_flops(subject, loss, make_topk(), layer=layer)
     assert 1.0 <= plain / minimum(loss, layer) <= 1.02
-    whole = step_flops(subject, loss, gradient_topk(), layer=layer)
+    whole = count_step_flops(subject, loss, make_gradient_topk(), layer=layer)
     ratio = (whole - plain) / gradient_minimum(loss, layer)
     print(f"{loss} layer {layer}: g costs {ratio:.5f} of its minimum; a step {whole / plain:.3f} of TopK's")
     assert 0.98 <= ratio <= 1.02  # the text's last tokens have no label: a little less than two d·V
@@ -165,19 +165,21 @@ def test_a_gradient_sae_costs_one_backward_pass_more_than_topk(subject: Subject,
 @pytest.mark.parametrize("loss", ["local", "e2e", "e2e_ds", "fisher"])
 def test_many_saes_cost_the_clean_pass_once(subject: Subject, loss: Loss, sae: str, layer: int) -> None:
     n = 4
-    saes = [topk() if sae == "topk" else make_sae(subject, n_latents=N_LATENTS) for _ in range(n)]
-    found = step_flops(subject, loss, *saes, layer=layer)
-    ratio, alone = found / many_minimum(loss, layer, n=n), n * minimum(loss, layer)
-    print(f"{loss} {sae} layer {layer}: {ratio:.5f} of the minimum, {found / alone:.3f} of {n} runs alone")
+    saes = [make_topk() if sae == "topk" else make_sae(subject, n_latents=N_LATENTS) for _ in range(n)]
+    found = count_step_flops(subject, loss, *saes, layer=layer)
+    ratio, separate = found / many_minimum(loss, layer, n=n), n * minimum(loss, layer)
+    print(f"{loss} {sae} layer {layer}: {ratio:.5f} of the minimum, {found / separate:.3f} of {n} separate runs")
     assert 1.0 <= ratio <= 1.02
 
 
 def test_the_sweep_gives_equal_compute(subject: Subject) -> None:
     """`sweeps=losses` gives TopK more steps, in proportion to the cost of a step of g-SAE."""
     sweep = yaml.safe_load((ROOT / "sweeps" / "losses.yaml").read_text("utf-8"))
-    of_both = sweep["trainer"]["max_steps"]
+    default_steps = sweep["trainer"]["max_steps"]
     longer = {g["loss"]: g["trainer.max_steps"] for g in sweep["hydra"]["sweeper"]["grids"] if "trainer.max_steps" in g}
     assert longer.keys() == {"local", "e2e"}
     for loss, steps in longer.items():
-        found = step_flops(subject, loss, gradient_topk(), layer=6) / step_flops(subject, loss, topk(), layer=6)
-        assert steps / of_both == pytest.approx(found, rel=0.01), loss
+        found = count_step_flops(subject, loss, make_gradient_topk(), layer=6) / count_step_flops(
+            subject, loss, make_topk(), layer=6
+        )
+        assert steps / default_steps == pytest.approx(found, rel=0.01), loss

@@ -12,23 +12,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
 from crux.sae.training.sparsity import Steering
-from tests.support.architectures import ARCHITECTURES, base
+from tests.support.architectures import ARCHITECTURES, make_arguments
 from tests.support.small_runs import (
     HOOK,
     LOSSES,
     Loss,
-    gpt2,
+    draw_token_batches,
+    make_gpt2,
     make_module,
     make_sae,
+    make_training_batches,
     run_fit,
-    token_batches,
-    training_source,
 )
 
-WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "bincount")
+WAITING_OPERATIONS = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+    "bincount",
+)
 
 
-class Methods(TorchFunctionMode):
+class ReadingMethods(TorchFunctionMode):
     """Records tensor methods that read from the device but appear as no operation while everything is on the CPU."""
 
     def __init__(self, found: list[str]) -> None:
@@ -49,7 +58,7 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
         self.seen: set[str] = set()
-        self.methods = Methods(self.found)
+        self.methods = ReadingMethods(self.found)
 
     def __enter__(self) -> "Waits":
         self.methods.__enter__()
@@ -66,7 +75,7 @@ class Waits(TorchDispatchMode):
         by_mask = name in ("index", "index_put_", "_index_put_impl_") and any(
             i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
         )
-        if by_mask or name.lstrip("_").startswith(("unique", "nonzero")) or name in WAITING:
+        if by_mask or name.lstrip("_").startswith(("unique", "nonzero")) or name in WAITING_OPERATIONS:
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -112,7 +121,7 @@ def test_a_step_between_two_rows_does_not_wait(
 
     The watched batch ends the fourth step; with loss=kl_finetune it is the first token batch.
     """
-    subject = gpt2()
+    subject = make_gpt2()
     watch = WatchBatch(4 * accumulate - 1)
     skip = () if loss == "local" else (0, 2)
     module = make_module(
@@ -126,8 +135,8 @@ def test_a_step_between_two_rows_does_not_wait(
     )
     rows = type(module).configure_callbacks(module)
     monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])
-    tokens = token_batches(subject, n=6 * accumulate)
-    run_fit(module, training_source(loss, subject, tokens, group=2), checkpoints=tmp_path, accumulate=accumulate)
+    tokens = draw_token_batches(subject, n=6 * accumulate)
+    run_fit(module, make_training_batches(loss, subject, tokens, group=2), checkpoints=tmp_path, accumulate=accumulate)
     assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen, (
         "no whole step was seen"
     )
@@ -137,7 +146,7 @@ def test_a_step_between_two_rows_does_not_wait(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watched batch ends the fourth step; the loss of the second SAE is infinite from the first step, but not yet noticed."""
-    subject, watch = gpt2(), WatchBatch(3)
+    subject, watch = make_gpt2(), WatchBatch(3)
     sites = [Site(HOOK, HOOK, make_sae(subject)) for _ in range(3)]
     module = make_module(
         loss,
@@ -151,7 +160,9 @@ def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: 
     )
     rows = type(module).configure_callbacks(module)
     monkeypatch.setattr(module, "configure_callbacks", lambda: [*rows, watch])
-    run_fit(module, training_source(loss, subject, token_batches(subject, n=6), group=2), checkpoints=tmp_path)
+    run_fit(
+        module, make_training_batches(loss, subject, draw_token_batches(subject, n=6), group=2), checkpoints=tmp_path
+    )
     assert {"_fused_adam_", "linalg_vector_norm", "threshold_backward", "_embedding_bag"} <= watch.waits.seen
     assert not watch.waits.found
     assert module.failed == {"b": 1}
@@ -160,13 +171,17 @@ def test_many_saes_at_once_do_not_wait(loss: Loss, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("loss", ["local", "e2e"])
 def test_no_architecture_waits(architecture: str, loss: Loss) -> None:
-    subject = gpt2()
-    sites = [Site(HOOK, HOOK, ARCHITECTURES[architecture](base(d_model=subject.d_model, subtract_b_dec=True)))]
+    subject = make_gpt2()
+    sites = [
+        Site(HOOK, HOOK, ARCHITECTURES[architecture](make_arguments(d_model=subject.d_model, subtract_b_dec=True)))
+    ]
     module = make_module(loss, subject, sites=sites, target="sampled")
-    source = training_source(loss, subject, token_batches(subject, n=2), sites=sites, target="sampled")
-    subject.clean(token_batches(subject, n=1)[0], capture=[])  # a length's attention mask is made once
+    source = make_training_batches(loss, subject, draw_token_batches(subject, n=2), sites=sites, target="sampled")
+    subject.clean(
+        draw_token_batches(subject, n=1)[0], capture=[]
+    )  # the attention mask of a length is made only once, and may wait
     with Waits() as seen:
-        for i, progress in enumerate((0.0, 0.9)):  # p falls in between
+        for i, progress in enumerate((0.0, 0.9)):  # p of p-annealing falls in between
             sites[0].sae.advance(progress)
             module.training_step(source[i], i).backward()
     assert not seen.found

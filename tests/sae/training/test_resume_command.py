@@ -22,9 +22,9 @@ from crux.sae.job import run
 from crux.training.fit import checkpoint_step
 from tests.support.sae_jobs import ROOT, compose_sae_job
 
-MAX_STEPS, EVERY = 60, 12
-SMALL = [
-    "model.context=32", "trainer.batch=2", f"trainer.max_steps={MAX_STEPS}", f"trainer.checkpoint_every={EVERY}",
+MAX_STEPS, CHECKPOINT_EVERY = 60, 12
+SHORT_JOB = [
+    "model.context=32", "trainer.batch=2", f"trainer.max_steps={MAX_STEPS}", f"trainer.checkpoint_every={CHECKPOINT_EVERY}",
     "trainer.log_every=1", "trainer.val_every=0", "trainer.progress=false", "sae.n_latents=32", "data.max_tokens=20000",
     "evaluation.tokens=256", "evaluation.val_tokens=64", "evaluation.latents=0",
 ]  # fmt: skip
@@ -32,26 +32,28 @@ JOBS = {"e2e_ds": ["loss=e2e_ds", "tracking=mlflow"], "local": ["loss=local", "t
 
 
 class Outcome(NamedTuple):
+    """A run that was killed and resumed, and the same run without interruption."""
+
     whole: Path
     """Run folder of the uninterrupted run."""
     broken: Path
     """Folder of the run that was killed and resumed."""
     rows_at_kill: int
-    """Last step in its history when it was killed."""
+    """The last step in the history of the killed run."""
     checkpoint_at_kill: int
-    """The step of its last checkpoint then."""
+    """The step of the last checkpoint of the killed run."""
 
 
-def start(*overrides: str, log: Path) -> subprocess.Popen[bytes]:
+def start_command(*overrides: str, log: Path) -> subprocess.Popen[bytes]:
     """Start `python src/main.py …` on one thread, with its output in a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, str(ROOT / "src" / "main.py"), *SMALL, *overrides]
+    command = [sys.executable, str(ROOT / "src" / "main.py"), *SHORT_JOB, *overrides]
     with log.open("wb") as f:
         return subprocess.Popen(command, stdout=f, stderr=subprocess.STDOUT, env=environment)
 
 
-def only_run(outputs: Path) -> Path:
+def find_only_run(outputs: Path) -> Path:
     (folder,) = (outputs / "runs").iterdir()
     return folder
 
@@ -63,7 +65,11 @@ def kill_mid_training(process: subprocess.Popen[bytes], outputs: Path, log: Path
         assert process.poll() is None, f"it ended before it could be killed: {log.read_text()}"
         for history in (outputs / "runs").glob("*/history.jsonl"):
             step = history.read_bytes().count(b"\n")
-            if step > EVERY and 3 <= step % EVERY <= 10 and (history.parent / "checkpoints" / "last.ckpt").exists():
+            if (
+                step > CHECKPOINT_EVERY
+                and 3 <= step % CHECKPOINT_EVERY <= 10
+                and (history.parent / "checkpoints" / "last.ckpt").exists()
+            ):
                 process.send_signal(signal.SIGKILL)
                 assert process.wait(60) == -signal.SIGKILL
                 return
@@ -82,30 +88,33 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, cache: Path, _one_thread:
 
     def kill_and_resume(name: str) -> tuple[int, int]:
         outputs, log = place / name, place / f"{name}.log"
-        kill_mid_training(start(*JOBS[name], f"cache={cache}", f"output_dir={outputs}", log=log), outputs, log)
-        folder = only_run(outputs)
+        kill_mid_training(start_command(*JOBS[name], f"cache={cache}", f"output_dir={outputs}", log=log), outputs, log)
+        folder = find_only_run(outputs)
         assert not (folder / "DONE").exists()
         rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         return rows[-1]["step"], checkpoint_step(folder / "checkpoints" / "last.ckpt")
 
-    def here(name: str, outputs: Path, *more: str) -> None:
-        run(compose_sae_job(*SMALL, JOBS[name][0], "tracking=none", f"output_dir={outputs}", *more), folder=None)
+    def run_here(name: str, outputs: Path, *more: str) -> None:
+        run(compose_sae_job(*SHORT_JOB, JOBS[name][0], "tracking=none", f"output_dir={outputs}", *more), folder=None)
 
     with ThreadPoolExecutor(2) as pool:
         at_kill = dict(zip(JOBS, pool.map(kill_and_resume, JOBS), strict=True))
     log = place / "again.log"
-    again = start(*JOBS["e2e_ds"], f"cache={cache}", f"output_dir={place / 'e2e_ds'}", "resume=true", log=log)
-    here("local", place / "local", "resume=true")
+    resumed = start_command(*JOBS["e2e_ds"], f"cache={cache}", f"output_dir={place / 'e2e_ds'}", "resume=true", log=log)
+    run_here("local", place / "local", "resume=true")
     for name in JOBS:
-        here(name, place / f"{name}_whole")
-    assert again.wait(240) == 0, log.read_text()
-    return {name: Outcome(only_run(place / f"{name}_whole"), only_run(place / name), *at_kill[name]) for name in JOBS}
+        run_here(name, place / f"{name}_whole")
+    assert resumed.wait(240) == 0, log.read_text()
+    return {
+        name: Outcome(find_only_run(place / f"{name}_whole"), find_only_run(place / name), *at_kill[name])
+        for name in JOBS
+    }
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(job: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[job]
-    assert EVERY <= outcome.checkpoint_at_kill < outcome.rows_at_kill < MAX_STEPS
+    assert CHECKPOINT_EVERY <= outcome.checkpoint_at_kill < outcome.rows_at_kill < MAX_STEPS
     whole, broken = (load_file(f / "sae" / "sae_weights.safetensors") for f in (outcome.whole, outcome.broken))
     assert whole.keys() == broken.keys() >= {"W_enc", "W_dec", "b_enc", "b_dec"}
     for name, weight in whole.items():
@@ -113,7 +122,9 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(job: str, outcomes:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_its_history_and_metrics_are_those_of_an_uninterrupted_run(job: str, outcomes: dict[str, Outcome]) -> None:
+def test_history_and_metrics_of_a_killed_run_are_those_of_an_uninterrupted_run(
+    job: str, outcomes: dict[str, Outcome]
+) -> None:
     outcome = outcomes[job]
     whole, broken = (
         [json.loads(line) for line in (f / "history.jsonl").read_text().splitlines()]
@@ -128,7 +139,7 @@ def test_its_history_and_metrics_are_those_of_an_uninterrupted_run(job: str, out
     assert (outcome.broken / "DONE").exists()
 
 
-def test_mlflow_has_one_run_with_its_true_end(outcomes: dict[str, Outcome]) -> None:
+def test_mlflow_has_one_finished_run_for_a_killed_and_resumed_one(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["e2e_ds"].broken
     metrics = json.loads((folder / "metrics.json").read_text())
     with closing(sqlite3.connect(folder.parents[1] / "mlflow.db")) as database:
@@ -145,13 +156,13 @@ def test_mlflow_has_one_run_with_its_true_end(outcomes: dict[str, Outcome]) -> N
 def read_error(*overrides: str, tmp_path: Path) -> str:
     """Return the single line of the error message."""
     log = tmp_path / "log"
-    assert start(*overrides, log=log).wait(120) == 2, log.read_text()
+    assert start_command(*overrides, log=log).wait(120) == 2, log.read_text()
     text = log.read_text()
     assert re.fullmatch(r"crux: [^\n]+\n", text), text
     return text
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
+def test_resuming_without_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
     text = read_error("resume=true", "tracking=none", f"output_dir={tmp_path / 'outputs'}", tmp_path=tmp_path)
     assert "resume=true: no unfinished run" in text
     assert not list((tmp_path / "outputs").glob("*/*"))
@@ -175,9 +186,9 @@ def test_another_configuration_is_rejected_with_the_keys_that_differ(
 def test_a_finished_run_is_rejected(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["local"].broken
     with pytest.raises(UserError, match="is finished"):
-        run(compose_sae_job(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
+        run(compose_sae_job(*SHORT_JOB, *JOBS["local"], f"resume_from={folder}"), folder=None)
     with pytest.raises(UserError, match="no unfinished run"):
-        run(compose_sae_job(*SMALL, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
+        run(compose_sae_job(*SHORT_JOB, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
 
 
 def test_a_corrupt_checkpoint_gives_one_line(outcomes: dict[str, Outcome]) -> None:
@@ -190,7 +201,7 @@ def test_a_corrupt_checkpoint_gives_one_line(outcomes: dict[str, Outcome]) -> No
     last.write_bytes(whole[: len(whole) // 2])
     try:
         with pytest.raises(UserError, match="is not a complete checkpoint") as caught:  # the command line's exit code 2
-            run(compose_sae_job(*SMALL, *JOBS["local"], f"resume_from={folder}"), folder=None)
+            run(compose_sae_job(*SHORT_JOB, *JOBS["local"], f"resume_from={folder}"), folder=None)
         assert last.stat().st_size == len(whole) // 2
         assert (folder / "history.jsonl").read_bytes() == history
     finally:

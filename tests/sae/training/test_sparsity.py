@@ -8,14 +8,22 @@ import torch
 from torch import Tensor
 
 from crux.sae.training.sparsity import Sparsity, Steering
-from tests.support.small_runs import gpt2, make_module, make_sae, optimizer, run_fit, token_batches, training_source
+from tests.support.small_runs import (
+    draw_token_batches,
+    make_gpt2,
+    make_module,
+    make_optimizer,
+    make_sae,
+    make_training_batches,
+    run_fit,
+)
 
 
 def make_steered(*, target: float = 10.0, max_steps: int = 10, n_saes: int = 2, start: float = 2.0) -> Sparsity:
     return Sparsity(start, n_saes=n_saes, steering=Steering(target, max_steps))
 
 
-def test_without_steering_it_is_constant() -> None:
+def test_without_steering_lambda_is_constant() -> None:
     sparsity = Sparsity(0.7, n_saes=2, steering=None)
     for step in range(10):
         sparsity.observe(torch.tensor([1.0, 99.0]), step=step)
@@ -34,7 +42,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Sparsity, name, value)
     sparsity, log2 = make_steered(), math.log(2)
     sparsity.observe(torch.tensor([20.0, 10.0]), step=0)
-    assert torch.equal(sparsity.weight, torch.tensor([2.0, 2.0])), "the first tenth is left alone"
+    assert torch.equal(sparsity.weight, torch.tensor([2.0, 2.0])), "λ should not change in the first tenth of the steps"
     sparsity.observe(
         torch.tensor([20.0, 5.0]), step=1
     )  # the wanted L0 is still 20; a tenth of the running mean of log L0 is new
@@ -62,7 +70,7 @@ def test_the_wanted_l0_falls_to_the_target_and_never_rises(l0: float, wanted: li
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
-def test_too_many_latents_raise_it_and_too_few_lower_it() -> None:
+def test_too_many_latents_raise_lambda_and_too_few_lower_it() -> None:
     sparsity = make_steered(n_saes=3)
     for step in range(7):
         sparsity.observe(torch.tensor([30.0, 10.0, 0.0]), step=step)  # also if no latent fires
@@ -72,7 +80,7 @@ def test_too_many_latents_raise_it_and_too_few_lower_it() -> None:
     assert fewer > 0
 
 
-def test_it_only_moves_between_the_first_tenth_and_the_last_fifth() -> None:
+def test_lambda_only_moves_between_the_first_tenth_and_the_last_fifth() -> None:
     sparsity, weights = make_steered(max_steps=100), [torch.full((2,), 2.0)]
     for step in range(100):
         sparsity.observe(torch.tensor([30.0, 3.0]), step=step)
@@ -81,7 +89,7 @@ def test_it_only_moves_between_the_first_tenth_and_the_last_fifth() -> None:
     assert moved == list(range(10, 81)), "the last move is to the mean at which it is frozen"
 
 
-def test_it_is_frozen_at_the_running_mean_of_its_logarithm() -> None:
+def test_lambda_is_frozen_at_the_running_mean_of_its_logarithm() -> None:
     sparsity, logs = make_steered(max_steps=100, n_saes=1), list[float]()
     for step in range(81):
         sparsity.observe(torch.tensor([10.0 * math.exp(0.4 * math.sin(step))]), step=step)
@@ -93,7 +101,7 @@ def test_it_is_frozen_at_the_running_mean_of_its_logarithm() -> None:
     assert abs(logs[80] - logs[79]) > 1e-3
 
 
-def test_all_its_state_is_in_buffers() -> None:
+def test_all_state_of_the_controller_is_in_buffers() -> None:
     def l0(step: int) -> Tensor:
         return torch.tensor([30.0, 4.0]) * (1 + 0.3 * math.sin(step))
 
@@ -125,19 +133,19 @@ def test_a_slowly_responding_network_reaches_the_target(max_steps: int, elastici
 
 
 def train(tmp_path: Path, *, target: float, accumulate: int = 1, max_steps: int = 200) -> list[dict[str, float]]:
-    subject, rows = gpt2(), list[dict[str, float]]()
+    subject, rows = make_gpt2(), list[dict[str, float]]()
     module = make_module(
         "local",
         subject,
-        optimizer=optimizer(lr=5e-3),
+        optimizer=make_optimizer(lr=5e-3),
         max_steps=max_steps,
         log_every=max_steps // 20,
         sae=make_sae(subject, n_latents=64),
         sparsity=0.1,
         steering=Steering(target, max_steps),
     )
-    tokens = token_batches(subject, n=max_steps * accumulate, batch=8 // accumulate)
-    batches = training_source("local", subject, tokens)
+    tokens = draw_token_batches(subject, n=max_steps * accumulate, batch=8 // accumulate)
+    batches = make_training_batches("local", subject, tokens)
     run_fit(module, batches, checkpoints=tmp_path, accumulate=accumulate, sinks=[lambda _, row: rows.append(row)])
     return rows
 
@@ -155,9 +163,9 @@ def test_a_run_reaches_its_target(target: float, tmp_path: Path) -> None:
 
 def test_micro_batches_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """λ changes once per optimiser step, by the mean L0 of its micro-batches."""
-    told: list[tuple[int, float]] = []
-    monkeypatch.setattr(Sparsity, "observe", lambda self, l0, *, step: told.append((step, float(l0))))
+    observed: list[tuple[int, float]] = []
+    monkeypatch.setattr(Sparsity, "observe", lambda self, l0, *, step: observed.append((step, float(l0))))
     rows = train(tmp_path, target=6.0, accumulate=4, max_steps=20)
-    assert [step for step, _ in told] == list(range(20))
-    for (_, l0), row in zip(told, rows, strict=True):
+    assert [step for step, _ in observed] == list(range(20))
+    for (_, l0), row in zip(observed, rows, strict=True):
         assert l0 == pytest.approx(row["train/l0"], rel=1e-5)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from crux.sae.training.activations import Activations
 from crux.sae.training.tally import Tally
-from tests.support.small_runs import HOOK, gpt2, make_module
+from tests.support.small_runs import HOOK, make_gpt2, make_module
 
 
 def make_firings(*latents: int, tokens: int) -> Tensor:
@@ -58,7 +58,7 @@ def test_counts_continue_from_a_checkpoint() -> None:
 
 
 def test_a_module_counts_training_tokens() -> None:
-    subject = gpt2()
+    subject = make_gpt2()
     module = make_module("local", subject)
     sae, (tally,) = module.sites[0].sae, module.tallies
     assert isinstance(tally, Tally)

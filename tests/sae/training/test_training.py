@@ -16,57 +16,57 @@ from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
 from crux.training.fit import checkpoint_step
-from tests.support.architectures import base
+from tests.support.architectures import make_arguments
 from tests.support.small_runs import (
     HOOK,
     LOSSES,
     Loss,
-    gpt2,
+    draw_token_batches,
+    make_gpt2,
     make_module,
+    make_optimizer,
     make_sae,
-    optimizer,
+    make_training_batches,
     run_fit,
-    token_batches,
-    training_source,
 )
 
 Rows = list[tuple[int, dict[str, float]]]
 
 
-def keep(rows: Rows) -> Callable[[int, dict[str, float]], None]:
+def append_to(rows: Rows) -> Callable[[int, dict[str, float]], None]:
     return lambda step, row: rows.append((step, row))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_goes_down(loss: Loss, name: str, tmp_path: Path) -> None:
-    subject, rows = gpt2(), Rows()
+    subject, rows = make_gpt2(), Rows()
     module = make_module(
         loss,
         subject,
         sae=make_sae(subject, n_latents=64),
         sparsity=0.05,
-        optimizer=optimizer(name=name, lr=1e-2),
+        optimizer=make_optimizer(name=name, lr=1e-2),
         max_steps=60,
         log_every=10,
     )
-    tokens = token_batches(subject, n=60, batch=4)
-    rate = run_fit(module, training_source(loss, subject, tokens), checkpoints=tmp_path, sinks=[keep(rows)])
+    tokens = draw_token_batches(subject, n=60, batch=4)
+    rate = run_fit(module, make_training_batches(loss, subject, tokens), checkpoints=tmp_path, sinks=[append_to(rows)])
     assert rate is not None
     assert rate > 0
     assert [step for step, _ in rows] == [10, 20, 30, 40, 50, 60]
     first, last = rows[0][1], rows[-1][1]
     assert last["train/loss"] < 0.7 * first["train/loss"]
-    own = {
+    terms = {
         "local": ["mse"],
         "e2e": ["kl"],
         "e2e_ds": ["kl", "downstream"],
         "fisher": ["mse", "fisher"],
         "kl_finetune": ["mse"],
     }[loss]
-    for term in own:
+    for term in terms:
         assert last[f"train/{term}"] < 0.7 * first[f"train/{term}"], term
-    always = {f"train/{k}" for k in (*own, "loss", "sparsity", "l0", "grad_norm", "lr")}
+    always = {f"train/{k}" for k in (*terms, "loss", "sparsity", "l0", "grad_norm", "lr")}
     assert first.keys() == always
     if loss == "kl_finetune":  # steps 31 to 60 also use the KL
         assert [row.keys() - always for _, row in rows] == 3 * [set()] + 3 * [{"train/kl"}]
@@ -77,12 +77,16 @@ def test_every_loss_goes_down(loss: Loss, name: str, tmp_path: Path) -> None:
 
 def test_thresholds_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
     """Adam's first step is lr · sign(gradient); a weight decay of 10 would also subtract 10 · lr of every weight."""
-    subject = gpt2()
-    sae = JumpReluSAE(**base(d_model=16, n_latents=32, init_norm=1.0), threshold=0.3, bandwidth=0.5, threshold_rate=7.0)
+    subject = make_gpt2()
+    sae = JumpReluSAE(
+        **make_arguments(d_model=16, n_latents=32, init_norm=1.0), threshold=0.3, bandwidth=0.5, threshold_rate=7.0
+    )
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
-    bold = optimizer(name="adamw", weight_decay=10.0, lr=1e-3, warmup_steps=0)
-    module = make_module("local", subject, optimizer=bold, max_steps=1, sae=sae)
-    run_fit(module, training_source("local", subject, token_batches(subject, n=1, batch=8)), checkpoints=tmp_path)
+    large_decay = make_optimizer(name="adamw", weight_decay=10.0, lr=1e-3, warmup_steps=0)
+    module = make_module("local", subject, optimizer=large_decay, max_steps=1, sae=sae)
+    run_fit(
+        module, make_training_batches("local", subject, draw_token_batches(subject, n=1, batch=8)), checkpoints=tmp_path
+    )
     moved = (sae.get_parameter("log_threshold") - before["log_threshold"]).abs().detach()
     moved = moved[moved > 0]  # for latents that fire on some token
     assert len(moved) > 5
@@ -95,9 +99,11 @@ def test_a_row_is_the_mean_of_its_steps_and_adds_up(tmp_path: Path) -> None:
     """In every row, loss = kl + 2 · downstream + λ · sparsity; a row of two steps is the mean of two rows of one step."""
     found: dict[int, Rows] = {1: [], 2: []}
     for log_every, rows in found.items():
-        subject = gpt2()
+        subject = make_gpt2()
         module = make_module("e2e_ds", subject, log_every=log_every)
-        run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path / str(log_every), sinks=[keep(rows)])
+        run_fit(
+            module, draw_token_batches(subject, n=6), checkpoints=tmp_path / str(log_every), sinks=[append_to(rows)]
+        )
     for _, row in found[1]:
         total = row["train/kl"] + 2.0 * row["train/downstream"] + 0.5 * row["train/sparsity"]
         assert row["train/loss"] == pytest.approx(total, rel=1e-5)
@@ -118,10 +124,10 @@ class Gradients:
     def __init__(self, module: SAEModule, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[list[Tensor]] = []
 
-        def note(optimizer: Any) -> None:
+        def record_gradients(optimizer: Any) -> None:
             self.steps.append([p.grad.clone() for p in module.saes.parameters() if p.grad is not None])
 
-        monkeypatch.setattr(module, "on_before_optimizer_step", note)
+        monkeypatch.setattr(module, "on_before_optimizer_step", record_gradients)
 
 
 def join_batches(batches: Sequence[Any]) -> Any:
@@ -136,9 +142,9 @@ def join_batches(batches: Sequence[Any]) -> Any:
 )  # its α = MSE/KL is computed for each batch
 def test_two_micro_batches_equal_one_batch(loss: Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label, "draw_labels", lambda q, generator: q.argmin(-1))  # fisher draws labels per batch
-    subject = gpt2()
-    tokens = token_batches(subject, n=12)
-    source = training_source(loss, subject, tokens)
+    subject = make_gpt2()
+    tokens = draw_token_batches(subject, n=12)
+    source = make_training_batches(loss, subject, tokens)
     small = [source[i] for i in range(12)]
     large = [join_batches(small[i : i + 2]) for i in range(0, 12, 2)]
     gradients: list[Gradients] = []
@@ -162,8 +168,8 @@ def test_two_micro_batches_equal_one_batch(loss: Loss, tmp_path: Path, monkeypat
 
 
 def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject, rows = gpt2(), Rows()
-    module = make_module("e2e", subject, optimizer=optimizer(clip=1e-3))
+    subject, rows = make_gpt2(), Rows()
+    module = make_module("e2e", subject, optimizer=make_optimizer(clip=1e-3))
     gradients = Gradients(module, monkeypatch)
     clipped: list[float] = []
     original = module.configure_gradient_clipping
@@ -175,19 +181,19 @@ def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         )
 
     monkeypatch.setattr(module, "configure_gradient_clipping", clip)
-    run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, sinks=[keep(rows)])
+    run_fit(module, draw_token_batches(subject, n=6), checkpoints=tmp_path, sinks=[append_to(rows)])
     for unclipped, after, (_, row) in zip(gradients.steps, clipped, rows, strict=True):
         norm = float(torch.cat([g.flatten() for g in unclipped]).norm())
         assert norm > 1e-2
         assert after == pytest.approx(1e-3, rel=1e-3)
-        assert row["train/grad_norm"] == pytest.approx(norm, rel=1e-5), "the norm before clipping is told"
+        assert row["train/grad_norm"] == pytest.approx(norm, rel=1e-5), "the norm before clipping is logged"
 
 
-class Poisoned(Sequence[Activations]):
+class BatchesWithInfinity(Sequence[Activations]):
     """Batches of activations, of which batch `bad` contains one infinite number."""
 
     def __init__(self, subject: Subject, *, bad: int) -> None:
-        self.bad, self.clean = bad, training_source("local", subject, token_batches(subject, n=40))
+        self.bad, self.clean = bad, make_training_batches("local", subject, draw_token_batches(subject, n=40))
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -206,15 +212,15 @@ class Poisoned(Sequence[Activations]):
 def test_a_non_finite_batch_stops_the_run_and_is_never_saved(
     log_every: int, checkpoint_every: int, kept: int | None, tmp_path: Path
 ) -> None:
-    subject, rows = gpt2(), Rows()
+    subject, rows = make_gpt2(), Rows()
     module = make_module("local", subject, max_steps=12, log_every=log_every)
     with pytest.raises(NonFiniteLossError, match=r"at step 7;"):  # batch 6 belongs to the seventh step
         run_fit(
             module,
-            Poisoned(subject, bad=6),
+            BatchesWithInfinity(subject, bad=6),
             checkpoints=tmp_path,
             checkpoint_every=checkpoint_every,
-            sinks=[keep(rows)],
+            sinks=[append_to(rows)],
         )
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for _, row in rows)
     last = tmp_path / "last.ckpt"
@@ -229,10 +235,10 @@ def test_a_non_finite_batch_stops_the_run_and_is_never_saved(
 
 
 def test_a_huge_rate_stops_the_run(tmp_path: Path) -> None:
-    subject = gpt2()
-    module = make_module("e2e_ds", subject, optimizer=optimizer(lr=1e30), max_steps=30, log_every=10)
+    subject = make_gpt2()
+    module = make_module("e2e_ds", subject, optimizer=make_optimizer(lr=1e30), max_steps=30, log_every=10)
     with pytest.raises(NonFiniteLossError, match=r"at step \d;.*optimizer\.lr"):
-        run_fit(module, token_batches(subject, n=30), checkpoints=tmp_path, checkpoint_every=5)
+        run_fit(module, draw_token_batches(subject, n=30), checkpoints=tmp_path, checkpoint_every=5)
     for path in tmp_path.iterdir():
         assert all(torch.isfinite(w).all() for w in torch.load(path, weights_only=True)["state_dict"].values())
 
@@ -242,16 +248,16 @@ def test_ctrl_c_stays_a_keyboard_interrupt_and_keeps_the_checkpoint(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lightning would turn KeyboardInterrupt into SystemExit(1); SIGTERM's SystemExit and other errors are not changed either."""
-    subject = gpt2()
+    subject = make_gpt2()
     module = make_module("e2e", subject)
 
-    def in_the_fourth_step(batch: Tensor, batch_idx: int) -> None:
+    def stop_in_the_fourth_step(batch: Tensor, batch_idx: int) -> None:
         if batch_idx == 3:
             raise error
 
-    monkeypatch.setattr(module, "on_train_batch_start", in_the_fourth_step)
+    monkeypatch.setattr(module, "on_train_batch_start", stop_in_the_fourth_step)
     with pytest.raises(error) as caught:
-        run_fit(module, token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=2)
+        run_fit(module, draw_token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=2)
     assert caught.type is error
     assert checkpoint_step(tmp_path / "last.ckpt") == 2
 
@@ -262,8 +268,8 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
     from crux.sae.evaluation.typical_activation import measure_typical_activation
     from tests.support.sae_jobs import compose_sae_job
 
-    subject = gpt2()
-    tokens = token_batches(subject, n=3)
+    subject = make_gpt2()
+    tokens = draw_token_batches(subject, n=3)
     typical = measure_typical_activation(subject, hook=HOOK, batches=tokens)
     x = subject.clean(torch.cat(tokens), capture=[HOOK]).activations[HOOK].flatten(0, 1)
     torch.testing.assert_close(typical.mean, x.mean(0))
