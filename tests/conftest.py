@@ -12,9 +12,8 @@ from jaxtyping import install_import_hook
 
 from tests.support import run_time_types
 
-install_import_hook(
-    "crux", f"{run_time_types.__name__}.check_types"
-)  # crux's shapes and types are checked in tests only
+# the shapes and types in crux's annotations are checked in tests only, by this hook, which must precede the first import of crux
+install_import_hook("crux", f"{run_time_types.__name__}.check_types")
 
 for key in [k for k in os.environ if k.startswith(("MLFLOW_", "HYDRA_", "CRUX_"))]:
     del os.environ[key]
@@ -54,13 +53,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache_and_outputs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _set_cache_and_outputs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep every test away from the cache and the outputs of the user."""
     os.environ |= {"CRUX_CACHE": str(cache), "CRUX_OUTPUTS": str(tmp_path_factory.mktemp("outputs"))}
 
 
 @contextmanager
 def _restore_process():
-    """Undo what `main` changes in its process."""
+    """Restore sys.argv, the environment and the handler of SIGTERM at the end of the block, which `main` and a test change."""
     argv, environment, handler = sys.argv, dict(os.environ), signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -72,13 +72,13 @@ def _restore_process():
 
 
 @pytest.fixture(scope="session")
-def run_crux(cache: Path) -> Callable[..., int]:
+def run_crux() -> Callable[..., int]:
     """Return a function that runs a command line in this process and returns its exit code.
 
     Libraries stay loaded, so that a job takes seconds.
     """
 
-    def call(*arguments: str) -> int:
+    def run_command_line(*arguments: str) -> int:
         from crux.cli import main
 
         with _restore_process():
@@ -89,7 +89,7 @@ def run_crux(cache: Path) -> Callable[..., int]:
                 return int(stop.code or 0)
             return 0
 
-    return call
+    return run_command_line
 
 
 @pytest.fixture
@@ -101,13 +101,13 @@ def error_message(
     It checks that the exit code is 2, that the message is one line, and that no run was started.
     """
 
-    def call(*arguments: str) -> str:
+    def read_message(*arguments: str) -> str:
         assert run_crux(*arguments, f"output_dir={tmp_path}") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert not (tmp_path / "runs").exists()
         return line
 
-    return call
+    return read_message
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +117,6 @@ def short_job() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def command(cache: Path) -> list[str]:
+def command() -> list[str]:
     """Return the beginning of a command line for a subprocess: Python and crux's main.py."""
     return [sys.executable, str(ROOT / "src" / "main.py")]

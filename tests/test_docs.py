@@ -137,14 +137,14 @@ def page_folder(
     runs.mkdir(parents=True)
     (runs / finished_run.name).symlink_to(finished_run)
     monkeypatch.chdir(tmp_path)
-    train, few_tokens = crux.train, partial(evaluation.held_out_batches, n_tokens=512, batch=2)
+    train, few_tokens = crux.train, partial(evaluation.load_text, n_tokens=512, batch=2)
 
     def train_briefly(overrides: list[str]) -> crux.Run:
         return train([*overrides, *short_job, "tracking=none", f"output_dir={tmp_path}/outputs"])
 
     monkeypatch.setattr(crux, "train", train_briefly)
-    monkeypatch.setattr(crux, "held_out_batches", few_tokens)
-    monkeypatch.setattr(evaluation, "held_out_batches", few_tokens)
+    monkeypatch.setattr(crux, "load_text", few_tokens)
+    monkeypatch.setattr(evaluation, "load_text", few_tokens)
     return tmp_path
 
 

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from crux import __version__
 from crux.config.compose import build_job
 from crux.config.errors import UserError
 from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_dashes, explain_user_error
@@ -27,7 +28,7 @@ from crux.launch.refusals import check_launcher_of_one_run
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
 
-HELP = ("--help", "-h")
+HELP_FLAGS = ("--help", "-h")
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -37,14 +38,16 @@ def fail(message: str, *, code: int) -> NoReturn:
 
 
 def job(cfg: DictConfig) -> None:
-    """Run one job.
+    """Run the job of a configuration that Hydra has composed.
 
-    A single job that fails ends the process. A sweep's job never raises, but leaves FAILED in its folder: it may run in another
-    process or on another machine, so its outcome is on disk.
+    If a single job fails, the process ends. The job of a sweep never raises; if it fails, it leaves FAILED in its folder, because it
+    may run in another process or on another machine, so that only files can report its outcome.
     """
     register_resolvers()
     hydra_config = HydraConfig.get()
-    overrides = cast(list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False))  # may refer to keys
+    overrides = cast(
+        list[str], OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    )  # a value such as ${layer} stays as it is
     if hydra_config.mode != RunMode.MULTIRUN:
         try:
             check_launcher_of_one_run(hydra_config.launcher)
@@ -70,7 +73,7 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
 
 
 def show_help(words: list[str]) -> None:
-    """Print the help page; Hydra's own page takes seconds and lists what is not for users."""
+    """Print crux's help page. Hydra's own takes seconds and lists options that are not for users."""
     from crux.config.help import help_text
     from crux.config.printing import print_text
 
@@ -85,11 +88,14 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes its errors on instead of printing them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants them first
     register()
-    words = [word for word in sys.argv[1:] if word not in HELP]
+    words = [word for word in sys.argv[1:] if word not in HELP_FLAGS]
     if (line := explain_dashes(words)) is not None:
         fail(line, code=2)
-    if len(words) < len(sys.argv[1:]):
+    if len(words) < len(sys.argv[1:]):  # help was asked for
         show_help(words)
+        return
+    if "--version" in words:  # Hydra would print its own version
+        print(f"crux {__version__}")
         return
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -97,11 +103,11 @@ def main() -> None:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
         fail(explain_composition_error(error, overrides=words), code=2)
-    except OSError as error:  # Hydra makes the folder before it calls the job
+    except OSError as error:  # Hydra creates the output folder before it calls `job`
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOENT):
             raise
         fail(f"output_dir: {error.filename} cannot be made ({error.strerror})", code=2)
-    except UserError as error:  # concerns a whole sweep
+    except UserError as error:  # about a sweep as a whole; `job` reports the errors of its jobs
         fail(" ".join(str(error).split()), code=2)
     except KeyboardInterrupt:
         fail("interrupted", code=130)

@@ -1,6 +1,8 @@
 """Hydra's sweeper for crux: unions of grids, and a sweep whose state is on disk. Hydra looks for plugins only in this package.
 
-A sweep is the product of `params` with each of `grids`, one after the other; without `grids`, of `params` alone.
+A grid gives values to some keys; its jobs are the product of these values, one job per combination. A sweep is the union of `grids`: the
+jobs of all of them, each combined with the values in `params` and on the command line. Without `grids`, it is the product of `params` and
+the command line. A command line narrows a sweep if it leaves out some of its grids (`narrow_grids`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,22 +22,22 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass
 class GridsConf:
-    """The options `hydra.sweeper`."""
+    """Schema of `hydra.sweeper`."""
 
     _target_: str = "hydra_plugins.crux_grids.GridSweeper"
     max_batch_size: int | None = None
     """Maximum number of jobs that are passed to the launcher at once; null: all."""
     params: dict[str, Any] = field(default_factory=dict)
-    """Key → values, in every grid."""
+    """The values of each key that every grid has, as on a command line (`5,7,10`)."""
     grids: list[dict[str, Any]] = field(default_factory=list)
-    """Each: key → values, as on a command line (`5,7,10`)."""
+    """The values of each key of each grid, written in the same way."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf, provider="crux")
 
 
 class GridSweeper(Sweeper):
-    """A sweeper that makes the jobs of a sweep; `crux.launch.sweep` starts those that are not done."""
+    """A sweeper that composes the jobs of a sweep; `crux.launch.sweep` starts those that are not done."""
 
     def __init__(
         self, max_batch_size: int | None, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]
@@ -57,15 +59,15 @@ class GridSweeper(Sweeper):
         assert self.hydra_context is not None
         launcher, loader = self.launcher, self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        lines = [*_lines(self.params), *arguments]
+        lines = [*_to_overrides(self.params), *arguments]
         given = parser.parse_overrides(lines)
         fixed = fixed_overrides(self.config, lines)
         for override in parser.parse_overrides(fixed):
             OmegaConf.update(self.config, override.key_or_group, override.value())
         choices = [key for key in {k for grid in self.grids for k in grid} if loader.get_group_options(key)]
-        found: dict[tuple[str, ...], None] = {}  # in order, and once each: grids may overlap
+        found: dict[tuple[str, ...], None] = {}  # an ordered set, because the jobs of two grids may be equal
         for grid in narrow_grids(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
-            keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
+            keys = {o.get_key_element() for o in parser.parse_overrides(grid)}  # have the values of the grid
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
             found |= dict.fromkeys(expand_jobs(parser.parse_overrides([*grid, *others, *fixed])))
 
@@ -75,59 +77,65 @@ class GridSweeper(Sweeper):
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
             at_once=self.max_batch_size,
-            ready=check_queue,  # whichever launcher is chosen now
+            ready=check_queue,  # with every launcher: an earlier start may have used SLURM
         )
 
 
 def expand_jobs(overrides: Sequence[Override]) -> Iterator[tuple[str, ...]]:
-    """Return the command line of each job: the product of the values of each key, of which the last mention counts."""
-    values = {o.get_key_element(): _values(o) for o in overrides}
-    return product(*([f"{key}={value}" for value in each] for key, each in values.items()))
+    """Return the command line of each job, one per combination of the keys' values; the last override of a key counts."""
+    values_by_key = {override.get_key_element(): _list_values(override) for override in overrides}
+    return product(*([f"{key}={value}" for value in values] for key, values in values_by_key.items()))
 
 
 def narrow_grids(
     grids: Sequence[Mapping[str, Any]], given: Sequence[Override], *, choices: Sequence[str], parser: OverridesParser
 ) -> list[list[str]]:
-    """Return the overrides that each remaining grid adds in front of the command line.
+    """Return the overrides that each grid adds to the command line, for those grids that the command line does not leave out.
 
-    A key of the grids that is also on the command line either chooses grids or replaces values. It chooses if it names an option of
-    conf/ (`loss=e2e`) or has one value in each grid that has it: grids without that value are left out. Any other key
-    (`sparsity=2`) replaces the values of the grids.
+    If the command line gives values to a key of the grids, these either choose grids or replace the grids' values. They choose if the
+    key selects a file of conf/ (`loss=e2e`), or if no grid has several values for it: grids without any of the values are left out. The
+    values of any other key (`sparsity=2`) replace those of the grids.
+
+    Args:
+        given: the overrides on the command line.
+        choices: the keys of the grids that select a file of conf/.
 
     Raises:
         HydraException: if no grid remains.
     """
     if not grids:
         return [[]]
-    wanted = {o.get_key_element(): _values(o) for o in given}
-    parsed = [{o.get_key_element(): o for o in parser.parse_overrides(_lines(g))} for g in grids]
+    wanted = {o.get_key_element(): _list_values(o) for o in given}
+    parsed = [{o.get_key_element(): o for o in parser.parse_overrides(_to_overrides(g))} for g in grids]
     keys = {key for grid in parsed for key in grid}
     choosing = {
         key: wanted[key]
         for key in keys & wanted.keys()
-        if key in choices or all(len(_values(grid[key])) == 1 for grid in parsed if key in grid)
+        if key in choices or all(len(_list_values(grid[key])) == 1 for grid in parsed if key in grid)
     }
-    left: list[list[str]] = []
+    remaining: list[list[str]] = []
     for grid in parsed:
-        kept = {key: _values(override) for key, override in grid.items() if key not in wanted or key in choosing}
+        kept = {key: _list_values(override) for key, override in grid.items() if key not in wanted or key in choosing}
         for key, values in choosing.items():
             kept[key] = [value for value in kept.get(key, values) if value in values]
-        if all(kept.values()):
-            left.append([f"{key}={','.join(values)}" for key, values in kept.items()])
-    if not left:
+        if all(kept.values()):  # no key has lost all its values
+            remaining.append([f"{key}={','.join(values)}" for key, values in kept.items()])
+    if not remaining:
         words = "; ".join(
-            f"{key}={','.join(values)}; it has {', '.join(sorted({v for g in parsed if key in g for v in _values(g[key])}))}"
+            f"{key}={','.join(values)}; it has {', '.join(sorted({v for g in parsed if key in g for v in _list_values(g[key])}))}"
             for key, values in sorted(choosing.items())
         )
         raise HydraException(f"nothing is left of this sweep with {words}")
-    return left
+    return remaining
 
 
-def _lines(grid: Mapping[str, Any]) -> list[str]:
+def _to_overrides(grid: Mapping[str, Any]) -> list[str]:
+    """Return the overrides of a grid, as on a command line."""
     return [f"{key}={values}" for key, values in grid.items()]
 
 
-def _values(override: Override) -> list[str]:
+def _list_values(override: Override) -> list[str]:
+    """Return the values that an override gives to its key: one, or several separated by commas, or those of `range(…)`."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():

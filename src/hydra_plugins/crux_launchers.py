@@ -1,12 +1,12 @@
 """Hydra's launchers for crux: `gpus` and `cpus` (Ray), `slurm` (submitit). Hydra looks for plugins only in this package.
 
-They replace hydra-ray-launcher and hydra-submitit-launcher, whose whole sweep fails if the process of one job dies, and keep their keys.
-Hydra imports every plugin on every start, so nothing heavy is imported here.
+They replace hydra-ray-launcher and hydra-submitit-launcher, with which a whole sweep fails if the process of one job dies; the options have
+the same keys as there. Hydra imports every plugin on every start, so nothing heavy is imported here.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
@@ -14,20 +14,26 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+if TYPE_CHECKING:
+    from crux.launch.work import Work
+
 
 @dataclass
 class RayOptions:
-    """Options passed to Ray."""
+    """The arguments of `ray.init` and `ray.remote`."""
 
     init: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `ray.init`; null leaves it to Ray."""
+    """Arguments of `ray.init`; those that are null are left to Ray."""
     remote: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `ray.remote` for each job; null leaves it to crux."""
+    """Arguments of `ray.remote` for each job; crux chooses the number of CPU threads if it is null."""
 
 
 @dataclass
 class RayConf:
-    """The options `hydra.launcher` of gpus and cpus."""
+    """Schema of `hydra.launcher` for `hydra/launcher=gpus` and `cpus`.
+
+    conf/hydra/launcher passes `gpus_per_job`, `threads` and `address` on to `ray`, from which the launcher reads them.
+    """
 
     _target_: str = "hydra_plugins.crux_launchers.RayLauncher"
     processes: int | None = None
@@ -43,11 +49,11 @@ class RayConf:
 
 @dataclass
 class SlurmConf:
-    """The options `hydra.launcher` of slurm; keys without a description are options of sbatch."""
+    """Schema of `hydra.launcher` for `hydra/launcher=slurm`; keys without a description are options of sbatch with the same name."""
 
     _target_: str = "hydra_plugins.crux_launchers.SlurmLauncher"
     submitit_folder: str = MISSING
-    """Folder of submitit's own files."""
+    """Folder for the scripts, pickled jobs and logs of submitit."""
     name: str = MISSING
     """Name of the jobs in the queue."""
     timeout_min: int = MISSING
@@ -55,9 +61,9 @@ class SlurmConf:
     max_num_timeout: int = MISSING
     """Maximum number of times that a job is queued again."""
     signal_delay_s: int = MISSING
-    """Number of seconds before its end at which a job gets a signal."""
+    """Number of seconds before its time is over at which a job receives the signal to stop."""
     gpus_per_node: int | None = None
-    """GPUs per job; a job uses one at most."""
+    """Number of GPUs per job; a job uses at most one of them."""
     cpus_per_task: int | None = None
     """Cores and threads per job."""
     mem_gb: float | None = None
@@ -83,55 +89,57 @@ for name, schema in {"ray_schema": RayConf, "slurm_schema": SlurmConf}.items():
 
 
 class _CruxLauncher(Launcher):
-    """A launcher that composes the jobs in the launching process and runs them in other processes."""
+    """A launcher that composes the configurations of the jobs in the launching process and runs the jobs in other processes."""
 
     def __init__(self, **options: Any) -> None:
         self.options: dict[str, Any] = {
-            k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in options.items()
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in options.items()
         }
         self.config: DictConfig | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
-    def jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> "list[Any]":
+    def compose_jobs(self, job_overrides: Sequence[Sequence[str]], *, first_number: int) -> "list[Work]":
+        """Return a job per command line, numbered from `first_number` on."""
         from crux.launch.work import Work
 
         assert self.config is not None
         load = self.hydra_context.config_loader.load_sweep_config
         return [
-            Work(self.task_function, self.hydra_context, load(self.config, list(overrides)), number=i)
-            for i, overrides in enumerate(job_overrides, start=first)
+            Work(self.task_function, self.hydra_context, load(self.config, list(overrides)), number=number)
+            for number, overrides in enumerate(job_overrides, start=first_number)
         ]
 
 
 class RayLauncher(_CruxLauncher):
-    """A launcher with one process per job, as many at once as the GPUs or cores allow."""
+    """A launcher that runs each job in a process of its own, as many at once as the GPUs or cores allow."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from crux.launch.refusals import check_ray
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        # before any job is composed: that Ray is installed, the options fit this machine, and a running cluster answers
         check_ray(processes=self.options["processes"], **self.options["ray"])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from crux.launch.on_ray import run_on_ray
 
-        return run_on_ray(
-            self.jobs(job_overrides, initial_job_idx), processes=self.options["processes"], **self.options["ray"]
-        )
+        jobs = self.compose_jobs(job_overrides, first_number=initial_job_idx)
+        return run_on_ray(jobs, processes=self.options["processes"], **self.options["ray"])
 
 
 class SlurmLauncher(_CruxLauncher):
-    """A launcher with one job of the cluster per job, in one array."""
+    """A launcher that submits the jobs of a sweep to SLURM as the tasks of one job array."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from crux.launch.refusals import check_slurm
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        check_slurm()
+        check_slurm()  # before any job is composed: that submitit and SLURM's commands are installed
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from crux.launch.on_slurm import run_on_slurm
 
-        return run_on_slurm(self.jobs(job_overrides, initial_job_idx), **self.options)
+        return run_on_slurm(self.compose_jobs(job_overrides, first_number=initial_job_idx), **self.options)

@@ -11,7 +11,7 @@ from crux.config.errors import UserError
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh SAE, saved as a run saves it."""
+    """Return the folder of an SAE that has not been trained, saved as a run saves it."""
     from crux.sae.architectures.relu import ReluSAE
     from crux.sae.formats import saelens
 
@@ -26,10 +26,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_evaluation_in_five_lines(saved: Path) -> None:
+def test_an_evaluation_has_the_values_of_a_spliced_pass(saved: Path) -> None:
     subject = crux.load_subject("tiny")
     sae, metadata = crux.load_sae(saved)
-    text = crux.held_out_batches(subject, n_tokens=512, batch=2)
+    assert repr(sae) == "ReluSAE(d_model=128, n_latents=256)"
+    text = crux.load_text(subject, n_tokens=512, batch=2)
     clean = subject.clean(text.held_out[0], capture=[metadata["hook_name"]])
     spliced = subject.spliced(clean, {metadata["hook_name"]: sae})
     evaluation = crux.evaluate(subject, sae, hook=metadata["hook_name"], text=text)
@@ -45,33 +46,32 @@ def test_an_evaluation_in_five_lines(saved: Path) -> None:
     assert evaluation.metrics["ce_increase"] > 0  # an untrained SAE is a bad one
 
 
-def test_text_of_the_user(tmp_path: Path) -> None:
+def test_the_text_of_a_user_is_loaded_in_batches(tmp_path: Path) -> None:
+    # paragraphs of 199 words each, in different orders, so that the file is cut into distinct documents
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "in", "an", "old", "wood"]
     lines = [" ".join(words[(i * j) % len(words)] for j in range(1, 200)) for i in range(1, 60)]
     (tmp_path / "own.txt").write_text("\n\n".join(lines))
-    text = crux.held_out_batches(
-        crux.load_subject("tiny"), path=tmp_path / "own.txt", n_tokens=256, context=64, batch=4
-    )
+    text = crux.load_text(crux.load_subject("tiny"), path=tmp_path / "own.txt", n_tokens=256, context=64, batch=4)
     assert text.held_out[0].shape == (4, 64)
     assert text.train[0].shape == (4, 64)
 
 
 def test_a_transcoder(tmp_path: Path) -> None:
-    """Over one MLP, from the residual that enters the block; as a run saves it."""
+    """An SAE that reads the input of an MLP and writes its output, saved as a run saves it."""
     from crux.sae.architectures.topk import TopKSAE
     from crux.sae.formats import saelens
 
     subject = crux.load_subject("tiny")
-    text = crux.held_out_batches(subject, n_tokens=512, batch=2)
+    text = crux.load_text(subject, n_tokens=512, batch=2)
     generator = torch.Generator().manual_seed(0)
-    made = TopKSAE(
+    transcoder = TopKSAE(
         d_model=128, n_latents=256, k=8, init="tied", init_norm=1.0, subtract_b_dec=False, generator=generator
     )
     metadata = {
         "model_name": "tiny", "hook_name": "blocks.6.hook_resid_mid", "hook_name_out": "blocks.6.hook_mlp_out",
         "process_weights": False, "context_size": 256, "prepend_bos": False, "dataset_path": "packaged",
     }  # fmt: skip
-    saelens.save_sae(made, tmp_path / "sae", metadata)
+    saelens.save_sae(transcoder, tmp_path / "sae", metadata)
     sae, found = crux.load_sae(tmp_path / "sae")
     read, write = found["hook_name"], found["hook_name_out"]
     evaluation = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text)

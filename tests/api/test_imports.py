@@ -38,6 +38,7 @@ def test_every_export_exists_is_documented_and_hides_no_module(name: str) -> Non
     package = importlib.import_module(name)
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
     assert not modules & set(package.__all__), "importing the module would replace the export"
+    assert dir(package) == sorted(package.__all__)
     for export in package.__all__:
         value = getattr(package, export)
         assert value.__name__ == export

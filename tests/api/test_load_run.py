@@ -10,6 +10,7 @@ from crux.runs.run_folder import RunFolder
 
 
 def make_run(path: Path, *, metrics: dict[str, float] | None, **config: Any) -> RunFolder:
+    """Write a run folder by hand; the run is finished if it has metrics, and unfinished otherwise."""
     folder = RunFolder.create(path, {"seed": 0, "output_dir": "x", **config})
     folder.add_row(1, {"train/loss": 2.0})
     if metrics is not None:
@@ -22,14 +23,14 @@ def make_run(path: Path, *, metrics: dict[str, float] | None, **config: Any) -> 
 def sweep(tmp_path: Path) -> Path:
     """A sweep with two finished jobs, a failed one and an unfinished one."""
     for i, l0 in enumerate((30.0, 20.0)):
-        metrics = {"final/l0": l0, "final/l0/pos0": 9.0, "final/kl": 0.5}
+        metrics = {"final/l0": l0, "final/l0/pos0": 9.0, "final/kl": 0.5, "final/n_tokens": 64.0}
         make_run(tmp_path / f"sparsity={i}", metrics=metrics, sparsity=float(i), loss={"name": "e2e"})
     make_run(tmp_path / "sparsity=2", metrics=None, sparsity=2.0, loss={"name": "e2e"}).fail("no memory", details="")
     make_run(tmp_path / "sparsity=3", metrics=None, sparsity=3.0, loss={"name": "e2e"})
     return tmp_path
 
 
-def test_what_is_not_a_run_is_named(sweep: Path) -> None:
+def test_the_error_says_what_a_folder_is_that_is_not_a_run(sweep: Path) -> None:
     sae = sweep / "sparsity=0" / "sae"
     sae.mkdir()
     (sae / "cfg.json").write_text("{}")
@@ -59,6 +60,7 @@ def test_a_table_has_the_keys_that_differ_and_the_metrics(sweep: Path) -> None:
     assert table["sparsity"].tolist() == [0, 1, 2, 3]
     assert table["final/l0"].tolist()[:2] == [30, 20]
     assert table["final/l0"].isna().tolist() == [False, False, True, True]
+    # without the failed run and the unfinished one there is no column `state`
     finished = crux.compare([sweep / "sparsity=0", crux.load_run(sweep / "sparsity=1")])
     assert finished.columns.tolist() == ["sparsity", "final/l0", "final/kl"]
 
@@ -67,6 +69,8 @@ def test_columns_can_be_chosen(sweep: Path) -> None:
     table = crux.compare(f"{sweep}/sparsity=[01]", metrics=["kl", "final/l0/pos0"], keys=["loss.name"])
     assert table.columns.tolist() == ["loss.name", "final/kl", "final/l0/pos0"]
     assert table.iloc[0].tolist() == ["e2e", 0.5, 9.0]
+    table = crux.compare(f"{sweep}/sparsity=[01]", metrics="all", keys=[])
+    assert table.columns.tolist() == ["final/l0", "final/kl", "final/n_tokens"]
     for choice, message in (
         ({"metrics": ["l1"]}, "final/l1: not a metric of these runs; did you mean final/l0"),
         ({"keys": ["loss.nam"]}, r"loss\.nam: not a key of these configurations; did you mean loss\.name"),
@@ -82,10 +86,36 @@ def test_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
         crux.compare(f"{tmp_path}/*")
 
 
-def test_runs_with_the_same_name_are_told_apart_by_their_time(tmp_path: Path) -> None:
-    times = "2026-01-01_00-00-00_", "2026-01-02_00-00-00_"
-    for seed, time in enumerate(times):
-        make_run(tmp_path / f"{time}e2e", metrics={"final/l0": 1.0}, seed=seed)
+def test_if_two_names_are_equal_all_rows_have_the_time(tmp_path: Path) -> None:
+    names = [f"2026-01-0{day}_00-00-00_{name}" for day, name in enumerate(("e2e", "e2e", "local"), start=1)]
+    for seed, name in enumerate(names):
+        make_run(tmp_path / name, metrics={"final/l0": 1.0}, seed=seed)
     table = crux.compare(tmp_path)
-    assert table.index.tolist() == [f"{time}e2e" for time in times]
-    assert table["seed"].tolist() == [0, 1]
+    assert table.index.tolist() == names
+    assert table["seed"].tolist() == [0, 1, 2]
+    assert crux.compare(tmp_path / names[2]).index.tolist() == ["local"]
+
+
+def test_a_job_with_several_runs_has_them_in_the_order_given(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    make_run(job, metrics=None, sparsities=[5.0, 10.0, 0.5])
+    for value in ("10", "0.5", "5"):
+        make_run(job / f"sparsity={value}", metrics={"final/l0": float(value)}, sparsity=float(value))
+    assert list(crux.load_run(job).runs) == ["sparsity=5", "sparsity=10", "sparsity=0.5"]
+    for runs in (job, tmp_path):
+        table = crux.compare(runs)
+        assert table.index.tolist() == ["job/sparsity=5", "job/sparsity=10", "job/sparsity=0.5"]
+        assert table["final/l0"].tolist() == [5, 10, 0.5]
+
+
+def test_only_run_folders_directly_in_a_folder_are_its_runs(tmp_path: Path) -> None:
+    make_run(tmp_path / "outputs" / "runs" / "e2e", metrics=None)
+    with pytest.raises(crux.UserError, match="not a run folder"):
+        crux.load_run(tmp_path)
+    assert len(crux.compare(tmp_path / "outputs" / "runs")) == 1
+
+
+def test_a_missing_metric_names_the_one_that_is_meant(sweep: Path) -> None:
+    metrics = crux.load_run(sweep / "sparsity=0").metrics
+    with pytest.raises(KeyError, match="kl: no such metric; did you mean final/kl"):
+        _ = metrics["kl"]

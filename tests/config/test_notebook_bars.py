@@ -1,4 +1,4 @@
-"""Bars in a notebook: one output, replaced in place."""
+"""Progress bars in a notebook: all drawings of the bars replace each other in one output of the cell."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,7 +12,7 @@ from crux.config.notebook_bars import NotebookBars, in_notebook
 
 @pytest.fixture
 def outputs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """The texts that a stand-in for IPython was given, by output; no time passes between two drawings."""
+    """Replace IPython by a stand-in, and draw without pauses; return the texts that are drawn, in a list per output of the cell."""
     shown: dict[str, list[str]] = {}
 
     def display(data: dict[str, str], *, raw: bool, display_id: str) -> None:
@@ -29,17 +29,17 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     vars(module).update(display=display, update_display=update_display)
     monkeypatch.setitem(sys.modules, "IPython", package)
     monkeypatch.setitem(sys.modules, "IPython.display", module)
-    monkeypatch.setattr(notebook_bars, "INTERVAL", 0.0)
+    monkeypatch.setattr(notebook_bars, "MIN_INTERVAL", 0.0)
     return shown
 
 
-def test_a_kernel_is_recognised(outputs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_of_a_notebook_is_recognised(outputs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_notebook()
     monkeypatch.delitem(sys.modules, "IPython")
     assert not in_notebook()
 
 
-def test_one_output_is_replaced(outputs: dict[str, list[str]]) -> None:
+def test_all_drawings_replace_each_other_in_one_output(outputs: dict[str, list[str]]) -> None:
     bars = NotebookBars("{task.description}", "{task.completed:.0f}/{task.total:.0f}")
     task = bars.add_task("training", total=3)
     bars.start()
@@ -51,17 +51,20 @@ def test_one_output_is_replaced(outputs: dict[str, list[str]]) -> None:
     assert all(len(text.splitlines()) == 1 for text in texts)
 
 
-def test_short_work_is_not_shown_and_longer_work_is_removed_at_its_end(outputs: dict[str, list[str]]) -> None:
+def test_bars_of_short_work_are_not_shown_and_transient_bars_are_removed_at_the_end(
+    outputs: dict[str, list[str]],
+) -> None:
+    # the work is over before the delay of a minute
     short = NotebookBars("{task.description}", delay=60.0, transient=True)
     short.advance(short.add_task("reading", total=1))
     short.stop()
     assert not outputs
-    longer = NotebookBars("{task.description}", transient=True)
-    longer.advance(longer.add_task("reading", total=1))
-    longer.stop()
+    transient = NotebookBars("{task.description}", transient=True)
+    transient.advance(transient.add_task("reading", total=1))
+    transient.stop()
     (texts,) = outputs.values()
-    assert texts[-1] == ""
     assert "reading" in texts
+    assert texts[-1] == ""
 
 
 def test_bars_that_are_switched_off_draw_nothing(outputs: dict[str, list[str]]) -> None:

@@ -217,7 +217,7 @@ def test_the_saved_sae_is_evaluated_with_the_same_results(untracked: Run) -> Non
     assert (metadata["model_name"], metadata["process_weights"], metadata["context_size"]) == ("tiny", False, 256)
     assert (metadata["loss"], metadata["sparsity"], metadata["dataset_path"]) == ("e2e_ds", 1.0, "packaged")
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(sae.n_latents))
-    text = crux.held_out_batches(subject, n_tokens=TOKENS, batch=2)
+    text = crux.load_text(subject, n_tokens=TOKENS, batch=2)
     again = crux.evaluate(subject, sae, hook=metadata["hook_name"], text=text).metrics
     for name, value in again.items():
         assert untracked.metrics[f"final/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-5), name

@@ -41,7 +41,7 @@ def test_every_architecture_is_an_option_whose_folder_opens_again(sae: str, run:
     assert metadata["sae"] == sae
     torch.testing.assert_close(loaded.W_dec.norm(dim=-1), torch.ones(loaded.n_latents))
     subject = crux.load_subject("tiny")
-    text = crux.held_out_batches(subject, n_tokens=1024, batch=2)
+    text = crux.load_text(subject, n_tokens=1024, batch=2)
     again = crux.evaluate(subject, loaded, hook=metadata["hook_name"], text=text).metrics
     for name, value in again.items():
         assert metrics[f"final/{name}"] == pytest.approx(value, rel=1e-3, abs=1e-4), name
@@ -92,7 +92,7 @@ def test_a_transcoder(run: Command) -> None:
     sae, metadata = crux.load_sae(folder / "sae")
     assert (metadata["hook_name"], metadata["hook_name_out"]) == (read, write)
     subject = crux.load_subject("tiny")
-    text = crux.held_out_batches(subject, n_tokens=1024, batch=2)
+    text = crux.load_text(subject, n_tokens=1024, batch=2)
     again = crux.evaluate(subject, sae, hook=read, output_hook=write, text=text).metrics
     assert read_metrics(folder)["final/ce_increase"] == pytest.approx(again["ce_increase"], rel=1e-4)
 

@@ -9,15 +9,16 @@ from crux.config.schema import Adam
 from crux.training.optimizer import build_optimizer
 
 
-def parameters(n: int) -> list[nn.Parameter]:
+def make_parameters(n: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(2)) for _ in range(n)]
 
 
-def test_groups_with_equal_settings_become_one() -> None:
-    a, b, c, d = parameters(4)
+def test_groups_with_equal_settings_are_merged_and_follow_the_schedule() -> None:
+    a, b, c, d = make_parameters(4)
     options = Adam(1e-2, [0.8, 0.9], 1e-6, 0.1, warmup_steps=4, min_lr_factor=0.5)
     groups = [{"params": [a]}, {"params": [b], "lr": 0.05}, {"params": [c]}, {"params": [d], "lr": 0.05}]
-    built: Any = build_optimizer(groups, options=options, decoupled=True, max_steps=10)  # Lightning's union of types
+    # Any, because Lightning's type is a union of everything that a module may return
+    built: Any = build_optimizer(groups, options=options, decoupled=True, max_steps=10)
     optimizer = built["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == [[id(a), id(c)], [id(b), id(d)]]
@@ -28,4 +29,4 @@ def test_groups_with_equal_settings_become_one() -> None:
     for _ in range(10):
         optimizer.step()
         built["lr_scheduler"]["scheduler"].step()
-    assert first["lr"] == 0.5e-2
+    assert first["lr"] == 0.5e-2  # the end of the cosine: min_lr_factor times the peak

@@ -16,19 +16,23 @@ from crux.training.processes import KeepSigtermHandler
 
 
 def test_memory_mapped_text_is_pickled_as_a_position_in_its_file(tmp_path: Path) -> None:
+    """The import of crux.training.processes above has registered how np.memmap is pickled."""
     numbers = np.arange(100_000, dtype=np.uint16)
     (tmp_path / "tokens").write_bytes(b"header!!" + numbers.tobytes())
+    # a slice, and a slice of a slice, have another position in the file than the whole array, which begins after the header
     whole = np.memmap(tmp_path / "tokens", np.uint16, mode="r", offset=8, shape=(100_000,))
     for part, expected in ((whole, numbers), (whole[1000:], numbers[1000:]), (whole[1000:][5:9], numbers[1005:1009])):
-        handed = pickle.dumps(part)
-        assert len(handed) < 1000
-        again = pickle.loads(handed)
-        assert isinstance(again, np.memmap)
-        assert again.dtype == np.uint16
-        assert np.array_equal(again, expected)
+        pickled = pickle.dumps(part)
+        assert len(pickled) < 1000  # the numbers themselves take 200 kB
+        loaded = pickle.loads(pickled)
+        assert isinstance(loaded, np.memmap)
+        assert loaded.dtype == np.uint16
+        assert np.array_equal(loaded, expected)
 
 
 class OneStep(L.LightningModule):
+    """A module that records the handler of SIGTERM during its training step."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(1, 1)

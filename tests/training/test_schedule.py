@@ -10,9 +10,9 @@ from crux.training.schedule import warmup_cosine
 
 
 @pytest.mark.parametrize(
-    ("step", "share"),
+    ("step", "fraction"),
     [
-        (0, 0.25),  # the first step moves; the authors' has rate 0
+        (0, 0.25),  # not zero, as in the code of Braun et al.
         (1, 0.5),
         (3, 1.0),
         (4, 1.0),  # cos 0
@@ -22,9 +22,9 @@ from crux.training.schedule import warmup_cosine
         (13, 0.2),
     ],
 )
-def test_the_schedule_has_the_values_computed_by_hand(step: int, share: float) -> None:
+def test_the_schedule_has_the_values_computed_by_hand(step: int, fraction: float) -> None:
     found = warmup_cosine(step, warmup_steps=4, max_steps=12, min_lr_factor=0.2)
-    assert found == pytest.approx(share, abs=1e-12)
+    assert found == pytest.approx(fraction, abs=1e-12)
 
 
 def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
@@ -38,13 +38,13 @@ def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
     step=st.integers(0, 300),
 )
 def test_the_rate_rises_then_falls_to_its_end(warmup: int, length: int, least: float, step: int) -> None:
-    def share(at: int) -> float:
+    def lr_factor(at: int) -> float:
         return warmup_cosine(at, warmup_steps=warmup, max_steps=length, min_lr_factor=least)
 
-    assert share(0) > 0
-    assert share(step) <= 1 + 1e-12
+    assert lr_factor(0) > 0
+    assert lr_factor(step) <= 1 + 1e-12
     if step + 1 < warmup:
-        assert share(step) < share(step + 1)
+        assert lr_factor(step) < lr_factor(step + 1)
     elif step >= warmup:
-        assert share(step) >= share(step + 1) - 1e-12
-        assert share(step) >= least - 1e-12
+        assert lr_factor(step) >= lr_factor(step + 1) - 1e-12
+        assert lr_factor(step) >= least - 1e-12

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-from crux.api.run import OVERALL, Run, find_runs, load_run
+from crux.api.run import HEADLINE_METRICS, OVERALL_METRICS, Run, find_runs, load_run
 from crux.config.errors import UserError
 from crux.config.messages import nearest
 from crux.runs.run_folder import comparable_keys
@@ -18,29 +18,30 @@ STATE = "state"
 def compare(
     runs: Sequence[Run | str | Path] | Run | str | Path,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] | Literal["all"] | None = None,
     keys: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Return a table with one row per run, whose index is the run's name.
+    """Return a table with one row per run, whose index is the run's name; if two names are equal, all names have the time in front.
 
-    The columns are the keys in which the configurations differ, then the final metrics. Runs without metrics have NaN there, and then
-    a column `state` says which runs are unfinished or have failed.
+    The columns are the keys in which the configurations differ, then final metrics. A run without metrics has NaN in their columns. If
+    a run is unfinished or has failed, a last column `state` says so.
 
     Args:
-        runs: runs, run folders, folders of sweeps, or patterns such as `outputs/runs/*e2e*`. A job with several runs gives a row for each.
-        metrics: names of metrics, with or without `final/`; all metrics of the whole evaluation if not given.
+        runs: runs, run folders, folders of sweeps, or patterns such as `outputs/runs/*e2e*`. A job with several runs has a row for each.
+        metrics: names of metrics, with or without `final/`. If not given: the few that the representation of a run shows; "all": all
+            metrics of the whole evaluation. Metrics of a single position, later layer or hook point are shown only by name.
         keys: dotted keys of the configuration, such as `loss.name`; those that differ if not given.
 
     Raises:
         UserError: if there is no run, or no run has one of the metrics or keys.
     """
     items = [runs] if isinstance(runs, Run | str | Path) else list(runs)
-    found = {run.folder.resolve(): run for item in items for run in _expand(item)}
-    if not found:
+    by_folder = {run.folder.resolve(): run for item in items for run in _expand(item)}  # items may overlap
+    if not by_folder:
         raise UserError("crux.compare: no runs given")
-    compared = list(found.values())
+    compared = list(by_folder.values())
     configs = pd.DataFrame([_flat_config(run) for run in compared], dtype=object)
-    results = pd.DataFrame([run.metrics if run.state == "finished" else {} for run in compared], dtype=float)
+    results = pd.DataFrame([dict(run.metrics) if run.state == "finished" else {} for run in compared], dtype=float)
     states = [run.state for run in compared]
     parts = [configs[_choose_keys(configs, keys)], results[_choose_metrics(results, metrics)]]
     if set(states) != {"finished"}:
@@ -67,30 +68,39 @@ def _expand(item: Run | str | Path) -> Iterator[Run]:
 
 
 def _flat_config(run: Run) -> dict[str, Any]:
+    """Return the configuration by dotted keys, with lists as tuples, and without the names of classes in `_target_`."""
     keys = {key: value for key, value in comparable_keys(run.config).items() if not key.endswith("_target_")}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
 
 
 def _choose_keys(configs: pd.DataFrame, keys: Sequence[str] | None) -> list[str]:
     if keys is None:
-        return [key for key in configs if len(set(map(repr, configs[key]))) > 1]
+        return [
+            key for key in configs if len(set(map(repr, configs[key]))) > 1
+        ]  # repr: not every value can be in a set
     return [_check_name(key, list(configs), "key of these configurations") for key in keys]
 
 
-def _choose_metrics(results: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
+def _choose_metrics(results: pd.DataFrame, metrics: Sequence[str] | Literal["all"] | None) -> list[str]:
     if metrics is None:
-        return [name for name in results if OVERALL.fullmatch(name)]
+        return [name for name in results if HEADLINE_METRICS.match(name)]
+    if metrics == "all":
+        return [name for name in results if OVERALL_METRICS.fullmatch(name)]
     full = [name if "final/" in name else f"final/{name}" for name in metrics]
     return [_check_name(name, list(results), "metric of these runs") for name in full]
 
 
-def _check_name(name: str, known: list[str], kind: str) -> str:
-    if name not in known:
-        raise UserError(f"{name}: not a {kind}; {nearest(name, known)}there are {', '.join(sorted(known)) or 'none'}")
+def _check_name(name: str, allowed: list[str], kind: str) -> str:
+    if name not in allowed:
+        raise UserError(
+            f"{name}: not a {kind}; {nearest(name, allowed)}there are {', '.join(sorted(allowed)) or 'none'}"
+        )
     return name
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
-    """Return the runs' names; equal ones are replaced by those of the folders, which begin with the time."""
-    names = [run.name for run in runs]
-    return [name if names.count(name) == 1 else run.folder.name for name, run in zip(names, runs, strict=True)]
+    """Return the names of the runs; if two are equal, all names with the time; if two of these are equal too, all folders."""
+    for names in ([run.name for run in runs], [run.name_with_time for run in runs]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.folder) for run in runs]

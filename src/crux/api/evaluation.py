@@ -26,18 +26,18 @@ class LoadedSAE(NamedTuple):
     """A saved SAE with its metadata."""
 
     sae: SAE
-    """The SAE: `sae(x)` reconstructs activations, and `sae.encode(x).c` returns their codes."""
+    """The SAE: `sae(x)` reconstructs activations, and `sae.encode(x).c` returns their codes, the activations of its latents."""
     metadata: dict[str, Any]
     """Subject, hook point, weight processing, context size, …; listed in crux/sae/formats/saelens.py."""
 
 
-class Text(NamedTuple):
-    """Token batches of one text for a subject."""
+class TokenBatches(NamedTuple):
+    """Batches of tokens of a text, which is divided into training documents and held-out documents."""
 
     train: list[Int[Tensor, "batch pos"]]
-    """Sequences of the training text, over which the mean activation is taken."""
+    """Batches of the training text; `evaluate` takes the mean activation for mean ablation over them."""
     held_out: list[Int[Tensor, "batch pos"]]
-    """Sequences of the held-out text; by default those on which a run evaluates its SAEs."""
+    """Batches of the held-out text, on which `evaluate` evaluates an SAE; by default the same tokens as in the evaluation of a run."""
 
 
 def load_subject(source: str | Path = "tiny", *, process_weights: bool = False, device: str = "cpu") -> Subject:
@@ -64,21 +64,26 @@ def load_sae(folder: str | Path) -> LoadedSAE:
     return LoadedSAE(*saelens.load_sae(Path(folder)))
 
 
-def held_out_batches(
-    subject: Subject, *, path: str | Path | None = None, n_tokens: int = 131_072, batch: int = 16, context: int = 256
-) -> Text:
-    """Return batches of tokens, shape (batch, context), of the packaged text or of other text.
+def load_text(
+    subject: Subject,
+    path: str | Path | None = None,
+    *,
+    n_tokens: int = 131_072,
+    batch: int = 16,
+    context: int = 256,
+) -> TokenBatches:
+    """Tokenise a text for a subject; return batches of shape (batch, context) of its training part and of its held-out part.
 
     Args:
         path: a text, JSONL or Parquet file, or a folder of them; None: the packaged text.
-        n_tokens: tokens to take of the training text and of the held-out text, each.
+        n_tokens: number of tokens to take from the training part, and as many again from the held-out part.
         batch: sequences per batch.
         context: tokens per sequence.
 
     Raises:
         UserError: if the text cannot be read or is too short.
     """
-    source: Source = PackagedText(SOURCES) if path is None else TextFiles(Path(path), None)
+    source: Source = PackagedText(SOURCES) if path is None else TextFiles(path=Path(path), column=None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
         source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,
@@ -88,25 +93,26 @@ def held_out_batches(
         list(spread_batches(stream, context=context, batch=batch, n_tokens=n_tokens))
         for stream in (tokens.train, tokens.held_out)
     ]
-    return Text(*batches)
+    return TokenBatches(*batches)
 
 
 def evaluate(
-    subject: Subject, sae: SAE, *, hook: str, text: Text | None = None, output_hook: str | None = None
+    subject: Subject, sae: SAE, *, hook: str, text: TokenBatches | None = None, output_hook: str | None = None
 ) -> SaeEvaluation:
-    """Evaluate an SAE on held-out text, as a run does; `.metrics` has the values of metrics.json, without `final/`.
+    """Evaluate an SAE on held-out text, as a run does at its end.
 
+    The result's `.metrics` has the metrics that metrics.json has under `final/`, with names without that prefix.
     `crux.sae.evaluate_sae` documents every metric, its sign and its average.
 
     Args:
         hook: the hook point that the SAE reads.
-        text: batches of `held_out_batches`; the packaged text if not given.
+        text: what `load_text` returns; the packaged text if not given.
         output_hook: the hook point that a transcoder writes, `hook_name_out` in its metadata; `hook` if not given.
 
     Raises:
         UserError: if the hook points do not exist or do not fit the SAE.
     """
     check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
-    text = text if text is not None else held_out_batches(subject)
+    text = text if text is not None else load_text(subject)
     mean = measure_typical_activation(subject, hook=output_hook or hook, batches=text.train).mean
     return evaluate_sae(subject, sae, hook=hook, output_hook=output_hook, batches=text.held_out, mean_activation=mean)

@@ -11,22 +11,31 @@ from typing import Any
 import pandas as pd
 
 from crux.config.errors import UserError
+from crux.config.messages import nearest
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats import saelens
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 
-TIME = r"\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}_"
-"""The beginning of the name of a run folder."""
+START_TIME = r"\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}_"
+"""The time at which a run started, with which the name of its folder begins."""
 
-OVERALL = re.compile(r"(?:^|.*/)final/\w+$")
-"""Metrics of the whole evaluation, without those per position, later layer or hook point."""
+OVERALL_METRICS = re.compile(r"(?:^|.*/)final/\w+$")
+"""The names of metrics of the whole evaluation, without those of a single position, later layer or hook point."""
 
-HEADLINE = re.compile(
+HEADLINE_METRICS = re.compile(
     r".*final/(ce_increase|kl|l0|loss_recovered_mean|explained_variance|norm_ratio|alive_heldout_frac|tokens_per_second|checks.*)$"
 )
-"""Metrics in the representation of a run."""
+"""The names of the few metrics that the representation of a run shows, and that `compare` shows by default."""
+
+
+class Metrics(dict[str, float]):
+    """Metrics by their full names; the KeyError for a missing name says which name is meant."""
+
+    def __missing__(self, name: str) -> float:
+        full = f"final/{name.removeprefix('final/')}"
+        raise KeyError(f"{name}: no such metric; {nearest(full, list(self))}there are {', '.join(self) or 'none'}")
 
 
 class Run:
@@ -42,10 +51,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the folder without the time, such as `e2e_ds_L6_s2.2`; after that of the job for one of its runs."""
-        name = re.sub(f"^{TIME}", "", self.folder.name)
+        """The name of the run folder without the time, such as `e2e_ds_L6_s2.2`.
+
+        One of several runs of a job has the name of the job in front: `local_L6/sparsity=5`.
+        """
+        return re.sub(f"^{START_TIME}", "", self.name_with_time)
+
+    @property
+    def name_with_time(self) -> str:
+        """The name of the run folder, such as `2026-01-31_12-00-00_e2e_ds_L6_s2.2`; with the name of the job's folder as in `name`."""
         parent = self.folder.parent
-        return f"{Run(parent).name}/{name}" if (parent / "config.yaml").exists() else name
+        return f"{parent.name}/{self.folder.name}" if (parent / "config.yaml").exists() else self.folder.name
 
     @property
     def state(self) -> str:
@@ -61,8 +77,17 @@ class Run:
 
     @property
     def runs(self) -> dict[str, "Run"]:
-        """The runs of a job that trains several SAEs at once, by name, such as `sparsity=0.5`; empty for other jobs."""
-        return {path.parent.name: Run(path.parent) for path in sorted(self.folder.glob("*/config.yaml"))}
+        """The runs of a job that trains several SAEs at once, by name, such as `sparsity=0.5`; empty for other jobs.
+
+        They are in the order in which the configuration lists their values, `sparsities=[…]` or `ks=[…]`.
+        """
+        names = sorted(path.parent.name for path in self.folder.glob("*/config.yaml"))
+        if not names:
+            return {}
+        values = self.config.get("sparsities") or self.config.get("ks") or []
+        positions = {str(float(value)).removesuffix(".0"): i for i, value in enumerate(values)}
+        names.sort(key=lambda name: positions.get(name.partition("=")[2], len(values)))
+        return {name: Run(self.folder / name) for name in names}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -74,13 +99,13 @@ class Run:
             UserError: if the run is unfinished or has failed.
         """
         if self.runs:
-            return {
-                f"{name}/{metric}": value for name, run in self.runs.items() for metric, value in run.metrics.items()
-            }
+            return Metrics(
+                {f"{name}/{metric}": value for name, run in self.runs.items() for metric, value in run.metrics.items()}
+            )
         path = self.folder / "metrics.json"
         if not path.exists():
             raise UserError(f"{self.folder} has no metrics: the run is {self._progress()}")
-        return json.loads(path.read_text("utf-8"))
+        return Metrics(json.loads(path.read_text("utf-8")))
 
     @property
     def history(self) -> pd.DataFrame:
@@ -95,7 +120,11 @@ class Run:
 
     @cached_property
     def saes(self) -> dict[str, SAE]:
-        """The trained SAEs by hook point; by run, or run and hook point, for a job with several runs. Empty if there are none."""
+        """The trained SAEs by the name of their hook point; empty if there are none.
+
+        For a job with several runs, they are by the name of the run, such as `sparsity=0.5`; if a run has several SAEs, by both names,
+        such as `sparsity=0.5/blocks.6.hook_resid_pre`.
+        """
         if self.runs:
             return {
                 name if len(run.saes) == 1 else f"{name}/{hook}": sae
@@ -105,7 +134,7 @@ class Run:
         return dict(self._load_saes())
 
     def _load_saes(self) -> Iterator[tuple[str, SAE]]:
-        place = self.folder / "sae"
+        place = self.folder / "sae"  # itself the folder of the SAE, or the parent of a folder per SAE
         for path in sorted([*place.glob("cfg.json"), *place.glob("*/cfg.json")]):
             sae, metadata = saelens.load_sae(path.parent)
             yield metadata.get("hook_name_out") or metadata["hook_name"], sae
@@ -115,7 +144,7 @@ class Run:
         """The trained SAE, on the CPU.
 
         Raises:
-            UserError: if the run has none or several.
+            UserError: if the run has no SAE or several.
         """
         if not self.saes:
             reason = "it trains none" if self._files.done else f"it is {self._progress()}"
@@ -140,7 +169,7 @@ class Run:
 
     @property
     def figures(self) -> dict[str, Path]:
-        """The paths of the figures, by name; those of a job's runs begin with the name of the run."""
+        """The paths of the figures by name. For a job with several runs, the names of their figures begin with that of the run."""
         figures = {path.stem: path for path in sorted((self.folder / "figures").glob("*.png"))}
         return figures | {
             f"{name}/{stem}": path for name, run in self.runs.items() for stem, path in run.figures.items()
@@ -166,7 +195,7 @@ class Run:
         return path.read_text("utf-8") if path.exists() else ""
 
     def _progress(self) -> str:
-        """Return the state, with the last step of a run that has not finished."""
+        """Return the state; for a run that has not finished, also the last step in its history."""
         if self._files.done:
             return self.state
         rows = self._files.read_history()
@@ -176,7 +205,7 @@ class Run:
         """Return the metrics that the representation shows; none if the run has not finished."""
         if self.state != "finished":
             return {}
-        return {name: value for name, value in self.metrics.items() if HEADLINE.match(name)}
+        return {name: value for name, value in self.metrics.items() if HEADLINE_METRICS.match(name)}
 
     def __repr__(self) -> str:
         lines = [f"Run {self.name}: {self._progress()}", f"  folder: {self.folder}"]
@@ -192,12 +221,12 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Return the run in a folder: of a single run, of a sweep's job, or of one run of a job with several.
+    """Return the run whose folder is given: a single run, a job of a sweep, or one of several runs of a job.
 
     An unfinished run is returned too; `run.state` and its representation say so.
 
     Raises:
-        UserError: if the folder is not a run folder, with what it is instead.
+        UserError: if the folder is not a run folder; the message says what it is instead.
     """
     path = Path(folder)
     if (path / "config.yaml").is_file():
@@ -217,6 +246,9 @@ def load_run(folder: str | Path) -> Run:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """Return all runs within a folder, by name of their folders; of a job with several runs these, and not the job."""
-    runs = [Run(path.parent) for path in sorted(folder.rglob("config.yaml"))]
-    return [run for run in runs if not run.runs]
+    """Return the runs whose folders are directly in a folder, such as that of a sweep. A job with several runs is replaced by these.
+
+    Deeper folders are not searched, because a folder such as /tmp may hold many runs that do not belong together.
+    """
+    jobs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    return [run for job in jobs for run in (job.runs.values() or [job])]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` for a package whose `__all__` is imported on first use.
+    """Return `__getattr__` and `__dir__` for a package whose `__all__` is imported on first use; `dir` lists nothing else.
 
     The package says where its exports come from in a block `if TYPE_CHECKING:`, with statements `from module import name`. Type checkers
     read that block, and so does `__getattr__`.
@@ -25,8 +25,7 @@ def lazy_exports(package: str) -> tuple[Callable[[str], object], Callable[[], li
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def list_names() -> list[str]:
-        module = sys.modules[package]
-        return sorted({*vars(module), *module.__all__})
+        return list(sys.modules[package].__all__)
 
     return get_attribute, list_names
 

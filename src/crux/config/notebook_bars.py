@@ -11,16 +11,16 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import Progress, ProgressColumn, TaskID
 
-INTERVAL = 0.2
-"""Seconds between two drawings: a notebook keeps every one until it is replaced."""
+MIN_INTERVAL = 0.2
+"""Minimum seconds between two drawings, because each is a message to the notebook."""
 
 WIDTH = 110
-"""Columns of the text."""
+"""Width of the bars, in characters."""
 
 
 def in_notebook() -> bool:
     """Return True if this process is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    ipython = sys.modules.get("IPython")  # a notebook's kernel has imported it before
     return getattr(ipython.get_ipython(), "kernel", None) is not None if ipython is not None else False
 
 
@@ -36,8 +36,8 @@ class NotebookBars(Progress):
     """Bars that are drawn as one output of a notebook's cell.
 
     Args:
-        delay: seconds before the bars are shown.
-        transient: remove the bars when they stop.
+        delay: seconds after which the bars are shown, so that short work shows none.
+        transient: True to remove the bars when they stop.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class NotebookBars(Progress):
         super().__init__(*columns, console=Console(file=StringIO(), width=WIDTH), auto_refresh=False, disable=disable)
         self._delay, self._transient = delay, transient
         self._display_id: str | None = None
-        self._start = self._drawn = time.monotonic()
+        self._started_at = self._drawn_at = time.monotonic()
 
     def start(self) -> None:
-        """Begin to count the delay."""
-        self._start = time.monotonic()
+        """Begin to measure the delay, before which nothing is drawn."""
+        self._started_at = time.monotonic()
 
     def refresh(self) -> None:
         """Draw the bars, if the delay is over and the last drawing is long enough ago."""
         now = time.monotonic()
-        if now - self._start >= self._delay and now - self._drawn >= INTERVAL:
+        if now - self._started_at >= self._delay and now - self._drawn_at >= MIN_INTERVAL:
             self._draw()
 
     def stop(self) -> None:
@@ -64,12 +64,12 @@ class NotebookBars(Progress):
             self._draw(empty=self._transient)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Count further work, and draw."""
+        """Count further work of a task, and draw the bars."""
         super().advance(task_id, advance)
         self.refresh()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
-        """Change a task, and draw."""
+        """Change a task, and draw the bars."""
         super().update(task_id, **changes)
         self.refresh()
 
@@ -78,7 +78,7 @@ class NotebookBars(Progress):
             return
         from IPython.display import display, update_display  # pyright: ignore[reportMissingImports]
 
-        self._drawn = time.monotonic()
+        self._drawn_at = time.monotonic()
         text = "" if empty else _render(self.get_renderable())
         if self._display_id is None:
             self._display_id = uuid.uuid4().hex
@@ -88,6 +88,7 @@ class NotebookBars(Progress):
 
 
 def _render(content: RenderableType) -> str:
+    """Return plain text of what rich would draw on a terminal."""
     console = Console(file=StringIO(), width=WIDTH, force_jupyter=False, no_color=True, legacy_windows=False)
     with console.capture() as capture:
         console.print(content)

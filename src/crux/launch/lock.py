@@ -19,7 +19,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     If the file system has no locks, a warning is printed and the sweep runs unprotected against a second launch.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds the lock.
     """
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:

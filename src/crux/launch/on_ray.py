@@ -14,62 +14,79 @@ from hydra.core.utils import JobReturn
 from crux.config.errors import UserError
 from crux.launch.work import Work, environment_to_pass_on
 
-GRACE = 5.0
+MAX_STOP_TIME = 5.0
 """Seconds that stopped jobs have to record in MLflow that they were stopped."""
 
 
 class JobResources(NamedTuple):
-    """The resources of each job."""
+    """The resources of each job of a sweep, and how many jobs run at the same time."""
 
     gpus: float
+    """GPUs per job, from 0 to 1; 0.5: two jobs share a GPU."""
     threads: int
+    """CPU threads per job."""
     at_once: int
-    """Jobs that run at the same time."""
+    """Maximum number of jobs at the same time."""
 
 
 def run_on_ray(
     jobs: Sequence[Work], *, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]
 ) -> list[JobReturn]:
-    """Run the jobs and wait for them; a job whose process dies is reported on the screen and stops no other.
+    """Run the jobs, wait until all have ended, and return how each ended, in the order of `jobs`.
+
+    A job whose process dies is reported on the screen and returned as failed; the other jobs continue.
+
+    Args:
+        processes: maximum number of jobs at once; None: as many as the resources allow.
+        init: arguments of `ray.init`.
+        remote: arguments of `ray.remote` for each job.
 
     Raises:
         UserError: if the cluster is not found, or has no node with enough resources for a job.
     """
     with connect_to_ray(init) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = divide_resources(
+        resources = divide_resources(
             nodes, jobs=len(jobs), gpus=remote["num_gpus"], threads=remote["num_cpus"], processes=processes
         )
-        gpu = f"{share.gpus:g} GPU and " if share.gpus else ""
+        gpu = f"{resources.gpus:g} GPU and " if resources.gpus else ""
         print(
-            f"ray: {share.at_once} of {len(jobs)} jobs at once, each with {gpu}{share.threads} CPU threads", flush=True
+            f"ray: {resources.at_once} of {len(jobs)} jobs at once, each with {gpu}{resources.threads} CPU threads",
+            flush=True,
         )
         # a fresh process per job: nothing that CUDA or a library keeps reaches the next job. The next start resumes lost jobs
-        options = {**remote, "num_gpus": share.gpus, "num_cpus": share.threads, "max_calls": 1, "max_retries": 0}
-        return _run_all(ray, ray.remote(**options)(run_work), jobs, share)
+        options = {
+            **remote,
+            "num_gpus": resources.gpus,
+            "num_cpus": resources.threads,
+            "max_calls": 1,
+            "max_retries": 0,
+        }
+        return _run_all(ray, ray.remote(**options)(run_work), jobs, resources)
 
 
 def run_work(work: Work) -> None:
-    """Run a job in its process."""
+    """Run a job in the process that Ray has started for it."""
     from ray.util import get_node_ip_address
 
     work(get_node_ip_address())
 
 
-def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: JobResources) -> list[JobReturn]:
+def _run_all(ray: Any, remote_run: Any, jobs: Sequence[Work], resources: JobResources) -> list[JobReturn]:
+    """Run the jobs by Ray's remote function `remote_run`, and return how each ended."""
     waiting, running, ended = list(jobs)[::-1], {}, {}
     stopped: list[int] = []  # Ray turns anything that a signal handler raises while Ray waits into exit code 1
     handler = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
         while waiting or running:
-            while waiting and len(running) < share.at_once:
+            while waiting and len(running) < resources.at_once:
                 work = waiting.pop()
-                work.threads = share.threads
-                work.environment |= {} if share.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-                running[call.remote(work)] = work
+                work.threads = resources.threads
+                work.environment |= {} if resources.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+                running[remote_run.remote(work)] = work
             for reference in ray.wait(list(running), timeout=1.0)[0]:  # short, so that a signal is noticed
                 work = running.pop(reference)
-                ended[work.name] = work.to_job_return(error := _error(ray, reference))
+                ended[work.name] = work.to_job_return(error := _find_error(ray, reference))
                 print(f"[{len(ended)}/{len(jobs)}] {work.name}: {work.describe_end(error)}", flush=True)
             if stopped:
                 sys.exit(128 + stopped[0])
@@ -77,14 +94,15 @@ def _run_all(ray: Any, call: Any, jobs: Sequence[Work], share: JobResources) -> 
         for reference in running:
             ray.cancel(reference, force=False)  # raises KeyboardInterrupt in the job
         if running:
-            ray.wait(list(running), num_returns=len(running), timeout=GRACE)
+            ray.wait(list(running), num_returns=len(running), timeout=MAX_STOP_TIME)
         raise
     finally:
         signal.signal(signal.SIGTERM, handler)
     return [ended[work.name] for work in jobs]
 
 
-def _error(ray: Any, reference: Any) -> Exception | None:
+def _find_error(ray: Any, reference: Any) -> Exception | None:
+    """Return what a job raised, or why its process died; None if it ended normally."""
     try:
         ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # the job raised; Ray adds its own lines
@@ -106,18 +124,20 @@ def divide_resources(
         UserError: if no node has enough resources for one job; Ray would wait for such a node.
     """
 
-    def room(node: Mapping[str, float]) -> int:
+    def count_jobs(node: Mapping[str, float]) -> int:
+        """Return how many jobs fit on a node."""
         by_cores = int(node.get("CPU", 0)) // (threads or 1)
-        return min(by_cores, int(node.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cores
+        by_gpus = int(node.get("GPU", 0) / gpus + 1e-6) if gpus else by_cores  # 1e-6: against rounding down
+        return min(by_cores, by_gpus)
 
-    rooms = [(room(node), int(node.get("CPU", 0))) for node in nodes if room(node)]
-    if not rooms:
+    jobs_and_cores = [(count_jobs(node), int(node.get("CPU", 0))) for node in nodes if count_jobs(node)]
+    if not jobs_and_cores:
         needed = f"{gpus:g} GPU and " if gpus else ""
-        there = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} cores" for n in nodes)
-        raise UserError(f"a job needs {needed}{threads or 1} CPU threads, which no machine of Ray's has: {there}")
-    at_once = min(sum(n for n, _ in rooms), jobs, processes or jobs)
+        available = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} cores" for n in nodes)
+        raise UserError(f"a job needs {needed}{threads or 1} CPU threads, which no machine of Ray's has: {available}")
+    at_once = min(sum(n for n, _ in jobs_and_cores), jobs, processes or jobs)
     if threads is None:  # the jobs that Ray may put on a node share its cores
-        threads = min(cores // min(n, at_once) for n, cores in rooms)
+        threads = min(cores // min(n, at_once) for n, cores in jobs_and_cores)
     return JobResources(gpus, threads, at_once)
 
 
@@ -142,7 +162,7 @@ def connect_to_ray(init: Mapping[str, Any]) -> Iterator[Any]:
     import ray
     import psutil  # isort: skip - Ray brings its own copy
 
-    handler, others = signal.getsignal(signal.SIGTERM), psutil.Process().children(recursive=True)
+    handler, earlier_children = signal.getsignal(signal.SIGTERM), psutil.Process().children(recursive=True)
     try:
         ray.init(
             **options,
@@ -157,9 +177,8 @@ def connect_to_ray(init: Mapping[str, Any]) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, handler)  # Ray has installed its own handler
         yield ray
     finally:
-        rays = [process for process in psutil.Process().children(recursive=True) if process not in others]
+        ray_processes = [p for p in psutil.Process().children(recursive=True) if p not in earlier_children]
         ray.shutdown()
-        for process in psutil.wait_procs(rays, timeout=2.0)[
-            1
-        ]:  # workers that have not noticed yet that Ray has shut down
+        _, still_alive = psutil.wait_procs(ray_processes, timeout=2.0)
+        for process in still_alive:  # a worker that has not noticed yet that Ray has shut down
             process.kill()

@@ -18,17 +18,17 @@ from crux.launch.work import Work, environment_to_pass_on
 if TYPE_CHECKING:
     from submitit import Job
 
-POLL = 2.0
-"""Initial seconds between queries of the queue."""
-POLL_MOST = 30.0
+MIN_PAUSE = 2.0
+"""Seconds between the first queries of the queue; the pauses grow."""
+MAX_PAUSE = 30.0
 """Maximum seconds between queries of the queue."""
-SETTLE = 15.0
+MAX_RESULT_DELAY = 15.0
 """Seconds that a result may take to appear on a shared file system after its job has left the queue."""
-GRACE = 8.0
+MAX_STOP_TIME = 8.0
 """Seconds that stopped jobs have to record in MLflow that they were stopped."""
 
-NOTE = ".slurm_jobs"
-"""File in the sweep's folder with the number of the array that its jobs are in."""
+ARRAY_FILE = ".slurm_jobs"
+"""File in the sweep's folder with the number of the job array that was submitted, while its jobs may be in the queue."""
 
 
 def check_queue(folder: Path) -> None:
@@ -37,24 +37,29 @@ def check_queue(folder: Path) -> None:
     Raises:
         UserError: if there is one, or if SLURM does not answer.
     """
-    note = folder / NOTE
-    if not note.exists():
+    array_file = folder / ARRAY_FILE
+    if not array_file.exists():
         return
-    array = note.read_text("utf-8").strip()
-    still = find_queued(array) if shutil.which("squeue") is not None else None
-    if still is None:
+    array = array_file.read_text("utf-8").strip()
+    queued = find_queued(array) if shutil.which("squeue") is not None else None
+    if queued is None:
         raise UserError(
             f"SLURM cannot be asked here whether jobs of this sweep are in its queue (array {array}); "
-            f"if you know that none is, remove {note}"
+            f"if you know that none is, remove {array_file}"
         )
-    if still:
-        raise UserError(f"{len(still)} jobs of this sweep are in SLURM's queue: wait for them, or run scancel {array}")
+    if queued:
+        raise UserError(f"{len(queued)} jobs of this sweep are in SLURM's queue: wait for them, or run scancel {array}")
 
 
 def run_on_slurm(
     jobs: Sequence[Work], *, submitit_folder: str, max_num_timeout: int, setup: Sequence[str], **options: Any
 ) -> list[JobReturn]:
-    """Submit the jobs and wait for them; a job that the cluster loses is reported on the screen and stops no other.
+    """Submit the jobs, wait until all have ended, and return how each ended, in the order of `jobs`.
+
+    A job that the cluster loses is reported on the screen and returned as failed; the other jobs continue.
+
+    Args:
+        options: the other options of `hydra.launcher`, which are named as in submitit or sbatch.
 
     Raises:
         UserError: if sbatch rejects the options.
@@ -64,13 +69,16 @@ def run_on_slurm(
 
     for work in jobs:
         work.threads = options["cpus_per_task"]
-    submitits = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # submitit's own names
-    known = {k if k in submitits else f"slurm_{k}": v for k, v in options.items() if v is not None}
+    # submitit has names of its own for these options; it passes all others to sbatch, and expects the prefix slurm_ in their names
+    submitit_names = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
+    parameters = {
+        key if key in submitit_names else f"slurm_{key}": value for key, value in options.items() if value is not None
+    }
     exports = [f"export PYTHONPATH={shlex.quote(environment_to_pass_on()['PYTHONPATH'])}"]
     if options["cpus_per_task"] is not None:  # since SLURM 22.05 srun would otherwise use one core only
         exports.append(f"export SRUN_CPUS_PER_TASK={options['cpus_per_task']}")
     executor = submitit.AutoExecutor(submitit_folder, cluster="slurm", slurm_max_num_timeout=max_num_timeout)
-    executor.update_parameters(**known, slurm_setup=[*exports, *setup])
+    executor.update_parameters(**parameters, slurm_setup=[*exports, *setup])
     try:
         with executor.batch():
             submitted = [executor.submit(work) for work in jobs]
@@ -78,36 +86,42 @@ def run_on_slurm(
         raise UserError(
             f"hydra/launcher=slurm: sbatch rejects the options: {' '.join(str(error).split())[-300:]}"
         ) from error
-    array = submitted[0].job_id.partition("_")[0]
-    note = jobs[0].folder.parent / NOTE
+    array = submitted[0].job_id.partition("_")[0]  # ids are <array>_<index>
+    array_file = jobs[0].folder.parent / ARRAY_FILE
     try:
-        write_text(note, array + "\n")
-        print(f"slurm: {len(jobs)} jobs in array {array}; logs in {Path(submitit_folder).parent}", flush=True)
+        write_text(array_file, array + "\n")
+        logs = Path(submitit_folder).parent  # the last part of submitit_folder is the id of each job
+        print(f"slurm: {len(jobs)} jobs in array {array}; logs in {logs}", flush=True)
         ended = _wait(jobs, submitted, array=array)
     except BaseException:
         _cancel(array)
         raise
-    note.unlink()
+    array_file.unlink()
     return ended
 
 
 def _wait(jobs: "Sequence[Work]", submitted: "Sequence[Job[None]]", *, array: str) -> list[JobReturn]:
-    running = dict(zip([job.job_id for job in submitted], zip(jobs, submitted, strict=True), strict=True))
+    """Wait until all jobs have ended, and return how each ended; `submitted` has submitit's job for each of `jobs`."""
+    running = {job.job_id: (work, job) for work, job in zip(jobs, submitted, strict=True)}
     ended: dict[str, JobReturn] = {}
-    gone: dict[str, float] = {}
-    pause = POLL
+    left_queue_at: dict[str, float] = {}  # time at which a job without a result was first seen to have left the queue
+    pause = MIN_PAUSE
     while running:
         time.sleep(pause)
-        pause = min(pause * 1.2, POLL_MOST)
-        there = find_queued(array)
+        pause = min(pause * 1.2, MAX_PAUSE)
+        queued = find_queued(array)
         for job_id, (work, job) in list(running.items()):
             if job.paths.result_pickle.exists():
                 error = job.exception()
-            elif there is None or job_id in there:
-                gone.pop(job_id, None)
+            elif queued is None or job_id in queued:
+                left_queue_at.pop(job_id, None)
                 continue
-            elif time.monotonic() - gone.setdefault(job_id, time.monotonic()) < SETTLE:
-                pause = POLL
+            elif job_id not in left_queue_at:
+                left_queue_at[job_id] = time.monotonic()
+                pause = MIN_PAUSE  # its result may appear soon
+                continue
+            elif time.monotonic() - left_queue_at[job_id] < MAX_RESULT_DELAY:
+                pause = MIN_PAUSE
                 continue
             else:
                 error = RuntimeError(f"SLURM job {job_id} left the queue without a result; its log: {job.paths.stderr}")
@@ -125,12 +139,13 @@ def find_queued(array: str) -> set[str] | None:
         return set(found.stdout.split())
     if "Invalid job id" in found.stderr:  # all of its jobs ended some time ago
         return set()
-    print(f"crux: squeue: {' '.join(found.stderr.split())}; asking again", file=sys.stderr)
+    print(f"crux: squeue: {' '.join(found.stderr.split())}; it will be queried again", file=sys.stderr)
     return None
 
 
 def _cancel(array: str) -> None:
+    """Cancel the jobs of an array, and wait until they have left the queue, but not longer than MAX_STOP_TIME."""
     subprocess.run(["scancel", array], check=False)
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + MAX_STOP_TIME
     while find_queued(array) and time.monotonic() < deadline:
         time.sleep(0.5)

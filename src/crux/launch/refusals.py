@@ -27,7 +27,7 @@ def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping
         if value is not None and value < 1:
             raise UserError(f"hydra.launcher.{key}={value}: must be 1 or more")
     if init["address"] is not None:
-        _check_answer(init["address"])
+        _check_cluster_answers(init["address"])
     elif gpus and not (count_visible_gpus() if init["num_gpus"] is None else init["num_gpus"]):
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
@@ -52,10 +52,10 @@ def check_slurm() -> None:
 
 
 def check_launcher_of_one_run(launcher: Mapping[str, Any]) -> None:
-    """Check that a single run names no launcher, which would be ignored silently.
+    """Check that a single run has no launcher of a sweep, which would be ignored silently.
 
     Raises:
-        UserError: if it names one.
+        UserError: if it has one.
     """
     if launcher["_target_"].startswith("hydra_plugins.crux_launchers."):
         raise UserError("hydra/launcher starts the jobs of a sweep: add -m, or choose a sweep with sweeps=")
@@ -77,15 +77,16 @@ def count_visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
-def _check_installed(asked: str, *, package: str, extra: str) -> None:
+def _check_installed(option: str, *, package: str, extra: str) -> None:
+    """Check that the package that an option needs is installed; `extra` is crux's extra that installs it."""
     if find_spec(package) is None:
         what = f'-e ".[{extra}]"' if ROOT == CHECKOUT else f'"crux-interp[{extra}]"'
-        raise UserError(f"{asked} needs {package}, which is not installed: pip install {what}")
+        raise UserError(f"{option} needs {package}, which is not installed: pip install {what}")
 
 
-def _check_answer(address: str) -> None:
-    """Check that a Ray cluster answers at an address. Ray would wait for it, even for a cluster that it remembers and that has ended."""
-    place = _last_cluster() if address == "auto" else address
+def _check_cluster_answers(address: str) -> None:
+    """Check that a Ray cluster answers at an address. Ray itself would wait, even for an earlier cluster that has ended."""
+    place = _find_last_cluster() if address == "auto" else address
     if not place:
         raise UserError("hydra.launcher.address=auto: there is no Ray cluster here; start one: ray start --head")
     host, _, port = place.rpartition(":")
@@ -100,10 +101,10 @@ def _check_answer(address: str) -> None:
         ) from None
 
 
-def _last_cluster() -> str:
+def _find_last_cluster() -> str:
     """Return the address that Ray uses for `auto`: $RAY_ADDRESS, or that of the last cluster started on this machine; empty if neither."""
     if "RAY_ADDRESS" in os.environ:
         return os.environ["RAY_ADDRESS"]
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    note = Path(folder, "ray", "ray_current_cluster")
-    return note.read_text("utf-8").strip() if note.is_file() else ""
+    address_file = Path(folder, "ray", "ray_current_cluster")
+    return address_file.read_text("utf-8").strip() if address_file.is_file() else ""

@@ -58,15 +58,15 @@ def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
     outputs = str(Path(OmegaConf.select(config, "output_dir")).resolve()).replace("'", "\\'")
     fixed = [f"output_dir='{outputs}'"]
     if OmegaConf.select(config, "sweep_name") is None:
-        no_name = OmegaConf.select(config, "hydra.job.config.override_dirname.exclude_keys")
-        kept = sorted(line for line in lines if line.partition("=")[0].lstrip("+") not in no_name)
-        slug = shorten_name(re.sub(r"[^\w.,=+-]+", "_", " ".join(kept)).strip("_"))
-        fixed.append(f"sweep_name='{slug}'")
+        excluded = OmegaConf.select(config, "hydra.job.config.override_dirname.exclude_keys")
+        named = sorted(line for line in lines if line.partition("=")[0].lstrip("+") not in excluded)
+        name = shorten_name(re.sub(r"[^\w.,=+-]+", "_", " ".join(named)).strip("_"))
+        fixed.append(f"sweep_name='{name}'")
     return fixed
 
 
 Start = Callable[[Sequence[SweepJob]], Sequence[JobReturn]]
-"""A function that passes jobs to Hydra's launcher and returns their ends in the same order."""
+"""A function that passes jobs to Hydra's launcher and returns how each ended, in the same order."""
 
 
 def launch(jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, ready: Callable[[Path], None]) -> None:
@@ -74,13 +74,14 @@ def launch(jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, ready
 
     Args:
         at_once: maximum number of jobs per call of `start`; None: all.
-        ready: raises if jobs of this folder's sweep may still be running without their launching process.
+        ready: is called with the sweep's folder before any job is started. It raises an error if jobs of an earlier start may still be
+            running although the process that launched them has ended.
 
     Raises:
         UserError, HydraException: if the sweep cannot be started, or is already running.
         SystemExit: with code 1 if a job has failed, now or before.
     """
-    first = jobs[0].config
+    first = jobs[0].config  # for the keys that are the same in all jobs
     _check(jobs)
     folder = jobs[0].folder.path.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def launch(jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, ready
             if job.folder.failed and first.retry_failed:
                 job.folder.clear_failure()
         todo = [job for job in jobs if not job.folder.done and not job.folder.failed]
-        print(f"sweep {folder.name}: {_count(jobs, todo)}; {folder}", flush=True)
+        print(f"sweep {folder.name}: {_describe_counts(jobs, todo)}; {folder}", flush=True)
         with track_sweep(first, folder, jobs=[job.name for job in jobs]) as tracked:
             lost = _start(todo, start=start, at_once=at_once) if todo else {}
             failures: dict[str, str] = {}
@@ -123,21 +124,23 @@ def _check(jobs: Sequence[SweepJob]) -> None:
             raise UserError(f"jobs with {' and '.join(differing)} would share the folder {job.folder.path}")
         if job.folder.done:
             try:
-                config = OmegaConf.to_object(_without_hydra(job.config))
+                config = OmegaConf.to_object(remove_hydra_section(job.config))
             except OmegaConfBaseException:
                 continue  # its values cannot be those of the finished run; the job itself will report what is wrong
             assert isinstance(config, Job)
             find_same_run(job.folder.path, to_plain(config))
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    rest = config.copy()
-    OmegaConf.set_struct(rest, False)
-    del rest["hydra"]
-    return rest
+def remove_hydra_section(config: DictConfig) -> DictConfig:
+    """Return a copy of a composed configuration without the section `hydra`, which is no part of a job."""
+    copy = config.copy()
+    OmegaConf.set_struct(copy, False)
+    del copy["hydra"]
+    return copy
 
 
-def _count(jobs: Sequence[SweepJob], todo: Sequence[SweepJob]) -> str:
+def _describe_counts(jobs: Sequence[SweepJob], todo: Sequence[SweepJob]) -> str:
+    """Return the numbers of jobs in each state, without those that are 0: `9 jobs, 4 done before, 1 to resume`."""
     done, failed = sum(job.folder.done for job in jobs), sum(job.folder.failed for job in jobs)
     begun = sum(job.folder.checkpoint.exists() for job in todo)
     words = [(len(jobs), "jobs"), (done, "done before"), (failed, "failed before"), (begun, "to resume")]
@@ -145,9 +148,10 @@ def _count(jobs: Sequence[SweepJob], todo: Sequence[SweepJob]) -> str:
 
 
 def _start(todo: Sequence[SweepJob], *, start: Start, at_once: int | None) -> dict[str, str]:
-    """Return the reason why the launcher lost a job, by the names of such jobs; other failures are in the jobs' folders.
+    """Start the jobs and wait for them; return the names of those whose process died, each with the reason.
 
-    It is not written to disk: the next start resumes lost jobs like interrupted ones.
+    These reasons are not written to disk, so that the next start resumes such jobs like interrupted ones. A job that fails by itself
+    leaves FAILED in its folder.
     """
     lost: dict[str, str] = {}
     size = at_once or len(todo)
@@ -156,7 +160,7 @@ def _start(todo: Sequence[SweepJob], *, start: Start, at_once: int | None) -> di
         try:
             for job, end in zip(batch, start(batch), strict=True):
                 if end.status is JobStatus.FAILED:
-                    lost[job.name] = f"its process ended: {' '.join(str(_error(end)).split())[:300]}"
+                    lost[job.name] = f"its process ended: {' '.join(str(_find_error(end)).split())[:300]}"
         except Exception as error:
             if explain_user_error(error, overrides=[]) is not None:
                 raise
@@ -166,8 +170,8 @@ def _start(todo: Sequence[SweepJob], *, start: Start, at_once: int | None) -> di
     return lost
 
 
-def _error(end: JobReturn) -> Exception | None:
-    """Return what a failed job raised."""
+def _find_error(end: JobReturn) -> Exception | None:
+    """Return the exception with which a job failed."""
     try:
         with redirect_stderr(io.StringIO()):  # Hydra would print the job's command line
             return end.return_value
@@ -176,6 +180,7 @@ def _error(end: JobReturn) -> Exception | None:
 
 
 def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> None:
+    """Write the sweep's report, print it, and log it to MLflow."""
     from crux.sae.sweeps.report import write_report
 
     try:

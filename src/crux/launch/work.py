@@ -21,25 +21,29 @@ from crux.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
-PASSED_ON = (
+VARIABLES_PASSED_ON = (
     "CRUX_OUTPUTS", "CRUX_CACHE", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY",
     "HF_HOME", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 """Environment variables that a job takes over from the launching process; passwords and tokens are not among them."""
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Environment variables with the number of threads of a process."""
 
 
 def environment_to_pass_on() -> dict[str, str]:
     """Return the environment variables of a job's process, which must find crux before it unpickles anything."""
     path = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"PYTHONPATH": os.pathsep.join(path)}
+    return {name: os.environ[name] for name in VARIABLES_PASSED_ON if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(path)
+    }
 
 
 class Work:
-    """A job of a sweep, which a call in the job's process runs; the job's output goes to `output.log` in its folder.
+    """A job of a sweep as a callable object. It is pickled, and called in the process of the job.
 
-    A composed configuration still refers to the environment and to crux's resolvers: a call sets up both first.
+    The job's output goes to `output.log` in its folder. The composed configuration still refers to the environment and to crux's
+    resolvers, so that a call sets up both before it runs the job.
     """
 
     def __init__(self, task: TaskFunction, context: HydraContext, config: DictConfig, *, number: int) -> None:
@@ -57,7 +61,7 @@ class Work:
     def folder(self) -> Path:
         """The run folder of the job."""
         before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(self.config)  # hydra's own resolver looks there
+        HydraConfig.instance().set_config(self.config)  # the resolver ${hydra:…} looks there
         try:
             return Path(self.config.hydra.sweep.dir, self.config.hydra.sweep.subdir)
         finally:
@@ -67,12 +71,12 @@ class Work:
         """Run the job.
 
         Args:
-            place: name of the machine in the log; None: its host name.
+            place: name of this machine in the log; None: its host name.
         """
         place = place or socket.gethostname()
         os.environ.update(self.environment)
         if self.threads is not None:
-            os.environ.update(dict.fromkeys(THREADS, str(self.threads)))
+            os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))
         os.chdir(self.cwd)
         setbase("1.3")
         setup_globals()
@@ -105,7 +109,7 @@ class Work:
         """Return how the job ended, in one line.
 
         Args:
-            error: what its process ended with, if the job itself did not fail.
+            error: the exception with which the job's process ended; None if it ended normally.
         """
         folder = RunFolder(self.folder)
         if folder.failed:
@@ -115,7 +119,7 @@ class Work:
         return "done" if folder.done else "ended without a result"
 
     def to_job_return(self, error: Exception | None) -> JobReturn:
-        """Return the end of the job as Hydra's JobReturn."""
+        """Return how the job ended, in the form that Hydra expects of a launcher; `error` as in `describe_end`."""
         status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
         overrides = OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)
         assert isinstance(overrides, list)

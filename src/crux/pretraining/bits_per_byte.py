@@ -18,12 +18,15 @@ class Window(NamedTuple):
     ids: list[int]
     """At most context + 1 ids; the model reads all but the last and predicts all but the first."""
     first: int
-    """Index of the first prediction that counts; the previous window has scored the earlier ones."""
+    """Index of the first prediction in this window that counts; the previous window has scored the ids before it."""
 
 
 def cut_windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
-    """Yield windows in which each id but the first counts once, after at least context − stride earlier ids, or all if there are fewer."""
-    scored = 1
+    """Yield windows over a document, in which the prediction of each id but the first counts exactly once.
+
+    A prediction that counts is made from at least context − stride earlier ids, or from all earlier ids if there are fewer.
+    """
+    scored = 1  # number of ids that have been scored, or, like the first, need not be
     for start in range(0, len(ids) - 1, stride):
         end = min(len(ids), start + context + 1)
         yield Window(list(ids[start:end]), scored - start - 1)
@@ -51,14 +54,16 @@ def sum_nats(
     """
     device = subject.device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    windows = (w for ids in documents for w in cut_windows([end_of_text, *ids], context=context, stride=stride))
+    windows = (
+        window for ids in documents for window in cut_windows([end_of_text, *ids], context=context, stride=stride)
+    )
     for group in _group_windows(windows, batch):
         longest = max(len(w.ids) for w in group)
         ids = torch.tensor([w.ids + [end_of_text] * (longest - len(w.ids)) for w in group], device=device)
-        counts = torch.tensor(
+        counts = torch.tensor(  # false for ids that an earlier window has scored, and for padding
             [[w.first <= t < len(w.ids) - 1 for t in range(longest - 1)] for w in group], device=device
         )
-        total += (_nats_per_token(subject, ids) * counts).sum()
+        total += (_measure_nats(subject, ids) * counts).sum()
     return float(total)
 
 
@@ -68,6 +73,7 @@ def to_bits_per_byte(nats: float, n_bytes: int) -> float:
 
 
 def _group_windows(items: Iterator[Window], size: int) -> Iterator[list[Window]]:
+    """Yield the windows in groups of `size`; the last group may have fewer."""
     group: list[Window] = []
     for item in items:
         group.append(item)
@@ -78,7 +84,8 @@ def _group_windows(items: Iterator[Window], size: int) -> Iterator[list[Window]]
         yield group
 
 
-def _nats_per_token(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos_1"]:
+def _measure_nats(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos_1"]:
+    """Return −log p in nats of each id but the first, given the ids before it; pos_1 is pos − 1."""
     final = subject.clean(ids[:, :-1], capture=()).final
     assert final is not None
     h, labels = final.flatten(0, 1), ids[:, 1:].flatten()

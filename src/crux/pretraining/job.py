@@ -1,4 +1,4 @@
-"""The job that trains the packaged language model: tokenizer, training, float16 weights, held-out bits per byte."""
+"""The job that trains the packaged language model, exports it in float16 and evaluates the export by bits per byte of held-out text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def run(config: PretrainJob, *, folder: Path | None) -> RunFolder:
 
 
 class Pretraining:
-    """The language model, its tokenizer and its batches."""
+    """The pretraining job: a new language model with its tokenizer and its batches."""
 
     def __init__(self, config: PretrainJob) -> None:
         torch.manual_seed(config.seed)
@@ -69,7 +69,7 @@ class Pretraining:
         self.model = build_gpt2(config.pretrain, context=context)
 
     def prepared_job(self) -> PreparedJob:
-        """Return what the job does."""
+        """Return the job, ready to be executed."""
         return PreparedJob(
             name="pretrain",
             execute=self.execute,

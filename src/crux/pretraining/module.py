@@ -1,4 +1,4 @@
-"""Pretraining of the packaged language model: next-token cross-entropy, Muon on matrices and AdamW on the rest."""
+"""Pretraining of the packaged language model: next-token cross-entropy, Muon for the matrices in the blocks, AdamW for the rest."""
 
 import lightning as L
 import torch
@@ -39,10 +39,11 @@ class LanguageModel(L.LightningModule):
             raise UserError(
                 f"experiment=pretrain needs torch >= 2.9 (torch.optim.Muon); this is torch {torch.__version__}"
             )
-        blocks = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".h." in n]
-        rest = [p for n, p in self.model.named_parameters() if not (p.ndim == 2 and ".h." in n)]
+        parameters = dict(self.model.named_parameters())
+        matrices = [p for name, p in parameters.items() if p.ndim == 2 and ".h." in name]  # .h.: in a block
+        rest = [p for name, p in parameters.items() if not (p.ndim == 2 and ".h." in name)]
         lr, decay = self.options.lr, self.options.weight_decay
-        muon = torch.optim.Muon(blocks, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        muon = torch.optim.Muon(matrices, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         optimizers: list[torch.optim.Optimizer] = [muon, adam]
         schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: self.lr_factor(step)) for o in optimizers]

@@ -9,8 +9,8 @@ from crux.config.errors import UserError
 from crux.config.schema import Job, to_plain
 from crux.runs.run_folder import find_unfinished, open_unfinished
 
-STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-"""URI schemes of the stores in which MLflow keeps runs."""
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""The URI schemes of the servers and databases in which MLflow can keep runs."""
 
 
 def check_run(config: Job) -> None:
@@ -31,7 +31,7 @@ def check_run(config: Job) -> None:
 
 
 def check_writable(key: str, place: str) -> None:
-    """Check that a folder exists or can be created, and is writable; `key` is the option that names it."""
+    """Check that a folder is writable, or can be created; `key` is the option that names the folder."""
     folder = Path(place)
     while not folder.exists():
         folder = folder.parent
@@ -42,11 +42,13 @@ def check_writable(key: str, place: str) -> None:
 
 
 def check_tracking(uri: str | None) -> None:
-    """Check that a tracking server answers within a second: MLflow's own client would retry for minutes."""
+    """Check the scheme of a tracking URI, and that a server answers within a second; MLflow's own client would retry for minutes."""
     if uri is None:
         return
-    if urlparse(uri).scheme.partition("+")[0] not in STORES:
-        raise UserError(f"tracking.uri={uri}: allowed are {', '.join(STORES)}, each with ://…; or say tracking=none")
+    if urlparse(uri).scheme.partition("+")[0] not in TRACKING_SCHEMES:
+        raise UserError(
+            f"tracking.uri={uri}: allowed are {', '.join(TRACKING_SCHEMES)}, each with ://…; or say tracking=none"
+        )
     if not uri.startswith(("http://", "https://")):
         return
     address = urlparse(uri)

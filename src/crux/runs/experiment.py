@@ -24,12 +24,12 @@ Options = TypeVar("Options")
 
 
 def drop_all_rows(folder: RunFolder) -> int:
-    """Return -1: no row of an earlier start is kept, as the experiment adds all of them again."""
+    """Return -1, so that no history row of an earlier start is kept: the experiment adds all rows again."""
     return -1
 
 
 def keep_all_rows(folder: RunFolder) -> int:
-    """Return the step of the last row of an earlier start: all its rows are kept, and only later ones are added."""
+    """Return the step of the last history row of an earlier start, so that all its rows are kept and only later ones are added."""
     return max((int(row["step"]) for row in folder.read_history()), default=-1)
 
 
@@ -38,11 +38,11 @@ class Experiment(Generic[Options]):
     """The `EXPERIMENT` that each file in a folder experiments/ defines."""
 
     options: type[Options]
-    """The dataclass that it reads: its section of the configuration, or the whole job if it needs several sections."""
+    """The dataclass of the options that `result` takes: a section of the configuration, or the whole job if it needs several sections."""
     result: Callable[[Options, ActiveRun], Result]
-    """Computes the result. It may add rows to the run's history and read intermediate results of an earlier start."""
+    """A function that computes the result. It may add rows to the run's history and read intermediate results of an earlier start."""
     last_row: Callable[[RunFolder], int] = drop_all_rows
-    """Returns the step of the last history row to keep when an earlier run is continued."""
+    """A function that returns the step of the last history row to keep when an earlier start is continued."""
 
 
 def run_experiment(config: Job, *, section: object, module: str, folder: Path | None) -> RunFolder:
@@ -103,13 +103,13 @@ def report_text(title: str, result: Result) -> str:
     """Return the report in Markdown: the experiment's tables and text, the checks, and the figures as links."""
     parts = [f"# {title}", result.report]
     if result.checks:
-        parts += ["## Checks", checks_table(result.checks)]
+        parts += ["## Checks", format_checks(result.checks)]
     if result.figures:
         parts += ["## Figures", *(f"![{name}](figures/{name}.png)" for name in result.figures)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def checks_table(checks: Sequence[Check]) -> str:
+def format_checks(checks: Sequence[Check]) -> str:
     """Return the checks as a Markdown table."""
     rows = [[c.what, f"{c.value:.5g}", format_range(c, digits=5), "yes" if c.passed else "NO"] for c in checks]
     return markdown_table(["check", "value", "expected range", "passed"], rows)

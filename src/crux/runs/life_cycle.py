@@ -12,7 +12,7 @@ from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
 from crux.runs.run_folder import RunFolder, new_run_path
 from crux.runs.tracked_run import TrackedRun, create_runs, start_tracking
-from crux.runs.tracking import comparison_command, find_earlier_run
+from crux.runs.tracking import explain_comparison, find_earlier_run
 
 
 class ActiveRun(NamedTuple):
@@ -23,9 +23,9 @@ class ActiveRun(NamedTuple):
     """The runs that are reported: one, unless the job trains many SAEs at once."""
     seed: int
     resumed: bool
-    """True if an earlier start left something to continue."""
+    """True if the job continues an earlier start."""
     last_row: int
-    """Step of the last row that is kept from the history of an earlier start; -1 if none is."""
+    """Step of the last history row that is kept from an earlier start; -1 if no row is."""
 
     @property
     def progress(self) -> bool:
@@ -58,17 +58,17 @@ class PreparedJob:
     """A job with everything loaded that it needs, ready to be executed."""
 
     name: str
-    """Name of the run folder, which follows the time."""
+    """Name of the run folder, after the time."""
     execute: Callable[[ActiveRun], Mapping[str, RunOutcome]]
-    """Returns the outcome of each run by the run's name; a run without an outcome has failed."""
+    """A function that returns the outcome of each run by the run's name; a run without an outcome has failed."""
     last_row: Callable[[RunFolder], int]
-    """Returns the step of the last history row to keep when an earlier run is continued."""
+    """A function that returns the step of the last history row to keep when an earlier start is continued."""
     params: Mapping[str, object]
     """Parameters for MLflow, in addition to those of the configuration."""
     run_configs: Mapping[str, Job]
     """The configuration of each run by the name of its folder; empty if the job is a single run."""
     failure: Callable[[], UserError] | None = None
-    """Returns the error to raise if some runs have no outcome; None if that cannot happen."""
+    """A function that returns the error to raise if some runs have no outcome; None if every run has one."""
 
 
 def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJob]) -> RunFolder:
@@ -118,6 +118,6 @@ def show_outcome(run: TrackedRun, outcome: RunOutcome) -> None:
         for page in sorted(run.folder.path.glob("latents*.html")):
             print(f"latents     {page}")
         if run.config.tracking.mlflow:
-            print(f"compare     {comparison_command(run.config)}")
+            print(f"compare     {explain_comparison(run.config)}")
     except Exception as error:
         print(f"crux: the results could not be printed ({error}); they are in {run.folder.path}", file=sys.stderr)

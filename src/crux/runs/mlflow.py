@@ -69,7 +69,7 @@ def explain_errors(uri: str) -> Iterator[None]:
 
 
 class Tracker:
-    """A writer of one MLflow run. Every method raises UserError if the database or the server fails."""
+    """The writer of one MLflow run. Every method raises UserError if the database or the server fails."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.client, self.run_id = uri, MlflowClient(uri), run_id
@@ -115,8 +115,8 @@ class Tracker:
                 return None
         return cls.resume(uri, run_id, tags={}) if found.info.lifecycle_stage == "active" else None
 
-    def running_children(self) -> dict[str, str]:
-        """Return the name of the job by run id, for each child run whose state is RUNNING."""
+    def find_running_children(self) -> dict[str, str]:
+        """Return the children of this run whose state is RUNNING: the name of the job by the id of its run."""
         found: dict[str, str] = {}
         with explain_errors(self.uri):
             experiment = self.client.get_run(self.run_id).info.experiment_id

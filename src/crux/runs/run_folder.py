@@ -12,7 +12,7 @@ import yaml
 from crux.config.errors import UserError
 from crux.config.files import write_text
 
-NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
+KEYS_NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
 """Keys that may differ when a run is resumed; `trainer.progress` may differ too."""
 
 
@@ -28,13 +28,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """Create a folder with the resolved configuration; remove what an earlier run in it could be resumed from."""
+        """Create a run folder with the resolved configuration, and remove from it all files from which an earlier run could be resumed."""
         path.mkdir(parents=True, exist_ok=True)
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
             (path / name).unlink(missing_ok=True)
         folder = cls(path)
-        for earlier in (folder.programs, folder.intermediate):
-            shutil.rmtree(earlier, ignore_errors=True)
+        for subfolder in (folder.programs, folder.intermediate):
+            shutil.rmtree(subfolder, ignore_errors=True)
         (path / "figures").mkdir(exist_ok=True)
         write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return folder
@@ -82,7 +82,7 @@ class RunFolder:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     def open_subfolder(self, name: str, config: Mapping[str, Any], *, resumed: bool) -> "RunFolder":
-        """Return the folder of one of the job's runs; it is created unless it exists and the job is resumed."""
+        """Return the folder of one of the job's runs. A resumed job keeps the folder that exists; otherwise a new one is created."""
         folder = RunFolder(self.path / name)
         if not resumed or not (folder.path / "config.yaml").exists():
             return RunFolder.create(folder.path, config)
@@ -138,10 +138,10 @@ class RunFolder:
 def new_run_path(outputs: Path, name: str) -> Path:
     """Return `<outputs>/runs/<time>_<name>`, with a number if two runs start within the same second."""
     stem = outputs / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    path, n = stem, 1
+    path, number = stem, 1
     while path.exists():
-        n += 1
-        path = stem.with_name(f"{stem.name}-{n}")
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
     return path
 
 
@@ -154,7 +154,7 @@ def comparable_keys(config: Mapping[str, Any]) -> dict[str, Any]:
             keys |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
         return keys
 
-    keys = flatten({key: value for key, value in config.items() if key not in NOT_COMPARED}, "")
+    keys = flatten({key: value for key, value in config.items() if key not in KEYS_NOT_COMPARED}, "")
     keys.pop("trainer.progress", None)
     return keys
 
@@ -173,7 +173,9 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
         UserError: if there is none.
     """
     starts = [(p.parent.name[:19], p.stat().st_mtime_ns, p.parent) for p in (outputs / "runs").glob("*/config.yaml")]
-    for *_, path in sorted(starts, reverse=True):  # by the time in the name, then by that of the file
+    for *_, path in sorted(
+        starts, reverse=True
+    ):  # by the time in the folder's name (seconds), then by that of the file
         folder = RunFolder(path)
         if folder.done:
             continue
@@ -187,7 +189,7 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
 
 
 def find_same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
-    """Return the run in a sweep's job folder if it has this configuration and is finished or can be resumed; else None.
+    """Return the run in the folder of a sweep's job, if it has this configuration and is finished or can be resumed; else None.
 
     Raises:
         UserError: if the folder holds a finished run with another configuration, which would be overwritten.

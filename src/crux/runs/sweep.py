@@ -11,18 +11,18 @@ from omegaconf import DictConfig
 
 from crux.config.errors import UserError
 from crux.config.files import write_text
-from crux.runs.tracking import git_sha
+from crux.runs.tracking import find_git_commit
 
 if TYPE_CHECKING:
     from crux.runs.mlflow import Tracker
 
 
-LONGEST_DESCRIPTION = 5000
-"""Characters; newer versions of MLflow reject longer tags."""
+MAX_DESCRIPTION_LENGTH = 5000
+"""Maximum number of characters of a run's description; newer versions of MLflow reject longer tags."""
 
 
 class SweepRun:
-    """The parent run. Its id is in `<sweep folder>/mlflow_run_id`, from which the jobs read it in their processes."""
+    """The MLflow run of a sweep. Its id is in `<sweep folder>/mlflow_run_id`, where the processes of the jobs read it."""
 
     def __init__(self, tracker: "Tracker") -> None:
         self.tracker = tracker
@@ -39,24 +39,24 @@ class SweepRun:
 
         outputs = Path(config.output_dir)
         uri = cls.requested_uri(config) or default_uri(outputs)
-        known = folder / "mlflow_run_id"
-        if known.exists() and (found := Tracker.find(uri, known.read_text("utf-8").strip())) is not None:
-            return cls(found)
-        sha = git_sha()
+        id_file = folder / "mlflow_run_id"
+        if id_file.exists() and (earlier := Tracker.find(uri, id_file.read_text("utf-8").strip())) is not None:
+            return cls(earlier)
+        commit = find_git_commit()
         tracker = Tracker.start(
             uri,
             experiment=config.tracking.experiment,
             outputs=outputs,
             name=folder.name,
             params={},
-            tags={"sweep": folder.name, "kind": "sweep"} | ({"git_sha": sha} if sha is not None else {}),
+            tags={"sweep": folder.name, "kind": "sweep"} | ({"git_sha": commit} if commit is not None else {}),
         )
-        write_text(known, tracker.run_id + "\n")
+        write_text(id_file, tracker.run_id + "\n")
         return cls(tracker)
 
     def end_children(self, jobs: Collection[str]) -> None:
         """Set the runs of these jobs to KILLED if MLflow says RUNNING although their process has ended."""
-        for run_id, job in self.tracker.running_children().items():
+        for run_id, job in self.tracker.find_running_children().items():
             if job in jobs:
                 self.tracker.client.set_terminated(run_id, status="KILLED")
 
@@ -70,7 +70,7 @@ class SweepRun:
                     self.tracker.client.log_artifact(self.tracker.run_id, str(path))
             self.tracker.client.log_artifacts(self.tracker.run_id, str(folder / "figures"), "figures")
             report = (folder / "report.md").read_text("utf-8")
-            if len(report) <= LONGEST_DESCRIPTION:
+            if len(report) <= MAX_DESCRIPTION_LENGTH:
                 self.tracker.client.set_tag(self.tracker.run_id, "mlflow.note.content", report)
 
 
@@ -93,7 +93,7 @@ def track_sweep(config: DictConfig, folder: Path, *, jobs: Collection[str]) -> I
         try:
             run.end_children(jobs)
             run.tracker.end("KILLED" if killed else "FAILED")
-        except UserError as error:  # what stopped the sweep matters more
+        except UserError as error:  # raised instead, it would hide what stopped the sweep
             print(f"crux: the end of the sweep could not be reported: {error}", file=sys.stderr)
         raise
     run.tracker.end("FINISHED")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from crux.config.schema import Job, to_plain
 from crux.runs.run_folder import RunFolder
-from crux.runs.tracking import parent_tags, track_run
+from crux.runs.tracking import read_parent_tags, track_run
 
 if TYPE_CHECKING:
     from crux.runs.mlflow import Tracker
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrackedRun:
-    """One run of a job, with its folder and its MLflow run."""
+    """One run of a job, with its run folder and the writer of its MLflow run."""
 
     name: str
     """Name of the folder within the job's folder; empty if the run is the job itself."""
@@ -29,11 +29,11 @@ class TrackedRun:
 
     @property
     def prefix(self) -> str:
-        """The beginning of the run's names in the rows of the job."""
+        """The prefix of this run's values in a row with the values of all runs of the job."""
         return f"{self.name}/" if self.name else ""
 
     def add_row(self, step: int, row: Mapping[str, float]) -> None:
-        """Add the run's values of a row to its history and to MLflow."""
+        """Add the values of this run to its history and to MLflow; the row may hold those of all runs of the job."""
         if values := {k.removeprefix(self.prefix): v for k, v in row.items() if k.startswith(self.prefix)}:
             self.folder.add_row(step, values)
             if self.tracker is not None:
@@ -43,11 +43,11 @@ class TrackedRun:
         """Write the final metrics to the run folder; log them and the folder's files to MLflow."""
         self.folder.write_metrics(metrics)
         if self.tracker is not None:
-            self.tracker.log_metrics(0, metrics)  # one value each: MLflow draws bars
+            self.tracker.log_metrics(0, metrics)  # always at step 0: MLflow draws bars for single values
             self.tracker.log_files(self.folder.path)
 
     def fail(self, error: Exception) -> None:
-        """End the run as failed; the job continues without it. Further calls do nothing."""
+        """End this run as failed, while the job goes on with its other runs. Further calls do nothing."""
         if self.failed:
             return
         self.failed = True
@@ -67,8 +67,8 @@ def create_runs(job: RunFolder, configs: Mapping[str, Job], *, resumed: bool) ->
     """Return the runs of a job, with their folders created.
 
     Args:
-        configs: configuration of each run by name; an empty name means the job itself.
-        resumed: continue what earlier runs have left in the folders.
+        configs: configuration of each run by its name; an empty name means that the job itself is the run.
+        resumed: True if the job continues an earlier start, so that what is in the folders is kept.
     """
     return [
         TrackedRun(name, config, job.open_subfolder(name, to_plain(config), resumed=resumed) if name else job)
@@ -79,12 +79,14 @@ def create_runs(job: RunFolder, configs: Mapping[str, Job], *, resumed: bool) ->
 def start_tracking(
     config: Job, job: RunFolder, runs: list[TrackedRun], ends: ExitStack, *, params: Mapping[str, object]
 ) -> None:
-    """Start an MLflow run for each run. Several runs get a parent, unless the job belongs to a sweep, which is the parent then.
+    """Start an MLflow run for each run of a job.
+
+    If the job has several runs, they are children of an MLflow run for the job; in a sweep, of the sweep's MLflow run.
 
     Args:
-        ends: closing it ends the MLflow runs that are still running.
+        ends: a stack that ends the MLflow runs when it is closed.
     """
-    if runs[0].name and not parent_tags(job.path):
+    if runs[0].name and not read_parent_tags(job.path):
         tracker = ends.enter_context(track_run(config, job, params=params))
         if tracker is not None:
             tracker.log_files(job.path)

@@ -1,4 +1,4 @@
-"""Tracking of a job in MLflow, from its start to its end."""
+"""Track a job in MLflow, from its start to its end; and find the earlier run that a job continues."""
 
 import os
 import subprocess
@@ -17,23 +17,34 @@ if TYPE_CHECKING:
     from crux.runs.mlflow import Tracker
 
 
-PARENT = "mlflow.parentRunId"
-"""MLflow's tag that makes a run another's child."""
+PARENT_TAG = "mlflow.parentRunId"
+"""The name of MLflow's tag for the id of a run's parent."""
 
 
-def parent_tags(folder: Path) -> dict[str, str]:
-    """Return tags that name the parent of a run: the sweep, or the job with several runs, in whose folder the run's folder is.
+def read_parent_tags(folder: Path) -> dict[str, str]:
+    """Return the MLflow tags that name the parent of a run; none if the run has no parent.
 
-    In a sweep, the runs of a job with several runs are children of the sweep. Without a parent there are no tags.
+    The parent is a sweep or a job with several runs. Its folder, which holds the id of its MLflow run, is above the run's folder: directly,
+    or two levels above for a job with several runs in a sweep, whose runs are children of the sweep.
+
+    Args:
+        folder: the run folder.
     """
-    for job in (folder, folder.parent):
-        if (known := job.parent / "mlflow_run_id").exists():
-            return {PARENT: known.read_text("utf-8").strip(), "job": job.name}
+    for child in (folder, folder.parent):
+        id_file = child.parent / "mlflow_run_id"
+        if id_file.exists():
+            return {PARENT_TAG: id_file.read_text("utf-8").strip(), "job": child.name}
     return {}
 
 
 def find_earlier_run(config: Job, folder: Path | None) -> RunFolder | None:
-    """Return the run to continue, if the user has asked for one; in a sweep, the run of this job in its folder, finished or not.
+    """Return the earlier run of this job, so that it is continued; None if the job starts anew.
+
+    `resume_from` names the run, and `resume=true` looks for it in the outputs folder. A sweep looks in the job's folder in any case, and
+    the run there may also be finished.
+
+    Args:
+        folder: the run folder, if a sweep has assigned one.
 
     Raises:
         UserError: if the run does not exist or has another configuration.
@@ -46,9 +57,10 @@ def find_earlier_run(config: Job, folder: Path | None) -> RunFolder | None:
     return find_unfinished(Path(config.output_dir), plain) if config.resume else None
 
 
-def git_sha() -> str | None:
+def find_git_commit() -> str | None:
     """Return the commit of the checkout of this code, with `-dirty` if files were changed; None outside of git."""
     here = Path(__file__).parent
+    # the empty pattern matches no tag, so that the answer is always the commit's hash
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -56,47 +68,47 @@ def git_sha() -> str | None:
         return None
 
 
-def tracking_uri(config: Job) -> str | None:
-    """Return the server or database that the user has asked for; None: the default one in the outputs folder."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-
-
-def comparison_command(config: Job) -> str:
-    """Return the address to open, or the command to type, to compare the run with others in MLflow."""
+def choose_uri(config: Job) -> str:
+    """Return the URI of the server or database that the user has asked for; without one, of the database in the outputs folder."""
     from crux.runs.mlflow import default_uri
 
-    uri = tracking_uri(config) or default_uri(Path(config.output_dir))
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(Path(config.output_dir))
+
+
+def explain_comparison(config: Job) -> str:
+    """Return what opens MLflow's table of runs: the address of the server, or the command that starts one for the database."""
+    uri = choose_uri(config)
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 @contextmanager
 def track_run(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -> "Iterator[Tracker | None]":
-    """Yield the MLflow run of a job, which ends as FINISHED, FAILED or KILLED; None with tracking=none.
+    """Track a job in MLflow during the block: yield the writer of its MLflow run, or None with tracking=none.
 
-    If the run folder already has an MLflow run, that one is continued, so that a resumed run is one run.
+    The MLflow run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other exception. If the run folder already
+    has an MLflow run, that one is continued, so that a resumed job is one MLflow run.
 
     Args:
-        params: parameters in addition to those of the configuration.
+        params: MLflow parameters in addition to those that the configuration gives.
     """
     if not config.tracking.mlflow:
         yield None
         return
-    from crux.runs.mlflow import Tracker, default_uri
+    from crux.runs.mlflow import Tracker
 
-    outputs = Path(config.output_dir)
-    uri = tracking_uri(config) or default_uri(outputs)
-    id_file, parent = folder.path / "mlflow_run_id", parent_tags(folder.path)
+    uri = choose_uri(config)
+    id_file, parent_tags = folder.path / "mlflow_run_id", read_parent_tags(folder.path)
     if id_file.exists():
-        tracker = Tracker.resume(uri, id_file.read_text("utf-8").strip(), tags=parent)
+        tracker = Tracker.resume(uri, id_file.read_text("utf-8").strip(), tags=parent_tags)
     else:
         try:
             tracker = Tracker.start(
                 uri,
                 experiment=config.tracking.experiment,
-                outputs=outputs,
+                outputs=Path(config.output_dir),
                 name=config.run_name(),
                 params={**config.mlflow_params(), **params},
-                tags=run_tags(config) | parent,
+                tags=list_tags(config) | parent_tags,
             )
         except UserError:
             folder.remove_if_unstarted()
@@ -107,7 +119,7 @@ def track_run(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -
     except BaseException as stop:
         try:
             tracker.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
-        except UserError as error:  # what stopped the run matters more
+        except UserError as error:  # raised instead, it would hide what stopped the run
             print(f"crux: the run's end could not be reported: {error}", file=sys.stderr)
         raise
     try:
@@ -118,7 +130,7 @@ def track_run(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -
         print(f"crux: the run is done, but its end could not be reported: {error}", file=sys.stderr)
 
 
-def run_tags(config: Job) -> dict[str, str]:
+def list_tags(config: Job) -> dict[str, str]:
     """Return the tags by which people filter runs in MLflow."""
-    tags = {**config.mlflow_tags(), "sweep": config.sweep_name, "git_sha": git_sha()}
+    tags = {**config.mlflow_tags(), "sweep": config.sweep_name, "git_sha": find_git_commit()}
     return {key: value for key, value in tags.items() if value is not None}

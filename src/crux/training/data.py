@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from crux.training import ranks
 
 
-def select_share(batch: Any) -> Any:
-    """Return this rank's sequences of a token batch. Batches of activations are divided among the ranks already."""
+def select_rank_part(batch: Any) -> Any:
+    """Return this rank's sequences of a token batch. Other batches, of activations, have been divided among the ranks before."""
     return batch[ranks.rank_slice(len(batch))] if isinstance(batch, Tensor) else batch
 
 
 class ConcatenatedBatches(Sequence[Any]):
-    """The batches of `first`, followed by those of `second` from index `len(first)` on."""
+    """The batches of `first`, then those of `second` from its index `len(first)` on: `first` replaces the beginning of `second`."""
 
     def __init__(self, first: Sequence[Any], second: Sequence[Any]) -> None:
         self.first, self.second = first, second
@@ -35,7 +35,7 @@ class _BatchesFrom(IterableDataset[Any]):
         self.batches, self.start = batches, start
 
     def __iter__(self) -> Iterator[Any]:
-        return (select_share(self.batches[i]) for i in range(self.start, len(self.batches)))
+        return (select_rank_part(self.batches[i]) for i in range(self.start, len(self.batches)))
 
 
 class Feed(L.LightningDataModule):

@@ -23,18 +23,20 @@ from crux.training.processes import KeepSigtermHandler, start_processes
 from crux.training.progress import RowLogger, StepBar
 
 Sink = Callable[[int, dict[str, float]], None]
+"""A function that receives each row of the history, with its step."""
 
 
 class ShortEvaluations(NamedTuple):
     """Settings of the short evaluations during training."""
 
     evaluate: Callable[[], dict[str, float]]
+    """A function that returns the row of an evaluation."""
     every: int
     """Optimiser steps between evaluations; 0: no evaluations."""
 
 
 class EvaluateRegularly(L.Callback):
-    """A callback that evaluates after every `evaluations.every` optimiser steps and logs the row."""
+    """A callback that evaluates after every `evaluations.every` optimiser steps and adds the values to the history."""
 
     def __init__(self, evaluations: ShortEvaluations) -> None:
         self.evaluations = evaluations
@@ -71,7 +73,7 @@ def fit(
         checkpoints: folder of the checkpoints.
         resume: checkpoint from which to continue; None: start at step 0.
         sinks: functions that are called with the step and each row of the history.
-        bar_labels: keys of the newest row that the progress bar shows, with their labels.
+        bar_labels: the label on the progress bar for each key of the newest row that it shows.
         callbacks: callbacks of the user.
         on_abandon: called before a run over several devices is ended because a process hangs.
 
@@ -116,7 +118,7 @@ def fit(
         skip_sigterm_broadcast(loop)
         try:
             loop.fit(module, datamodule=feed, ckpt_path=resume, weights_only=True if resume else None)
-        except SystemExit as stop:  # Lightning turns Ctrl-C into one; SIGTERM's stays one
+        except SystemExit as stop:  # Lightning turns Ctrl-C into one, which is undone here; that of SIGTERM is kept
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise

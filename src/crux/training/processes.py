@@ -31,11 +31,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crux.config.errors import UserError
 
-POLL = 0.1
+POLL_INTERVAL = 0.1
 """Seconds between checks of the other processes."""
-GRACE = 20.0
-"""Seconds in which the first process may notice by itself that another one is lost; while it waits for a GPU, it never would."""
-LEAVE = 60.0
+MAX_TIME_TO_NOTICE = 20.0
+"""Seconds that the first process has to notice by itself that another one is lost; while it waits for a GPU, it never would."""
+MAX_TIME_TO_END = 60.0
 """Seconds in which the other processes must end once the training is done."""
 
 
@@ -59,10 +59,11 @@ def start_processes(
     if devices == 1:
         yield "auto"
         return
-    # DDP would send the first process's buffers to the others before each step; crux.training.ranks keeps them equal
-    known = inspect.signature(DistributedDataParallel).parameters
-    sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since torch 2.13
-    options: dict[str, Any] = {sending: False, "gradient_as_bucket_view": True}
+    # DDP would send the first process's buffers to the others before each step; crux.training.ranks keeps them equal.
+    # torch 2.13 has given the argument that switches this off another name
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    options: dict[str, Any] = {sync_buffers: False, "gradient_as_bucket_view": True}
     threads = torch.get_num_threads()
     try:
         with nullcontext() if "RANK" in os.environ else _other_processes(devices, training, on_abandon):
@@ -76,7 +77,7 @@ def start_processes(
 def _other_processes(devices: int, training: Callable[[], object], on_abandon: Callable[[], None]) -> Iterator[None]:
     """Start the other processes, and end them if they do not end by themselves."""
     context = multiprocessing.get_context("spawn")
-    places = torchrun_variables(devices)
+    environments = torchrun_variables(devices)
     ready, is_ready = context.Pipe(duplex=False)
     others = OtherProcesses()
     over = threading.Event()
@@ -87,26 +88,26 @@ def _other_processes(devices: int, training: Callable[[], object], on_abandon: C
             with _ignore_signals(
                 signal.SIGINT, signal.SIGTERM
             ):  # inherited: only the first process reacts to these signals
-                for place in places[1:]:
-                    arguments = (place, pickled, is_ready)
+                for environment in environments[1:]:
+                    arguments = (environment, pickled, is_ready)
                     process = context.Process(target=_run_training, args=arguments, daemon=True)
                     process.start()
                     others.processes.append(process)
             for _ in others.processes:
-                while not ready.poll(POLL):
+                while not ready.poll(POLL_INTERVAL):
                     others.check(None)
                 ready.recv()
         threading.Thread(target=_watch, args=(others, over, on_abandon), daemon=True).start()
-        with _set_environment(places[0]):
+        with _set_environment(environments[0]):
             yield
         over.set()
         for process in others.processes:
-            process.join(LEAVE)
-    except RuntimeError as error:  # possibly a connection to a process that is lost
+            process.join(MAX_TIME_TO_END)
+    except RuntimeError as error:  # torch raises it if it cannot reach a process; a lost process is then reported
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             others.check(error)
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL)
         raise
     finally:
         over.set()
@@ -151,10 +152,10 @@ class OtherProcesses:
 
 def _watch(others: OtherProcesses, over: threading.Event, on_abandon: Callable[[], None]) -> None:
     """End the run if another process has failed and the first one only waits for it."""
-    while not over.wait(POLL):
+    while not over.wait(POLL_INTERVAL):
         if others.any_failed():
             others.kill()
-            if not over.wait(GRACE):
+            if not over.wait(MAX_TIME_TO_NOTICE):
                 print(f"crux: {others.message}", file=sys.stderr, flush=True)
                 on_abandon()
                 os._exit(2)
@@ -162,7 +163,7 @@ def _watch(others: OtherProcesses, over: threading.Event, on_abandon: Callable[[
 
 
 def _run_training(environment: dict[str, str], pickled: Path, is_ready: Connection) -> None:
-    """Run the training in another process, which ends when the first one ends, for whatever reason."""
+    """Run the training in one of the other processes, which ends when the first process ends, for whatever reason."""
     threading.Thread(target=_end_with_first_process, daemon=True).start()
     os.environ |= environment
     training = torch.load(pickled, map_location={"cuda:0": f"cuda:{environment['RANK']}"}, weights_only=False)
@@ -174,13 +175,14 @@ def _run_training(environment: dict[str, str], pickled: Path, is_ready: Connecti
 
 
 def _end_with_first_process() -> None:
+    """Wait for the end of the first process, then end this one."""
     if (first := multiprocessing.parent_process()) is not None:
         first.join()
         os._exit(1)
 
 
 class KeepSigtermHandler(L.Callback):
-    """A callback that keeps this process's handler of SIGTERM. Lightning's would first wait for processes that may be lost."""
+    """A callback that keeps this process's handler of SIGTERM; that of Lightning would first wait for processes that may be lost."""
 
     def __init__(self) -> None:
         self.handler = signal.getsignal(signal.SIGTERM)
@@ -201,12 +203,12 @@ def _ignore_signals(*numbers: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def _set_environment(more: dict[str, str]) -> Iterator[None]:
-    os.environ |= more
+def _set_environment(variables: dict[str, str]) -> Iterator[None]:
+    os.environ |= variables
     try:
         yield
     finally:
-        for key in more:
+        for key in variables:
             del os.environ[key]
 
 
@@ -219,4 +221,4 @@ def _reduce_memmap(array: np.memmap) -> tuple[Any, ...]:  # pyright: ignore[repo
     return np.memmap, (array.filename, array.dtype, "r", offset, array.shape)
 
 
-copyreg.pickle(np.memmap, _reduce_memmap)
+copyreg.pickle(np.memmap, _reduce_memmap)  # used by every pickling in this process from now on

@@ -14,12 +14,12 @@ from crux.config.progress import LIVE
 
 
 class StepBar(ProgressBar):
-    """A bar over optimiser steps that shows the newest row of the history, without further work for the device.
+    """A bar over optimiser steps that shows values from the newest row of the history, so that it needs no work of the device.
 
     Args:
-        tokens_per_step: tokens, or other items that `unit` names, per optimiser step.
-        labels: keys of the row to show, with their labels.
-        enabled: draw the bar; the rate is measured even without it.
+        tokens_per_step: number of tokens per optimiser step, or of other items that `unit` names.
+        labels: the label on the bar for each key of the row that it shows.
+        enabled: True to draw the bar; the rate is measured even if it is not drawn.
     """
 
     def __init__(self, *, tokens_per_step: int, unit: str, labels: dict[str, str], enabled: bool) -> None:
@@ -42,7 +42,7 @@ class StepBar(ProgressBar):
         )
 
     def disable(self) -> None:
-        """Draw nothing from here on."""
+        """Draw nothing from now on."""
         self.enabled = False
         self.bar.disable = True
 
@@ -69,13 +69,16 @@ class StepBar(ProgressBar):
         self.bar.stop()
 
     def tokens_per_second(self, trainer: L.Trainer) -> float | None:
-        """Return the rate of the training in this process, with short evaluations and checkpoints; None if no step was left to do."""
+        """Return tokens per second since the start in this process; None if no step was left to do.
+
+        The time includes short evaluations and checkpoints.
+        """
         steps = trainer.global_step - self.first_step
         return steps * self.tokens_per_step / self.seconds if self.seconds else None
 
 
 class RowLogger(Logger):
-    """A Lightning logger that passes each row of the history to the given functions."""
+    """A Lightning logger that calls each of `sinks` with the step and the row of the history."""
 
     def __init__(self, *sinks: Any) -> None:
         super().__init__()

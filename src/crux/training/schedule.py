@@ -4,7 +4,7 @@ import math
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_lr_factor: float) -> float:
-    """Return the learning rate at an optimiser step (from 0), as a share of the peak rate.
+    """Return the learning rate at an optimiser step (from 0), as a fraction of the peak rate.
 
     (step + 1) / warmup_steps during the warm-up, then from 1 down to `min_lr_factor` on half a cosine that ends at `max_steps`.
     The rate of step 0 is not zero, unlike that of Braun et al. (docs/reference/end_to_end_saes.md §4).

@@ -108,6 +108,10 @@ class SAE(nn.Module, ABC):
         self.register_buffer("output_scale", torch.ones(()))
         self._initialise(init, init_norm, generator)
 
+    def extra_repr(self) -> str:
+        width = f"d_model={self.d_model}, n_latents={self.n_latents}"
+        return width if self.d_out == self.d_model else f"{width}, d_out={self.d_out}"
+
     @torch.no_grad()
     def _initialise(self, init: Init, init_norm: float, generator: torch.Generator) -> None:
         match init:
