@@ -31,8 +31,8 @@ def test_shared_samples_are_those_of_the_first_seed() -> None:
     trained = build_trained(Kind.absolute_value, streams=6, settings=2)
     computed = losses_on_shared_samples(trained, n_seeds=3, samples=500)
     assert computed.shape == (6, 2)
-    for stream in (1, 5):
-        first = 3 * (stream // 3)
+    for stream in (1, 5):  # one of each of the two groups of three seeds
+        first = 3 * (stream // 3)  # the stream of the group's first seed, whose samples all three share
         x = select_streams(trained, torch.tensor([first])).program.data(
             batch=500, n_batches=1, purpose=Purpose.held_out
         )[0]
@@ -43,14 +43,14 @@ def test_shared_samples_are_those_of_the_first_seed() -> None:
 def test_joined_tiles_equal_the_whole_program() -> None:
     for kind in (Kind.relu_hidden, Kind.absolute_value):
         trained = build_trained(kind, streams=5, settings=1)
-        again = join_tiles(
+        joined = join_tiles(
             [select_streams(trained, torch.tensor([0, 1, 2])), select_streams(trained, torch.tensor([3, 4]))]
         )
-        for a, b in zip([*trained.weights, trained.loss], [*again.weights, again.loss], strict=True):
+        for a, b in zip([*trained.weights, trained.loss], [*joined.weights, joined.loss], strict=True):
             assert (a is None) == (b is None)
             assert a is None or b is None or torch.equal(a, b)
-        assert torch.equal(again.program.seeds, trained.program.seeds)
-        assert torch.equal(again.program.importance, trained.program.importance)
+        assert torch.equal(joined.program.seeds, trained.program.seeds)
+        assert torch.equal(joined.program.importance, trained.program.importance)
 
 
 def test_polishing_reaches_a_zero_gradient_and_copies_the_weights() -> None:

@@ -11,7 +11,7 @@ from crux.toy.options import Cooccurrence
 INDEPENDENT = FeatureDistribution(Cooccurrence.independent, 1, False)
 
 
-def batches(
+def build_batches(
     distribution: FeatureDistribution,
     density: Tensor,
     *,
@@ -32,14 +32,16 @@ def batches(
 
 
 def assert_share_is_near(share: Tensor, p: Tensor, n: int) -> None:
-    """Check that a share of n is within five standard errors of p; a magnitude may be exactly 0, once in 2²⁴."""
+    """Check that a share of n samples is within five standard errors of p; once in 2²⁴ a magnitude is exactly 0 and looks inactive."""
     assert bool(((share - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-5).all()), (share, p)
 
 
-@pytest.mark.parametrize("p", [1.0, 0.3, 0.1, 0.02, 0.003])  # both ways of drawing
+@pytest.mark.parametrize(
+    "p", [1.0, 0.3, 0.1, 0.02, 0.003]
+)  # above 0.1 one random number per position, otherwise positions
 def test_independent_features_have_their_density_and_uniform_magnitudes(p: float) -> None:
     n = 200_000
-    x = batches(INDEPENDENT, torch.full((1, 3), p), seeds=[1], batch=n)[0][0]
+    x = build_batches(INDEPENDENT, torch.full((1, 3), p), seeds=[1], batch=n)[0][0]
     assert_share_is_near((x > 0).double().mean(0), torch.full((3,), p), n)
     active = x[x > 0].double()
     m = len(active)
@@ -53,15 +55,15 @@ def test_independent_features_have_their_density_and_uniform_magnitudes(p: float
 def test_densities_may_differ_between_features() -> None:
     p = torch.tensor([[0.05, 0.02, 0.002], [0.5, 0.05, 0.01]])
     n = 400_000
-    x = batches(INDEPENDENT, p, seeds=[0, 0], batch=n)[0]
+    x = build_batches(INDEPENDENT, p, seeds=[0, 0], batch=n)[0]
     for stream, density in zip(x, p, strict=True):
         assert_share_is_near((stream > 0).double().mean(0), density, n)
 
 
 def test_unit_samples_keep_their_directions_and_empty_ones_stay_empty() -> None:
     p = torch.full((1, 20), 0.05)
-    plain = batches(INDEPENDENT, p, seeds=[3], batch=500)[0][0]
-    unit = batches(INDEPENDENT._replace(unit=True), p, seeds=[3], batch=500)[0][0]
+    plain = build_batches(INDEPENDENT, p, seeds=[3], batch=500)[0][0]
+    unit = build_batches(INDEPENDENT._replace(unit=True), p, seeds=[3], batch=500)[0][0]
     length = plain.norm(dim=-1, keepdim=True)
     assert 0 < int((length == 0).sum()) < 500
     torch.testing.assert_close(unit, torch.where(length > 0, plain / length, 0))
@@ -70,9 +72,9 @@ def test_unit_samples_keep_their_directions_and_empty_ones_stay_empty() -> None:
 
 def test_signed_magnitudes_are_symmetric() -> None:
     n = 200_000
-    x = batches(FeatureDistribution(Cooccurrence.independent, 1, True), torch.full((1, 2), 0.4), seeds=[2], batch=n)[0][
-        0
-    ]
+    x = build_batches(
+        FeatureDistribution(Cooccurrence.independent, 1, True), torch.full((1, 2), 0.4), seeds=[2], batch=n
+    )[0][0]
     assert_share_is_near((x != 0).double().mean(0), torch.full((2,), 0.4), n)
     active = x[x != 0].double()
     assert abs(active.mean()) < 5 / (3 * len(active)) ** 0.5
@@ -84,7 +86,7 @@ def test_signed_magnitudes_are_symmetric() -> None:
 def test_a_correlated_set_is_active_together_with_independent_magnitudes() -> None:
     n, p = 200_000, 0.2
     distribution = FeatureDistribution(Cooccurrence.correlated, 2, False)
-    x = batches(distribution, torch.full((1, 6), p), seeds=[3], batch=n)[0][0].double()
+    x = build_batches(distribution, torch.full((1, 6), p), seeds=[3], batch=n)[0][0].double()
     active = (x > 0).unflatten(1, (2, 3))
     assert bool((active.all(2) == active.any(2)).all())
     assert_share_is_near(active[:, :, 0].double().mean(0), torch.full((2,), p), n)
@@ -96,7 +98,7 @@ def test_a_correlated_set_is_active_together_with_independent_magnitudes() -> No
 def test_at_most_one_feature_of_an_anticorrelated_set_is_active() -> None:
     n, p = 200_000, 0.2
     distribution = FeatureDistribution(Cooccurrence.anticorrelated, 2, False)
-    x = batches(distribution, torch.full((1, 6), p), seeds=[4], batch=n)[0][0]
+    x = build_batches(distribution, torch.full((1, 6), p), seeds=[4], batch=n)[0][0]
     active = (x > 0).unflatten(1, (2, 3))
     assert int(active.sum(2).max()) == 1
     assert_share_is_near((x > 0).double().mean(0), torch.full((6,), p), n)
@@ -105,9 +107,9 @@ def test_at_most_one_feature_of_an_anticorrelated_set_is_active() -> None:
 
 def test_exactly_one_feature_is_active_uniformly() -> None:
     n = 100_000
-    x = batches(FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 5), 0.2), seeds=[5], batch=n)[0][
-        0
-    ]
+    x = build_batches(
+        FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 5), 0.2), seeds=[5], batch=n
+    )[0][0]
     assert bool(((x > 0).sum(1) == 1).all())
     assert_share_is_near((x > 0).double().mean(0), torch.full((5,), 0.2), n)
 
@@ -121,9 +123,9 @@ def test_a_stream_does_not_depend_on_other_streams(together: Cooccurrence) -> No
         else torch.linspace(0.01, 0.5, 100)[:, None].repeat(1, 4)
     )
     seeds = list(range(100))
-    many = batches(distribution, p, seeds=seeds, batch=64)
+    many = build_batches(distribution, p, seeds=seeds, batch=64)
     for k in (0, 17, 99):
-        alone = batches(distribution, p[k : k + 1], seeds=[seeds[k]], batch=64)
+        alone = build_batches(distribution, p[k : k + 1], seeds=[seeds[k]], batch=64)
         for i in (0, 3):
             assert torch.equal(alone[i][0], many[i][k])
     assert torch.equal(many[2], many[2])  # depends only on (seed, i), not on the order of access
@@ -132,8 +134,8 @@ def test_a_stream_does_not_depend_on_other_streams(together: Cooccurrence) -> No
 
 def test_seeds_and_purposes_have_different_numbers() -> None:
     p = torch.full((1, 4), 0.5)
-    training = batches(INDEPENDENT, p, seeds=[0], batch=64)
-    other = batches(INDEPENDENT, p, seeds=[1], batch=64)
+    training = build_batches(INDEPENDENT, p, seeds=[0], batch=64)
+    other = build_batches(INDEPENDENT, p, seeds=[1], batch=64)
     held_out = FeatureBatches(
         INDEPENDENT, seeds=torch.tensor([0]), density=p, batch=64, n_batches=4, points=None, purpose=Purpose.held_out
     )
@@ -142,19 +144,27 @@ def test_seeds_and_purposes_have_different_numbers() -> None:
 
 
 def test_finite_data_are_the_same_in_every_batch() -> None:
-    data = batches(INDEPENDENT, torch.full((2, 4), 0.5), seeds=[0, 1], batch=64, points=7)
+    data = build_batches(INDEPENDENT, torch.full((2, 4), 0.5), seeds=[0, 1], batch=64, points=7)
     assert data[0].shape == (2, 7, 4)
     assert torch.equal(data[0], data[3])
 
 
 def test_impossible_distributions_are_rejected() -> None:
     with pytest.raises(UserError, match="more than 0"):
-        batches(INDEPENDENT, torch.zeros(1, 2), seeds=[0], batch=2)
+        build_batches(INDEPENDENT, torch.zeros(1, 2), seeds=[0], batch=2)
     with pytest.raises(UserError, match=r"a density can be at most 0\.5"):
-        batches(FeatureDistribution(Cooccurrence.anticorrelated, 2, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
+        build_batches(
+            FeatureDistribution(Cooccurrence.anticorrelated, 2, False), torch.full((1, 4), 0.6), seeds=[0], batch=2
+        )
     with pytest.raises(UserError, match="cannot be 3 equal sets"):
-        batches(FeatureDistribution(Cooccurrence.correlated, 3, False), torch.full((1, 4), 0.6), seeds=[0], batch=2)
+        build_batches(
+            FeatureDistribution(Cooccurrence.correlated, 3, False), torch.full((1, 4), 0.6), seeds=[0], batch=2
+        )
     with pytest.raises(UserError, match="the same density"):
-        batches(FeatureDistribution(Cooccurrence.correlated, 1, False), torch.tensor([[0.5, 0.4]]), seeds=[0], batch=2)
+        build_batches(
+            FeatureDistribution(Cooccurrence.correlated, 1, False), torch.tensor([[0.5, 0.4]]), seeds=[0], batch=2
+        )
     with pytest.raises(UserError, match="density 1/4"):
-        batches(FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 4), 0.5), seeds=[0], batch=2)
+        build_batches(
+            FeatureDistribution(Cooccurrence.one_active, 1, False), torch.full((1, 4), 0.5), seeds=[0], batch=2
+        )

@@ -16,7 +16,9 @@ from crux.training.devices import CPU
 from crux.training.fit import fit
 
 
-def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float = 0.2, n_features: int = 5) -> Program:
+def build_program(
+    seeds: list[int], *, kind: Kind = Kind.relu_output, density: float = 0.2, n_features: int = 5
+) -> Program:
     n = len(seeds)
     return Program(
         name="model",
@@ -30,7 +32,8 @@ def program(seeds: list[int], *, kind: Kind = Kind.relu_output, density: float =
     )
 
 
-def first_instance(of: Program) -> Weights:
+def build_initial_weights(of: Program) -> Weights:
+    """Return the weights from which the instances of a program start."""
     n_settings = of.importance.shape[1]
     return initial_weights(
         of.kind, seeds=of.seeds, n_settings=n_settings, n_features=of.n_features, n_hidden=of.n_hidden, scale=1.0
@@ -41,7 +44,7 @@ def train(
     of: Program, steps: int, folder: Path, *, batch: int = 64, lr: float = 1e-3, snapshots: tuple[int, ...] = ()
 ) -> Weights:
     module = SuperpositionModule(
-        SuperpositionModel(of.kind, first_instance(of)),
+        SuperpositionModel(of.kind, build_initial_weights(of)),
         importance=of.importance,
         optimizer=Adam(lr, [0.9, 0.999], 1e-8, 0.01, 0, 1.0),
         max_steps=steps,
@@ -62,9 +65,9 @@ def train(
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_an_instance_does_not_depend_on_other_instances(kind: Kind, tmp_path: Path) -> None:
-    many, k = program(list(range(100)), kind=kind), 42
-    alone = program([k], kind=kind)
-    for a, b in zip(first_instance(alone), first_instance(many), strict=True):
+    many, k = build_program(list(range(100)), kind=kind), 42  # any one of the seeds
+    alone = build_program([k], kind=kind)
+    for a, b in zip(build_initial_weights(alone), build_initial_weights(many), strict=True):
         assert (a is None) == (b is None)
         assert a is None or b is None or torch.equal(a[0], b[k])
     together = train(many, 10, tmp_path / "many")
@@ -77,36 +80,38 @@ def test_an_instance_does_not_depend_on_other_instances(kind: Kind, tmp_path: Pa
 
 def test_initial_weights_have_xavier_scale_for_any_number_of_instances() -> None:
     for n in (1, 500):
-        of = program(list(range(n)), n_features=200)
-        std = first_instance(of).W.std()
-        assert std == pytest.approx((2 / 202) ** 0.5, rel=0.15 if n == 1 else 0.01)
+        of = build_program(list(range(n)), n_features=200)
+        std = build_initial_weights(of).W.std()
+        assert std == pytest.approx((2 / 202) ** 0.5, rel=0.15 if n == 1 else 0.01)  # of 400 weights, or of 200,000
 
 
 def test_settings_share_the_data_and_not_the_weights(tmp_path: Path) -> None:
     importance = torch.tensor([[[1.0] * 5, [5.0] * 5]])
-    both = program([3])._replace(importance=importance)
+    both = build_program([3])._replace(importance=importance)
     together = train(both, 10, tmp_path / "both")
-    for g in range(2):
-        alone = train(both._replace(importance=importance[:, g : g + 1]), 10, tmp_path / f"{g}")
-        torch.testing.assert_close(alone.W[:, 0], together.W[:, g], atol=1e-5, rtol=0)
+    for setting in range(2):
+        alone = train(both._replace(importance=importance[:, setting : setting + 1]), 10, tmp_path / f"{setting}")
+        torch.testing.assert_close(alone.W[:, 0], together.W[:, setting], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_training_lowers_the_loss(kind: Kind, tmp_path: Path) -> None:
-    of = program([0, 1], kind=kind, density=0.1)
+    of = build_program([0, 1], kind=kind, density=0.1)
     after = train(of, 300, tmp_path, lr=1e-2)
-    before, now = (held_out_loss(of, w, samples=4096, batch=1024) for w in (first_instance(of), after))
-    assert bool((now < 0.8 * before).all())
+    loss_before, loss_after = (
+        held_out_loss(of, w, samples=4096, batch=1024) for w in (build_initial_weights(of), after)
+    )
+    assert bool((loss_after < 0.8 * loss_before).all())
 
 
 def test_program_and_snapshots_are_restored_from_the_folder(tmp_path: Path) -> None:
-    of = program([0, 1])
+    of = build_program([0, 1])
     weights = train(of, 20, tmp_path, snapshots=(0, 7, 20))
     loss = held_out_loss(of, weights, samples=1024, batch=1024)
     save_program(tmp_path, TrainedProgram(of._replace(name=tmp_path.name), weights, loss, {}))
     back = load_program(tmp_path)
     assert sorted(back.snapshots) == [0, 7, 20]
-    assert torch.equal(back.snapshots[0].W, first_instance(of).W)
+    assert torch.equal(back.snapshots[0].W, build_initial_weights(of).W)
     assert torch.equal(back.snapshots[20].W, weights.W)
     assert torch.equal(back.weights.W, weights.W)
     assert torch.equal(back.loss, loss)
@@ -117,6 +122,6 @@ def test_program_and_snapshots_are_restored_from_the_folder(tmp_path: Path) -> N
 def test_a_non_finite_loss_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"instances stopped being a finite number by step 5; try a lower optimizer.lr"
-    ):
-        train(program([0]), 10, tmp_path, lr=1e30)
+    ):  # log_every is 5: losses are looked at every 5 steps
+        train(build_program([0]), 10, tmp_path, lr=1e30)
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()

@@ -62,7 +62,7 @@ class Toy:
     signed: bool = MISSING
     """Magnitudes from [-1, 1) instead of [0, 1)."""
     seeds: Count = MISSING
-    """Number of instances per setting, with seeds seed, seed + 1, …"""
+    """Number of instances that differ only in their seed, which is seed, seed + 1, …"""
     held_out: Count = MISSING
     """Samples on which the loss of a trained instance is measured; a multiple of 1024, or less than 1024."""
     snapshots: Annotated[int, Ge(0)] = MISSING

@@ -29,10 +29,10 @@ class OutputLoss(Loss[E2E]):
         self.subject = subject
 
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        o = self.options
-        return (
-            o.kl * self.output_mse(step) + (o.reconstruction * step.mse() if o.reconstruction else 0) + step.sparsity()
-        )
+        loss = self.options.kl * self.output_mse(step)
+        if self.options.reconstruction:
+            loss = loss + self.options.reconstruction * step.mse()
+        return loss + step.sparsity()
 
     def output_mse(self, step: TrainingStep) -> Float[Tensor, "runs"]:
         """Return the MSE between the outputs with and without the SAE."""

@@ -1,4 +1,4 @@
-"""An instance of a trained toy model as the subject of SAEs."""
+"""The subject of SAEs on a toy model: one of its trained instances."""
 
 from pathlib import Path
 
@@ -52,10 +52,13 @@ class ToySubject:
 
 
 def select_subject(trained: TrainedProgram, index: int | None) -> ToySubject:
-    """Return the instance with this number, counted with settings varying fastest; for None, the one with the lowest loss."""
-    flat = instance_losses(trained).flatten()
-    chosen = int(flat.argmin()) if index is None else index
-    stream, setting = divmod(chosen, trained.program.importance.shape[1])
+    """Return the instance with this number as a subject; if the number is None, the instance with the lowest loss.
+
+    Instances are counted stream by stream: instance number = stream · n_settings + setting.
+    """
+    chosen = int(instance_losses(trained).flatten().argmin()) if index is None else index
+    n_settings = trained.program.importance.shape[1]
+    stream, setting = divmod(chosen, n_settings)
     program, weights = trained.program, select_instance(trained.weights, stream, setting)
     one = program._replace(
         seeds=program.seeds[stream : stream + 1],

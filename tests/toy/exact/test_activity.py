@@ -15,11 +15,11 @@ from crux.toy.exact.activity import (
 F64 = torch.float64
 
 
-def marginals(activity: Activity) -> Tensor:
+def compute_marginals(activity: Activity) -> Tensor:
     return activity.weights @ activity.patterns.to(activity.weights)
 
 
-def together(activity: Activity, *features: int) -> float:
+def probability_together(activity: Activity, *features: int) -> float:
     return activity.weights[activity.patterns[:, list(features)].all(1)].sum().item()
 
 
@@ -34,29 +34,29 @@ def test_independent_for_a_grid_of_densities() -> None:
     activity = enumerate_independent(density)
     assert activity.weights.shape == (3, 4, 32)
     torch.testing.assert_close(activity.weights.sum(-1), torch.ones(3, 4, dtype=F64))
-    torch.testing.assert_close(marginals(activity), density)
+    torch.testing.assert_close(compute_marginals(activity), density)
 
 
 def test_correlated_sets_are_active_as_one() -> None:
     activity = enumerate_correlated(torch.tensor([0.2, 0.3], dtype=F64), set_size=3)
     assert len(activity.patterns) == 4
-    assert marginals(activity).tolist() == pytest.approx([0.2] * 3 + [0.3] * 3)
-    assert together(activity, 0, 1, 2) == pytest.approx(0.2)
-    assert together(activity, 0, 3) == pytest.approx(0.06)
+    assert compute_marginals(activity).tolist() == pytest.approx([0.2] * 3 + [0.3] * 3)
+    assert probability_together(activity, 0, 1, 2) == pytest.approx(0.2)
+    assert probability_together(activity, 0, 3) == pytest.approx(0.06)
 
 
 def test_anticorrelated_sets_have_one_member_at_most() -> None:
     activity = enumerate_anticorrelated(torch.tensor([0.2, 0.3], dtype=F64), set_size=2)
     assert len(activity.patterns) == 9
     assert activity.weights.sum().item() == pytest.approx(1)
-    assert marginals(activity).tolist() == pytest.approx(
+    assert compute_marginals(activity).tolist() == pytest.approx(
         [0.1, 0.1, 0.15, 0.15]
     )  # the density of the set divided by its size
-    assert together(activity, 0, 1) == 0
-    assert together(activity, 1, 2) == pytest.approx(0.1 * 0.15)
+    assert probability_together(activity, 0, 1) == 0
+    assert probability_together(activity, 1, 2) == pytest.approx(0.1 * 0.15)
 
 
 def test_one_active() -> None:
     activity = enumerate_one_active(torch.tensor([[0.5, 0.25, 0.25], [1, 0, 0]], dtype=F64))
     assert activity.patterns.int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    torch.testing.assert_close(marginals(activity), activity.weights)
+    torch.testing.assert_close(compute_marginals(activity), activity.weights)

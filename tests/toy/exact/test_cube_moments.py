@@ -37,7 +37,7 @@ def sum_corners(a: list, b: Any) -> tuple[Any, Any, Any]:
         return mean, square, own
 
 
-def rows(k: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
+def draw_rows(k: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return rows that mix large and small coefficients, with offsets at which the sign changes inside the cube.
 
     Half of the rows have coefficients of every size from 1 to 1e-9; the others have small coefficients of one size, often near the
@@ -57,7 +57,7 @@ def rows(k: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_moments_agree_with_80_digit_sums(k: int) -> None:
-    a, b = rows(k, 400 if k < 7 else 60, seed=k)
+    a, b = draw_rows(k, 400 if k < 7 else 60, seed=k)
     moments = torch.stack(list(relu_moments(a, b)), 1)
     truth = [[float(m) for m in sum_corners(a[i].tolist(), b[i].item())] for i in range(len(a))]
     scale = a.abs().sum(1, keepdim=True)
@@ -67,7 +67,7 @@ def test_moments_agree_with_80_digit_sums(k: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
 def test_gradients_agree_with_80_digit_sums(k: int) -> None:
-    a, b = rows(k, 60, seed=100 + k)
+    a, b = draw_rows(k, 60, seed=100 + k)
     a.requires_grad_()
     b.requires_grad_()
     gradients = [torch.autograd.grad(m.sum(), [a, b], retain_graph=True) for m in relu_moments(a, b)]
@@ -87,7 +87,7 @@ def test_gradients_agree_with_80_digit_sums(k: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_corner_sums_agree_with_adaptive_quadrature(k: int) -> None:
-    a, b = rows(k, 3, seed=200 + k)
+    a, b = draw_rows(k, 3, seed=200 + k)
     for row, start in zip(a.tolist(), b.tolist(), strict=True):
 
         def relu(*t: float, row: list[float] = row, start: float = start) -> float:
@@ -137,7 +137,7 @@ def test_gradcheck_where_some_coefficients_are_zero(sign: int, zeros: tuple[int,
 
 
 def test_float32_results_are_accurate_to_single_precision() -> None:
-    a, b = rows(4, 200, seed=7)
+    a, b = draw_rows(4, 200, seed=7)
     low, high = relu_moments(a.float(), b.float()), relu_moments(a, b)
     for x, y in zip(low, high, strict=True):
         assert x.dtype == torch.float32

@@ -17,7 +17,7 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def run(loss, *start: Tensor, max_iterations: int = 1000, tolerance: float = 1e-9) -> Minimum:
+def minimise_each(loss, *start: Tensor, max_iterations: int = 1000, tolerance: float = 1e-9) -> Minimum:
     return minimise(loss, start, max_iterations=max_iterations, gradient_tolerance=tolerance, history=10)
 
 
@@ -28,7 +28,7 @@ def test_quadratics_of_any_condition_and_scale_converge() -> None:
     def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
         return 0.5 * (spectrum[which] * (parameters[0] - centre[which]).square()).sum(1)
 
-    minimum = run(loss, torch.zeros(30, 6, dtype=F64))
+    minimum = minimise_each(loss, torch.zeros(30, 6, dtype=F64))
     assert minimum.converged.all()
     assert (spectrum * (minimum.parameters[0] - centre)).abs().max() <= 1e-9
     assert minimum.iterations.max() < 200
@@ -40,7 +40,7 @@ def rosenbrock(x: Tensor) -> Tensor:
 
 def test_rosenbrock_minima_agree_with_scipy() -> None:
     start = 0.5 * draw(20, 6, seed=1)
-    minimum = run(lambda parameters, which: rosenbrock(parameters[0]), start)
+    minimum = minimise_each(lambda parameters, which: rosenbrock(parameters[0]), start)
     assert minimum.converged.all()
     for i in range(20):
 
@@ -59,7 +59,7 @@ def test_rosenbrock_minima_agree_with_scipy() -> None:
         assert minimum.iterations[i] < 2 * truth.nit
 
 
-def toy_loss(density: Tensor, importance: Tensor):
+def build_toy_loss(density: Tensor, importance: Tensor):
     def loss(parameters: tuple[Tensor, ...], which: Tensor) -> Tensor:
         W, b = parameters
         return tied_loss(
@@ -75,11 +75,11 @@ def test_instances_do_not_influence_each_other() -> None:
     density, importance = torch.linspace(0.05, 0.9, n, dtype=F64)[:, None].expand(n, 3), torch.ones(n, 3, dtype=F64)
     W, b = draw(n, 2, 3, seed=2), 0.1 * draw(n, 3, seed=3)
     W[3], W[5], W[7], b[7] = torch.nan, 1e3, 0, -1
-    together = run(toy_loss(density, importance), W, b)
+    together = minimise_each(build_toy_loss(density, importance), W, b)
     assert not together.converged[3]
     assert together.iterations[3] == 0
     for i in (3, 5, 8):
-        alone = run(toy_loss(density[i : i + 1], importance[i : i + 1]), W[i : i + 1], b[i : i + 1])
+        alone = minimise_each(build_toy_loss(density[i : i + 1], importance[i : i + 1]), W[i : i + 1], b[i : i + 1])
         assert alone.converged.item() == together.converged[i].item()
         if i != 3:
             assert together.converged[i]
@@ -91,13 +91,13 @@ def test_scipy_finds_no_lower_toy_model_loss() -> None:
     n = 4
     density, importance = torch.full((n, 4), 0.2, dtype=F64), 0.9 ** torch.arange(4, dtype=F64).expand(n, 4)
     W, b = draw(n, 2, 4, seed=4), torch.zeros(n, 4, dtype=F64)
-    minimum = run(toy_loss(density, importance), W, b)
+    minimum = minimise_each(build_toy_loss(density, importance), W, b)
     assert minimum.converged.all()
     for i in range(n):
 
         def value_and_slope(x: np.ndarray) -> tuple[float, np.ndarray]:
             at = torch.tensor(x, requires_grad=True)
-            value = toy_loss(density, importance)(
+            value = build_toy_loss(density, importance)(
                 (at[:8].view(1, 2, 4), at[8:].view(1, 4)), torch.zeros(1, dtype=torch.long)
             )
             value.sum().backward()
@@ -113,9 +113,11 @@ def test_search_terminates_at_kinks() -> None:
     """|x| and sums of ReLUs have no zero gradient to converge to; the minimum is found nevertheless."""
     start = draw(10, 3, seed=5)
     weight = torch.tensor([1.0, 3.0, 0.5], dtype=F64)
-    minimum = run(lambda parameters, which: (weight * (parameters[0] - 0.3).abs()).sum(1), start, max_iterations=60)
+    minimum = minimise_each(
+        lambda parameters, which: (weight * (parameters[0] - 0.3).abs()).sum(1), start, max_iterations=60
+    )
     assert minimum.loss.max() < 1e-6
-    minimum = run(
+    minimum = minimise_each(
         lambda parameters, which: parameters[0].relu().sum(1) + 0.5 * (-parameters[0]).relu().sum(1),
         start,
         max_iterations=60,
@@ -126,15 +128,17 @@ def test_search_terminates_at_kinks() -> None:
 def test_search_can_start_at_a_kink_or_an_optimum() -> None:
     """ReLU models start at W = 0, b = 0, where all units are at the kink; x² starts at 0 and takes no step."""
     density, importance = torch.full((1, 3), 0.2, dtype=F64), torch.ones(1, 3, dtype=F64)
-    minimum = run(toy_loss(density, importance), torch.zeros(1, 2, 3, dtype=F64), torch.zeros(1, 3, dtype=F64))
+    minimum = minimise_each(
+        build_toy_loss(density, importance), torch.zeros(1, 2, 3, dtype=F64), torch.zeros(1, 3, dtype=F64)
+    )
     assert minimum.loss.isfinite().all()
-    minimum = run(lambda parameters, which: parameters[0].square().sum(1), torch.zeros(2, 3, dtype=F64))
+    minimum = minimise_each(lambda parameters, which: parameters[0].square().sum(1), torch.zeros(2, 3, dtype=F64))
     assert minimum.converged.all()
     assert minimum.iterations.eq(0).all()
 
 
 def test_search_terminates_if_the_loss_is_unbounded() -> None:
-    minimum = run(
+    minimum = minimise_each(
         lambda parameters, which: -parameters[0].exp().sum(1), torch.zeros(1, 1, dtype=F64), max_iterations=50
     )
     assert not minimum.converged.any()
@@ -144,14 +148,14 @@ def test_search_terminates_if_the_loss_is_unbounded() -> None:
 def test_search_steps_back_from_infinite_losses() -> None:
     """−log x + x is infinite or NaN at x ≤ 0; its minimum is 1 at x = 1."""
     start = torch.tensor([[1e-3], [50.0]], dtype=F64)
-    minimum = run(lambda parameters, which: (parameters[0] - parameters[0].log()).sum(1), start)
+    minimum = minimise_each(lambda parameters, which: (parameters[0] - parameters[0].log()).sum(1), start)
     assert minimum.converged.all()
     assert minimum.parameters[0].flatten().tolist() == pytest.approx([1, 1])
 
 
 def test_the_iteration_limit_is_per_instance() -> None:
     centre = torch.tensor([[0.0], [5.0]], dtype=F64)
-    minimum = run(
+    minimum = minimise_each(
         lambda parameters, which: rosenbrock(torch.cat([parameters[0], centre[which]], 1)), centre, max_iterations=1
     )
     assert minimum.iterations.max() == 1

@@ -18,7 +18,7 @@ def classify_sharing(W: torch.Tensor) -> torch.Tensor:
 
 
 def test_only_the_better_optimum_spreads() -> None:
-    n = 4  # ratios at one density; the digon is the optimum everywhere, but only the last pixel has it
+    n = 4  # importance ratios at one density; the digon is the optimum at all of them, but only the last pixel has found it
     program = Program(
         name="2_1",
         kind=Kind.relu_output,

@@ -23,12 +23,13 @@ def build_k_gon(k: int, c: int, norm: float, bias: float, dead_bias: list[float]
 
 
 def uniform_loss(W: Tensor, b: Tensor) -> Tensor:
+    """Return the loss if each of the c features is the active one with probability 1/c."""
     c = b.shape[-1]
     ones = torch.ones(c, dtype=F64)
     return one_active_tied_loss(W, b, importance=ones, probabilities=ones / c, signed=False)
 
 
-GONS = {  # k: (l*, b*, h_k)
+GONS = {  # k: (norm l*, bias b*, and h_k = 3 k · loss) of the optimal k-gon without dead features
     4: (1, 0, 0),
     5: (1.1704596, -0.2822973, 0.237384),
     6: (1.3205263, -0.6181351, 0.867463),
@@ -72,7 +73,7 @@ def test_losses_equal_published_values(k: int, c: int, published: float) -> None
     [(5, 6, 1, 0.061799), (4, 5, 1, 0.0566667), (4, 6, 1, 0.1041667), (4, 6, 2, 0.0972222)],
 )
 def test_optimal_bias_of_a_dead_feature_lowers_the_loss(k: int, c: int, n_plus: int, published: float) -> None:
-    """k+ and k++: b = 1/(2c) on a dead feature lowers the loss by 1/(4c²), which is 1/144 at c = 6."""
+    """A bias of 1/(2c) on a dead feature lowers the loss by 1/(4c²), for one feature (k+ in the paper) and for two (k++)."""
     norm, bias, h = GONS[k]
     dead = [1 / (2 * c)] * n_plus + [-0.1] * (c - k - n_plus)
     computed = uniform_loss(*build_k_gon(k, c, norm, bias, dead)).item()

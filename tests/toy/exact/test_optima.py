@@ -12,7 +12,7 @@ F64 = torch.float64
 POLISH = {"signed": False, "seed": 0, "max_iterations": 400, "gradient_tolerance": 1e-9}
 
 
-def optima(density: Tensor, *, n_hidden: int = 2, importance: Tensor | None = None, n_random: int = 4) -> Optima:
+def find_optima(density: Tensor, *, n_hidden: int = 2, importance: Tensor | None = None, n_random: int = 4) -> Optima:
     importance = torch.ones(len(density), dtype=F64) if importance is None else importance
     return exact_optima(n_hidden=n_hidden, importance=importance, density=density, n_random=n_random, **POLISH)
 
@@ -31,6 +31,7 @@ TABLE = {  # p: geometry, loss, norm, bias
     0.02: ("pentagon", 0.002410, 1.157, -0.269),
     0.01: ("pentagon", 0.001001, 1.163, -0.275),
 }
+# p: loss of the geometry that is second
 RUNNER_UP = {0.5: 0.2819, 0.3: 0.14763, 0.2: 0.08304, 0.1: 0.03747, 0.05: 0.01771, 0.02: 0.00683, 0.01: 0.003375}
 
 
@@ -38,7 +39,7 @@ RUNNER_UP = {0.5: 0.2819, 0.3: 0.14763, 0.2: 0.08304, 0.1: 0.03747, 0.05: 0.0177
 @pytest.mark.parametrize("density", TABLE)
 def test_optima_equal_the_published_table(density: float) -> None:
     geometry, loss, norm, bias = TABLE[density]
-    computed = optima(torch.full((5,), density, dtype=F64))
+    computed = find_optima(torch.full((5,), density, dtype=F64))
     best, b = computed.W[0], computed.b[0]
     assert computed.loss[0].item() == pytest.approx(loss, rel=1e-3)
     assert computed.gradient[0] <= 1e-8
@@ -64,7 +65,7 @@ def test_optima_equal_the_published_table(density: float) -> None:
         published = W, torch.tensor([bias] * 4 + [density / 2], dtype=F64)
     activity = enumerate_independent(torch.full((5,), density, dtype=F64))
     theirs = tied_loss(*published, importance=torch.ones(5, dtype=F64), activity=activity, signed=False)
-    assert computed.loss[0] < theirs  # the exact loss, too, prefers our place
+    assert computed.loss[0] < theirs  # the optimum that we find is better than the published one
 
 
 @pytest.mark.slow
@@ -77,7 +78,7 @@ def test_pentagon_and_digons_have_published_losses_if_the_fifth_feature_is_spars
     The published digon losses are those of a fifth feature dead with b ≤ 0; its best bias b = p/2 takes p²/4 off.
     """
     density = torch.tensor([0.05] * 4 + [0.05 / ratio], dtype=F64)
-    computed = optima(density)
+    computed = find_optima(density)
     norms = computed.W.norm(dim=1)
     all_alive, fifth_dead = (norms > 0.5).all(1), (norms[:, 4] < 1e-4) & (norms[:, :4] > 0.5).all(1)
     assert computed.loss[all_alive][0].item() == pytest.approx(pentagon, abs=6e-6)
@@ -87,7 +88,7 @@ def test_pentagon_and_digons_have_published_losses_if_the_fifth_feature_is_spars
 
 def test_two_features_in_one_dimension() -> None:
     """For sparse features the optimum is the digon, with W₁ = −W₂. Every optimum is stationary, and the best comes first."""
-    computed = optima(torch.full((2,), 0.1, dtype=F64), n_hidden=1)
+    computed = find_optima(torch.full((2,), 0.1, dtype=F64), n_hidden=1)
     assert computed.W[0, 0, 0].item() == pytest.approx(-computed.W[0, 0, 1].item(), abs=1e-6)
     assert (computed.gradient <= 1e-6).all()
     assert (computed.loss.diff() > 0).all()
@@ -95,13 +96,15 @@ def test_two_features_in_one_dimension() -> None:
 
 
 def test_enough_dimensions_lose_nothing() -> None:
-    computed = optima(torch.full((2,), 0.4, dtype=F64), n_hidden=2, n_random=0)
+    computed = find_optima(torch.full((2,), 0.4, dtype=F64), n_hidden=2, n_random=0)
     assert computed.loss[0].item() == pytest.approx(0, abs=1e-15)
 
 
 def test_most_important_features_are_represented() -> None:
     """With dense features of importance 3, 2, 1, the first two get a dimension each."""
-    computed = optima(torch.full((3,), 1.0, dtype=F64), importance=torch.tensor([1.0, 3.0, 2.0], dtype=F64), n_random=2)
+    computed = find_optima(
+        torch.full((3,), 1.0, dtype=F64), importance=torch.tensor([1.0, 3.0, 2.0], dtype=F64), n_random=2
+    )
     assert computed.loss[0].item() == pytest.approx(1 / 12)  # the variance of U[0, 1]
     assert computed.W[0].norm(dim=0).tolist() == pytest.approx([0, 1, 1], abs=1e-5)
 

@@ -49,7 +49,7 @@ def test_other_dimensions_are_rejected() -> None:
         fixed_weight_boundaries(torch.tensor([0.5], dtype=F64), n_hidden=3)
 
 
-def measured_class(r: float, density: float, n_hidden: int) -> int:
+def measure_class(r: float, density: float, n_hidden: int) -> int:
     """Return the class of the best of all structured starts and 10 random ones, by norm and overlap of the extra feature."""
     n = n_hidden + 1
     best = exact_optima(
@@ -75,7 +75,7 @@ def test_class_is_correct_on_both_sides_of_exact_boundaries(n_hidden: int, densi
     edges = exact_boundaries(torch.tensor([density], dtype=F64), n_hidden=n_hidden)
     r = torch.cat([edges.lower * 0.97, edges.lower * 1.03, edges.upper * 0.97, edges.upper * 1.03])
     theory = classes_between_boundaries(r, edges)[0].tolist()
-    assert [measured_class(v, density, n_hidden) for v in r.tolist()] == theory == [0, 1, 1, 2]
+    assert [measure_class(v, density, n_hidden) for v in r.tolist()] == theory == [0, 1, 1, 2]
 
 
 def test_smooth_onset_equals_known_values() -> None:

@@ -13,21 +13,21 @@ from crux.toy.program import Program
 from crux.toy.superposition import Weights
 
 
-def program(density: torch.Tensor, importance: torch.Tensor) -> Program:
+def build_program(density: torch.Tensor, importance: torch.Tensor) -> Program:
     distribution = FeatureDistribution(Cooccurrence.independent, 1, False)
     return Program("model", Kind.relu_output, 1, distribution, torch.arange(len(density)), density, importance, None)
 
 
 def test_every_instance_reaches_the_optimum_of_its_basin() -> None:
     density, importance = torch.tensor([[0.1, 0.1], [0.4, 0.4]]), torch.rand(2, 3, 2) + 0.5
-    it = program(density, importance)
+    many = build_program(density, importance)
     weights = Weights(torch.tensor([0.9, -0.7]).expand(2, 3, 1, 2), torch.zeros(2, 3, 2), None)
-    polished = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    polished = polish(many, weights, gradient_tolerance=1e-8, max_iterations=200)
     assert polished.converged.all()
-    torch.testing.assert_close(polished.loss, population_loss(it, polished.weights))
+    torch.testing.assert_close(polished.loss, population_loss(many, polished.weights))
     for stream in range(2):
         for setting in range(3):
-            alone = program(density[[stream]], importance[stream, setting][None, None])
+            alone = build_program(density[[stream]], importance[stream, setting][None, None])
 
             def loss(x: np.ndarray, alone: Program = alone) -> float:
                 at = torch.tensor(x)
@@ -40,9 +40,9 @@ def test_every_instance_reaches_the_optimum_of_its_basin() -> None:
 def test_negative_bias_of_a_dropped_feature_is_corrected() -> None:
     """With W_2 = 0 and b_2 < 0 the output is 0 without gradient; the optimal bias gives the loss Var(x) = p/3 − p²/4."""
     p = 0.4
-    it = program(torch.full((1, 2), p), torch.ones(1, 1, 2))
+    one = build_program(torch.full((1, 2), p), torch.ones(1, 1, 2))
     weights = Weights(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.0, -0.3]).view(1, 1, 2), None)
-    assert population_loss(it, weights).item() == pytest.approx(p / 3)
-    polished = polish(it, weights, gradient_tolerance=1e-8, max_iterations=200)
+    assert population_loss(one, weights).item() == pytest.approx(p / 3)
+    polished = polish(one, weights, gradient_tolerance=1e-8, max_iterations=200)
     assert polished.loss.item() == pytest.approx(p / 3 - p**2 / 4)
     assert polished.weights.b[0, 0].tolist() == pytest.approx([0, p / 2], abs=1e-6)

@@ -23,7 +23,7 @@ def test_a_short_run_writes_figures_and_metrics(run_crux: Callable[..., int], tm
     given = ("trainer.max_steps=20", "trainer.batch=64", "toy.seeds=2", "toy.held_out=1024", "toy.densities=[1.0,0.01]")
     run = run_shortened(run_crux, tmp_path, *given)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["final/checks"] == 5
+    assert metrics["final/checks"] == 5  # two of the model with enough neurons, one per density, one of motifs
     for density in ("1", "0.01"):
         assert 0 < metrics[f"final/monosemantic/{density}"] + metrics[f"final/polysemantic/{density}"] <= 12
     arrays = load_file(run / "arrays.safetensors")
@@ -36,10 +36,10 @@ def test_a_short_run_writes_figures_and_metrics(run_crux: Callable[..., int], tm
 
 def test_a_separate_feature_has_one_neuron_per_sign() -> None:
     W = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.8]])
-    assert count_separate_features(W) == 1
+    assert count_separate_features(W) == 1  # no neuron reads negative values of feature 1
     W[3, 1] = -0.8
     assert count_separate_features(W) == 2
-    W[1, 1] = 0.1  # reads a second feature
+    W[1, 1] = 0.1  # neuron 1 reads a second feature
     assert count_separate_features(W) == 1
 
 

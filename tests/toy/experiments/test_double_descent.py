@@ -66,12 +66,16 @@ def test_best_seed_has_the_lowest_training_loss() -> None:
     size = measure_size(
         TrainedProgram(program, Weights(W, torch.zeros(2, 1, 4), None), torch.zeros(2, 1), {}), n_seeds=2, held_out=64
     )
-    assert size.train[1] == pytest.approx(1 - 1 / 6 * (6 - len(nonzero_points(program, 1))))
+    # W of seed 1 is 0, so that the output is 0 and the loss of each point is ‖x‖²: 1, or 0 for a point without an active feature
+    assert size.train[1] == pytest.approx(len(select_nonzero_points(program, 1)) / 6)
     assert size.best == int(np.argmin(size.train))
-    assert size.hidden.shape == (2, len(nonzero_points(program, size.best)))  # points without a feature are left out
+    assert size.hidden.shape == (
+        2,
+        len(select_nonzero_points(program, size.best)),
+    )  # points without a feature are left out
 
 
-def nonzero_points(program: Program, seed: int) -> torch.Tensor:
+def select_nonzero_points(program: Program, seed: int) -> torch.Tensor:
     """Return the points of a seed that have an active feature."""
     x = program.data(batch=6, n_batches=1, purpose=Purpose.training)[0][seed]
     return x[x.any(-1)]
@@ -92,7 +96,7 @@ def build_fit(points: int, *, train: float, test: float, feature: list[float], p
 
 
 def test_checks_distinguish_the_regimes() -> None:
-    memory, general = [0.1] * 20, [0.4] * 5 + [0.0] * 15
+    memory, general = [0.1] * 20, [0.4] * 5 + [0.0] * 15  # D of 20 features when memorising and when generalising
     assert sum_largest_dimensions(np.array(general)) == pytest.approx(2)
     good = [
         build_fit(5, train=0.0, test=1.0, feature=memory, point=2 / 5),

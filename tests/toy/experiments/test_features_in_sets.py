@@ -12,24 +12,24 @@ from crux.toy.experiments.pca_collapse import EXACT_RANGES, PAPER_RANGES, expect
 QUIET = ("trainer.progress=false", "tracking=none")
 
 
-def run(run_crux: Callable[..., int], outputs: Path, *given: str) -> Path:
+def run_experiment(run_crux: Callable[..., int], outputs: Path, *given: str) -> Path:
     assert run_crux(*QUIET, *given, f"output_dir={outputs}") == 0
     (folder,) = (outputs / "runs").iterdir()
     return folder
 
 
-def metrics(folder: Path) -> dict[str, float]:
+def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
 def test_correlated_sets_form_bases_or_narrow_cones(run_crux: Callable[..., int], tmp_path: Path) -> None:
     """The training is so short that polishing does most of the work; the wide model has no exact loss and is only trained."""
-    folder = run(
+    folder = run_experiment(
         run_crux, tmp_path, "experiment=toy/correlated", "toy.sizes=[[4,2,2],[6,2,3],[10,5,2]]", "toy.densities=[0.04]",
         "trainer.max_steps=300", "trainer.batch=256", "toy.held_out=4096",
     )  # fmt: skip
-    assert metrics(folder)["final/checks"] == 4
-    assert metrics(folder)["final/checks_failed"] == 0
+    assert read_metrics(folder)["final/checks"] == 4
+    assert read_metrics(folder)["final/checks_failed"] == 0
     arrays = load_file(folder / "arrays.safetensors")
     assert {name: arrays[f"{name}/W"].shape for name in ("4_2", "6_2", "10_5")} == {
         "4_2": (1, 2, 4),
@@ -40,22 +40,22 @@ def test_correlated_sets_form_bases_or_narrow_cones(run_crux: Callable[..., int]
 
 
 def test_anticorrelated_pairs_are_antipodal(run_crux: Callable[..., int], tmp_path: Path) -> None:
-    folder = run(
+    folder = run_experiment(
         run_crux, tmp_path, "experiment=toy/anticorrelated", "toy.densities=[0.05]", "trainer.max_steps=200",
         "trainer.batch=256", "toy.held_out=1024",
     )  # fmt: skip
-    assert metrics(folder)["final/checks"] == 3
-    assert metrics(folder)["final/checks_failed"] == 0
+    assert read_metrics(folder)["final/checks"] == 3
+    assert read_metrics(folder)["final/checks_failed"] == 0
 
 
 def test_dense_pairs_collapse_and_sparse_ones_do_not(run_crux: Callable[..., int], tmp_path: Path) -> None:
-    folder = run(
+    folder = run_experiment(
         run_crux, tmp_path, "experiment=toy/pca_collapse", "toy.densities=[0.45,0.18]", "toy.seeds=8", "trainer.max_steps=100",
         "toy.held_out=1024",
     )  # fmt: skip
-    assert metrics(folder)["final/collapsed/0.45"] == 3
-    assert metrics(folder)["final/collapsed/0.18"] == 2
-    assert metrics(folder)["final/checks_failed"] == 0
+    assert read_metrics(folder)["final/collapsed/0.45"] == 3
+    assert read_metrics(folder)["final/collapsed/0.18"] == 2
+    assert read_metrics(folder)["final/checks_failed"] == 0
     assert "| 0.18 |" in (folder / "report.md").read_text()
 
 
@@ -91,5 +91,5 @@ def test_other_features_are_rejected(experiment: str, given: str, error_message:
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["correlated", "anticorrelated", "pca_collapse"])
 def test_small_settings_reproduce_the_paper(experiment: str, run_crux: Callable[..., int], tmp_path: Path) -> None:
-    folder = run(run_crux, tmp_path, f"experiment=toy/{experiment}")
-    assert metrics(folder)["final/checks_failed"] == 0
+    folder = run_experiment(run_crux, tmp_path, f"experiment=toy/{experiment}")
+    assert read_metrics(folder)["final/checks_failed"] == 0

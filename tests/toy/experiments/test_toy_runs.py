@@ -19,8 +19,8 @@ SHORT = ("experiment=toy/intro_polygon", "trainer.max_steps=30", "trainer.batch=
 
 
 def find_run(outputs: Path) -> RunFolder:
-    (tensors,) = (outputs / "runs").iterdir()
-    return RunFolder(tensors)
+    (folder,) = (outputs / "runs").iterdir()
+    return RunFolder(folder)
 
 
 def test_a_run_writes_its_files_and_is_in_mlflow(run_crux: Callable[..., int], tmp_path: Path) -> None:
@@ -63,10 +63,10 @@ def test_a_resumed_run_has_the_same_results(run_crux: Callable[..., int], comman
         killed.wait()
     assert not find_run(tmp_path / "killed").done
     assert run_crux(*longer, f"output_dir={tmp_path / 'killed'}", "resume=true") == 0
-    whole, gone_on = find_run(tmp_path / "whole"), find_run(tmp_path / "killed")
-    assert gone_on.done
-    assert gone_on.read_history() == whole.read_history()
-    a, b = (load_file(run.programs / "model" / "model.safetensors") for run in (whole, gone_on))
+    whole, resumed = find_run(tmp_path / "whole"), find_run(tmp_path / "killed")
+    assert resumed.done
+    assert resumed.read_history() == whole.read_history()
+    a, b = (load_file(run.programs / "model" / "model.safetensors") for run in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

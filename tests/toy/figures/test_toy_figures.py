@@ -24,7 +24,7 @@ NAMES = ["dedicated  1", "tetrahedron  3/4", "triangle  2/3", "digon  1/2", "pen
 FRACTIONS = [1, 3 / 4, 2 / 3, 1 / 2, 2 / 5, 3 / 8]
 
 
-def bars(axes: Axes) -> list[Rectangle]:
+def find_bars(axes: Axes) -> list[Rectangle]:
     return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
 
@@ -80,14 +80,14 @@ def test_superposition_shows_the_products_the_bias_and_the_norms() -> None:
         products, bias = axes.images
         np.testing.assert_allclose(np.asarray(products.get_array()), weights[k].T @ weights[k])
         np.testing.assert_allclose(np.asarray(bias.get_array()).ravel(), biases[k])
-        assert products.norm is bias.norm  # one scale of colours
+        assert products.norm is bias.norm  # the same colour scale
         assert products.get_extent()[1] < bias.get_extent()[0]  # side by side
         assert axes.get_xticklabels()[-1].get_text() == "b"
-        np.testing.assert_allclose([bar.get_width() for bar in bars(below[k])], norms[k])
-        assert below[k].get_ylim() == axes.get_ylim() == (4.5, -0.5)  # features downwards in both
-    colours = [bar.get_facecolor() for bar in bars(below[1])]
+        np.testing.assert_allclose([bar.get_width() for bar in find_bars(below[k])], norms[k])
+        assert below[k].get_ylim() == axes.get_ylim() == (4.5, -0.5)  # feature 0 is at the top of both
+    colours = [bar.get_facecolor() for bar in find_bars(below[1])]
     assert len(set(colours)) == 5
-    assert bars(below[0])[0].get_facecolor() == colours[-1]  # bright from 1 on
+    assert find_bars(below[0])[0].get_facecolor() == colours[-1]  # 1 and more have the same, brightest colour
     assert find_panel(figure, y="$W^T W$, and bias")
     assert find_panel(figure, y="superposition")
     render(figure)

@@ -41,31 +41,34 @@ SHAPES: dict[str, tuple[Tensor, list[str]]] = {
 }
 
 
-def factors(W: Tensor) -> tuple[Factor, ...]:
+def find_factors(W: Tensor) -> tuple[Factor, ...]:
     return tegum_factors(W, living=0.1, tau=0.15, tolerance=0.15)
 
 
-def rotation(m: int) -> Tensor:
+def draw_rotation(m: int) -> Tensor:
     return torch.linalg.qr(torch.randn(m, m, dtype=torch.float64)).Q
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.02])
 def test_shapes_are_named_after_rotation_scaling_shuffling_and_noise(shape: str, noise: float) -> None:
-    """It is in 12 dimensions with a pentagon, one dedicated and two dead features; each coordinate has noise of 1 or 2 % of the norm."""
+    """The shape is in 12 dimensions together with a pentagon, one dedicated and two dead features.
+
+    Each coordinate has noise of 0, 1 or 2 % of the norm.
+    """
     torch.manual_seed(0)
-    own, names = SHAPES[shape]
+    vertices, names = SHAPES[shape]
     for _ in range(20):
-        W = tegum_product(own, polygon(5) * 0.8, dedicated_feature() * 1.3)
+        W = tegum_product(vertices, polygon(5) * 0.8, dedicated_feature() * 1.3)
         W = torch.cat([W, torch.zeros(len(W), 2)], dim=1)
-        placed = rotation(12)[:, : len(W)] @ W
+        placed = draw_rotation(12)[:, : len(W)] @ W
         scales = torch.empty(placed.shape[1]).uniform_(0.8, 1.2)
         order = torch.randperm(placed.shape[1])
         noisy = ((placed + noise * torch.randn_like(placed)) * scales)[:, order].float()
-        shapes = factors(noisy)
+        shapes = find_factors(noisy)
         assert sorted(factor.name for factor in shapes) == sorted([*names, "pentagon", "dedicated"])
         groups = {frozenset(factor.features): factor for factor in shapes}
-        pentagon = frozenset(torch.argsort(order)[own.shape[1] : own.shape[1] + 5].tolist())
+        pentagon = frozenset(torch.argsort(order)[vertices.shape[1] : vertices.shape[1] + 5].tolist())
         assert groups[pentagon].name == "pentagon"
         assert groups[pentagon].rank == 2
         assert groups[pentagon].dimensions == pytest.approx(2, abs=0.1)
@@ -79,12 +82,12 @@ def test_isospectral_shapes_are_distinguished() -> None:
     antiprism = square_antiprism(TIGHT_COS2)
     for one, other in ((pair, polygon(6)), (cube, antiprism)):
         torch.testing.assert_close(torch.linalg.eigvalsh(one.T @ one), torch.linalg.eigvalsh(other.T @ other))
-    assert [f.name for f in factors(pair)] == ["6 vectors in 2 dimensions"]
-    assert [f.name for f in factors(cube)] == ["8 vectors in 3 dimensions"]
+    assert [f.name for f in find_factors(pair)] == ["6 vectors in 2 dimensions"]
+    assert [f.name for f in find_factors(cube)] == ["8 vectors in 3 dimensions"]
 
 
 def test_rearranged_products_are_another_shape() -> None:
-    """The products are those of a pentagon, five of cos 72° and five of cos 144°, but not in two rings of five."""
+    """The cosines are those of a pentagon, five times cos 72° and five times cos 144°, but between other pairs of vectors."""
     near, far = (float(torch.cos(torch.deg2rad(torch.tensor(angle)))) for angle in (72.0, 144.0))
     gram = torch.eye(5).double()
     for k, (i, j) in enumerate(torch.triu_indices(5, 5, 1).T.tolist()):
@@ -97,7 +100,7 @@ def test_rearranged_products_are_another_shape() -> None:
 @pytest.mark.parametrize(("degrees", "name"), [(115, "triangle"), (100, "3 vectors in 2 dimensions")])
 def test_a_bent_triangle_is_named_only_while_it_resembles_one(degrees: float, name: str) -> None:
     angles = torch.deg2rad(torch.tensor([0.0, degrees, 180 + degrees / 2], dtype=torch.float64))
-    (factor,) = factors(torch.stack([angles.cos(), angles.sin()]))
+    (factor,) = find_factors(torch.stack([angles.cos(), angles.sin()]))
     assert factor.name == name
     assert factor.deviation > 0
 
@@ -116,13 +119,13 @@ def test_the_antiprism_that_is_nearer_gives_the_deviation() -> None:
 
 def test_dead_features_are_in_no_factor() -> None:
     W = torch.tensor([[1.0, 0.0, 0.05, -1.0], [0.0, 0.0, 0.0, 0.0]])
-    (digon,) = factors(W)
+    (digon,) = find_factors(W)
     assert digon.features == (0, 3)
     assert digon.rank == 1
-    assert factors(torch.zeros(2, 3)) == ()
+    assert find_factors(torch.zeros(2, 3)) == ()
 
 
 def test_a_chain_of_overlaps_is_one_factor() -> None:
-    angles = torch.deg2rad(torch.tensor([0.0, 75, 150]))
-    (factor,) = factors(torch.stack([angles.cos(), angles.sin()]))
+    angles = torch.deg2rad(torch.tensor([0.0, 75, 150]))  # |cos| is 0.26 for neighbours, above τ = 0.15
+    (factor,) = find_factors(torch.stack([angles.cos(), angles.sin()]))
     assert factor.features == (0, 1, 2)
