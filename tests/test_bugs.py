@@ -9,10 +9,12 @@ import pytest
 
 from crux.sae import build
 
-PLANTED: dict[str, Callable[[], object]] = {
+BUGS: dict[str, Callable[[], object]] = {
     "zip() argument 2 is longer than argument 1": lambda: list(zip([1], [1, 2], strict=True)),
     "invalid literal for int() with base 10: 'six'": lambda: int("six"),
 }
+"""Code with a bug, by the message of the ValueError that it raises. Not every ValueError is a UserError."""
+
 PROGRAM = """
 import sys
 from crux.cli import main
@@ -28,7 +30,9 @@ main()
 
 
 @pytest.mark.parametrize("error", ["list(zip([1], [1, 2], strict=True))", 'int("six")'])
-def test_it_ends_with_a_traceback_and_exit_code_1(error: str, tmp_path: Path, short_job: tuple[str, ...]) -> None:
+def test_a_single_run_ends_with_a_traceback_and_exit_code_1(
+    error: str, tmp_path: Path, short_job: tuple[str, ...]
+) -> None:
     program = PROGRAM.format(error=error, arguments=[*short_job, "tracking=none", f"output_dir={tmp_path}"])
     src = str(Path(__file__).parents[1] / "src")
     ended = subprocess.run(
@@ -43,12 +47,16 @@ def test_it_ends_with_a_traceback_and_exit_code_1(error: str, tmp_path: Path, sh
     assert "planted" in ended.stderr
 
 
-@pytest.mark.parametrize("said", PLANTED)
-def test_a_sweeps_failed_file_holds_the_traceback(
-    said: str, tmp_path: Path, short_job: tuple[str, ...], run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("message", BUGS)
+def test_the_failed_file_of_a_sweeps_job_holds_the_traceback(
+    message: str,
+    tmp_path: Path,
+    short_job: tuple[str, ...],
+    run_crux: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def planted(*arguments: object, **named: object) -> None:
-        PLANTED[said]()
+        BUGS[message]()
 
     monkeypatch.setattr(build, "build_sae", planted)
     assert run_crux(*short_job, "-m", "seed=0,1", "tracking=none", "sweep_name=planted", f"output_dir={tmp_path}") == 1
@@ -56,6 +64,6 @@ def test_a_sweeps_failed_file_holds_the_traceback(
     assert len(failed) == 2
     for path in failed:
         first, _, rest = path.read_text("utf-8").partition("\n")
-        assert first == f"ValueError: {said}"
+        assert first == f"ValueError: {message}"
         assert "Traceback (most recent call last)" in rest
         assert "planted" in rest

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from omegaconf import Container, OmegaConf
 
+import crux
+
 TINY = Path(str(files("crux.assets"))) / "tiny"
 HEAVY = {
     "torch", "lightning", "mlflow", "transformers", "transformer_lens", "matplotlib", "datasets", "pandas", "scipy", "sklearn",
@@ -372,3 +374,8 @@ def test_a_stopped_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
     import torch
 
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 2
+
+
+def test_the_version_is_that_of_crux(run_crux: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_crux("--version") == 0
+    assert capsys.readouterr().out == f"crux {crux.__version__}\n"

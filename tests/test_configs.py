@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from crux.config.bounds import check_bounds
-from crux.config.descriptions import field_descriptions, option_comment
+from crux.config.descriptions import field_descriptions, read_option_comment
 from crux.config.errors import UserError
 from crux.config.registry import options_by_group, register
 from crux.config.schema import HubData, Job, Precision, to_plain
@@ -104,7 +104,7 @@ def test_every_key_has_a_description() -> None:
 @pytest.mark.parametrize("path", [*CONF.rglob("*.yaml"), *SWEEPS], ids=lambda p: str(p.relative_to(CONF.parent)))
 def test_every_option_begins_with_a_description(path: Path) -> None:
     """The first comment line is what `--help` shows."""
-    first = option_comment(path)[0]
+    first = read_option_comment(path)[0]
     assert re.match(r"[\w|]", first)
     assert not first.endswith(".")
     assert 8 < len(first) <= 90

@@ -31,7 +31,7 @@ def run_job(command: list[str], cwd: Path, path: str | None) -> None:
     assert (cwd / "outputs" / "mlflow.db").exists()
 
 
-def test_everything_is_in_it(wheel: Path) -> None:
+def test_the_wheel_holds_configuration_sweeps_and_assets(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for option in (ROOT / "conf").rglob("*.yaml"):
         assert f"crux/conf/{option.relative_to(ROOT / 'conf')}" in names
@@ -43,7 +43,7 @@ def test_everything_is_in_it(wheel: Path) -> None:
     assert {f"crux/assets/{name}" for name in assets} <= names
 
 
-def test_it_runs_next_to_the_installed_packages(wheel: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_runs_a_job(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True)
@@ -56,7 +56,7 @@ def test_it_runs_next_to_the_installed_packages(wheel: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_it_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+def test_a_wheel_in_a_new_environment_installs_its_dependencies_and_runs_a_job(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", str(wheel)], check=True)
     run_job([str(tmp_path / "venv/bin/crux")], tmp_path, None)

@@ -1,4 +1,4 @@
-"""Bounds in annotations, and what is said of a value outside of them."""
+"""Bounds in annotations, and the message about a value outside of them."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -36,7 +36,7 @@ def test_values_within_their_bounds_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (Outer(count=0), "count=0: must be 1 or more"),
         (Outer(betas=[0.9, 1.0]), "betas=[0.9, 1.0]: must be numbers that are from 0 up to but not 1"),
@@ -48,7 +48,7 @@ def test_values_within_their_bounds_are_accepted() -> None:
         (Outer(inner=Inner(low=3.0)), "inner.low=3: must be at most inner.high=2"),
     ],
 )
-def test_a_value_outside_is_named_with_what_is_allowed(options: Outer, said: str) -> None:
-    with pytest.raises(UserError) as refused:
+def test_the_message_about_a_value_names_its_key_and_the_bounds(options: Outer, message: str) -> None:
+    with pytest.raises(UserError) as rejected:
         check_bounds(options, "")
-    assert str(refused.value) == said
+    assert str(rejected.value) == message

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from crux.config.files import replacing, replacing_folder, write_tensors, write_text
 
 
-def test_text_is_utf8_and_replaces_what_was_there(tmp_path: Path) -> None:
+def test_text_is_utf8_and_replaces_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_text(path, "old")
     write_text(path, "λ")
@@ -17,7 +17,7 @@ def test_text_is_utf8_and_replaces_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_tensors_of_any_layout(tmp_path: Path) -> None:
+def test_tensors_of_any_memory_layout_are_written(tmp_path: Path) -> None:
     matrix = torch.arange(6.0).view(2, 3)
     write_tensors(tmp_path / "a.safetensors", {"x": matrix.mT}, metadata={"format": "pt"})
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
@@ -33,13 +33,13 @@ def test_a_file_whose_writer_fails_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "report.md"
     write_text(path, "old")
 
-    def killed() -> None:
+    def write_and_be_killed() -> None:
         with replacing(path) as temporary:
             temporary.write_text("ha")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        killed()
+        write_and_be_killed()
     with pytest.raises(OSError, match="disk full"), replacing(path):
         raise OSError("disk full")
     assert path.read_text() == "old"
@@ -75,13 +75,13 @@ def test_a_folder_whose_writer_fails_stays_as_it_was(tmp_path: Path, monkeypatch
     with replacing_folder(path) as folder:
         (folder / "old").touch()
 
-    def full() -> None:
+    def fill_the_disk() -> None:
         with replacing_folder(path) as folder:
             (folder / "new").touch()
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        full()
+        fill_the_disk()
     rename = Path.rename
 
     def fails(self: Path, target: Path) -> Path:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from crux.config.catalogue import list_groups, option_files
-from crux.config.descriptions import describe_type, field_descriptions, option_comment
+from crux.config.descriptions import describe_type, field_descriptions, read_option_comment
 from crux.config.help import help_text
 from crux.config.paths import ROOT
 from crux.config.printing import print_text
@@ -66,7 +66,7 @@ def test_the_page_shows_every_option_with_its_description() -> None:
     page = " ".join(help_text([]).split())
     for group in list_groups():
         for name, path in option_files(group).items():
-            assert f"{name} {option_comment(path)[0]}" in page, f"{group}={name}"
+            assert f"{name} {read_option_comment(path)[0]}" in page, f"{group}={name}"
 
 
 def test_a_key_has_its_value_meaning_and_bounds(help_of: Callable[..., str]) -> None:

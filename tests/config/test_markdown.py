@@ -5,7 +5,7 @@ import pytest
 from crux.config.markdown import markdown_table
 
 
-def test_a_row_a_line() -> None:
+def test_each_row_is_one_line() -> None:
     """Cells are anything that `str` writes; a table may have no rows."""
     assert markdown_table(["name", "n"], [["a", 1], ("b", None)]) == (
         "| name | n |\n| --- | --- |\n| a | 1 |\n| b | None |"

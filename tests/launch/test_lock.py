@@ -13,7 +13,7 @@ from crux.config.errors import UserError
 from crux.launch.lock import lock_folder
 
 
-def test_a_second_process_is_told_who_runs_the_sweep(tmp_path: Path) -> None:
+def test_a_second_start_is_rejected_with_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path),
         pytest.raises(UserError, match=f"is run by process {os.getpid()} on .* since 20"),
@@ -24,7 +24,7 @@ def test_a_second_process_is_told_who_runs_the_sweep(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_path: Path) -> None:
+def test_a_killed_process_holds_no_lock_while_its_children_still_run(tmp_path: Path) -> None:
     """Ray's processes may run a moment longer than the launching process."""
     code = (
         "import os, pathlib, signal, subprocess, sys\n"
@@ -52,9 +52,9 @@ def test_the_lock_of_a_killed_process_is_gone_while_its_children_still_run(tmp_p
 def test_a_file_system_without_locks_is_used_with_a_warning(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def none(file: object, operation: int) -> None:
+    def fail(file: object, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with lock_folder(tmp_path):
         assert f"crux: {tmp_path} cannot be locked ({os.strerror(number)}): do not" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from crux.runs.mlflow import Tracker, default_uri, prepare_store
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 
-def start(outputs: Path, uri: str | None = None) -> Tracker:
+def start_run(outputs: Path, uri: str | None = None) -> Tracker:
     return Tracker.start(
         uri or default_uri(outputs),
         experiment="crux",
@@ -30,12 +30,12 @@ def start(outputs: Path, uri: str | None = None) -> Tracker:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An outputs folder in which four processes have started a run at once, without a database before."""
+    """Return an outputs folder without a database, in which four processes have then started a run at the same time."""
     place = tmp_path_factory.mktemp("outputs")
     code = (
         "import sys; from pathlib import Path; from crux.runs.mlflow import Tracker, default_uri\n"
         "outputs = Path(sys.argv[1])\n"
-        "sys.stdin.readline()\n"  # all are loaded: now
+        "sys.stdin.readline()\n"  # wait until every process has imported MLflow
         "t = Tracker.start(default_uri(outputs), experiment='crux', outputs=outputs, name=sys.argv[2], params={}, tags={})\n"
         "t.log_metrics(1, {'train/loss': 1.0})\n"
         "t.end('FINISHED')\n"
@@ -83,7 +83,7 @@ def test_preparing_the_store_twice_gives_the_same_experiment(outputs: Path) -> N
 
 
 def test_a_resumed_run_stays_one_run(outputs: Path) -> None:
-    tracker = start(outputs)
+    tracker = start_run(outputs)
     tracker.log_metrics(1, {"train/loss": 2.0, "train/l0": 30.0})
     tracker.end("KILLED")
     assert tracker.client.get_run(tracker.run_id).info.status == "KILLED"
@@ -100,7 +100,7 @@ def test_a_resumed_run_stays_one_run(outputs: Path) -> None:
     assert [(m.step, m.value) for m in curve] == [(1, 2.0), (2, 1.0)]
 
 
-def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_run_folder_are_logged_without_checkpoints(outputs: Path, tmp_path: Path) -> None:
     for name in (
         "config.yaml",
         "metrics.json",
@@ -111,7 +111,7 @@ def test_files_become_artifacts(outputs: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    tracker = start(outputs)
+    tracker = start_run(outputs)
     tracker.log_files(tmp_path)
     found = {a.path for place in ("", "figures", "sae") for a in tracker.client.list_artifacts(tracker.run_id, place)}
     assert found == {"config.yaml", "metrics.json", "figures", "figures/a.png", "sae", "sae/cfg.json"}
@@ -128,18 +128,18 @@ def test_a_locked_database_is_a_user_error(outputs: Path, monkeypatch: pytest.Mo
     holder.execute("BEGIN IMMEDIATE")
     try:
         with pytest.raises(UserError, match="database is locked"):
-            start(outputs)
+            start_run(outputs)
     finally:
         holder.close()
-    start(outputs).end("FINISHED")
+    start_run(outputs).end("FINISHED")
 
 
 def test_a_file_that_is_not_a_database_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, though of some length\n" * 100)
     with pytest.raises(UserError, match="file is not a database"):
-        start(tmp_path)
+        start_run(tmp_path)
     with pytest.raises(UserError, match="unable to open database file"):
-        start(tmp_path, uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
+        start_run(tmp_path, uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
 def test_a_server_that_does_not_answer_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:

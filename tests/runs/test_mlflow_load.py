@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from crux.runs.mlflow import default_uri
 
 SRC = Path(__file__).resolve().parents[2] / "src"
-JOBS, ROUNDS, STEPS, METRICS = 8, 5, 20, 20
+N_JOBS, N_ROUNDS, N_STEPS, N_METRICS = 8, 5, 20, 20
 
 JOB = f"""
 import sys
@@ -22,11 +22,11 @@ from pathlib import Path
 from crux.runs.mlflow import Tracker, default_uri
 name = sys.argv[1]
 print("loaded", flush=True)
-for line in sys.stdin:  # the next round's folder: now
+for line in sys.stdin:  # the folder of the next round, in which all processes start at once
     outputs = Path(line.strip())
     t = Tracker.start(default_uri(outputs), experiment="crux", outputs=outputs, name=name, params={{"job": name}}, tags={{}})
-    for step in range({STEPS}):
-        t.log_metrics(step, {{f"train/{{i}}": float(step) for i in range({METRICS})}})
+    for step in range({N_STEPS}):
+        t.log_metrics(step, {{f"train/{{i}}": float(step) for i in range({N_METRICS})}})
     t.end("FINISHED")
     print("done", flush=True)
 """
@@ -37,13 +37,13 @@ def test_eight_first_starts_at_once_lose_nothing(tmp_path: Path) -> None:
     """In each round, eight processes start without a database; every run, parameter and metric arrives."""
     jobs = [
         subprocess.Popen([sys.executable, "-c", JOB, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SRC)
-        for i in range(JOBS)
+        for i in range(N_JOBS)
     ]  # fmt: skip
     try:
         for job in jobs:
             assert job.stdout is not None
             assert job.stdout.readline() == "loaded\n"
-        for n in range(ROUNDS):
+        for n in range(N_ROUNDS):
             outputs = tmp_path / str(n)
             for job in jobs:
                 assert job.stdin is not None
@@ -56,11 +56,11 @@ def test_eight_first_starts_at_once_lose_nothing(tmp_path: Path) -> None:
             experiment = client.get_experiment_by_name("crux")
             assert experiment is not None
             runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
-            assert sorted(r.data.params["job"] for r in runs) == [str(i) for i in range(JOBS)]
+            assert sorted(r.data.params["job"] for r in runs) == [str(i) for i in range(N_JOBS)]
             for run in runs:
-                assert len(run.data.metrics) == METRICS
+                assert len(run.data.metrics) == N_METRICS
                 curve = client.get_metric_history(run.info.run_id, "train/7")
-                assert sorted(m.value for m in curve) == list(range(STEPS))
+                assert sorted(m.value for m in curve) == list(range(N_STEPS))
     finally:
         for job in jobs:
             job.kill()
@@ -69,7 +69,7 @@ def test_eight_first_starts_at_once_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of an MLflow server on this machine."""
+    """Start an MLflow server on this machine, and return its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = [

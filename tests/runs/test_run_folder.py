@@ -1,4 +1,4 @@
-"""The run folder: its files are complete, its history is cut after a kill, and unfinished runs are found."""
+"""The run folder: its files are complete, a resumed run drops the history after its checkpoint, and unfinished runs are found."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_folder_from_start_to_end(tmp_path: Path) -> None:
+def test_what_is_written_to_a_run_folder_is_read_again(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "runs" / "one", CONFIG)
     assert folder.read_config() == CONFIG
     assert not folder.done
@@ -96,13 +96,14 @@ def test_find_unfinished_returns_the_newest_run_with_the_same_configuration(tmp_
     assert find_unfinished(tmp_path, CONFIG | {"resume": True}).path == newer.path
 
 
-def test_of_runs_in_the_same_second_the_last_one_counts_as_newest(tmp_path: Path) -> None:
+def test_of_runs_that_start_within_one_second_the_last_is_the_newest(tmp_path: Path) -> None:
+    """Sorted by name, `-11` would precede `-2`."""
     numbers = ["", *(f"-{i}" for i in range(2, 12))]
     runs = [create_run(tmp_path, f"2026-01-01_00-00-00_a{number}", CONFIG) for number in numbers]
     assert find_unfinished(tmp_path, CONFIG).path == runs[-1].path
 
 
-def test_a_broken_folder_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_a_folder_with_an_unreadable_configuration_does_not_hide_the_others(tmp_path: Path) -> None:
     good = create_run(tmp_path, "2026-01-01_00-00-00_a", CONFIG)
     for name, text in (("2026-01-02_00-00-00_a", "{layer: ["), ("2026-01-03_00-00-00_a", "")):
         (tmp_path / "runs" / name).mkdir()

@@ -35,31 +35,32 @@ def check_bounds(options: object, key: str) -> None:
         if is_dataclass(value):
             check_bounds(value, name)
         else:
-            for allowed in _violations(value, hints[field.name]):
+            for allowed in _describe_violations(value, hints[field.name]):
                 raise UserError(f"{name}={_format_value(value)}: must be {allowed}")
     if isinstance(options, ChecksItself):
         options.check_section(key)
 
 
-def _violations(value: Any, hint: Any) -> Iterator[str]:
-    """Yield, in words, the bounds that a value breaks."""
+def _describe_violations(value: Any, hint: Any) -> Iterator[str]:
+    """Yield a description of the bounds that a value violates: nothing if it is within all of them."""
     if value is None:
         return
     origin = get_origin(hint)
     if origin is Annotated:
         inner, *bounds = get_args(hint)
-        if not all(_within(value, bound) for bound in bounds):
+        if not all(_is_within(value, bound) for bound in bounds):
             yield describe_bounds(bounds)
-        yield from _violations(value, inner)
+        yield from _describe_violations(value, inner)
     elif origin in (UnionType, Union):
         (inner,) = (kind for kind in get_args(hint) if kind is not type(None))
-        yield from _violations(value, inner)
+        yield from _describe_violations(value, inner)
     elif origin is list:
         for item in value:
-            yield from (f"numbers that are {allowed}" for allowed in _violations(item, get_args(hint)[0]))
+            yield from (f"numbers that are {allowed}" for allowed in _describe_violations(item, get_args(hint)[0]))
 
 
-def _within(value: Any, bound: object) -> bool:  # written so that NaN is within no bound
+def _is_within(value: Any, bound: object) -> bool:
+    """Return True if a value is within a bound; NaN is within none."""
     match bound:
         case Ge(limit):
             return bool(value >= limit)

@@ -18,7 +18,8 @@ def conf_folders() -> list[Path]:
     return [ROOT / "conf", *plugin_folders()]
 
 
-def _conf_file(name: str) -> Path:
+def _find_conf_file(name: str) -> Path:
+    """Return the path of a file of crux's conf/ or of a plug-in's."""
     return next((folder / name for folder in conf_folders() if (folder / name).exists()), ROOT / "conf" / name)
 
 
@@ -34,7 +35,7 @@ def option_files(group: str) -> dict[str, Path]:
 
 
 def list_groups() -> list[str]:
-    """Return the groups whose options a command line names; experiments choose those of the group `job`."""
+    """Return the groups whose options can be chosen on a command line; those of the group `job` are chosen by experiments."""
     folders = {folder.name for place in conf_folders() for folder in place.iterdir() if folder.is_dir()}
     return sorted({*folders - {"hydra", "job"}, "hydra/launcher", "sweeps"})
 
@@ -44,7 +45,7 @@ class Choice(NamedTuple):
 
     job: str
     options: dict[str, str]
-    """The option's name, or, if only experiments choose it, the name of its dataclass with the suffix `_options`."""
+    """The name of the chosen option by group; if only experiments choose it, the name of its dataclass with the suffix `_options`."""
 
 
 @cache
@@ -52,23 +53,24 @@ def read_experiment(experiment: str | None) -> Choice:
     """Return what an experiment chooses, or the main job if there is no experiment."""
     options: dict[str, str] = {}
     if experiment is not None and experiment in option_files("experiment"):
-        options = _defaults_of_experiment(option_files("experiment")[experiment])
+        options = _read_experiment_options(option_files("experiment")[experiment])
     job = options.pop("job", MAIN_JOB)
-    of_job = {group: option for group, option in _defaults(_conf_file(f"job/{job}.yaml")) if option}
-    return Choice(job, of_job | options)
+    job_options = {group: option for group, option in _read_defaults(_find_conf_file(f"job/{job}.yaml")) if option}
+    return Choice(job, job_options | options)
 
 
-def _defaults_of_experiment(path: Path) -> dict[str, str]:
+def _read_experiment_options(path: Path) -> dict[str, str]:
+    """Return the option of each group that the YAML of an experiment chooses, or an experiment from which it is derived."""
     found: dict[str, str] = {}
-    for group, option in _defaults(path):
+    for group, option in _read_defaults(path):
         if group.startswith("experiment/"):  # an experiment that this one is derived from
-            found |= _defaults_of_experiment(_conf_file(f"{group}.yaml"))
+            found |= _read_experiment_options(_find_conf_file(f"{group}.yaml"))
         elif option:
             found[group] = option
     return found
 
 
-def _defaults(path: Path) -> Iterator[tuple[str, str]]:
+def _read_defaults(path: Path) -> Iterator[tuple[str, str]]:
     """Yield group and option of each entry of a YAML's defaults list; an entry without an option has the option ``."""
     text = path.read_text("utf-8")
     if match := re.search(r"^defaults: \[(.*)\]", text, re.M):
@@ -87,7 +89,7 @@ def options_class(group: str, option: str) -> type | None:
         return options_by_group().get(group, {}).get(option.removesuffix(SUFFIX))
     if (path := option_files(group).get(option)) is None:
         return None
-    parents = [name for name, _ in _defaults(path)]
+    parents = [name for name, _ in _read_defaults(path)]
     schemas = [name for name in parents if name.endswith(SUFFIX)]
     return next((found for name in [*schemas, *parents] if (found := options_class(group, name)) is not None), None)
 
@@ -108,11 +110,11 @@ def has_key(choice: Choice, key: str) -> bool:
     if job is None or section not in (hints := get_type_hints(job)):
         return False
     kind = options_class(section, choice.options[section]) if section in choice.options else hints[section]
-    return not rest or (isinstance(kind, type) and rest in _keys(kind))
+    return not rest or (isinstance(kind, type) and rest in _list_all_keys(kind))
 
 
 @cache
-def _keys(kind: type) -> frozenset[str]:
+def _list_all_keys(kind: type) -> frozenset[str]:
     return frozenset(list_keys(kind)) if hasattr(kind, "__dataclass_fields__") else frozenset()
 
 

@@ -55,15 +55,15 @@ def compose_job(overrides: Sequence[str], *, grid_advice: str) -> ComposedJob:
 
 @contextmanager
 def _separate_hydra() -> Iterator[None]:
-    """Initialise Hydra for this block, and restore what was initialised before."""
+    """Initialise Hydra for this block; afterwards restore the Hydra that the caller may have initialised."""
     instance, base = GlobalHydra.instance(), version.VersionBase.instance()
-    before, instance.hydra = instance.hydra, None
+    hydra_before, instance.hydra = instance.hydra, None
     base_before = base.version_base
     try:
         with initialize_config_dir(str(ROOT / "conf"), job_name="crux", version_base="1.3"):
             yield
     finally:
-        GlobalHydra.instance().hydra = before
+        GlobalHydra.instance().hydra = hydra_before
         base.version_base = base_before
 
 
@@ -84,4 +84,5 @@ def build_job(config: DictConfig, overrides: Sequence[str]) -> Job:
 
 
 def _may_be_added(key: str) -> bool:
+    """Return True if `+key=…` is allowed: for a key of crux, a callback of the user, and a group of conf/."""
     return key in known_keys() or key.startswith("callbacks.") or (ROOT / "conf" / key).is_dir()

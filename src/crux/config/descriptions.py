@@ -16,7 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from crux.config.bounds import describe_bounds
 
 
-def option_comment(path: Path) -> list[str]:
+def read_option_comment(path: Path) -> list[str]:
     """Return the comment lines at the top of an option's YAML; the first line is the option's description."""
     lines = []
     for line in path.read_text("utf-8").splitlines():
@@ -43,10 +43,10 @@ def _descriptions_in(module: str) -> dict[str, dict[str, str]]:
     if path is None or not path.endswith(".py"):
         return {}
     classes = [node for node in ast.parse(Path(path).read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
-    return {node.name: dict(filter(None, map(_described_field, pairwise(node.body)))) for node in classes}
+    return {node.name: dict(filter(None, map(_read_field, pairwise(node.body)))) for node in classes}
 
 
-def _described_field(statements: tuple[ast.stmt, ast.stmt]) -> tuple[str, str] | None:
+def _read_field(statements: tuple[ast.stmt, ast.stmt]) -> tuple[str, str] | None:
     """Return a field's name and description if the statements are a field and a string."""
     match statements:
         case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
@@ -61,28 +61,30 @@ def describe_type(hint: Any) -> str:
         (inner,) = (kind for kind in get_args(hint) if kind is not type(None))
         words = describe_type(inner)
         return f"{words}{',' if ',' in words else ''} or null"
-    inner, bounds = _without_bounds(hint)
+    inner, bounds = _split_bounds(hint)
     if get_origin(inner) is list:
         return _describe_list(get_args(inner)[0], bounds)
-    return ", ".join([_kind(inner, plural=False), *([describe_bounds(bounds)] if bounds else [])])
+    return ", ".join([_describe_plain_type(inner, plural=False), *([describe_bounds(bounds)] if bounds else [])])
 
 
 def _describe_list(item: Any, bounds: Sequence[object]) -> str:
-    inner, item_bounds = _without_bounds(item)
+    inner, item_bounds = _split_bounds(item)
     if get_origin(inner) is list:
-        return f"list of lists of {_kind(_without_bounds(get_args(inner)[0])[0], plural=True)}"
+        return f"list of lists of {_describe_plain_type(_split_bounds(get_args(inner)[0])[0], plural=True)}"
     each = f", each {describe_bounds(item_bounds)}" if item_bounds else ""
-    return f"{'non-empty list' if bounds else 'list'} of {_kind(inner, plural=True)}{each}"
+    return f"{'non-empty list' if bounds else 'list'} of {_describe_plain_type(inner, plural=True)}{each}"
 
 
-def _without_bounds(hint: Any) -> tuple[Any, Sequence[object]]:
+def _split_bounds(hint: Any) -> tuple[Any, Sequence[object]]:
+    """Return the type in an annotation, and its bounds."""
     if get_origin(hint) is Annotated:
         inner, *bounds = get_args(hint)
         return inner, bounds
     return hint, ()
 
 
-def _kind(kind: Any, *, plural: bool) -> str:
+def _describe_plain_type(kind: Any, *, plural: bool) -> str:
+    """Return a type without bounds in words, such as `integer` or, in the plural, `integers`."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         *most, last = kind.__members__
         return f"{', '.join(most)} or {last}"

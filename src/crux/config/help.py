@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.catalogue import find_experiments, find_options, has_key, list_groups, option_files, read_choice
-from crux.config.descriptions import describe_type, field_descriptions, option_comment
+from crux.config.descriptions import describe_type, field_descriptions, read_option_comment
 from crux.config.errors import UserError
 from crux.config.messages import explain_synonym, launcher_keys, launchers_with, nearest
 from crux.config.paths import ROOT
@@ -57,10 +57,10 @@ GROUPS = {
 """The groups in the order of the help page; those of plug-ins come after them."""
 
 SET_BY_OPTIONS = ("sae.name", "loss.name")
-"""Keys that no user sets; nor does anyone set a `_target_` that must have a value."""
+"""Keys that users do not set, because the choice of an option does. The same holds for a `_target_` that must have a value."""
 
-COLUMN = 36
-"""Width of the left column."""
+LEFT_WIDTH = 36
+"""Maximum width of the left column, in characters."""
 
 
 @dataclass
@@ -87,100 +87,110 @@ def help_text(words: Sequence[str]) -> str:
     overrides = [word for word in words if "=" in word]
     topics = [word for word in words if "=" not in word and not word.startswith("-")]
     if topics:
-        return "\n\n".join(_topic(topic, overrides) for topic in topics)
+        return "\n\n".join(_format_topic(topic, overrides) for topic in topics)
     if len(overrides) == 1 and (group := overrides[0].partition("=")[0]) in list_groups():
-        return _option(group, overrides[0].partition("=")[2], overrides)
-    return _page(overrides)
+        return _format_option(group, overrides[0].partition("=")[2], overrides)
+    return _format_page(overrides)
 
 
-def _page(overrides: Sequence[str]) -> str:
+def _format_page(overrides: Sequence[str]) -> str:
     config = _compose(overrides)
     program = "crux" if Path(sys.argv[0]).name == "crux" else "python src/main.py"
     start = [(command.format(program=program), text) for command, text in START]
     more = [(f"{program} {command}", text) for command, text in MORE]
-    parts = [_wrap(INTRODUCTION, indent=0), _table("Start", start), _table("More help", more)]
-    choices = _choices(config)
+    parts = [_wrap(INTRODUCTION, indent=0), _format_table("Start", start), _format_table("More help", more)]
+    choices = _read_choices(config)
     shown = [group for group in GROUPS if group in list_groups()] + [
         group for group in list_groups() if group not in GROUPS
     ]
-    parts += [_heading("Options (group=option; * is chosen in this job)")]
-    parts += [_group(group, choices) for group in shown if group in choices]
-    parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
+    parts += [_format_heading("Options (group=option; * is chosen in this job)")]
+    parts += [_format_group(group, choices) for group in shown if group in choices]
+    parts += [_format_heading("Keys (key=value, with the values of this job)"), *_format_sections(config)]
     return "\n\n".join(parts)
 
 
-def _topic(topic: str, overrides: Sequence[str]) -> str:
+def _format_topic(topic: str, overrides: Sequence[str]) -> str:
     """Return the help of a group, a section or a key."""
     if topic.startswith("hydra.launcher"):
-        return _launcher_topic(topic, overrides)
+        return _format_launcher_topic(topic, overrides)
     is_group, is_key = topic in list_groups(), topic in known_keys()
     if not is_group and not is_key:
-        raise UserError(_unknown(topic, overrides))
+        raise UserError(_explain_unknown_topic(topic, overrides))
     parts = []
-    if is_key and not has_key(read_choice(overrides), topic):  # show the first job that has it
-        found = find_options(topic, read_choice(overrides)) or find_experiments(topic)
-        others = f"; also of {_enumerate(found[1:])}" if found[1:] else ""
-        parts = [_wrap(f"A key of {found[0]}, shown below{others}.", indent=0)] if found else []
-        overrides = [*overrides, *found[:1]]
+    if is_key and not has_key(read_choice(overrides), topic):
+        owners = find_options(topic, read_choice(overrides)) or find_experiments(topic)
+        if owners:  # show the first option or experiment that has the key, and name the others
+            first, *others = owners
+            also = f"; also of {_enumerate(others)}" if others else ""
+            parts = [_wrap(f"A key of {first}, shown below{also}.", indent=0)]
+            overrides = [*overrides, first]
     config = _compose(overrides)
     if is_group:
-        parts.append(_group(topic, _choices(config)))
+        parts.append(_format_group(topic, _read_choices(config)))
     if is_key:
         prefix = f"{topic}."
-        parts += [_key(key) for key in _keys(config) if key.name == topic]
-        if inner := [_key(key) for key in _keys(config) if key.name.startswith(prefix)]:
-            parts.append("\n".join([_heading(_section_title(topic, config)), *inner]))
+        parts += [_format_key(key) for key in _list_keys(config) if key.name == topic]
+        if inner := [_format_key(key) for key in _list_keys(config) if key.name.startswith(prefix)]:
+            parts.append("\n".join([_format_heading(_format_section_title(topic, config)), *inner]))
     return "\n\n".join(parts)
 
 
-def _enumerate(options: Sequence[str], *, most: int = 5) -> str:
-    named, others = options[:most], len(options[most:])
-    return (
-        f"{', '.join(named)} and {others} others"
-        if others
-        else " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
-    )
+def _enumerate(options: Sequence[str], *, max_named: int = 5) -> str:
+    """Return options as words of a sentence: `a`, `a, b and c`, or `a, b, c, d, e and 3 others`."""
+    if len(options) > max_named:
+        return f"{', '.join(options[:max_named])} and {len(options) - max_named} others"
+    *others, last = options
+    return f"{', '.join(others)} and {last}" if others else last
 
 
-def _option(group: str, option: str, overrides: Sequence[str]) -> str:
+def _format_option(group: str, option: str, overrides: Sequence[str]) -> str:
     """Return the help of one option: its description, and the keys of its section, or of its whole job."""
     config = _compose(overrides)
-    first, *rest = option_comment(option_files(group)[option]) or [""]
+    first, *rest = read_option_comment(option_files(group)[option]) or [""]
     parts = [_wrap(f"{group}={option} — {first}", indent=0, hanging=2)]
     if rest:
         parts.append(_wrap(" ".join(rest), indent=2))
     if group == "hydra/launcher":
-        return "\n\n".join([*parts, *_launcher_keys(config)])
-    inner = [_key(key) for key in _keys(config) if key.name.startswith(f"{group}.")]
+        return "\n\n".join([*parts, *_format_launcher_keys(config)])
+    inner = [_format_key(key) for key in _list_keys(config) if key.name.startswith(f"{group}.")]
     if inner:
-        parts.append("\n".join([_heading("Keys"), *inner]))
+        parts.append("\n".join([_format_heading("Keys"), *inner]))
     elif group == "sweeps":
         parts.append(
-            "\n".join([_heading("Grid"), *(f"  {line}" for line in _grid(config)), "", "  the other keys: --help"])
+            "\n".join(
+                [
+                    _format_heading("Grid"),
+                    *(f"  {line}" for line in _format_grids(config)),
+                    "",
+                    "  the other keys: --help",
+                ]
+            )
         )
     elif group == "debug":
-        changed = _leaves(OmegaConf.load(option_files(group)[option]))
-        keys = [_key(key) for key in _keys(config) if key.name in changed]
-        parts.append("\n".join([_heading("Keys that it changes"), *keys, "", "  the other keys: --help"]))
+        changed = _list_leaves(OmegaConf.load(option_files(group)[option]))
+        keys = [_format_key(key) for key in _list_keys(config) if key.name in changed]
+        parts.append("\n".join([_format_heading("Keys that it changes"), *keys, "", "  the other keys: --help"]))
     elif group == "callbacks" and config.callbacks:
-        lines = [f"  {name}={value}" for name, value in _leaves(config.callbacks, "callbacks.").items()]
-        parts.append("\n".join([_heading("Keys"), *lines]))
+        lines = [f"  {name}={value}" for name, value in _list_leaves(config.callbacks, "callbacks.").items()]
+        parts.append("\n".join([_format_heading("Keys"), *lines]))
     elif group == "experiment":
-        parts += [_heading("Keys (key=value, with the values of this job)"), *_sections(config)]
+        parts += [_format_heading("Keys (key=value, with the values of this job)"), *_format_sections(config)]
     return "\n\n".join(parts)
 
 
-def _leaves(section: Any, prefix: str = "") -> dict[str, str]:
+def _list_leaves(section: Any, prefix: str = "") -> dict[str, str]:
     """Return the dotted keys of a configuration that has no dataclass, with their values."""
     leaves: dict[str, str] = {}
     for name, value in section.items():
         leaves |= (
-            _leaves(value, f"{prefix}{name}.") if isinstance(value, DictConfig) else {f"{prefix}{name}": _write(value)}
+            _list_leaves(value, f"{prefix}{name}.")
+            if isinstance(value, DictConfig)
+            else {f"{prefix}{name}": _format_plain_value(value)}
         )
     return leaves
 
 
-def _grid(config: DictConfig) -> Iterator[str]:
+def _format_grids(config: DictConfig) -> Iterator[str]:
     """Yield what a sweep varies, one line per grid."""
     sweeper = OmegaConf.to_container(config.hydra.sweeper)
     assert isinstance(sweeper, dict)
@@ -188,20 +198,22 @@ def _grid(config: DictConfig) -> Iterator[str]:
         yield "  ".join(f"{key}={values}" for key, values in (sweeper["params"] | grid).items())
 
 
-def _launcher_topic(topic: str, overrides: Sequence[str]) -> str:
+def _format_launcher_topic(topic: str, overrides: Sequence[str]) -> str:
     if topic != "hydra.launcher" and topic not in launcher_keys():
-        raise UserError(_unknown(topic, overrides))
+        raise UserError(_explain_unknown_topic(topic, overrides))
     if not any(override.startswith("hydra/launcher=") for override in overrides):
         overrides = [*overrides, f"hydra/launcher={launchers_with(topic)[0]}"]
-    keys = _keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
-    return "\n".join(_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
+    keys = _list_keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
+    return "\n".join(_format_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
 
 
-def _launcher_keys(config: DictConfig) -> Iterator[str]:
-    yield "\n".join([_heading("Keys"), *(_key(key) for key in _keys(config.hydra.launcher, "hydra.launcher."))])
+def _format_launcher_keys(config: DictConfig) -> Iterator[str]:
+    yield "\n".join(
+        [_format_heading("Keys"), *(_format_key(key) for key in _list_keys(config.hydra.launcher, "hydra.launcher."))]
+    )
 
 
-def _unknown(topic: str, overrides: Sequence[str]) -> str:
+def _explain_unknown_topic(topic: str, overrides: Sequence[str]) -> str:
     if (line := explain_synonym(topic, overrides=overrides)) is not None:
         return line
     choices = [*list_groups(), *known_keys()]
@@ -216,47 +228,47 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
-def _choices(config: DictConfig) -> dict[str, str | None]:
+def _read_choices(config: DictConfig) -> dict[str, str | None]:
     """Return the option of each group that a job reads."""
     chosen = dict(config.hydra.runtime.choices)
     return {group: chosen[group] for group in list_groups() if group in chosen}
 
 
-def _group(group: str, choices: dict[str, str | None]) -> str:
+def _format_group(group: str, choices: dict[str, str | None]) -> str:
     title = f"{group} — {GROUPS[group]}" if group in GROUPS else group
     lines = [_wrap(title, indent=0, hanging=2)]
     width = max((len(name) for name in option_files(group)), default=0)
     for name, path in option_files(group).items():
         mark = "*" if choices.get(group) == name else " "
-        description = (option_comment(path) or [""])[0]
-        lines.append(_columns(f"{mark} {name}", description, column=min(width + 4, COLUMN)))
+        description = (read_option_comment(path) or [""])[0]
+        lines.append(_format_columns(f"{mark} {name}", description, column=min(width + 4, LEFT_WIDTH)))
     return "\n".join(lines)
 
 
-def _sections(config: DictConfig) -> Iterator[str]:
+def _format_sections(config: DictConfig) -> Iterator[str]:
     """Yield the keys of a job, one block per section."""
     keys: dict[str, list[Key]] = {}
-    for key in _keys(config):
+    for key in _list_keys(config):
         keys.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
     for section in sorted(keys, key=bool):  # the job's own keys first
-        title = _section_title(section, config) if section else _job_title(config)
-        yield "\n".join([title, *(_key(key) for key in keys[section])])
+        title = _format_section_title(section, config) if section else _format_job_title(config)
+        yield "\n".join([title, *(_format_key(key) for key in keys[section])])
 
 
-def _job_title(config: DictConfig) -> str:
-    comment = option_comment(option_files("job")[config.hydra.runtime.choices["job"]]) or [""]
+def _format_job_title(config: DictConfig) -> str:
+    comment = read_option_comment(option_files("job")[config.hydra.runtime.choices["job"]]) or [""]
     return _wrap(f"the job — {comment[0]}", indent=0, hanging=2)
 
 
-def _section_title(section: str, config: DictConfig) -> str:
-    if (chosen := _choices(config).get(section)) is not None:
+def _format_section_title(section: str, config: DictConfig) -> str:
+    if (chosen := _read_choices(config).get(section)) is not None:
         return f"{section} ({section}={chosen})"
     kind = OmegaConf.get_type(OmegaConf.select(config, section))
     description = (kind.__doc__ or "").strip().partition("\n")[0]
     return _wrap(f"{section} — {description}" if is_dataclass(kind) else section, indent=0, hanging=2)
 
 
-def _keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
+def _list_keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
     """Yield the keys of a section, those of its own dataclass before those of the dataclasses that it is derived from."""
     kind = OmegaConf.get_type(section)
     assert kind is not None
@@ -267,25 +279,25 @@ def _keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
         hint = hints[name]
         if isinstance(hint, type) and is_dataclass(hint):
             if not OmegaConf.is_missing(section, name):
-                yield from _keys(section[name], f"{prefix}{name}.")
+                yield from _list_keys(section[name], f"{prefix}{name}.")
         elif prefix + name not in SET_BY_OPTIONS and (name != "_target_" or hint is not str):
-            value = _value(section, name)
+            value = _format_value(section, name)
             yield Key(prefix + name, value, descriptions.get(name, ""), describe_type(hints_with_bounds[name]))
 
 
-def _value(section: DictConfig, name: str) -> str:
+def _format_value(section: DictConfig, name: str) -> str:
     """Return a value as it is written on a command line; `???` if it must be given."""
     if OmegaConf.is_missing(section, name):
         return "???"
     try:
-        return _write(section[name])
+        return _format_plain_value(section[name])
     except OmegaConfBaseException:  # it refers to a value that must be given
         values = OmegaConf.to_container(section, resolve=False)
         assert isinstance(values, dict)
         return str(values[name])
 
 
-def _write(value: Any) -> str:
+def _format_plain_value(value: Any) -> str:
     match value:
         case None:
             return "null"
@@ -296,30 +308,32 @@ def _write(value: Any) -> str:
         case Enum():
             return value.name
         case ListConfig():
-            return f"[{','.join(map(_write, value))}]"
+            return f"[{','.join(map(_format_plain_value, value))}]"
         case DictConfig():
-            return f"{{{','.join(f'{key}:{_write(item)}' for key, item in value.items())}}}"
+            return f"{{{','.join(f'{key}:{_format_plain_value(item)}' for key, item in value.items())}}}"
         case _:
             return str(value)
 
 
-def _key(key: Key) -> str:
+def _format_key(key: Key) -> str:
     must = "; must be given" if key.value == "???" else ""
-    return _columns(f"  {key.name}={key.value}", f"{key.description} [{key.kind}{must}]".strip(), column=COLUMN)
+    return _format_columns(
+        f"  {key.name}={key.value}", f"{key.description} [{key.kind}{must}]".strip(), column=LEFT_WIDTH
+    )
 
 
-def _heading(text: str) -> str:
+def _format_heading(text: str) -> str:
     return f"{text}\n{'-' * len(text)}"
 
 
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+def _format_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     column = max(len(left) for left, _ in rows) + 4
-    return "\n".join([title, *(_columns(f"  {left}", right, column=column) for left, right in rows)])
+    return "\n".join([title, *(_format_columns(f"  {left}", right, column=column) for left, right in rows)])
 
 
-def _columns(left: str, right: str, *, column: int) -> str:
+def _format_columns(left: str, right: str, *, column: int) -> str:
     """Return two columns; the right one wraps, and begins on the next line if the left one is too long."""
-    width, left, right = _width(), printable(left), printable(right)
+    width, left, right = _choose_width(), printable(left), printable(right)
     column = min(column, width // 2)
     wrapped = textwrap.wrap(right, width - column, break_on_hyphens=False) or [""]
     if len(left) > column - 2:
@@ -331,13 +345,13 @@ def _columns(left: str, right: str, *, column: int) -> str:
 def _wrap(text: str, *, indent: int, hanging: int = 0) -> str:
     return textwrap.fill(
         printable(text),
-        _width(),
+        _choose_width(),
         initial_indent=" " * indent,
         subsequent_indent=" " * (indent + hanging),
         break_on_hyphens=False,
     )
 
 
-def _width() -> int:
-    """Return the terminal's width, within what is pleasant to read."""
+def _choose_width() -> int:
+    """Return the width of the terminal, but at least 60 and at most 130 columns, so that the page is pleasant to read."""
     return max(60, min(shutil.get_terminal_size((110, 24)).columns, 130))

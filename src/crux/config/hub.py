@@ -6,7 +6,7 @@ import threading
 import urllib.request
 from urllib.parse import urlsplit
 
-OFFLINE = "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"
+OFFLINE_VARIABLES = "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"
 
 
 def explain_unreachable_hub(*, seconds: float) -> str | None:
@@ -15,7 +15,7 @@ def explain_unreachable_hub(*, seconds: float) -> str | None:
     Args:
         seconds: time limit, name resolution included.
     """
-    for name in OFFLINE:
+    for name in OFFLINE_VARIABLES:
         if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON"):
             return f"{name} is set"
     hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")

@@ -1,4 +1,4 @@
-"""Text on standard output, whatever its encoding."""
+"""Print text on standard output, also if its encoding lacks some symbols."""
 
 import codecs
 import os
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def print_text(text: str) -> None:
-    """Print a text on standard output, whatever its encoding; a reader that stops early, such as `head`, is no error."""
+    """Print a text on standard output in its encoding. It is no error if a reader such as `head` stops reading early."""
     try:
         print(printable(text), flush=True)
     except BrokenPipeError:

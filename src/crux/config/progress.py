@@ -48,12 +48,12 @@ class _Process:
     bars: "_Bars | NotebookBars | None" = None
     line: "_Line | None" = None
     printed: frozenset[str] = frozenset()
-    """Descriptions of plain lines: each comes once per job."""
+    """Descriptions that have been printed as plain lines: each is printed once per job."""
 
 
 @contextmanager
 def show_progress(on: bool) -> Iterator[None]:
-    """Show progress within this block, or not; a block within a block without progress shows none either."""
+    """Switch progress on or off within this block. If it is off in an enclosing block, it stays off."""
     before = _Process.visible
     _Process.visible, _Process.printed = before and on, frozenset()
     try:
@@ -63,7 +63,7 @@ def show_progress(on: bool) -> Iterator[None]:
 
 
 def track(items: Iterable[Item], description: str, *, total: float | None = None) -> Iterator[Item]:
-    """Yield the items and show how many are done; `total` is needed if they have no length."""
+    """Yield the items and show how many are done; without `total`, their length is the total, if they have one."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(description, total=total) as advance:
@@ -105,7 +105,7 @@ def progress(description: str, *, total: float | None) -> Iterator[Advance]:
 
 
 class _Line:
-    """The plain line of outputs that are no terminal."""
+    """The plain line that an output which is no terminal shows for long work."""
 
     def __init__(self, description: str, total: float | None) -> None:
         self.description, self.total = description, total

@@ -12,7 +12,7 @@ def find_class(target: str, *, key: str, base: type) -> type[Any]:
     """Return the class with a dotted name, after checking that it is derived from `base`.
 
     Args:
-        key: the option that names it.
+        key: the option that names the class, for error messages.
 
     Raises:
         UserError: if there is no such class, or it is not derived from `base`.
@@ -46,10 +46,10 @@ def make_object(options: Mapping[str, Any], *, key: str, base: type) -> Any:
         UserError: if it cannot be made, or is not an instance of `base`.
     """
     try:
-        made = instantiate(options)
+        instance = instantiate(options)
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}: {dict(options)} cannot be made ({reason})") from error
-    if not isinstance(made, base):
+    if not isinstance(instance, base):
         raise UserError(f"{key}: {dict(options)} is no {base.__name__}; it needs _target_=<its class>")
-    return made
+    return instance

@@ -1,4 +1,4 @@
-"""An architecture."""
+"""The architecture of the example plug-in."""
 
 from typing import Unpack
 
@@ -12,7 +12,7 @@ from crux.sae.architectures.sae import SAE, BaseArguments, Codes, convert_sae
 
 
 class SoftThresholdSAE(ReluSAE):
-    """c = ReLU(pre − margin)."""
+    """A ReLU SAE with the same threshold for every latent: c = ReLU(pre − margin)."""
 
     def __init__(self, *, margin: float, **base: Unpack[BaseArguments]) -> None:
         super().__init__(**base)

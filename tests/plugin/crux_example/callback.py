@@ -1,4 +1,4 @@
-"""A Lightning callback."""
+"""The Lightning callback of the example plug-in."""
 
 from pathlib import Path
 from typing import Any

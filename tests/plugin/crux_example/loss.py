@@ -1,4 +1,4 @@
-"""A loss."""
+"""The loss of the example plug-in."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from crux_example.options import Absolute
 
 
 class AbsoluteLoss(Loss[Absolute]):
-    """scale · mean |x̂ − x| + λ · penalty."""
+    """The mean absolute error of the reconstruction: scale · mean |x̂ − x| + λ · penalty."""
 
     term_labels: ClassVar = {"absolute": "mean absolute error"}
 

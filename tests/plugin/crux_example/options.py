@@ -12,7 +12,7 @@ from crux.sae.losses.options import LossOptions
 
 @dataclass
 class SoftThreshold(SaeOptions):
-    """c = ReLU(pre − margin): every latent has the same threshold."""
+    """A ReLU SAE with the same threshold for every latent: c = ReLU(pre − margin)."""
 
     margin: Annotated[float, Gt(0)] = MISSING
     """What is subtracted from each pre-activation."""
@@ -24,7 +24,7 @@ class SoftThreshold(SaeOptions):
 
 @dataclass
 class Absolute(LossOptions):
-    """scale · mean |x̂ − x| + λ · penalty."""
+    """The mean absolute error of the reconstruction: scale · mean |x̂ − x| + λ · penalty."""
 
     scale: Annotated[float, Gt(0)] = MISSING
     """Coefficient of the mean absolute error."""

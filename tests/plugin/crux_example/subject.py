@@ -1,4 +1,4 @@
-"""A subject: the packaged model without its last MLP."""
+"""The subject of the example plug-in: the packaged model without its last MLP."""
 
 import torch
 
