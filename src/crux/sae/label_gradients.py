@@ -1,4 +1,4 @@
-"""Gradients of a label loss at hook points, from the clean pass and a backward pass that only forms activation gradients."""
+"""Gradients of a label loss at hook points, from the clean pass and a backward pass that computes no gradients of weights."""
 
 from collections.abc import Collection
 from typing import NamedTuple

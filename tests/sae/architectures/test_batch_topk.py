@@ -30,7 +30,7 @@ def test_all_values_are_kept_if_fewer_are_positive() -> None:
     assert codes.observed == 0
 
 
-def test_the_kth_largest() -> None:
+def test_the_kth_largest_value() -> None:
     values = torch.tensor([3.0, 0.0, 5.0, 1.0, 0.0])
     assert [kth_largest(values, k).item() for k in (1, 2, 3, 4, 5)] == [5, 3, 1, 0, 0]
     meta = kth_largest(values.to("meta"), 2)  # the selection on other devices has the same shape
@@ -40,17 +40,17 @@ def test_the_kth_largest() -> None:
 
 def test_the_threshold_is_a_running_mean() -> None:
     sae = make_sae()
-    seen = []
+    smallest_kept = []
     batches = [sae.encode(3 * draw_normal(50, 8, seed=seed)) for seed in range(4)]
     for codes in batches:
         assert codes.observed is not None
-        seen.append(codes.observed)
+        smallest_kept.append(codes.observed)
         sae.observe(codes)
-    torch.testing.assert_close(sae.threshold, torch.stack(seen).mean())
+    torch.testing.assert_close(sae.threshold, torch.stack(smallest_kept).mean())
     sae.observed_n.fill_(10_000)
     before = sae.threshold.clone()
     sae.observe(batches[-1])
-    torch.testing.assert_close(sae.threshold, 0.95 * before + 0.05 * seen[-1])  # old batches lose weight
+    torch.testing.assert_close(sae.threshold, 0.95 * before + 0.05 * smallest_kept[-1])  # old batches lose weight
 
 
 def test_the_calibrated_threshold_gives_k_on_fresh_tokens() -> None:

@@ -70,16 +70,16 @@ def test_the_penalty_does_not_jump_between_stages() -> None:
 def test_the_means_cover_about_the_last_ten_batches() -> None:
     sae = make_sae()
     sae.advance(0.0)
-    near, far = (Codes(c, c) for c in (torch.full((1, 24), 4.0), torch.full((1, 24), 0.5)))
-    for codes in (near, far):
+    early, late = (Codes(c, c) for c in (torch.full((1, 24), 4.0), torch.full((1, 24), 0.5)))
+    for codes in (early, late):
         for _ in range(60):
             sae.observe(codes)
-    torch.testing.assert_close(sae.sums, torch.stack([lp_penalty(far.c, p)[0] for p in (1.0, 0.8)]), rtol=0.03, atol=0)
+    torch.testing.assert_close(sae.sums, torch.stack([lp_penalty(late.c, p)[0] for p in (1.0, 0.8)]), rtol=0.03, atol=0)
     sae.observed_n.zero_()
-    sae.observe(near)
-    sae.observe(far)
-    wanted = torch.stack([(lp_penalty(near.c, p) + lp_penalty(far.c, p))[0] / 2 for p in (1.0, 0.8)])
-    torch.testing.assert_close(sae.sums, wanted)  # the plain mean of as many as there are
+    sae.observe(early)
+    sae.observe(late)
+    wanted = torch.stack([(lp_penalty(early.c, p) + lp_penalty(late.c, p))[0] / 2 for p in (1.0, 0.8)])
+    torch.testing.assert_close(sae.sums, wanted)  # with fewer than ten batches, the plain mean of all
 
 
 def test_the_scale_is_constant_within_a_stage() -> None:

@@ -23,8 +23,8 @@ for i, folder in enumerate(folders):
     x = load_file(inputs)["x"]
     codes = sae.encode(x.view(-1, 2, 3) if sae.hook_z_reshaping_mode else x)
     found |= {f"{i}.codes": codes.detach(), f"{i}.x_hat": sae.decode(codes).detach().flatten(1)}
-    known = sae.cfg.metadata
-    print(type(sae).__name__, known.hook_name, known.hook_name_out, known.model_name, known.context_size)
+    metadata = sae.cfg.metadata
+    print(type(sae).__name__, metadata.hook_name, metadata.hook_name_out, metadata.model_name, metadata.context_size)
 save_file(found, outputs)
 """
 
@@ -34,12 +34,12 @@ def python() -> Path:
     """Return the interpreter of an environment with sae-lens, which is built once and kept in the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crux-tests"
     home = cache / f"sae-lens-{saelens.FORMAT_VERSION}-torch-{torch.__version__}"
-    found = home / "bin" / "python"
+    interpreter = home / "bin" / "python"
     if not (home / "ready").exists():
-        pip = [found, "-m", "pip", "install", "--quiet"]
+        pip = [interpreter, "-m", "pip", "install", "--quiet"]
         for command in (
             [sys.executable, "-m", "venv", "--clear", home],
-            # torch first: the build that the running one is, where the index has it beside a larger one
+            # torch first, in the version that runs here, so that sae-lens does not install another one
             [*pip, f"torch=={torch.__version__.split('+')[0]}"],
             [*pip, f"sae-lens=={saelens.FORMAT_VERSION}", "transformer-lens<4"],
         ):
@@ -47,7 +47,7 @@ def python() -> Path:
             if built.returncode:
                 pytest.skip(f"no environment with sae-lens can be built here: {built.stderr.strip()[-300:]}")
         (home / "ready").touch()
-    return found
+    return interpreter
 
 
 CLASSES = {

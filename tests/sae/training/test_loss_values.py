@@ -293,7 +293,7 @@ def compute_plain_gradients(
 
 
 def compute_plain_fisher(g: Tensor, delta: Tensor, counted: Tensor, *, block_diagonal: bool) -> Tensor:
-    """Reference A.6, sequence by sequence."""
+    """Return the Fisher surrogate, computed sequence by sequence; `counted` (batch × pos) marks counted tokens."""
     change = (g * delta).sum(-1) * counted
     if block_diagonal:
         return 0.5 * change[counted].square().mean()

@@ -91,7 +91,7 @@ def train(
 
 @pytest.mark.parametrize(("sae", "accumulate"), [("relu", 1), ("topk", 2)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_equals_an_sae_trained_by_itself(loss: Loss, sae: str, accumulate: int, tmp_path: Path) -> None:
+def test_each_sae_equals_one_that_is_trained_by_itself(loss: Loss, sae: str, accumulate: int, tmp_path: Path) -> None:
     """Compare gradients and rows of ten steps, final weights, optimiser and tally; position 0 is left out of the loss."""
     subject = make_gpt2()
     many = make_many_runs(sae, subject)

@@ -95,7 +95,7 @@ def first_batch(seed: int, target: LabelTarget | None, i: int) -> Activations:
     st.sampled_from([None, "data", "sampled"]),
 )
 def test_batch_i_is_a_pure_function_of_seed_and_i(order: list[int], seed: int, target: LabelTarget | None) -> None:
-    """This includes drawn labels."""
+    """The gradients of drawn labels are part of the batch."""
     source = make_source(seed=seed, target=target, hooks=(HOOK, SECOND))
     for i in order:
         assert_equal(source[i], first_batch(seed, target, i))

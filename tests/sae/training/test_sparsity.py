@@ -19,7 +19,9 @@ from tests.support.small_runs import (
 )
 
 
-def make_steered(*, target: float = 10.0, max_steps: int = 10, n_saes: int = 2, start: float = 2.0) -> Sparsity:
+def make_steered_sparsity(
+    *, target: float = 10.0, max_steps: int = 10, n_saes: int = 2, start: float = 2.0
+) -> Sparsity:
     return Sparsity(start, n_saes=n_saes, steering=Steering(target, max_steps))
 
 
@@ -40,7 +42,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "FINAL_GAIN": 0.5,
     }.items():
         monkeypatch.setattr(Sparsity, name, value)
-    sparsity, log2 = make_steered(), math.log(2)
+    sparsity, log2 = make_steered_sparsity(), math.log(2)
     sparsity.observe(torch.tensor([20.0, 10.0]), step=0)
     assert torch.equal(sparsity.weight, torch.tensor([2.0, 2.0])), "λ should not change in the first tenth of the steps"
     sparsity.observe(
@@ -63,7 +65,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("l0", "wanted"), [(40.0, [40, 40, 20, 10, 10]), (5.0, [10] * 5)])
 def test_the_wanted_l0_falls_to_the_target_and_never_rises(l0: float, wanted: list[float]) -> None:
-    sparsity = make_steered(max_steps=100, n_saes=1)
+    sparsity = make_steered_sparsity(max_steps=100, n_saes=1)
     for step in range(10):
         sparsity.observe(torch.tensor([l0]), step=step)
     found = [float(sparsity._wanted_log_l0(progress).exp()) for progress in (0.0999999, 0.1, 0.2, 0.3, 0.7)]
@@ -71,7 +73,7 @@ def test_the_wanted_l0_falls_to_the_target_and_never_rises(l0: float, wanted: li
 
 
 def test_too_many_latents_raise_lambda_and_too_few_lower_it() -> None:
-    sparsity = make_steered(n_saes=3)
+    sparsity = make_steered_sparsity(n_saes=3)
     for step in range(7):
         sparsity.observe(torch.tensor([30.0, 10.0, 0.0]), step=step)  # also if no latent fires
     more, same, fewer = sparsity.weight.tolist()
@@ -81,7 +83,7 @@ def test_too_many_latents_raise_lambda_and_too_few_lower_it() -> None:
 
 
 def test_lambda_only_moves_between_the_first_tenth_and_the_last_fifth() -> None:
-    sparsity, weights = make_steered(max_steps=100), [torch.full((2,), 2.0)]
+    sparsity, weights = make_steered_sparsity(max_steps=100), [torch.full((2,), 2.0)]
     for step in range(100):
         sparsity.observe(torch.tensor([30.0, 3.0]), step=step)
         weights.append(sparsity.weight.clone())
@@ -90,7 +92,7 @@ def test_lambda_only_moves_between_the_first_tenth_and_the_last_fifth() -> None:
 
 
 def test_lambda_is_frozen_at_the_running_mean_of_its_logarithm() -> None:
-    sparsity, logs = make_steered(max_steps=100, n_saes=1), list[float]()
+    sparsity, logs = make_steered_sparsity(max_steps=100, n_saes=1), list[float]()
     for step in range(81):
         sparsity.observe(torch.tensor([10.0 * math.exp(0.4 * math.sin(step))]), step=step)
         logs.append(math.log(float(sparsity.weight) / 2.0))
@@ -105,7 +107,11 @@ def test_all_state_of_the_controller_is_in_buffers() -> None:
     def l0(step: int) -> Tensor:
         return torch.tensor([30.0, 4.0]) * (1 + 0.3 * math.sin(step))
 
-    whole, first, second = make_steered(max_steps=40), make_steered(max_steps=40), make_steered(max_steps=40)
+    whole, first, second = (
+        make_steered_sparsity(max_steps=40),
+        make_steered_sparsity(max_steps=40),
+        make_steered_sparsity(max_steps=40),
+    )
     for step in range(40):
         whole.observe(l0(step), step=step)
     for step in range(17):
@@ -123,7 +129,7 @@ def test_all_state_of_the_controller_is_in_buffers() -> None:
 @pytest.mark.parametrize("off", [1 / 1.6, 1.0, 1.6])
 def test_a_slowly_responding_network_reaches_the_target(max_steps: int, elasticity: float, off: float) -> None:
     """Simulate a log L0 that follows −elasticity · log λ with a lag of 20 steps, starting at `off` times the target."""
-    sparsity = make_steered(target=30.0, max_steps=max_steps, n_saes=1)
+    sparsity = make_steered_sparsity(target=30.0, max_steps=max_steps, n_saes=1)
     log_l0 = start = math.log(30.0 * off)
     for step in range(max_steps):
         sparsity.observe(torch.tensor([math.exp(log_l0)]), step=step)

@@ -48,13 +48,13 @@ def test_a_dead_latent_can_fire_again() -> None:
 
 
 def test_counts_continue_from_a_checkpoint() -> None:
-    tally, again = Tally(5), Tally(5)
+    tally, resumed = Tally(5), Tally(5)
     tally.count(make_firings(0, 4, tokens=3))
-    again.load_state_dict(tally.state_dict())
-    for each in (tally, again):
-        each.count(make_firings(1, tokens=2))
-    assert again.state_dict().keys() == {"last_fired", "tokens_seen"}
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in tally.state_dict().items())
+    resumed.load_state_dict(tally.state_dict())
+    for one in (tally, resumed):
+        one.count(make_firings(1, tokens=2))
+    assert resumed.state_dict().keys() == {"last_fired", "tokens_seen"}
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in tally.state_dict().items())
 
 
 def test_a_module_counts_training_tokens() -> None:
