@@ -345,7 +345,9 @@ def test_a_locked_database_is_reported_and_leaves_no_run_behind(
     assert runs(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
     number: signal.Signals, code: int, tmp_path: Path, short_job: tuple[str, ...], command: list[str]
 ) -> None:

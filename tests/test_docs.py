@@ -65,11 +65,14 @@ def commands(*, needs: bool) -> list[str]:
 TESTED_ELSEWHERE = ("--help", "trainer=ddp", "launcher=cpus", "experiment=")
 """Commands that test_cli, test_ddp_command, test_launchers and the tests of each experiment run with a length of their own."""
 
-FAST = [line for line in commands(needs=False) if not any(word in line for word in TESTED_ELSEWHERE)]
+RUN = [line for line in commands(needs=False) if not any(word in line for word in TESTED_ELSEWHERE)]
+
+SEVERAL_JOBS = ("sweeps=", "-m ", "sparsities=", "ks=", "hook_points=")
+"""Commands that take longer than one job."""
 
 
 def test_the_pages_have_code_of_known_kinds() -> None:
-    assert len(FAST) >= 9
+    assert len(RUN) >= 9
     assert len(PAGES) >= 10
     assert {block.language for block in BLOCKS} <= {"bash", "python", "mermaid"}
 
@@ -99,7 +102,10 @@ def test_a_command_composes(line: str) -> None:
         compose("config", overrides=first)
 
 
-@pytest.mark.parametrize("line", FAST)
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, marks=pytest.mark.slow) if any(w in line for w in SEVERAL_JOBS) else line for line in RUN],
+)
 def test_a_command_runs(
     line: str, run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -113,7 +119,7 @@ def test_a_command_runs(
     shorter = {
         "sweeps=architectures": ["hydra.sweeper.params.sae=topk", "hydra.sweeper.params.loss=local"],
         "sweeps=pareto": ["seed=0", "sparsity=2"],
-        "sweeps=losses": ["seed=0", "trainer.max_steps=6"],
+        "sweeps=losses": ["seed=0", "trainer.max_steps=6", "loss=e2e"],
     }
     words += [word for sweep, more in shorter.items() if sweep in words for word in more]
     code = run_crux(*words, *short_job, f"output_dir={tmp_path}/outputs", "tracking=none")
@@ -148,6 +154,7 @@ def page_folder(
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", list(dict.fromkeys(b.page for b in BLOCKS if b.language == "python" and not b.needs)), ids=lambda p: p.name
 )

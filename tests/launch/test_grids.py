@@ -78,7 +78,9 @@ def test_the_command_line_narrows_a_sweep_or_replaces_its_values(line: str, jobs
     assert len({job.folder.path for job in found}) == len(found)  # no two jobs share a folder
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("layers", "seeds") else pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS]
+)
 def test_every_job_of_every_named_sweep_is_accepted(name: str, jobs: Jobs, tmp_path: Path) -> None:
     for job in jobs(f"sweeps={name}"):
         config = OmegaConf.to_object(remove_hydra_section(job.config))

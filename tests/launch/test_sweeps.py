@@ -100,6 +100,7 @@ def test_a_second_start_runs_nothing_and_reports_failures_again(
     assert read_runs(outputs)[0].info.run_id == before
 
 
+@pytest.mark.slow
 def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_an_error_of_the_whole_sweep_is_one_line_and_starts_nothing(
     assert not list(tmp_path.rglob("FAILED"))
 
 
+@pytest.mark.slow
 def test_a_finished_job_of_another_configuration_is_not_written_over(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +187,7 @@ def test_a_finished_job_of_another_configuration_is_not_written_over(
     )
 
 
+@pytest.mark.slow
 def test_a_long_command_line_still_has_a_folder(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -219,6 +222,7 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_sweep_reports_its_state_and_is_resumed(
     number: signal.Signals, code: int, run_crux: Callable[..., int], tmp_path: Path, short_job: tuple[str, ...],

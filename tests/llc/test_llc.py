@@ -55,6 +55,7 @@ def half_square(p: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
     return (x @ p["w"] - y).square() / 2
 
 
+@pytest.mark.slow
 def test_minibatch_noise_bias_is_as_predicted() -> None:
     """The bias ε (nβ)² s² / 4m is the usual cause of absurd estimates."""
     params, data = make_regression(400)
@@ -265,6 +266,7 @@ def test_negative_estimate_is_explained() -> None:
     assert "a quadratic loss with this Hessian would give" in without_problems[0]
 
 
+@pytest.mark.slow
 def test_leaving_the_basin_is_detected_before_the_estimate_is_negative() -> None:
     """In a double well of unequal depths, only some draws have a loss below L(w*)."""
 
@@ -312,6 +314,7 @@ def test_invalid_arguments_are_rejected() -> None:
         estimate(lambda p, batch: p["w"].sum(1) * 0, gamma=values(0.0))
 
 
+@pytest.mark.slow
 def test_single_precision_and_rmsprop() -> None:
     llc = estimate(
         params={"w": torch.zeros(1, 5)}, sampler=RMSPropSGLD(decay=0.99, floor=0.1), gamma=values(30.0), **LONG_CHAINS

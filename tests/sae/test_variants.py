@@ -33,7 +33,9 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("sae", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "sae", [sae if sae in ("relu", "topk") else pytest.param(sae, marks=pytest.mark.slow) for sae in ARCHITECTURES]
+)
 def test_every_architecture_is_an_option_whose_folder_opens_again(sae: str, run: Command) -> None:
     folder = run(f"sae={sae}", "loss=local", "sae.auxk.coefficient=0.03", "sae.auxk.dead_after=300")
     metrics = read_metrics(folder)
@@ -61,6 +63,7 @@ def test_the_same_command_trains_and_evaluates_every_pair(sae: str, loss: str, r
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["fisher", "kl_finetune", "e2e"])
 def test_a_g_sae_under_the_other_losses(loss: str, run: Command) -> None:
     metrics = read_metrics(run("sae=gradient_topk", f"loss={loss}", "sae.gradient_target=sampled", "sae.k=16"))
@@ -68,6 +71,7 @@ def test_a_g_sae_under_the_other_losses(loss: str, run: Command) -> None:
     assert metrics["final/with_gradient/ce_increase"] != metrics["final/ce_increase"]
 
 
+@pytest.mark.slow
 def test_several_hook_points_are_evaluated_one_by_one_and_together(run: Command) -> None:
     hooks = ["blocks.2.hook_resid_post", "blocks.5.attn.hook_z"]
     folder = run("loss=e2e_ds", f"hook_points=[{','.join(hooks)}]", "target_l0=100")
@@ -97,7 +101,9 @@ def test_a_transcoder(run: Command) -> None:
     assert read_metrics(folder)["final/ce_increase"] == pytest.approx(again["ce_increase"], rel=1e-4)
 
 
-@pytest.mark.parametrize("sae", ["relu", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize(
+    "sae", ["relu", *(pytest.param(sae, marks=pytest.mark.slow) for sae in ("topk", "jumprelu", "gated"))]
+)
 def test_finetuning_starts_from_the_saved_sae(sae: str, run: Command) -> None:
     first = run(f"sae={sae}", "loss=local")
     # with so low a learning rate the weights stay those of the saved SAE
@@ -120,6 +126,7 @@ def test_a_folder_of_another_architecture_is_rejected(
     assert "holds a TopKSAE, which a ReluSAE cannot start from" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_is_resumed_and_ends_with_its_table(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

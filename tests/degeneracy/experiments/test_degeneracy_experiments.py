@@ -52,6 +52,7 @@ def test_budget_of_a_perceptron_bounds_the_rank_of_its_hessian(run_crux: Command
     assert "| pre0 | 65 · 8 |" in report
 
 
+@pytest.mark.slow
 def test_spectra_of_the_packaged_model_show_that_the_mean_is_not_read(run_crux: Command, tmp_path: Path) -> None:
     hooks = "blocks.5.hook_resid_pre,blocks.7.attn.hook_z,blocks.7.hook_attn_out"
     folder, found = run(
@@ -83,6 +84,7 @@ def test_synchronised_neurons_of_a_perceptron(run_crux: Command, tmp_path: Path)
     assert [row["threshold"] for row in history] == [0.001, 0.05, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [False, True])
 def test_both_experiments_accept_a_modular_addition_network(
     run_crux: Command, addition: Path, tmp_path: Path, inside: bool
@@ -98,6 +100,7 @@ def test_both_experiments_accept_a_modular_addition_network(
     assert found["final/checks_failed"] == 0
 
 
+@pytest.mark.slow
 def test_killed_training_is_resumed(run_crux: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The history and the network of the resumed run equal those of an uninterrupted one."""
     given = [TRAINING, *SMALL, "trainer.max_steps=60", "trainer.log_every=10", "trainer.checkpoint_every=20"]
@@ -123,6 +126,7 @@ def test_killed_training_is_resumed(run_crux: Command, tmp_path: Path, monkeypat
     assert not (resumed / RUN_SUBFOLDER / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "module", "dies"),
     [

@@ -32,6 +32,7 @@ def run(run_crux: Callable[..., int], outputs: Path, *given: str) -> tuple[dict[
     return json.loads((folder / "metrics.json").read_text()), (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_small_calibration_passes(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, report = run(run_crux, tmp_path, "experiment=llc/calibrate", "llc.cases=[regular]", "llc.length=0.1")
     assert metrics["final/cases"] == 16
@@ -41,6 +42,7 @@ def test_a_small_calibration_passes(run_crux: Callable[..., int], tmp_path: Path
     assert len(list(tmp_path.glob("runs/*/figures/errors.png"))) == 1
 
 
+@pytest.mark.slow
 def test_singular_cases_pass_at_small_size() -> None:
     """A 5-gon, and a linear network whose minima form no manifold: at nβ = 1e3 its estimate must be 5.83, not λ = 6."""
     kgon = Kgon(5, 0, 5)
