@@ -74,11 +74,11 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
 
 def show_help(words: list[str]) -> None:
     """Print crux's help page. Hydra's own takes seconds and lists options that are not for users."""
-    from crux.config.help import help_text
+    from crux.config.help import format_help
     from crux.config.printing import print_text
 
     try:
-        print_text(help_text(words))
+        print_text(format_help(words))
     except (HydraException, OmegaConfBaseException, UserError) as error:
         fail(explain_user_error(error, overrides=words) or "", code=2)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from crux.config.catalogue import list_groups, option_files
 from crux.config.descriptions import describe_type, field_descriptions, read_option_comment
-from crux.config.help import help_text
+from crux.config.help import format_help
 from crux.config.paths import ROOT
 from crux.config.printing import print_text
 from crux.config.registry import register
@@ -53,7 +53,7 @@ def test_the_page_shows_every_key_of_the_job_and_no_other(overrides: list[str]) 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=[*overrides])
     hidden = {"sae.name", "loss.name", "sae._target_", "loss._target_"}
-    page = help_text([*overrides, "seed=3"])
+    page = format_help([*overrides, "seed=3"])
     shown = {line.split("=")[0].strip() for line in page.partition("Keys (")[2].splitlines() if line.startswith("  ")}
     expected = set(key_names(config)) - hidden
     assert expected <= shown
@@ -63,7 +63,7 @@ def test_the_page_shows_every_key_of_the_job_and_no_other(overrides: list[str]) 
 
 
 def test_the_page_shows_every_option_with_its_description() -> None:
-    page = " ".join(help_text([]).split())
+    page = " ".join(format_help([]).split())
     for group in list_groups():
         for name, path in option_files(group).items():
             assert f"{name} {read_option_comment(path)[0]}" in page, f"{group}={name}"
@@ -135,7 +135,7 @@ def test_an_unknown_name_is_one_line(
 @pytest.mark.parametrize("width", [60, 80, 110])
 def test_lines_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = help_text([]).splitlines()
+    lines = format_help([]).splitlines()
     unbreakable = ("  python src/main.py", "  mlflow ui")
     assert all(len(line) <= width or line.startswith(unbreakable) or " " not in line.strip() for line in lines)
 
@@ -143,7 +143,7 @@ def test_lines_fit_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_page_can_be_printed_without_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    print_text(help_text([]))
+    print_text(format_help([]))
     page = written.getvalue().decode("ascii")
     assert "?" not in page
     assert "KL(clean || spliced)" in page

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from crux.config.messages import MAX_LISTED, explain_composition_error, nearest, no_such_option
+from crux.config.messages import MAX_LISTED, explain_composition_error, explain_unknown_option, suggest_nearest
 from crux.config.registry import register
 
 
@@ -63,18 +63,18 @@ def test_an_argument_that_is_no_key_and_value_is_named(argument: str) -> None:
 
 def test_a_choice_that_begins_with_the_word_is_nearest() -> None:
     choices = ["toy/sae", "toy/phase_diagram_paper", "toy/phase_diagram"]
-    assert nearest("toy/phase", choices) == "did you mean toy/phase_diagram? "
-    assert nearest("toy/sea", choices) == "did you mean toy/sae? "
-    assert nearest("to", choices) == ""  # too short to mean one of them
+    assert suggest_nearest("toy/phase", choices) == "did you mean toy/phase_diagram? "
+    assert suggest_nearest("toy/sea", choices) == "did you mean toy/sae? "
+    assert suggest_nearest("to", choices) == ""  # too short to mean one of them
 
 
 def test_an_option_of_another_group_is_named() -> None:
-    assert "did you mean sweeps=pareto?" in no_such_option("experiment", "pareto")
-    assert "did you mean sae=topk?" in no_such_option("loss", "topk")
+    assert "did you mean sweeps=pareto?" in explain_unknown_option("experiment", "pareto")
+    assert "did you mean sae=topk?" in explain_unknown_option("loss", "topk")
 
 
 def test_a_long_list_of_options_is_cut_and_a_short_one_is_whole() -> None:
-    assert no_such_option("loss", "nope").endswith("allowed are e2e, e2e_ds, fisher, kl_finetune, local")
-    listed = no_such_option("experiment", "nope").partition("allowed are ")[2]
+    assert explain_unknown_option("loss", "nope").endswith("allowed are e2e, e2e_ds, fisher, kl_finetune, local")
+    listed = explain_unknown_option("experiment", "nope").partition("allowed are ")[2]
     assert listed.count(", ") == MAX_LISTED
     assert "`--help experiment` lists all" in listed

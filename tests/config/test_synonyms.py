@@ -7,7 +7,7 @@ import pytest
 
 from crux.config.catalogue import list_groups, option_files
 from crux.config.registry import known_keys
-from crux.config.synonyms import NOT_HERE, OPTION_SYNONYMS, SYNONYMS
+from crux.config.synonyms import NO_EQUIVALENT, OPTION_SYNONYMS, SYNONYMS
 
 
 def test_every_synonym_leads_to_a_key_of_some_job() -> None:
@@ -17,12 +17,12 @@ def test_every_synonym_leads_to_a_key_of_some_job() -> None:
 
 
 def test_no_synonym_hides_a_key() -> None:
-    assert not {*SYNONYMS, *NOT_HERE} & set(known_keys())
-    assert not SYNONYMS.keys() & NOT_HERE.keys()
+    assert not {*SYNONYMS, *NO_EQUIVALENT} & set(known_keys())
+    assert not SYNONYMS.keys() & NO_EQUIVALENT.keys()
 
 
 def test_notes_name_keys_that_exist() -> None:
-    texts = [*NOT_HERE.values(), *(synonym.note for synonym in SYNONYMS.values())]
+    texts = [*NO_EQUIVALENT.values(), *(synonym.note for synonym in SYNONYMS.values())]
     named = {key for text in texts for key in re.findall(r"\b[a-z]\w*\.[a-z]\w*(?:\.\w+)?", text)}
     assert named
     assert named <= set(known_keys())

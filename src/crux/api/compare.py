@@ -9,7 +9,7 @@ import pandas as pd
 
 from crux.api.run import HEADLINE_METRICS, OVERALL_METRICS, Run, find_runs, load_run
 from crux.config.errors import UserError
-from crux.config.messages import nearest
+from crux.config.messages import suggest_nearest
 from crux.runs.run_folder import comparable_keys
 
 STATE = "state"
@@ -93,7 +93,7 @@ def _choose_metrics(results: pd.DataFrame, metrics: Sequence[str] | Literal["all
 def _check_name(name: str, allowed: list[str], kind: str) -> str:
     if name not in allowed:
         raise UserError(
-            f"{name}: not a {kind}; {nearest(name, allowed)}there are {', '.join(sorted(allowed)) or 'none'}"
+            f"{name}: not a {kind}; {suggest_nearest(name, allowed)}there are {', '.join(sorted(allowed)) or 'none'}"
         )
     return name
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from crux.config.errors import UserError
-from crux.config.messages import nearest
+from crux.config.messages import suggest_nearest
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats import saelens
@@ -35,7 +35,9 @@ class Metrics(dict[str, float]):
 
     def __missing__(self, name: str) -> float:
         full = f"final/{name.removeprefix('final/')}"
-        raise KeyError(f"{name}: no such metric; {nearest(full, list(self))}there are {', '.join(self) or 'none'}")
+        raise KeyError(
+            f"{name}: no such metric; {suggest_nearest(full, list(self))}there are {', '.join(self) or 'none'}"
+        )
 
 
 class Run:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
-from crux.config.messages import explain_composition_error, no_such_key
+from crux.config.messages import explain_composition_error, explain_unknown_key
 from crux.config.paths import ROOT
 from crux.config.registry import known_keys, register
 from crux.config.schema import Job
@@ -75,7 +75,7 @@ def build_job(config: DictConfig, overrides: Sequence[str]) -> Job:
     """
     added = [override.partition("=")[0].lstrip("+") for override in overrides if override.startswith("+")]
     if unknown := [key for key in added if not _may_be_added(key)]:
-        raise UserError(no_such_key(unknown[0], overrides=overrides))
+        raise UserError(explain_unknown_key(unknown[0], overrides=overrides))
     job = OmegaConf.to_object(config)
     assert isinstance(job, Job)
     check_bounds(job, "")

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from crux.config.catalogue import find_experiments, find_options, has_key, list_groups, option_files, read_choice
 from crux.config.descriptions import describe_type, field_descriptions, read_option_comment
 from crux.config.errors import UserError
-from crux.config.messages import explain_synonym, launcher_keys, launchers_with, nearest
+from crux.config.messages import explain_synonym, find_launchers, list_launcher_keys, suggest_nearest
 from crux.config.paths import ROOT
 from crux.config.printing import printable
 from crux.config.registry import known_keys
@@ -26,7 +26,7 @@ crux finds and evaluates the features that a neural network actually uses. It tr
 network computes downstream, not only against its activations, and adds toy models of superposition, local learning coefficients \
 and the interaction basis."""
 
-START = (
+FIRST_COMMANDS = (
     ("{program}", "train an SAE on the packaged language model, evaluate it, record it in MLflow"),
     ("{program} loss=e2e_ds layer=6", "choose options (loss=…) and set keys (layer=…)"),
     ("{program} -m loss=local,e2e layer=2,4,6", "a grid of jobs; the same command resumes it"),
@@ -34,7 +34,7 @@ START = (
     ("{program} experiment=toy/phase_diagram", "anything else: toy models, learning coefficients, …"),
     ("mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db", "compare runs"),
 )
-MORE = (
+MORE_HELP = (
     ("--help loss", "one group, section or key (--help sae.ratio)"),
     ("--help sae=jumprelu", "one option and its keys"),
     ("--help experiment=toy/basic", "an experiment and all of its keys"),
@@ -74,7 +74,7 @@ class Key:
     """The allowed values, in words."""
 
 
-def help_text(words: Sequence[str]) -> str:
+def format_help(words: Sequence[str]) -> str:
     """Return the help that a command line asks for.
 
     Args:
@@ -96,8 +96,8 @@ def help_text(words: Sequence[str]) -> str:
 def _format_page(overrides: Sequence[str]) -> str:
     config = _compose(overrides)
     program = "crux" if Path(sys.argv[0]).name == "crux" else "python src/main.py"
-    start = [(command.format(program=program), text) for command, text in START]
-    more = [(f"{program} {command}", text) for command, text in MORE]
+    start = [(command.format(program=program), text) for command, text in FIRST_COMMANDS]
+    more = [(f"{program} {command}", text) for command, text in MORE_HELP]
     parts = [_wrap(INTRODUCTION, indent=0), _format_table("Start", start), _format_table("More help", more)]
     choices = _read_choices(config)
     shown = [group for group in GROUPS if group in list_groups()] + [
@@ -199,10 +199,10 @@ def _format_grids(config: DictConfig) -> Iterator[str]:
 
 
 def _format_launcher_topic(topic: str, overrides: Sequence[str]) -> str:
-    if topic != "hydra.launcher" and topic not in launcher_keys():
+    if topic != "hydra.launcher" and topic not in list_launcher_keys():
         raise UserError(_explain_unknown_topic(topic, overrides))
     if not any(override.startswith("hydra/launcher=") for override in overrides):
-        overrides = [*overrides, f"hydra/launcher={launchers_with(topic)[0]}"]
+        overrides = [*overrides, f"hydra/launcher={find_launchers(topic)[0]}"]
     keys = _list_keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
     return "\n".join(_format_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
 
@@ -217,7 +217,7 @@ def _explain_unknown_topic(topic: str, overrides: Sequence[str]) -> str:
     if (line := explain_synonym(topic, overrides=overrides)) is not None:
         return line
     choices = [*list_groups(), *known_keys()]
-    guess = nearest(topic, choices)
+    guess = suggest_nearest(topic, choices)
     return (
         f"--help {topic}: no such group, section or key; {guess or 'groups are ' + ', '.join(list_groups())}".rstrip()
     )

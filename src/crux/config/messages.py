@@ -23,7 +23,7 @@ from crux.config.catalogue import (
 )
 from crux.config.errors import UserError
 from crux.config.registry import SUFFIX, dataclasses_by_name, known_keys, list_keys
-from crux.config.synonyms import NOT_HERE, OPTION_SYNONYMS, SYNONYMS, find_synonym
+from crux.config.synonyms import NO_EQUIVALENT, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 """Errors of the machine's disk, which are reported in one line."""
@@ -52,7 +52,7 @@ def explain_user_error(error: BaseException, *, overrides: Sequence[str]) -> str
             return None
 
 
-def nearest(word: str, choices: Sequence[str]) -> str:
+def suggest_nearest(word: str, choices: Sequence[str]) -> str:
     """Return `did you mean …? ` with the closest choice, or nothing if no choice is close.
 
     A choice that begins with the word is closest; of several, the shortest.
@@ -73,7 +73,7 @@ def _enumerate_choices(choices: Sequence[str], *, topic: str) -> str:
     return f"{', '.join(choices[:MAX_LISTED])}, … (`{f'--help {topic}'.strip()}` lists all {len(choices)})"
 
 
-def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) -> str:
+def explain_unknown_key(key: str, *, overrides: Sequence[str], kind: str | None = None) -> str:
     """Return what is wrong with a key: our name for it, the options that have it, or the nearest keys.
 
     Args:
@@ -83,27 +83,30 @@ def no_such_key(key: str, *, overrides: Sequence[str], kind: str | None = None) 
     if key not in known_keys() and (line := explain_synonym(key, overrides=overrides)) is not None:
         return line
     section = key.rpartition(".")[0]
-    everywhere = launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
-    there = [k for k in everywhere if k.rpartition(".")[0] == section] or [k for k in everywhere if "." not in k]
-    if (lacking := dataclasses_by_name().get(kind or "")) is not None:
+    all_keys = list_launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
+    same_section = [k for k in all_keys if k.rpartition(".")[0] == section] or [k for k in all_keys if "." not in k]
+    if (options := dataclasses_by_name().get(kind or "")) is not None:  # the keys of the chosen option only
         prefix = f"{section}." if section else ""
-        there = [prefix + k for k in list_keys(lacking) if "." not in k and k != "_target_"]
-        everywhere = there + [k for k in everywhere if "." in k]
-        if key in known_keys():
-            choice = read_choice(overrides)
-            named = f"{section}={choice.options[section]}" if section in choice.options else "this job"
-            named = named if not named.endswith(SUFFIX) else "this job"
-            return f"{key}: {named} has no such key{_owners(key, overrides)}; {_allowed_keys(section, there)}"
-    return f"{key}: no such key; {nearest(key, there) or nearest(key, everywhere)}{_allowed_keys(section, there)}"
+        same_section = [prefix + k for k in list_keys(options) if "." not in k and k != "_target_"]
+        all_keys = same_section + [k for k in all_keys if "." in k]
+        if key in known_keys():  # of another option or job
+            option = read_choice(overrides).options.get(section, SUFFIX)
+            owner = (
+                "this job" if option.endswith(SUFFIX) else f"{section}={option}"
+            )  # only experiments choose such options
+            allowed = _list_allowed_keys(section, same_section)
+            return f"{key}: {owner} has no such key{_describe_owners(key, overrides)}; {allowed}"
+    guess = suggest_nearest(key, same_section) or suggest_nearest(key, all_keys)
+    return f"{key}: no such key; {guess}{_list_allowed_keys(section, same_section)}"
 
 
-def _allowed_keys(section: str, keys: Sequence[str]) -> str:
+def _list_allowed_keys(section: str, keys: Sequence[str]) -> str:
     if not section:
         return f"allowed keys: {_enumerate_choices(sorted(keys), topic='')}"
     return f"allowed there are {_enumerate_choices(sorted(keys), topic=section)}"
 
 
-def _owners(key: str, overrides: Sequence[str]) -> str:
+def _describe_owners(key: str, overrides: Sequence[str]) -> str:
     """Return `; sae=topk has it`, with everything that can be chosen to have a key, or nothing if nothing can."""
     choice, main = read_choice(overrides), read_experiment(None)
     if not (found := find_options(key, choice)) and choice.job != main.job:
@@ -129,11 +132,11 @@ def explain_synonym(key: str, *, overrides: Sequence[str]) -> str | None:
     same = [k for k in known_keys() if k.count(".") == 1 and k.endswith(f".{leaf}") and has_key(choice, k)]
     if len(same) == 1:
         return f"{key}: called {same[0]} here"
-    if name in NOT_HERE:
-        return f"{key}: {NOT_HERE[name]}"
+    if name in NO_EQUIVALENT:
+        return f"{key}: {NO_EQUIVALENT[name]}"
     if name in SYNONYMS:
         ours = SYNONYMS[name].keys[0]
-        return f"{key}: called {ours} here, but this job does not have it{_owners(ours, overrides)}"
+        return f"{key}: called {ours} here, but this job does not have it{_describe_owners(ours, overrides)}"
     return None
 
 
@@ -145,7 +148,7 @@ PHRASES = {
     r"field '.*' is not Optional": "=null: must have a value",
     r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": ": must be a list, such as [1,2]",
 }
-"""OmegaConf's messages about a value, and ours."""
+"""OmegaConf's messages about a value, as patterns, and what crux says after the key instead."""
 
 
 def explain_composition_error(error: HydraException | OmegaConfBaseException, *, overrides: Sequence[str]) -> str:
@@ -159,14 +162,14 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     text = str(error)
     if match := re.search(r"(?:Could not (?:find|load)|In '[^']*': Could not find) '([^']+)'", text):
         depth = 2 if match[1].startswith("hydra/") else 1  # hydra/launcher=gpus
-        return no_such_option("/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:]))
+        return explain_unknown_option("/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:]))
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
         return f"{match[1]}: has no meaning for this experiment, which does not read that group"
     if match := re.search(r"Could not override '([^']+)'", text):
         cause = error.__cause__
         kind = getattr(getattr(cause, "object_type", None), "__name__", None)
         key = match[1] if find_synonym(match[1]) else getattr(cause, "full_key", None) or match[1]
-        return no_such_key(key, kind=kind, overrides=overrides)
+        return explain_unknown_key(key, kind=kind, overrides=overrides)
     if match := re.search(r"In '?([^\s:']+)'?: .*\n?Key '([^']+)' not in '(\w+)'", text):
         option = match[1].replace("/", "=", 1)
         short_run = option == "debug=limit" and has_key(read_choice(overrides), "trainer.checkpoint_every")
@@ -188,7 +191,7 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
 
 def _explain_grammar_error(error: HydraException | OmegaConfBaseException, *, overrides: Sequence[str]) -> str | None:
     """Return what is wrong with the first argument that Hydra's grammar of overrides rejects; None if the error is another one."""
-    if isinstance(error, OmegaConfBaseException) or (override := _unreadable_override(overrides)) is None:
+    if isinstance(error, OmegaConfBaseException) or (override := _find_unreadable_override(overrides)) is None:
         return None
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"[+~]*[A-Za-z_][\w./@:-]*", key):
@@ -198,7 +201,7 @@ def _explain_grammar_error(error: HydraException | OmegaConfBaseException, *, ov
     return f"{key}: {value} has characters that need quotes (such as = , ( ) {{ }} [ ] # ~); write {_quote_value(key, value)}"
 
 
-def _unreadable_override(overrides: Sequence[str]) -> str | None:
+def _find_unreadable_override(overrides: Sequence[str]) -> str | None:
     """Return the first argument that Hydra's grammar of overrides rejects, or None."""
     parser = OverridesParser.create()
     for override in overrides:
@@ -216,13 +219,15 @@ def _quote_value(key: str, value: str) -> str:
     return shlex.quote(f'{key}="{escaped}"')
 
 
-def no_such_option(group: str, option: str) -> str:
+def explain_unknown_option(group: str, option: str) -> str:
     """Return what is wrong with an option that a group does not have: the group that has it, the nearest option, all options."""
     if (group, option) in OPTION_SYNONYMS:
         return f"{group}={option}: called {group}={OPTION_SYNONYMS[group, option]} here"
     allowed = list(option_files(group))
     groups_with_it = [other for other in list_groups() if option in option_files(other)]
-    guess = f"did you mean {groups_with_it[0]}={option}? " if len(groups_with_it) == 1 else nearest(option, allowed)
+    guess = (
+        f"did you mean {groups_with_it[0]}={option}? " if len(groups_with_it) == 1 else suggest_nearest(option, allowed)
+    )
     if guess and len(allowed) > MAX_LISTED:  # the first of a long list add nothing to the guess
         return f"{group}={option}: no such option; {guess}`--help {group}` lists all {len(allowed)}"
     return f"{group}={option}: no such option; {guess}allowed are {_enumerate_choices(allowed, topic=group)}"
@@ -253,21 +258,23 @@ def explain_dashes(words: Sequence[str]) -> str | None:
     return None
 
 
-LAUNCHERS = {"ray_schema": ("gpus", "cpus"), "slurm_schema": ("slurm",)}
+LAUNCHERS_BY_SCHEMA = {"ray_schema": ("gpus", "cpus"), "slurm_schema": ("slurm",)}
 """The launchers of a sweep, by the dataclass of their options."""
 
 
-def launcher_keys() -> list[str]:
+def list_launcher_keys() -> list[str]:
     """Return every dotted key of the launchers of a sweep."""
-    return sorted({key for schema in LAUNCHERS for key in _keys_of_launcher(schema)})
+    return sorted({key for schema in LAUNCHERS_BY_SCHEMA for key in _list_keys_of_launcher(schema)})
 
 
-def launchers_with(key: str) -> list[str]:
+def find_launchers(key: str) -> list[str]:
     """Return the launchers that have a key; all of them for `hydra.launcher` itself."""
-    found = [schema for schema in LAUNCHERS if key == "hydra.launcher" or key in _keys_of_launcher(schema)]
-    return [name for schema in found for name in LAUNCHERS[schema]]
+    found = [
+        schema for schema in LAUNCHERS_BY_SCHEMA if key == "hydra.launcher" or key in _list_keys_of_launcher(schema)
+    ]
+    return [name for schema in found for name in LAUNCHERS_BY_SCHEMA[schema]]
 
 
-def _keys_of_launcher(schema: str) -> list[str]:
+def _list_keys_of_launcher(schema: str) -> list[str]:
     Plugins.instance()  # imports crux's launchers, which store their dataclasses
     return [f"hydra.launcher.{key}" for key in ConfigStore.instance().load(f"hydra/launcher/{schema}.yaml").node]

@@ -13,12 +13,12 @@ class Synonym(NamedTuple):
     keys: tuple[str, ...]
     """The keys of crux to use instead: the first is the nearest."""
     note: str = ""
-    """What is different about them."""
+    """How the value differs from the other library's: its unit, its form, or what else must be given."""
 
 
-STEPS = "in optimiser steps of trainer.batch * trainer.accumulate sequences of model.context tokens"
-SEQUENCES = "in sequences of model.context tokens"
-NORMALISED = "the MSE and the L1 norm are both divided by d_model"
+NOTE_ON_STEPS = "in optimiser steps of trainer.batch * trainer.accumulate sequences of model.context tokens"
+NOTE_ON_SEQUENCES = "in sequences of model.context tokens"
+NOTE_ON_NORMALISATION = "the MSE and the L1 norm are both divided by d_model"
 
 SYNONYMS: dict[str, Synonym] = {
     # size of the dictionary
@@ -31,12 +31,12 @@ SYNONYMS: dict[str, Synonym] = {
     "n_features": Synonym(("sae.n_latents", "sae.ratio")),
     "n_dict_components": Synonym(("sae.n_latents", "sae.ratio")),
     # sparsity
-    "l1_coefficient": Synonym(("sparsity",), NORMALISED),
-    "l1_coeff": Synonym(("sparsity",), NORMALISED),
-    "l1_penalty": Synonym(("sparsity",), NORMALISED),
+    "l1_coefficient": Synonym(("sparsity",), NOTE_ON_NORMALISATION),
+    "l1_coeff": Synonym(("sparsity",), NOTE_ON_NORMALISATION),
+    "l1_penalty": Synonym(("sparsity",), NOTE_ON_NORMALISATION),
     "sparsity_coeff": Synonym(("sparsity",)),
-    "sparsity_penalty": Synonym(("sparsity",), NORMALISED),
-    "initial_sparsity_penalty": Synonym(("sparsity",), NORMALISED),
+    "sparsity_penalty": Synonym(("sparsity",), NOTE_ON_NORMALISATION),
+    "initial_sparsity_penalty": Synonym(("sparsity",), NOTE_ON_NORMALISATION),
     "l0_coefficient": Synonym(("sparsity",), "with sae=jumprelu it multiplies the mean L0"),
     "lambda": Synonym(("sparsity",)),
     "target_l0s": Synonym(("target_l0",)),
@@ -103,19 +103,19 @@ SYNONYMS: dict[str, Synonym] = {
     "exclude_tokens": Synonym(("loss.skip_positions", "loss.max_norm"), "by position or by norm, not by token"),
     "exclude_special_tokens": Synonym(("loss.skip_positions", "loss.max_norm"), "by position or by norm, not by token"),
     # length and batches of the training
-    "training_tokens": Synonym(("trainer.max_steps",), STEPS),
-    "total_training_tokens": Synonym(("trainer.max_steps",), STEPS),
-    "num_tokens": Synonym(("trainer.max_steps",), STEPS),
-    "n_samples": Synonym(("trainer.max_steps",), STEPS),
-    "max_epochs": Synonym(("trainer.max_steps",), STEPS),
-    "max_tokens": Synonym(("trainer.max_steps", "data.max_tokens"), STEPS),
+    "training_tokens": Synonym(("trainer.max_steps",), NOTE_ON_STEPS),
+    "total_training_tokens": Synonym(("trainer.max_steps",), NOTE_ON_STEPS),
+    "num_tokens": Synonym(("trainer.max_steps",), NOTE_ON_STEPS),
+    "n_samples": Synonym(("trainer.max_steps",), NOTE_ON_STEPS),
+    "max_epochs": Synonym(("trainer.max_steps",), NOTE_ON_STEPS),
+    "max_tokens": Synonym(("trainer.max_steps", "data.max_tokens"), NOTE_ON_STEPS),
     "steps": Synonym(("trainer.max_steps",)),
     "num_steps": Synonym(("trainer.max_steps",)),
-    "train_batch_size_tokens": Synonym(("trainer.batch",), SEQUENCES),
-    "train_batch_size": Synonym(("trainer.batch",), SEQUENCES),
-    "store_batch_size_prompts": Synonym(("trainer.batch",), SEQUENCES),
-    "batch_size": Synonym(("trainer.batch",), SEQUENCES),
-    "micro_batch_size": Synonym(("trainer.batch",), SEQUENCES),
+    "train_batch_size_tokens": Synonym(("trainer.batch",), NOTE_ON_SEQUENCES),
+    "train_batch_size": Synonym(("trainer.batch",), NOTE_ON_SEQUENCES),
+    "store_batch_size_prompts": Synonym(("trainer.batch",), NOTE_ON_SEQUENCES),
+    "batch_size": Synonym(("trainer.batch",), NOTE_ON_SEQUENCES),
+    "micro_batch_size": Synonym(("trainer.batch",), NOTE_ON_SEQUENCES),
     "effective_batch_size": Synonym(("trainer.accumulate",), "micro-batches per step"),
     "accumulate_grad_batches": Synonym(("trainer.accumulate",)),
     "gradient_accumulation_steps": Synonym(("trainer.accumulate",)),
@@ -186,7 +186,7 @@ SYNONYMS: dict[str, Synonym] = {
     "gradient.target": Synonym(("sae.gradient_target",)),
 }
 
-NOT_HERE: dict[str, str] = {
+NO_EQUIVALENT: dict[str, str] = {
     "d_in": "is taken from the model and the hook point",
     "activation_dim": "is taken from the model and the hook point",
     "d_model": "is taken from the model",
@@ -224,7 +224,7 @@ NOT_HERE: dict[str, str] = {
     "run_name": "does not exist: runs are named by what they train",
     "hf_repo_id": "does not exist: the run folder's sae/ is in SAELens's format and can be uploaded",
 }
-"""Names for what crux does differently or does not have, each with the end of a sentence about it."""
+"""Names in other libraries of what crux does differently or does not have, each with the predicate of a sentence that explains it."""
 
 OPTION_SYNONYMS: dict[tuple[str, str], str] = {
     ("sae", "standard"): "relu",
@@ -244,13 +244,13 @@ OPTION_SYNONYMS: dict[tuple[str, str], str] = {
     ("tracking", "wandb"): "mlflow",
     ("trainer", "single"): "default",
 }
-"""Other names of options: (group, name) and ours."""
+"""Options by another name: crux's name of the option, by group and other name."""
 
 
 def find_synonym(key: str) -> str | None:
-    """Return the name in the tables that a key is another spelling of, with or without a section before it."""
+    """Return the name in SYNONYMS or NO_EQUIVALENT that a key spells, whatever its dashes and sections; None if there is none."""
     name = re.sub(r"^[+-]*", "", key).replace("-", "_").replace("/", ".")
     for spelling in (name, name.rpartition(".")[2], name.partition(".")[0]):
-        if spelling in SYNONYMS or spelling in NOT_HERE:
+        if spelling in SYNONYMS or spelling in NO_EQUIVALENT:
             return spelling
     return None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from crux.config.errors import UserError
-from crux.config.messages import nearest
+from crux.config.messages import suggest_nearest
 from crux.runs.run_folder import RunFolder, comparable_keys
 
 LOSS_ORDER = ("local", "e2e", "e2e_ds")
@@ -82,7 +82,7 @@ def sweep_folder(outputs: Path, name: str) -> Path:
         raise UserError(f"give sweep=<name>; in {outputs / 'sweeps'} there are {', '.join(sweeps) or 'none'}")
     if not folder.is_dir():
         raise UserError(
-            f"sweep={name}: no such sweep in {outputs / 'sweeps'}; {nearest(name, sweeps)}"
+            f"sweep={name}: no such sweep in {outputs / 'sweeps'}; {suggest_nearest(name, sweeps)}"
             f"there are {', '.join(sweeps) or 'none'}"
         )
     return folder
