@@ -13,7 +13,7 @@ from crux.degeneracy.comparison import (
     ablate_bases,
     count_edges_for_share,
     find_bases,
-    first_samples,
+    take_first_samples,
     logits_basis,
     measure_curve,
 )
@@ -107,6 +107,6 @@ def test_count_edges_for_share_and_first_samples() -> None:
     assert count_edges_for_share(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.8) == 1
     assert count_edges_for_share(torch.tensor([[8.0, 1.0], [1.0, 0.0]]), share=0.99) == 3
     batches = [torch.zeros(4, 2), torch.ones(4, 2)]
-    assert [len(batch) for batch in first_samples(batches, 6)] == [4, 2]
-    assert [len(batch) for batch in first_samples(batches, 4)] == [4]
-    assert [len(batch) for batch in first_samples(batches, 99)] == [4, 4]
+    assert [len(batch) for batch in take_first_samples(batches, 6)] == [4, 2]
+    assert [len(batch) for batch in take_first_samples(batches, 4)] == [4]
+    assert [len(batch) for batch in take_first_samples(batches, 99)] == [4, 4]

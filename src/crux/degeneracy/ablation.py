@@ -1,6 +1,7 @@
 """Ablations: the loss of a network when only the strongest directions of a basis, or edges between two bases, are kept.
 
-All other coordinates are set to their mean, f̂ = 0. `loss(n)` of an ablation is the mean loss with the n strongest kept, 0 ≤ n ≤ `size`.
+All other coordinates are set to their mean, f̂ = 0. An ablation's `loss(n)` is the mean loss over samples when the n strongest directions or
+edges are kept, 0 ≤ n ≤ `size`.
 `smallest_sufficient` finds how many are needed.
 """
 
@@ -95,6 +96,7 @@ class EdgeAblation:
 
     def loss(self, n: int) -> float:
         """Return the mean loss with the n strongest edges kept."""
+        # one mask of the first basis for each distinct row, so that equal rows share a forward pass
         masks, mask_of_row = self.mask(n).unique(dim=0, return_inverse=True)
         batches = track(self._batches, f"ablating edges from {self._a.hook} to {self._b.hook}")
         return _mean(self._loss(x, self._run(clean, masks, mask_of_row)) for x, clean in batches)
@@ -107,16 +109,16 @@ class EdgeAblation:
         target = clean.activations[b.hook]
         ablated = torch.zeros(*target.shape[:-1], b.size, dtype=torch.float64, device=target.device)
         for k, mask in enumerate(track(masks, "directions with the same edges")):
-            rows = mask_of_row == k
-            value = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
-            reached = continue_from(clean, a.hook, value, ends=[b.hook])[b.hook]
-            ablated[..., rows] = (reached.double() - b.mean) @ b.C[:, rows]
+            rows = mask_of_row == k  # the directions of b that have exactly these edges
+            value_at_a = (a.mean + coordinates[..., mask] @ a.C_pinv[mask]).to(f.dtype)
+            value_at_b = continue_from(clean, a.hook, value_at_a, ends=[b.hook])[b.hook]
+            ablated[..., rows] = (value_at_b.double() - b.mean) @ b.C[:, rows]
         value = b.activations(ablated).to(target.dtype)
         return continue_from(clean, b.hook, value, ends=[self._end])[self._end]
 
 
 def smallest_sufficient(loss: Callable[[int], float], *, size: int, limit: float) -> int | None:
-    """Return the number n ≤ size that must be kept for loss(n) ≤ limit, by doubling and then bisection; None if even `size` is too few.
+    """Return a number n ≤ size with loss(n) ≤ limit, found by doubling and then bisection; None if even `size` is too few.
 
     The loss of n − 1 is above the limit. If the loss is not monotonic, a smaller number may be sufficient too.
     """

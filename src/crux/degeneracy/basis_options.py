@@ -28,7 +28,7 @@ class GraphOptions:
     """Options of an interaction graph: its bases, their edges, and the number of edges needed."""
 
     threshold: Annotated[float, Gt(0), Lt(1)] = MISSING
-    """Directions with less than this share of the largest eigenvalue are left out."""
+    """Directions whose eigenvalue is below this share of the largest one are left out of a basis."""
     points: Count | None = MISSING
     """Gauss–Legendre points of the edges' integral; null: use the gradient at the activation instead."""
     within: Rate = MISSING
@@ -46,7 +46,7 @@ class CompareOptions(GraphOptions):
     last: LastBasis = MISSING
     """The basis at the last hook point."""
     ahead: Count | None = None
-    """Number k of hook points ahead that the Jacobian of the next-k basis reaches; null if it is not compared."""
+    """k of the next-k basis: its Jacobian goes to the k-th hook point ahead; null if that basis is not compared."""
     probes: Count | None = MISSING
     """Random probes per sample for the Jacobian Gram; null: exact, with one backward pass per position and direction."""
     samples: Count = MISSING
@@ -74,8 +74,8 @@ class CompareOptions(GraphOptions):
             ("bases", self.bases, BASES),
             ("edge_ablation", self.edge_ablation, (*self.bases, "sae")),
         ):
-            if other := [kind for kind in wanted if kind not in allowed]:
-                raise UserError(f"{key}.{name}: there is no {other[0]}; allowed are {', '.join(allowed)}")
+            if unknown := [kind for kind in wanted if kind not in allowed]:
+                raise UserError(f"{key}.{name}: there is no {unknown[0]}; allowed are {', '.join(allowed)}")
             if len(set(wanted)) < len(wanted):
                 raise UserError(f"{key}.{name}={wanted}: name each once")
         if "next" in self.bases and self.ahead is None:
@@ -165,7 +165,7 @@ class DictionaryOptions:
     """Options of the comparison of a dictionary with the directions that the network reads."""
 
     left_out: Annotated[float, Ge(0), Lt(1)] = MISSING
-    """Directions count as read until they leave out at most this share of Σ Λ."""
+    """Largest share of Σ Λ that may be left out: the fewest strongest directions that leave out no more count as read."""
     tokens: Annotated[int, Ge(1024)] = MISSING
     """Held-out tokens on which saved SAEs are evaluated and their basis is found."""
 

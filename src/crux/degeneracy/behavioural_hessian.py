@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from crux.config.progress import track
 
-CHUNK = 64
+SAMPLES_PER_CHUNK = 64
 """Number of samples whose Jacobians are in memory at the same time."""
 
 
@@ -24,8 +24,8 @@ def behavioural_hessian(network: nn.Module, inputs: Float[Tensor, "sample *shape
     jacobian = torch.vmap(torch.func.jacrev(output), in_dims=(None, 0))
     n = sum(value.numel() for value in params.values())
     H = inputs.new_zeros(n, n)
-    for part in track(inputs.split(CHUNK), "Hessian of the behavioural loss"):
-        by_name = jacobian(params, part)
+    for chunk in track(inputs.split(SAMPLES_PER_CHUNK), "Hessian of the behavioural loss"):
+        by_name = jacobian(params, chunk)
         J = torch.cat([by_name[name].flatten(2) for name in params], 2).flatten(0, 1)
         H.addmm_(J.T, J, alpha=2 / len(inputs))
     return H

@@ -84,25 +84,25 @@ class Budget(NamedTuple):
 
 
 Ranges = tuple[Tensor, Tensor]
-"""Orthonormal columns (g, k) of a layer: its changes Δ with kᵀ Δ g = 0 are free."""
+"""Orthonormal columns (g, k) of a layer, which span the ranges of G and K: its changes Δ with kᵀ Δ g = 0 are free."""
 
 
 def degeneracy_budget(
     layers: Sequence[Layer], *, blocks: Sequence[Sequence[Sequence[int]]], threshold: float
 ) -> Budget:
-    """Count the free directions.
+    """Count the free directions of all layers together, for the cut with the most of them.
 
     Args:
         blocks: per layer except the last, the groups of its output neurons whose gates agree on every sample.
         threshold: relative threshold of all ranks.
     """
     assert len(blocks) == len(layers) - 1
-    ranges = _layer_ranges(layers, threshold)
+    ranges = _find_layer_ranges(layers, threshold)
     per_layer = tuple(
         FreeDirections(layer.name, len(g), len(k), g.shape[1], k.shape[1])
         for layer, (g, k) in zip(layers, ranges, strict=True)
     )
-    cuts = [_joint_ranges(layers, ranges, cut) for cut in range(len(layers))]
+    cuts = [_find_joint_ranges(layers, ranges, cut) for cut in range(len(layers))]
     free = [sum(len(g) * len(k) - g.shape[1] * k.shape[1] for g, k in joint) for joint in cuts]
     cut = max(range(len(layers)), key=lambda c: free[c])
     rescaling: list[Tangents] = []
@@ -111,40 +111,44 @@ def degeneracy_budget(
         layer, after = layers[i], layers[i + 1]
         diagonal = [(j, j) for j in range(len(layer.weight))]
         pairs: list[tuple[int, int | None]] = [(a, b) for block in layer_blocks for a in block for b in block if a != b]
-        if layer.bias and after.bias:
+        if (
+            layer.bias and after.bias
+        ):  # a change of the bias of a neuron that is always on: None is the constant coordinate
             pairs += [(j, None) for j in (layer.on_share == 1).nonzero()[:, 0].tolist()]
-        rescaling.append(_tangents(layer, after, cuts[cut][i], cuts[cut][i + 1], diagonal))
-        mixing.append(_tangents(layer, after, cuts[cut][i], cuts[cut][i + 1], [*diagonal, *pairs]))
-    by_rescaling = _span_dimension(rescaling, threshold)
-    return Budget(per_layer, free[cut], cut, by_rescaling, _span_dimension(mixing, threshold) - by_rescaling)
+        rescaling.append(_build_tangents(layer, after, cuts[cut][i], cuts[cut][i + 1], diagonal))
+        mixing.append(_build_tangents(layer, after, cuts[cut][i], cuts[cut][i + 1], [*diagonal, *pairs]))
+    by_rescaling = _count_span_dimensions(rescaling, threshold)
+    return Budget(per_layer, free[cut], cut, by_rescaling, _count_span_dimensions(mixing, threshold) - by_rescaling)
 
 
-def random_free_change(
+def draw_free_change(
     layers: Sequence[Layer], *, cut: int, threshold: float, generator: torch.Generator
 ) -> list[Float[Tensor, "_d_out _d_in"]]:
     """Return a random change of all weights, of total norm 1, in the directions that are jointly free by the ranks."""
     changes = []
-    for layer, (g, k) in zip(layers, _joint_ranges(layers, _layer_ranges(layers, threshold), cut), strict=True):
+    for layer, (g, k) in zip(
+        layers, _find_joint_ranges(layers, _find_layer_ranges(layers, threshold), cut), strict=True
+    ):
         change = torch.randn(layer.weight.shape, generator=generator, dtype=layer.weight.dtype)
         changes.append(change - k @ (k.T @ change @ g) @ g.T)
     length = sum(float(change.square().sum()) for change in changes) ** 0.5
     return [change / length for change in changes]
 
 
-def _layer_ranges(layers: Sequence[Layer], threshold: float) -> list[Ranges]:
+def _find_layer_ranges(layers: Sequence[Layer], threshold: float) -> list[Ranges]:
     """Return the ranges of each layer when only this layer changes."""
     return [(gram_range(x.gram, threshold=threshold), gram_range(x.jacobian_gram, threshold=threshold)) for x in layers]
 
 
-def _joint_ranges(layers: Sequence[Layer], ranges: Sequence[Ranges], cut: int) -> list[Ranges]:
+def _find_joint_ranges(layers: Sequence[Layer], ranges: Sequence[Ranges], cut: int) -> list[Ranges]:
     """Return the ranges of each layer when all layers change: kind 1 of changes before the cut, kind 2 after it."""
     joint = []
     for i, (layer, (g, k)) in enumerate(zip(layers, ranges, strict=True)):
         d_out, d_in = layer.weight.shape
-        if i > cut:
+        if i > cut:  # kind 2 only: the columns of neurons that are never on are free, all others count in full
             constant = torch.ones(layer.bias, dtype=torch.bool)
             g = torch.eye(d_in).to(g)[:, torch.cat([constant, layers[i - 1].on_share > 0])]
-        if i < cut:
+        if i < cut:  # kind 1 only: the rows of neurons that are never on are free, all others count in full
             k = torch.eye(d_out).to(k)[:, layer.on_share > 0]
         joint.append((g, k))
     return joint
@@ -153,8 +157,8 @@ def _joint_ranges(layers: Sequence[Layer], ranges: Sequence[Ranges], cut: int) -
 class Tangents(NamedTuple):
     """Unit tangent vectors of W_l → (1 + ε E_ij) W_l, W_{l+1} → W_{l+1} (1 − ε E_ij), one per pair (i, j).
 
-    They are projected onto the directions that are not already free by the ranks. In both layers the change is an outer
-    product left ⊗ right.
+    E_ij is the matrix with a single 1, at (i, j). The tangent vectors are projected onto the directions that are not already free by the
+    ranks. In both layers the change is an outer product left ⊗ right.
     """
 
     layer: tuple[Float[Tensor, "n k"], Float[Tensor, "n g"]]
@@ -163,25 +167,28 @@ class Tangents(NamedTuple):
     """(left, right) in layer l + 1."""
 
 
-def _tangents(
+def _build_tangents(
     layer: Layer, after: Layer, ranges: Ranges, after_ranges: Ranges, pairs: Sequence[tuple[int, int | None]]
 ) -> Tangents:
     """Return the tangents of the pairs (i, j); j = None stands for the constant coordinate."""
     (g, k), (g_after, k_after) = ranges, after_ranges
+    # E_ij W_l is row j of W_l, added to row i; W_{l+1} E_ij is column i of W_{l+1}, subtracted from column j
     i = torch.tensor([i for i, _ in pairs])
-    into = torch.tensor([0 if j is None else after.bias + j for _, j in pairs])
+    changed_column = torch.tensor([0 if j is None else after.bias + j for _, j in pairs])
     constant = torch.zeros_like(layer.weight[:1])
     constant[0, 0] = 1
-    source = torch.cat([layer.weight, constant])[[len(layer.weight) if j is None else j for _, j in pairs]]
-    out = -after.weight[:, after.bias + i].T
-    length = (source.square().sum(1) + out.square().sum(1)).sqrt().clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-    return Tangents((k[i] / length, source @ g), (out @ k_after / length, g_after[into]))
+    added_row = torch.cat([layer.weight, constant])[[len(layer.weight) if j is None else j for _, j in pairs]]
+    added_column = -after.weight[:, after.bias + i].T
+    length = (added_row.square().sum(1) + added_column.square().sum(1)).sqrt()
+    length = length.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+    return Tangents((k[i] / length, added_row @ g), (added_column @ k_after / length, g_after[changed_column]))
 
 
-def _span_dimension(tangents: Sequence[Tangents], threshold: float) -> int:
+def _count_span_dimensions(tangents: Sequence[Tangents], threshold: float) -> int:
     """Return the dimension of the span of all tangents.
 
-    It is the rank of their Gram matrix, which is computed from the factors of the outer products.
+    It is the rank of their Gram matrix, which is computed from the factors of the outer products. Only the tangents of the same and of
+    neighbouring layers change weights in common, so all other inner products are 0.
     """
     sizes = [len(tangent.layer[0]) for tangent in tangents]
     gram = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64)

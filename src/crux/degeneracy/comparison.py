@@ -107,20 +107,20 @@ def find_bases(
     Args:
         moments_at: moments of the activations at each hook point.
         last: the basis at the last hook point, which all share.
-        once: saves each interaction basis in the run folder.
+        once: returns saved tensors instead of computing them again after the run was interrupted; used for each interaction basis.
 
     Raises:
         UserError: see `interaction_bases`.
     """
     hooks = options.hooks[:-1]
-    plain: Mapping[str, Callable[[str], Basis]] = {
+    simple_bases: Mapping[str, Callable[[str], Basis]] = {
         "neuron": lambda hook: neuron_basis(hook, moments_at[hook]),
         "random": lambda hook: random_basis(hook, moments_at[hook], seed=seed),
         "pca": lambda hook: pca_basis(hook, moments_at[hook], threshold=options.threshold),
     }
-    reach = {"local": 1, "next": options.ahead, "global": None}
+    ahead_of_kind = {"local": 1, "next": options.ahead, "global": None}
 
-    def interaction(ahead: int | None) -> Iterator[Basis]:
+    def find_interaction_bases_once(ahead: int | None) -> Iterator[Basis]:
         def compute() -> dict[str, Tensor]:
             bases = interaction_bases(
                 network, batches, hooks=options.hooks, ahead=ahead, last=last, probes=options.probes,
@@ -135,10 +135,11 @@ def find_bases(
 
     bases: dict[str, list[Basis]] = {}
     for kind in track(options.bases, "bases"):
-        if kind in plain:
-            bases[kind] = [*map(plain[kind], hooks), last]
+        if kind in simple_bases:
+            bases[kind] = [*map(simple_bases[kind], hooks), last]
         else:
-            bases[basis_name(reach[kind])] = [*interaction(reach[kind]), last]
+            ahead = ahead_of_kind[kind]
+            bases[basis_name(ahead)] = [*find_interaction_bases_once(ahead), last]
     return bases
 
 
@@ -157,7 +158,8 @@ def ablate_bases(
 
     Args:
         found_on: batches on which the edges are found.
-        once: saves the edges of each basis and each ablation curve in the run folder.
+        once: returns saved tensors instead of computing them again after the run was interrupted; used for the edges of each basis and
+            for each ablation curve.
         report_done: called with the number of finished bases.
 
     Raises:
@@ -167,10 +169,12 @@ def ablate_bases(
     clean = clean_loss(network, batches, end=end, loss=per_sample)
     limit = clean + options.within
     nodes: dict[str, list[AblationCurve]] = {}
-    between: dict[str, list[Edges]] = {}
+    edges_by_basis: dict[str, list[Edges]] = {}
     curves: dict[str, list[AblationCurve]] = {}
 
-    def curve_once(name: str, build: Callable[[], NodeAblation | EdgeAblation], *, all_powers: bool) -> AblationCurve:
+    def measure_curve_once(
+        name: str, build: Callable[[], NodeAblation | EdgeAblation], *, all_powers: bool
+    ) -> AblationCurve:
         def compute() -> dict[str, Tensor]:
             ablation = build()
             return measure_curve(ablation.loss, ablation.size, limit=limit, all_powers=all_powers).tensors
@@ -179,7 +183,7 @@ def ablate_bases(
 
     for done, (name, per_hook) in enumerate(track(bases.items(), "comparing bases"), 1):
         nodes[name] = [
-            curve_once(
+            measure_curve_once(
                 f"nodes_{name}_{k}",
                 lambda basis=basis: NodeAblation(network, batches, basis=basis, end=end, loss=per_sample),
                 all_powers=True,
@@ -189,23 +193,25 @@ def ablate_bases(
         strongest = [
             basis.strongest(options.directions) if options.directions is not None else basis for basis in per_hook
         ]
-        between[name] = edges_once(network, found_on, bases=strongest, options=options, seed=seed, once=once, name=name)
+        edges_by_basis[name] = find_edges_once(
+            network, found_on, bases=strongest, options=options, seed=seed, once=once, name=name
+        )
         if basis_kind(name) in options.edge_ablation:
             curves[name] = [
-                curve_once(
+                measure_curve_once(
                     f"edge_losses_{name}_{k}",
                     lambda pair=pair, edges=edges: EdgeAblation(
                         network, batches, bases=pair, strength=edges.strength, end=end, loss=per_sample
                     ),
                     all_powers=False,
                 )
-                for k, (pair, edges) in enumerate(zip(itertools.pairwise(strongest), between[name], strict=True))
+                for k, (pair, edges) in enumerate(zip(itertools.pairwise(strongest), edges_by_basis[name], strict=True))
             ]
         report_done(done)
-    return BasisComparison(dict(bases), clean, nodes, between, curves)
+    return BasisComparison(dict(bases), clean, nodes, edges_by_basis, curves)
 
 
-def edges_once(
+def find_edges_once(
     network: Network,
     batches: Sequence[Tensor],
     *,
@@ -216,18 +222,18 @@ def edges_once(
     name: str,
 ) -> list[Edges]:
     """Return the edges from each basis to the next, found on the first `edge_samples` samples; computed once per run."""
-    samples = batches if options.edge_samples is None else first_samples(batches, options.edge_samples)
+    samples = batches if options.edge_samples is None else take_first_samples(batches, options.edge_samples)
 
     def compute() -> dict[str, Tensor]:
-        found = interaction_edges(
+        all_edges = interaction_edges(
             network, samples, bases=bases, points=options.points, probes=None, mode=None, seed=seed
         )
-        return {k: v for edges in found for k, v in pack(edges._asdict(), prefix=f"{edges.source}/").items()}
+        return {k: v for edges in all_edges for k, v in pack(edges._asdict(), prefix=f"{edges.source}/").items()}
 
     tensors, device = once(f"edges_{name}", compute), bases[0].mean.device
     return [
-        unpack(Edges, tensors, prefix=f"{a.hook}/", device=device, source=a.hook, target=b.hook)
-        for a, b in itertools.pairwise(bases)
+        unpack(Edges, tensors, prefix=f"{source.hook}/", device=device, source=source.hook, target=target.hook)
+        for source, target in itertools.pairwise(bases)
     ]
 
 
@@ -237,11 +243,11 @@ def basis_kind(name: str) -> str:
 
 
 def measure_curve(loss: Callable[[int], float], size: int, *, limit: float, all_powers: bool) -> AblationCurve:
-    """Search the number needed for a loss within the limit, and return all losses that were measured.
+    """Find the number needed for a loss within the limit, and return it with all losses that were measured.
 
     Args:
         loss: the loss for a number kept.
-        all_powers: also measure the loss at every power of two.
+        all_powers: also measure the loss at every power of two, for a figure of the whole curve; otherwise also at 0 and `size`.
     """
     losses: dict[int, float] = {}
 
@@ -256,7 +262,7 @@ def measure_curve(loss: Callable[[int], float], size: int, *, limit: float, all_
     return AblationCurve(size, dict(sorted(losses.items())), needed)
 
 
-def first_samples(batches: Sequence[Tensor], n: int) -> list[Tensor]:
+def take_first_samples(batches: Sequence[Tensor], n: int) -> list[Tensor]:
     """Return the first n samples, in the same batches."""
     first: list[Tensor] = []
     for batch in batches:
@@ -268,5 +274,5 @@ def first_samples(batches: Sequence[Tensor], n: int) -> list[Tensor]:
 
 def count_edges_for_share(strength: Float[Tensor, "n_to n_from"], *, share: float) -> int:
     """Return how many of the strongest edges make up this share of the sum of all edges."""
-    total = strength.flatten().sort(descending=True).values.cumsum(0)
-    return int((total < share * total[-1]).sum()) + 1
+    sums = strength.flatten().sort(descending=True).values.cumsum(0)
+    return int((sums < share * sums[-1]).sum()) + 1

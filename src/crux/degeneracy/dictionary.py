@@ -66,22 +66,23 @@ def measure_outside(
     if D.shape[1] != len(Q):
         raise UserError(f"the dictionary has directions of {D.shape[1]} dimensions, the basis of {len(Q)}")
     codes = sae.encode(reads.to(sae.W_enc))
-    weight = codes.c.double().square().mean(0)
-    living = weight > 0
+    strength = codes.c.double().square().mean(0)
+    living = strength > 0
     if not bool(living.any()):
         raise UserError("no latent fires on these activations")
     share = (1 - (D @ Q).square().sum(1)).clamp(min=0)
     reconstruction, target = sae.decode(codes).double(), writes.double()
-    inside = (reconstruction @ Q, target @ Q)
-    rest = (reconstruction - inside[0] @ Q.T, target - inside[1] @ Q.T)
+    reconstruction_inside, target_inside = reconstruction @ Q, target @ Q
+    reconstruction_outside, target_outside = reconstruction - reconstruction_inside @ Q.T, target - target_inside @ Q.T
+    whole_space = Q.shape[1] >= len(Q)
     return DictionaryOutside(
         share=share,
         living=living,
         mean=float(share[living].mean()),
-        weighted=float((weight * share).sum() / weight.sum()),
+        weighted=float((strength * share).sum() / strength.sum()),
         mostly=int((share[living] > 0.5).sum()),
-        explained_inside=_explained_variance(*inside),
-        explained_outside=_explained_variance(*rest) if Q.shape[1] < len(Q) else float("nan"),
+        explained_inside=_explained_variance(reconstruction_inside, target_inside),
+        explained_outside=float("nan") if whole_space else _explained_variance(reconstruction_outside, target_outside),
     )
 
 

@@ -75,12 +75,12 @@ def interaction_edges(
     assert probes is None or probes > 0
     generator = torch.Generator().manual_seed(seed)
     return [
-        _edges_between(network, batches, a, b, _quadrature(points), probes, mode, generator)
+        _compute_edges_between(network, batches, a, b, _list_quadrature_points(points), probes, mode, generator)
         for a, b in itertools.pairwise(bases)
     ]
 
 
-def _quadrature(points: int | None) -> list[tuple[float, float]]:
+def _list_quadrature_points(points: int | None) -> list[tuple[float, float]]:
     """Return α and weight of each quadrature point on [0, 1]."""
     if points is None:
         return [(1.0, 1.0)]
@@ -89,7 +89,7 @@ def _quadrature(points: int | None) -> list[tuple[float, float]]:
 
 
 class _Section(NamedTuple):
-    """The part of a network between two bases, for one batch."""
+    """The part of a network from basis a to the next basis b, for one batch."""
 
     network: Network
     clean: Clean
@@ -99,16 +99,16 @@ class _Section(NamedTuple):
     """f̂ in the first basis."""
     dtype: torch.dtype
 
-    def value(self, alpha: float) -> Tensor:
+    def scale_coordinates(self, alpha: float) -> Tensor:
         """Return the activation with coordinates α f̂ at the first hook point."""
         return self.a.activations(alpha * self.coordinates).to(self.dtype)
 
-    def end(self, value: Tensor) -> Tensor:
+    def continue_to_end(self, value: Tensor) -> Tensor:
         """Return the activation at the second hook point if the activation at the first is `value`."""
         return self.network.continue_from(self.clean, self.a.hook, value, ends=[self.b.hook])[self.b.hook]
 
 
-def _edges_between(
+def _compute_edges_between(
     network: Network,
     batches: Sequence[Tensor],
     a: Basis,
@@ -118,6 +118,7 @@ def _edges_between(
     mode: Mode | None,
     generator: torch.Generator,
 ) -> Edges:
+    """Return the edges from basis a to basis b."""
     strength, constant, n = a.C.new_zeros(b.size, a.size), a.C.new_zeros(b.size), 0
     for inputs in track(batches, f"edges from {a.hook} to {b.hook}"):
         if not len(inputs):
@@ -126,7 +127,7 @@ def _edges_between(
         f = clean.activations[a.hook]
         section = _Section(network, clean, a, b, a.coordinates(f), f.dtype)
         with torch.no_grad():
-            at_mean = section.end(section.value(0.0))
+            at_mean = section.continue_to_end(section.scale_coordinates(0.0))
         constant += b.coordinates(at_mean).square().flatten(0, -2).sum(0)
         n_positions = count_positions(at_mean)
         n += len(inputs) * n_positions
@@ -139,7 +140,7 @@ def _edges_between(
 
 
 def _load_forward_mode() -> None:
-    """Initialise torch's forward mode without its warning: the first dual tensor uses a compiler that torch has deprecated."""
+    """Initialise torch's forward mode without its warning, which the first dual tensor raises: it uses a deprecated compiler of torch."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
@@ -147,15 +148,18 @@ def _load_forward_mode() -> None:
 
 @torch.no_grad()
 def _add_by_jvp(strength: Tensor, section: _Section, quadrature: list[tuple[float, float]]) -> None:
+    """Add a batch's sum of squared integrals to the edge strengths, with one Jacobian-vector product per source direction."""
     _load_forward_mode()
     a, b = section.a, section.b
-    values = [(section.value(alpha), weight) for alpha, weight in quadrature]
+    values = [(section.scale_coordinates(alpha), weight) for alpha, weight in quadrature]
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # fused attention has no forward derivative
         for j in track(range(a.size), "forward derivatives"):
             direction = (section.coordinates[..., j, None] * a.C_pinv[j]).to(section.dtype)
             integral: Tensor | None = None
             for value, weight in values:
-                tangent = forward_ad.unpack_dual(section.end(forward_ad.make_dual(value, direction))).tangent
+                tangent = forward_ad.unpack_dual(
+                    section.continue_to_end(forward_ad.make_dual(value, direction))
+                ).tangent
                 if tangent is not None:  # None: the end does not depend on the value
                     integral = weight * tangent.double() if integral is None else integral + weight * tangent.double()
             if integral is not None:
@@ -169,19 +173,20 @@ def _add_by_vjp(
     probes: int | None,
     generator: torch.Generator,
 ) -> None:
+    """Add a batch's sum of squared integrals to the edge strengths, with vector-Jacobian products from each target direction."""
     a, b = section.a, section.b
-    graphs: list[tuple[Tensor, Tensor, float]] = []
+    graphs: list[tuple[Tensor, Tensor, float]] = []  # (value, end, weight) of each quadrature point
     for alpha, weight in quadrature:
-        value = section.value(alpha).requires_grad_()
+        value = section.scale_coordinates(alpha).requires_grad_()
         with torch.enable_grad():
-            graphs.append((value, section.end(value), weight))
+            graphs.append((value, section.continue_to_end(value), weight))
     end = graphs[0][1]
     if not end.requires_grad:
         return
     shape = end.shape[:-1]
     for i in track(range(b.size), "backward passes"):
         for product in range(count_positions(end) if probes is None else probes):
-            if probes is None:
+            if probes is None:  # each product selects one position
                 one_position = torch.zeros(len(end), count_positions(end), device=end.device)
                 one_position[:, product] = 1
                 signs = one_position.reshape(shape)
@@ -195,6 +200,6 @@ def _add_by_vjp(
                 )
                 integral += weight * gradient.double() @ a.C_pinv.T
             effect = integral * section.coordinates
-            if effect.dim() > 2:
+            if effect.dim() > 2:  # sum over the positions s
                 effect = effect.flatten(1, -2).sum(1)
             strength[i] += effect.square().sum(0) / (1 if probes is None else probes)

@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Coordinates f @ matrix at a later hook point, whose Jacobian is measured."""
+    """The coordinates f @ matrix at a later hook point; it is their Jacobian that is measured."""
 
     hook: str
     matrix: Float[Tensor, "d k"]
@@ -53,9 +53,9 @@ def check_hooks_in_order(network: Network, hooks: Sequence[str]) -> None:
     for name in hooks:
         if name not in network.hooks:
             raise UserError(f"{name}: no such hook point; there are {', '.join(network.hooks)}")
-    for a, b in itertools.pairwise(hooks):
-        if network.hooks.index(a) >= network.hooks.index(b):
-            raise UserError(f"hook points {a}, {b}: the second must come after the first in the network")
+    for earlier, later in itertools.pairwise(hooks):
+        if network.hooks.index(earlier) >= network.hooks.index(later):
+            raise UserError(f"hook points {earlier}, {later}: the second must come after the first in the network")
 
 
 def check_data(batches: Sequence[Tensor]) -> None:
@@ -74,8 +74,8 @@ def moments(network: Network, batches: Sequence[Tensor], *, hooks: Sequence[str]
     """
     check_data(batches)
     shift: dict[str, Tensor] = {}
-    first: dict[str, Tensor] = {}
-    second: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    outer_products: dict[str, Tensor] = {}
     n = dict.fromkeys(hooks, 0)
     for inputs in track(batches, "moments of the activations"):
         if not len(inputs):
@@ -85,18 +85,18 @@ def moments(network: Network, batches: Sequence[Tensor], *, hooks: Sequence[str]
             rows = activations[hook].flatten(0, -2).double()
             if hook not in shift:
                 shift[hook] = rows.mean(0)
-                first[hook], second[hook] = torch.zeros_like(rows[0]), rows.new_zeros(rows.shape[1], rows.shape[1])
+                sums[hook] = torch.zeros_like(rows[0])
+                outer_products[hook] = rows.new_zeros(rows.shape[1], rows.shape[1])
             rows = rows - shift[hook]
-            first[hook] += rows.sum(0)
-            second[hook].addmm_(rows.T, rows)
+            sums[hook] += rows.sum(0)
+            outer_products[hook].addmm_(rows.T, rows)
             n[hook] += len(rows)
-    means = {hook: first[hook] / n[hook] for hook in hooks}
-    return {
-        hook: Moments(
-            shift[hook] + means[hook], second[hook] / n[hook] - torch.outer(means[hook], means[hook]), n[hook]
-        )
-        for hook in hooks
-    }
+    moments_at: dict[str, Moments] = {}
+    for hook in hooks:
+        mean = sums[hook] / n[hook]  # relative to the shift
+        covariance = outer_products[hook] / n[hook] - torch.outer(mean, mean)
+        moments_at[hook] = Moments(shift[hook] + mean, covariance, n[hook])
+    return moments_at
 
 
 def jacobian_gram(
@@ -139,14 +139,14 @@ def jacobian_gram(
                 _add_exact(total, graph, target)
         else:
             for _ in range(probes):
-                _add_probe(total, graph, targets, generator, share=1 / probes)
+                _add_probe(total, graph, targets, generator, weight=1 / probes)
         n += len(inputs)
     assert total is not None
     return total / n
 
 
 class ReplayGraph:
-    """The autograd graph from a batch's activation at one hook point to those at later hook points."""
+    """The autograd graph from a batch's activation at one hook point, `value`, to those at later hook points, `ends`."""
 
     def __init__(self, network: Network, clean: Clean, start: str, ends: Sequence[str]) -> None:
         self.value = clean.activations[start].detach().requires_grad_()
@@ -178,8 +178,9 @@ def count_positions(activation: Tensor) -> int:
 
 
 def _add_probe(
-    total: Tensor, graph: ReplayGraph, targets: Sequence[Target], generator: torch.Generator, *, share: float
+    total: Tensor, graph: ReplayGraph, targets: Sequence[Target], generator: torch.Generator, *, weight: float
 ) -> None:
+    """Add to the total the outer products of the gradient of randomly signed coordinates at all targets."""
     cotangents: dict[str, Tensor] = {}
     for hook, matrix in targets:
         end = graph.ends[hook]
@@ -187,10 +188,11 @@ def _add_probe(
         cotangent = signs.to(matrix) @ matrix.T / count_positions(end) ** 0.5
         cotangents[hook] = cotangents[hook] + cotangent if hook in cotangents else cotangent
     rows = graph.vjp(cotangents).flatten(0, -2).double()
-    total.addmm_(rows.T, rows, alpha=share)
+    total.addmm_(rows.T, rows, alpha=weight)
 
 
 def _add_exact(total: Tensor, graph: ReplayGraph, target: Target) -> None:
+    """Add to the total the outer products of the gradients of every coordinate at every position of a target."""
     hook, matrix = target
     end = graph.ends[hook]
     n_positions, position_shape = count_positions(end), end[0, ..., 0].shape

@@ -24,7 +24,7 @@ from crux.degeneracy.networks.network import Network
 
 
 def basis_name(ahead: int | None) -> str:
-    """Return the name of the interaction basis whose Jacobian reaches this many hook points ahead; None: the last one."""
+    """Return the name of the interaction basis whose Jacobian goes to the hook point this far ahead; None: to the last one."""
     return "global" if ahead is None else "local" if ahead == 1 else f"next-{ahead}"
 
 
@@ -63,6 +63,7 @@ def interaction_bases(
     bases = [last or pca_basis(hooks[-1], moments_at[hooks[-1]], threshold=threshold)]
     assert bases[0].hook == hooks[-1]
     for hook in reversed(hooks[:-1]):
+        # `bases` now begins at the next hook point and ends at the last
         later = bases[-1 if ahead is None else min(ahead, len(bases)) - 1]
         M = jacobian_gram(network, batches, start=hook, targets=[Target(later.hook, later.C)], probes=probes, seed=seed)
         bases.insert(0, interaction_basis(hook, basis_name(ahead), moments_at[hook], M, threshold=threshold))

@@ -85,24 +85,24 @@ def find_modules(
     Raises:
         UserError: if the layers' sizes do not match, or no edge is above its cutoff.
     """
-    sizes = _sizes(edges, cutoffs)
-    weights = [edge_weights(between, cutoff) for between, cutoff in zip(edges, cutoffs, strict=True)]
+    sizes = _check_layer_sizes(edges, cutoffs)
+    weights = [edge_weights(layer_edges, cutoff) for layer_edges, cutoff in zip(edges, cutoffs, strict=True)]
     if constant is not None:
         if [len(mask) for mask in constant] != sizes:
             raise UserError(f"constant: {[len(mask) for mask in constant]} nodes by layer; the edges have {sizes}")
-        for i, between in enumerate(weights):
-            between[constant[i + 1]] = 0
-            between[:, constant[i]] = 0
-    edge_list = _edge_list(weights, sizes)
+        for i, layer_weights in enumerate(weights):
+            layer_weights[constant[i + 1]] = 0
+            layer_weights[:, constant[i]] = 0
+    edge_list = _list_edges(weights, sizes)
     if not edge_list:
         raise UserError("no edge is above its layer's cutoff: there is no graph to look for modules in")
     _, module_of_node = leiden(
         edge_list, resolution=options.resolution, iterations=options.iterations, seed=seed, trials=options.starts
     )
-    flat = torch.full((sum(sizes),), NO_MODULE)
+    labels = torch.full((sum(sizes),), NO_MODULE)
     for node, module in module_of_node.items():
-        flat[int(node)] = module
-    modules = list(_number_by_size(flat).split(sizes))
+        labels[int(node)] = module
+    modules = list(_number_by_size(labels).split(sizes))
     n = max(int(layer.max()) for layer in modules) + 1
     clusters = torch.stack([(layer[None] == torch.arange(n)[:, None]).sum(1) for layer in modules], 1)
     return Modules(modules, modularity(weights, modules, resolution=1.0), clusters, weights)
@@ -112,17 +112,20 @@ def modularity(
     weights: Sequence[Float[Tensor, "_to _from"]], modules: Sequence[Int[Tensor, "_node"]], *, resolution: float
 ) -> float:
     """Return the modularity Q of a partition, given the module of each node per layer."""
-    m = sum(float(between.sum()) for between in weights)
-    inside, degree = 0.0, torch.zeros(max(int(layer.max()) for layer in modules) + 2, dtype=torch.float64)
-    for i, between in enumerate(weights):
+    m = sum(float(layer_weights.sum()) for layer_weights in weights)
+    inside = 0.0
+    # shifted by 1, so that index 0 is that of nodes without a module, −1, whose degree is 0
+    degree = torch.zeros(max(int(layer.max()) for layer in modules) + 2, dtype=torch.float64)
+    for i, layer_weights in enumerate(weights):
         source, target = modules[i], modules[i + 1]
-        inside += float(between[target[:, None] == source[None]].sum())
-        degree.index_add_(0, source + 1, between.sum(0).double())
-        degree.index_add_(0, target + 1, between.sum(1).double())
+        inside += float(layer_weights[target[:, None] == source[None]].sum())
+        degree.index_add_(0, source + 1, layer_weights.sum(0).double())
+        degree.index_add_(0, target + 1, layer_weights.sum(1).double())
     return inside / m - resolution * float((degree / (2 * m)).square().sum())
 
 
-def _sizes(edges: Sequence[Tensor], cutoffs: Sequence[float]) -> list[int]:
+def _check_layer_sizes(edges: Sequence[Tensor], cutoffs: Sequence[float]) -> list[int]:
+    """Return the number of nodes of each layer, after checking that all edges and cutoffs fit."""
     if not edges:
         raise UserError("edges: none given; there must be a matrix for each pair of consecutive layers")
     if len(cutoffs) != len(edges):
@@ -130,16 +133,16 @@ def _sizes(edges: Sequence[Tensor], cutoffs: Sequence[float]) -> list[int]:
     for i, (a, b) in enumerate(itertools.pairwise(edges)):
         if a.shape[0] != b.shape[1]:
             raise UserError(f"edges: pair {i} ends with {a.shape[0]} nodes, pair {i + 1} begins with {b.shape[1]}")
-    return [edges[0].shape[1], *(between.shape[0] for between in edges)]
+    return [edges[0].shape[1], *(layer_edges.shape[0] for layer_edges in edges)]
 
 
-def _edge_list(weights: Sequence[Tensor], sizes: Sequence[int]) -> list[tuple[str, str, float]]:
+def _list_edges(weights: Sequence[Tensor], sizes: Sequence[int]) -> list[tuple[str, str, float]]:
     """Return (node, node, weight) of every edge with non-zero weight; nodes are numbered over all layers."""
     edge_list, first = [], 0
-    for i, between in enumerate(weights):
+    for i, layer_weights in enumerate(weights):
         first_of_next = first + sizes[i]
-        for target, source in between.nonzero().tolist():
-            edge_list.append((str(first + source), str(first_of_next + target), float(between[target, source])))
+        for target, source in layer_weights.nonzero().tolist():
+            edge_list.append((str(first + source), str(first_of_next + target), float(layer_weights[target, source])))
         first = first_of_next
     return edge_list
 

@@ -29,12 +29,13 @@ class MeasuredNetwork(Enum):
 
 @dataclass
 class Degeneracy:
-    """Options of the measures of degeneracy. A perceptron is trained on digits if no other network is given."""
+    """Options of the measures of degeneracy. If no network is given, they are measured on a perceptron trained on digits."""
 
     experiment: str = MISSING
     """The experiment's name in run folders and in MLflow."""
     thresholds: Annotated[list[Annotated[float, Gt(0), Lt(1)]], MinLen(1)] = MISSING
-    """Spectra: shares of the largest eigenvalue above which a direction counts. Synchronised: largest distances within a block."""
+    """For spectra: shares of the largest eigenvalue above which a direction counts. For synchronised neurons: distances up to which two
+    neurons may be in one block."""
     hidden: Annotated[list[Count], MinLen(1)] = MISSING
     """Widths of the perceptron's hidden layers."""
     steps: Count = MISSING
@@ -65,12 +66,12 @@ class Synchronised(Degeneracy):
 
 @dataclass
 class ExperimentJob(Job):
-    """Base of the jobs of this subject matter. Each job has the options section of its experiment."""
+    """Base of the jobs on degeneracy and interaction bases. Each job has a section with the options of its experiment."""
 
     runner: ClassVar[str] = "crux.degeneracy.job.run"
     checks: ClassVar[str | None] = "crux.degeneracy.checks"
     group: ClassVar[str]
-    """Name of the section."""
+    """Name of the section with the experiment's options: `degeneracy` or `interaction_basis`."""
 
     @property
     def section(self) -> Degeneracy | InteractionBasis:
@@ -81,7 +82,7 @@ class ExperimentJob(Job):
         return f"{self.group} {self.section.experiment}"
 
     def mlflow_params(self) -> dict[str, object]:
-        numbers = {k: v for k, v in to_plain(self.section).items() if isinstance(v, int | float)}
+        numbers = {key: value for key, value in to_plain(self.section).items() if isinstance(value, int | float)}
         return {"experiment": f"{self.group}/{self.section.experiment}", "seed": self.seed, **numbers}
 
     def mlflow_tags(self) -> dict[str, str | None]:
@@ -106,7 +107,7 @@ class SpectraJob(ExperimentJob):
 
 @dataclass
 class SynchronisedJob(ExperimentJob):
-    """A job that counts the ReLU neurons of a perceptron that can share a gate."""
+    """A job that finds the ReLU neurons of a perceptron that are on for the same inputs, and so can share a gate."""
 
     degeneracy: Synchronised = MISSING
     model: Model = field(default_factory=Model)

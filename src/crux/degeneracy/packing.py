@@ -1,4 +1,4 @@
-"""Conversion of results to tensors for the run folder and back, bit for bit and with the same memory layout."""
+"""Convert results to tensors for the run folder and back, bit for bit and with the same memory layout."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -32,9 +32,9 @@ def pack(values: Mapping[str, object], *, prefix: str) -> dict[str, Tensor]:
 
 
 def unpack(
-    make: Callable[..., T], tensors: Mapping[str, Tensor], *, prefix: str, device: torch.device, **more: object
+    build: Callable[..., T], tensors: Mapping[str, Tensor], *, prefix: str, device: torch.device, **more: object
 ) -> T:
-    """Return `make(...)` with the values that `pack` stored under the prefix.
+    """Return `build(...)` with the values that `pack` stored under the prefix.
 
     Args:
         more: further keyword arguments, such as the strings that `pack` left out.
@@ -46,4 +46,4 @@ def unpack(
             if name.endswith(TRANSPOSED):
                 name, value = name.removesuffix(TRANSPOSED), value.T
             values[name] = value if value.dim() else value.item()
-    return make(**values, **more)
+    return build(**values, **more)

@@ -1,8 +1,7 @@
 """Removal of a module: each task's loss without the module's directions, at all of its layers.
 
-Directions S are removed by setting their coordinates to the mean: f ↦ f − (f − μ) C_S C⁺_S, with the columns S of C and the rows
-S of C⁺.
-Everything else stays, including the part of the activation that a truncated basis does not represent. Bushnaq et al. (2405.10927)
+Directions S are removed by setting their coordinates to the mean: f ↦ f − (f − μ) C_S C⁺_S, with the columns S of C and the rows S of
+C⁺. Everything else stays, including the part of the activation that a truncated basis does not represent. Bushnaq et al. (2405.10927)
 motivate modularity by this use: if a module computes something unwanted, removing it leaves the rest of the network intact.
 """
 
@@ -31,9 +30,10 @@ class Directions(NamedTuple):
     C_pinv: Float[Tensor, "k d"]
     """Maps the coordinates to their contribution to f."""
     mean: Float[Tensor, "d"]
+    """μ, or any other value of f at which the coordinates are 0."""
 
     def remove_from(self, f: Float[Tensor, "*samples d"]) -> Float[Tensor, "*samples d"]:
-        """Return the activation with these coordinates set to their mean."""
+        """Return the activations with these coordinates set to 0, their mean."""
         return f - ((f - self.mean.to(f)) @ self.C.to(f)) @ self.C_pinv.to(f)
 
 
@@ -70,15 +70,16 @@ def output_without(network: Network, inputs: Tensor, *, removed: Mapping[str, Di
     order = sorted(removed, key=network.hooks.index)
     clean = network.clean(inputs, capture=order, final=False)
     value = removed[order[0]].remove_from(clean.activations[order[0]])
-    for here, following in itertools.pairwise(order):
-        ahead = network.continue_from(clean, here, value, ends=[following, end])
-        through = network.continue_from(clean, following, ahead[following], ends=[end])
-        if not torch.allclose(through[end], ahead[end], rtol=1e-3, atol=1e-3 * float(ahead[end].abs().max())):
+    for hook, next_hook in itertools.pairwise(order):
+        later = network.continue_from(clean, hook, value, ends=[next_hook, end])
+        # if there is no path around the next hook point, its activation alone determines the one at the end
+        through_next = network.continue_from(clean, next_hook, later[next_hook], ends=[end])
+        if not torch.allclose(through_next[end], later[end], rtol=1e-3, atol=1e-3 * float(later[end].abs().max())):
             raise UserError(
-                f"{following}: the network has a path around it, on which the directions removed at {here} return; "
+                f"{next_hook}: the network has a path around it, on which the directions removed at {hook} return; "
                 "remove directions at hook points that every path passes through"
             )
-        value = removed[following].remove_from(ahead[following])
+        value = removed[next_hook].remove_from(later[next_hook])
     return network.continue_from(clean, order[-1], value, ends=[end])[end]
 
 
@@ -100,7 +101,7 @@ def losses_without(
     """
     if not batches:
         raise UserError("no data: at least one batch is needed")
-    names = ["", *removed]
+    names = ["", *removed]  # "" stands for the intact network
     sums = {name: dict.fromkeys(tasks, 0.0) for name in names}
     samples = 0
     for inputs, targets in track(batches, "losses without each module"):

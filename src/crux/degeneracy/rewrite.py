@@ -1,4 +1,4 @@
-"""Rewrites a chain of maps so that its hook points carry the coordinates of given bases; its function stays the same.
+"""Rewrite a chain of maps so that its hook points carry the coordinates of given bases; its function stays the same.
 
 The maps into and out of a basis are affine, x → x A + b. They are merged with a neighbouring Linear or Identity. Next to
 any other module they become an additional Linear.
@@ -31,19 +31,20 @@ def rewrite_in_bases(chain: Chain, bases: Sequence[Basis]) -> Chain:
             raise UserError(f"{basis.hook}: two bases at one hook point")
         by_hook[basis.hook] = basis
     stages: dict[str, nn.Module] = {}
-    before: Basis | None = None
+    previous_basis: Basis | None = None
     for name, stage in zip(chain.hooks, chain.stages.values(), strict=True):
-        maps = [copy.deepcopy(stage).double()]
-        if before is not None:
-            maps.insert(0, _affine(before.C_pinv, before.mean))
-        before = by_hook.get(name)
-        if before is not None:
-            maps.append(_affine(before.C, -before.mean @ before.C))
+        basis = by_hook.get(name)
+        maps: list[nn.Module] = [copy.deepcopy(stage).double()]
+        if previous_basis is not None:  # back from its coordinates to activations
+            maps.insert(0, _build_affine_map(previous_basis.C_pinv, previous_basis.mean))
+        if basis is not None:  # from activations to its coordinates
+            maps.append(_build_affine_map(basis.C, -basis.mean @ basis.C))
         stages[name] = _compose(maps)
+        previous_basis = basis
     return Chain(stages)
 
 
-def _affine(weight: Tensor, bias: Tensor) -> nn.Linear:
+def _build_affine_map(weight: Tensor, bias: Tensor) -> nn.Linear:
     """Return the map x → x @ weight + bias."""
     n_in, n_out = weight.shape
     linear = nn.Linear(n_in, n_out, dtype=weight.dtype, device=weight.device)
@@ -62,7 +63,7 @@ def _compose(maps: list[nn.Module]) -> nn.Module:
         previous = composed[-1] if composed else None
         if isinstance(module, nn.Linear) and isinstance(previous, nn.Linear):
             bias = torch.zeros_like(previous.weight[:, 0]) if previous.bias is None else previous.bias
-            composed[-1] = _affine((module.weight @ previous.weight).T, module(bias))
+            composed[-1] = _build_affine_map((module.weight @ previous.weight).T, module(bias))
         else:
             composed.append(module)
     return composed[0] if len(composed) == 1 else nn.Sequential(*composed) if composed else nn.Identity()

@@ -47,21 +47,21 @@ def measure_synchrony(pre_activations: Iterable[Float[Tensor, "_sample h"]]) -> 
         UserError: if there is no data.
     """
     disagreement: Tensor | None = None
-    on = energy = torch.zeros(())
+    n_on = energy = torch.zeros(())  # Σ o_j and Σ o_j p_j² of each neuron
     n = 0
     for p in track(pre_activations, "comparing gates"):
         p = p.double()
         gate = (p > 0).double()
         square = p.square()
-        batch = gate.T @ (square * (1 - gate)) + (1 - gate).T @ (square * gate)
-        disagreement = batch if disagreement is None else disagreement + batch
-        on, energy, n = on + gate.sum(0), energy + (square * gate).sum(0), n + len(p)
+        batch_disagreement = gate.T @ (square * (1 - gate)) + (1 - gate).T @ (square * gate)
+        disagreement = batch_disagreement if disagreement is None else disagreement + batch_disagreement
+        n_on, energy, n = n_on + gate.sum(0), energy + (square * gate).sum(0), n + len(p)
     if disagreement is None or n == 0:
         raise UserError("no data: at least one batch with one sample is needed")
-    dead = on == 0
+    dead = n_on == 0
     error = disagreement / energy.where(~dead, 1.0)
     error = error.masked_fill(dead[:, None] | dead, torch.inf).fill_diagonal_(0.0)
-    return Synchrony(error, on / n)
+    return Synchrony(error, n_on / n)
 
 
 class SynchronisedBlock(NamedTuple):
@@ -80,11 +80,11 @@ def synchronised_blocks(distance: Float[Tensor, "h h"], *, threshold: float) -> 
         UserError: if the threshold is not between 0 and 1.
     """
     check_threshold(threshold, name="threshold")
-    living = (distance.isfinite().sum(1) > 1).nonzero()[:, 0]
+    living = (distance.isfinite().sum(1) > 1).nonzero()[:, 0]  # a dead neuron has a finite distance only to itself
     if len(living) < 2:
         return []
-    among = distance[living][:, living].cpu()
-    labels = fcluster(linkage(squareform(among.numpy()), method="complete"), t=threshold, criterion="distance")
+    living_distances = squareform(distance[living][:, living].cpu().numpy())
+    labels = fcluster(linkage(living_distances, method="complete"), t=threshold, criterion="distance")
     blocks = []
     for label in sorted(set(labels.tolist())):
         members = living[torch.from_numpy(labels) == label]

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from crux.degeneracy.experiments.shortcut import (
-    AGREES,
     HOOKS,
-    NOISE,
+    LABEL_NOISE,
+    SHORTCUT_AGREEMENT,
+    draw_independent_samples,
+    draw_training_samples,
     hide_modules,
-    independent_samples,
     module_sign,
-    training_samples,
 )
 from crux.sae.architectures.relu import ReluSAE
 from crux.sae.formats import saelens
@@ -60,10 +60,10 @@ def test_hiding_the_modules_does_not_change_the_network() -> None:
 
 def test_shortcut_is_in_the_training_data_and_not_in_the_evaluation_data() -> None:
     rng = torch.Generator().manual_seed(0)
-    z, label = training_samples(20_000, rng)
-    assert float((module_sign(z[:, 4:]) == label).double().mean()) == pytest.approx(AGREES, abs=0.01)
-    assert float((module_sign(z[:, :4]) != label).double().mean()) == pytest.approx(NOISE, abs=0.01)
-    samples = independent_samples(20, torch.eye(8, dtype=torch.float64), rng)
+    z, label = draw_training_samples(20_000, rng)
+    assert float((module_sign(z[:, 4:]) == label).double().mean()) == pytest.approx(SHORTCUT_AGREEMENT, abs=0.01)
+    assert float((module_sign(z[:, :4]) != label).double().mean()) == pytest.approx(LABEL_NOISE, abs=0.01)
+    samples = draw_independent_samples(20, torch.eye(8, dtype=torch.float64), rng)
     x = samples.x - samples.x.mean(0)
     assert float((x[:, :4].T @ x[:, 4:]).abs().max()) < 1e-10
     assert torch.equal(samples.concept, module_sign(samples.x[:, :4]))

@@ -36,7 +36,7 @@ def compare_bases(
     loss: AblationLoss,
     language: LanguageParts | None,
     run: ActiveRun,
-    first_row: int,
+    last_step: int,
 ) -> tuple[BasisComparison, Result]:
     """Find every basis on one network and compare them; return the comparison, and its report as a result.
 
@@ -44,7 +44,7 @@ def compare_bases(
         found_on: batches on which bases and edges are found.
         loss: the loss of the ablations, with its held-out batches.
         language: None if the network is not a language model.
-        first_row: last step of the run's history before the comparison.
+        last_step: last step of the run's history before the comparison, from which the rows of the comparison are counted.
     """
     compare, once = options.compare, partial(compute_once, run.folder)
     moments_at = moments(network, found_on, hooks=compare.hooks)
@@ -59,19 +59,19 @@ def compare_bases(
         ] + [last]
 
     def report_done(done: int) -> None:
-        run.add_row(first_row + done, {"bases_done": float(done)})
+        run.add_row(last_step + done, {"bases_done": float(done)})
 
     comparison = ablate_bases(
         network, bases, options=compare, seed=run.seed, found_on=found_on, loss=loss, once=once, report_done=report_done
     )
     covariances = {hook: moments_at[hook].covariance for hook in compare.hooks}
     graphs = find_graphs(comparison, options, seed=run.seed)
-    report = comparison_report.comparison_tables(comparison, compare, loss=loss.name)
+    report = comparison_report.format_tables(comparison, compare, loss=loss.name)
     return comparison, Result(
-        comparison_report.comparison_metrics(comparison, compare) | graphs.metrics,
+        comparison_report.collect_metrics(comparison, compare) | graphs.metrics,
         comparison_report.check_orthogonality(comparison, covariances),
-        comparison_report.comparison_figures(comparison, compare, loss=loss.name) | graphs.figures,
-        comparison_report.comparison_arrays(comparison, compare),
+        comparison_report.plot_figures(comparison, compare, loss=loss.name) | graphs.figures,
+        comparison_report.collect_arrays(comparison, compare),
         f"{report}\n\n{graphs.report}" if graphs.modules else report,
     )
 

@@ -12,17 +12,19 @@ from crux.degeneracy.comparison import AblationCurve, BasisComparison, basis_kin
 from crux.degeneracy.figures.bases import ablation_curves, basis_spectra
 from crux.runs.result import Check
 
-INTERACTION = ("local", "next", "global")
-MOST = 0.99
+INTERACTION_KINDS = ("local", "next", "global")
+"""Kinds of bases that are interaction bases."""
+
+EDGE_SHARE = 0.99
 """The number of strongest edges that make up this share of the sum of all edges is reported."""
 
 
-def section_names(options: CompareOptions) -> list[str]:
-    """Return the names of the layers: the sections between consecutive hook points."""
+def name_sections(options: CompareOptions) -> list[str]:
+    """Return the names of the network's sections between consecutive hook points, such as `input → post0`."""
     return [f"{a} → {b}" for a, b in zip(options.hooks, options.hooks[1:], strict=False)]
 
 
-def comparison_metrics(comparison: BasisComparison, options: CompareOptions) -> dict[str, float]:
+def collect_metrics(comparison: BasisComparison, options: CompareOptions) -> dict[str, float]:
     """Return the clean loss, and per basis its size, the directions and edges needed (if known), and the edges that make up 99 %."""
     numbers: dict[str, float] = {"clean_loss": comparison.clean}
     for name, per_hook in comparison.bases.items():
@@ -30,7 +32,7 @@ def comparison_metrics(comparison: BasisComparison, options: CompareOptions) -> 
             numbers[f"size/{name}/{hook}"] = per_hook[k].size
             numbers |= _omit_none(f"nodes_needed/{name}/{hook}", comparison.nodes[name][k].needed)
             numbers[f"edges_for_99/{name}/{hook}"] = count_edges_for_share(
-                comparison.edges[name][k].strength, share=MOST
+                comparison.edges[name][k].strength, share=EDGE_SHARE
             )
             if name in comparison.edge_curves:
                 numbers |= _omit_none(f"edges_needed/{name}/{hook}", comparison.edge_curves[name][k].needed)
@@ -43,8 +45,8 @@ def _omit_none(name: str, value: int | None) -> dict[str, float]:
     return {} if value is None else {name: float(value)}
 
 
-def comparison_arrays(comparison: BasisComparison, options: CompareOptions) -> dict[str, Tensor]:
-    """Return bases, edges and curves as arrays named `<what>/<basis>/<hook point>`, and means as `mean/<hook point>`."""
+def collect_arrays(comparison: BasisComparison, options: CompareOptions) -> dict[str, Tensor]:
+    """Return bases, edges and ablation curves as arrays named `<quantity>/<basis>/<hook point>`, and means as `mean/<hook point>`."""
     arrays: dict[str, Tensor] = {}
     for name, per_hook in comparison.bases.items():
         for basis in per_hook:
@@ -54,18 +56,23 @@ def comparison_arrays(comparison: BasisComparison, options: CompareOptions) -> d
         for edges in comparison.edges[name]:
             arrays[f"edges/{name}/{edges.source}"] = edges.strength
             arrays[f"constant/{name}/{edges.source}"] = edges.constant
-        for what, curves in (("nodes", comparison.nodes[name]), ("edge_losses", comparison.edge_curves.get(name, []))):
-            for hook, curve in zip(options.hooks, curves, strict=False):
-                rows = torch.tensor(list(curve.losses.items()), dtype=torch.float64)
-                arrays[f"{what}/{name}/{hook}"] = rows
+        for quantity, curves in (
+            ("nodes", comparison.nodes[name]),
+            ("edge_losses", comparison.edge_curves.get(name, [])),
+        ):
+            for hook, curve in zip(options.hooks, curves, strict=False):  # there is no curve at the last hook point
+                rows = torch.tensor(list(curve.losses.items()), dtype=torch.float64)  # (number kept, loss)
+                arrays[f"{quantity}/{name}/{hook}"] = rows
     return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in arrays.items()}
 
 
-def comparison_figures(comparison: BasisComparison, options: CompareOptions, *, loss: str) -> dict[str, Figure]:
-    """Draw the spectra, and the loss over the number of directions and edges kept."""
+def plot_figures(comparison: BasisComparison, options: CompareOptions, *, loss: str) -> dict[str, Figure]:
+    """Plot the spectra of the bases, and the loss over the number of directions and of edges kept."""
 
-    def losses(curves: dict[str, list[AblationCurve]], places: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
-        """Return the losses of each basis at each place."""
+    def arrange_by_place(
+        curves: dict[str, list[AblationCurve]], places: Sequence[str]
+    ) -> dict[str, dict[str, dict[int, float]]]:
+        """Return place → basis → the losses, where a place is a hook point or a section between two of them."""
         return {
             place: {name: by_place[k].losses for name, by_place in curves.items()} for k, place in enumerate(places)
         }
@@ -78,7 +85,7 @@ def comparison_figures(comparison: BasisComparison, options: CompareOptions, *, 
             }
         ),
         "nodes": ablation_curves(
-            losses(comparison.nodes, options.hooks[:-1]),
+            arrange_by_place(comparison.nodes, options.hooks[:-1]),
             clean=comparison.clean,
             within=options.within,
             kept="directions kept",
@@ -87,7 +94,7 @@ def comparison_figures(comparison: BasisComparison, options: CompareOptions, *, 
     }
     if comparison.edge_curves:
         figures["edges"] = ablation_curves(
-            losses(comparison.edge_curves, section_names(options)),
+            arrange_by_place(comparison.edge_curves, name_sections(options)),
             clean=comparison.clean,
             within=options.within,
             kept="edges kept",
@@ -96,32 +103,32 @@ def comparison_figures(comparison: BasisComparison, options: CompareOptions, *, 
     return figures
 
 
-def comparison_tables(comparison: BasisComparison, options: CompareOptions, *, loss: str) -> str:
+def format_tables(comparison: BasisComparison, options: CompareOptions, *, loss: str) -> str:
     """Return tables of the directions and edges needed, and of the interaction bases' sizes, left-out parts and close strengths."""
     names = list(comparison.bases)
-    interaction = [name for name in names if basis_kind(name) in INTERACTION]
+    interaction = [name for name in names if basis_kind(name) in INTERACTION_KINDS]
     parts = [
         f"{loss}: {comparison.clean:.5g} for the unmodified network; {options.within:g} more is allowed.",
         markdown_table(
             ["directions needed at", *names],
             [
-                [hook, *(_needed_cell(comparison.nodes[name][k]) for name in names)]
+                [hook, *(_format_needed(comparison.nodes[name][k]) for name in names)]
                 for k, hook in enumerate(options.hooks[:-1])
             ],
         ),
     ]
     if ablated := list(comparison.edge_curves):
         rows = [
-            [layer, *(_needed_cell(comparison.edge_curves[name][k]) for name in ablated)]
-            for k, layer in enumerate(section_names(options))
+            [layer, *(_format_needed(comparison.edge_curves[name][k]) for name in ablated)]
+            for k, layer in enumerate(name_sections(options))
         ]
-        rows.append(["all", *(_number_cell(comparison.total_edges_needed(name)) for name in ablated)])
+        rows.append(["all", *(_format_number(comparison.total_edges_needed(name)) for name in ablated)])
         parts.append(markdown_table(["edges needed", *ablated], rows))
     rows = [
-        [layer, *(_share_cell(comparison.edges[name][k].strength) for name in names)]
-        for k, layer in enumerate(section_names(options))
+        [layer, *(_format_edges_for_share(comparison.edges[name][k].strength) for name in names)]
+        for k, layer in enumerate(name_sections(options))
     ]
-    parts.append(markdown_table([f"edges that make up {MOST:.0%} of Ê", *names], rows))
+    parts.append(markdown_table([f"edges that make up {EDGE_SHARE:.0%} of Ê", *names], rows))
     if interaction:
         header = [
             "interaction basis",
@@ -140,15 +147,15 @@ def comparison_tables(comparison: BasisComparison, options: CompareOptions, *, l
     return "\n\n".join(parts)
 
 
-def _share_cell(strength: Tensor) -> str:
-    return f"{count_edges_for_share(strength, share=MOST)} of {strength.numel()}"
+def _format_edges_for_share(strength: Tensor) -> str:
+    return f"{count_edges_for_share(strength, share=EDGE_SHARE)} of {strength.numel()}"
 
 
-def _needed_cell(curve: AblationCurve) -> str:
+def _format_needed(curve: AblationCurve) -> str:
     return f"> {curve.size}" if curve.needed is None else str(curve.needed)
 
 
-def _number_cell(value: int | None) -> str:
+def _format_number(value: int | None) -> str:
     return "–" if value is None else str(value)
 
 
@@ -156,7 +163,7 @@ def check_orthogonality(comparison: BasisComparison, covariances: dict[str, Tens
     """Check that E[f̂ᵀ f̂] = Λ in every interaction basis, on the samples it was found on, relative to the largest Λ."""
     checks = []
     for name, per_hook in comparison.bases.items():
-        if basis_kind(name) in INTERACTION:
+        if basis_kind(name) in INTERACTION_KINDS:
             worst = max(
                 float(
                     (basis.C.T @ covariances[basis.hook] @ basis.C - basis.strength.diag()).abs().max()

@@ -11,11 +11,11 @@ from crux.degeneracy.basis_options import Dictionaries, DictionaryOptions
 from crux.degeneracy.dictionary import DictionaryOutside
 from crux.degeneracy.experiments.planted_dictionaries import (
     LOSSES,
-    READ,
-    UNREAD,
+    N_READ,
+    N_UNREAD,
+    build_planted_chain,
+    create_sae,
     evaluate_dictionaries,
-    fresh_sae,
-    planted_chain,
     train_planted_sae,
 )
 from crux.degeneracy.experiments.saved_dictionaries import evaluate_saved_saes, load_saved_saes
@@ -27,17 +27,19 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 from crux.sae.architectures.sae import SAE
 
-SEEDS = 3
+N_SEEDS = 3
 
-LOCAL, END_TO_END = (0.9, 1.0), (0.0, 0.3)
-"""Expected ranges of the weighted share outside. Of six latents, local training puts at least four on the long unread directions, which
-also have the strongest codes."""
+LOCAL_SHARE, END_TO_END_SHARE = (0.9, 1.0), (0.0, 0.3)
+"""Expected ranges of the weighted share outside, after local and after end-to-end training.
 
-EXPLAINS, LEAVES = 0.9, 0.3
-"""Explained variance of the unread part of the activations: minimum for local, maximum for end-to-end training."""
+Local training puts at least four of the six latents on the long unread directions, which also have the strongest codes.
+"""
 
-BETTER = 0.2
-"""Minimum by which end-to-end training explains more of the variance of the read part than local training."""
+MIN_LOCAL_EXPLAINED, MAX_END_TO_END_EXPLAINED = 0.9, 0.3
+"""Limits of the explained variance of the unread part of the activations, for local and for end-to-end training."""
+
+MIN_GAIN = 0.2
+"""Least amount by which the explained variance of the read part is higher after end-to-end training than after local training."""
 
 MEASURES = ("mean", "weighted", "explained_inside", "explained_outside")
 """Fields of `DictionaryOutside` that are reported as metrics of the same name."""
@@ -56,55 +58,61 @@ def compare_trained_saes(options: DictionaryOptions, run: ActiveRun) -> Result:
     """Train SAEs, and check for every seed that local training keeps the unread directions and end-to-end training drops them."""
     checks, rows = [], []
     columns: dict[str, list[DictionaryOutside]] = {loss: [] for loss in LOSSES}
-    for seed in range(run.seed, run.seed + SEEDS):
-        chain = planted_chain(seed)
-        saes = {loss: trained_sae(chain, loss, seed=seed, run=run) for loss in LOSSES}
+    for seed in range(run.seed, run.seed + N_SEEDS):
+        chain = build_planted_chain(seed)
+        saes = {loss: train_sae_once(chain, loss, seed=seed, run=run) for loss in LOSSES}
         basis, outside_by_loss = evaluate_dictionaries(chain, saes, seed=seed, left_out=options.left_out)
-        checks.append(Check(f"seed {seed}: directions that are read", float(basis.size), READ, READ))
-        for loss, out in outside_by_loss.items():
-            columns[loss].append(out)
+        checks.append(Check(f"seed {seed}: directions that are read", float(basis.size), N_READ, N_READ))
+        for loss, outside in outside_by_loss.items():
+            columns[loss].append(outside)
             name = f"seed {seed}, {loss}"
-            checks += planted_checks(name, loss, out, local=outside_by_loss["local"])
-            rows.append(table_row(name, basis.size, out))
-            run.add_row(len(rows), {"weighted": out.weighted, "mean": out.mean})
+            checks += build_checks(name, loss, outside, local=outside_by_loss["local"])
+            rows.append(format_row(name, basis.size, outside))
+            run.add_row(len(rows), {"weighted": outside.weighted, "mean": outside.mean})
     metrics = {
-        f"{loss}/{key}": float(np.mean([getattr(out, key) for out in outs]))
-        for loss, outs in columns.items()
+        f"{loss}/{key}": float(np.mean([getattr(outside, key) for outside in outsides]))
+        for loss, outsides in columns.items()
         for key in (*MEASURES, "mostly")
     }
-    shares = {loss: torch.cat([out.share[out.living] for out in outs]) for loss, outs in columns.items()}
+    shares = {
+        loss: torch.cat([outside.share[outside.living] for outside in outsides]) for loss, outsides in columns.items()
+    }
     figure = dictionary_outside(
         {loss: share.numpy() for loss, share in shares.items()},
         weighted={loss: metrics[f"{loss}/weighted"] for loss in shares},
-        chance=UNREAD / (READ + UNREAD),
+        chance=N_UNREAD / (N_READ + N_UNREAD),
         subspace="what the output reads",
     )
     return Result(metrics, checks, {"outside": figure}, shares, markdown_table(HEADER, rows))
 
 
-def trained_sae(chain: Chain, loss: str, *, seed: int, run: ActiveRun) -> SAE:
-    """Return the SAE that is trained with one loss from one seed; trained once per run."""
-    sae = fresh_sae(seed)
+def train_sae_once(chain: Chain, loss: str, *, seed: int, run: ActiveRun) -> SAE:
+    """Return the SAE trained with one loss from one seed. A resumed run loads it instead of training it again."""
+    sae = create_sae(seed)
 
-    def weights() -> dict[str, Tensor]:
+    def train() -> dict[str, Tensor]:
         train_planted_sae(sae, chain, loss, seed=seed, progress=run.progress)
         return sae.state_dict()
 
-    sae.load_state_dict(compute_once(run.folder, f"sae_{loss}_{seed}", weights))
+    sae.load_state_dict(compute_once(run.folder, f"sae_{loss}_{seed}", train))
     return sae
 
 
-def planted_checks(name: str, loss: str, out: DictionaryOutside, *, local: DictionaryOutside) -> list[Check]:
+def build_checks(name: str, loss: str, outside: DictionaryOutside, *, local: DictionaryOutside) -> list[Check]:
     """Return the checks of one SAE."""
     end_to_end = loss != "local"
-    explained = (-math.inf, LEAVES) if end_to_end else (EXPLAINS, 1.0)
+    explained = (-math.inf, MAX_END_TO_END_EXPLAINED) if end_to_end else (MIN_LOCAL_EXPLAINED, 1.0)
     checks = [
-        Check(f"{name}: weighted share outside of what is read", out.weighted, *(END_TO_END if end_to_end else LOCAL)),
-        Check(f"{name}: explained variance of what is not read", out.explained_outside, *explained),
+        Check(
+            f"{name}: weighted share outside of what is read",
+            outside.weighted,
+            *(END_TO_END_SHARE if end_to_end else LOCAL_SHARE),
+        ),
+        Check(f"{name}: explained variance of what is not read", outside.explained_outside, *explained),
     ]
     if end_to_end:
-        more = out.explained_inside - local.explained_inside
-        checks.append(Check(f"{name}: explained variance of what is read, above local's", more, BETTER, math.inf))
+        gain = outside.explained_inside - local.explained_inside
+        checks.append(Check(f"{name}: explained variance of what is read, above local's", gain, MIN_GAIN, math.inf))
     return checks
 
 
@@ -112,10 +120,10 @@ def compare_saved_saes(folders: list[str], options: DictionaryOptions, run: Acti
     """Report one row per SAE. Nothing is checked, since the correct values are unknown."""
     results = evaluate_saved_saes(load_saved_saes(folders), options, run)
     metrics, rows = {}, []
-    for name, (_, dimensions, out) in results.items():
-        rows.append(table_row(name, dimensions, out))
-        metrics |= {f"{name}/{key}": getattr(out, key) for key in MEASURES}
-        metrics |= {f"{name}/mostly": float(out.mostly), f"{name}/read": float(dimensions)}
+    for name, (_, dimensions, outside) in results.items():
+        rows.append(format_row(name, dimensions, outside))
+        metrics |= {f"{name}/{key}": getattr(outside, key) for key in MEASURES}
+        metrics |= {f"{name}/mostly": float(outside.mostly), f"{name}/read": float(dimensions)}
     first = next(iter(results.values()))
     chance = 1 - first.dimensions / len(first.basis.mean)
     about = (
@@ -133,10 +141,13 @@ def compare_saved_saes(folders: list[str], options: DictionaryOptions, run: Acti
     return Result(metrics, [], {"outside": figure}, arrays, f"{markdown_table(HEADER, rows)}\n\n{about}")
 
 
-def table_row(name: str, read: int, out: DictionaryOutside) -> list[object]:
+def format_row(name: str, read: int, outside: DictionaryOutside) -> list[object]:
     """Return the row of one SAE in the report's table."""
-    shares, explained = (f"{out.mean:.3f}", f"{out.weighted:.3f}"), (out.explained_inside, out.explained_outside)
-    return [name, int(out.living.sum()), read, *shares, out.mostly, *(f"{ev:.2f}" for ev in explained)]
+    shares, explained = (
+        (f"{outside.mean:.3f}", f"{outside.weighted:.3f}"),
+        (outside.explained_inside, outside.explained_outside),
+    )
+    return [name, int(outside.living.sum()), read, *shares, outside.mostly, *(f"{ev:.2f}" for ev in explained)]
 
 
 EXPERIMENT = Experiment(Dictionaries, result, keep_all_rows)

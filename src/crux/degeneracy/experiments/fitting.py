@@ -1,4 +1,4 @@
-"""Training of the small networks of the experiments."""
+"""Train the small networks of the experiments."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,13 +9,13 @@ from crux.config.progress import track
 from crux.runs.life_cycle import ActiveRun
 
 LOG_EVERY = 500
-"""Steps between rows of the history."""
+"""Steps between rows of the run's history."""
 
 
 def fit_by_adam(
     loss: Callable[[], Tensor], parameters: Iterable[Tensor], *, lr: float, steps: int, run: ActiveRun
 ) -> None:
-    """Minimise a loss by Adam, with a cosine to zero; `loss` draws the samples of each step."""
+    """Minimise a loss by Adam, with a learning rate that falls to zero as a cosine; `loss` draws new samples each time it is called."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in track(range(1, steps + 1), "training"):

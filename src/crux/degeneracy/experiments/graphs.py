@@ -47,7 +47,12 @@ def find_graphs(comparison: BasisComparison, options: ComparisonExperiment, *, s
     for name, curves in comparison.edge_curves.items():
         strengths = [edges.strength for edges in comparison.edges[name]]
         needed = [curve.needed for curve in curves]
-        cutoffs = [cutoff_from_ablation(s, n) for s, n in zip(strengths, needed, strict=True) if n]
+        # `if n_needed` skips layers for which the number is unknown, or 0, so that there is no weakest edge
+        cutoffs = [
+            cutoff_from_ablation(strength, n_needed)
+            for strength, n_needed in zip(strengths, needed, strict=True)
+            if n_needed
+        ]
         if len(cutoffs) < len(strengths):
             continue
         modules[name] = find_modules(strengths, cutoffs=cutoffs, constant=None, options=options.modularity, seed=seed)

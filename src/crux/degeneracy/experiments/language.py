@@ -47,7 +47,7 @@ def result(job: LanguageBasesJob, run: ActiveRun) -> Result:
         loss=AblationLoss("cross-entropy, nats per token", loss, FINAL, held_out),
         language=LanguageParts(subject.unembed.W_U, dictionaries),
         run=run,
-        first_row=0,
+        last_step=0,
     )[1]
 
 

@@ -21,6 +21,7 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
 N_INPUTS, N_READ, N_OUTPUTS = 12, 6, 4
+"""Sizes of the task: dimensions of the input, those of them on which the outputs depend, and outputs."""
 
 GENERATOR = "generator"
 """Name of the random generator's state among the saved weights of a trained network."""
@@ -71,7 +72,7 @@ def train_on_task(task: Task, options: SmallPerceptron, *, generator: torch.Gene
     """
     chain = build_perceptron([N_INPUTS, *options.hidden, N_OUTPUTS], activation=nn.ReLU, generator=generator)
 
-    def weights() -> dict[str, Tensor]:
+    def train() -> dict[str, Tensor]:
         def loss() -> Tensor:
             x = task.inputs(256, generator)
             return (chain(x) - task.outputs(x)).square().mean()
@@ -79,7 +80,7 @@ def train_on_task(task: Task, options: SmallPerceptron, *, generator: torch.Gene
         fit_by_adam(loss, chain.parameters(), lr=options.lr, steps=options.steps, run=run)
         return {**chain.state_dict(), GENERATOR: generator.get_state()}
 
-    saved = compute_once(run.folder, "perceptron", weights)
+    saved = compute_once(run.folder, "perceptron", train)
     generator.set_state(saved.pop(GENERATOR))
     chain.load_state_dict(saved)
     return chain.requires_grad_(False)
@@ -105,9 +106,9 @@ def result(options: MlpBases, run: ActiveRun) -> Result:
         loss=AblationLoss("MSE, as a share of the outputs' variance", loss, "output", held_out),
         language=None,
         run=run,
-        first_row=options.perceptron.steps,
+        last_step=options.perceptron.steps,
     )
-    needed = {name: curves[0].needed for name, curves in comparison.nodes.items()}
+    needed = {name: curves[0].needed for name, curves in comparison.nodes.items()}  # at the input
     checks = [
         *report.checks,
         Check("loss of the trained network", comparison.clean, 0, 0.1),
@@ -127,7 +128,9 @@ def check_known_networks(seed: int) -> list[Check]:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def find(chain: Chain, batches: list[Tensor], points: int | None) -> tuple[list[Basis], list[Tensor]]:
+    def find_bases_and_edges(
+        chain: Chain, batches: list[Tensor], points: int | None
+    ) -> tuple[list[Basis], list[Tensor]]:
         bases = interaction_bases(
             chain, batches, hooks=chain.hooks, ahead=1, last=None, probes=None, threshold=1e-12, seed=seed
         )
@@ -139,8 +142,8 @@ def check_known_networks(seed: int) -> list[Check]:
         ]
 
     linear = build_perceptron([6, 5, 7, 4], activation=nn.Identity, generator=generator)
-    bases, between = find(linear, [torch.randn(200, 6, dtype=torch.float64, generator=generator)], None)
-    off = max(float((E - bases[-1].strength.diag()).abs().max() / E.max()) for E in between)
+    bases, between = find_bases_and_edges(linear, [torch.randn(200, 6, dtype=torch.float64, generator=generator)], None)
+    deviation = max(float((E - bases[-1].strength.diag()).abs().max() / E.max()) for E in between)
 
     blocks = build_perceptron([8, 8, 8, 8, 8], activation=nn.ReLU, generator=generator)
     block = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).double()
@@ -150,15 +153,15 @@ def check_known_networks(seed: int) -> list[Check]:
     halves = torch.randn(2, 20, 4, dtype=torch.float64, generator=generator)
     # all pairs of the two halves, so that the halves have zero covariance in the sample too
     x = torch.cat([halves[0].repeat_interleave(20, 0), halves[1].repeat(20, 1)], 1)
-    bases, between = find(blocks, [x], 8)
-    first = [basis.C_pinv[:, :4].square().sum(1) > 0.5 * basis.C_pinv.square().sum(1) for basis in bases]
-    across = max(
+    bases, between = find_bases_and_edges(blocks, [x], 8)
+    in_first_block = [basis.C_pinv[:, :4].square().sum(1) > 0.5 * basis.C_pinv.square().sum(1) for basis in bases]
+    largest_cross_edge = max(
         float((E * (b[:, None] != a[None])).max() / E.max())
-        for E, (a, b) in zip(between, itertools.pairwise(first), strict=True)
+        for E, (a, b) in zip(between, itertools.pairwise(in_first_block), strict=True)
     )
     return [
-        Check("linear network: edges off the diagonal, and E_ii − Λ_i", off, 0, 1e-8),
-        Check("two blocks, width 8, 4 layers: edges between the blocks", across, 0, 1e-8),
+        Check("linear network: edges off the diagonal, and E_ii − Λ_i", deviation, 0, 1e-8),
+        Check("two blocks, width 8, 4 layers: edges between the blocks", largest_cross_edge, 0, 1e-8),
     ]
 
 

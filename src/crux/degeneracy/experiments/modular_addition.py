@@ -12,15 +12,15 @@ from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
-PUBLISHED = {
+PUBLISHED_EDGES = {
     0: ((167, 114, 682), (133, 82, 633)),
     1: ((76, 53, 734), (80, 75, 699)),
     2: ((99, 71, 598), (71, 71, 610)),
     3: ((115, 71, 547), (58, 60, 535)),
     4: ((130, 117, 752), (91, 82, 694)),
 }
-"""Edges needed within 0.001 of the accuracy by principal components and by the local interaction basis, per seed
-(docs/reference/interaction_basis.md §3, from rib's files)."""
+"""Edges needed to stay within 0.001 of the accuracy: seed → (by principal components, by the local interaction basis), each for the
+three layers (docs/reference/interaction_basis.md §3, from rib's files)."""
 
 
 def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
@@ -51,7 +51,7 @@ def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
         loss=AblationLoss("share of held-out pairs that are wrong", wrong, chain.output, held_out),
         language=None,
         run=run,
-        first_row=max((int(row["step"]) for row in run.folder.read_history() if "val/accuracy" in row), default=0),
+        last_step=max((int(row["step"]) for row in run.folder.read_history() if "val/accuracy" in row), default=0),
     )
     checks = [*report.checks, Check("share of held-out pairs that are wrong", comparison.clean, 0, 0.001)]
     needed = {name: comparison.total_edges_needed(name) for name in ("pca", "local") if name in comparison.edge_curves}
@@ -60,14 +60,14 @@ def result(job: AdditionBasesJob, run: ActiveRun) -> Result:
         checks.append(
             Check("edges needed, local basis / principal components (published: 0.87 to 0.99)", ratio, 0.7, 1.1)
         )
-    return report._replace(checks=checks, report=f"{report.report}\n\n{published_table()}")
+    return report._replace(checks=checks, report=f"{report.report}\n\n{format_published_table()}")
 
 
-def published_table() -> str:
+def format_published_table() -> str:
     """Return rib's published numbers of edges per layer, with their sums, as a table."""
     rows = [
         [f"seed {seed}", *(f"{' / '.join(map(str, by_layer))} = {sum(by_layer)}" for by_layer in counts)]
-        for seed, counts in PUBLISHED.items()
+        for seed, counts in PUBLISHED_EDGES.items()
     ]
     rows.append(["directions, seed 0", "15 / 17 / 9", "15 / 17 / 9"])
     return markdown_table(["published, edges by layer", "principal components", "local interaction basis"], rows)

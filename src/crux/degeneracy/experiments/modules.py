@@ -19,9 +19,9 @@ from crux.degeneracy.experiments.shortcut import (
     LOGIT,
     Shortcut,
     ShortcutSamples,
-    independent_samples,
+    draw_independent_samples,
+    draw_training_samples,
     train_shortcut,
-    training_samples,
 )
 from crux.degeneracy.figures.interaction_graph import interaction_graph
 from crux.degeneracy.grams import moments
@@ -35,8 +35,8 @@ from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
-FOUND_ON, JUDGED_ON = 40, 60
-"""Number of concept parts and of shortcut parts per data set (to find bases; to evaluate removals); all combinations are used."""
+N_PARTS_FOR_BASES, N_PARTS_FOR_REMOVAL = 40, 60
+"""Number of draws of the concept's inputs, and of the shortcut's, from which all combinations form the samples: n² samples each."""
 
 
 class Graph(NamedTuple):
@@ -56,34 +56,35 @@ def result(options: PlantedModules, run: ActiveRun) -> Result:
     generator = torch.Generator().manual_seed(run.seed)
     network = train_shortcut(generator, run)
     chain = network.chain
-    found_on = independent_samples(FOUND_ON, network.rotation, generator)
-    judged_on = independent_samples(JUDGED_ON, network.rotation, generator)
-    as_trained = training_samples(len(found_on.x), generator)[0] @ network.rotation
-    studied = {
+    found_on = draw_independent_samples(N_PARTS_FOR_BASES, network.rotation, generator)
+    evaluated_on = draw_independent_samples(N_PARTS_FOR_REMOVAL, network.rotation, generator)
+    training_inputs = draw_training_samples(len(found_on.x), generator)[0] @ network.rotation
+    kind_and_inputs = {
         "interaction basis": ("local", found_on.x),
         "principal components": ("pca", found_on.x),
         "neurons": ("neuron", found_on.x),
-        "interaction basis, training data": ("local", as_trained),
+        "interaction basis, training data": ("local", training_inputs),
     }
     graphs: dict[str, Graph] = {}
-    for done, (name, (kind, x)) in enumerate(track(studied.items(), "interaction graphs"), 1):
+    for done, (name, (kind, x)) in enumerate(track(kind_and_inputs.items(), "interaction graphs"), 1):
         graphs[name] = find_graph(chain, x, kind, options, run=run, piece=f"graph_{done}")
-    best = graphs["interaction basis"]
-    losses = remove_each_module(chain, best, judged_on)
+    graph = graphs["interaction basis"]
+    losses = remove_each_module(chain, graph, evaluated_on)
+    # the shortcut is the module without which the network is misled least
     shortcut = min(losses.without, key=lambda name: losses.without[name]["misled"])
     (concept, *_) = sorted(set(losses.without) - {shortcut})
     checks = [
-        Check("modules found", best.modules.n, 2, 2),
-        Check("nodes in another module than the one they were planted in", count_misplaced(network, best), 0, 0),
+        Check("modules found", graph.modules.n, 2, 2),
+        Check("nodes in another module than the one they were planted in", count_misplaced(network, graph), 0, 0),
         Check(
             "strongest edge between planted modules, share of the strongest",
-            strongest_cross_edge(network, best),
+            find_strongest_cross_edge(network, graph),
             0,
             1e-10,
         ),
-        *removal_checks(losses, shortcut=shortcut, concept=concept),
+        *build_removal_checks(losses, shortcut=shortcut, concept=concept),
     ]
-    metrics = {"score": best.modules.score, "modules": float(best.modules.n)}
+    metrics = {"score": graph.modules.score, "modules": float(graph.modules.n)}
     for name, by_task in losses.without.items():
         role = "shortcut" if name == shortcut else "concept" if name == concept else name
         metrics |= {f"without_{role}/{task}": value for task, value in by_task.items()}
@@ -95,9 +96,9 @@ def result(options: PlantedModules, run: ActiveRun) -> Result:
         )
         for name, graph in graphs.items()
     }  # fmt: skip
-    arrays = {f"edges/{i}": strength for i, strength in enumerate(best.strengths)}
-    arrays |= {f"module/{hook}": labels for hook, labels in zip(HOOKS, best.modules.labels, strict=True)}
-    return Result(metrics, checks, figures, arrays, modules_report(network, graphs, losses, shortcut))
+    arrays = {f"edges/{i}": strength for i, strength in enumerate(graph.strengths)}
+    arrays |= {f"module/{hook}": labels for hook, labels in zip(HOOKS, graph.modules.labels, strict=True)}
+    return Result(metrics, checks, figures, arrays, format_report(network, graphs, losses, shortcut))
 
 
 def find_layer_bases(chain: Chain, x: Float[Tensor, "n d"], kind: str, *, threshold: float, seed: int) -> list[Basis]:
@@ -156,8 +157,8 @@ def find_graph(
     return Graph(bases, strengths, kept, modules)
 
 
-def shortcut_shares(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "node"]]:
-    """Return for each direction the share in the shortcut's subspace: 0 or 1 if the basis separates the modules."""
+def measure_shortcut_shares(network: Shortcut, bases: Sequence[Basis]) -> list[Float[Tensor, "node"]]:
+    """Return the share of each direction that lies in the shortcut's subspace: 0 or 1 if the basis separates the modules."""
     shares = []
     for basis in bases:
         inside = (basis.C_pinv @ network.subspaces[basis.hook]).square().sum(2)  # [module, node]
@@ -170,19 +171,20 @@ def count_misplaced(network: Shortcut, graph: Graph) -> int:
 
     Directions that mix both planted modules count as misplaced.
     """
-    truth = torch.cat(shortcut_shares(network, graph.bases))
+    shares = torch.cat(measure_shortcut_shares(network, graph.bases))
     found = torch.cat(graph.modules.labels)
-    true = torch.where(truth < 1e-6, 0, torch.where(truth > 1 - 1e-6, 1, 2))
-    matches = [((found == a) & (true == 0)).sum() + ((found == 1 - a) & (true == 1)).sum() for a in (0, 1)]
+    planted = torch.where(shares < 1e-6, 0, torch.where(shares > 1 - 1e-6, 1, 2))  # 2: mixes both modules
+    # the found module number a is the concept's; Leiden's numbers do not say which of the two it is
+    matches = [((found == a) & (planted == 0)).sum() + ((found == 1 - a) & (planted == 1)).sum() for a in (0, 1)]
     return int((found != NO_MODULE).sum() - max(matches))
 
 
-def strongest_cross_edge(network: Shortcut, graph: Graph) -> float:
+def find_strongest_cross_edge(network: Shortcut, graph: Graph) -> float:
     """Return the strongest edge between different planted modules, as a share of the strongest edge between the same layers."""
-    sides = [share > 0.5 for share in shortcut_shares(network, graph.bases)]
+    in_shortcut = [share > 0.5 for share in measure_shortcut_shares(network, graph.bases)]
     return max(
         float((strength * (b[:, None] != a[None])).max() / strength.max())
-        for strength, (a, b) in zip(graph.strengths, itertools.pairwise(sides), strict=True)
+        for strength, (a, b) in zip(graph.strengths, itertools.pairwise(in_shortcut), strict=True)
     )
 
 
@@ -197,10 +199,10 @@ def remove_each_module(chain: Chain, graph: Graph, samples: ShortcutSamples) -> 
     def wrong(y: Tensor, truth: Tensor) -> Tensor:
         return ((y[:, 0] > 0) != truth).double()
 
-    tasks = {
-        "concept": lambda y, true: wrong(y, true[0]),
-        "misled": lambda y, true: wrong(y, true[0]) * true[2] / true[2].mean(),
-        "shortcut": lambda y, true: wrong(y, true[1]),
+    tasks = {  # of the targets (concept, shortcut, conflict)
+        "concept": lambda y, targets: wrong(y, targets[0]),
+        "misled": lambda y, targets: wrong(y, targets[0]) * targets[2] / targets[2].mean(),  # mean over conflicts only
+        "shortcut": lambda y, targets: wrong(y, targets[1]),
     }
     removed = {
         f"module {m}": {
@@ -214,20 +216,20 @@ def remove_each_module(chain: Chain, graph: Graph, samples: ShortcutSamples) -> 
     return losses_without(chain, [(samples.x, targets)], removed=removed, end=LOGIT, tasks=tasks)
 
 
-def removal_checks(losses: RemovalLosses, *, shortcut: str, concept: str) -> list[Check]:
+def build_removal_checks(losses: RemovalLosses, *, shortcut: str, concept: str) -> list[Check]:
     """Return the checks of the error rates after each removal."""
-    cut, kept = losses.without[shortcut], losses.without[concept]
+    without_shortcut, without_concept = losses.without[shortcut], losses.without[concept]
     return [
         Check("as trained: wrong where the shortcut misleads", losses.intact["misled"], 0.4, 1),
-        Check("without the shortcut's module: wrong where the shortcut misleads", cut["misled"], 0, 0.15),
-        Check("without the shortcut's module: wrong in all", cut["concept"], 0, 0.15),
-        Check("without the shortcut's module: against the shortcut", cut["shortcut"], 0.45, 0.55),
-        Check("without the concept's module: wrong in all", kept["concept"], 0.45, 0.55),
-        Check("without the concept's module: against the shortcut", kept["shortcut"], 0, 0.15),
+        Check("without the shortcut's module: wrong where the shortcut misleads", without_shortcut["misled"], 0, 0.15),
+        Check("without the shortcut's module: wrong in all", without_shortcut["concept"], 0, 0.15),
+        Check("without the shortcut's module: against the shortcut", without_shortcut["shortcut"], 0.45, 0.55),
+        Check("without the concept's module: wrong in all", without_concept["concept"], 0.45, 0.55),
+        Check("without the concept's module: against the shortcut", without_concept["shortcut"], 0, 0.15),
     ]
 
 
-def modules_report(network: Shortcut, graphs: dict[str, Graph], losses: RemovalLosses, shortcut: str) -> str:
+def format_report(network: Shortcut, graphs: dict[str, Graph], losses: RemovalLosses, shortcut: str) -> str:
     """Return a table of the graphs and a table of the error rates after each removal."""
     rows = []
     for name, graph in graphs.items():

@@ -17,8 +17,8 @@ from crux.degeneracy.options import Degeneracy
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 
-HELD_OUT = 360
-"""Number of held-out digits, of 1797."""
+N_HELD_OUT = 360
+"""Number of the 1797 digits that are held out."""
 
 
 class LabelledSamples(NamedTuple):
@@ -26,7 +26,7 @@ class LabelledSamples(NamedTuple):
 
     inputs: Float[Tensor, "sample d_in"]
     offset: Float[Tensor, "sample d_out"]
-    """Added to the perceptron's outputs to give the logits."""
+    """Added to the perceptron's outputs to give the logits: the part of the logits that bypasses the MLP of a transformer, or 0."""
     labels: Int[Tensor, "sample"]
 
     def loss(self, outputs: Float[Tensor, "sample d_out"]) -> float:
@@ -52,26 +52,30 @@ class Perceptron(NamedTuple):
 def load_or_train_perceptron(options: Degeneracy, *, path: str | None, run: ActiveRun) -> Perceptron:
     """Return the MLP of the modular-addition network in a folder, or train a perceptron on digits if no folder is given."""
     if path is not None:
-        return addition_perceptron(path)
-    return digits_perceptron(options.hidden, steps=options.steps, run=run)
+        return load_addition_perceptron(path)
+    return train_digits_perceptron(options.hidden, steps=options.steps, run=run)
 
 
-def addition_perceptron(path: str) -> Perceptron:
+def load_addition_perceptron(path: str) -> Perceptron:
     """Return the MLP of a trained modular-addition network at "=", with all pairs as data."""
     network, pairs = load_addition_network(path)
     network = network.double()
 
-    def samples(tokens: Tensor) -> LabelledSamples:
+    def collect_samples(tokens: Tensor) -> LabelledSamples:
         mid = network.clean(tokens, capture=[MID], final=False).activations[MID][:, -1]
         return LabelledSamples(mid, (mid @ network.parts[3].W_U).detach(), Pairs.sums(tokens))
 
     maps = "blocks.0.mlp.hook_pre", "blocks.0.hook_mlp_out"
     return Perceptron(
-        "modular addition", network.mlp_chain().requires_grad_(False), maps, samples(pairs.train), samples(pairs.test)
+        "modular addition",
+        network.mlp_chain().requires_grad_(False),
+        maps,
+        collect_samples(pairs.train),
+        collect_samples(pairs.test),
     )
 
 
-def digits_perceptron(hidden: list[int], *, steps: int, run: ActiveRun) -> Perceptron:
+def train_digits_perceptron(hidden: list[int], *, steps: int, run: ActiveRun) -> Perceptron:
     """Train a perceptron on scikit-learn's handwritten digits (8 × 8 pixels, 0 to 1) by full-batch AdamW, which takes seconds."""
     pixels, labels = (torch.from_numpy(np.asarray(array)) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(run.seed))
@@ -84,10 +88,10 @@ def digits_perceptron(hidden: list[int], *, steps: int, run: ActiveRun) -> Perce
         network = Chain({**stages, "output": nn.Linear(hidden[-1], 10)}).double()
     train, test = (
         LabelledSamples(x, torch.zeros(len(x), 10).double(), y)
-        for x, y in ((pixels[HELD_OUT:], labels[HELD_OUT:]), (pixels[:HELD_OUT], labels[:HELD_OUT]))
+        for x, y in ((pixels[N_HELD_OUT:], labels[N_HELD_OUT:]), (pixels[:N_HELD_OUT], labels[:N_HELD_OUT]))
     )
 
-    def weights() -> dict[str, Tensor]:
+    def train_network() -> dict[str, Tensor]:
         optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.01)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -95,6 +99,6 @@ def digits_perceptron(hidden: list[int], *, steps: int, run: ActiveRun) -> Perce
             optimizer.step()
         return network.state_dict()
 
-    network.load_state_dict(compute_once(run.folder, "perceptron", weights))
+    network.load_state_dict(compute_once(run.folder, "perceptron", train_network))
     maps = *(f"pre{i}" for i in range(len(hidden))), "output"
     return Perceptron("digits", network.requires_grad_(False), maps, train, test)

@@ -27,13 +27,12 @@ from crux.sae.loading import load_model, load_tokens
 from crux.subjects.subject import FINAL, Subject
 from crux.text.held_out import spread_batches
 
-PACKAGED = Files(held_out_tokens=sys.maxsize)
-"""The packaged text."""
+PACKAGED_TEXT = Files(held_out_tokens=sys.maxsize)
+"""The packaged text, all of it as held-out text."""
 
-SEQUENCES = 8
-"""Sequences per batch."""
+SEQUENCES_PER_BATCH = 8
 
-THRESHOLD = 1e-9
+MIN_RELATIVE_EIGENVALUE = 1e-9
 """Directions below this share of the largest eigenvalue are left out of a basis."""
 
 
@@ -43,7 +42,9 @@ class SavedSAE(NamedTuple):
     name: str
     sae: SAE
     read: str
+    """The hook point whose activation the SAE encodes."""
     write: str
+    """The hook point whose activation it reconstructs: the same, except for a transcoder."""
     metadata: dict[str, Any]
 
     @property
@@ -94,31 +95,40 @@ def evaluate_saved_saes(
         context = min(saved.metadata["context_size"] for saved in same_subject)
         model = LanguageModel(name=name, process_weights=processed, context=context)
         subject = load_model(model, device=torch.device("cpu"), dtype=torch.float32)
-        text = load_tokens(PACKAGED, model=model, cache=None).held_out
-        batches = list(spread_batches(text, context=context, batch=SEQUENCES, n_tokens=options.tokens))
+        text = load_tokens(PACKAGED_TEXT, model=model, cache=None).held_out
+        batches = list(spread_batches(text, context=context, batch=SEQUENCES_PER_BATCH, n_tokens=options.tokens))
         bases = {
-            hook: global_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)
+            hook: find_global_basis(subject, batches, hook=hook, piece=f"basis_{i}_{hook}", run=run)
             for hook in dict.fromkeys(saved.write for saved in same_subject)
         }
         for saved in same_subject:
             basis = bases[saved.write]
             Q = strongest_subspace(basis, left_out=options.left_out)
             tensors = compute_once(
-                run.folder, f"outside_{saes.index(saved)}", partial(outside_tensors, saved, subject, batches, Q)
+                run.folder,
+                f"outside_{saes.index(saved)}",
+                partial(measure_outside_as_tensors, saved, subject, batches, Q),
             )
             outside = unpack(DictionaryOutside, tensors, prefix="", device=subject.device)
             results[saved.name] = SavedSAEResult(basis, Q.shape[1], outside)
     return {saved.name: results[saved.name] for saved in saes}
 
 
-def global_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: ActiveRun) -> Basis:
+def find_global_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piece: str, run: ActiveRun) -> Basis:
     """Return the global interaction basis at a hook point; computed once per run."""
 
     def compute() -> dict[str, Tensor]:
-        at = moments(subject, batches, hooks=[FINAL])[FINAL]
-        last = logits_basis(FINAL, at, W_U=subject.unembed.W_U, threshold=THRESHOLD)
+        final_moments = moments(subject, batches, hooks=[FINAL])[FINAL]
+        last = logits_basis(FINAL, final_moments, W_U=subject.unembed.W_U, threshold=MIN_RELATIVE_EIGENVALUE)
         basis, _ = interaction_bases(
-            subject, batches, hooks=[hook, FINAL], ahead=None, last=last, probes=1, threshold=THRESHOLD, seed=run.seed
+            subject,
+            batches,
+            hooks=[hook, FINAL],
+            ahead=None,
+            last=last,
+            probes=1,
+            threshold=MIN_RELATIVE_EIGENVALUE,
+            seed=run.seed,
         )
         return pack(basis._asdict(), prefix="")
 
@@ -126,19 +136,19 @@ def global_basis(subject: Subject, batches: Sequence[Tensor], *, hook: str, piec
     return unpack(Basis, tensors, prefix="", device=subject.device, hook=hook, name=basis_name(None))
 
 
-def outside_tensors(
+def measure_outside_as_tensors(
     saved: SavedSAE, subject: Subject, batches: Sequence[Tensor], Q: Float[Tensor, "_d k"]
 ) -> dict[str, Tensor]:
     """Measure how much of an SAE's dictionary lies outside the subspace Q, and return the result as tensors to save."""
-    reads, writes = flat_activations(subject, batches, (saved.read, saved.write))
+    reads, writes = collect_activations(subject, batches, (saved.read, saved.write))
     return pack(measure_outside(saved.sae, reads, writes, Q)._asdict(), prefix="")
 
 
 @torch.no_grad()
-def flat_activations(
+def collect_activations(
     subject: Subject, batches: Sequence[Tensor], hooks: tuple[str, str]
 ) -> list[Float[Tensor, "_tokens _d"]]:
-    """Return the activations of all tokens at both hook points."""
+    """Return the activations of all tokens at each of two hook points, which may be the same."""
     by_hook: list[list[Tensor]] = [[], []]
     for batch in batches:
         activations = subject.clean(batch, capture=set(hooks), final=False).activations

@@ -26,15 +26,16 @@ from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
 
-DRAWS = 5
-"""Random partitions with which each partition by distance is compared."""
+N_RANDOM_PARTITIONS = 5
+"""Number of random partitions into blocks with which each partition by distance is compared."""
 
 
 class MergedGates(NamedTuple):
-    """The results at one distance threshold."""
+    """The losses when the neurons of each block share a gate, for the blocks at one distance threshold."""
 
     threshold: float
     blocks: int
+    """Number of blocks."""
     neurons: int
     """Neurons in the blocks."""
     largest: int
@@ -72,21 +73,21 @@ def result(job: SynchronisedJob, run: ActiveRun) -> Result:
         run.add_row(step, {"threshold": row.threshold, "gates": row.gates, "loss": row.loss})
     train, test = perceptron.network(perceptron.train.inputs), perceptron.network(perceptron.test.inputs)
     living = sum(len(s.on_share) - len(s.dead) for s in synchrony.values())
-    exact = [block for s in synchrony.values() for block in synchronised_blocks(s.distance, threshold=1e-15)]
+    exact_blocks = [block for s in synchrony.values() for block in synchronised_blocks(s.distance, threshold=1e-15)]
     metrics = {
         "loss": perceptron.test.loss(test),
         "right": perceptron.test.accuracy(test),
         "train_loss": perceptron.train.loss(train),
     }
     metrics |= {"neurons": float(sum(len(s.on_share) for s in synchrony.values())), "living": float(living)}
-    metrics |= {"exact_blocks": float(len(exact))}
+    metrics |= {"exact_blocks": float(len(exact_blocks))}
     metrics |= {f"loss/{row.threshold:g}": row.loss for row in rows} | {f"gates/{r.threshold:g}": r.gates for r in rows}
     sources = {
         hook: gate_sources(synchronised_blocks(s.distance, threshold=1e-15), len(s.on_share))
         for hook, s in synchrony.items()
     }
     change = float((run_with_shared_gates(perceptron.network, perceptron.train.inputs, sources) - train).abs().max())
-    nearest = {hook: nearest_distances(s).numpy() for hook, s in synchrony.items()}
+    nearest = {hook: compute_nearest_distances(s).numpy() for hook, s in synchrony.items()}
     figure = synchronised_neurons(
         nearest,
         thresholds=[row.threshold for row in rows],
@@ -100,26 +101,26 @@ def result(job: SynchronisedJob, run: ActiveRun) -> Result:
     }
     checks = [Check("largest change of the outputs when neurons that always agree share a gate", change, 0, 0)]
     return Result(
-        metrics, checks, {"synchronised": figure}, arrays, synchronised_report(perceptron, synchrony, rows, metrics)
+        metrics, checks, {"synchronised": figure}, arrays, format_report(perceptron, synchrony, rows, metrics)
     )
 
 
 def merge_gates(perceptron: Perceptron, synchrony: dict[str, Synchrony], *, threshold: float, seed: int) -> MergedGates:
     """Let each block of neurons share one gate, and measure the losses."""
-    chosen = {hook: synchronised_blocks(s.distance, threshold=threshold) for hook, s in synchrony.items()}
-    sources = {hook: gate_sources(blocks, len(synchrony[hook].on_share)) for hook, blocks in chosen.items()}
+    blocks_of_layer = {hook: synchronised_blocks(s.distance, threshold=threshold) for hook, s in synchrony.items()}
+    sources = {hook: gate_sources(blocks, len(synchrony[hook].on_share)) for hook, blocks in blocks_of_layer.items()}
     generator = torch.Generator().manual_seed(seed)
     chance_losses = [
         perceptron.test.loss(
             run_with_shared_gates(
                 perceptron.network,
                 perceptron.test.inputs,
-                {h: random_sources(b, synchrony[h], generator) for h, b in chosen.items()},
+                {h: draw_random_sources(b, synchrony[h], generator) for h, b in blocks_of_layer.items()},
             )
         )
-        for _ in range(DRAWS)
+        for _ in range(N_RANDOM_PARTITIONS)
     ]
-    blocks = [block for of_layer in chosen.values() for block in of_layer]
+    blocks = [block for layer_blocks in blocks_of_layer.values() for block in layer_blocks]
     neurons = sum(len(block.members) for block in blocks)
     living = sum(len(s.on_share) - len(s.dead) for s in synchrony.values())
     train = run_with_shared_gates(perceptron.network, perceptron.train.inputs, sources)
@@ -133,11 +134,13 @@ def merge_gates(perceptron: Perceptron, synchrony: dict[str, Synchrony], *, thre
         perceptron.train.loss(train),
         perceptron.test.loss(test),
         perceptron.test.accuracy(test),
-        sum(chance_losses) / DRAWS,
+        sum(chance_losses) / N_RANDOM_PARTITIONS,
     )
 
 
-def random_sources(blocks: list[SynchronisedBlock], layer: Synchrony, generator: torch.Generator) -> Int[Tensor, "h"]:
+def draw_random_sources(
+    blocks: list[SynchronisedBlock], layer: Synchrony, generator: torch.Generator
+) -> Int[Tensor, "h"]:
     """Return gate sources for blocks of the same sizes that consist of randomly drawn living neurons."""
     living = (layer.on_share > 0).nonzero()[:, 0]
     shuffled = living[torch.randperm(len(living), generator=generator)].tolist()
@@ -148,16 +151,16 @@ def random_sources(blocks: list[SynchronisedBlock], layer: Synchrony, generator:
     return gate_sources(random_blocks, len(layer.on_share))
 
 
-def nearest_distances(layer: Synchrony) -> Tensor:
+def compute_nearest_distances(layer: Synchrony) -> Tensor:
     """Return the distance of each living neuron to its nearest other living neuron."""
     living = (layer.on_share > 0).nonzero()[:, 0]
     if len(living) < 2:
         return torch.zeros(0, dtype=torch.float64)
-    among = layer.distance[living][:, living].fill_diagonal_(torch.inf)
-    return among.amin(1)
+    distances = layer.distance[living][:, living].fill_diagonal_(torch.inf)
+    return distances.amin(1)
 
 
-def synchronised_report(
+def format_report(
     perceptron: Perceptron, synchrony: dict[str, Synchrony], rows: list[MergedGates], metrics: dict[str, float]
 ) -> str:
     """Return the numbers of neurons per layer, and a table with one row per threshold."""

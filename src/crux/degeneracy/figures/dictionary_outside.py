@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
-SPREAD = 0.32
+HALF_WIDTH = 0.32
 """Half the width of a column of latents."""
 
 
@@ -26,11 +26,13 @@ def dictionary_outside(
     axes = figure.subplots()
     for i, (name, share) in enumerate(shares.items()):
         hue = PALETTE[i % len(PALETTE)]
-        x = np.full(1, i) if len(share) == 1 else np.linspace(i - SPREAD, i + SPREAD, len(share))
+        x = np.full(1, i) if len(share) == 1 else np.linspace(i - HALF_WIDTH, i + HALF_WIDTH, len(share))
         size = float(np.clip(400 / len(share), 2, 22))
         axes.scatter(x, np.sort(share), s=size, color=hue, alpha=0.7, linewidths=0)
-        axes.hlines(weighted[name], i - SPREAD - 0.08, i + SPREAD + 0.08, color=hue, linewidth=2.5)
-        axes.annotate(f"{weighted[name]:.2f}", (i + SPREAD + 0.1, weighted[name]), fontsize=8, color=hue, va="center")
+        axes.hlines(weighted[name], i - HALF_WIDTH - 0.08, i + HALF_WIDTH + 0.08, color=hue, linewidth=2.5)
+        axes.annotate(
+            f"{weighted[name]:.2f}", (i + HALF_WIDTH + 0.1, weighted[name]), fontsize=8, color=hue, va="center"
+        )
     axes.axhline(chance, color=GREY, linewidth=1, linestyle="--")
     axes.annotate("a random direction", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                   fontsize=7, color=GREY)  # fmt: skip

@@ -24,11 +24,11 @@ def gram_spectra(
     """
     figure = new_figure(width=9.0, height=4.2)
     left, right = figure.subplots(1, 2, sharey=True)
-    floor = min(thresholds) / 100
+    floor = min(thresholds) / 100  # lower end of the y axis
     names = list(dict.fromkeys([*activations, *jacobians]))
     shades = ScalarMappable(Normalize(0, max(1, len(names) - 1)), "viridis")
     for axes, spectra in ((left, activations), (right, jacobians)):
-        _curves(axes, spectra, names, shades, floor)
+        _plot_curves(axes, spectra, names, shades, floor)
         for threshold in thresholds:
             axes.axhline(threshold, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yscale("log")
@@ -39,13 +39,14 @@ def gram_spectra(
     return figure
 
 
-def _curves(
+def _plot_curves(
     axes: Axes,
     spectra: Mapping[str, Float[np.ndarray, "_d"]],
     names: Sequence[str],
     shades: ScalarMappable,
     floor: float,
 ) -> None:
+    """Plot one curve per hook point. Zeros, which a logarithmic axis cannot show, are drawn below its lower end, `floor`."""
     for name, values in spectra.items():
         shares = np.maximum(values / max(values.max(initial=0.0), np.finfo(float).tiny), floor / 10)
         colour = shades.to_rgba(np.array([names.index(name)]))[0]

@@ -24,9 +24,9 @@ def synchronised_neurons(
     The right panel compares blocks of neurons closer than a threshold, whose values label the points, with random blocks of the same sizes.
 
     Args:
-        nearest: distance of each living neuron to its nearest other one, per layer.
+        nearest: distance of each living neuron to the nearest other living neuron of its layer, per layer.
         thresholds: distance thresholds of the blocks.
-        gates: share of gates left at each threshold.
+        gates: number of different gates at each threshold, as a share of the living neurons.
         loss: loss at each threshold.
         chance: loss with random blocks of the same sizes.
         unmodified: loss of the unmodified network.
@@ -44,7 +44,7 @@ def synchronised_neurons(
     right.plot(gates, loss, color=BLUE, marker="o", markersize=4, label="blocks by distance")
     right.plot(gates, chance, color=VERMILION, marker="s", markersize=4, linestyle="--", label="blocks at random")
     right.axhline(unmodified, color=GREY, linewidth=1, linestyle=":", label="no gates shared")
-    last_labelled = 1.0
+    last_labelled = 1.0  # share of gates left at the last labelled point; closer points would have overlapping labels
     for threshold, x, y in zip(thresholds, gates, loss, strict=True):
         if last_labelled - x >= 0.06:
             right.annotate(
@@ -55,9 +55,8 @@ def synchronised_neurons(
     right.set_yscale("log")
     right.margins(y=0.1)
     right.yaxis.set_minor_formatter(NullFormatter())
-    if max(*loss, *chance) < 30 * min(
-        *loss, *chance
-    ):  # otherwise the axis might have at most one labelled power of ten
+    losses = (*loss, *chance)
+    if max(losses) < 30 * min(losses):  # powers of ten alone might give the axis at most one label
         right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     right.legend(frameon=False, fontsize=8)

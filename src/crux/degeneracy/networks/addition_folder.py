@@ -17,12 +17,12 @@ def find_addition_folder(path: Path) -> Path | None:
     """Return the folder of a network, given that folder or the run folder that contains it; None if there is no network."""
     for folder in (path, path / RUN_SUBFOLDER):
         try:
-            about = json.loads((folder / "config.json").read_text("utf-8"))
+            config = json.loads((folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             continue
         if (
-            isinstance(about, dict)
-            and about.get("model_type") == MODEL_TYPE
+            isinstance(config, dict)
+            and config.get("model_type") == MODEL_TYPE
             and (folder / "model.safetensors").is_file()
         ):
             return folder

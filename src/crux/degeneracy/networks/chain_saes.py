@@ -34,7 +34,8 @@ class ChainPasses:
     def run(
         self, batch: Float[Tensor, "1 batch n_features"], sites: Sequence[Site], *, generator: torch.Generator
     ) -> ForwardResults:
-        (site,), (chain, later) = sites, self.frozen
+        (site,) = sites
+        chain, later = self.frozen
         clean = chain.clean(batch[0], capture=[site.read, *later, chain.output], final=False)
         x = clean.activations[site.read]
         codes = site.sae.encode(x)
@@ -58,20 +59,21 @@ class ChainLoss(Loss[E2EDownstream]):
         self.frozen = frozen
 
     def __call__(self, step: TrainingStep) -> Float[Tensor, "runs"]:
-        o = self.options
-        loss = o.reconstruction * step.mse() if o.reconstruction else 0
-        if o.kl or o.downstream:
-            errors = self._errors(step)
-            loss = loss + o.kl * step.record("output_mse", [errors.pop(self.frozen.chain.output)])
-            if o.downstream:
+        options = self.options
+        loss = options.reconstruction * step.mse() if options.reconstruction else 0
+        if options.kl or options.downstream:
+            errors = self._measure_errors(step)
+            loss = loss + options.kl * step.record("output_mse", [errors.pop(self.frozen.chain.output)])
+            if options.downstream:
                 downstream = torch.stack(list(errors.values())).mean()
-                loss = loss + o.downstream * step.record("downstream", [downstream])
+                loss = loss + options.downstream * step.record("downstream", [downstream])
         return loss + step.sparsity()
 
-    def _errors(self, step: TrainingStep) -> dict[str, Tensor]:
+    def _measure_errors(self, step: TrainingStep) -> dict[str, Tensor]:
         """Return the MSE at each later hook point and at the output."""
-        (chain, later), clean = self.frozen, step.forward.clean
+        chain, later = self.frozen
+        clean = step.forward.clean
         assert clean is not None
-        ((site, passed, _, weight),) = step.by_sae()
+        ((site, passed, _, weight),) = step.by_sae()  # there is one SAE
         activations = chain.continue_from(clean, site.read, passed.reconstruction, ends=[*later, chain.output])
         return {end: mse(value, clean.activations[end], weight=weight) for end, value in activations.items()}

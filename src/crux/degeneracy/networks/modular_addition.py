@@ -1,4 +1,4 @@
-"""A one-layer ReLU transformer that adds two numbers mod p (Nanda et al. 2301.05217): no norms, read at the last position.
+"""A one-layer ReLU transformer without norms that adds two numbers mod p (Nanda et al. 2301.05217). Its output is at the last position.
 
     a, b, "=" → resid_pre = W_E + W_pos → resid_mid = resid_pre + attention → resid_post = resid_mid + MLP → (resid_post at "=") · W_U
 
@@ -25,6 +25,7 @@ from crux.degeneracy.networks.addition_folder import MODEL_TYPE
 from crux.degeneracy.networks.chain import Chain
 
 PRE, MID, POST, OUTPUT = "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "blocks.0.hook_resid_post", "output"
+"""Names of the hook points."""
 
 
 class Embed(nn.Module):
@@ -51,8 +52,8 @@ class Attention(nn.Module):
     def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         q, k, v = (torch.einsum("bpm,hmd->bhpd", resid, W) for W in (self.W_Q, self.W_K, self.W_V))
         scores = q @ k.mT / q.shape[-1] ** 0.5
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=resid.device).triu(1)
-        z = scores.masked_fill(later, -torch.inf).softmax(-1) @ v
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=resid.device).triu(1)
+        z = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
         return resid + torch.einsum("bhpd,hdm->bpm", z, self.W_O)
 
     def attend_last(
@@ -74,16 +75,24 @@ class Attention(nn.Module):
         """
         n_heads, d_model, d_head = self.W_Q.shape
         q = torch.einsum("m,hmd->hd", last, self.W_Q) / d_head**0.5
-        read = torch.einsum("hd,hmd->mh", q, self.W_K)  # maps a residual to its score per head
-        values = self.W_V.transpose(0, 1).reshape(d_model, n_heads * d_head)
-        scores = [F.embedding(a, first @ read), F.embedding(b, second @ read), (last @ read).expand(len(a), -1)]
+        to_scores = torch.einsum("hd,hmd->mh", q, self.W_K)  # maps a residual to its attention score in each head
+        to_values = self.W_V.transpose(0, 1).reshape(d_model, n_heads * d_head)
+        scores = [
+            F.embedding(a, first @ to_scores),
+            F.embedding(b, second @ to_scores),
+            (last @ to_scores).expand(len(a), -1),
+        ]
         pattern = torch.stack(scores, -1).softmax(-1)[..., None, :]
 
-        def heads(v: Tensor) -> Tensor:
+        def split_heads(v: Tensor) -> Tensor:
             return v.view(-1, n_heads, d_head)
 
-        z = heads(F.embedding(a, first @ values)) * pattern[..., 0]
-        z = z + heads(F.embedding(b, second @ values)) * pattern[..., 1] + heads(last @ values) * pattern[..., 2]
+        z = split_heads(F.embedding(a, first @ to_values)) * pattern[..., 0]
+        z = (
+            z
+            + split_heads(F.embedding(b, second @ to_values)) * pattern[..., 1]
+            + split_heads(last @ to_values) * pattern[..., 2]
+        )
         return torch.addmm(last, z.flatten(1), self.W_O.flatten(0, 1))
 
 
@@ -106,7 +115,7 @@ class MLP(nn.Module):
 
 
 class UnembedLast(nn.Module):
-    """The unembedding: logits of the sum, from the last position."""
+    """The unembedding at the last position, which returns the logits of the sum."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__()
@@ -117,7 +126,7 @@ class UnembedLast(nn.Module):
 
 
 class LastPosition(nn.Module):
-    """A stage of which only the last position is returned."""
+    """A stage that reads all positions and returns its output at the last one."""
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
@@ -128,7 +137,7 @@ class LastPosition(nn.Module):
 
 
 class ModularAddition(Chain):
-    """The network. Its weights are uninitialised until `init_weights` or `load_addition` sets them."""
+    """The modular-addition transformer. Its weights are uninitialised until `init_weights` or `load_addition` sets them."""
 
     def __init__(self, sizes: AdditionSizes) -> None:
         super().__init__({PRE: Embed(sizes), MID: Attention(sizes), POST: MLP(sizes), OUTPUT: UnembedLast(sizes)})
@@ -136,6 +145,7 @@ class ModularAddition(Chain):
 
     @property
     def parts(self) -> tuple[Embed, Attention, MLP, UnembedLast]:
+        """The stages of the chain with their types."""
         return cast(tuple[Embed, Attention, MLP, UnembedLast], tuple(self.stages.values()))
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -171,16 +181,17 @@ class ModularAddition(Chain):
     def mlp_chain(self) -> Chain:
         """Return the MLP as a chain with copied weights, from `hook_resid_mid` at "=" to the MLP's contribution to the logits.
 
-        Hook points `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
+        It has no skip connection: the logits of the network are its output plus `hook_resid_mid` @ W_U.
+        Its hook points are `blocks.0.hook_resid_mid`, `blocks.0.mlp.hook_pre`, `blocks.0.mlp.hook_post`, `blocks.0.hook_mlp_out`, `output`.
         """
         *_, mlp, unembed = self.parts
         maps = [(mlp.W_in, mlp.b_in), (mlp.W_out, mlp.b_out), (unembed.W_U, None)]
-        read, write, logits = (_linear(*weights) for weights in maps)
-        stages = {MID: nn.Identity(), "blocks.0.mlp.hook_pre": read, "blocks.0.mlp.hook_post": nn.ReLU()}
-        return Chain({**stages, "blocks.0.hook_mlp_out": write, OUTPUT: logits})
+        linear_in, linear_out, unembedding = (_build_linear(*weights) for weights in maps)
+        stages = {MID: nn.Identity(), "blocks.0.mlp.hook_pre": linear_in, "blocks.0.mlp.hook_post": nn.ReLU()}
+        return Chain({**stages, "blocks.0.hook_mlp_out": linear_out, OUTPUT: unembedding})
 
 
-def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None) -> nn.Linear:
+def _build_linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | None) -> nn.Linear:
     """Return the map x → x @ weight + bias."""
     stage = nn.Linear(*weight.shape, bias=bias is not None).to(weight)
     with torch.no_grad():
@@ -191,7 +202,7 @@ def _linear(weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, "d_out"] | 
 
 
 class Pairs(NamedTuple):
-    """All p² pairs, split into training pairs and held-out pairs."""
+    """All p² pairs of numbers, as tokens (a, b, "="), split into training pairs and held-out pairs."""
 
     train: Int[Tensor, "train 3"]
     test: Int[Tensor, "test 3"]
@@ -211,7 +222,7 @@ def split_pairs(p: int, *, train_share: float, seed: int) -> Pairs:
 
 
 def save_addition(folder: Path, network: ModularAddition, *, train_share: float, seed: int) -> None:
-    """Write `config.json`, which also determines the pairs, and then `model.safetensors`, each atomically."""
+    """Write `config.json`, which also says how the pairs were split, and then `model.safetensors`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {field.name: getattr(network.sizes, field.name) for field in fields(AdditionSizes)}
     about = {"model_type": MODEL_TYPE, **sizes, "train_share": train_share, "seed": seed}
