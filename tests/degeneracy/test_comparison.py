@@ -13,9 +13,9 @@ from crux.degeneracy.comparison import (
     ablate_bases,
     count_edges_for_share,
     find_bases,
-    take_first_samples,
     logits_basis,
     measure_curve,
+    take_first_samples,
 )
 from crux.degeneracy.grams import moments
 from crux.subjects.subject import FINAL
