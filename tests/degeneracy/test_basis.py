@@ -19,6 +19,7 @@ from tests.support.tiny_subjects import TOKENS
 
 HOOKS = ("input", "post0", "post1", "output")
 AHEAD = (1, 2, None)
+"""Number of hook points ahead: the local basis, the next-2 basis and, with None, the global basis."""
 
 
 def find_bases_at(
@@ -39,39 +40,41 @@ def batches() -> list[Tensor]:
     return inputs((100, 5), seed=1)
 
 
-class Both(nn.Module):
+class MixPositions(nn.Module):
     """A map that mixes positions and coordinates."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
-        self.here, self.there = nn.Linear(n_in, n_out), nn.Linear(n_in, n_out)
+        self.same_position, self.all_positions = nn.Linear(n_in, n_out), nn.Linear(n_in, n_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.here(x) + self.there(x.mean(1, keepdim=True)))
+        return torch.tanh(self.same_position(x) + self.all_positions(x.mean(1, keepdim=True)))
 
 
-def cases() -> dict[str, Callable[[], tuple[Network, list[Tensor], tuple[str, ...]]]]:
-    def positions() -> tuple[Network, list[Tensor], tuple[str, ...]]:
+def build_cases() -> dict[str, Callable[[], tuple[Network, list[Tensor], tuple[str, ...]]]]:
+    """Return functions that build a network, batches for it, and its hook points, by the kind of network."""
+
+    def build_network_with_positions() -> tuple[Network, list[Tensor], tuple[str, ...]]:
         torch.manual_seed(0)
-        network = Chain({"input": nn.Identity(), "a": Both(4, 6), "b": Both(6, 3)}).double()
+        network = Chain({"input": nn.Identity(), "a": MixPositions(4, 6), "b": MixPositions(6, 3)}).double()
         return network, inputs((20, 3, 4), seed=0), ("input", "a", "b")
 
-    def subject() -> tuple[Network, list[Tensor], tuple[str, ...]]:
+    def build_language_model() -> tuple[Network, list[Tensor], tuple[str, ...]]:
         hooks = ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.2.hook_resid_pre", FINAL)
         return random_subject("gpt2").to(dtype=torch.float64), [TOKENS[:, :7], TOKENS[:, 7:14]], hooks
 
     return {
         "perceptron": lambda: (perceptron([5, 8, 6, 3], activation=nn.GELU, seed=0), inputs((100, 5), seed=1), HOOKS),
-        "positions": positions,
-        "language model": subject,
+        "positions": build_network_with_positions,
+        "language model": build_language_model,
     }
 
 
-@pytest.mark.parametrize("kind", cases())
+@pytest.mark.parametrize("kind", build_cases())
 @pytest.mark.parametrize("ahead", AHEAD)
 def test_covariance_and_jacobian_gram_are_diagonal(kind: str, ahead: int | None) -> None:
-    """E[f̂ᵀf̂] = Λ, with an additional constant coordinate that does not mix, and C⁺ M' C⁺ᵀ = 1."""
-    network, batches, hooks = cases()[kind]()
+    """E[f̂ᵀf̂] = Λ, also with a constant coordinate, which stays separate, and C⁺ M' C⁺ᵀ is the identity."""
+    network, batches, hooks = build_cases()[kind]()
     bases = find_bases_at(network, batches, ahead=ahead, hooks=hooks)
     found = moments(network, batches, hooks=hooks)
     for place, basis in enumerate(bases):
@@ -79,8 +82,8 @@ def test_covariance_and_jacobian_gram_are_diagonal(kind: str, ahead: int | None)
         scale = float(basis.strength[0])
         assert torch.allclose(covariance, basis.strength.diag(), rtol=0, atol=1e-8 * scale)
         augmented = basis.augmented.T @ found[basis.hook].augmented @ basis.augmented
-        want = torch.block_diag(torch.ones(1, 1).double(), basis.strength.diag())
-        assert torch.allclose(augmented, want, rtol=0, atol=1e-8 * max(1, scale))
+        expected = torch.block_diag(torch.ones(1, 1).double(), basis.strength.diag())
+        assert torch.allclose(augmented, expected, rtol=0, atol=1e-8 * max(1, scale))
         assert torch.allclose(basis.C_pinv @ basis.C, torch.eye(basis.size).double(), atol=1e-8)
         assert (basis.gaps >= 0).all()
         if place < len(bases) - 1:
@@ -98,14 +101,14 @@ def test_covariance_and_jacobian_gram_are_diagonal(kind: str, ahead: int | None)
 def test_jacobians_in_new_coordinates_have_unit_columns(ahead: int | None, chain: Chain, batches: list[Tensor]) -> None:
     """The Jacobians are those of the rewritten network, by torch.func."""
     bases = find_bases_at(chain, batches, ahead=ahead)
-    other = rewrite_in_bases(chain, bases)
+    rewritten = rewrite_in_bases(chain, bases)
     for place, basis in enumerate(bases[:-1]):
-        to = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)].hook
+        end = bases[-1 if ahead is None else min(place + ahead, len(bases) - 1)].hook
         data = torch.cat(batches)
-        clean = other.clean(data, capture=[basis.hook], final=False)
+        clean = rewritten.clean(data, capture=[basis.hook], final=False)
 
-        def run(value: Tensor, clean=clean, start=basis.hook, to=to) -> Tensor:
-            return other.continue_from(clean, start, value, ends=[to])[to]
+        def run(value: Tensor, clean=clean, start=basis.hook, end=end) -> Tensor:
+            return rewritten.continue_from(clean, start, value, ends=[end])[end]
 
         J = torch.func.vmap(torch.func.jacrev(run))(clean.activations[basis.hook])
         assert torch.allclose(J.square().sum(1).mean(0), torch.ones(basis.size).double(), rtol=0, atol=1e-8)
@@ -113,22 +116,22 @@ def test_jacobians_in_new_coordinates_have_unit_columns(ahead: int | None, chain
 
 
 def test_strengths_do_not_depend_on_the_coordinates_of_the_activations(chain: Chain, batches: list[Tensor]) -> None:
-    """At the inner hooks f is replaced with f A + a, which the next weights undo."""
+    """At the inner hook points f is replaced by f A + a, which the next map undoes."""
     stages = dict(zip(chain.hooks, chain.stages.values(), strict=True))
     torch.manual_seed(3)
     for hook, after in (("post0", "pre1"), ("post1", "output")):
         d = chain.get_submodule(f"stages.{after}").get_parameter("weight").shape[1]
-        there, back = nn.Linear(d, d).double(), nn.Linear(d, d).double()
+        to_new, to_old = nn.Linear(d, d).double(), nn.Linear(d, d).double()
         with torch.no_grad():
-            back.weight.copy_(torch.linalg.inv(there.weight))
-            back.bias.copy_(-there.bias @ back.weight.T)
-        stages[hook] = nn.Sequential(stages[hook], there)
-        stages[after] = nn.Sequential(back, stages[after])
-    other = Chain(stages)
-    assert torch.allclose(other(batches[0]), chain(batches[0]), atol=1e-10)
+            to_old.weight.copy_(torch.linalg.inv(to_new.weight))
+            to_old.bias.copy_(-to_new.bias @ to_old.weight.T)
+        stages[hook] = nn.Sequential(stages[hook], to_new)
+        stages[after] = nn.Sequential(to_old, stages[after])
+    rewritten = Chain(stages)
+    assert torch.allclose(rewritten(batches[0]), chain(batches[0]), atol=1e-10)
     for ahead in AHEAD:
         for a, b in zip(
-            find_bases_at(chain, batches, ahead=ahead), find_bases_at(other, batches, ahead=ahead), strict=True
+            find_bases_at(chain, batches, ahead=ahead), find_bases_at(rewritten, batches, ahead=ahead), strict=True
         ):
             assert torch.allclose(a.strength, b.strength, rtol=0, atol=1e-8 * float(a.strength[0]))
 
@@ -139,10 +142,10 @@ def test_deep_linear_networks_have_the_same_spectrum_in_every_layer(ahead: int |
     chain = perceptron([6, 5, 7, 4], activation=nn.Identity, seed=0)
     batches = inputs((50, 6), seed=2)
     output = torch.cov(chain(torch.cat(batches)).detach().T, correction=0)
-    want = torch.linalg.eigvalsh(output).flip(0)
+    expected = torch.linalg.eigvalsh(output).flip(0)
     for basis in find_bases_at(chain, batches, ahead=ahead):
         assert basis.size == 4
-        assert torch.allclose(basis.strength, want, rtol=0, atol=1e-8 * float(want[0]))
+        assert torch.allclose(basis.strength, expected, rtol=0, atol=1e-8 * float(expected[0]))
 
 
 @pytest.mark.parametrize("ahead", AHEAD)
@@ -151,31 +154,31 @@ def test_rewritten_network_is_the_same_function(
     ahead: int | None, hooks: tuple[str, ...], chain: Chain, batches: list[Tensor]
 ) -> None:
     bases = find_bases_at(chain, batches, ahead=ahead, hooks=hooks)
-    other = rewrite_in_bases(chain, bases)
+    rewritten = rewrite_in_bases(chain, bases)
     clean = chain.clean(batches[0], capture=hooks, final=True)
-    found = other.clean(batches[0], capture=hooks, final=True)
+    found = rewritten.clean(batches[0], capture=hooks, final=True)
     for basis in bases:
-        want = basis.coordinates(clean.activations[basis.hook])
-        assert torch.allclose(found.activations[basis.hook], want, atol=1e-8)
+        expected = basis.coordinates(clean.activations[basis.hook])
+        assert torch.allclose(found.activations[basis.hook], expected, atol=1e-8)
     assert found.final is not None
     assert clean.final is not None
     final = bases[-1].activations(found.final) if hooks[-1] == "output" else found.final
     assert torch.allclose(final, clean.final, atol=1e-8)
-    assert isinstance(other.stages["pre1"], nn.Linear)  # the basis maps are merged into it
+    assert isinstance(rewritten.stages["pre1"], nn.Linear)  # the basis maps are merged into it
 
 
-def test_baseline_bases_lose_nothing(chain: Chain, batches: list[Tensor]) -> None:
-    at = moments(chain, batches, hooks=HOOKS)
+def test_baseline_bases_represent_all_activations(chain: Chain, batches: list[Tensor]) -> None:
+    moments_at = moments(chain, batches, hooks=HOOKS)
     torch.manual_seed(0)
-    for make in (
-        lambda hook: neuron_basis(hook, at[hook]),
-        lambda hook: pca_basis(hook, at[hook], threshold=1e-12),
-        lambda hook: random_basis(hook, at[hook], seed=0),
-        lambda hook: dictionary_basis(hook, at[hook], directions=torch.randn(20, len(at[hook].mean))),
+    for build_basis in (
+        lambda hook: neuron_basis(hook, moments_at[hook]),
+        lambda hook: pca_basis(hook, moments_at[hook], threshold=1e-12),
+        lambda hook: random_basis(hook, moments_at[hook], seed=0),
+        lambda hook: dictionary_basis(hook, moments_at[hook], directions=torch.randn(20, len(moments_at[hook].mean))),
     ):
-        bases = [make(hook) for hook in HOOKS]
-        other = rewrite_in_bases(chain, bases)
-        assert torch.allclose(bases[-1].activations(other(batches[0])), chain(batches[0]), atol=1e-8)
+        bases = [build_basis(hook) for hook in HOOKS]
+        rewritten = rewrite_in_bases(chain, bases)
+        assert torch.allclose(bases[-1].activations(rewritten(batches[0])), chain(batches[0]), atol=1e-8)
         f = chain.clean(torch.cat(batches), capture=HOOKS, final=False).activations
         for basis in bases:
             coordinates = basis.coordinates(f[basis.hook])
@@ -185,7 +188,7 @@ def test_baseline_bases_lose_nothing(chain: Chain, batches: list[Tensor]) -> Non
 
 def test_keeping_all_directions_leaves_later_activations_unchanged() -> None:
     """In a language model the basis is a projection C C⁺ that later layers do not notice; keeping no direction leaves the mean."""
-    network, batches, hooks = cases()["language model"]()
+    network, batches, hooks = build_cases()["language model"]()
     for basis in find_bases_at(network, batches, ahead=1, hooks=hooks)[:-1]:
         clean = network.clean(batches[0], capture=[basis.hook], final=True)
         f = clean.activations[basis.hook]
@@ -196,7 +199,7 @@ def test_keeping_all_directions_leaves_later_activations_unchanged() -> None:
 
 
 def test_irrelevant_directions_are_left_out_and_reported() -> None:
-    """One of three inputs does not vary, and one is not read."""
+    """Of three inputs, the second is not read and the third does not vary."""
     reads = nn.Linear(3, 2).double()
     with torch.no_grad():
         reads.weight[:, 1] = 0
@@ -213,13 +216,14 @@ def test_irrelevant_directions_are_left_out_and_reported() -> None:
         perceptron([5, 8, 3], activation=nn.GELU, seed=0), inputs((50, 5), seed=1),
         hooks=("input", "output"), ahead=1, last=None, probes=None, threshold=0.05, seed=0,
     )[0]  # fmt: skip
-    at = moments(perceptron([5, 8, 3], activation=nn.GELU, seed=0), inputs((50, 5), seed=1), hooks=["input"])["input"]
-    values = torch.linalg.eigvalsh(at.covariance)
+    # the variances that are below 0.05 of the largest one
+    found = moments(perceptron([5, 8, 3], activation=nn.GELU, seed=0), inputs((50, 5), seed=1), hooks=["input"])
+    values = torch.linalg.eigvalsh(found["input"].covariance)
     assert coarse.dropped == pytest.approx(float(values[values <= 0.05 * values[-1]].sum() / values.sum()))
     assert coarse.size < 5
 
 
-def test_random_probes_find_the_same_basis(chain: Chain) -> None:
+def test_random_probes_find_almost_the_same_strengths(chain: Chain) -> None:
     batches = inputs((4000, 5), seed=1)
     for exact, estimated in zip(
         find_bases_at(chain, batches, ahead=1),

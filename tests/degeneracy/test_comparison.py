@@ -19,7 +19,7 @@ from crux.degeneracy.comparison import (
 )
 from crux.degeneracy.grams import moments
 from crux.subjects.subject import FINAL
-from tests.degeneracy.test_ablation import behavioural_loss
+from tests.degeneracy.test_ablation import build_behavioural_loss
 from tests.support.small_networks import inputs, perceptron, random_subject
 from tests.support.tiny_subjects import TOKENS
 
@@ -40,7 +40,7 @@ def test_logits_basis_is_the_principal_components_of_the_logits() -> None:
     assert torch.allclose(basis.strength, values, atol=1e-8)
 
 
-def compute_again(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+def compute_without_saving(name: str, compute: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     return compute()
 
 
@@ -54,33 +54,35 @@ def test_every_basis_is_compared_and_the_last_hook_points_basis_is_shared() -> N
     )  # fmt: skip
     moments_at = moments(chain, batches, hooks=options.hooks)
     last = pca_basis("output", moments_at["output"], threshold=1e-12)
-    bases = find_bases(chain, batches, moments_at=moments_at, options=options, last=last, seed=0, once=compute_again)
+    bases = find_bases(
+        chain, batches, moments_at=moments_at, options=options, last=last, seed=0, once=compute_without_saving
+    )
     assert list(bases) == ["neuron", "random", "pca", "local", "next-2", "global"]
-    assert len({id(along[-1]) for along in bases.values()}) == 1
-    done: list[int] = []
+    assert len({id(per_hook[-1]) for per_hook in bases.values()}) == 1
+    reported: list[int] = []
     found = ablate_bases(
         chain,
         bases,
         options=options,
         seed=0,
         found_on=batches,
-        loss=AblationLoss("MSE", behavioural_loss(chain), "output", batches),
-        once=compute_again,
-        report_done=done.append,
+        loss=AblationLoss("MSE", build_behavioural_loss(chain), "output", batches),
+        once=compute_without_saving,
+        report_done=reported.append,
     )
-    assert done == [1, 2, 3, 4, 5, 6]
+    assert reported == [1, 2, 3, 4, 5, 6]
     assert found.clean == 0
     assert list(found.edge_curves) == ["pca", "next-2"]
     for name in bases:
-        assert [each.strength.shape for each in found.edges[name]] == [(3, 3), (3, 3)]
-        (here, there) = found.nodes[name]
-        assert here.size == 5
-        assert here.losses[here.size] < 1e-12
-        assert there.needed is not None
-        assert there.losses[there.needed] <= 0.1
-    needed = found.total_edges_needed("pca")
-    each = [curve.needed for curve in found.edge_curves["pca"]]
-    assert needed == (None if None in each else sum(n for n in each if n is not None))
+        assert [edges.strength.shape for edges in found.edges[name]] == [(3, 3), (3, 3)]  # `directions` is 3
+        at_input, at_post0 = found.nodes[name]
+        assert at_input.size == 5
+        assert at_input.losses[at_input.size] < 1e-12
+        assert at_post0.needed is not None
+        assert at_post0.losses[at_post0.needed] <= 0.1
+    per_layer = [curve.needed for curve in found.edge_curves["pca"]]
+    total = None if None in per_layer else sum(n for n in per_layer if n is not None)
+    assert found.total_edges_needed("pca") == total
 
 
 def test_curve_measures_each_number_once() -> None:

@@ -18,7 +18,7 @@ from tests.support.small_networks import inputs, perceptron, random_subject
 from tests.support.tiny_subjects import TOKENS
 
 
-class Mixed(nn.Module):
+class MixPositions(nn.Module):
     """A map in which every position depends on the others."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,17 +26,16 @@ class Mixed(nn.Module):
 
 
 def test_moments_over_batches_equal_those_of_all_samples() -> None:
-    batches = [x + 1e4 for x in inputs((7, 3, 4), seed=0, batches=3)]
+    batches = [x + 1e4 for x in inputs((7, 3, 4), seed=0, batches=3)]  # a mean far from zero costs no precision
     batches[1] = batches[1][:2]
-    chain = Chain({"input": nn.Identity(), "out": Mixed()})
+    chain = Chain({"input": nn.Identity(), "out": MixPositions()})
     found = moments(chain, batches, hooks=["input", "out"])
     rows = torch.cat(batches).flatten(0, 1)
-    assert found["input"].n == 48
+    assert found["input"].n == (7 + 2 + 7) * 3
     assert torch.allclose(found["input"].mean, rows.mean(0), rtol=1e-14)
     assert torch.allclose(found["input"].covariance, torch.cov(rows.T, correction=0), rtol=0, atol=1e-9)
-    assert torch.allclose(
-        found["out"].gram, chain(torch.cat(batches)).flatten(0, 1).T @ chain(torch.cat(batches)).flatten(0, 1) / 48
-    )
+    outputs = chain(torch.cat(batches)).flatten(0, 1)
+    assert torch.allclose(found["out"].gram, outputs.T @ outputs / 48)
 
 
 def test_augmented_gram_has_a_constant_first_coordinate() -> None:
@@ -47,11 +46,11 @@ def test_augmented_gram_has_a_constant_first_coordinate() -> None:
 
 
 def test_exact_jacobian_gram_equals_that_of_torch_jacobians() -> None:
-    chain = Chain({"input": nn.Identity(), "mixed": Mixed(), "out": Mixed()})
+    chain = Chain({"input": nn.Identity(), "mixed": MixPositions(), "out": MixPositions()})
     (x,) = inputs((5, 3, 4), seed=1, batches=1)
     targets = [Target("mixed", torch.randn(4, 2).double()), Target("out", torch.randn(4, 3).double())]
     found = jacobian_gram(chain, [x[:2], x[2:]], start="input", targets=targets, probes=None, seed=0)
-    want = torch.zeros(4, 4, dtype=torch.float64)
+    expected = torch.zeros(4, 4, dtype=torch.float64)
     clean = chain.clean(x, capture=["input"], final=False)
     for sample in x:
         value = sample[None]
@@ -60,14 +59,14 @@ def test_exact_jacobian_gram_equals_that_of_torch_jacobians() -> None:
                 value
             )
             J = J.reshape(-1, 3, 4)  # (t, i), s, d
-            want += torch.einsum("ksa,ksb->ab", J, J) / (3 * len(x))
-    assert torch.allclose(found, want, atol=1e-12)
+            expected += torch.einsum("ksa,ksb->ab", J, J) / (3 * len(x))
+    assert torch.allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("probes", [1, 3])
 def test_random_probes_are_unbiased(probes: int) -> None:
     """The mean over many draws equals the exact sum in every entry, within four standard errors."""
-    chain = Chain({"input": nn.Identity(), "mixed": Mixed(), "out": Mixed()})
+    chain = Chain({"input": nn.Identity(), "mixed": MixPositions(), "out": MixPositions()})
     batches = inputs((4, 3, 4), seed=2)
     torch.manual_seed(0)
     targets = [Target("mixed", torch.randn(4, 2).double()), Target("out", torch.randn(4, 3).double())]
@@ -79,7 +78,7 @@ def test_random_probes_are_unbiased(probes: int) -> None:
     estimates = torch.stack([gram(probes, seed) for seed in range(300)])
     error = estimates.std(0) / len(estimates) ** 0.5
     assert ((estimates.mean(0) - exact).abs() < 4 * error).all()
-    assert (error < 0.1 * exact.diagonal().max()).all()
+    assert (error < 0.1 * exact.diagonal().max()).all()  # small enough for the comparison to mean something
     assert torch.equal(gram(probes, 7), gram(probes, 7))
 
 
@@ -103,8 +102,8 @@ def test_targets_without_positions_have_one_position() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_language_models(dtype: torch.dtype) -> None:
-    """Estimates match exact Grams from inside the attention and from the residual stream; sums are float64 for any dtype."""
+def test_estimates_for_language_models_are_close_to_exact_grams(dtype: torch.dtype) -> None:
+    """The Jacobians start inside the attention or in the residual stream. The result is float64 for any dtype of the network."""
     subject = random_subject("gpt2").to(dtype=dtype)
     tokens = TOKENS[:, :5]
     target = Target(FINAL, torch.eye(32, 2).double())

@@ -1,4 +1,4 @@
-"""Packed values are restored bit for bit, with the same memory layout."""
+"""Test that packed values are restored bit for bit, with the same memory layout."""
 
 from pathlib import Path
 
@@ -15,9 +15,8 @@ def test_bases_are_restored_exactly(tmp_path: Path) -> None:
     C = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     bases = [
         Basis("a", "pca", torch.zeros(3).double(), C, C.T, torch.ones(2).double(), 0.1, 1e-300),
-        Basis(
-            "b", "neuron", torch.ones(3).double(), eye, eye, torch.ones(3).double(), 0.0, 1 / 3
-        ),  # C and C_pinv share storage
+        # C and C_pinv share their storage
+        Basis("b", "neuron", torch.ones(3).double(), eye, eye, torch.ones(3).double(), 0.0, 1 / 3),
     ]
     packed = {k: v for basis in bases for k, v in pack(basis._asdict(), prefix=f"{basis.hook}/").items()}
     write_tensors(tmp_path / "piece.safetensors", packed)

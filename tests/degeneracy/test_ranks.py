@@ -1,4 +1,4 @@
-"""Tests of ranks of Gram matrices against full Hessians of the behavioural loss."""
+"""Tests of ranks of Gram matrices, with which free directions are counted, against full Hessians of the behavioural loss."""
 
 import pytest
 import torch
@@ -32,12 +32,12 @@ def behavioural_hessian(network: Chain, x: Tensor, names: list[str]) -> Tensor:
     return torch.func.hessian(loss)(torch.cat([params[name].flatten() for name in names]))
 
 
-def free_directions(gram: Tensor, jacobian_gram: Tensor) -> int:
+def count_free_directions(gram: Tensor, jacobian_gram: Tensor) -> int:
     ranks = gram_rank(gram, threshold=EXACT), gram_rank(jacobian_gram, threshold=EXACT)
     return FreeDirections("map", len(gram), len(jacobian_gram), *ranks).directions
 
 
-def random_matrix(rows: int, columns: int, r: int) -> Tensor:
+def draw_matrix_of_rank(r: int, *, rows: int, columns: int) -> Tensor:
     return torch.randn(rows, r, dtype=torch.float64) @ torch.randn(r, columns, dtype=torch.float64)
 
 
@@ -50,8 +50,8 @@ def test_rank_of_a_linear_maps_hessian_is_the_product_of_the_gram_ranks(r_in: in
     torch.manual_seed(0)
     first, middle, last = (nn.Linear(a, b, bias=False).double() for a, b in ((6, 6), (6, 5), (5, 5)))
     with torch.no_grad():
-        first.weight.copy_(random_matrix(6, 6, r_in))
-        last.weight.copy_(random_matrix(5, 5, r_out))
+        first.weight.copy_(draw_matrix_of_rank(r_in, rows=6, columns=6))
+        last.weight.copy_(draw_matrix_of_rank(r_out, rows=5, columns=5))
     network = Chain({"in": first, "middle": middle, "output": last})
     data = inputs((40, 6), seed=1)
     gram = moments(network, data, hooks=["in"])["in"].gram
@@ -59,9 +59,10 @@ def test_rank_of_a_linear_maps_hessian_is_the_product_of_the_gram_ranks(r_in: in
     for probes in (None, 1):
         k = jacobian_gram(network, data, start="middle", targets=to_output, probes=probes, seed=0)
         assert (gram_rank(gram, threshold=EXACT), gram_rank(k, threshold=EXACT)) == (r_in, r_out)
-        assert free_directions(gram, k) == 30 - hessian
+        assert count_free_directions(gram, k) == 30 - hessian  # of 6 · 5 weights
     H = behavioural_hessian(network, torch.cat(data), ["stages.middle.weight"])
     assert gram_rank(H, threshold=EXACT) == hessian
+    # the smallest counted eigenvalue is well above the threshold
     assert gram_eigenvalues(H)[hessian - 1] > 10 * EXACT * gram_eigenvalues(H)[0]
 
 
@@ -75,7 +76,7 @@ def test_bias_is_a_weight_of_the_constant_activation() -> None:
     k = jacobian_gram(network, [x], start="pre0", targets=[target], probes=None, seed=0)
     assert gram_rank(found.gram, threshold=EXACT) == 4
     assert gram_rank(found.augmented, threshold=EXACT) == 4  # of 5
-    assert free_directions(found.augmented, k) == 15 - 4 * 2
+    assert count_free_directions(found.augmented, k) == 15 - 4 * 2  # (4 inputs + bias) · 3 neurons; 2 outputs
     H = behavioural_hessian(network, x, ["stages.pre0.weight", "stages.pre0.bias"])
     assert gram_rank(H, threshold=EXACT) == 4 * 2
 
@@ -89,7 +90,7 @@ def test_without_factorisation_the_product_of_ranks_is_an_upper_bound() -> None:
         target = Target("output", torch.eye(3, dtype=torch.float64))
         k = jacobian_gram(network, data, start="pre1", targets=[target], probes=None, seed=0)
         H = behavioural_hessian(network, torch.cat(data), ["stages.pre1.weight", "stages.pre1.bias"])
-        assert gram_rank(H, threshold=EXACT) <= 28 - free_directions(gram, k)
+        assert gram_rank(H, threshold=EXACT) <= 28 - count_free_directions(gram, k)  # (6 inputs + bias) · 4 neurons
 
 
 def test_thresholds_are_relative_and_report_the_trace_left_out() -> None:

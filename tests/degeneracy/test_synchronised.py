@@ -23,10 +23,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # raised by torch.func.hessian itself
 
-TIGHT = 1e-12
+MAX_ROUNDING_DISTANCE = 1e-12
+"""Distance threshold for blocks of neurons that agree on every sample, apart from rounding errors."""
 
 
-def pairwise_error(p: Tensor) -> Tensor:
+def compute_error_by_pairs(p: Tensor) -> Tensor:
     """Compute E[(o_i − o_j)² p_j²] / E[o_j p_j²] pair by pair; infinite if one of the two is never on."""
     o = (p > 0).double()
     error = torch.zeros(p.shape[1], p.shape[1], dtype=torch.float64)
@@ -39,23 +40,23 @@ def pairwise_error(p: Tensor) -> Tensor:
     return error
 
 
-def expanded_error(p: Tensor) -> Tensor:
-    """docs/reference/interaction_basis.md §5: Oᵀ(P²) + 1 colsum(O∘P²) − 2 Oᵀ(O∘P²), over colsum(O∘P²)."""
+def compute_expanded_error(p: Tensor) -> Tensor:
+    """Compute the formula of docs/reference/interaction_basis.md §5: Oᵀ(P²) + 1 colsum(O∘P²) − 2 Oᵀ(O∘P²), over colsum(O∘P²)."""
     o, square = (p > 0).double(), p.square()
     below = (o * square).sum(0)
     return (o.T @ square + below - 2 * o.T @ (o * square)) / below
 
 
-def pre_activations(n: int, h: int) -> Tensor:
+def draw_pre_activations(n: int, h: int) -> Tensor:
     torch.manual_seed(0)
     return torch.randn(n, h, dtype=torch.float64) @ torch.randn(h, h, dtype=torch.float64) + torch.randn(h).double()
 
 
 def test_streaming_equals_pairwise_error() -> None:
-    p = pre_activations(200, 7)
+    p = draw_pre_activations(200, 7)
     found = measure_synchrony(p.split(33))
-    torch.testing.assert_close(found.error, pairwise_error(p))
-    torch.testing.assert_close(found.error, expanded_error(p).fill_diagonal_(0.0))
+    torch.testing.assert_close(found.error, compute_error_by_pairs(p))
+    torch.testing.assert_close(found.error, compute_expanded_error(p).fill_diagonal_(0.0))
     torch.testing.assert_close(found.on_share, (p > 0).double().mean(0))
     assert torch.equal(found.distance, found.distance.T)
     assert bool((found.distance >= found.error).all())
@@ -63,10 +64,10 @@ def test_streaming_equals_pairwise_error() -> None:
 
 
 def test_dead_neurons_are_in_no_block_and_cause_no_division_by_zero() -> None:
-    p = pre_activations(100, 6)
+    p = draw_pre_activations(100, 6)
     p[:, [1, 4]] = -p[:, [1, 4]].abs() - 0.1
     found = measure_synchrony([p])
-    torch.testing.assert_close(found.error, pairwise_error(p))
+    torch.testing.assert_close(found.error, compute_error_by_pairs(p))
     assert not bool(found.error.isnan().any())
     assert found.dead.tolist() == [1, 4]
     for block in synchronised_blocks(found.distance, threshold=0.999):
@@ -78,7 +79,7 @@ def test_dead_neurons_are_in_no_block_and_cause_no_division_by_zero() -> None:
 def test_distance_of_neurons_that_agree_is_exactly_zero() -> None:
     """In float32 and float64, a difference of sums would leave a rounding error."""
     for dtype in (torch.float32, torch.float64):
-        base = pre_activations(5000, 1).to(dtype)
+        base = draw_pre_activations(5000, 1).to(dtype)
         p = base * torch.rand(5000, 8, dtype=dtype).add(0.01)
         assert torch.equal(measure_synchrony(p.split(700)).error, torch.zeros(8, 8).double())
 
@@ -108,11 +109,11 @@ def plant_block(k: int, *, others: int, seed: int) -> tuple[Chain, Tensor]:
 def test_synchronised_block_frees_k_squared_minus_k_directions(k: int, extra: int) -> None:
     network, x = plant_block(k, others=3, seed=0)
     p = network.clean(x, capture=["pre"], final=False).activations["pre"]
-    (block,) = synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT)
+    (block,) = synchronised_blocks(measure_synchrony([p]).distance, threshold=MAX_ROUNDING_DISTANCE)
     assert block.members == tuple(range(k))
     H = behavioural_hessian(network, x, ["stages.pre.weight", "stages.output.weight"])
     free = len(H) - gram_rank(H, threshold=EXACT)
-    assert free == (k + 3) + extra
+    assert free == (k + 3) + extra  # one rescaling per neuron, and k² − k
     budget = count_budget(network, x, [[block.members]])
     assert (budget.by_ranks, budget.by_rescaling, budget.by_blocks) == (0, k + 3, extra)
     assert budget.bound == gram_rank(H, threshold=EXACT)
@@ -161,24 +162,25 @@ def test_budget_bounds_the_hessians_rank_and_is_often_tight() -> None:
             stage.bias[seed % 6] = -1e3
         hidden = network.clean(x, capture=["pre0", "pre1"], final=False).activations
         found = [
-            [b.members for b in synchronised_blocks(measure_synchrony([hidden[h]]).distance, threshold=TIGHT)]
+            [
+                b.members
+                for b in synchronised_blocks(measure_synchrony([hidden[h]]).distance, threshold=MAX_ROUNDING_DISTANCE)
+            ]
             for h in ("pre0", "pre1")
         ]
         budget = count_budget(network, x, found)
         H = behavioural_hessian(network, x, [name for name, _ in network.named_parameters()])
         assert budget.parameters == len(H)
-        assert (
-            budget.by_ranks >= 6 + 5 + 5
-        )  # the dependent input of each neuron, and the other weights into and out of the dead neuron
+        # the dependent input of each of six neurons, and the five other weights into and the five out of the dead neuron
+        assert budget.by_ranks >= 6 + 5 + 5
         assert gram_rank(H, threshold=EXACT) <= budget.bound < budget.parameters
         on = [(hidden[h] > 0).double() for h in ("pre0", "pre1")]
         pairs = (on[0].T @ on[1])[on[0].any(0)][:, on[1].any(0)]
-        if (
-            pairs.min() > 0
-        ):  # otherwise the weight between two neurons that are never on together is free, which the ranks do not show
+        # the weight between two neurons that are never on together is free, which the ranks do not show
+        if pairs.min() > 0:
             assert gram_rank(H, threshold=EXACT) == budget.bound
             n_tight += 1
-    assert n_tight >= 4
+    assert n_tight >= 4  # of ten networks
 
 
 def test_planted_blocks_are_recovered() -> None:
@@ -186,7 +188,7 @@ def test_planted_blocks_are_recovered() -> None:
     base = torch.randn(500, 4, dtype=torch.float64)
     group = torch.tensor([0, 1, 0, 2, 1, 3, 0])
     p = base[:, group] * (0.1 + torch.rand(500, 7, dtype=torch.float64))
-    found = synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT)
+    found = synchronised_blocks(measure_synchrony([p]).distance, threshold=MAX_ROUNDING_DISTANCE)
     assert [b.members for b in found] == [(0, 2, 6), (1, 4)]
     assert [b.members for b in synchronised_blocks(measure_synchrony([p]).distance, threshold=0.05)] == [
         (0, 2, 6),
@@ -208,16 +210,20 @@ def test_medoid_is_the_neuron_nearest_to_the_others() -> None:
 def test_shared_gates_change_outputs_only_outside_synchronised_blocks() -> None:
     network, x = plant_block(3, others=3, seed=2)
     assert relu_layers(network) == {"post": "pre"}
-    own = torch.arange(6)
-    assert torch.equal(run_with_shared_gates(network, x, {"post": own}), network(x))
+    own_gates = torch.arange(6)
+    assert torch.equal(run_with_shared_gates(network, x, {"post": own_gates}), network(x))
     p = network.clean(x, capture=["pre"], final=False).activations["pre"]
-    merged = gate_sources(synchronised_blocks(measure_synchrony([p]).distance, threshold=TIGHT), 6)
-    assert not torch.equal(merged, own)
-    assert torch.equal(run_with_shared_gates(network, x, {"post": merged}), network(x))
-    merged[3] = 4
+    shared_gates = gate_sources(
+        synchronised_blocks(measure_synchrony([p]).distance, threshold=MAX_ROUNDING_DISTANCE), 6
+    )
+    assert not torch.equal(shared_gates, own_gates)
+    assert torch.equal(run_with_shared_gates(network, x, {"post": shared_gates}), network(x))
+    shared_gates[3] = 4  # two neurons that are not synchronised
     by_hand = torch.relu(p)
     by_hand[:, 3] = torch.where(p[:, 4] > 0, p[:, 3], 0.0)
-    torch.testing.assert_close(run_with_shared_gates(network, x, {"post": merged}), network.stages["output"](by_hand))
+    torch.testing.assert_close(
+        run_with_shared_gates(network, x, {"post": shared_gates}), network.stages["output"](by_hand)
+    )
 
 
 def test_network_without_relu_neurons_is_rejected() -> None:

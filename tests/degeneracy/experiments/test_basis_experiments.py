@@ -17,7 +17,10 @@ from crux.sae.formats import saelens
 from tests.support.architectures import make_arguments
 
 NAMES = ("neuron", "random", "pca", "local", "next-2", "global")
-TEXT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_samples=2")
+"""Names of all bases that are compared on the perceptron."""
+
+SHORT = ("samples=4", "judged=2", "batch=2", "length=16", "directions=4", "edge_samples=2")
+"""Options with which a comparison on a language model takes seconds."""
 
 
 def run(run_crux: Callable[..., int], tmp_path: Path, experiment: str, *given: str) -> Path:
@@ -59,6 +62,7 @@ def test_short_perceptron_run_writes_figures_and_numbers(run_crux: Callable[...,
         )
         assert (arrays[f"edges/{name}/post0"] >= 0).all()
         assert metrics[f"final/nodes_needed/{name}/input"] <= metrics[f"final/size/{name}/input"] <= 12
+        # with all directions or edges kept, the loss is the clean one
         assert arrays[f"nodes/{name}/post0"][-1, 1] == pytest.approx(metrics["final/clean_loss"], rel=1e-6)
         assert arrays[f"edge_losses/{name}/input"][-1, 1] == pytest.approx(metrics["final/clean_loss"], rel=1e-6)
         assert metrics[f"final/edges_needed/{name}/all"] == sum(
@@ -66,10 +70,10 @@ def test_short_perceptron_run_writes_figures_and_numbers(run_crux: Callable[...,
         )
 
 
-def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
+def test_interrupted_comparison_is_resumed_after_its_last_intermediate_result(
     run_crux: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers, arrays and history equal those of an uninterrupted run, and finished steps are not repeated."""
+    """Numbers, arrays and history equal those of an uninterrupted run, and finished computations are not repeated."""
     given = (
         "interaction_basis.perceptron.hidden=[8]", "interaction_basis.perceptron.steps=600", "hooks=[input,post0,output]",
         "samples=200", "judged=50", "batch=100", "edge_ablation=[pca,local]",
@@ -96,6 +100,7 @@ def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
     for name in calls:
         monkeypatch.setattr(comparison, name, count_calls(name, dies_at=-1))
     resumed = run(run_crux, tmp_path / "cut", "mlp", *given, "resume=true")
+    # of the six bases, the edges of the last three were not yet found; all bases were
     assert calls == {"interaction_edges": 3, "interaction_bases": 0}
     for name in ("metrics.json", "history.jsonl", "report.md"):
         assert (resumed / name).read_text() == (whole / name).read_text()
@@ -109,13 +114,13 @@ def test_interrupted_comparison_is_resumed_after_its_last_saved_piece(
 def test_interaction_basis_finds_the_inputs_that_a_perceptron_reads(
     run_crux: Callable[..., int], tmp_path: Path
 ) -> None:
-    """It needs six of twelve directions at the input, as many as the task has, and at most half the edges of principal components."""
+    """The basis needs as many directions at the input as the task reads, and less than half as many edges as principal components."""
     folder = run(run_crux, tmp_path, "mlp")
     metrics = read_metrics(folder)
     assert metrics["final/checks_failed"] == 0
     assert has_figures(folder, "graph_local", "graph_neuron")
     assert 0 < metrics["final/modularity/local"] < 1 <= metrics["final/modules/local"]
-    assert metrics["final/nodes_needed/global/input"] == 6
+    assert metrics["final/nodes_needed/global/input"] == 6  # of 12; the task reads six
     assert metrics["final/edges_needed/local/all"] < 0.5 * metrics["final/edges_needed/pca/all"]
 
 
@@ -128,13 +133,13 @@ def test_packaged_model_compared_with_an_sae(run_crux: Callable[..., int], tmp_p
     }  # fmt: skip
     saelens.save_sae(sae, tmp_path / "sae", about)
     hooks = f"hooks=[{hook},blocks.7.hook_resid_pre,ln_final.hook_normalized]"
-    given = (*TEXT, hooks, "bases=[pca,local]", "ahead=null", f"saes=[{tmp_path}/sae]", "edge_ablation=[local]")
+    given = (*SHORT, hooks, "bases=[pca,local]", "ahead=null", f"saes=[{tmp_path}/sae]", "edge_ablation=[local]")
     folder = run(run_crux, tmp_path, "tiny", *given)
     metrics, arrays = read_metrics(folder), load_file(folder / "arrays.safetensors")
     assert has_figures(folder, "spectra", "nodes", "edges")
     assert metrics["final/checks_failed"] == 0
     assert arrays[f"C_pinv/sae/{hook}"].shape == (160, 128)
-    curve = arrays[f"nodes/sae/{hook}"]
+    curve = arrays[f"nodes/sae/{hook}"]  # (latents kept, loss)
     assert curve[-1, 0] == 160
     assert curve[-1, 1] == pytest.approx(metrics["final/clean_loss"], rel=1e-4)
     assert curve[0, 1] > metrics["final/clean_loss"] + 0.5
@@ -162,7 +167,7 @@ def random_gpt2(tmp_path: Path) -> Path:
 
 def test_gpt2_in_a_local_folder(run_crux: Callable[..., int], tmp_path: Path, random_gpt2: Path) -> None:
     hooks = "hooks=[blocks.1.attn.hook_z,blocks.2.hook_resid_pre,ln_final.hook_normalized]"
-    folder = run(run_crux, tmp_path, "gpt2", *TEXT, f"model.path={random_gpt2}", hooks, "bases=[pca,global]")
+    folder = run(run_crux, tmp_path, "gpt2", *SHORT, f"model.path={random_gpt2}", hooks, "bases=[pca,global]")
     metrics = read_metrics(folder)
     assert metrics["final/checks_failed"] == 0
     assert metrics["final/size/global/blocks.2.hook_resid_pre"] <= 32
@@ -170,7 +175,7 @@ def test_gpt2_in_a_local_folder(run_crux: Callable[..., int], tmp_path: Path, ra
 
 
 def test_modular_addition_counts_edges(run_crux: Callable[..., int], tmp_path: Path) -> None:
-    """The network is untrained, so that nearly all held-out pairs are wrong and few edges are needed."""
+    """The network is hardly trained, so that nearly all held-out pairs are wrong and few edges are needed."""
     sizes = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 16}
     given = [f"interaction_basis.addition.{key}={value}" for key, value in sizes.items()]
     folder = run(run_crux, tmp_path, "modular_addition", *given, "trainer.max_steps=3", "within=0.9")

@@ -28,7 +28,7 @@ def run(run_crux: Command, outputs: Path, *given: str) -> tuple[Path, dict[str, 
 
 @pytest.fixture(scope="module")
 def addition(run_crux: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run folder of a small trained network."""
+    """Return the run folder of a small trained modular-addition network."""
     more = ("trainer.max_steps=300", "interaction_basis.addition.train_share=0.9")
     folder, metrics = run(run_crux, tmp_path_factory.mktemp("addition"), TRAINING, *SMALL, *more)
     assert metrics["final/train_accuracy"] == 1
@@ -42,7 +42,9 @@ def test_budget_of_a_perceptron_bounds_the_rank_of_its_hessian(run_crux: Command
         "degeneracy.steps=60",
     )  # fmt: skip
     assert found["final/checks_failed"] == 0
-    assert found["final/parameters"] == 65 * 8 + 9 * 6 + 7 * 10
+    assert (
+        found["final/parameters"] == 65 * 8 + 9 * 6 + 7 * 10
+    )  # 64 pixels, hidden layers of 8 and 6, 10 digits; with biases
     assert 0 < found["final/hessian_rank"] <= found["final/bound"] < found["final/parameters"]
     assert found["final/rank/G/input"] <= 61  # three of the 64 pixels are empty in every digit
     spectra = load_file(folder / "arrays.safetensors")
@@ -61,6 +63,7 @@ def test_spectra_of_the_packaged_model_show_that_the_mean_is_not_read(run_crux: 
     )  # fmt: skip
     assert found["final/checks"] == 1
     assert found["final/checks_failed"] == 0
+    # K lacks the direction of the residual stream's mean, one of 128
     assert found["final/rank/K/blocks.5.hook_resid_pre"] == 127
     assert found["final/rank/K/blocks.7.hook_attn_out"] == 127
     assert found["final/rank/G/blocks.7.attn.hook_z"] == 128
@@ -85,17 +88,18 @@ def test_synchronised_neurons_of_a_perceptron(run_crux: Command, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("subfolder", [False, True])
 def test_both_experiments_accept_a_modular_addition_network(
-    run_crux: Command, addition: Path, tmp_path: Path, inside: bool
+    run_crux: Command, addition: Path, tmp_path: Path, subfolder: bool
 ) -> None:
-    path = addition / RUN_SUBFOLDER if inside else addition
-    if inside:
+    """The network is given by its run folder or by its own subfolder there; each experiment tests one of the two."""
+    path = addition / RUN_SUBFOLDER if subfolder else addition
+    if subfolder:
         _, found = run(run_crux, tmp_path, "experiment=degeneracy/synchronised", f"model.path={path}")
         assert found["final/neurons"] == 32
     else:
         _, found = run(run_crux, tmp_path, "experiment=degeneracy/spectra", f"model.path={path}")
-        assert found["final/parameters"] == 129 * 32 + 33 * 128
+        assert found["final/parameters"] == 129 * 32 + 33 * 128  # d_model = 128 and d_mlp = 32, with biases
         assert found["final/bound"] < found["final/parameters"]
     assert found["final/checks_failed"] == 0
 
@@ -110,13 +114,13 @@ def test_killed_training_is_resumed(run_crux: Command, tmp_path: Path, monkeypat
     calls = iter(range(100))
     original = modular_addition.evaluate_addition
 
-    def dies(*args: Any) -> Any:
+    def kill_at_fifth_call(*args: Any) -> Any:  # in step 50, after the checkpoint of step 40
         if next(calls) == 4:
             raise RuntimeError("killed")
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(modular_addition, "evaluate_addition", dies)
+        patch.setattr(modular_addition, "evaluate_addition", kill_at_fifth_call)
         with pytest.raises(RuntimeError, match="killed"):
             run(run_crux, tmp_path / "cut", *given)
     resumed, _ = run(run_crux, tmp_path / "cut", *given, "resume=true")
@@ -128,7 +132,7 @@ def test_killed_training_is_resumed(run_crux: Command, tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "module", "dies"),
+    ("given", "module", "killed_in"),
     [
         ((SPECTRA, "degeneracy.network=mlp", "degeneracy.hidden=[6,5]", "degeneracy.steps=20"), "spectra", "jacobian_gram"),
         ((SYNCHRONISED, "degeneracy.hidden=[12]", "degeneracy.steps=20"), "synchronised", "merge_gates"),
@@ -136,31 +140,37 @@ def test_killed_training_is_resumed(run_crux: Command, tmp_path: Path, monkeypat
     ids=["spectra", "synchronised"],
 )  # fmt: skip
 def test_killed_measurements_are_resumed(
-    run_crux: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], module: str, dies: str
+    run_crux: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    module: str,
+    killed_in: str,
 ) -> None:
     """Measurements from before a run was killed are not repeated, and the numbers are the same."""
     experiment = import_module(f"crux.degeneracy.experiments.{module}")
-    original, calls = getattr(experiment, dies), []
+    original, calls = getattr(experiment, killed_in), []
 
-    def dies_at(n: int) -> Callable[..., Any]:
+    def count_calls(*, kill_at: int) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:
-            calls.append(n)
-            if len(calls) == n:
+            calls.append(None)
+            if len(calls) == kill_at:
                 raise RuntimeError("killed")
             return original(*args, **more)
 
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, dies, dies_at(3))
+        patch.setattr(experiment, killed_in, count_calls(kill_at=3))
         with pytest.raises(RuntimeError, match="killed"):
             run(run_crux, tmp_path / "cut", *given)
     calls.clear()
-    monkeypatch.setattr(experiment, dies, dies_at(-1))
+    monkeypatch.setattr(experiment, killed_in, count_calls(kill_at=-1))
     resumed, found = run(run_crux, tmp_path / "cut", *given, "resume=true")
-    again = len(calls)
+    calls_after_resuming = len(calls)
     whole, expected = run(run_crux, tmp_path / "whole", *given)
-    assert len(calls) - again == again + 2
+    calls_of_whole_run = len(calls) - calls_after_resuming
+    assert calls_of_whole_run == calls_after_resuming + 2  # two calls were finished before the run was killed
     assert found == expected
     assert (resumed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     a, b = (load_file(folder / "arrays.safetensors") for folder in (whole, resumed))

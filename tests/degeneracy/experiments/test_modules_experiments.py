@@ -1,4 +1,4 @@
-"""Tests of the experiments on planted modules and on dictionaries."""
+"""Tests of the experiments that find planted modules and that compare dictionaries with what a network reads."""
 
 import itertools
 import json
@@ -42,19 +42,19 @@ def test_shortcut_module_is_found_and_removed(seed: int, run_crux: Callable[...,
 
 def test_hiding_the_modules_does_not_change_the_network() -> None:
     rng = torch.Generator().manual_seed(0)
-    widths = [8, 20, 20, 4]
+    widths = [8, 20, 20, 4]  # of both modules: inputs, neurons of the two hidden layers, scores
     W = [torch.randn(b, a, generator=rng, dtype=torch.float64) for a, b in itertools.pairwise(widths)]
     b = [torch.randn(n, generator=rng, dtype=torch.float64) for n in widths[1:]]
     out = torch.randn(4, generator=rng, dtype=torch.float64)
     network = hide_modules(W, b, out, rng)
     z = torch.randn(30, 8, generator=rng, dtype=torch.float64)
-    h = [z]
+    h = [z]  # the input and the pre-activations of each layer
     for i in range(3):
         h.append((h[-1].relu() if i else h[-1]) @ W[i].T + b[i])
     torch.testing.assert_close(network.chain(z @ network.rotation)[:, 0], h[-1] @ out)
     found = network.chain.clean(z @ network.rotation, capture=HOOKS, final=False).activations
     for hook, value in zip(HOOKS, (h[0], h[1].relu(), h[2].relu(), h[3]), strict=True):
-        for module, columns in enumerate(value.chunk(2, 1)):
+        for module, columns in enumerate(value.chunk(2, 1)):  # before hiding, each module had one half of the columns
             torch.testing.assert_close(found[hook] @ network.subspaces[hook][module], columns)
 
 
@@ -73,7 +73,9 @@ def test_shortcut_is_in_the_training_data_and_not_in_the_evaluation_data() -> No
 @pytest.mark.slow
 def test_dictionaries_of_every_loss_in_three_seeds(run_crux: Callable[..., int], tmp_path: Path) -> None:
     folder, metrics, _ = run(run_crux, tmp_path, "experiment=interaction_basis/dictionaries")
-    assert metrics["final/checks"] == 27
+    assert (
+        metrics["final/checks"] == 27
+    )  # per seed: one of the basis, two of local training, three each of e2e and e2e_ds
     assert metrics["final/checks_failed"] == 0
     assert (folder / "figures" / "outside.png").exists()
 
@@ -100,7 +102,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
 def test_saved_saes_of_a_language_model(
     saved: Callable[..., str], run_crux: Callable[..., int], tmp_path: Path
 ) -> None:
-    """The shares of random directions are those expected by chance."""
+    """The SAEs are random, so that their mean shares outside the subspace are those expected by chance."""
     folders = [
         saved("a", loss="local"), saved("b", loss="local", seed=1), saved("c", hook="blocks.7.hook_resid_pre", loss="e2e"),
         saved("d", hook_name_out="blocks.7.hook_mlp_out"),
@@ -116,9 +118,10 @@ def test_saved_saes_of_a_language_model(
     for name in ("local 0", "local 1", "e2e", "d"):
         read = metrics[f"final/{name}/read"]
         assert 10 < read < 128
+        # a random direction has this share outside a subspace of `read` of 128 dimensions
         assert metrics[f"final/{name}/mean"] == pytest.approx(1 - read / 128, abs=0.1)
         assert f"| {name} |" in report
-    assert metrics["final/checks"] == 0
+    assert metrics["final/checks"] == 0  # the correct values are unknown
 
 
 @pytest.mark.parametrize(

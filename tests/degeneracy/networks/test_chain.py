@@ -23,28 +23,29 @@ def chain() -> Chain:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_continued_pass_equals_the_spliced_pass(kind: str, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder(kind), process_weights=False)
+    # from inside the attention to a later block, and from the first block to the output
     for start, end in (("blocks.1.attn.hook_z", "blocks.2.hook_resid_pre"), ("blocks.0.hook_resid_pre", FINAL)):
         captured = [start] if end == FINAL else [start, end]
         clean = subject.clean(TOKENS, capture=captured)
-        other = (1.1 * clean.activations[start] + 0.1).requires_grad_()
-        found = subject.continue_from(clean, start, other, ends=[end])[end]
-        spliced = subject.spliced(clean, {start: lambda x, other=other: other}, capture=captured)
-        want = spliced.final if end == FINAL else spliced.activations[end]
-        assert torch.equal(found, want)
-        assert torch.autograd.grad(found.sum(), other)[0].abs().sum() > 0
+        changed = (1.1 * clean.activations[start] + 0.1).requires_grad_()
+        found = subject.continue_from(clean, start, changed, ends=[end])[end]
+        spliced = subject.spliced(clean, {start: lambda x, changed=changed: changed}, capture=captured)
+        expected = spliced.final if end == FINAL else spliced.activations[end]
+        assert torch.equal(found, expected)
+        assert torch.autograd.grad(found.sum(), changed)[0].abs().sum() > 0
 
 
-def test_pass_stops_at_the_last_end(subject_folder: Callable[[str], Path]) -> None:
+def test_continued_pass_runs_no_block_after_the_last_end(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
-    calls: list[int] = []
+    blocks_run: list[int] = []
     for layer, block in enumerate(subject.parts.blocks):
-        block.norm1.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
+        block.norm1.register_forward_hook(lambda *_, layer=layer: blocks_run.append(layer))
     clean = subject.clean(TOKENS, capture=["blocks.0.hook_resid_mid"], final=False)
-    calls.clear()
+    blocks_run.clear()
     subject.continue_from(
         clean, "blocks.0.hook_resid_mid", clean.activations["blocks.0.hook_resid_mid"], ends=["blocks.1.hook_resid_pre"]
     )
-    assert calls == []
+    assert blocks_run == []  # block 0 is continued after its first norm, and block 1 is not run
 
 
 def test_chain_is_the_composition_of_its_maps(chain: Chain) -> None:
@@ -66,10 +67,9 @@ def test_chain_is_the_composition_of_its_maps(chain: Chain) -> None:
 
 def test_invalid_hook_points_are_rejected(chain: Chain, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
-    clean, kept = (
-        chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False),
-        subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre"]),
-    )
+    clean = chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False)
+    start = "blocks.1.hook_resid_pre"
+    subject_clean = subject.clean(TOKENS, capture=[start])
     with pytest.raises(UserError, match=r"from relu.0 to layer.0: the second lies before the first"):
         chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
     with pytest.raises(UserError, match=r"relu.1: no such hook point; there are input, layer.0, relu.0, output"):
@@ -78,14 +78,13 @@ def test_invalid_hook_points_are_rejected(chain: Chain, subject_folder: Callable
         chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=[])
     with pytest.raises(UserError, match="mlp: no such hook point"):
         chain.clean(torch.ones(1, 3), capture=["mlp"], final=False)
-    at = "blocks.1.hook_resid_pre"
     with pytest.raises(UserError, match=r"from blocks.1.hook_resid_pre to blocks.0.hook_resid_mid"):
-        subject.continue_from(kept, at, kept.activations[at], ends=["blocks.0.hook_resid_mid"])
+        subject.continue_from(subject_clean, start, subject_clean.activations[start], ends=["blocks.0.hook_resid_mid"])
     with pytest.raises(UserError, match="the clean pass must capture it"):
-        subject.continue_from(kept, "blocks.0.hook_resid_pre", kept.activations[at], ends=[at])
+        subject.continue_from(subject_clean, "blocks.0.hook_resid_pre", subject_clean.activations[start], ends=[start])
 
 
-def test_hook_point_after_the_final_norm(subject_folder: Callable[[str], Path]) -> None:
+def test_final_hook_point_is_the_final_hidden_state(subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
     clean = subject.clean(TOKENS, capture=["blocks.1.hook_resid_pre", FINAL], final=False)
     final = subject.clean(TOKENS, capture=[]).final

@@ -1,4 +1,4 @@
-"""Tests of the losses of SAEs on a chain against hand-computed ones, for several weights of the terms."""
+"""Tests of the losses of SAEs on a chain of maps against hand-computed ones, for several weights of the terms."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from crux.sae.training.sparsity import Sparsity
 from crux.toy.features import Cooccurrence, FeatureBatches, FeatureDistribution, Purpose
 
 
-def chain() -> Chain:
+def build_chain() -> Chain:
     torch.manual_seed(0)
     stages = {
         "input": nn.Identity(),
@@ -27,12 +27,13 @@ def chain() -> Chain:
     return Chain(stages).requires_grad_(False)
 
 
-def module(of: Chain, *, reconstruction: float, output: float, downstream: float) -> SAEModule:
+def build_module(chain: Chain, *, reconstruction: float, output: float, downstream: float) -> SAEModule:
+    """Return the training module of an SAE at `hidden`, with these weights of the loss's terms and no sparsity penalty."""
     sae = ReluSAE(
         d_model=4, d_out=None, n_latents=6, init="tied", init_norm=1.0, subtract_b_dec=False,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
-    frozen = FrozenChain(of, ("middle",))
+    frozen = FrozenChain(chain, ("middle",))
     loss = ChainLoss(E2EDownstream(reconstruction=reconstruction, kl=output, downstream=downstream), frozen=frozen)
     return SAEModule(
         [Site("hidden", "hidden", sae)], passes=ChainPasses(frozen, max_norm=None), loss=loss,
@@ -42,36 +43,38 @@ def module(of: Chain, *, reconstruction: float, output: float, downstream: float
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.5, 2.0), (0.3, 0.7, 0.1)])
-def test_loss_and_gradient_by_hand(shares: tuple[float, float, float]) -> None:
-    of = chain()
-    trained = module(of, reconstruction=shares[0], output=shares[1], downstream=shares[2])
-    sae = trained.sites[0].sae
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.5, 2.0), (0.3, 0.7, 0.1)])
+def test_loss_and_gradient_equal_those_by_hand(weights: tuple[float, float, float]) -> None:
+    """The weights are those of the reconstruction, of the output and of the activation at `middle`."""
+    chain = build_chain()
+    reconstruction, output_weight, downstream = weights
+    module = build_module(chain, reconstruction=reconstruction, output=output_weight, downstream=downstream)
+    sae = module.sites[0].sae
     batch = FeatureBatches(
         FeatureDistribution(Cooccurrence.independent, 1, False), seeds=torch.tensor([0]), density=torch.full((1, 5), 0.5),
         batch=16, n_batches=1, points=None, purpose=Purpose.training,
     )[0]  # fmt: skip
-    loss = trained.training_step(batch, 0)
+    loss = module.training_step(batch, 0)
     loss.backward()
     assert sae.W_enc.grad is not None
-    found = sae.W_enc.grad.clone()
+    gradient = sae.W_enc.grad.clone()
     sae.zero_grad()
 
-    hidden, middle, output = (of.stages[name] for name in ("hidden", "middle", "output"))
+    hidden, middle, output = (chain.stages[name] for name in ("hidden", "middle", "output"))
     x = hidden(batch[0])
     x_hat = sae.decode(sae.encode(x))
-    at, at_hat = middle(x), middle(x_hat)
+    m, m_hat = middle(x), middle(x_hat)
     by_hand = (
-        shares[0] * (x_hat - x).square().mean()
-        + shares[1] * (output(at_hat) - output(at)).square().mean()
-        + shares[2] * (at_hat - at).square().mean()
+        reconstruction * (x_hat - x).square().mean()
+        + output_weight * (output(m_hat) - output(m)).square().mean()
+        + downstream * (m_hat - m).square().mean()
     )
     torch.testing.assert_close(loss.detach(), by_hand.detach())
     by_hand.backward()
-    torch.testing.assert_close(found, sae.W_enc.grad)
+    torch.testing.assert_close(gradient, sae.W_enc.grad)
 
 
 def test_chain_is_not_in_checkpoints() -> None:
-    names = module(chain(), reconstruction=1.0, output=1.0, downstream=1.0).state_dict()
+    names = build_module(build_chain(), reconstruction=1.0, output=1.0, downstream=1.0).state_dict()
     assert "saes.0.W_dec" in names
     assert not any("stages" in name for name in names)
