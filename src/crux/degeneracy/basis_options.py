@@ -15,8 +15,10 @@ BASES = ("neuron", "random", "pca", "local", "next", "global")
 
 
 class LastBasis(Enum):
-    """The basis at the last hook point: its principal components, its neurons, or the logits' principal components (after a language
-    model's final norm)."""
+    """The basis at the last hook point.
+
+    Its principal components, its neurons, or the logits' principal components (after a language model's final norm).
+    """
 
     pca = "pca"
     neuron = "neuron"

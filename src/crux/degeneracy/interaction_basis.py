@@ -1,5 +1,6 @@
-"""The interaction basis of Bushnaq et al. (2405.10928): coordinates in which both the activations' covariance and the Jacobian Gram
-are diagonal.
+"""The interaction basis of Bushnaq et al. (2405.10928).
+
+In its coordinates both the activations' covariance and the Jacobian Gram are diagonal.
 
 Bases are built from the last hook point backwards. Let G = E[(f − μ)(f − μ)ᵀ] = U D Uᵀ, R = U D^(-1/2), R⁺ = D^(1/2) Uᵀ, let M' be the
 Jacobian Gram into the basis of a later hook point (grams.py), and R⁺ M' R⁺ᵀ = V Λ Vᵀ. Then

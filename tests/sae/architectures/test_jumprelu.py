@@ -51,8 +51,10 @@ def test_each_element_has_the_closed_form(theta: float, bandwidth: float) -> Non
 
 @pytest.mark.parametrize("theta", [0.5, 1.0])
 def test_the_mean_estimate_is_the_gradient_of_the_expected_loss(theta: float) -> None:
-    """With pre ~ N(0, 1) and y = pre, d/dθ E[(c − y)² + λ · H(pre − θ)] is −(λ − θ²) φ(θ), which finite differences of the mean
-    over a fine grid confirm. The estimate approaches it as the bandwidth shrinks."""
+    """With pre ~ N(0, 1) and y = pre, d/dθ E[(c − y)² + λ · H(pre − θ)] is −(λ − θ²) φ(θ).
+
+    Finite differences of the mean over a fine grid confirm this. The estimate approaches it as the bandwidth shrinks.
+    """
     coefficient = 0.7
     grid = torch.linspace(-6, 6, 240_001, dtype=torch.float64)[:, None]
     density = torch.exp(-grid.square() / 2) / (2 * torch.pi) ** 0.5 * (12 / 240_000)

@@ -136,8 +136,11 @@ def test_end_to_end_is_the_plain_formula(
 
 @pytest.mark.parametrize(("skip_positions", "bounded"), [((), False), ((0, 3), False), ((0,), True)])
 def test_several_end_to_end_saes_are_the_plain_formula(skip_positions: tuple[int, ...], bounded: bool) -> None:
-    """The second SAE reads what the first one wrote. Its own clean activation determines which tokens the terms of an SAE leave
-    out; the terms of the network leave out the tokens of both."""
+    """The second SAE reads what the first one wrote.
+
+    Its own clean activation determines which tokens the terms of an SAE leave out; the terms of the network leave out the
+    tokens of both.
+    """
     toy, saes = make_random_toy(seed=1), [toy_sae(), toy_sae(seed=6)]
     x = toy.blocks[0](toy.embed[TOKENS])
     y = toy.blocks[1](x)

@@ -39,7 +39,7 @@ def polygon(n: int) -> Float[Tensor, "2 {n}"]:
 
 
 def simplex(m: int) -> Float[Tensor, "{m} {m}+1"]:
-    """Return m + 1 directions in m dimensions with all products −1/m (m/(m+1)): digon, triangle, tetrahedron, …"""
+    """Return m + 1 directions in m dimensions with all products −1/m (m/(m+1)): a digon, triangle, tetrahedron and so on."""
     W = torch.zeros(m, m + 1, dtype=torch.float64)
     for k in range(m):  # column k has the rest of its norm on axis k; the later columns balance it
         W[k, k] = (1 - W[:k, k].square().sum()).sqrt()
