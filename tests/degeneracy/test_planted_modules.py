@@ -73,8 +73,9 @@ def plant_modules(sizes: list[tuple[int, int]], *, kinds: str, seed: int) -> Pla
 def test_two_hidden_modules_are_recovered_exactly(
     sizes: list[tuple[int, int]], kinds: str, seed: int, ahead: int | None
 ) -> None:
-    """All nodes are in the right module if all edges above rounding errors count. The same holds if only the edges that an ablation needs
-    count, for the nodes that still have edges.
+    """All nodes are in the right module if all edges above rounding errors count.
+
+    The same holds if only the edges that an ablation needs count, for the nodes that still have edges.
 
     Edges between linear layers are diagonal, so that at resolution 1 the best partition separates such layers; 0.1 keeps them together. In
     a deep linear network each direction is a separate module, within one block.
