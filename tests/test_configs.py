@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from crux.config.bounds import check_bounds
-from crux.config.descriptions import field_descriptions, read_option_comment
+from crux.config.descriptions import read_field_descriptions, read_option_comment
 from crux.config.errors import UserError
 from crux.config.registry import options_by_group, register
 from crux.config.schema import HubData, Job, Precision, to_plain
@@ -98,7 +98,7 @@ def test_every_key_has_a_description() -> None:
     for kind in kinds:
         hints = get_type_hints(kind)
         keys = {field.name for field in fields(kind) if not is_dataclass(hints[field.name])}
-        assert keys <= field_descriptions(kind).keys(), kind.__name__
+        assert keys <= read_field_descriptions(kind).keys(), kind.__name__
 
 
 @pytest.mark.parametrize("path", [*CONF.rglob("*.yaml"), *SWEEPS], ids=lambda p: str(p.relative_to(CONF.parent)))

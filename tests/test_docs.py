@@ -1,7 +1,8 @@
 """The code in README.md and docs/ does what it says, shortened.
 
 Every code block is tested. A comment `<!-- needs: … -->` before a block names what a plain machine lacks (a GPU, a cluster, the hub, a
-server, an earlier run, or hours); its commands are then composed, but not run.
+server, an earlier run, or hours); its commands are then composed, but not run. `<!-- main -->` and `<!-- tests -->` in README.md mark the
+two blocks that .ci/run runs, each in a fresh environment.
 """
 
 import re
@@ -38,8 +39,8 @@ class Block(NamedTuple):
     code: str
 
     @property
-    def needs(self) -> bool:
-        """True if the block needs what a plain machine lacks."""
+    def needs_more(self) -> bool:
+        """True if the block needs something that a plain machine lacks."""
         return self.comment.startswith("needs:")
 
 
@@ -50,12 +51,12 @@ BLOCKS = [
 ]
 
 
-def commands(*, needs: bool) -> list[str]:
-    """Return the arguments of each command line for crux, once each."""
+def list_commands(*, needs_more: bool) -> list[str]:
+    """Return the arguments of the command lines for crux in the blocks with this value of `needs_more`, without repetitions."""
     lines = [
         re.sub(r"\s*#.*", "", line).removeprefix(COMMAND)
         for block in BLOCKS
-        if block.language == "bash" and block.needs == needs
+        if block.language == "bash" and block.needs_more == needs_more
         for line in block.code.splitlines()
         if line.startswith(COMMAND)
     ]
@@ -63,12 +64,12 @@ def commands(*, needs: bool) -> list[str]:
 
 
 TESTED_ELSEWHERE = ("--help", "trainer=ddp", "launcher=cpus", "experiment=")
-"""Commands that test_cli, test_ddp_command, test_launchers and the tests of each experiment run with a length of their own."""
+"""Parts of the commands that test_cli, test_ddp_command, test_launchers and the tests of each experiment run, at lengths of their own."""
 
-RUN = [line for line in commands(needs=False) if not any(word in line for word in TESTED_ELSEWHERE)]
+RUN = [line for line in list_commands(needs_more=False) if not any(word in line for word in TESTED_ELSEWHERE)]
 
 SEVERAL_JOBS = ("sweeps=", "-m ", "sparsities=", "ks=", "hook_points=")
-"""Commands that take longer than one job."""
+"""Parts of the commands that start several jobs or train several SAEs, which takes longer."""
 
 
 def test_the_pages_have_code_of_known_kinds() -> None:
@@ -84,22 +85,24 @@ def test_every_experiment_is_in_the_guide(group: str) -> None:
     assert names <= set(re.findall(r"\w+", guide))
 
 
-def test_other_shell_commands_say_what_they_need() -> None:
+def test_blocks_with_other_shell_commands_are_marked() -> None:
     others = [b for b in BLOCKS if b.language == "bash" and not all(x.startswith(COMMAND) for x in b.code.splitlines())]
-    assert {block.comment for block in others if not block.needs} == {"main", "tests"}  # .ci/run runs these two
+    assert {block.comment for block in others if not block.needs_more} == {"main", "tests"}  # .ci/run runs these two
 
 
-@pytest.mark.parametrize("line", list(dict.fromkeys([*commands(needs=True), *commands(needs=False)])))
+@pytest.mark.parametrize(
+    "line", list(dict.fromkeys([*list_commands(needs_more=True), *list_commands(needs_more=False)]))
+)
 def test_a_command_composes(line: str) -> None:
     words = [word for word in shlex.split(line.replace("<toy run>", "toy_run")) if not word.startswith("-")]
     register()
     parsed = OverridesParser.create().parse_overrides(words)
-    first = [
+    overrides_of_first_job = [
         f"{override.key_or_group}={next(override.sweep_string_iterator())}" if override.is_sweep_override() else word
         for word, override in zip(words, parsed, strict=True)
     ]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        compose("config", overrides=first)
+        compose("config", overrides=overrides_of_first_job)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_a_command_runs(
 
 @pytest.fixture(scope="module")
 def finished_run(short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
+    """Train one SAE briefly, and return its run folder."""
     outputs = tmp_path_factory.mktemp("finished")
     return crux.train(["loss=local", "tracking=none", *short_job, f"output_dir={outputs}"]).folder
 
@@ -138,7 +141,7 @@ def finished_run(short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFa
 def page_folder(
     finished_run: Path, short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A current folder with outputs/runs/<run>, in which training and evaluation are short."""
+    """Change to a folder with outputs/runs/<run>, and shorten crux.train and load_text; return the folder."""
     runs = tmp_path / "outputs" / "runs"
     runs.mkdir(parents=True)
     (runs / finished_run.name).symlink_to(finished_run)
@@ -156,11 +159,13 @@ def page_folder(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", list(dict.fromkeys(b.page for b in BLOCKS if b.language == "python" and not b.needs)), ids=lambda p: p.name
+    "page",
+    list(dict.fromkeys(b.page for b in BLOCKS if b.language == "python" and not b.needs_more)),
+    ids=lambda p: p.name,
 )
 def test_the_python_of_a_page_runs_in_order(page: Path, page_folder: Path, finished_run: Path) -> None:
     namespace: dict[str, object] = {}
     for block in BLOCKS:
-        if block.page == page and block.language == "python" and not block.needs:
+        if block.page == page and block.language == "python" and not block.needs_more:
             code = block.code.replace("<run>", finished_run.name)
             exec(compile(code, page.name, "exec"), namespace)

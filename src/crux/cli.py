@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from crux import __version__
 from crux.config.compose import build_job
 from crux.config.errors import UserError
-from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_dashes, explain_user_error
+from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_unknown_flag, explain_user_error
 from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
-from crux.launch.refusals import check_launcher_of_one_run
+from crux.launch.refusals import check_no_launcher_without_sweep
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
 
@@ -43,6 +43,7 @@ def job(cfg: DictConfig) -> None:
     If a single job fails, the process ends. The job of a sweep never raises; if it fails, it leaves FAILED in its folder, because it
     may run in another process or on another machine, so that only files can report its outcome.
     """
+    # for launchers other than crux's own, which may run a sweep's job in a process that has called neither `main` nor `register`
     register_resolvers()
     hydra_config = HydraConfig.get()
     overrides = cast(
@@ -50,7 +51,7 @@ def job(cfg: DictConfig) -> None:
     )  # a value such as ${layer} stays as it is
     if hydra_config.mode != RunMode.MULTIRUN:
         try:
-            check_launcher_of_one_run(hydra_config.launcher)
+            check_no_launcher_without_sweep(hydra_config.launcher)
             start(cfg, overrides, folder=None)
         except Exception as error:
             if (line := explain_user_error(error, overrides=overrides)) is None:
@@ -89,7 +90,8 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants them first
     register()
     words = [word for word in sys.argv[1:] if word not in HELP_FLAGS]
-    if (line := explain_dashes(words)) is not None:
+    # reject words such as --layer=6, for which Hydra would print its own usage
+    if (line := explain_unknown_flag(words)) is not None:
         fail(line, code=2)
     if len(words) < len(sys.argv[1:]):  # help was asked for
         show_help(words)

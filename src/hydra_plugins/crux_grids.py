@@ -28,9 +28,9 @@ class GridsConf:
     max_batch_size: int | None = None
     """Maximum number of jobs that are passed to the launcher at once; null: all."""
     params: dict[str, Any] = field(default_factory=dict)
-    """The values of each key that every grid has, as on a command line (`5,7,10`)."""
+    """Keys and values that are added to every grid; the values are written as on a command line (`5,7,10`)."""
     grids: list[dict[str, Any]] = field(default_factory=list)
-    """The values of each key of each grid, written in the same way."""
+    """The keys and values of each grid, written in the same way."""
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridsConf, provider="crux")
@@ -51,8 +51,9 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        # imported here, because Hydra imports every plugin on every start
         from crux.launch.on_slurm import check_queue
-        from crux.launch.sweep import SweepJob, fixed_overrides, launch  # Hydra imports every plugin on every start
+        from crux.launch.sweep import SweepJob, launch, make_common_overrides
 
         assert self.config is not None
         assert self.launcher is not None
@@ -61,15 +62,17 @@ class GridSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=loader)
         lines = [*_to_overrides(self.params), *arguments]
         given = parser.parse_overrides(lines)
-        fixed = fixed_overrides(self.config, lines)
-        for override in parser.parse_overrides(fixed):
+        common = make_common_overrides(self.config, lines)
+        # in the sweep's own configuration, where Hydra's own launcher finds the sweep's folder, and below in the command line of every job
+        for override in parser.parse_overrides(common):
             OmegaConf.update(self.config, override.key_or_group, override.value())
         choices = [key for key in {k for grid in self.grids for k in grid} if loader.get_group_options(key)]
         found: dict[tuple[str, ...], None] = {}  # an ordered set, because the jobs of two grids may be equal
         for grid in narrow_grids(self.grids, parser.parse_overrides(arguments), choices=choices, parser=parser):
-            keys = {o.get_key_element() for o in parser.parse_overrides(grid)}  # have the values of the grid
-            others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in keys]
-            found |= dict.fromkeys(expand_jobs(parser.parse_overrides([*grid, *others, *fixed])))
+            # narrow_grids has already applied the command line to these keys
+            grid_keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
+            others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in grid_keys]
+            found |= dict.fromkeys(expand_jobs(parser.parse_overrides([*grid, *others, *common])))
 
         # every job is composed before any starts, so that errors are reported at once
         jobs = [SweepJob.from_overrides(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
@@ -77,7 +80,7 @@ class GridSweeper(Sweeper):
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
             at_once=self.max_batch_size,
-            ready=check_queue,  # with every launcher: an earlier start may have used SLURM
+            before_start=check_queue,  # with every launcher: jobs of an earlier start of this sweep may still be in SLURM's queue
         )
 
 
@@ -92,9 +95,10 @@ def narrow_grids(
 ) -> list[list[str]]:
     """Return the overrides that each grid adds to the command line, for those grids that the command line does not leave out.
 
-    If the command line gives values to a key of the grids, these either choose grids or replace the grids' values. They choose if the
-    key selects a file of conf/ (`loss=e2e`), or if no grid has several values for it: grids without any of the values are left out. The
-    values of any other key (`sparsity=2`) replace those of the grids.
+    A key on the command line that is also a key of the grids either filters or replaces. It filters if it selects a file of conf/
+    (`loss=e2e`) or if no grid has several values for it: each grid then keeps only those of its values that are given, and a grid
+    that has none of them is left out; a grid without the key takes all the given values. Any other key (`sparsity=2`) replaces: its
+    given values are used in place of the grids'.
 
     Args:
         given: the overrides on the command line.
@@ -108,22 +112,22 @@ def narrow_grids(
     wanted = {o.get_key_element(): _list_values(o) for o in given}
     parsed = [{o.get_key_element(): o for o in parser.parse_overrides(_to_overrides(g))} for g in grids]
     keys = {key for grid in parsed for key in grid}
-    choosing = {
+    filters = {
         key: wanted[key]
         for key in keys & wanted.keys()
         if key in choices or all(len(_list_values(grid[key])) == 1 for grid in parsed if key in grid)
     }
     remaining: list[list[str]] = []
     for grid in parsed:
-        kept = {key: _list_values(override) for key, override in grid.items() if key not in wanted or key in choosing}
-        for key, values in choosing.items():
+        kept = {key: _list_values(override) for key, override in grid.items() if key not in wanted or key in filters}
+        for key, values in filters.items():
             kept[key] = [value for value in kept.get(key, values) if value in values]
         if all(kept.values()):  # no key has lost all its values
             remaining.append([f"{key}={','.join(values)}" for key, values in kept.items()])
     if not remaining:
         words = "; ".join(
             f"{key}={','.join(values)}; it has {', '.join(sorted({v for g in parsed if key in g for v in _list_values(g[key])}))}"
-            for key, values in sorted(choosing.items())
+            for key, values in sorted(filters.items())
         )
         raise HydraException(f"nothing is left of this sweep with {words}")
     return remaining

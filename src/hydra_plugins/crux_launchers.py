@@ -32,14 +32,15 @@ class RayOptions:
 class RayConf:
     """Schema of `hydra.launcher` for `hydra/launcher=gpus` and `cpus`.
 
-    conf/hydra/launcher passes `gpus_per_job`, `threads` and `address` on to `ray`, from which the launcher reads them.
+    The launcher reads only `processes` and `ray`. The YAML files in conf/hydra/launcher fill the field `ray` below, by interpolation, with
+    the values of `gpus_per_job`, `threads` and `address`.
     """
 
     _target_: str = "hydra_plugins.crux_launchers.RayLauncher"
     processes: int | None = None
     """Maximum number of jobs at once; null: as many as the GPUs or cores allow."""
     gpus_per_job: float = MISSING
-    """GPUs per job, from 0 to 1; 0.5: two jobs share a GPU."""
+    """Number of GPUs per job, from 0 to 1; 0.5: two jobs share a GPU."""
     threads: int | None = None
     """CPU threads per job; null: an equal share of the cores."""
     address: str | None = None
@@ -61,7 +62,7 @@ class SlurmConf:
     max_num_timeout: int = MISSING
     """Maximum number of times that a job is queued again."""
     signal_delay_s: int = MISSING
-    """Number of seconds before its time is over at which a job receives the signal to stop."""
+    """A job receives the signal to stop this many seconds before its time limit."""
     gpus_per_node: int | None = None
     """Number of GPUs per job; a job uses at most one of them."""
     cpus_per_task: int | None = None
@@ -120,7 +121,7 @@ class RayLauncher(_CruxLauncher):
         from crux.launch.refusals import check_ray
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        # before any job is composed: that Ray is installed, the options fit this machine, and a running cluster answers
+        # before any job is composed, check that Ray is installed, that the options fit this machine, and that a given cluster answers
         check_ray(processes=self.options["processes"], **self.options["ray"])
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -137,7 +138,7 @@ class SlurmLauncher(_CruxLauncher):
         from crux.launch.refusals import check_slurm
 
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        check_slurm()  # before any job is composed: that submitit and SLURM's commands are installed
+        check_slurm()  # check before any job is composed that submitit and SLURM's commands are installed
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from crux.launch.on_slurm import run_on_slurm

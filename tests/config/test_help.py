@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from crux.config.catalogue import list_groups, option_files
-from crux.config.descriptions import describe_type, field_descriptions, read_option_comment
+from crux.config.descriptions import describe_type, read_field_descriptions, read_option_comment
 from crux.config.help import format_help
 from crux.config.paths import ROOT
 from crux.config.printing import print_text
@@ -160,7 +160,7 @@ class Settings:
 
 
 def test_descriptions_are_the_strings_below_the_fields() -> None:
-    assert field_descriptions(Settings) == {"first": "The first key, on two lines."}
+    assert read_field_descriptions(Settings) == {"first": "The first key, on two lines."}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Known learning coefficients: published values, and exact estimates at finite nβ."""
+"""Known learning coefficients: published values of λ, and the exact means of its estimate at finite nβ."""
 
 import numpy as np
 import pytest
@@ -78,14 +78,16 @@ def test_monomials_at_finite_nbeta(
 
 def test_multiplicity_lowers_the_estimate_but_not_the_limit() -> None:
     assert monomial_estimate((2, 2, 2), 1e3) < monomial_estimate((2, 2), 1e3) < monomial_estimate((2,), 1e3)
-    assert monomial_estimate((2, 2, 2), 1e60) == pytest.approx(0.5, abs=0.02)  # m = 3: 1/log nβ
+    # with multiplicity m = 3 the gap to the limit is about (m − 1)/log nβ = 2/138
+    assert monomial_estimate((2, 2, 2), 1e60) == pytest.approx(0.5, abs=0.02)
 
 
 def test_shallow_linear_networks_at_finite_nbeta() -> None:
     """One unit per layer gives the monomial a² b² under a Gaussian prior; all networks approach Aoyagi's λ."""
     a = np.linspace(-12, 12, 200_001)
     weights, t = np.exp(-(a**2) / 2), 10.0
-    # with b integrated out: nβ E[L] = ½ E[t a² (1 + t a²)^{−3/2}] / E[(1 + t a²)^{−1/2}]
+    # nβ L = t a² b²/2 with a, b ~ N(0, 1) under the prior; with b integrated out, the posterior mean of nβ L is
+    # ½ E_a[t a² (1 + t a²)^{−3/2}] / E_a[(1 + t a²)^{−1/2}], where E_a is the mean under the prior
     direct = (weights * t * a**2 * (1 + t * a**2) ** -1.5).sum() / (weights * (1 + t * a**2) ** -0.5).sum() / 2
     assert shallow_linear_estimate(1, 1, 1, t=t, points=400) == pytest.approx(direct, rel=1e-4)
     assert shallow_linear_estimate(3, 3, 4, t=1e8, points=120) == pytest.approx(

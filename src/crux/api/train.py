@@ -6,7 +6,7 @@ from crux.api.process_state import restore_process_state
 from crux.api.run import Run
 from crux.config.compose import compose_job
 from crux.config.errors import UserError
-from crux.launch.refusals import check_launcher_of_one_run
+from crux.launch.refusals import check_no_launcher_without_sweep
 from crux.runs.start import start_job
 
 ONE_JOB = (
@@ -33,7 +33,7 @@ def train(overrides: Sequence[str] = ()) -> Run:
         raise UserError(f'overrides must be a list of strings: crux.train(["{overrides}"])')
     with restore_process_state():
         job, launcher = compose_job(overrides, grid_advice=ONE_JOB)
-        check_launcher_of_one_run(launcher)
+        check_no_launcher_without_sweep(launcher)
         folder = start_job(job, folder=None)
     if folder is None:
         raise UserError("this job has no run: use the command line for it")

@@ -28,16 +28,16 @@ def read_option_comment(path: Path) -> list[str]:
 
 
 @cache
-def field_descriptions(kind: type) -> dict[str, str]:
+def read_field_descriptions(kind: type) -> dict[str, str]:
     """Return the description of each field of a dataclass, inherited fields included."""
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        found |= _descriptions_in(base.__module__).get(base.__qualname__, {})
-    return found
+        descriptions |= _read_module_descriptions(base.__module__).get(base.__qualname__, {})
+    return descriptions
 
 
 @cache
-def _descriptions_in(module: str) -> dict[str, dict[str, str]]:
+def _read_module_descriptions(module: str) -> dict[str, dict[str, str]]:
     """Return the field descriptions of every class at the top level of a module, by class and field."""
     path = getattr(sys.modules[module], "__file__", None)
     if path is None or not path.endswith(".py"):
@@ -72,6 +72,7 @@ def _describe_list(item: Any, bounds: Sequence[object]) -> str:
     if get_origin(inner) is list:
         return f"list of lists of {_describe_plain_type(_split_bounds(get_args(inner)[0])[0], plural=True)}"
     each = f", each {describe_bounds(item_bounds)}" if item_bounds else ""
+    # the only bound of lists is MinLen, so that a list with a bound is not empty
     return f"{'non-empty list' if bounds else 'list'} of {_describe_plain_type(inner, plural=True)}{each}"
 
 
@@ -90,5 +91,6 @@ def _describe_plain_type(kind: Any, *, plural: bool) -> str:
         return f"{', '.join(most)} or {last}"
     if kind is bool:
         return "true or false"
+    # a single string may be any text, but the strings in lists are names, for example of hook points
     words = {int: ("integer", "integers"), float: ("number", "numbers"), str: ("text", "names")}
     return words.get(kind, ("mapping", "mappings"))[plural]

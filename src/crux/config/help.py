@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.catalogue import find_experiments, find_options, has_key, list_groups, option_files, read_choice
-from crux.config.descriptions import describe_type, field_descriptions, read_option_comment
+from crux.config.descriptions import describe_type, read_field_descriptions, read_option_comment
 from crux.config.errors import UserError
 from crux.config.messages import explain_synonym, find_launchers, list_launcher_keys, suggest_nearest
 from crux.config.paths import ROOT
@@ -273,7 +273,7 @@ def _list_keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
     kind = OmegaConf.get_type(section)
     assert kind is not None
     hints, hints_with_bounds = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-    descriptions = field_descriptions(kind)
+    descriptions = read_field_descriptions(kind)
     order = list(dict.fromkeys(name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})))
     for name in sorted((field.name for field in fields(kind)), key=order.index):
         hint = hints[name]

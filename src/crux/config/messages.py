@@ -240,7 +240,7 @@ HYDRA_FLAGS = (
 """Hydra's own flags with two dashes."""
 
 
-def explain_dashes(words: Sequence[str]) -> str | None:
+def explain_unknown_flag(words: Sequence[str]) -> str | None:
     """Return what is wrong with the first word that begins with two dashes but is no flag of Hydra's; None if there is none."""
     for word in words:
         name, _, value = word.partition("=")

@@ -51,8 +51,8 @@ def check_slurm() -> None:
             )
 
 
-def check_launcher_of_one_run(launcher: Mapping[str, Any]) -> None:
-    """Check that a single run has no launcher of a sweep, which would be ignored silently.
+def check_no_launcher_without_sweep(launcher: Mapping[str, Any]) -> None:
+    """Check that a single run, without -m, has no `hydra/launcher=`, which Hydra would ignore silently.
 
     Raises:
         UserError: if it has one.

@@ -50,32 +50,34 @@ class SweepJob(NamedTuple):
         return self.folder.path.name
 
 
-def fixed_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
+def make_common_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]:
     """Return the overrides that are added to each job: the absolute path of the outputs folder, and the sweep's name if none is given.
 
     A grid without a name is named after its command line: the same line resumes it, another line is another sweep.
     """
     outputs = str(Path(OmegaConf.select(config, "output_dir")).resolve()).replace("'", "\\'")
-    fixed = [f"output_dir='{outputs}'"]
+    common = [f"output_dir='{outputs}'"]
     if OmegaConf.select(config, "sweep_name") is None:
         excluded = OmegaConf.select(config, "hydra.job.config.override_dirname.exclude_keys")
         named = sorted(line for line in lines if line.partition("=")[0].lstrip("+") not in excluded)
         name = shorten_name(re.sub(r"[^\w.,=+-]+", "_", " ".join(named)).strip("_"))
-        fixed.append(f"sweep_name='{name}'")
-    return fixed
+        common.append(f"sweep_name='{name}'")
+    return common
 
 
 Start = Callable[[Sequence[SweepJob]], Sequence[JobReturn]]
 """A function that passes jobs to Hydra's launcher and returns how each ended, in the same order."""
 
 
-def launch(jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, ready: Callable[[Path], None]) -> None:
+def launch(
+    jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, before_start: Callable[[Path], None]
+) -> None:
     """Start the jobs that are new, were interrupted, or failed and are to be tried again; print the sweep's summary at the end.
 
     Args:
         at_once: maximum number of jobs per call of `start`; None: all.
-        ready: is called with the sweep's folder before any job is started. It raises an error if jobs of an earlier start may still be
-            running although the process that launched them has ended.
+        before_start: is called with the sweep's folder before any job is started. It raises an error if jobs of an earlier start may
+            still be running although the process that launched them has ended.
 
     Raises:
         UserError, HydraException: if the sweep cannot be started, or is already running.
@@ -86,7 +88,7 @@ def launch(jobs: Sequence[SweepJob], *, start: Start, at_once: int | None, ready
     folder = jobs[0].folder.path.parent
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        ready(folder)
+        before_start(folder)
         for job in jobs:
             if job.folder.failed and first.retry_failed:
                 job.folder.clear_failure()

@@ -7,7 +7,7 @@ See docs/reference/learning_coefficients.md §5.
 
 θ* is a global minimum of L_B by construction, even if training has not converged, so that its learning coefficient is defined at
 every checkpoint. The residual is zero at θ*, so that the Hessian there contains no second derivatives of f: it is
-(1/n) Σ_x Jᵀ B J with J = ∂f/∂θ, where B = 2·1 for the MSE (twice the Gauss–Newton matrix) and B = diag(p) − p pᵀ for the KL (the
+(1/n) Σ_x Jᵀ B J with J = ∂f/∂θ, where B = 2I for the MSE (twice the Gauss–Newton matrix) and B = diag(p) − p pᵀ for the KL (the
 Fisher matrix).
 """
 
@@ -23,7 +23,10 @@ from crux.llc.losses import Batch, ChainLoss
 from crux.llc.options import Divergence
 
 Outputs = Callable[[dict[str, Tensor], Batch], Tensor]
-"""(parameters, batch) → f [row, sample, ..., output] with rows as in losses.py; `map_over_chains` makes one from a network."""
+"""A function (parameters, batch) → f [row, sample, ..., output]; `map_over_chains` makes one from a network.
+
+Each row is one chain of one case, and the chains of a case are adjacent.
+"""
 
 
 def output_distance(
@@ -37,12 +40,12 @@ def output_distance(
 
 
 def curvature_product(
-    outputs: Float[Tensor, "*shape output"], v: Float[Tensor, "*shape output"], divergence: Divergence
+    f_x: Float[Tensor, "*shape output"], v: Float[Tensor, "*shape output"], divergence: Divergence
 ) -> Float[Tensor, "*shape output"]:
-    """Return B v, with B the second derivative of the distance with respect to the outputs."""
+    """Return B v, with B the second derivative of the distance with respect to the outputs f_x."""
     if divergence is Divergence.mse:
         return 2 * v
-    p = outputs.softmax(-1)
+    p = f_x.softmax(-1)
     return p * (v - (p * v).sum(-1, keepdim=True))
 
 
@@ -61,7 +64,8 @@ def behavioural_loss(
     def loss(p: dict[str, Tensor], batch: Batch) -> Tensor:
         now = outputs(p, batch)
         with torch.no_grad():
-            n_chains = len(now) // len(next(iter(centre.values())))
+            n_cases = len(next(iter(centre.values())))
+            n_chains = len(now) // n_cases  # of each case
             before = outputs({name: value.repeat_interleave(n_chains, 0) for name, value in centre.items()}, batch)
         return output_distance(now, before, divergence)
 
@@ -69,9 +73,9 @@ def behavioural_loss(
 
 
 def gauss_newton_product(
-    outputs: Outputs, coordinates: Coordinates, w: Float[Tensor, "row n"], batch: Batch, divergence: Divergence
+    outputs: Outputs, coordinates: Coordinates, w: Float[Tensor, "row n_params"], batch: Batch, divergence: Divergence
 ) -> Product:
-    """Return v → (1/n) Σ_x Jᵀ B J v of every row, the product with the Hessian of L_B at θ* = w.
+    """Return v → (1/n) Σ_x Jᵀ B J v of every row, with n samples x: the product with the Hessian of L_B at θ* = w.
 
     J v is computed as a vjp of a vjp, because attention kernels do not support forward-mode differentiation.
     """
@@ -79,7 +83,7 @@ def gauss_newton_product(
     def f(w: Tensor) -> Tensor:
         return outputs(coordinates.to_parameters(w), batch)
 
-    def product(v: Float[Tensor, "row n"]) -> Float[Tensor, "row n"]:
+    def product(v: Float[Tensor, "row n_params"]) -> Float[Tensor, "row n_params"]:
         f_w, vjp = torch.func.vjp(f, w.detach())[:2]
         jvp = torch.func.vjp(lambda u: vjp(u)[0], torch.zeros_like(f_w))[1]  # the vjp of the linear map u → Jᵀ u
         n_samples = f_w[0, ..., 0].numel()

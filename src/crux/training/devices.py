@@ -14,7 +14,7 @@ class Hardware(NamedTuple):
     accelerator: str
     """`cpu` or `cuda`."""
     devices: int
-    """Processes that share each batch."""
+    """Number of devices; each has a process of its own, and all share each batch."""
     precision: str
     """`32-true` or `bf16-mixed`."""
 
@@ -35,7 +35,7 @@ def choose_device(accelerator: Accelerator) -> torch.device:
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype of the subject during training; `auto` is float32 on the CPU and bfloat16 on CUDA."""
+    """Return the dtype of the subject and of autocast operations in training; `auto` is float32 on the CPU and bfloat16 on CUDA."""
     match precision:
         case Precision.auto:
             return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -32,7 +32,7 @@ def assert_same_codes(folder: Path, sae: SAE, metadata: dict[str, Any]) -> None:
     assert 0.05 < (codes.c > 0).float().mean() < 0.95
     torch.testing.assert_close(found.decode(codes), wanted.decode(codes), rtol=1e-5, atol=1e-5)
     assert metadata.items() <= loaded_metadata.items()
-    assert loaded_metadata["input_scale"] == 0.25
+    assert loaded_metadata["input_scale"] == 0.25  # that of make_trained_sae
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_transcoders_are_loaded_as_saved(tmp_path: Path, kind: str, name: str) -
 
 @pytest.mark.parametrize("kind", ["topk", "gradient_topk", "gated"])
 def test_transcoders_that_sae_lens_does_not_have(tmp_path: Path, kind: str) -> None:
-    """With equal widths the format of ordinary SAEs is used; with different widths there is none, which is known before training."""
+    """With equal widths the format of ordinary SAEs is used. With different widths no format fits; a check before training says so."""
     written = METADATA | {"hook_name_out": "blocks.6.hook_mlp_out"}
     assert_same_codes(tmp_path / "even", make_trained_sae(kind), written)
     assert read_config(tmp_path / "even")["architecture"] == SAVED_AS[kind]
@@ -81,8 +81,10 @@ def test_concatenated_heads(tmp_path: Path) -> None:
     heads = METADATA | {"hook_name": "blocks.6.attn.hook_z"}
     assert_same_codes(tmp_path / "sae", make_trained_sae("relu"), heads)
     assert read_config(tmp_path / "sae")["reshape_activations"] == "hook_z"
-    saelens.save_sae(make_trained_sae("relu"), tmp_path / "from", heads | {"hook_name_out": "blocks.6.hook_attn_out"})
-    assert read_config(tmp_path / "from")["reshape_activations"] == "none"
+    # a transcoder that reads hook_z: SAELens would split its output into heads too, which hook_attn_out does not have
+    transcoder = heads | {"hook_name_out": "blocks.6.hook_attn_out"}
+    saelens.save_sae(make_trained_sae("relu"), tmp_path / "transcoder", transcoder)
+    assert read_config(tmp_path / "transcoder")["reshape_activations"] == "none"
 
 
 def test_saving_twice_changes_nothing(folder: Path) -> None:
