@@ -1,4 +1,4 @@
-"""`crux.load_run` says what it has found instead of a run; `crux.compare` makes one row per run."""
+"""Tests that `crux.load_run` explains a path that is not a run, and that `crux.compare` makes one row per run."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_error_says_what_a_folder_is_that_is_not_a_run(sweep: Path) -> None:
+def test_load_run_explains_a_path_that_is_not_a_run(sweep: Path) -> None:
     sae = sweep / "sparsity=0" / "sae"
     sae.mkdir()
     (sae / "cfg.json").write_text("{}")
@@ -56,6 +56,7 @@ def test_the_state_of_a_run(sweep: Path) -> None:
 def test_a_table_has_the_keys_that_differ_and_the_metrics(sweep: Path) -> None:
     table = crux.compare(sweep)
     assert table.index.tolist() == [f"sparsity={i}" for i in range(4)]
+    # final/l0/pos0 (a single position) and final/n_tokens (no headline metric) are left out by default
     assert table.columns.tolist() == ["sparsity", "final/l0", "final/kl", "state"]
     assert table["sparsity"].tolist() == [0, 1, 2, 3]
     assert table["final/l0"].tolist()[:2] == [30, 20]
@@ -70,6 +71,7 @@ def test_columns_can_be_chosen(sweep: Path) -> None:
     assert table.columns.tolist() == ["loss.name", "final/kl", "final/l0/pos0"]
     assert table.iloc[0].tolist() == ["e2e", 0.5, 9.0]
     table = crux.compare(f"{sweep}/sparsity=[01]", metrics="all", keys=[])
+    # "all" leaves out only the metrics of a single position, later layer or hook point: here final/l0/pos0
     assert table.columns.tolist() == ["final/l0", "final/kl", "final/n_tokens"]
     for choice, message in (
         ({"metrics": ["l1"]}, "final/l1: not a metric of these runs; did you mean final/l0"),
@@ -86,7 +88,7 @@ def test_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
         crux.compare(f"{tmp_path}/*")
 
 
-def test_if_two_names_are_equal_all_rows_have_the_time(tmp_path: Path) -> None:
+def test_row_names_keep_their_timestamp_if_two_runs_have_the_same_name(tmp_path: Path) -> None:
     names = [f"2026-01-0{day}_00-00-00_{name}" for day, name in enumerate(("e2e", "e2e", "local"), start=1)]
     for seed, name in enumerate(names):
         make_run(tmp_path / name, metrics={"final/l0": 1.0}, seed=seed)
@@ -98,6 +100,7 @@ def test_if_two_names_are_equal_all_rows_have_the_time(tmp_path: Path) -> None:
 
 def test_a_job_with_several_runs_has_them_in_the_order_given(tmp_path: Path) -> None:
     job = tmp_path / "job"
+    # the job's own folder has a configuration, but no metrics: these are in the folders of its runs
     make_run(job, metrics=None, sparsities=[5.0, 10.0, 0.5])
     for value in ("10", "0.5", "5"):
         make_run(job / f"sparsity={value}", metrics={"final/l0": float(value)}, sparsity=float(value))
@@ -108,7 +111,7 @@ def test_a_job_with_several_runs_has_them_in_the_order_given(tmp_path: Path) -> 
         assert table["final/l0"].tolist() == [5, 10, 0.5]
 
 
-def test_only_run_folders_directly_in_a_folder_are_its_runs(tmp_path: Path) -> None:
+def test_runs_deeper_than_one_folder_are_not_found(tmp_path: Path) -> None:
     make_run(tmp_path / "outputs" / "runs" / "e2e", metrics=None)
     with pytest.raises(crux.UserError, match="not a run folder"):
         crux.load_run(tmp_path)

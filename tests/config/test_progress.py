@@ -15,6 +15,9 @@ from rich.progress import Progress
 from crux.config import progress as module
 from crux.config.progress import progress, show_progress, track
 
+SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
+"""Escape codes of a terminal."""
+
 
 class Clock:
     """Seconds that pass when a test says so."""
@@ -44,7 +47,7 @@ def screen(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, encoding: str = "
     return out
 
 
-def test_items_come_as_they_are_and_a_length_is_the_total(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_track_yields_the_items_unchanged(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     for terminal in (False, True):
         screen(monkeypatch, terminal=terminal)
         assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
@@ -53,6 +56,7 @@ def test_items_come_as_they_are_and_a_length_is_the_total(clock: Clock, monkeypa
 
 def test_one_plain_line_after_five_seconds(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     out = screen(monkeypatch, terminal=False)
+    # Each item takes one second, so the sixth is the first to end after more than PLAIN_AFTER = 5 s; 94 s are left then.
     for i in track(range(100), "evaluating [text]"):
         clock.now += 1.0
         assert out.getvalue() == (b"" if i < 6 else b"evaluating [text] ... about 1:34 left\n"), i
@@ -67,14 +71,14 @@ def test_quick_work_says_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The outer line appears during its first item, and once per job."""
+    """Only the outer work has a line. It appears as early as during the first outer item, and is printed once per job."""
     out = screen(monkeypatch, terminal=False)
     for _ in range(2):
-        for _ in track(range(3), "comparing bases"):
+        for _ in track(range(3), "comparing bases"):  # the second time, its line has been printed already
             for _ in track(range(10), "edges"):
                 clock.now += 2.0
     assert out.getvalue() == b"comparing bases ...\n"
-    with show_progress(True), progress("comparing bases", total=None) as advance:
+    with show_progress(True), progress("comparing bases", total=None) as advance:  # `show_progress` begins another job
         clock.now += 9
         advance()
     assert out.getvalue() == b"comparing bases ...\n" * 2
@@ -84,7 +88,8 @@ def test_work_within_work_has_no_line_of_its_own(clock: Clock, monkeypatch: pyte
 def test_nothing_is_shown_when_switched_off(clock: Clock, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     out = screen(monkeypatch, terminal=terminal)
     monkeypatch.setattr(module, "DELAY", 0.0)
-    with show_progress(False), show_progress(True):  # like a job in a worker of a sweep
+    # the outer False takes precedence: a worker of a sweep switches progress off around a job, which switches it on
+    with show_progress(False), show_progress(True):
         for _ in track(range(10), "hidden"):
             clock.now += 10
     assert out.getvalue() == b""
@@ -118,7 +123,7 @@ def test_bars_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> No
             wait_until(out, b"within")
     end = out.getvalue().rpartition(b"within")[2]
     assert b"\x1b[1A\x1b[2K" in end  # up a line, which is cleared
-    assert b"\x1b[?25h" in end
+    assert SHOW_CURSOR in end
     assert module._Process.bars is None
 
 
@@ -144,7 +149,7 @@ def test_a_failure_takes_the_bar_away(clock: Clock, monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(KeyError):
         fails()
-    wait_until(out, b"\x1b[?25h")
+    wait_until(out, SHOW_CURSOR)
     assert module._Process.bars is None
 
 
@@ -169,14 +174,14 @@ def test_a_process_that_ends_within_the_work_gives_the_cursor_back() -> None:
         "from crux.config import progress as module\n"
         "module.LIVE = Console(file=sys.stdout, force_terminal=True, force_interactive=True, color_system=None)\n"
         "module.DELAY = 0.0\n"
-        "kept = module.track(range(3), 'under way')\n"
-        "next(kept)\n"
+        "items = module.track(range(3), 'under way')\n"  # without this reference, the generator and its bar would be closed
+        "next(items)\n"
         "time.sleep(0.3)\n"
         "sys.exit(3)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=environment
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=60, env=environment
     )
     assert ended.returncode == 3
-    assert ended.stdout.rindex("\x1b[?25h") > ended.stdout.rindex("\x1b[?25l")
+    assert ended.stdout.rindex(SHOW_CURSOR) > ended.stdout.rindex(HIDE_CURSOR)

@@ -328,14 +328,14 @@ def test_slurm_is_refused_where_there_is_no_sbatch(
     assert "there is no sbatch here" in capfd.readouterr().err
 
 
-def test_gpus_are_counted_as_cuda_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_unless_all_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'GPU 0: a (UUID: x)'\necho '  MIG 1g.5gb Device 0: y'\necho 'GPU 1: b (UUID: z)'\n")
     smi.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(refusals, "Path", lambda place: tmp_path)  # a machine without device files
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert refusals.count_visible_gpus() == 2
+    assert refusals.count_gpus() == 2
     for hidden in ("", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert refusals.count_visible_gpus() == 0
+        assert refusals.count_gpus() == 0

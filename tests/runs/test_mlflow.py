@@ -1,4 +1,4 @@
-"""MLflow runs: several first starts at once, end states, resumed runs, and the message if the database cannot be used."""
+"""MLflow runs: a new database that several processes use at once, end states, resumed runs, and errors of the database."""
 
 import socket
 import sqlite3
@@ -30,7 +30,7 @@ def start_run(outputs: Path, uri: str | None = None) -> Tracker:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an outputs folder without a database, in which four processes have then started a run at the same time."""
+    """Return an outputs folder in which four processes have started a run at the same time, when there was no database yet."""
     place = tmp_path_factory.mktemp("outputs")
     code = (
         "import sys; from pathlib import Path; from crux.runs.mlflow import Tracker, default_uri\n"
@@ -60,13 +60,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_four_first_starts_at_once_give_four_runs_in_one_experiment(outputs: Path) -> None:
+def test_four_processes_that_create_the_database_at_once_share_one_experiment(outputs: Path) -> None:
     client = MlflowClient(default_uri(outputs))
     experiment = client.get_experiment_by_name("crux")
     assert experiment is not None
     assert experiment.artifact_location == (outputs / "artifacts").as_uri()
     found = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
     names = [run.info.run_name or "" for run in found]
+    # the runs of other tests, which may have run before, are in the same folder
     assert sorted(name for name in names if name.startswith("job")) == [f"job {i}" for i in range(4)]
 
 
@@ -100,7 +101,7 @@ def test_a_resumed_run_stays_one_run(outputs: Path) -> None:
     assert [(m.step, m.value) for m in curve] == [(1, 2.0), (2, 1.0)]
 
 
-def test_the_files_of_a_run_folder_are_logged_without_checkpoints(outputs: Path, tmp_path: Path) -> None:
+def test_files_of_a_run_folder_are_logged_except_checkpoints_and_the_run_id(outputs: Path, tmp_path: Path) -> None:
     for name in (
         "config.yaml",
         "metrics.json",
@@ -134,7 +135,7 @@ def test_a_locked_database_is_a_user_error(outputs: Path, monkeypatch: pytest.Mo
     start_run(outputs).end("FINISHED")
 
 
-def test_a_file_that_is_not_a_database_is_a_user_error(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_opened_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, though of some length\n" * 100)
     with pytest.raises(UserError, match="file is not a database"):
         start_run(tmp_path)
@@ -142,14 +143,18 @@ def test_a_file_that_is_not_a_database_is_a_user_error(tmp_path: Path) -> None:
         start_run(tmp_path, uri=f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
-def test_a_server_that_does_not_answer_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def test_a_server_that_does_not_answer_is_a_user_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it listens, which is all that is checked
         port = server.getsockname()[1]
         check_tracking(f"http://127.0.0.1:{port}")
+    # now it is closed
     with pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} does not answer .* tracking=none"):
         check_tracking(f"http://127.0.0.1:{port}")
     with pytest.raises(UserError, match="does not answer"):
         check_tracking("https://nowhere.invalid")
+
+
+def test_only_uri_schemes_that_mlflow_supports_are_accepted() -> None:
     with pytest.raises(UserError, match="allowed are http, https, sqlite"):
         check_tracking("mlruns")
     for uri in (None, "sqlite:////somewhere/mlflow.db", "postgresql+psycopg2://user@host/base"):

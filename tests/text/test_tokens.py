@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -117,7 +116,7 @@ def test_part_of_the_packaged_text_contains_all_sources(tmp_path):
 
 
 def test_small_text_holds_out_a_larger_share(tmp_path):
-    # ten texts of which one in 20 would hold out none
+    # ten texts of which a split with every=20 would hold out none
     rows = [t for t in make_texts(14) if not is_held_out(SourceDocument(t, None), every=20)][:10]
     tokens = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=10)
     assert tokens.every in (10, 5, 2)
@@ -153,7 +152,7 @@ def test_pretokenised_rows_are_unchanged(tmp_path):
     assert np.array_equal(as_lines.train, as_parquet.train)
 
 
-def test_mark_within_a_document_is_plain_text(tmp_path):
+def test_end_of_text_string_within_a_document_is_plain_text(tmp_path):
     rows = [*make_texts(100), f"one {END_OF_TEXT} two"]
     tokens = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache")
     assert sum(int((s == EOT).sum()) for s in (tokens.train, tokens.held_out)) == 101
@@ -327,7 +326,7 @@ def test_nested_calls_for_the_same_file(tmp_path, monkeypatch):
     monkeypatch.setattr(crux.text.tokenise, "stream_documents", nested)
     outer = prepare(source, cache)
     assert outer.path == inner[0].path
-    assert np.array_equal(outer.train, inner[0].train)  # the first memory map is still valid
+    assert np.array_equal(outer.train, inner[0].train)  # its memory map is still valid, though its file was replaced
     assert list_temporary_files(cache) == []
 
 
@@ -404,10 +403,9 @@ def test_missing_and_not_utf8(tmp_path):
 
 
 def test_ids_beyond_the_vocabulary(tmp_path):
-    last = 1 + max(TOKENIZER.get_vocab().values())
-    assert_rejected(
-        f"token id {last}, the vocabulary has {last}", write_rows(tmp_path / "a.jsonl", [[1, 2, last]]), tmp_path / "c"
-    )
+    vocab_size = 1 + max(TOKENIZER.get_vocab().values())
+    too_large = write_rows(tmp_path / "a.jsonl", [[1, 2, vocab_size]])
+    assert_rejected(f"token id {vocab_size}, the vocabulary has {vocab_size}", too_large, tmp_path / "c")
     assert_rejected("token id -1", write_rows(tmp_path / "b.jsonl", [[1, -1]]), tmp_path / "c")
 
 
@@ -444,8 +442,11 @@ def test_unreachable_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: Connection refused\)", HUB_DATASET, tmp_path)
-    never = threading.Event()
-    monkeypatch.setattr("socket.create_connection", lambda *_, **__: never.wait() and socket.socket())
+
+    def hang(*_, **__):
+        threading.Event().wait()
+
+    monkeypatch.setattr("socket.create_connection", hang)
     monkeypatch.setattr(crux.text.hub, "PROBE_SECONDS", 0.1)
     assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: no answer\)", HUB_DATASET, tmp_path)
 

@@ -129,7 +129,8 @@ def test_a_run_with_several_models_is_rejected(
         (tmp_path / "programs").mkdir(exist_ok=True)
         (tmp_path / "programs" / name).symlink_to(toy_run / "programs" / "model")
     assert run_crux(*SAE, f"model.path={tmp_path}", f"output_dir={tmp_path}") == 2
-    assert "the run has 2 models, choose one of programs/a, programs/b" in capsys.readouterr().err
+    message = f"the run has 2 models; set model.path to one of them, such as {tmp_path}/programs/a"
+    assert message in capsys.readouterr().err
     assert run_crux("experiment=toy/sae", f"output_dir={tmp_path}") == 2
     assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
     assert run_crux(*SAE, "model.path=/nowhere", f"output_dir={tmp_path}") == 2

@@ -16,6 +16,11 @@ from crux.config.paths import CHECKOUT, ROOT
 def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
     """Check that `hydra/launcher=gpus` or `cpus` can start.
 
+    Args:
+        processes: maximum number of jobs at once; None: as many as the resources allow.
+        init: arguments of `ray.init`.
+        remote: arguments of `ray.remote` for each job.
+
     Raises:
         UserError: if not, in one line.
     """
@@ -28,7 +33,7 @@ def check_ray(*, processes: int | None, init: Mapping[str, Any], remote: Mapping
             raise UserError(f"hydra.launcher.{key}={value}: must be 1 or more")
     if init["address"] is not None:
         _check_cluster_answers(init["address"])
-    elif gpus and not (count_visible_gpus() if init["num_gpus"] is None else init["num_gpus"]):
+    elif gpus and not (count_gpus() if init["num_gpus"] is None else init["num_gpus"]):
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else ""
         raise UserError(
@@ -61,8 +66,12 @@ def check_no_launcher_without_sweep(launcher: Mapping[str, Any]) -> None:
         raise UserError("hydra/launcher starts the jobs of a sweep: add -m, or choose a sweep with sweeps=")
 
 
-def count_visible_gpus() -> int:
-    """Return the number of GPUs that CUDA or ROCm would show a program here, from device files and from nvidia-smi."""
+def count_gpus() -> int:
+    """Return the number of GPUs of this machine, from device files or nvidia-smi; 0 if CUDA_VISIBLE_DEVICES hides all of them.
+
+    HIP_VISIBLE_DEVICES has the same effect if CUDA_VISIBLE_DEVICES is not set. If these variables show only some of the GPUs,
+    all GPUs are counted, because it only matters whether there is one.
+    """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
     if hidden is not None and hidden.split(",")[0].strip() in ("", "-1", "NoDevFiles"):
         return 0
@@ -85,13 +94,17 @@ def _check_installed(option: str, *, package: str, extra: str) -> None:
 
 
 def _check_cluster_answers(address: str) -> None:
-    """Check that a Ray cluster answers at an address. Ray itself would wait, even for an earlier cluster that has ended."""
+    """Check that something accepts connections at the address of a Ray cluster.
+
+    Ray itself would wait for an answer instead, also if `auto` stands for an earlier cluster that has ended.
+    """
     place = _find_last_cluster() if address == "auto" else address
     if not place:
         raise UserError("hydra.launcher.address=auto: there is no Ray cluster here; start one: ray start --head")
     host, _, port = place.rpartition(":")
-    if not port.isdigit():  # a name that Ray resolves
+    if not port.isdigit():  # there is no port to connect to: Ray itself interprets the address, such as `local`
         return
+    # `ray://host:port`, the address of a Ray client, is rejected below: `ray://host` is not the name of a host
     try:
         socket.create_connection((host, int(port)), timeout=1.0).close()
     except OSError as error:

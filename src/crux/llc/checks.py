@@ -21,7 +21,7 @@ from crux.sae.options import model_source
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
-from crux.toy.folder import find_toy_model, read_n_instances
+from crux.toy.folder import find_toy_model, read_instance_shape
 
 SAMPLER_KEYS = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
 """Keys that have a meaning only for some samplers."""
@@ -67,7 +67,7 @@ def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:
     Args:
         without_path: number of instances if no path is given.
     """
-    n = without_path if model.path is None else math.prod(read_n_instances(find_toy_model(model.path)))
+    n = without_path if model.path is None else math.prod(read_instance_shape(find_toy_model(model.path)))
     if model.instance is not None and model.instance >= n:
         raise UserError(f"model.instance={model.instance}: the model has {n} instances, allowed are 0 to {n - 1}")
 

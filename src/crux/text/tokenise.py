@@ -22,7 +22,7 @@ def tokenise_source(
 ) -> None:  # fmt: skip
     """Write the tokens of all documents to the sides `train` and `held_out`, until both are full or the documents end.
 
-    The numbers of documents and bytes are stored in the file's metadata.
+    The file's metadata also contains the number of documents and of bytes per side, whether all documents were texts, and `every`.
 
     Args:
         writer: receives the tokens.
@@ -35,26 +35,31 @@ def tokenise_source(
     Raises:
         UserError: for every error of the source, and for ids that are not in the vocabulary.
     """
-    tokeniser = _Tokeniser(writer, tokenizer, eot=eot, limits=limits)
+    document_writer = _DocumentWriter(writer, tokenizer, eot=eot, limits=limits)
     known_limits = [limit for limit in limits.values() if limit is not None]
     total = sum(known_limits) if len(known_limits) == len(limits) else None  # the progress bar has no end otherwise
     n_reported = 0
     name = describe_source(source).rsplit("/", 1)[-1]
     with progress(f"tokenising {name}", total=total) as advance, closing(stream_documents(source)) as stream:
         for document in stream:
-            side = SIDES[is_held_out(document, every=every)]
-            if tokeniser.is_full(side):
-                if all(tokeniser.is_full(s) for s in SIDES):
+            side = "held_out" if is_held_out(document, every=every) else "train"
+            if document_writer.is_full(side):  # skip the document; the other side may still need some
+                if all(document_writer.is_full(s) for s in SIDES):
                     break
             elif isinstance(document.content, str):
-                tokeniser.add_text(side, document.content)
+                document_writer.add_text(side, document.content)
             else:
-                tokeniser.add_ids(side, document.content, source=source)
+                document_writer.add_ids(side, document.content, source=source)
             advance(sum(writer.counts.values()) - n_reported)
             n_reported = sum(writer.counts.values())
-        tokeniser.encode_waiting()
-    counts = {"documents": tokeniser.documents, "bytes": tokeniser.bytes, "text": tokeniser.only_text, "every": every}
-    writer.finish({"crux": json.dumps(counts)})
+        document_writer.encode_waiting()
+    metadata = {
+        "documents": document_writer.documents,
+        "bytes": document_writer.bytes,
+        "text": document_writer.only_text,
+        "every": every,
+    }
+    writer.finish({"crux": json.dumps(metadata)})
 
 
 def is_held_out(document: SourceDocument, *, every: int | None) -> bool:
@@ -68,8 +73,8 @@ def is_held_out(document: SourceDocument, *, every: int | None) -> bool:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") % every == 0
 
 
-class _Tokeniser:
-    """Texts that wait to be encoded together, and the counts of what was written."""
+class _DocumentWriter:
+    """A writer that encodes many texts together before it writes them, and counts the documents and bytes that it has written."""
 
     def __init__(self, writer: TokenWriter, tokenizer: Tokenizer, *, eot: int, limits: dict[str, int | None]) -> None:
         self.writer, self.tokenizer, self.eot, self.limits = writer, tokenizer, eot, limits
@@ -112,7 +117,9 @@ class _Tokeniser:
             if self.is_full(side):
                 continue
             written = self._write(side, np.array([*encoding.ids, self.eot], np.int64))
-            if written < len(encoding.ids):  # the document was cut: find out how much of its text was written
+            if written < len(encoding.ids):
+                # The limit cut the document: count only the text of the tokens that were written. The text is encoded again,
+                # because encode_batch_fast leaves out the offsets.
                 offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
                 text = text[: offsets[written - 1][1]]
             self.bytes[side] += len(text.encode())

@@ -105,10 +105,10 @@ def _open_tokens(path: Path) -> Tokens | None:
     if (opened := open_token_file(path)) is None:
         return None
     train, held_out, metadata = opened
-    counts = json.loads(metadata["crux"])
-    documents = counts["documents"]
-    n_bytes = counts["bytes"] if counts["text"] else {}  # unknown if documents came as token ids
+    stored = json.loads(metadata["crux"])
+    documents = stored["documents"]
+    n_bytes = stored["bytes"] if stored["text"] else {}  # unknown if documents came as token ids
     return Tokens(
         train, held_out, documents["train"], documents["held_out"], n_bytes.get("train"), n_bytes.get("held_out"),
-        counts["every"], path,
+        stored["every"], path,
     )  # fmt: skip

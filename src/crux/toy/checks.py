@@ -8,7 +8,7 @@ from crux.sae.architectures.options import SaeOptions
 from crux.sae.checks import check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream, LossOptions
 from crux.sae.site_checks import check_n_latents
-from crux.toy.folder import find_toy_model, read_n_hidden, read_n_instances
+from crux.toy.folder import find_toy_model, read_instance_shape, read_n_hidden
 from crux.toy.options import ToySaeJob
 
 
@@ -28,7 +28,7 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     if job.trainer.accelerator is Accelerator.cuda:
         raise UserError("trainer.accelerator=cuda: an SAE on a toy model is trained on the CPU")
     _check_labels(job.loss, job.sae)
-    streams, settings = read_n_instances(folder)
+    streams, settings = read_instance_shape(folder)
     chosen = job.model.instance
     if chosen is not None and chosen >= streams * settings:
         raise UserError(f"model.instance={chosen}: {folder} has instances 0 to {streams * settings - 1}")

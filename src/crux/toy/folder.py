@@ -9,37 +9,35 @@ HOOK = "hook_hidden"
 """The only hook point of a toy model: the activations between its two maps."""
 
 
-def toy_folder(path: Path) -> Path | None:
-    """Return the folder of the toy model at `path`, or of the one in the run folder `path`; None if there is no toy model.
-
-    Raises:
-        UserError: if the run has several models.
-    """
-    if _is_toy_model(path):
-        return path
-    models = sorted(p for p in (path / "programs").glob("*") if _is_toy_model(p))
-    if len(models) > 1:
-        names = ", ".join(f"programs/{p.name}" for p in models[:6])
-        raise UserError(f"model.path={path}: the run has {len(models)} models, choose one of {names}")
-    return models[0] if models else None
-
-
 def find_toy_model(path: str | None) -> Path:
-    """Return the folder of the toy model that `model.path` names.
+    """Return the folder of the toy model that `model.path` names: that folder itself, or the single model of a run folder.
 
     Raises:
         UserError: if there is no such folder, or if it has no toy model or several.
     """
     if path is not None and not Path(path).exists():
         raise UserError(f"model.path={path}: no such folder")
-    folder = toy_folder(Path(path)) if path is not None else None
-    if folder is None:
-        raise UserError(f"model.path={path}: must be the run folder of a toy experiment")
-    return folder
+    models = _list_toy_models(Path(path)) if path is not None else []
+    if not models:
+        raise UserError(
+            f"model.path={path}: must be the run folder of a toy experiment, or the folder of a model in its programs/"
+        )
+    if len(models) > 1:
+        raise UserError(
+            f"model.path={path}: the run has {len(models)} models; set model.path to one of them, such as {models[0]}"
+        )
+    return models[0]
 
 
-def read_n_instances(folder: Path) -> tuple[int, int]:
-    """Return the numbers of streams and of settings of the model in a toy model's folder."""
+def _list_toy_models(path: Path) -> list[Path]:
+    """Return `path` if it is the folder of a toy model; otherwise the folders of the models in the run folder `path`."""
+    if _is_toy_model(path):
+        return [path]
+    return sorted(folder for folder in (path / "programs").glob("*") if _is_toy_model(folder))
+
+
+def read_instance_shape(folder: Path) -> tuple[int, int]:
+    """Return how many streams and how many settings the model in a folder has; their product is its number of instances."""
     streams, settings = _read_config(folder)["instances"]
     return streams, settings
 

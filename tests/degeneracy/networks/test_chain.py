@@ -52,6 +52,7 @@ def test_chain_is_the_composition_of_its_maps(chain: Chain) -> None:
     x = torch.randn(5, 3)
     clean = chain.clean(x, capture=["relu.0", "input"], final=True)
     assert torch.equal(clean.activations["input"], x)
+    # the stage of the hook point layer.0 is named layer_0, because names of submodules have no dots
     assert torch.equal(clean.activations["relu.0"], chain.stages["layer_0"](x).relu())
     assert clean.final is not None
     assert torch.equal(chain(x), clean.final)
@@ -67,15 +68,15 @@ def test_chain_is_the_composition_of_its_maps(chain: Chain) -> None:
 
 def test_invalid_hook_points_are_rejected(chain: Chain, subject_folder: Callable[[str], Path]) -> None:
     subject = load_subject(subject_folder("gpt2"), process_weights=False)
-    clean = chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False)
+    chain_clean = chain.clean(torch.ones(1, 3), capture=["relu.0"], final=False)
     start = "blocks.1.hook_resid_pre"
     subject_clean = subject.clean(TOKENS, capture=[start])
     with pytest.raises(UserError, match=r"from relu.0 to layer.0: the second lies before the first"):
-        chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
+        chain.continue_from(chain_clean, "relu.0", torch.ones(1, 4), ends=["layer.0"])
     with pytest.raises(UserError, match=r"relu.1: no such hook point; there are input, layer.0, relu.0, output"):
-        chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=["relu.1"])
+        chain.continue_from(chain_clean, "relu.0", torch.ones(1, 4), ends=["relu.1"])
     with pytest.raises(UserError, match="no hook point given"):
-        chain.continue_from(clean, "relu.0", torch.ones(1, 4), ends=[])
+        chain.continue_from(chain_clean, "relu.0", torch.ones(1, 4), ends=[])
     with pytest.raises(UserError, match="mlp: no such hook point"):
         chain.clean(torch.ones(1, 3), capture=["mlp"], final=False)
     with pytest.raises(UserError, match=r"from blocks.1.hook_resid_pre to blocks.0.hook_resid_mid"):

@@ -18,17 +18,22 @@ def auxk_loss(
     weight: Float[Tensor, "tokens"] | None,
     mean_over_ranks: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, ""]:
-    """Return ‖e − ê‖² / ‖e − mean e‖², where both norms are means over tokens.
+    """Return ‖e − ê‖² / ‖e − mean e‖², where both squared norms are averaged over tokens.
 
-    e = x − x̂ is the residual, and ê = z D its reconstruction by z, the k largest `pre` among the dead latents (all of them if
-    there are fewer than k). The result has no unit, as in the authors' code: it is 1 − the share of the residual's variance that
-    the dead latents explain. It is zero if no latent is dead or the residual has no variance. Gradients flow to `pre` and
-    `dictionary`, but not through e or the denominator to the live latents.
+    e = x − x̂ is the residual, and ê = z D its reconstruction. D is the `dictionary`, and z holds the k largest `pre` among the
+    dead latents (all of them if there are fewer than k). The result has no unit, as in the authors' code: it is 1 − the share of
+    the residual's variance that the dead latents explain. It is zero if no latent is dead or the residual has no variance.
+    Gradients flow to `pre` and `dictionary`, but not through e or the denominator to the live latents.
 
     Args:
-        weight: tokens of weight 0 (not 1) are left out; None: all count.
-        mean_over_ranks: averages a mean over these tokens over the processes that share the batch, so that the variance is that
-            of the whole batch.
+        pre: pre-activations of all latents.
+        dictionary: decoder directions of all latents, one per row.
+        residual: x − x̂, in the units in which `dictionary` reconstructs x.
+        dead: True for the latents that AuxK trains.
+        k: number of dead latents that reconstruct the residual of a token; at most n_latents.
+        weight: 1 for a token that counts, 0 for a token that is left out; None: all count.
+        mean_over_ranks: returns the mean of a value over the processes that share the batch, so that the variance is that of the
+            whole batch.
     """
     e = residual.detach()
     # no ReLU on z: the dead latents of a ReLU SAE have only negative pre-activations and would get no gradient through it
@@ -38,6 +43,7 @@ def auxk_loss(
     e_hat = F.embedding_bag(chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum")
     token_weight = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
     variance = mean_over_ranks(token_weight @ (e - mean_over_ranks(token_weight @ e)).square().sum(-1))
+    # not averaged over ranks: through that mean no gradient would flow, and DDP averages the gradients of the ranks
     error = token_weight @ (e - e_hat).square().sum(-1)
     # if all residuals are equal, rounding leaves a tiny variance, which must not be divided by
     usable = dead.any() & (variance > 1e-10 * mean_over_ranks(token_weight @ e.square().sum(-1)))
