@@ -179,7 +179,7 @@ MORE = {
     "sparsities=[1,-2]": ("sparsities=[1.0, -2.0]", "0 or more"),
     "sparsities=[1,2] sparsity=3": ("sparsities and sparsity both given",),
     "sparsities=[1,2] target_l0=30": ("sparsities and target_l0 both given",),
-    "sparsities=[1,2] hook_points=[blocks.2.hook_resid_pre,blocks.4.hook_resid_pre]": ("one hook point, not at 2",),
+    "sparsities=[1,2] hook_points=[blocks.2.hook_resid_pre,blocks.4.hook_resid_pre]": ("one hook point, not 2",),
     "sparsities=[1,2] sae=topk": ("are for sae=relu, not sae=topk; give ks",),
     "sparsities=[1,2] sae=jumprelu": ("are for sae=relu, not sae=jumprelu, one run for each value",),
     "sparsities=[one,two]": ("sparsities", "one"),
