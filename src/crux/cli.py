@@ -1,6 +1,7 @@
 """The command line: Hydra composes the configuration, crux checks it, and only then heavy libraries are imported.
 
-A UserError is printed as one line, with exit code 2; any other exception keeps its traceback, with exit code 1. Ctrl-C exits with 130.
+An error that the user can fix is printed as one line, with exit code 2: a UserError, an error of Hydra's or OmegaConf's, or an error of
+the disk, such as no space. Any other exception keeps its traceback, with exit code 1. Ctrl-C exits with 130.
 """
 
 import errno

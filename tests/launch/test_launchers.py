@@ -18,7 +18,7 @@ from crux.launch import refusals
 from crux.launch.on_ray import JobResources, divide_resources
 
 ROOT = Path(__file__).parents[2]
-SAYING = [
+RECORDING_SCRIPT = [  # a sweep whose jobs only record where and when they run
     sys.executable,
     str(ROOT / "tests" / "support" / "launch_script.py"),
     "-m",
@@ -41,30 +41,34 @@ def find_ray_processes(environment_mark: str) -> list[str]:
     return [line for line in found if any(word in line for word in RAY)]
 
 
-def places() -> dict[str, str]:
+def make_environment() -> dict[str, str]:
     """Return the environment in which a script among the tests finds this checkout's crux."""
     return os.environ | {"PYTHONPATH": str(ROOT / "src")}
 
 
-def said(outputs: Path) -> dict[int, dict[str, Any]]:
-    folders = (outputs / "sweeps" / "here").glob("seed=*/said.json")
+def read_records(outputs: Path) -> dict[int, dict[str, Any]]:
+    """Return what each job of the sweep recorded about its process, by the job's seed."""
+    folders = (outputs / "sweeps" / "here").glob("seed=*/process.json")
     return {int(path.parent.name.partition("=")[2]): json.loads(path.read_text()) for path in folders}
 
 
 def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path) -> None:
     """Run five jobs and one that is killed on two GPUs that Ray is made to believe in; the machine needs none."""
     mark = f"CRUX_TEST_MARK={tmp_path}"
-    env = places() | dict([mark.split("=", 1)]) | {"OMP_NUM_THREADS": "64", "MLFLOW_TRACKING_URI": "sqlite:////none"}
-    line = [*SAYING, *GPUS, "seed=0,1,2,7,3,4", "output_dir=out"]
+    env = (
+        make_environment()
+        | dict([mark.split("=", 1)])
+        | {"OMP_NUM_THREADS": "64", "MLFLOW_TRACKING_URI": "sqlite:////none"}
+    )
+    line = [*RECORDING_SCRIPT, *GPUS, "seed=0,1,2,7,3,4", "output_dir=out"]
     ended = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 1, ended.stderr
     assert "ray: 2 of 6 jobs at once, each with 1 GPU and" in ended.stdout
     assert "seed=7: its process ended: " in ended.stdout
-    (told,) = [
-        line for line in ended.stderr.splitlines() if "seed=7" in line
-    ]  # the table has the launcher's reason too
-    assert "its process ended: " in told
-    jobs = said(tmp_path / "out")
+    # the table of the sweep has the launcher's reason too
+    (table_row,) = [line for line in ended.stderr.splitlines() if "seed=7" in line]
+    assert "its process ended: " in table_row
+    jobs = read_records(tmp_path / "out")
     assert jobs.keys() == {0, 1, 2, 3, 4}
     assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} == {"0", "1"}
     assert len({job["pid"] for job in jobs.values()}) == 5
@@ -88,21 +92,21 @@ def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path
 @pytest.mark.slow
 def test_two_small_jobs_share_a_gpu(tmp_path: Path) -> None:
     gpus = ["hydra/launcher=gpus", "hydra.launcher.ray.init.num_gpus=1", "hydra.launcher.ray.init.num_cpus=2"]
-    line = [*SAYING, *gpus, "hydra.launcher.gpus_per_job=0.5", "seed=0,1", "output_dir=out"]
-    ended = subprocess.run(line, cwd=tmp_path, env=places(), capture_output=True, text=True, timeout=500)
+    line = [*RECORDING_SCRIPT, *gpus, "hydra.launcher.gpus_per_job=0.5", "seed=0,1", "output_dir=out"]
+    ended = subprocess.run(line, cwd=tmp_path, env=make_environment(), capture_output=True, text=True, timeout=500)
     assert "2 of 2 jobs at once, each with 0.5 GPU and 1 CPU threads" in ended.stdout
-    jobs = said(tmp_path / "out")
+    jobs = read_records(tmp_path / "out")
     assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} == {"0"}
     assert len({job["pid"] for job in jobs.values()}) == 2
 
 
 @pytest.mark.slow
-def test_cpus_runs_so_many_processes_and_shows_them_no_gpu(tmp_path: Path) -> None:
+def test_the_cpus_launcher_runs_at_most_the_given_number_of_processes_and_hides_gpus(tmp_path: Path) -> None:
     words = ["hydra/launcher=cpus", "hydra.launcher.ray.init.num_cpus=4", "hydra.launcher.ray.init.num_gpus=1"]
-    line = [*SAYING, *words, "hydra.launcher.processes=2", "seed=0,1,2", "output_dir=out"]
-    ended = subprocess.run(line, cwd=tmp_path, env=places(), capture_output=True, text=True, timeout=500)
+    line = [*RECORDING_SCRIPT, *words, "hydra.launcher.processes=2", "seed=0,1,2", "output_dir=out"]
+    ended = subprocess.run(line, cwd=tmp_path, env=make_environment(), capture_output=True, text=True, timeout=500)
     assert "ray: 2 of 3 jobs at once, each with 2 CPU threads" in ended.stdout
-    jobs = said(tmp_path / "out")
+    jobs = read_records(tmp_path / "out")
     assert len({job["pid"] for job in jobs.values()}) == 3
     assert {job["OMP_NUM_THREADS"] for job in jobs.values()} == {"2"}
     assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs.values()} <= {"", None}
@@ -307,7 +311,7 @@ def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
     note.parent.mkdir(parents=True)
     note.write_text("17\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    for answer, said in (
+    for answer, message in (
         (None, f"if you know that none is, remove {note}"),
         ("echo no route >&2; exit 1", f"if you know that none is, remove {note}"),
         ("echo 17_0; echo 17_2", "2 jobs of this sweep are in SLURM's queue: wait for them, or run scancel 17"),
@@ -316,7 +320,7 @@ def test_jobs_that_may_be_in_slurms_queue_are_not_started_again(
             (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
             (tmp_path / "squeue").chmod(0o755)
         assert run_crux("-m", "seed=0,1", "sweep_name=here", f"output_dir={tmp_path}") == 2
-        assert said in capfd.readouterr().err
+        assert message in capfd.readouterr().err
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -15,7 +15,7 @@ from crux.llc.explain import explain_estimate
 from crux.llc.losses import NO_DATA, FixedData, Minibatches, map_over_chains
 from crux.llc.samplers.hmc import HMC, MALA
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
-from tests.support.quadratic_losses import A, estimate, quadratic, values
+from tests.support.quadratic_losses import EIGENVALUES, estimate, quadratic, values
 
 LONG_CHAINS = {"n_chains": 32, "burn_in": 400, "draws": 800}
 
@@ -111,7 +111,7 @@ def test_minibatches_differ_between_chains() -> None:
 
 def test_restricted_estimate_equals_that_of_the_smaller_model() -> None:
     mask = torch.tensor([True, False, True, True, False])
-    a = values(*A)
+    a = values(*EIGENVALUES)
 
     def smaller(p: dict[str, Tensor], batch: object) -> Tensor:
         return (a[mask] * p["w"].square()).sum(1) / 2
@@ -244,7 +244,7 @@ def test_warning_if_w_star_is_not_a_minimum() -> None:
     start = torch.full((1, 5), 0.1, dtype=torch.float64)
     with pytest.warns(NotAMinimumWarning, match=r"w\* is not a minimum, its gradient has norm 0.15"):
         llc = estimate(params={"w": start}, burn_in=2000)
-    assert float(llc.gradient_norm) == pytest.approx(0.1 * float(values(*A).square().sum().sqrt()))
+    assert float(llc.gradient_norm) == pytest.approx(0.1 * float(values(*EIGENVALUES).square().sum().sqrt()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         estimate()

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from crux.llc.prediction import predict_llc
-from tests.support.quadratic_losses import A, values
+from tests.support.quadratic_losses import EIGENVALUES, values
 
 
 def predict(*, step_size: float, gamma: float, noise: float) -> float:
-    a = values(*A)[None]
+    a = values(*EIGENVALUES)[None]  # one case with five directions
     prediction = predict_llc(
         a,
         weights=torch.ones_like(a),

@@ -11,14 +11,14 @@ from crux.llc.samplers.hmc import HMC, MALA
 from crux.llc.samplers.interface import Posterior, Sampler
 from crux.llc.samplers.rmsprop_sgld import RMSPropSGLD
 from crux.llc.samplers.sgld import SGLD
-from tests.support.quadratic_losses import A, estimate, quadratic, values
+from tests.support.quadratic_losses import EIGENVALUES, estimate, quadratic, values
 
 SAMPLERS = [SGLD(), RMSPropSGLD(decay=0.99, floor=0.1), MALA, HMC(leapfrogs=3)]
 
 
 def make_posterior(w: Tensor) -> Posterior:
     """Return the posterior of the quadratic loss around 0 for two chains with different nβ and γ."""
-    a = values(*A)
+    a = values(*EIGENVALUES)
 
     def loss(w: Tensor, step: int) -> tuple[Tensor, Tensor]:
         return quadratic({"w": w}, None), a * w
@@ -36,7 +36,7 @@ def test_one_step_of_sgld() -> None:
     w, posterior, eps, noise = make_random_state()
     moved = SGLD().step(SGLD().start(w, posterior), 7, posterior=posterior, size=eps, noise=noise)
     for row in range(2):
-        drift = posterior.nbeta[row] * values(*A) * w[row] + posterior.gamma[row] * w[row]
+        drift = posterior.nbeta[row] * values(*EIGENVALUES) * w[row] + posterior.gamma[row] * w[row]
         expected = w[row] - eps[row] / 2 * drift + eps[row].sqrt() * noise.normal(7)[row]
         torch.testing.assert_close(moved.w[row], expected)
 
@@ -47,7 +47,7 @@ def test_two_steps_of_rmsprop_sgld() -> None:
     state = sampler.start(w, posterior)
     V = torch.ones_like(w)
     for step in (1, 2):
-        g = values(*A) * w
+        g = values(*EIGENVALUES) * w
         V = 0.9 * V + 0.1 * g**2
         G = 1 / ((V / (1 - 0.9**step)).sqrt() + 0.1)
         drift = posterior.nbeta[:, None] * g + posterior.gamma[:, None] * w

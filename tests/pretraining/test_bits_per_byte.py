@@ -22,7 +22,8 @@ def test_each_token_but_the_first_is_predicted_once_with_enough_context(
         for t in range(window.first, len(window.ids) - 1):
             token = window.ids[t + 1]
             predicted.append(token)
-            # it is predicted from the t + 1 tokens before it in the window; the document has `token` tokens before it
+            # it is predicted from the t + 1 tokens before it in the window: at least as many as the model reads in both of two
+            # consecutive windows (context - stride), or all tokens before it in the document if these are fewer
             assert t + 1 >= min(token, context - stride)
     assert predicted == ids[1:]
 

@@ -20,7 +20,8 @@ def test_processing_keeps_the_function(kind: str, subject_folder: Callable[[str]
     assert processed_pass.final is not None
     want = logits(raw.unembed, raw_pass.final).log_softmax(-1)
     torch.testing.assert_close(logits(processed.unembed, processed_pass.final).log_softmax(-1), want, rtol=0, atol=2e-5)
-    # control: the residual stream does change (not with RMSNorm, which depends on the mean, so that residuals are not centred)
+    # control: processing changes the residual stream, because it centres it. RMSNorm depends on the mean of the stream, so that the
+    # stream of a Llama is not centred
     if not kind.startswith("llama"):
         assert (raw_pass.activations[capture[0]] - processed_pass.activations[capture[0]]).abs().max() > 0.1
 
@@ -36,7 +37,7 @@ def test_activations_and_unembedding_are_centred(subject_folder: Callable[[str],
     assert unembed.W_U.mean(0).abs().max() < 1e-6
     assert unembed.W_U.mean(1).abs().max() < 1e-6
     assert unembed.b_U is not None
-    assert unembed.b_U.abs().max() > 0.01  # the bias of the final norm
+    assert unembed.b_U.abs().max() > 0.01  # the bias of the final norm has been folded into b_U, which was zero
     assert unembed.b_U.mean().abs() < 1e-5
     assert unembed.W_U is not subject.parts.embed.weight
     for part in subject.parts.blocks:

@@ -1,4 +1,4 @@
-"""The list of architectures that all laws are tested over; a new architecture needs one more line here."""
+"""The architectures that are tested for the properties that every SAE must have; a new one needs one more line here."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,9 @@ def perturb_sae(sae: SAE) -> SAE:
         for i, parameter in enumerate(sae.parameters()):
             parameter.add_(0.3 * draw_normal(*parameter.shape, seed=100 + i))
     for seed in (7, 8, 9):
-        sae.observe(sae.encode(3 * draw_normal(40, sae.d_model, seed=seed), draw_normal(40, sae.d_out, seed=seed + 10)))
+        x = 3 * draw_normal(40, sae.d_model, seed=seed)
+        gradient = draw_normal(40, sae.d_out, seed=seed + 10)  # only gradient SAEs use it
+        sae.observe(sae.encode(x, gradient))
     return sae
 
 

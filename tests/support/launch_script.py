@@ -18,7 +18,7 @@ KEYS = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CRUX_OUTPUTS", "CRUX_CACHE",
 
 
 def record_process(cfg: DictConfig) -> None:
-    """Write the times, the environment and the process of a job to `said.json` in its folder."""
+    """Write the times, the environment and the process of a job to `process.json` in its folder."""
     began = time.time()
     if cfg.seed == 7:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -31,7 +31,7 @@ def record_process(cfg: DictConfig) -> None:
         "sparsity": cfg.sparsity,
     }
     record = process | {"began": began, "ended": time.time(), "cwd": os.getcwd()}
-    (Path(HydraConfig.get().runtime.output_dir) / "said.json").write_text(json.dumps(record))
+    (Path(HydraConfig.get().runtime.output_dir) / "process.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

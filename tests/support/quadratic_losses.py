@@ -11,18 +11,18 @@ from crux.llc.estimate import LLC, estimate_llc
 from crux.llc.losses import NO_DATA, Batch
 from crux.llc.samplers.sgld import SGLD
 
-A = (1.0, 1.0, 0.5, 0.1, 0.02)
+EIGENVALUES = (1.0, 1.0, 0.5, 0.1, 0.02)
 """Eigenvalues of the quadratic loss in docs/reference/learning_coefficients.md §3."""
 
 
 def quadratic(p: dict[str, Tensor], batch: Batch) -> Tensor:
     """Return ½ Σ a_i w_i² of every row."""
-    a = torch.tensor(A, dtype=p["w"].dtype)
+    a = torch.tensor(EIGENVALUES, dtype=p["w"].dtype)
     return (a[: p["w"].shape[1]] * p["w"].square()).sum(1) / 2
 
 
 def values(*numbers: float) -> Float[Tensor, "case"]:
-    """Return one number per case, in float64."""
+    """Return numbers, usually one per case, as a float64 tensor."""
     return torch.tensor(numbers, dtype=torch.float64)
 
 

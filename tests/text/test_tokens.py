@@ -40,10 +40,10 @@ EOT = 0  # the first id of `train_bpe`
 WORDS = ["whale", "ship", "sea", "captain", "white", "of", "the", "and"]
 
 
-def prepare(source, cache, *, tokenizer: Tokenizer = TOKENIZER, **given) -> Tokens:
-    """Prepare the tokens of a source without limits; `given` replaces any of them."""
-    settings = {"max_tokens": None, "held_out_tokens": None, "min_tokens": 1}
-    return prepare_tokens(source, tokenizer=tokenizer, eot=EOT, cache=cache, **{**settings, **given})
+def prepare(source, cache, *, tokenizer: Tokenizer = TOKENIZER, **arguments) -> Tokens:
+    """Prepare the tokens of a source without limits; `arguments` replace any of them."""
+    defaults = {"max_tokens": None, "held_out_tokens": None, "min_tokens": 1}
+    return prepare_tokens(source, tokenizer=tokenizer, eot=EOT, cache=cache, **{**defaults, **arguments})
 
 
 def make_texts(n: int) -> list[str]:
@@ -133,6 +133,15 @@ def test_limits_cut_the_last_document_and_count_its_bytes(tmp_path):
     kept = "".join(TOKENIZER.decode([t for t in tokens.train if t != EOT]))
     assert tokens.train_bytes == len(kept.encode())
     assert tokens.train_documents == 1 + int((tokens.train[:-1] == EOT).sum())
+
+
+def test_bits_per_byte_can_be_computed(tmp_path):
+    tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(200)), tmp_path / "cache")
+    assert tokens.held_out_bytes is not None
+    # A model that gives all 400 tokens the same probability. A token has at least one byte, except for the end-of-text token of
+    # each document. A document has at least 10 bytes, so that these tokens add at most log2(400) / 10 < 1.
+    uniform = math.log(400) * len(tokens.held_out) / tokens.held_out_bytes / math.log(2)
+    assert 0 < uniform < math.log2(400) + 1
 
 
 def test_pretokenised_rows_are_unchanged(tmp_path):
@@ -293,6 +302,7 @@ def test_sigkill_leaves_a_temporary_file_that_the_next_call_removes(tmp_path, mo
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "writing\n"
+            # every temporary file counts as old, however recently it was written
             monkeypatch.setattr(crux.text.token_file, "STALE_SECONDS", -1.0)
             (in_use,) = list_temporary_files(cache)
             prepare(source, cache)
@@ -370,9 +380,9 @@ def test_progress_is_one_line_if_tokenising_takes_long(tmp_path, capfd, monkeypa
 # Errors
 
 
-def assert_rejected(message: str, source, cache: Path, **given) -> None:
+def assert_rejected(message: str, source, cache: Path, **arguments) -> None:
     with pytest.raises(UserError, match=message) as error:
-        prepare(source, cache, **given)
+        prepare(source, cache, **arguments)
     assert "\n" not in str(error.value)
     assert list_temporary_files(cache) == []
 
@@ -498,11 +508,3 @@ def test_hub_data_set_without_the_column_or_missing(tmp_path, monkeypatch):
     assert_rejected("no column 'text' of texts", HUB_DATASET, tmp_path)
     replace_hub(monkeypatch, [], error=FileNotFoundError("Dataset 'someone/texts' doesn't exist\non the Hub"))
     assert_rejected("data set someone/texts: Dataset 'someone/texts' doesn't exist on the Hub", HUB_DATASET, tmp_path)
-
-
-def test_bits_per_byte_can_be_computed(tmp_path):
-    tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(200)), tmp_path / "cache")
-    assert tokens.held_out_bytes is not None
-    # a model that gives all 400 tokens the same probability; a token has at least one byte
-    uniform = math.log(400) * len(tokens.held_out) / tokens.held_out_bytes / math.log(2)
-    assert 0 < uniform < math.log2(400) + 1

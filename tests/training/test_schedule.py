@@ -1,4 +1,4 @@
-"""The schedule of the learning rate, by hand and as a law."""
+"""The schedule of the learning rate: values computed by hand, and properties that hold for all settings."""
 
 import math
 
@@ -12,7 +12,7 @@ from crux.training.schedule import warmup_cosine
 @pytest.mark.parametrize(
     ("step", "fraction"),
     [
-        (0, 0.25),  # not zero, as in the code of Braun et al.
+        (0, 0.25),  # in the code of Braun et al. the first step has rate 0
         (1, 0.5),
         (3, 1.0),
         (4, 1.0),  # cos 0

@@ -48,8 +48,8 @@ def _restore_environment(before: dict[str, str]) -> None:
 
 
 def _loggers() -> list[logging.Logger]:
-    found = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
-    return [logger for logger in found if isinstance(logger, logging.Logger)]
+    # if only loggers below a name exist, `getLogger` makes the one with that name too, so that it is restored if the job changes it
+    return [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
 
 
 def _restore_logger(

@@ -1,6 +1,6 @@
 """Ablations: the loss of a network when only the strongest directions of a basis, or edges between two bases, are kept.
 
-All other coordinates are set to their mean, f̂ = 0. An ablation's `loss(n)` is the mean loss over samples when the n strongest directions or
+All other coordinates are set to 0, their mean. An ablation's `loss(n)` is the mean loss over samples when the n strongest directions or
 edges are kept, 0 ≤ n ≤ `size`.
 `smallest_sufficient` finds how many are needed.
 """

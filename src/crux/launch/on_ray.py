@@ -54,13 +54,12 @@ def run_on_ray(
             f"ray: {resources.at_once} of {len(jobs)} jobs at once, each with {gpu}{resources.threads} CPU threads",
             flush=True,
         )
-        # a fresh process per job: nothing that CUDA or a library keeps reaches the next job. The next start resumes lost jobs
         options = {
             **remote,
             "num_gpus": resources.gpus,
             "num_cpus": resources.threads,
-            "max_calls": 1,
-            "max_retries": 0,
+            "max_calls": 1,  # a fresh process per job: nothing that CUDA or a library keeps reaches the next job
+            "max_retries": 0,  # Ray does not repeat a job whose process died; the next start of the sweep resumes it
         }
         return _run_all(ray, ray.remote(**options)(run_work), jobs, resources)
 
@@ -75,7 +74,8 @@ def run_work(work: Work) -> None:
 def _run_all(ray: Any, remote_run: Any, jobs: Sequence[Work], resources: JobResources) -> list[JobReturn]:
     """Run the jobs by Ray's remote function `remote_run`, and return how each ended."""
     waiting, running, ended = list(jobs)[::-1], {}, {}
-    stopped: list[int] = []  # Ray turns anything that a signal handler raises while Ray waits into exit code 1
+    # the handler only notes the signal, because Ray turns anything that a handler raises while Ray waits into exit code 1
+    stopped: list[int] = []
     handler = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
         while waiting or running:
@@ -160,7 +160,7 @@ def connect_to_ray(init: Mapping[str, Any]) -> Iterator[Any]:
         )  # Ray's default of 15 would starve jobs while other programs run
         options = {"address": "local", "include_dashboard": False, "object_store_memory": 80 * 2**20} | options
     import ray
-    import psutil  # isort: skip - Ray brings its own copy
+    import psutil  # isort: skip - after Ray, which puts its own copy on the path
 
     handler, earlier_children = signal.getsignal(signal.SIGTERM), psutil.Process().children(recursive=True)
     try:

@@ -18,7 +18,8 @@ class Window(NamedTuple):
     ids: list[int]
     """At most context + 1 ids; the model reads all but the last and predicts all but the first."""
     first: int
-    """Index of the first prediction in this window that counts; the previous window has scored the ids before it."""
+    """Index of the first prediction in this window that counts. Prediction t is that of ids[t + 1]; the previous window has scored
+    the ids before ids[first + 1]."""
 
 
 def cut_windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Window]:
@@ -26,11 +27,11 @@ def cut_windows(ids: Sequence[int], *, context: int, stride: int) -> Iterator[Wi
 
     A prediction that counts is made from at least context − stride earlier ids, or from all earlier ids if there are fewer.
     """
-    scored = 1  # number of ids that have been scored, or, like the first, need not be
+    done = 1  # ids[:done] need no more scoring: earlier windows have scored them, or, like the first, they are not predicted
     for start in range(0, len(ids) - 1, stride):
         end = min(len(ids), start + context + 1)
-        yield Window(list(ids[start:end]), scored - start - 1)
-        scored = end
+        yield Window(list(ids[start:end]), done - start - 1)  # the prediction of ids[done]
+        done = end
         if end == len(ids):
             return
 

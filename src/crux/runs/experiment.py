@@ -23,13 +23,13 @@ from crux.runs.run_folder import RunFolder
 Options = TypeVar("Options")
 
 
-def drop_all_rows(folder: RunFolder) -> int:
-    """Return -1, so that no history row of an earlier start is kept: the experiment adds all rows again."""
+def no_last_row(folder: RunFolder) -> int:
+    """Return -1: if the run is resumed, no row of its history is kept, and the experiment adds all rows again."""
     return -1
 
 
-def keep_all_rows(folder: RunFolder) -> int:
-    """Return the step of the last history row of an earlier start, so that all its rows are kept and only later ones are added."""
+def last_row_of_history(folder: RunFolder) -> int:
+    """Return the step of the last row in a run's history: if the run is resumed, all rows are kept and only later ones are added."""
     return max((int(row["step"]) for row in folder.read_history()), default=-1)
 
 
@@ -41,7 +41,7 @@ class Experiment(Generic[Options]):
     """The dataclass of the options that `result` takes: a section of the configuration, or the whole job if it needs several sections."""
     result: Callable[[Options, ActiveRun], Result]
     """A function that computes the result. It may add rows to the run's history and read intermediate results of an earlier start."""
-    last_row: Callable[[RunFolder], int] = drop_all_rows
+    last_row: Callable[[RunFolder], int] = no_last_row
     """A function that returns the step of the last history row to keep when an earlier start is continued."""
 
 
@@ -81,6 +81,7 @@ def prepare_experiment(
     def execute(run: ActiveRun) -> Mapping[str, RunOutcome]:
         result = compute(run)
         metrics = write_result(run.folder, result, title=config.run_name())
+        # an experiment is a single run, whose name is empty
         return {"": RunOutcome(metrics, lambda: show_result(config.run_name(), result))}
 
     return PreparedJob(

@@ -26,7 +26,7 @@ class PackagedText(NamedTuple):
 
 
 class TextFiles(NamedTuple):
-    """The user's own text, JSONL or Parquet: a file, or a folder of them."""
+    """The user's own documents, as plain text, JSONL or Parquet: one file, or a folder of such files."""
 
     path: Path
     """File or folder."""
@@ -65,7 +65,8 @@ def stream_documents(source: Source) -> Generator[SourceDocument, None, None]:
     """Yield the documents of a source that are not empty.
 
     Packaged documents are ordered by the hashes of their ids, so that every part of the stream mixes old and new speeches,
-    scripture and novel. Other documents keep the order of their files or rows.
+    scripture and novel. Other documents keep the order of their files or rows. A plain text file without end-of-text marks
+    between documents is cut into passages, each of which is a document.
 
     Raises:
         UserError: for every error in the user's files or data set, each in one line.
@@ -77,9 +78,10 @@ def stream_documents(source: Source) -> Generator[SourceDocument, None, None]:
                 yield SourceDocument(document.text, document.id in held_out)
         case TextFiles(path, column):
             found = find_data_files(path)
-            length = passage_length(sum(f.stat().st_size for f in found))
+            min_characters = passage_length(sum(f.stat().st_size for f in found))
             for file in found:
-                yield from (SourceDocument(c, None) for c in _read_file(file, column=column, length=length) if len(c))
+                contents = _read_file(file, column=column, min_characters=min_characters)
+                yield from (SourceDocument(c, None) for c in contents if len(c))
         case HubDataset(name, config, split, revision, column):
             rows = hub_documents(name, config=config, split=split, revision=revision, column=column)
             yield from (SourceDocument(c, None) for c in rows if len(c))
@@ -112,13 +114,13 @@ def fingerprint_source(source: Source) -> dict[str, str | list[str] | None]:
             hashed = sum(f.stat().st_size for f in found) <= MAX_HASHED_BYTES
             return {"files": [_hash_file(f) if hashed else _describe_file(f) for f in found], "column": column}
         case HubDataset():
-            return {"hub": None, **source._asdict()}
+            return {"hub": None, **source._asdict()}  # "hub" marks the kind of source, as "packaged" and "files" do
 
 
-def _read_file(path: Path, *, column: str | None, length: int) -> Iterator[str | Integer[np.ndarray, "pos"]]:
+def _read_file(path: Path, *, column: str | None, min_characters: int) -> Iterator[str | Integer[np.ndarray, "pos"]]:
     match detect_format(path):
         case "text":
-            yield from text_documents(path, length=length)
+            yield from text_documents(path, length=min_characters)
         case "jsonl":
             for value in json_lines(path, column=column):
                 yield value if isinstance(value, str) else np.array(value, np.int64)

@@ -1,7 +1,7 @@
 """Exchange values between the processes (ranks) of a run over several devices, so that all of them have the same state.
 
 Each rank sees an equal share of the tokens of every batch. So the mean over ranks of a mean over tokens is the mean over the batch.
-With a single process, every function here returns its argument. No function waits for the device.
+With a single process nothing is exchanged. No function waits for the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def rank_slice(n: int) -> slice:
 
 
 def mean_over_ranks(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the mean over ranks, through which no gradient flows."""
+    """Return the mean over ranks. With several ranks no gradient flows through it; with one, it is `value` itself."""
     if n_ranks() == 1:
         return value
     total = value.detach() / n_ranks()
@@ -39,7 +39,11 @@ def mean_over_ranks(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def mean_row(row: Mapping[str, Sequence[Float[Tensor, ""]]]) -> Mapping[str, Sequence[Float[Tensor, ""]]]:
-    """Return the mean over ranks of every value of a row, in a single exchange."""
+    """Return the mean over ranks of every value in a row of the training history, in a single exchange.
+
+    Args:
+        row: the values of each term, one per run or per SAE.
+    """
     if n_ranks() == 1:
         return row
     means = iter(mean_over_ranks(torch.stack([v.detach().float() for values in row.values() for v in values])).unbind())

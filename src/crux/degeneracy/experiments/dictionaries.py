@@ -21,7 +21,7 @@ from crux.degeneracy.experiments.planted_dictionaries import (
 from crux.degeneracy.experiments.saved_dictionaries import evaluate_saved_saes, load_saved_saes
 from crux.degeneracy.figures.dictionary_outside import dictionary_outside
 from crux.degeneracy.networks.chain import Chain
-from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
@@ -150,4 +150,4 @@ def format_row(name: str, read: int, outside: DictionaryOutside) -> list[object]
     return [name, int(outside.living.sum()), read, *shares, outside.mostly, *(f"{ev:.2f}" for ev in explained)]
 
 
-EXPERIMENT = Experiment(Dictionaries, result, keep_all_rows)
+EXPERIMENT = Experiment(Dictionaries, result, last_row_of_history)

@@ -12,7 +12,7 @@ from crux.config.errors import UserError
 from crux.degeneracy.comparison import AblationLoss
 from crux.degeneracy.experiments.compare_bases import LanguageParts, compare_bases
 from crux.degeneracy.options import LanguageBasesJob
-from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.sae.formats import saelens
@@ -89,4 +89,4 @@ def load_decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]
     return decoders
 
 
-EXPERIMENT = Experiment(LanguageBasesJob, result, keep_all_rows)
+EXPERIMENT = Experiment(LanguageBasesJob, result, last_row_of_history)

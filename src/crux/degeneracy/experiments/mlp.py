@@ -15,7 +15,7 @@ from crux.degeneracy.experiments.compare_bases import compare_bases
 from crux.degeneracy.experiments.fitting import fit_by_adam
 from crux.degeneracy.interaction_basis import interaction_bases
 from crux.degeneracy.networks.chain import Chain
-from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
@@ -165,4 +165,4 @@ def check_known_networks(seed: int) -> list[Check]:
     ]
 
 
-EXPERIMENT = Experiment(MlpBases, result, keep_all_rows)
+EXPERIMENT = Experiment(MlpBases, result, last_row_of_history)

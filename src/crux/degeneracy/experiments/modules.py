@@ -30,7 +30,7 @@ from crux.degeneracy.modularity import NO_MODULE, Modules, cutoff_from_ablation,
 from crux.degeneracy.networks.chain import Chain
 from crux.degeneracy.packing import pack, unpack
 from crux.degeneracy.removal import RemovalLosses, losses_without, select_directions
-from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
@@ -250,4 +250,4 @@ def format_report(network: Shortcut, graphs: dict[str, Graph], losses: RemovalLo
     return f"{graph_table}\n\n{markdown_table(header, rows)}"
 
 
-EXPERIMENT = Experiment(PlantedModules, result, keep_all_rows)
+EXPERIMENT = Experiment(PlantedModules, result, last_row_of_history)

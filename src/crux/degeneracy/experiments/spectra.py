@@ -23,7 +23,7 @@ from crux.degeneracy.grams import Target, jacobian_gram, moments
 from crux.degeneracy.networks.network import Network
 from crux.degeneracy.options import MeasuredNetwork, Spectra, SpectraJob
 from crux.degeneracy.synchronised import measure_synchrony, relu_layers, synchronised_blocks
-from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
@@ -284,4 +284,4 @@ def plot_spectra(grams: Grams, thresholds: Sequence[float]) -> Figure:
     return gram_spectra(g, k, thresholds=thresholds)
 
 
-EXPERIMENT = Experiment(SpectraJob, result, keep_all_rows)
+EXPERIMENT = Experiment(SpectraJob, result, last_row_of_history)

@@ -21,7 +21,7 @@ from crux.degeneracy.synchronised import (
     run_with_shared_gates,
     synchronised_blocks,
 )
-from crux.runs.experiment import Experiment, keep_all_rows
+from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
@@ -185,4 +185,4 @@ def format_report(
     return "\n".join([*lines, markdown_table(header, cells)])
 
 
-EXPERIMENT = Experiment(SynchronisedJob, result, keep_all_rows)
+EXPERIMENT = Experiment(SynchronisedJob, result, last_row_of_history)

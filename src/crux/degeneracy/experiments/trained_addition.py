@@ -11,7 +11,7 @@ from crux.degeneracy.basis_options import Addition
 from crux.degeneracy.networks.addition_folder import RUN_SUBFOLDER, find_addition_folder
 from crux.degeneracy.networks.modular_addition import ModularAddition, Pairs, load_addition, save_addition, split_pairs
 from crux.degeneracy.networks.modular_addition_module import AdditionModule, RepeatedBatch
-from crux.runs.experiment import keep_all_rows
+from crux.runs.experiment import last_row_of_history
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.run_folder import RunFolder
 from crux.training.callbacks import make_callbacks
@@ -31,7 +31,7 @@ def last_addition_row(folder: RunFolder) -> int:
     """Return the last row of the history to keep when a run is resumed: the step of its checkpoint, or all rows if training is complete."""
     network = folder.path / RUN_SUBFOLDER
     if (network / "model.safetensors").exists():
-        return keep_all_rows(folder)
+        return last_row_of_history(folder)
     return checkpoint_step(network / "checkpoints" / "last.ckpt")
 
 

@@ -25,7 +25,8 @@ class Loss(ABC, Generic[Options]):
     needs_spliced_pass: ClassVar[bool] = False
     """Whether token batches need a spliced pass: the network runs a second time, with the SAEs in place."""
     needs_drawn_gradients: ClassVar[bool] = False
-    """Whether the loss needs the gradients of the log-probabilities of labels that are drawn from the clean predictions."""
+    """Whether the loss needs the gradients of the log-probabilities of next tokens that are drawn from the clean predictions, with respect
+    to the activations that the SAEs write."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -36,5 +37,5 @@ class Loss(ABC, Generic[Options]):
 
     def row_labels(self) -> dict[str, str]:
         """Return the labels of all terms in figures, by their keys in the training history."""
-        shared = {"sparsity": "penalty", "auxiliary": "auxiliary", "auxk": "AuxK (share of variance)"}
+        shared = {"sparsity": "penalty", "auxiliary": "architecture's own term", "auxk": "AuxK (share of variance)"}
         return {f"train/{term}": label for term, label in {"loss": "loss", **self.term_labels, **shared}.items()}

@@ -55,6 +55,7 @@ def find_drops(loss: Float[Tensor, "points"]) -> Drops:
     smooth = loss.double().unfold(0, SMOOTHING_POINTS, 1).mean(-1)
     rate = -smooth.diff()
     peaks: list[int] = []
+    # the steepest points first, so that at i the loss falls no faster than at any peak j found before
     for i in rate.argsort(descending=True, stable=True).tolist():
         if rate[i] <= 0:
             break
@@ -63,6 +64,7 @@ def find_drops(loss: Float[Tensor, "points"]) -> Drops:
     peaks.sort()
     plateau_losses = smooth[[0, *_find_plateaus(rate, peaks), len(smooth) - 1]]  # before, between and after the drops
     min_fall = MIN_DROP * float(smooth[0] - smooth[-1])
+    # not strict: without a peak there is still one fall, from the first point to the last
     large = [i for i, fall in zip(peaks, (-plateau_losses.diff()).tolist(), strict=False) if fall >= min_fall]
     # Point i of the smoothed loss is a mean whose middle is SMOOTHING_POINTS // 2 points later.
     return Drops(
