@@ -77,6 +77,7 @@ def test_a_run_has_its_numbers_its_table_and_its_sae_and_the_process_is_unchange
     assert "<table>" in run._repr_html_()
 
 
+@pytest.mark.slow
 def test_several_saes_at_once(short_job: tuple[str, ...], tmp_path: Path) -> None:
     places = ["blocks.2.hook_resid_pre", "blocks.5.hook_mlp_out"]
     common = ["loss=local", "tracking=none", *short_job, "evaluation.latents=0", f"output_dir={tmp_path}"]

@@ -71,7 +71,12 @@ JOBS_PER_LOSS = {
 """Number of jobs with each loss, by command line. A key either chooses grids and values of a sweep or replaces the sweep's values."""
 
 
-@pytest.mark.parametrize("line", JOBS_PER_LOSS)
+LARGE = ("sweeps=losses", "sweeps=paper_gpt2")
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.slow) if line in LARGE else line for line in JOBS_PER_LOSS]
+)
 def test_the_command_line_narrows_a_sweep_or_replaces_its_values(line: str, jobs: Jobs) -> None:
     found = jobs(*line.split())
     assert Counter(loss for (loss,) in select_values(found, "loss.name")) == JOBS_PER_LOSS[line]
@@ -91,6 +96,7 @@ def test_every_job_of_every_named_sweep_is_accepted(name: str, jobs: Jobs, tmp_p
         assert (config.sweep_name, job.folder.path.parent) == (name, tmp_path / "sweeps" / name)
 
 
+@pytest.mark.slow
 def test_the_papers_grid_is_its_published_runs(jobs: Jobs) -> None:
     """Braun et al., tables 2 and 3: λ by layer and loss."""
     found = select_values(jobs("sweeps=paper_gpt2"), "layer", "loss.name", "sparsity", "loss.downstream", "model.name")

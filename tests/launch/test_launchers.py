@@ -52,6 +52,7 @@ def read_records(outputs: Path) -> dict[int, dict[str, Any]]:
     return {int(path.parent.name.partition("=")[2]): json.loads(path.read_text()) for path in folders}
 
 
+@pytest.mark.slow
 def test_jobs_queue_for_the_gpus_and_one_that_dies_stops_no_other(tmp_path: Path) -> None:
     """Run five jobs and one that is killed on two GPUs that Ray is made to believe in; the machine needs none."""
     mark = f"CRUX_TEST_MARK={tmp_path}"

@@ -264,6 +264,7 @@ def test_a_stopped_sweep_reports_its_state_and_is_resumed(
         assert one == other
 
 
+@pytest.mark.slow
 def test_a_sweep_that_runs_is_not_started_again(
     run_crux: Callable[..., int], tmp_path: Path, short_job: tuple[str, ...], command: list[str],
     capfd: pytest.CaptureFixture[str],
@@ -288,6 +289,7 @@ def test_a_sweep_that_runs_is_not_started_again(
         process.communicate()
 
 
+@pytest.mark.slow
 def test_runs_that_an_earlier_start_left_running_are_corrected(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

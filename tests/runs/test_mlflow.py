@@ -60,6 +60,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_four_processes_that_create_the_database_at_once_share_one_experiment(outputs: Path) -> None:
     client = MlflowClient(default_uri(outputs))
     experiment = client.get_experiment_by_name("crux")

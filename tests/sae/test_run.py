@@ -181,6 +181,7 @@ def test_the_database_is_in_write_ahead_mode(tracked: Run) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_without_mlflow_nothing_else_is_lost(tracked: Run, untracked: Run) -> None:
     def names(run: Run) -> set[str]:
         return {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}

@@ -30,6 +30,7 @@ def toy_run(run_crux: Callable[..., int], tmp_path_factory: pytest.TempPathFacto
     return run
 
 
+@pytest.mark.slow
 def test_a_topk_sae_recovers_the_pentagon(run_crux: Callable[..., int], toy_run: Path, tmp_path: Path) -> None:
     given = (f"model.path={toy_run}", "sae=topk", "sae.k=1", f"output_dir={tmp_path}")
     assert run_crux(*SAE, *given) == 0
@@ -49,6 +50,7 @@ def test_a_topk_sae_recovers_the_pentagon(run_crux: Callable[..., int], toy_run:
     assert logged.data.params["hook_point"] == "hook_hidden"
 
 
+@pytest.mark.slow
 def test_end_to_end_preserves_more_of_the_output_per_active_latent(
     run_crux: Callable[..., int], toy_run: Path, tmp_path: Path
 ) -> None:

@@ -210,6 +210,7 @@ def test_invalid_options_are_rejected(error_message: Callable[..., str], given: 
     assert said in error_message(*given)
 
 
+@pytest.mark.slow
 def test_network_with_broken_weights_is_rejected(
     error_message: Callable[..., str], addition: Path, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     return save
 
 
+@pytest.mark.slow
 def test_saved_saes_of_a_language_model(
     saved: Callable[..., str], run_crux: Callable[..., int], tmp_path: Path
 ) -> None:

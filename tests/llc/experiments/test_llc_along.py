@@ -35,6 +35,7 @@ def test_coefficient_of_a_pentagon_is_seven(run_crux: Callable[..., int], tmp_pa
     assert abs(float(arrays["mean"]) - 7) < 4 * float(arrays["standard_error"]) < 2
 
 
+@pytest.mark.slow
 def test_linear_network_approaches_its_coefficient(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, folder = run(
         run_crux, tmp_path, "experiment=llc/linear", "llc.widths=[[2,1,2]]", "llc.ranks=[0]", "llc.nbetas=[1e2,1e4]",
@@ -70,6 +71,7 @@ def test_training_of_a_toy_model(run_crux: Callable[..., int], tmp_path: Path) -
     assert again["final/checks"] == metrics["final/checks"]
 
 
+@pytest.mark.slow
 def test_training_of_an_sae(run_crux: Callable[..., int], tmp_path: Path) -> None:
     _, folder = run(
         run_crux, tmp_path, *SHORT_CHAINS, "experiment=llc/sae_training", "trainer.max_steps=60", "llc.checkpoints=3",
@@ -78,6 +80,7 @@ def test_training_of_an_sae(run_crux: Callable[..., int], tmp_path: Path) -> Non
     assert "Behavioural loss" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_some_parameters_of_the_packaged_model(run_crux: Callable[..., int], tmp_path: Path) -> None:
     metrics, folder = run(
         run_crux, tmp_path, *SHORT_CHAINS, "experiment=llc/language_model", "model.context=16", "llc.samples=4", "llc.minibatch=2",

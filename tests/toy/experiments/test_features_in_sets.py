@@ -22,6 +22,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_correlated_sets_form_bases_or_narrow_cones(run_crux: Callable[..., int], tmp_path: Path) -> None:
     """The training is so short that polishing does most of the work; the wide model has no exact loss and is only trained."""
     folder = run_experiment(
@@ -48,6 +49,7 @@ def test_anticorrelated_pairs_are_antipodal(run_crux: Callable[..., int], tmp_pa
     assert read_metrics(folder)["final/checks_failed"] == 0
 
 
+@pytest.mark.slow
 def test_dense_pairs_collapse_and_sparse_ones_do_not(run_crux: Callable[..., int], tmp_path: Path) -> None:
     folder = run_experiment(
         run_crux, tmp_path, "experiment=toy/pca_collapse", "toy.densities=[0.45,0.18]", "toy.seeds=8", "trainer.max_steps=100",

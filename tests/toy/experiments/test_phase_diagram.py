@@ -40,6 +40,7 @@ def test_distance_from_the_boundary_is_in_pixels() -> None:
     torch.testing.assert_close(pixels_from_boundary(wrong, edges, ratios), expected)
 
 
+@pytest.mark.slow
 def test_a_shortened_run_in_tiles(run_crux: Callable[..., int], tmp_path: Path) -> None:
     assert run_crux(*SHORT, "toy.sizes=[[2,1,1]]", "toy.tile=3", f"output_dir={tmp_path}") == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -70,6 +71,7 @@ def test_unsuitable_options_are_rejected(given: str, says: str, error_message: C
     assert says in error_message(*SHORT[:-1], given)
 
 
+@pytest.mark.slow
 def test_interrupted_polishing_continues_with_the_next_piece(
     run_crux: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

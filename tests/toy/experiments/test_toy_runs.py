@@ -48,6 +48,7 @@ def test_a_run_writes_its_files_and_is_in_mlflow(run_crux: Callable[..., int], t
     assert "train/loss" in logged.data.metrics
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_results(run_crux: Callable[..., int], command: list[str], tmp_path: Path) -> None:
     longer = [*SHORT, "trainer.max_steps=1000", "trainer.checkpoint_every=200", "tracking=none"]
     assert run_crux(*longer, f"output_dir={tmp_path / 'whole'}") == 0
