@@ -21,7 +21,9 @@ def read_card(source: str) -> float:
     return float(line[1])
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "source", [pytest.param(name, marks=pytest.mark.slow) if name == "sotu" else name for name in SOURCES]
+)
 def test_held_out_bits_per_byte_are_those_of_the_card(source: str) -> None:
     found = evaluate_held_out(ASSETS / "tiny", (source,), context=CONTEXT, stride=STRIDE)
     assert found[f"final/bits_per_byte/{source}"] == pytest.approx(read_card(source), abs=1e-3)

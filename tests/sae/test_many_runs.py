@@ -54,6 +54,7 @@ def find_mlflow_runs(outputs: Path) -> dict[str, Any]:
     return {r.info.run_name or "": r for r in client.search_runs([experiment.experiment_id])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "many", "one", "common"),
     [
@@ -96,6 +97,7 @@ def test_each_run_equals_one_that_was_trained_separately(
     assert child.info.run_name in ("e2e_ds L6 λ=3", "topk local L6 k=16")
 
 
+@pytest.mark.slow
 def test_a_run_fails_and_the_others_are_finished(
     run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_run_fails_and_the_others_are_finished(
     assert "at step 1;" in find_mlflow_runs(tmp_path)["local L6 λ=1e+38"].data.tags["failure"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "second", "code"),
     [
@@ -159,6 +162,7 @@ def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
     assert set(states.values()) == ({"FINISHED"} if code == 0 else {"FINISHED", "FAILED"})
 
 
+@pytest.mark.slow
 def test_a_sweep_of_jobs_with_many_saes(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, cache: Path, _one_thread:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(job: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[job]
@@ -121,6 +122,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(job: str, outcomes:
         assert torch.equal(weight, broken[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_history_and_metrics_of_a_killed_run_are_those_of_an_uninterrupted_run(
     job: str, outcomes: dict[str, Outcome]
@@ -139,6 +141,7 @@ def test_history_and_metrics_of_a_killed_run_are_those_of_an_uninterrupted_run(
     assert (outcome.broken / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_finished_run_for_a_killed_and_resumed_one(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["e2e_ds"].broken
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -168,6 +171,7 @@ def test_resuming_without_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
     assert not list((tmp_path / "outputs").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_another_configuration_is_rejected_with_the_keys_that_differ(
     outcomes: dict[str, Outcome], tmp_path: Path
 ) -> None:
@@ -183,6 +187,7 @@ def test_another_configuration_is_rejected_with_the_keys_that_differ(
     assert "optimizer.lr" not in text
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_rejected(outcomes: dict[str, Outcome]) -> None:
     folder = outcomes["local"].broken
     with pytest.raises(UserError, match="is finished"):
@@ -191,6 +196,7 @@ def test_a_finished_run_is_rejected(outcomes: dict[str, Outcome]) -> None:
         run(compose_sae_job(*SHORT_JOB, *JOBS["local"], "resume=true", f"output_dir={folder.parents[1]}"), folder=None)
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_gives_one_line(outcomes: dict[str, Outcome]) -> None:
     """The checkpoint and the run stay unchanged."""
     folder = outcomes["local"].broken
