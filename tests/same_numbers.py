@@ -1,11 +1,10 @@
 """Short commands that together use most of crux, and the numbers that they must end with.
 
-`python tests/same_numbers.py record` runs them and writes same_numbers.json, with a description of the machine. The
-slow test in test_same_numbers.py runs them again. On the machine that recorded the numbers they must be equal bit for
-bit. Any other machine rounds sums differently: there numbers must agree to 1e-4, relative or absolute, counts included,
-and text is not compared. A count, or where a short training ends, may depend on a rounding error, so that a difference
-there calls for a look and proves nothing. For exact numbers on a machine, record them on it with the code of the commit
-that last wrote same_numbers.json.
+same_numbers.json holds a record of each of several kinds of machines. `python tests/same_numbers.py record` runs the commands and
+writes the record of the present one. The slow test in test_same_numbers.py runs them again. On a machine with a record the numbers
+must be equal to it bit for bit. Any other machine rounds sums differently: there numbers must agree to 1e-4, relative or
+absolute, and text is not compared. Where a short training ends may depend on a rounding error: of a command whose recorded
+numbers differ by more than 1e-4 between the machines of the records, other machines compare only the names of the numbers.
 """
 
 import csv
@@ -23,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = Path(__file__).with_suffix(".json")
@@ -335,6 +334,23 @@ def list_differences(
     return lines
 
 
+def read_records(path: Path = RECORDED) -> list[dict[str, Any]]:
+    """Return the records in a file: each has the description of its machine and the numbers of each command."""
+    return json.loads(path.read_text("utf-8"))["records"]
+
+
+def compare_with_records(name: str, found: Numbers) -> list[str]:
+    """List where a command's numbers differ from the record of this machine, or from those of other machines if it has none."""
+    records, machine = read_records(), describe_machine()
+    for one in records:
+        if one["machine"] == machine:
+            return list_differences(found, one["numbers"][name], exact=True)
+    first, *others = (one["numbers"][name] for one in records)
+    if any(list_differences(other, first, exact=False) for other in others):  # rounding errors decide where it ends
+        found = {key: first.get(key, value) for key, value in found.items()}
+    return list_differences(found, first, exact=False)
+
+
 def record(path: Path, names: list[str]) -> None:
     """Run commands in the given order and write what they ended with."""
     with tempfile.TemporaryDirectory() as place:
@@ -344,7 +360,10 @@ def record(path: Path, names: list[str]) -> None:
             start = time.process_time()
             print(f"{name}: {len(session[name].numbers)} numbers, {time.process_time() - start:.1f} CPU s", flush=True)
         found = {name: session[name].numbers for name in COMMANDS if name in session}
-        path.write_text(json.dumps({"machine": describe_machine(), "numbers": found}, indent=0) + "\n", "utf-8")
+        machine = describe_machine()
+        others = [r for r in read_records(path) if r["machine"] != machine] if path.exists() else []
+        records = [*others, {"machine": machine, "numbers": found}]
+        path.write_text(json.dumps({"records": records}, indent=0) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
