@@ -72,6 +72,7 @@ def test_edges_are_removed_separately_for_each_target_direction() -> None:
     assert strength[kept].min() > strength[~kept].max()
 
 
+@pytest.mark.slow
 def test_keeping_all_or_nothing_in_a_language_model() -> None:
     subject = random_subject("gpt2").to(dtype=torch.float64)
     batches = [TOKENS[:, :6], TOKENS[:, 6:12]]

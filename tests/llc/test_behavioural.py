@@ -81,6 +81,7 @@ def test_distances_by_hand() -> None:
     )
 
 
+@pytest.mark.slow
 def test_any_parameters_are_a_minimum_even_on_minibatches() -> None:
     params, x = make_network(3)
     loss = behavioural_loss(map_over_chains(perceptron), params, Divergence.mse)

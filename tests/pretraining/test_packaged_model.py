@@ -22,7 +22,7 @@ def read_card(source: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "source", [pytest.param(name, marks=pytest.mark.slow) if name == "sotu" else name for name in SOURCES]
+    "source", [pytest.param(name, marks=pytest.mark.slow) if name != "moby-dick" else name for name in SOURCES]
 )
 def test_held_out_bits_per_byte_are_those_of_the_card(source: str) -> None:
     found = evaluate_held_out(ASSETS / "tiny", (source,), context=CONTEXT, stride=STRIDE)

@@ -114,6 +114,7 @@ def measure_contents(subject: ToySubject, sae: SAE) -> Contents:
     return Contents(n_long, read, unread, evaluation.metrics["loss_increase"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_local_keeps_long_directions_and_end_to_end_those_that_are_used(seed: int, tmp_path: Path) -> None:
     """With six latents for ten directions, local training learns the four long ones, which the output does not read; end-to-end drops them.

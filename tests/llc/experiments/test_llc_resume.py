@@ -44,6 +44,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "after"),
     [

@@ -19,6 +19,7 @@ def test_correlation_is_pearsons() -> None:
     assert correlation(a, torch.tensor([1.0, -1.0, -1.0, 1.0])) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_short_run_attacks_every_instance(run_crux: Callable[..., int], tmp_path: Path) -> None:
     short = ("trainer.max_steps=200", "trainer.batch=64", "toy.held_out=1024", "toy.n_features=12", "toy.n_hidden=4")
     assert run_crux(*SMALL, *short, "toy.densities=[1.0,0.3,0.1]", "toy.seeds=2", f"output_dir={tmp_path}") == 0
