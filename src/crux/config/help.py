@@ -1,24 +1,21 @@
 """The help pages of the command line: what crux is, the options of each group, and every key of a job."""
 
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from crux.config.catalogue import find_experiments, find_options, has_key, list_groups, option_files, read_choice
-from crux.config.descriptions import describe_type, read_field_descriptions, read_option_comment
+from crux.config.columns import LEFT_WIDTH, format_columns, format_heading, format_table, wrap
+from crux.config.descriptions import read_option_comment
 from crux.config.errors import UserError
+from crux.config.help_keys import Key, format_key, format_plain_value, list_job_keys
 from crux.config.messages import explain_synonym, find_launchers, list_launcher_keys, suggest_nearest
 from crux.config.paths import ROOT
-from crux.config.printing import printable
 from crux.config.registry import known_keys
 
 INTRODUCTION = """\
@@ -56,23 +53,6 @@ GROUPS = {
 }
 """The groups in the order of the help page; those of plug-ins come after them."""
 
-SET_BY_OPTIONS = ("sae.name", "loss.name")
-"""Keys that users do not set, because the choice of an option does. The same holds for a `_target_` that must have a value."""
-
-LEFT_WIDTH = 36
-"""Maximum width of the left column, in characters."""
-
-
-@dataclass
-class Key:
-    """A key of a composed job."""
-
-    name: str
-    value: str
-    description: str
-    kind: str
-    """The allowed values, in words."""
-
 
 def format_help(words: Sequence[str]) -> str:
     """Return the help that a command line asks for.
@@ -98,14 +78,14 @@ def _format_page(overrides: Sequence[str]) -> str:
     program = "crux" if Path(sys.argv[0]).name == "crux" else "python src/main.py"
     start = [(command.format(program=program), text) for command, text in FIRST_COMMANDS]
     more = [(f"{program} {command}", text) for command, text in MORE_HELP]
-    parts = [_wrap(INTRODUCTION, indent=0), _format_table("Start", start), _format_table("More help", more)]
+    parts = [wrap(INTRODUCTION, indent=0), format_table("Start", start), format_table("More help", more)]
     choices = _read_choices(config)
     shown = [group for group in GROUPS if group in list_groups()] + [
         group for group in list_groups() if group not in GROUPS
     ]
-    parts += [_format_heading("Options (group=option; * is chosen in this job)")]
+    parts += [format_heading("Options (group=option; * is chosen in this job)")]
     parts += [_format_group(group, choices) for group in shown if group in choices]
-    parts += [_format_heading("Keys (key=value, with the values of this job)"), *_format_sections(config)]
+    parts += [format_heading("Keys (key=value, with the values of this job)"), *_format_sections(config)]
     return "\n\n".join(parts)
 
 
@@ -122,16 +102,16 @@ def _format_topic(topic: str, overrides: Sequence[str]) -> str:
         if owners:  # show the first option or experiment that has the key, and name the others
             first, *others = owners
             also = f"; also of {_enumerate(others)}" if others else ""
-            parts = [_wrap(f"A key of {first}, shown below{also}.", indent=0)]
+            parts = [wrap(f"A key of {first}, shown below{also}.", indent=0)]
             overrides = [*overrides, first]
     config = _compose(overrides)
     if is_group:
         parts.append(_format_group(topic, _read_choices(config)))
     if is_key:
         prefix = f"{topic}."
-        parts += [_format_key(key) for key in _list_keys(config) if key.name == topic]
-        if inner := [_format_key(key) for key in _list_keys(config) if key.name.startswith(prefix)]:
-            parts.append("\n".join([_format_heading(_format_section_title(topic, config)), *inner]))
+        parts += [format_key(key) for key in list_job_keys(config) if key.name == topic]
+        if inner := [format_key(key) for key in list_job_keys(config) if key.name.startswith(prefix)]:
+            parts.append("\n".join([format_heading(_format_section_title(topic, config)), *inner]))
     return "\n\n".join(parts)
 
 
@@ -147,19 +127,19 @@ def _format_option(group: str, option: str, overrides: Sequence[str]) -> str:
     """Return the help of one option: its description, and the keys of its section, or of its whole job."""
     config = _compose(overrides)
     first, *rest = read_option_comment(option_files(group)[option]) or [""]
-    parts = [_wrap(f"{group}={option} — {first}", indent=0, hanging=2)]
+    parts = [wrap(f"{group}={option} — {first}", indent=0, hanging=2)]
     if rest:
-        parts.append(_wrap(" ".join(rest), indent=2))
+        parts.append(wrap(" ".join(rest), indent=2))
     if group == "hydra/launcher":
         return "\n\n".join([*parts, *_format_launcher_keys(config)])
-    inner = [_format_key(key) for key in _list_keys(config) if key.name.startswith(f"{group}.")]
+    inner = [format_key(key) for key in list_job_keys(config) if key.name.startswith(f"{group}.")]
     if inner:
-        parts.append("\n".join([_format_heading("Keys"), *inner]))
+        parts.append("\n".join([format_heading("Keys"), *inner]))
     elif group == "sweeps":
         parts.append(
             "\n".join(
                 [
-                    _format_heading("Grid"),
+                    format_heading("Grid"),
                     *(f"  {line}" for line in _format_grids(config)),
                     "",
                     "  the other keys: --help",
@@ -168,13 +148,13 @@ def _format_option(group: str, option: str, overrides: Sequence[str]) -> str:
         )
     elif group == "debug":
         changed = _list_leaves(OmegaConf.load(option_files(group)[option]))
-        keys = [_format_key(key) for key in _list_keys(config) if key.name in changed]
-        parts.append("\n".join([_format_heading("Keys that it changes"), *keys, "", "  the other keys: --help"]))
+        keys = [format_key(key) for key in list_job_keys(config) if key.name in changed]
+        parts.append("\n".join([format_heading("Keys that it changes"), *keys, "", "  the other keys: --help"]))
     elif group == "callbacks" and config.callbacks:
         lines = [f"  {name}={value}" for name, value in _list_leaves(config.callbacks, "callbacks.").items()]
-        parts.append("\n".join([_format_heading("Keys"), *lines]))
+        parts.append("\n".join([format_heading("Keys"), *lines]))
     elif group == "experiment":
-        parts += [_format_heading("Keys (key=value, with the values of this job)"), *_format_sections(config)]
+        parts += [format_heading("Keys (key=value, with the values of this job)"), *_format_sections(config)]
     return "\n\n".join(parts)
 
 
@@ -185,7 +165,7 @@ def _list_leaves(section: Any, prefix: str = "") -> dict[str, str]:
         leaves |= (
             _list_leaves(value, f"{prefix}{name}.")
             if isinstance(value, DictConfig)
-            else {f"{prefix}{name}": _format_plain_value(value)}
+            else {f"{prefix}{name}": format_plain_value(value)}
         )
     return leaves
 
@@ -203,13 +183,13 @@ def _format_launcher_topic(topic: str, overrides: Sequence[str]) -> str:
         raise UserError(_explain_unknown_topic(topic, overrides))
     if not any(override.startswith("hydra/launcher=") for override in overrides):
         overrides = [*overrides, f"hydra/launcher={find_launchers(topic)[0]}"]
-    keys = _list_keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
-    return "\n".join(_format_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
+    keys = list_job_keys(_compose(overrides).hydra.launcher, "hydra.launcher.")
+    return "\n".join(format_key(key) for key in keys if topic in (key.name, "hydra.launcher"))
 
 
 def _format_launcher_keys(config: DictConfig) -> Iterator[str]:
     yield "\n".join(
-        [_format_heading("Keys"), *(_format_key(key) for key in _list_keys(config.hydra.launcher, "hydra.launcher."))]
+        [format_heading("Keys"), *(format_key(key) for key in list_job_keys(config.hydra.launcher, "hydra.launcher."))]
     )
 
 
@@ -236,28 +216,28 @@ def _read_choices(config: DictConfig) -> dict[str, str | None]:
 
 def _format_group(group: str, choices: dict[str, str | None]) -> str:
     title = f"{group} — {GROUPS[group]}" if group in GROUPS else group
-    lines = [_wrap(title, indent=0, hanging=2)]
+    lines = [wrap(title, indent=0, hanging=2)]
     width = max((len(name) for name in option_files(group)), default=0)
     for name, path in option_files(group).items():
         mark = "*" if choices.get(group) == name else " "
         description = (read_option_comment(path) or [""])[0]
-        lines.append(_format_columns(f"{mark} {name}", description, column=min(width + 4, LEFT_WIDTH)))
+        lines.append(format_columns(f"{mark} {name}", description, column=min(width + 4, LEFT_WIDTH)))
     return "\n".join(lines)
 
 
 def _format_sections(config: DictConfig) -> Iterator[str]:
     """Yield the keys of a job, one block per section."""
     keys: dict[str, list[Key]] = {}
-    for key in _list_keys(config):
+    for key in list_job_keys(config):
         keys.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
     for section in sorted(keys, key=bool):  # the job's own keys first
         title = _format_section_title(section, config) if section else _format_job_title(config)
-        yield "\n".join([title, *(_format_key(key) for key in keys[section])])
+        yield "\n".join([title, *(format_key(key) for key in keys[section])])
 
 
 def _format_job_title(config: DictConfig) -> str:
     comment = read_option_comment(option_files("job")[config.hydra.runtime.choices["job"]]) or [""]
-    return _wrap(f"the job — {comment[0]}", indent=0, hanging=2)
+    return wrap(f"the job — {comment[0]}", indent=0, hanging=2)
 
 
 def _format_section_title(section: str, config: DictConfig) -> str:
@@ -265,93 +245,4 @@ def _format_section_title(section: str, config: DictConfig) -> str:
         return f"{section} ({section}={chosen})"
     kind = OmegaConf.get_type(OmegaConf.select(config, section))
     description = (kind.__doc__ or "").strip().partition("\n")[0]
-    return _wrap(f"{section} — {description}" if is_dataclass(kind) else section, indent=0, hanging=2)
-
-
-def _list_keys(section: DictConfig, prefix: str = "") -> Iterator[Key]:
-    """Yield the keys of a section, those of its own dataclass before those of the dataclasses that it is derived from."""
-    kind = OmegaConf.get_type(section)
-    assert kind is not None
-    hints, hints_with_bounds = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-    descriptions = read_field_descriptions(kind)
-    order = list(dict.fromkeys(name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})))
-    for name in sorted((field.name for field in fields(kind)), key=order.index):
-        hint = hints[name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            if not OmegaConf.is_missing(section, name):
-                yield from _list_keys(section[name], f"{prefix}{name}.")
-        elif prefix + name not in SET_BY_OPTIONS and (name != "_target_" or hint is not str):
-            value = _format_value(section, name)
-            yield Key(prefix + name, value, descriptions.get(name, ""), describe_type(hints_with_bounds[name]))
-
-
-def _format_value(section: DictConfig, name: str) -> str:
-    """Return a value as it is written on a command line; `???` if it must be given."""
-    if OmegaConf.is_missing(section, name):
-        return "???"
-    try:
-        return _format_plain_value(section[name])
-    except OmegaConfBaseException:  # it refers to a value that must be given
-        values = OmegaConf.to_container(section, resolve=False)
-        assert isinstance(values, dict)
-        return str(values[name])
-
-
-def _format_plain_value(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case Enum():
-            return value.name
-        case ListConfig():
-            return f"[{','.join(map(_format_plain_value, value))}]"
-        case DictConfig():
-            return f"{{{','.join(f'{key}:{_format_plain_value(item)}' for key, item in value.items())}}}"
-        case _:
-            return str(value)
-
-
-def _format_key(key: Key) -> str:
-    must = "; must be given" if key.value == "???" else ""
-    return _format_columns(
-        f"  {key.name}={key.value}", f"{key.description} [{key.kind}{must}]".strip(), column=LEFT_WIDTH
-    )
-
-
-def _format_heading(text: str) -> str:
-    return f"{text}\n{'-' * len(text)}"
-
-
-def _format_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    column = max(len(left) for left, _ in rows) + 4
-    return "\n".join([title, *(_format_columns(f"  {left}", right, column=column) for left, right in rows)])
-
-
-def _format_columns(left: str, right: str, *, column: int) -> str:
-    """Return two columns; the right one wraps, and begins on the next line if the left one is too long."""
-    width, left, right = _choose_width(), printable(left), printable(right)
-    column = min(column, width // 2)
-    wrapped = textwrap.wrap(right, width - column, break_on_hyphens=False) or [""]
-    if len(left) > column - 2:
-        return "\n".join([left, *(" " * column + line for line in wrapped)])
-    first, *rest = wrapped
-    return "\n".join([f"{left:{column}}{first}".rstrip(), *(" " * column + line for line in rest)])
-
-
-def _wrap(text: str, *, indent: int, hanging: int = 0) -> str:
-    return textwrap.fill(
-        printable(text),
-        _choose_width(),
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + hanging),
-        break_on_hyphens=False,
-    )
-
-
-def _choose_width() -> int:
-    """Return the width of the terminal, but at least 60 and at most 130 columns, so that the page is pleasant to read."""
-    return max(60, min(shutil.get_terminal_size((110, 24)).columns, 130))
+    return wrap(f"{section} — {description}" if is_dataclass(kind) else section, indent=0, hanging=2)
