@@ -186,8 +186,10 @@ class Run:
         """
         pages = sorted([*self.folder.glob("latents*.html"), *self.folder.glob("*/latents*.html")])
         if len(pages) != 1:
-            found = f"{len(pages)} pages of latents: {', '.join(map(str, pages))}" if pages else "no page of latents"
-            raise UserError(f"{self.folder} has {found}")
+            pages_found = (
+                f"{len(pages)} pages of latents: {', '.join(map(str, pages))}" if pages else "no page of latents"
+            )
+            raise UserError(f"{self.folder} has {pages_found}")
         return pages[0]
 
     @property

@@ -30,8 +30,8 @@ def option_files(group: str) -> dict[str, Path]:
     A file whose name begins with `_` is no option.
     """
     folders = [ROOT / "sweeps"] if group == "sweeps" else [folder / group for folder in conf_folders()]
-    found = {path.relative_to(f).with_suffix("").as_posix(): path for f in folders for path in f.rglob("*.yaml")}
-    return {name: found[name] for name in sorted(found) if not name.rpartition("/")[2].startswith("_")}
+    paths = {path.relative_to(f).with_suffix("").as_posix(): path for f in folders for path in f.rglob("*.yaml")}
+    return {name: paths[name] for name in sorted(paths) if not name.rpartition("/")[2].startswith("_")}
 
 
 def list_groups() -> list[str]:
@@ -91,7 +91,8 @@ def options_class(group: str, option: str) -> type | None:
         return None
     parents = [name for name, _ in _read_defaults(path)]
     schemas = [name for name in parents if name.endswith(SUFFIX)]
-    return next((found for name in [*schemas, *parents] if (found := options_class(group, name)) is not None), None)
+    classes = (options_class(group, name) for name in [*schemas, *parents])
+    return next((cls for cls in classes if cls is not None), None)
 
 
 def read_choice(overrides: Sequence[str]) -> Choice:
@@ -129,5 +130,5 @@ def find_options(key: str, choice: Choice) -> list[str]:
 
 def find_experiments(key: str) -> list[str]:
     """Return the experiments, such as `experiment=toy/basic`, whose jobs have a key, those of the key's section first."""
-    found = [name for name in option_files("experiment") if has_key(read_experiment(name), key)]
-    return [f"experiment={name}" for name in sorted(found, key=lambda name: not name.startswith(key.partition(".")[0]))]
+    names = [name for name in option_files("experiment") if has_key(read_experiment(name), key)]
+    return [f"experiment={name}" for name in sorted(names, key=lambda name: not name.startswith(key.partition(".")[0]))]

@@ -103,19 +103,19 @@ def explain_unknown_key(key: str, *, overrides: Sequence[str], kind: str | None 
 def _list_allowed_keys(section: str, keys: Sequence[str]) -> str:
     if not section:
         return f"allowed keys: {_enumerate_choices(sorted(keys), topic='')}"
-    return f"allowed there are {_enumerate_choices(sorted(keys), topic=section)}"
+    return f"allowed keys of {section}: {_enumerate_choices(sorted(keys), topic=section)}"
 
 
 def _describe_owners(key: str, overrides: Sequence[str]) -> str:
     """Return `; sae=topk has it`, with everything that can be chosen to have a key, or nothing if nothing can."""
     choice, main = read_choice(overrides), read_experiment(None)
-    if not (found := find_options(key, choice)) and choice.job != main.job:
+    if not (owners := find_options(key, choice)) and choice.job != main.job:
         with_option = [f"the main job with {option}" for option in find_options(key, main)[:1]]
-        found = ["the main job"] if has_key(main, key) else with_option
-    found = found or find_experiments(key)
-    if len(found) > 8:
-        found = [*found[:5], f"{len(found) - 5} other experiments"]
-    return f"; {', '.join(found)} {'have' if len(found) > 1 else 'has'} it" if found else ""
+        owners = ["the main job"] if has_key(main, key) else with_option
+    owners = owners or find_experiments(key)
+    if len(owners) > 8:
+        owners = [*owners[:5], f"{len(owners) - 5} other experiments"]
+    return f"; {', '.join(owners)} {'have' if len(owners) > 1 else 'has'} it" if owners else ""
 
 
 def explain_synonym(key: str, *, overrides: Sequence[str]) -> str | None:
@@ -269,10 +269,10 @@ def list_launcher_keys() -> list[str]:
 
 def find_launchers(key: str) -> list[str]:
     """Return the launchers that have a key; all of them for `hydra.launcher` itself."""
-    found = [
+    schemas = [
         schema for schema in LAUNCHERS_BY_SCHEMA if key == "hydra.launcher" or key in _list_keys_of_launcher(schema)
     ]
-    return [name for schema in found for name in LAUNCHERS_BY_SCHEMA[schema]]
+    return [name for schema in schemas for name in LAUNCHERS_BY_SCHEMA[schema]]
 
 
 def _list_keys_of_launcher(schema: str) -> list[str]:

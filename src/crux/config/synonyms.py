@@ -13,7 +13,7 @@ class Synonym(NamedTuple):
     keys: tuple[str, ...]
     """The keys of crux to use instead: the first is the nearest."""
     note: str = ""
-    """How the value differs from the other library's: its unit, its form, or what else must be given."""
+    """Differences from the other library's value: another unit or form, or a further key that must be given."""
 
 
 NOTE_ON_STEPS = "in optimiser steps of trainer.batch * trainer.accumulate sequences of model.context tokens"

@@ -18,12 +18,12 @@ def find_class(target: str, *, key: str, base: type) -> type[Any]:
         UserError: if there is no such class, or it is not derived from `base`.
     """
     try:
-        found = get_class(target)
+        cls = get_class(target)
     except Exception as error:
         raise UserError(f"{key}={target}: cannot be imported ({' '.join(str(error).split())})") from error
-    if not issubclass(found, base):
+    if not issubclass(cls, base):
         raise UserError(f"{key}={target}: must be derived from {base.__module__}.{base.__qualname__}")
-    return found
+    return cls
 
 
 def call_function(target: str, *arguments: Any, key: str, **named: Any) -> Any:

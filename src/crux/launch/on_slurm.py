@@ -134,12 +134,12 @@ def _wait(jobs: "Sequence[Work]", submitted: "Sequence[Job[None]]", *, array: st
 def find_queued(array: str) -> set[str] | None:
     """Return the jobs of an array that are pending, running or being queued again; None if SLURM does not answer."""
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={array}"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode == 0:
-        return set(found.stdout.split())
-    if "Invalid job id" in found.stderr:  # all of its jobs ended some time ago
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode == 0:
+        return set(answer.stdout.split())
+    if "Invalid job id" in answer.stderr:  # all of its jobs ended some time ago
         return set()
-    print(f"crux: squeue: {' '.join(found.stderr.split())}; it will be queried again", file=sys.stderr)
+    print(f"crux: squeue: {' '.join(answer.stderr.split())}; it will be queried again", file=sys.stderr)
     return None
 
 

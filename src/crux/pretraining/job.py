@@ -133,11 +133,11 @@ def evaluate_held_out(folder: Path, sources: Sequence[str], *, context: int, str
     """Return the bits per byte of a model on disk on the held-out documents of packaged sources, computed in float32."""
     subject = load_subject(folder, process_weights=False)
     tokenizer, end_of_text = load_tokenizer(folder)
-    held_out, found = held_out_ids(), {}
+    held_out, metrics = held_out_ids(), {}
     for source in sources:
         texts = [d.text for d in packaged_documents(source) if d.id in held_out]
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
         documents_read = track(ids, f"bits per byte of {source}")
         nats = sum_nats(subject, documents_read, end_of_text=end_of_text, context=context, stride=stride, batch=16)
-        found[f"final/bits_per_byte/{source}"] = to_bits_per_byte(nats, sum(len(t.encode()) for t in texts))
-    return found
+        metrics[f"final/bits_per_byte/{source}"] = to_bits_per_byte(nats, sum(len(t.encode()) for t in texts))
+    return metrics

@@ -44,8 +44,8 @@ def prepare_store(uri: str, experiment: str, outputs: Path) -> str:
         if uri.startswith("sqlite:///"):
             _take_write_lock(Path(uri.removeprefix("sqlite:///")))
         client = MlflowClient(uri)
-        if (found := client.get_experiment_by_name(experiment)) is not None:
-            return found.experiment_id
+        if (existing := client.get_experiment_by_name(experiment)) is not None:
+            return existing.experiment_id
         place = (outputs.resolve() / "artifacts").as_uri() if uri.startswith("sqlite") else None
         return client.create_experiment(experiment, artifact_location=place)
 
@@ -108,12 +108,12 @@ class Tracker:
         """Set an earlier run to RUNNING again; return None if the database has no such run, or it was deleted."""
         with explain_errors(uri):
             try:
-                found = MlflowClient(uri).get_run(run_id)
+                earlier = MlflowClient(uri).get_run(run_id)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return None
-        return cls.resume(uri, run_id, tags={}) if found.info.lifecycle_stage == "active" else None
+        return cls.resume(uri, run_id, tags={}) if earlier.info.lifecycle_stage == "active" else None
 
     def find_running_children(self) -> dict[str, str]:
         """Return the children of this run whose state is RUNNING: the name of the job by the id of its run."""

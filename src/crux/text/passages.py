@@ -34,13 +34,13 @@ def text_documents(path: Path, *, length: int) -> Iterator[str]:
 
 def _has_separators(path: Path) -> bool:
     """Return True if an end-of-text mark separates two documents, rather than only ending one."""
-    mark, rest, found = END_OF_TEXT.encode(), b"", False
+    mark, rest, mark_seen = END_OF_TEXT.encode(), b"", False
     for block in read_blocks(path):
         data = rest + block
-        if not found:
+        if not mark_seen:
             before, first_mark, data = data.partition(mark)
-            found = bool(first_mark)
-            if not found:
+            mark_seen = bool(first_mark)
+            if not mark_seen:
                 rest = before[1 - len(mark) :]  # a mark may begin in this block and end in the next
                 continue
         # `data` now follows the first mark: anything but marks and white space is a second document

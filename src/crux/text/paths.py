@@ -73,11 +73,11 @@ def find_data_files(path: Path) -> list[Path]:
         if f.is_file() and not any(part.startswith(".") for part in f.relative_to(path).parts)
     )
     data_files = [f for f in inside if split_suffixes(f)[0] in FORMATS]
-    found = data_files or [f for f in inside if split_suffixes(f)[0] not in UNSUPPORTED_SUFFIXES]
-    if not found:
+    readable = data_files or [f for f in inside if split_suffixes(f)[0] not in UNSUPPORTED_SUFFIXES]
+    if not readable:
         kinds = ", ".join(sorted({f.suffix or f.name for f in inside})[:8]) or "nothing"
         raise UserError(f"no text, JSONL or Parquet files in {path.absolute()} (it contains {kinds})")
-    return found
+    return readable
 
 
 def check_path(path: Path, *, column: str | None, min_tokens: int) -> None:

@@ -77,9 +77,9 @@ def stream_documents(source: Source) -> Generator[SourceDocument, None, None]:
             for document in sorted((d for s in sources for d in packaged_documents(s)), key=_hash_id):
                 yield SourceDocument(document.text, document.id in held_out)
         case TextFiles(path, column):
-            found = find_data_files(path)
-            min_characters = passage_length(sum(f.stat().st_size for f in found))
-            for file in found:
+            paths = find_data_files(path)
+            min_characters = passage_length(sum(f.stat().st_size for f in paths))
+            for file in paths:
                 contents = _read_file(file, column=column, min_characters=min_characters)
                 yield from (SourceDocument(c, None) for c in contents if len(c))
         case HubDataset(name, config, split, revision, column):
@@ -110,9 +110,9 @@ def fingerprint_source(source: Source) -> dict[str, str | list[str] | None]:
             names = [*(f"{s}.jsonl.xz" for s in sources), "heldout.txt"]
             return {"packaged": [hashlib.blake2b((folder / n).read_bytes()).hexdigest() for n in names]}
         case TextFiles(path, column):
-            found = find_data_files(path)
-            hashed = sum(f.stat().st_size for f in found) <= MAX_HASHED_BYTES
-            return {"files": [_hash_file(f) if hashed else _describe_file(f) for f in found], "column": column}
+            paths = find_data_files(path)
+            hashed = sum(f.stat().st_size for f in paths) <= MAX_HASHED_BYTES
+            return {"files": [_hash_file(f) if hashed else _describe_file(f) for f in paths], "column": column}
         case HubDataset():
             return {"hub": None, **source._asdict()}  # "hub" marks the kind of source, as "packaged" and "files" do
 

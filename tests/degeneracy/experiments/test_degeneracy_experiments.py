@@ -193,7 +193,7 @@ TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
         ((SPECTRA, "degeneracy.network=mlp", "model.context=64"), "model.context has no meaning for degeneracy.network=mlp"),
         ((SPECTRA, "layer=3"), "layer: this job has no such key"),
         ((SYNCHRONISED, f"model.path={TINY}"), "only ReLU neurons can be synchronised"),
-        ((SYNCHRONISED, "degeneracy.network=model"), "allowed there are degeneracy.experiment, degeneracy.hidden, degeneracy.steps"),
+        ((SYNCHRONISED, "degeneracy.network=model"), "allowed keys of degeneracy: degeneracy.experiment"),
         ((SYNCHRONISED, "degeneracy.hidden=[]"), "degeneracy.hidden=[]: must be a list of at least one"),
         ((SYNCHRONISED, "degeneracy.steps=0"), "degeneracy.steps=0: must be 1 or more"),
         ((TRAINING, "interaction_basis.addition.train_share=1.0"), "addition.train_share=1: must be between 0 and 1"),

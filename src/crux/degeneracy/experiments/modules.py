@@ -172,11 +172,11 @@ def count_misplaced(network: Shortcut, graph: Graph) -> int:
     Directions that mix both planted modules count as misplaced.
     """
     shares = torch.cat(measure_shortcut_shares(network, graph.bases))
-    found = torch.cat(graph.modules.labels)
+    modules = torch.cat(graph.modules.labels)
     planted = torch.where(shares < 1e-6, 0, torch.where(shares > 1 - 1e-6, 1, 2))  # 2: mixes both modules
-    # the found module number a is the concept's; Leiden's numbers do not say which of the two it is
-    matches = [((found == a) & (planted == 0)).sum() + ((found == 1 - a) & (planted == 1)).sum() for a in (0, 1)]
-    return int((found != NO_MODULE).sum() - max(matches))
+    # found module a is the concept's module; Leiden's numbers do not say which of the two it is
+    matches = [((modules == a) & (planted == 0)).sum() + ((modules == 1 - a) & (planted == 1)).sum() for a in (0, 1)]
+    return int((modules != NO_MODULE).sum() - max(matches))
 
 
 def find_strongest_cross_edge(network: Shortcut, graph: Graph) -> float:

@@ -73,9 +73,9 @@ class SaeOptions:
     """Folder of a saved SAE of this architecture to start from; null: new weights."""
 
     fixed_k: ClassVar[bool] = False
-    """Whether the architecture fixes L0 by k and therefore has no λ."""
+    """True if the architecture fixes L0 by k and therefore has no λ."""
     batch_wide: ClassVar[bool] = False
-    """Whether latents are selected over the whole batch. Then the loss cannot leave out any token of the batch."""
+    """True if latents are selected over the whole batch. Then the loss cannot leave out any token of the batch."""
     list_key: ClassVar[str | None] = None
     """The top-level key (`sparsities` or `ks`) that lists values for many SAEs in a single job; None if there is none."""
 

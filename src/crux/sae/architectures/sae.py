@@ -76,7 +76,7 @@ class SAE(nn.Module, ABC):
     output_scale: Tensor
 
     BATCH_WIDE: ClassVar[bool] = False
-    """Whether latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""
+    """True if latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""
     RUNNING_MEANS: ClassVar[tuple[str, ...]] = ()
     """Names of the buffers in which `observe` keeps running means. They are linear in each step's mean over tokens, so that they
     can be averaged over the processes of a distributed run."""

@@ -20,7 +20,7 @@ class Predictions(NamedTuple):
     kl: Float[Tensor, "tokens"]
     """KL(clean ‖ spliced), in nats."""
     agrees: Bool[Tensor, "tokens"]
-    """Whether the clean and the spliced pass have the same likeliest token."""
+    """True if the clean and the spliced pass have the same likeliest token."""
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class SaelensArchitecture(NamedTuple):
     arguments: Mapping[str, float]
     """Further arguments of `sae_class`, which have no influence on the codes after the tensors are loaded."""
     transcodes: bool
-    """Whether the output may have another width than the input; then cfg.json has `d_out`."""
+    """True if the output may have another width than the input; then cfg.json has `d_out`."""
 
     def shapes(self, *, d_in: int, d_sae: int, d_out: int) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of SAELens's tensors."""

@@ -23,9 +23,9 @@ class Loss(ABC, Generic[Options]):
     term_labels: ClassVar[Mapping[str, str]]
     """Labels of the loss's own terms in figures, with their units, by the names under which the step records them."""
     needs_spliced_pass: ClassVar[bool] = False
-    """Whether token batches need a spliced pass: the network runs a second time, with the SAEs in place."""
+    """True if token batches need a spliced pass: the network runs a second time, with the SAEs in place."""
     needs_drawn_gradients: ClassVar[bool] = False
-    """Whether the loss needs the gradients of the log-probabilities of next tokens that are drawn from the clean predictions, with respect
+    """True if the loss needs the gradients of the log-probabilities of next tokens that are drawn from the clean predictions, with respect
     to the activations that the SAEs write."""
 
     def __init__(self, options: Options) -> None:

@@ -28,7 +28,7 @@ class LossOptions:
     coefficients: ClassVar[tuple[str, ...]] = ()
     """The keys of the coefficients of the loss's terms, of which at least one must not be 0."""
     real_outputs: ClassVar[bool] = False
-    """Whether the loss can also be used for networks whose outputs are real numbers. There the MSE of the outputs replaces the KL."""
+    """True if the loss can also be used for networks whose outputs are real numbers. There the MSE of the outputs replaces the KL."""
 
     @property
     def token_share(self) -> float:
@@ -37,7 +37,7 @@ class LossOptions:
 
     @property
     def leaves_tokens_out(self) -> bool:
-        """Whether the loss leaves out some tokens of a batch. Batches of shuffled activations do not contain skipped positions."""
+        """True if the loss leaves out some tokens of a batch. Batches of shuffled activations do not contain skipped positions."""
         return self.max_norm is not None or (self.token_share > 0 and len(self.skip_positions) > 0)
 
     @property
