@@ -26,10 +26,13 @@ from crux.sae.formats import saelens
 from crux.sae.options import SaeJob, model_source, text_name
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
+from crux.subjects.token_texts import TokenTexts
 from crux.subjects.tokenizer import load_tokenizer
 
 CONTEXTS_PER_LATENT, TOKENS_BEFORE_PEAK, TOKENS_AFTER_PEAK = 8, 12, 8
 """The contexts of each latent on the page of latents; the peak is the token on which the latent fires most."""
+TOKENS_IN_MARGIN = 24
+"""Tokens before and after a context from which its first and its last character are completed; an emoji of a family has 20 and more."""
 TOKENS_PER_EFFECT = 6
 """Number of tokens on the page of latents whose logits a latent raises most, and of those that it lowers most."""
 
@@ -141,8 +144,8 @@ def _render_page(
         batches=batches,
         latents=latents,
         n_contexts=CONTEXTS_PER_LATENT,
-        before=TOKENS_BEFORE_PEAK,
-        after=TOKENS_AFTER_PEAK,
+        before=TOKENS_IN_MARGIN + TOKENS_BEFORE_PEAK,
+        after=TOKENS_AFTER_PEAK + TOKENS_IN_MARGIN,
     )
     directions = subject.map_to_residual(site.write, sae.dictionary()[latents.to(subject.device)])
     effects = logit_effects(directions, subject.unembed, n_top=TOKENS_PER_EFFECT)
@@ -157,12 +160,13 @@ def _render_page(
             "latents": f"{len(latents)} of {sae.n_latents}",
             "held-out tokens": f"{evaluation.n_tokens:,}",
         },
-        decode=lambda token: tokenizer.decode([token], skip_special_tokens=False),
+        read_tokens=TokenTexts(tokenizer),
         latents=contexts.latents.numpy(),
         densities=contexts.densities.numpy(),
         tokens=contexts.tokens.numpy(),
         activations=contexts.activations.numpy(),
-        peak=TOKENS_BEFORE_PEAK,
+        peak=TOKENS_IN_MARGIN + TOKENS_BEFORE_PEAK,
+        margin=TOKENS_IN_MARGIN,
         promoted=effects.promoted.numpy(),
         promoted_effects=effects.promoted_effects.numpy(),
         suppressed=effects.suppressed.numpy(),

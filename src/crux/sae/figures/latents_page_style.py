@@ -35,9 +35,19 @@ section {
   flex: none; width: 3.2rem; text-align: right; font-weight: 400; font-size: .8rem; line-height: 1.9;
   color: var(--soft);
 }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: Georgia, serif; }
-.text span, .text mark { color: inherit; background: rgba(var(--hot), var(--a, 0)); border-radius: 2px; }
-.text mark { font-weight: 700; outline: 1.5px solid currentColor; }
+.text { flex: 1; white-space: pre-wrap; overflow-wrap: anywhere; font-family: Georgia, serif; }
+.text span, .text mark { color: inherit; background: rgba(var(--hot), var(--a, 0)); }
+/* Shadows and outlines, unlike borders and bold type, leave letters joined that are in different tokens. */
+.text span { box-shadow: inset 1px 0 var(--line); }
+.text mark { outline: 1.5px solid currentColor; }
+.text .joined {
+  --lines: repeating-linear-gradient(90deg, var(--line) 0 1px, transparent 1px calc(100% / var(--n)));
+  background: var(--lines), var(--codes); box-shadow: 0 2px var(--soft);
+}
+.text mark.joined {
+  --bar: linear-gradient(currentColor, currentColor);
+  background: var(--bar) calc(100% * var(--peak) / (var(--n) - 1)) 100% / calc(100% / var(--n)) 3px no-repeat, var(--lines), var(--codes);
+}
 .effects { flex: 1 1 15rem; display: flex; gap: 1rem; align-items: flex-start; font-size: .85rem; }
 table { border-collapse: collapse; flex: 1; }
 caption { text-align: left; }
