@@ -87,6 +87,34 @@ def test_a_transcoder(tmp_path: Path) -> None:
     assert evaluation.metrics["l0"] <= 8
 
 
+def test_an_sae_is_evaluated_where_it_belongs(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subject, (sae, metadata) = crux.load_subject("tiny"), crux.load_sae(saved)
+    text = crux.load_text(subject, n_tokens=512, batch=2)
+    evaluation = crux.evaluate(subject, sae, text=text)  # the hook point is that of the metadata
+    assert evaluation.metrics == crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", text=text).metrics
+    assert crux.evaluate(subject, sae, hook="blocks.5.hook_resid_post", text=text).metrics["mse"] == pytest.approx(
+        evaluation.metrics["mse"]
+    )
+    with pytest.raises(
+        UserError, match=r"^the SAE reads blocks\.6\.hook_resid_pre, not blocks\.6\.hook_mlp_out; force=True"
+    ):
+        crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text)
+    with pytest.raises(UserError, match=r"^the SAE writes blocks\.6\.hook_resid_pre, not blocks\.6\.hook_mlp_out"):
+        crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", output_hook="blocks.6.hook_mlp_out", text=text)
+    with pytest.raises(UserError, match=r"process_weights=false, not true; force=True"):
+        crux.evaluate(crux.load_subject("tiny", process_weights=True), sae, text=text)
+    assert capsys.readouterr().err == ""
+    forced = crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text, force=True).metrics
+    assert "the SAE reads blocks.6.hook_resid_pre, not blocks.6.hook_mlp_out; it is used" in capsys.readouterr().err
+    sae.metadata = None  # an SAE that was not loaded can be evaluated anywhere
+    assert crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text).metrics == forced
+    with pytest.raises(UserError, match="give hook="):
+        crux.evaluate(subject, sae, text=text)
+    sae.metadata = metadata | {"model_name": "gpt2"}
+    with pytest.raises(UserError, match="belongs to the model gpt2, not to tiny"):
+        crux.evaluate(subject, sae, text=text)
+
+
 def test_mistakes_are_user_errors(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(UserError, match="no SAE folder at"):
         crux.load_sae(tmp_path / "nowhere")

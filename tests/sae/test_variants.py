@@ -114,6 +114,32 @@ def test_finetuning_starts_from_the_saved_sae(sae: str, run: Command) -> None:
         assert started[f"final/{name}"] == pytest.approx(saved[f"final/{name}"], rel=1e-3, abs=1e-4), name
 
 
+def test_a_saved_sae_is_not_trained_at_another_place(
+    run: Command,
+    run_crux: Callable[..., int],
+    short_job: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The SAE of `short_job` belongs to block 2 of the packaged model; another place is an error before anything is loaded."""
+    sae = run("loss=local") / "sae"
+    hook = json.loads((sae / "cfg.json").read_text())["metadata"]["hook_name"]
+    elsewhere = ("loss=local", f"sae.start_from={sae}", f"output_dir={tmp_path / 'other'}", "tracking=none")
+    for words, message in {
+        ("layer=5",): f"reads {hook}, not blocks.5.hook_resid_pre",
+        ("hook_point=blocks.2.hook_mlp_out",): f"reads {hook}, not blocks.2.hook_mlp_out",
+        ("sae.output_hook=blocks.2.hook_mlp_out",): f"writes {hook}, not blocks.2.hook_mlp_out",
+        ("model.process_weights=true",): "belongs to a model with process_weights=false, not true",
+    }.items():
+        assert run_crux(*short_job, *elsewhere, *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"crux: sae.start_from={sae}: the SAE {message}; sae.force=true uses it nevertheless"
+    assert run_crux(*short_job, *elsewhere, "layer=5", "sae.force=true") == 0
+    assert f"the SAE reads {hook}, not blocks.5.hook_resid_pre; it is used nevertheless" in capsys.readouterr().err
+    (second,) = (tmp_path / "other" / "runs").glob("*/sae")
+    assert crux.load_sae(second).metadata["start_from"] == str(sae)
+
+
 def test_a_folder_of_another_architecture_is_rejected(
     run: Command,
     run_crux: Callable[..., int],

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
+from crux.sae.belonging import saved_hooks
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
 from crux.sae.evaluation.typical_activation import measure_typical_activation
 from crux.sae.formats import saelens
@@ -28,7 +30,8 @@ class LoadedSAE(NamedTuple):
     sae: SAE
     """The SAE: `sae(x)` reconstructs activations, and `sae.encode(x).c` returns their codes, the activations of its latents."""
     metadata: dict[str, Any]
-    """Subject, hook point, weight processing, context size, …; listed in crux/sae/formats/saelens.py."""
+    """Subject, hook point, weight processing, context size, …; listed in crux/sae/formats/saelens.py. `evaluate` compares them with
+    the place where the SAE is evaluated. Folders of other tools may lack some of them, or all."""
 
 
 class TokenBatches(NamedTuple):
@@ -97,7 +100,13 @@ def load_text(
 
 
 def evaluate(
-    subject: Subject, sae: SAE, *, hook: str, text: TokenBatches | None = None, output_hook: str | None = None
+    subject: Subject,
+    sae: SAE,
+    *,
+    hook: str | None = None,
+    text: TokenBatches | None = None,
+    output_hook: str | None = None,
+    force: bool = False,
 ) -> SaeEvaluation:
     """Evaluate an SAE on held-out text, as a run does at its end.
 
@@ -105,14 +114,23 @@ def evaluate(
     `crux.sae.evaluate_sae` documents every metric, its sign and its average.
 
     Args:
-        hook: the hook point that the SAE reads.
+        hook: the hook point that the SAE reads; None: the one that a loaded SAE's metadata name.
         text: what `load_text` returns; the packaged text if not given.
-        output_hook: the hook point that a transcoder writes, `hook_name_out` in its metadata; `hook` if not given.
+        output_hook: the hook point that a transcoder writes, `hook_name_out` in its metadata; `hook` if only that is given.
+        force: evaluate a loaded SAE on another model, with another weight processing or at other hook points than its metadata name, too.
 
     Raises:
-        UserError: if the hook points do not exist or do not fit the SAE.
+        UserError: if the hook points do not exist or do not fit the SAE, or the SAE does not belong there.
     """
-    check_site(subject, Site(hook, output_hook or hook, sae))  # before the text is read
+    if hook is None:
+        hook, written = saved_hooks(sae.metadata or {})
+        if hook is None:
+            raise UserError("hook: the SAE's metadata do not name the hook point that it reads; give hook=…")
+        output_hook = output_hook or written
+    write = output_hook or hook
+    check_site(subject, Site(hook, write, sae), force=force)  # before the text is read
     text = text if text is not None else load_text(subject)
-    mean = measure_typical_activation(subject, hook=output_hook or hook, batches=text.train).mean
-    return evaluate_sae(subject, sae, hook=hook, output_hook=output_hook, batches=text.held_out, mean_activation=mean)
+    mean = measure_typical_activation(subject, hook=write, batches=text.train).mean
+    return evaluate_sae(
+        subject, sae, hook=hook, output_hook=write, batches=text.held_out, mean_activation=mean, force=force
+    )

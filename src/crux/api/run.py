@@ -14,6 +14,7 @@ from crux.config.errors import UserError
 from crux.config.messages import suggest_nearest
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.sae import SAE
+from crux.sae.belonging import saved_hooks
 from crux.sae.formats import saelens
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
@@ -139,7 +140,10 @@ class Run:
         place = self.folder / "sae"  # itself the folder of the SAE, or the parent of a folder per SAE
         for path in sorted([*place.glob("cfg.json"), *place.glob("*/cfg.json")]):
             sae, metadata = saelens.load_sae(path.parent)
-            yield metadata.get("hook_name_out") or metadata["hook_name"], sae
+            _, write = saved_hooks(metadata)
+            if write is None:
+                raise UserError(f"{path}: the metadata lack the hook point (hook_name)")
+            yield write, sae
 
     @property
     def sae(self) -> SAE:

@@ -97,6 +97,8 @@ class LanguageCompareOptions(CompareOptions):
     """Tokens per sequence."""
     saes: list[str] | None = None
     """Folders of saved SAEs whose decoders are compared too, each at its hook point."""
+    force: bool = MISSING
+    """Compare saved SAEs although their metadata name another model or weight processing."""
 
     last_bases: ClassVar[tuple[LastBasis, ...]] = tuple(LastBasis)
 

@@ -21,6 +21,7 @@ from crux.degeneracy.options import (
 from crux.runs.checks import check_writable
 from crux.sae.checks import check_text
 from crux.sae.options import model_source
+from crux.sae.saved_config import read_saved_config
 from crux.subjects.hooks import FINAL, check_hook, hook_names
 from crux.subjects.shape import Shape, read_shape
 from crux.subjects.source import find_folder
@@ -109,8 +110,10 @@ def check_addition_folder(path: str) -> None:
 def check_dictionaries(options: Dictionaries, given: Collection[str]) -> None:
     """Check that the folders of saved SAEs are SAE folders."""
     for folder in options.saes or []:
-        if not (Path(folder) / "cfg.json").is_file():
-            raise UserError(f"interaction_basis.saes: {folder} is not an SAE folder, there is no cfg.json in it")
+        try:
+            read_saved_config(Path(folder))
+        except UserError as error:
+            raise UserError(f"interaction_basis.saes: {error}") from error
     if "interaction_basis.dictionaries.tokens" in given and not options.saes:
         raise UserError(
             "interaction_basis.dictionaries.tokens: is only for saved SAEs, which are given by interaction_basis.saes"

@@ -16,12 +16,13 @@ from crux.llc.options import (
     ToyTrainingJob,
 )
 from crux.runs.checks import check_writable
+from crux.sae.belonging import Place
 from crux.sae.checks import check_saved_sae, check_sparsity, check_text
 from crux.sae.options import model_source
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
-from crux.toy.folder import find_toy_model, read_instance_shape
+from crux.toy.folder import HOOK, find_toy_model, read_instance_shape
 
 SAMPLER_KEYS = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
 """Keys that have a meaning only for some samplers."""
@@ -76,7 +77,8 @@ def check_sae_training(job: SaeTrainingJob) -> None:
     """Check the options of the SAE and of its training."""
     check_toy_instance(job.model, without_path=1)
     check_sparsity(job.sae, job.sparsity, target_l0=None)
-    check_saved_sae(job.sae.start_from)
+    model = "pentagon" if job.model.path is None else job.model.path
+    check_saved_sae(job.sae, [Place(model, False, HOOK, HOOK)])
     if job.sae.output_hook is not None:
         raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")
     if job.sae.gradient_labels is not None:

@@ -60,8 +60,7 @@ def build_sae(options: SaeOptions, *, read: TypicalActivation, written: TypicalA
     )
     saelens.check_saveable(sae, transcodes=transcodes)
     input_scale, output_scale = (
-        math.sqrt(len(activation.mean)) / activation.norm if options.normalize_activations else 1.0
-        for activation in (read, written)
+        _normalising_scale(activation) if options.normalize_activations else 1.0 for activation in (read, written)
     )
     # start_at multiplies by the scale, which leaves the bias of the initialisation unchanged
     mean = written.mean.cpu() if options.bias_at_mean else sae.b_dec.detach() / output_scale
@@ -73,6 +72,21 @@ def build_sae(options: SaeOptions, *, read: TypicalActivation, written: TypicalA
         except UserError as error:
             raise UserError(f"sae.start_from={options.start_from}: {error}") from error
     return sae
+
+
+def _normalising_scale(activation: TypicalActivation) -> float:
+    """Return the constant by which the activation's mean norm becomes √d.
+
+    Raises:
+        UserError: if there is none, because the activation is zero, or as good as zero, or not finite.
+    """
+    scale = math.sqrt(len(activation.mean)) / activation.norm if activation.norm > 0 else 0.0
+    if not 0 < scale < 1e30:
+        raise UserError(
+            f"sae.normalize_activations=true: the mean norm of the activation is {activation.norm:g}, so it cannot be scaled to √d; "
+            "choose another hook point, or sae.normalize_activations=false"
+        )
+    return scale
 
 
 def build_loss(options: LossOptions) -> Loss[Any]:

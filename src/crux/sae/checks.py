@@ -1,7 +1,7 @@
 """Checks of a job that trains SAEs on a language model, beyond the bounds of single keys. Torch-free."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from crux.config.bounds import check_bounds
@@ -10,8 +10,10 @@ from crux.config.registry import options_by_group
 from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
 from crux.sae.architectures.options import SaeOptions
+from crux.sae.belonging import Place, check_belonging
 from crux.sae.losses.options import LossOptions
 from crux.sae.options import Evaluation, SaeJob, SaeTrainer, Strategy, model_source
+from crux.sae.saved_config import read_saved_config
 from crux.sae.site_checks import check_sites
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
@@ -45,7 +47,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     _check_devices(job.trainer, job.loss)
     if job.cache is not None:
         check_writable("cache", job.cache)
-    check_saved_sae(job.sae.start_from)
+    model, processed = str(model_source(job.model)), job.model.process_weights
+    check_saved_sae(job.sae, [Place(model, processed, read, write) for read, write in job.sites])
     check_text(job.data, context=job.model.context)
     source = model_source(job.model)
     on_disk = job.model._target_ is None and (source == "tiny" or isinstance(source, Path))
@@ -69,10 +72,17 @@ def check_subject(job: SaeJob) -> None:
         check_sites(single, shape, hook_given=job.hook_point != f"blocks.{job.layer}.hook_resid_pre")
 
 
-def check_saved_sae(folder: str | None) -> None:
-    """Check that the folder to start from holds a saved SAE."""
-    if folder is not None and not (Path(folder) / "cfg.json").is_file():
-        raise UserError(f"sae.start_from={folder}: not an SAE folder, there is no cfg.json in it")
+def check_saved_sae(sae: SaeOptions, places: Sequence[Place]) -> None:
+    """Check that the folder to start from holds a saved SAE, which belongs at the places where the job trains SAEs."""
+    if sae.start_from is None:
+        return
+    key = f"sae.start_from={sae.start_from}"
+    try:
+        metadata = read_saved_config(Path(sae.start_from)).metadata
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    for place in places:
+        check_belonging(metadata, place, what=f"{key}: the SAE", force=sae.force, insist="sae.force=true")
 
 
 def check_text(data: Data, *, context: int) -> None:

@@ -57,6 +57,7 @@ def sae_metadata(config: SaeJob, site: Site, *, sparsity: float) -> dict[str, An
         "sparsity": sparsity,
         "target_l0": config.target_l0,
         "seed": config.seed,
+        **({"start_from": config.sae.start_from} if config.sae.start_from is not None else {}),
     }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import Codes
 from crux.sae.architectures.site import Site
+from crux.sae.belonging import Place, check_belonging
 from crux.subjects.hooks import parse_hook, sort_hooks
 from crux.subjects.subject import Clean, Spliced, Subject
 
@@ -111,10 +112,21 @@ def check_read_before_write(read: str, write: str) -> None:
         raise UserError(f"hook points out of order: {write}, which the SAE writes, is before {read}, which it reads")
 
 
-def check_site(subject: Subject, site: Site) -> None:
-    """Raise a UserError if the subject lacks one of the hook points, or their widths or their order do not fit the SAE."""
+def check_site(subject: Subject, site: Site, *, force: bool = False) -> None:
+    """Check that the subject has the hook points of a site, with the SAE's widths and in order, and that the SAE belongs there.
+
+    Args:
+        force: use a loaded SAE at another place than its metadata say, too.
+
+    Raises:
+        UserError: for the first problem, in one line.
+    """
     widths = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
-    for verb, (name, width) in widths.items():
-        if (actual := subject.hook_width(subject.check_hook(name).kind)) != width:
-            raise UserError(f"the SAE {verb} {width} dimensions, {name} has {actual}")
+    hooks = {name: subject.check_hook(name) for name in (site.read, site.write)}
     check_read_before_write(site.read, site.write)
+    if site.sae.metadata is not None:
+        place = Place(subject.name, subject.process_weights, site.read, site.write)
+        check_belonging(site.sae.metadata, place, what="the SAE", force=force, insist="force=True")
+    for verb, (name, width) in widths.items():
+        if (actual := subject.hook_width(hooks[name].kind)) != width:
+            raise UserError(f"the SAE {verb} {width} dimensions, {name} has {actual}")

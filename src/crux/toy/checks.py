@@ -5,10 +5,11 @@ from collections.abc import Collection
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
 from crux.sae.architectures.options import SaeOptions
+from crux.sae.belonging import Place
 from crux.sae.checks import check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream, LossOptions
 from crux.sae.site_checks import check_n_latents
-from crux.toy.folder import find_toy_model, read_instance_shape, read_n_hidden
+from crux.toy.folder import HOOK, find_toy_model, read_instance_shape, read_n_hidden
 from crux.toy.options import ToySaeJob
 
 
@@ -20,7 +21,7 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     """
     folder = find_toy_model(job.model.path)
     check_sparsity(job.sae, job.sparsity, target_l0=job.target_l0)
-    check_saved_sae(job.sae.start_from)
+    check_saved_sae(job.sae, [Place(str(job.model.path), False, HOOK, HOOK)])
     if job.sae.output_hook is not None:
         raise UserError("sae.output_hook has no meaning on a toy model, which has one hook point")
     if job.loss.skip_positions:

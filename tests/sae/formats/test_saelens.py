@@ -1,6 +1,8 @@
 """SAELens's format: keys, shapes and functions; test_saelens_opens.py (slow) opens folders with sae-lens itself."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +224,21 @@ def test_a_topk_that_ignores_the_decoder_norms(tmp_path: Path) -> None:
             {"architecture": "skip_transcoder", "d_out": 3},
             "'skip_transcoder' cannot be read; allowed are standard, topk",
         ),
-        ({"architecture": ["standard"]}, "cannot be read; allowed are"),
-        ({"architecture": "standard", "activation_fn_str": "topk"}, "activation_fn_str='topk' cannot be read"),
+        ({"architecture": ["standard"]}, r"architecture is \['standard'\], not a string"),
+        ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "activation_fn='tanh-relu' cannot be read"),
+        ({"architecture": "standard", "activation_fn_str": "topk"}, "k is None, not a positive integer"),
+        ({"activation_fn": "topk", "activation_fn_str": "relu"}, "they mean the same"),
+        ({"architecture": "topk", "k": 2, "activation_fn_kwargs": {"k": 3}}, "k is 2, and 3 in activation_fn_kwargs"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input is 'false', not true or false"),
+        ({"apply_b_dec_to_input": 0}, "apply_b_dec_to_input is 0, not true or false"),
+        ({"normalize_activations": 0}, "normalize_activations=0 cannot be read"),
+        ({"finetuning_scaling_factor": True}, "but the weights hold no scaling_factor"),
+        ({"metadata": [1]}, r"metadata is \[1\], not an object"),
+        ({"metadata": {"hook_name": 6}}, "hook_name is 6, not a string"),
+        ({"metadata": {"context_size": True}}, "context_size is True, not a positive integer"),
+        ({"hook_name": {"a": "x" * 99}}, r"hook_name is {'a': 'x+\.\.\., not a string"),
+        ({"metadata": {"process_weights": "yes"}}, "process_weights is 'yes', not true or false"),
+        ({"d_in": 10**12}, r"W_enc is \(3, 5\), not \(1000000000000, 5\)"),
     ],
 )
 def test_an_sae_with_a_function_that_crux_does_not_have_is_an_error(
@@ -240,6 +255,16 @@ def edit_config(folder: Path, **changes: Any) -> None:
     (folder / "cfg.json").write_text(json.dumps(config | changes))
 
 
+def edit_weights(folder: Path, name: str, edit: Callable[[Tensor], Tensor]) -> None:
+    tensors = load_file(folder / saelens.WEIGHTS)
+    save_file(tensors | {name: edit(tensors[name]).contiguous()}, folder / saelens.WEIGHTS)
+
+
+def replace_by(path: Path, kind: str) -> None:
+    path.unlink()
+    {"folder": path.mkdir, "link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[kind]()
+
+
 def drop_tensor(folder: Path) -> None:
     tensors = load_file(folder / saelens.WEIGHTS)
     del tensors["b_enc"]
@@ -254,7 +279,29 @@ def drop_tensor(folder: Path) -> None:
         (lambda f: (f / saelens.WEIGHTS).unlink(), "no sae_weights.safetensors"),
         (lambda f: (f / "cfg.json").write_text("{"), "not JSON"),
         (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe\x00"), "not JSON"),
-        (lambda f: (f / "cfg.json").write_text("[]"), "not a SAELens config"),
+        (lambda f: (f / "cfg.json").write_text("[]"), "a JSON object is needed"),
+        (lambda f: (f / "cfg.json").write_text("[" * 100_000), "nested too deeply"),
+        (lambda f: (f / "cfg.json").write_text('{"d_in": 6, "d_in": 6}'), "the key 'd_in' occurs twice"),
+        (lambda f: (f / "cfg.json").write_text('{"d_in": 1e999}'), "1e999 is not finite"),
+        (lambda f: (f / "cfg.json").write_text('{"d_in": ' + "9" * 5000 + "}"), "not JSON, or a broken file"),
+        (lambda f: replace_by(f / "cfg.json", "folder"), "a folder, not a file"),
+        (lambda f: replace_by(f / "cfg.json", "link"), "a symbolic link to a file that does not exist"),
+        (lambda f: replace_by(f / "cfg.json", "pipe"), "not a regular file"),
+        (lambda f: replace_by(f / saelens.WEIGHTS, "folder"), "a folder, not a file"),
+        (lambda f: replace_by(f / saelens.WEIGHTS, "link"), "a symbolic link to a file that does not exist"),
+        (
+            lambda f: edit_weights(f, "W_enc", lambda W: W.index_put_((torch.tensor(2),), torch.tensor(torch.nan))),
+            r"W_enc\[2, 0\] is nan and 19 more",
+        ),
+        (
+            lambda f: edit_weights(f, "b_dec", lambda b: b / 0),
+            r"b_dec\[0\] is -?inf and 5 more; weights must be finite",
+        ),
+        (lambda f: edit_weights(f, "W_dec", lambda W: W.to(torch.complex64)), "W_dec is of type C64"),
+        (lambda f: edit_weights(f, "W_dec", lambda W: W.to(torch.int32)), "W_dec is of type I32"),
+        (lambda f: edit_weights(f, "b_enc", lambda b: b > 0), "b_enc is of type BOOL"),
+        (lambda f: edit_weights(f, "W_enc", lambda W: W.double() * 1e300), r"W_enc\[0, 0\] is -?inf"),
+        (lambda f: edit_weights(f, "W_enc", lambda W: W[None]), r"W_enc is \(1, 6, 20\), not \(6, 20\)"),
         (lambda f: (f / saelens.WEIGHTS).write_bytes(b"junk"), "not a safetensors file"),
         (
             lambda f: (f / saelens.WEIGHTS).write_bytes((f / saelens.WEIGHTS).read_bytes()[:-9]),
@@ -275,6 +322,93 @@ def test_user_errors(folder: Path, spoil: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         saelens.load_sae(folder)
     assert "\n" not in str(caught.value)
+
+
+FLAT = {
+    "architecture": "standard", "activation_fn_str": "relu", "apply_b_dec_to_input": True, "normalize_activations": "none",
+    "finetuning_scaling_factor": False, "context_size": 1024, "model_name": "gemma-2b", "hook_name": "blocks.6.hook_resid_post",
+    "hook_layer": 6, "hook_head_index": None, "prepend_bos": True, "dataset_path": "HuggingFaceFW/fineweb",
+    "model_from_pretrained_kwargs": {"center_writing_weights": False}, "sae_lens_training_version": "5.1.0",
+    "dtype": "torch.float32", "device": "cuda", "activation_fn_kwargs": {}, "l1_coefficient": 5,
+}  # fmt: skip
+"""The layout of SAELens 3 to 5: no section `metadata`."""
+
+
+class TestOldLayouts:
+    """Folders of SAELens before version 6, by what its `handle_pre_6_0_config` does with them."""
+
+    def test_flat_keys_are_the_metadata(self, tmp_path: Path) -> None:
+        W = write_foreign_folder(tmp_path, "b_enc", **FLAT)
+        sae, metadata = saelens.load_sae(tmp_path)
+        torch.testing.assert_close(
+            sae(X), torch.relu((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"]) @ W["W_dec"] + W["b_dec"]
+        )
+        assert metadata == sae.metadata
+        wanted = (
+            "hook_name",
+            "model_name",
+            "context_size",
+            "prepend_bos",
+            "dataset_path",
+            "model_from_pretrained_kwargs",
+        )
+        assert {key: metadata[key] for key in wanted} == {key: FLAT[key] for key in wanted}
+        assert "l1_coefficient" not in metadata
+
+    def test_gpt2_small_res_jb(self, tmp_path: Path) -> None:
+        """No architecture, other names of keys, and a factor of ones among the weights."""
+        old = {
+            "model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre", "hook_point_layer": 8,
+            "hook_point_head_index": None, "dataset_path": "Skylion007/openwebtext", "context_size": 128,
+            "dtype": "torch.float32", "b_dec_init_method": "geometric_median", "expansion_factor": 2,
+        }  # fmt: skip
+        W = write_foreign_folder(tmp_path, "b_enc", **old)
+        save_file(W | {"scaling_factor": torch.ones(5)}, tmp_path / saelens.WEIGHTS)
+        sae, metadata = saelens.load_sae(tmp_path)
+        torch.testing.assert_close(
+            sae(X), torch.relu((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"]) @ W["W_dec"] + W["b_dec"]
+        )
+        assert metadata["hook_name"] == "blocks.8.hook_resid_pre"
+        assert metadata["hook_layer"] == 8
+        assert metadata["prepend_bos"] is True  # SAELens's default for such folders
+
+    @pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+    def test_other_factors_multiply_the_codes(self, tmp_path: Path, name: str) -> None:
+        W = write_foreign_folder(tmp_path, "b_enc", **FLAT | {"finetuning_scaling_factor": True})
+        factor = torch.tensor([1.0, 2.0, 0.0, -0.5, 1e-3])
+        save_file(W | {name: factor}, tmp_path / saelens.WEIGHTS)
+        c = torch.relu((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"])
+        torch.testing.assert_close(saelens.load_sae(tmp_path)[0](X), (c * factor) @ W["W_dec"] + W["b_dec"])
+        edit_config(tmp_path, finetuning_scaling_factor=False)
+        with pytest.raises(UserError, match="finetuning_scaling_factor=false says that it is not used"):
+            saelens.load_sae(tmp_path)
+
+    @pytest.mark.parametrize("architecture", ["standard", "topk", None])
+    def test_topk_as_an_activation_function(self, tmp_path: Path, architecture: str | None) -> None:
+        config = FLAT | {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}, "architecture": architecture}
+        W = write_foreign_folder(
+            tmp_path, "b_enc", **{key: value for key, value in config.items() if value is not None}
+        )
+        W["W_dec"] = torch.nn.functional.normalize(W["W_dec"], dim=-1)
+        save_file(W, tmp_path / saelens.WEIGHTS)
+        values, chosen = ((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"]).topk(2)
+        codes = torch.zeros(200, 5).scatter(-1, chosen, values.relu())
+        sae, metadata = saelens.load_sae(tmp_path)
+        torch.testing.assert_close(sae.encode(X).c, codes)
+        assert metadata["hook_name"] == "blocks.6.hook_resid_post"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15])
+def test_extreme_decoder_norms_are_folded_exactly(tmp_path: Path, scale: float) -> None:
+    """Squares of 1e-30 do not fit into float32, and torch's normalize leaves vectors below 1e-12 as they are."""
+    W = write_foreign_folder(tmp_path, "b_enc", architecture="standard", apply_b_dec_to_input=False)
+    small = W | {"W_dec": W["W_dec"] * scale, "W_enc": W["W_enc"] / scale, "b_enc": W["b_enc"] / scale}
+    save_file(small, tmp_path / saelens.WEIGHTS)
+    sae, _ = saelens.load_sae(tmp_path)
+    torch.testing.assert_close(sae(X), torch.relu(X @ W["W_enc"] + W["b_enc"]) @ W["W_dec"] + W["b_dec"])
+    save_file(W | {"W_dec": W["W_dec"] * 1e30, "W_enc": W["W_enc"] * 1e30}, tmp_path / saelens.WEIGHTS)
+    with pytest.raises(UserError, match="W_enc becomes too large for float32"):
+        saelens.load_sae(tmp_path)
 
 
 def test_metadata_is_required(tmp_path: Path) -> None:

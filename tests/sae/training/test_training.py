@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.losses import label
 from crux.sae.training.activations import Activations
@@ -283,3 +284,16 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
         torch.testing.assert_close(folded(x), sae(x))
         silent = sae.encode(x)._replace(c=torch.zeros(len(x), 8))
         torch.testing.assert_close(folded.decode(silent), x.mean(0).expand_as(x))
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-310, float("nan"), float("inf")])
+def test_an_activation_that_cannot_be_normalised_is_a_user_error(norm: float) -> None:
+    """A zeroed network has activations of norm 0."""
+    from crux.sae.build import build_sae
+    from crux.sae.evaluation.typical_activation import TypicalActivation
+    from tests.support.sae_jobs import compose_sae_job
+
+    typical = TypicalActivation(torch.zeros(8), norm)
+    config = compose_sae_job("sae.normalize_activations=true", "sae.n_latents=8")
+    with pytest.raises(UserError, match=r"^sae\.normalize_activations=true: the mean norm of the activation is "):
+        build_sae(config.sae, read=typical, written=typical, seed=0)

@@ -15,6 +15,7 @@ from crux.degeneracy.options import LanguageBasesJob
 from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
+from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.sae.formats import saelens
 from crux.sae.loading import load_model, load_tokens
 from crux.sae.losses.readout import chunked_cross_entropy
@@ -39,7 +40,9 @@ def result(job: LanguageBasesJob, run: ActiveRun) -> Result:
         return sequence_cross_entropy(subject, inputs, final)
 
     held_out = batches(tokens.held_out, options.judged)
-    dictionaries = {} if options.saes is None else load_decoders(options.saes, subject, options.hooks[:-1])
+    dictionaries = (
+        {} if options.saes is None else load_decoders(options.saes, subject, options.hooks[:-1], force=options.force)
+    )
     return compare_bases(
         subject,
         options=job.interaction_basis,
@@ -62,23 +65,27 @@ def sequence_cross_entropy(
     return per_token.view(len(tokens), -1).mean(1)
 
 
-def load_decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str]) -> dict[str, Tensor]:
+def load_decoders(folders: Sequence[str], subject: Subject, hooks: Sequence[str], *, force: bool) -> dict[str, Tensor]:
     """Return the decoder directions of saved SAEs, keyed by the hook point at which they write.
 
+    Args:
+        force: use SAEs whose metadata name another model or weight processing, too.
+
     Raises:
-        UserError: if an SAE was trained with another `process_weights` than the subject's, is at a hook point that is not compared, has
+        UserError: if an SAE belongs to another model or weight processing than the subject's, is at a hook point that is not compared, has
             another width, or is the second at its hook point.
     """
     decoders: dict[str, Tensor] = {}
     for folder in folders:
-        sae, about = saelens.load_sae(Path(folder))
-        hook = about.get("hook_name_out", about["hook_name"])
-        if about.get("process_weights", subject.process_weights) != subject.process_weights:
-            raise UserError(
-                f"{folder}: its subject had process_weights={about['process_weights']}, this one {subject.process_weights}"
-            )
+        sae, metadata = saelens.load_sae(Path(folder))
+        read, hook = saved_hooks(metadata)
+        if read is None or hook is None:
+            raise UserError(f"{folder}: its metadata do not name the hook point (hook_name), so it cannot be compared")
         if hook not in hooks:
             raise UserError(f"{folder}: an SAE at {hook}; compared are {', '.join(hooks)}")
+        place = Place(subject.name, subject.process_weights, read, hook)
+        insist = "interaction_basis.compare.force=true"
+        check_belonging(metadata, place, what=f"{folder}: the SAE", force=force, insist=insist)
         if hook in decoders:
             raise UserError(f"{folder}: a second SAE at {hook}")
         directions = sae.dictionary()

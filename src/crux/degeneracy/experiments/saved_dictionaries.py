@@ -22,8 +22,11 @@ from crux.degeneracy.packing import pack, unpack
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.belonging import saved_hooks
 from crux.sae.formats import saelens
 from crux.sae.loading import load_model, load_tokens
+from crux.sae.splicing import check_site
 from crux.subjects.subject import FINAL, Subject
 from crux.text.held_out import spread_batches
 
@@ -34,6 +37,10 @@ SEQUENCES_PER_BATCH = 8
 
 MIN_RELATIVE_EIGENVALUE = 1e-9
 """Directions below this share of the largest eigenvalue are left out of a basis."""
+
+
+REQUIRED = ("model_name", "hook_name", "process_weights", "context_size")
+"""Keys of the metadata by which the network of a saved SAE is found."""
 
 
 class SavedSAE(NamedTuple):
@@ -71,13 +78,11 @@ def load_saved_saes(folders: Sequence[str]) -> list[SavedSAE]:
     saes = []
     for folder in folders:
         sae, metadata = saelens.load_sae(Path(folder))
-        missing = [key for key in ("model_name", "hook_name", "process_weights", "context_size") if key not in metadata]
-        if missing:
+        missing = [key for key in REQUIRED if metadata.get(key) is None]
+        read, write = saved_hooks(metadata)
+        if missing or read is None or write is None:
             raise UserError(f"interaction_basis.saes: {folder} does not say its {missing[0]}")
-        hook = metadata["hook_name"]
-        saes.append(
-            SavedSAE(metadata.get("loss", Path(folder).name), sae, hook, metadata.get("hook_name_out", hook), metadata)
-        )
+        saes.append(SavedSAE(metadata.get("loss") or Path(folder).name, sae, read, write, metadata))
     names = [saved.name for saved in saes]
     return [
         saved if names.count(saved.name) == 1 else saved._replace(name=f"{saved.name} {i}")
@@ -95,6 +100,8 @@ def evaluate_saved_saes(
         context = min(saved.metadata["context_size"] for saved in same_subject)
         model = LanguageModel(name=name, process_weights=processed, context=context)
         subject = load_model(model, device=torch.device("cpu"), dtype=torch.float32)
+        for saved in same_subject:
+            check_site(subject, Site(saved.read, saved.write, saved.sae))
         text = load_tokens(PACKAGED_TEXT, model=model, cache=None).held_out
         batches = list(spread_batches(text, context=context, batch=SEQUENCES_PER_BATCH, n_tokens=options.tokens))
         bases = {

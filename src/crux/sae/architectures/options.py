@@ -71,6 +71,8 @@ class SaeOptions:
     """For a transcoder: the later hook point whose activation is reconstructed from the one that is read; null: an autoencoder."""
     start_from: str | None = None
     """Folder of a saved SAE of this architecture to start from; null: new weights."""
+    force: bool = MISSING
+    """Start from the saved SAE although its metadata name another model, weight processing or hook point."""
 
     fixed_k: ClassVar[bool] = False
     """True if the architecture fixes L0 by k and therefore has no λ."""

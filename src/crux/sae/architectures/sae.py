@@ -6,7 +6,8 @@ A new architecture is one file next to this one: a subclass of `SAE` that define
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,8 @@ class SAE(nn.Module, ABC):
     b_dec: nn.Parameter
     input_scale: Tensor
     output_scale: Tensor
+    metadata: Mapping[str, Any] | None = None
+    """Where a loaded SAE belongs, by its metadata: subject, hook points, weight processing, …; None for an SAE that was not loaded."""
 
     BATCH_WIDE: ClassVar[bool] = False
     """True if latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""

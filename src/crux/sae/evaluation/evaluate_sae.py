@@ -48,6 +48,7 @@ def evaluate_sae(
     ablations: bool = True,
     output_hook: str | None = None,
     gradient: LabelTarget | None = None,
+    force: bool = False,
 ) -> SaeEvaluation:
     """Evaluate `sae` at `hook` on held-out token windows.
 
@@ -74,6 +75,7 @@ def evaluate_sae(
         gradient: give the encoder the gradient of the loss of these labels at the activation that is written. With `data` the
             codes have seen the next token, so that the metrics leak the label. `sampled` labels are the same at every call.
             None: no gradient.
+        force: evaluate a loaded SAE on another model, with another weight processing or at other hook points than its metadata name.
 
     A metric without a value is left out: an explained variance if the activation does not vary (at position 0, if every window
     starts with the same token), a loss recovered if ablation does not increase the loss, and `/rest` of predictions if T = 2.
@@ -83,7 +85,7 @@ def evaluate_sae(
             points, or these do not exist or are out of order.
     """
     site = Site(hook, hook if output_hook is None else output_hook, sae)
-    check_site(subject, site)
+    check_site(subject, site, force=force)
     later = {_entered_block(name): name for name in later_residuals(site.write, n_layers=subject.n_layers)}
     captured = [site.read, site.write, *later.values()]
     predictions = PredictionMetrics(subject, ablate={site.write: mean_activation} if ablations else None)

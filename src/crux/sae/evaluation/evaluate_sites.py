@@ -37,6 +37,7 @@ def evaluate_sites(
     means: Mapping[str, Float[Tensor, "_d"]],
     gradient: LabelTarget | None,
     short: bool,
+    force: bool = False,
 ) -> SitesEvaluation:
     """Evaluate the folded SAEs, which are functions of a single token's activation, as they would be used.
 
@@ -44,6 +45,7 @@ def evaluate_sites(
         means: mean activation over training tokens, by hook point.
         gradient: the labels whose gradient the SAEs use in training; None: they use no gradient.
         short: leave out the ablated passes and the second evaluation with gradients.
+        force: as in `evaluate_sae`.
     """
     batches = list(batches)
     folded = [Site(site.read, site.write, site.sae.fold()) for site in sites]
@@ -55,16 +57,16 @@ def evaluate_sites(
         evaluations.append(
             evaluate_sae(
                 subject, site.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
-                ablations=not short,
+                ablations=not short, force=force,
             )
         )  # fmt: skip
         metrics |= {prefix + name: value for name, value in evaluations[-1].metrics.items()}
         if gradient is not None and not short:
             with_gradient = evaluate_sae(
                 subject, unfolded.sae, hook=site.read, output_hook=output, batches=batches, mean_activation=mean,
-                gradient=gradient,
+                gradient=gradient, force=force,
             )  # fmt: skip
             metrics |= {f"{WITH_GRADIENT}/{prefix}{name}": value for name, value in with_gradient.metrics.items()}
     if len(sites) > 1:
-        metrics |= evaluate_together(subject, folded, batches=batches, means=means, ablations=not short)
+        metrics |= evaluate_together(subject, folded, batches=batches, means=means, ablations=not short, force=force)
     return SitesEvaluation(metrics, evaluations)

@@ -21,6 +21,7 @@ def evaluate_together(
     batches: Iterable[Int[Tensor, "_batch _pos"]],
     means: Mapping[str, Float[Tensor, "_d"]],
     ablations: bool = True,
+    force: bool = False,
 ) -> dict[str, float]:
     """Evaluate several SAEs that are spliced into the network at once.
 
@@ -31,12 +32,13 @@ def evaluate_together(
     Args:
         means: mean activation over training tokens, by hook point written; other hook points are ignored.
         ablations: False leaves out the two ablated passes and their metrics.
+        force: as in `evaluate_sae`.
 
     Raises:
         UserError: as `evaluate_sae`, and if two SAEs write at the same hook point.
     """
     for site in sites:
-        check_site(subject, site)
+        check_site(subject, site, force=force)
     written = [site.write for site in sites]
     # the clean activations that are used: for mean ablation at the first hook written, for the spliced pass at the first of all
     captured = {sort_hooks(written)[0], sort_hooks([*written, *(site.read for site in sites)])[0]}

@@ -10,22 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.files import replacing_folder
+from crux.config.tensor_files import check_finite, load_tensors, read_tensor_header
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats.saelens_architectures import (
     ARCHITECTURES,
+    SCALING_FACTORS,
     SaelensArchitecture,
     find_architecture,
     from_tensors,
     to_tensors,
 )
+from crux.sae.saved_config import CONFIG, read_saved_config
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
 FORMAT_VERSION = "6.54.12"
 """The version of sae-lens whose format this is, and which the tests use. sae-lens drops the metadata if no version ≥ 6 is given."""
 
@@ -35,8 +37,7 @@ REQUIRED_METADATA = ("model_name", "hook_name", "process_weights", "context_size
 _READABLE_VALUES: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", False, None),
     "reshape_activations": ("none", "hook_z"),  # crux concatenates the heads of hook_z
-    "activation_fn": ("relu",),
-    "activation_fn_str": ("relu",),  # before version 6, TopK was `standard` with another activation function
+    "activation_fn": ("relu",),  # `read_saved_config` has turned `topk` into an architecture
 }
 """Keys of cfg.json, and the values that they must have if they are present: with others the function is not one of crux's SAEs."""
 
@@ -94,57 +95,59 @@ def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
 def load_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """Load an SAE and its metadata from a folder; it may come from other tools, with any decoder norms and input bias.
 
+    The SAE has the metadata as its attribute `metadata`, too, by which its place is checked when it is used. Folders of SAELens
+    before version 6 keep the metadata that they have.
+
     Raises:
-        UserError: if the folder or a file is missing or broken, shapes do not fit, or crux has no SAE with this function.
+        UserError: if the folder or a file is missing or broken, shapes do not fit, a weight is not a finite real number, or crux has no
+            SAE with this function.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config, metadata = read_saved_config(folder)
+    _check_function(config, path=folder / CONFIG)
     architecture: SaelensArchitecture = ARCHITECTURES[config["architecture"]]
     d_in, d_sae = config["d_in"], config["d_sae"]
     d_out = config["d_out"] if architecture.transcodes else d_in
     tensors = _read_weights(folder / WEIGHTS, architecture.shapes(d_in=d_in, d_sae=d_sae, d_out=d_out))
     try:
-        return from_tensors(tensors, architecture, config), dict(config.get("metadata", {}))
+        sae = from_tensors(tensors, architecture, config)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
+    sae.metadata = metadata
+    return sae, metadata
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the contents of cfg.json after checking the keys that `load_sae` uses."""
-    if not folder.is_dir():
-        raise UserError(f"no SAE folder at {folder}")
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} is not an SAE folder: no {CONFIG} in it")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise UserError(f"{path}: not JSON, or a broken file ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("metadata", {}), dict):
-        raise UserError(f"{path}: not a SAELens config")
-    if not isinstance(name := config.get("architecture"), str) or name not in ARCHITECTURES:
+def _check_function(config: Mapping[str, Any], *, path: Path) -> None:
+    """Check that crux has an SAE with the function that cfg.json describes, and that the sizes are positive integers."""
+    name = config["architecture"]
+    if name not in ARCHITECTURES:
         raise UserError(f"{path}: architecture {name!r} cannot be read; allowed are {', '.join(ARCHITECTURES)}")
     for key, allowed in _READABLE_VALUES.items():
-        if key in config and config[key] not in allowed:
+        if key in config and not any(type(config[key]) is type(value) and config[key] == value for value in allowed):
             raise UserError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {allowed[0]!r}")
     architecture = ARCHITECTURES[name]
     for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.integer_keys):
         if type(config.get(key)) is not int or config[key] < 1:
             raise UserError(f"{path}: {key} is {config.get(key)!r}, not a positive integer")
-    return config
 
 
 def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors in float32 after checking that the file has exactly these names and shapes."""
-    if not path.is_file():
+    """Return the tensors in float32 after checking that the file has these names and shapes, and finite real numbers.
+
+    Names, shapes and types are checked in the file's header, before memory is allocated for tensors. SAELens before version 6 may have
+    added a factor per latent, `scaling_factor`, which is returned if it is there.
+    """
+    if not path.is_symlink() and not path.exists():
         raise UserError(f"{path.parent} is not an SAE folder: no {WEIGHTS} in it")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file, or a broken one ({error})") from error
-    if tensors.keys() != shapes.keys():
-        raise UserError(f"{path}: holds {', '.join(sorted(tensors))}, not {', '.join(sorted(shapes))}")
-    for name, shape in shapes.items():
-        if (actual := tuple(tensors[name].shape)) != shape:
-            raise UserError(f"{path}: {name} is {actual}, not {shape} as {CONFIG} says")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    header = read_tensor_header(path)
+    factors = [name for name in SCALING_FACTORS if name in header]
+    if header.keys() - set(factors) != shapes.keys():
+        raise UserError(f"{path}: holds {', '.join(sorted(header))}, not {', '.join(sorted(shapes))}")
+    for name, shape in {**shapes, **dict.fromkeys(factors, shapes["W_enc"][1:])}.items():
+        if header[name].shape != shape:
+            raise UserError(f"{path}: {name} is {header[name].shape}, not {shape} as {CONFIG} says")
+        if not header[name].is_real:
+            raise UserError(f"{path}: {name} is of type {header[name].dtype}, not of floating-point numbers")
+    tensors = {name: tensor.float() for name, tensor in load_tensors(path).items()}
+    check_finite(tensors, path=path)
+    return tensors

@@ -66,6 +66,10 @@ ARCHITECTURES = {
 }
 
 
+SCALING_FACTORS = ("scaling_factor", "finetuning_scaling_factor")
+"""Names before version 6 of a factor per latent, by which the codes are multiplied before they are decoded."""
+
+
 def find_architecture(sae: SAE, *, transcodes: bool) -> str:
     """Return SAELens's name for the architecture of a folded SAE.
 
@@ -102,12 +106,13 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: SaelensArchitectur
     """Return the folded SAE with the same function as SAELens's tensors.
 
     The norm of each decoder direction is multiplied into its encoder direction, and a decoder bias that is subtracted from the
-    input is folded into the biases.
+    input is folded into the biases. A factor per latent multiplies its decoder direction.
 
     Raises:
-        UserError: if the function would change: a TopK that selects codes whose decoder directions have unequal norms.
+        UserError: if the function would change: a TopK that selects codes whose decoder directions have unequal norms. Also if a product of
+            weights is too large for float32.
     """
-    W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
+    W_enc, W_dec = tensors["W_enc"], _scale_decoder(tensors, config)
     (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
     subtract_b_dec = config.get("apply_b_dec_to_input", True)  # SAELens's own default
     if subtract_b_dec and architecture.transcodes:
@@ -117,20 +122,52 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: SaelensArchitectur
         generator=torch.Generator(), **{key: config[key] for key in architecture.integer_keys}, **architecture.arguments,
     )  # fmt: skip
 
-    norm = W_dec.norm(dim=-1)
+    norm = W_dec.double().norm(dim=-1)  # squares of very large or small numbers do not fit into float32
     selects_without_norm = isinstance(sae, TopKSAE) and not config.get("rescale_acts_by_decoder_norm", False)
     if selects_without_norm and norm.max() - norm.min() > 1e-6 * norm.max():
         raise UserError(
             "selects its k latents without regard to the decoder norms (rescale_acts_by_decoder_norm=false), and these differ; "
             "a TopK of crux selects by the codes of a unit-norm decoder"
         )
-    if torch.allclose(norm, torch.ones(()), rtol=0, atol=1e-6):
+    if torch.allclose(norm, torch.ones_like(norm), rtol=0, atol=1e-6):
         norm = torch.ones_like(norm)  # rounding would change the last digits of the codes
     sae.W_enc.copy_(W_enc * norm)
-    sae.W_dec.copy_(W_dec)
+    sae.W_dec.copy_(W_dec / norm.where(norm > 0, 1.0)[:, None])
     sae.b_dec.copy_(tensors["b_dec"])
     for name, parameter in architecture.per_latent.items():
         value = tensors[name] if name == "r_mag" else tensors[name] * norm  # all but r_mag have the unit of the codes
         # a negative threshold has the same effect as 0, since codes are never negative
         getattr(sae, parameter).copy_(value.clamp_min(0).log() if parameter.startswith("log_") else value)
-    return sae.fold()
+    sae = sae.fold()
+    for name, value in to_tensors(sae, architecture).items():
+        if not (value.exp() if name == "r_mag" else value).isfinite().all():
+            raise UserError(f"{name} becomes too large for float32 when the decoder norms are folded into it")
+    return sae
+
+
+def _scale_decoder(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """Return the decoder, multiplied by the factor per latent that SAELens before version 6 may have added.
+
+    It stored a factor of ones with SAEs that do not use it.
+
+    Raises:
+        UserError: if cfg.json says that there is no such factor, or that there is one and the weights lack it.
+    """
+    W_dec = tensors["W_dec"]
+    factors = [tensors[name] for name in SCALING_FACTORS if name in tensors]
+    if len(factors) > 1:
+        raise UserError(f"holds both {' and '.join(SCALING_FACTORS)}, which mean the same")
+    used = config.get("finetuning_scaling_factor")
+    if not factors:
+        if used:
+            raise UserError("finetuning_scaling_factor=true, but the weights hold no scaling_factor")
+        return W_dec
+    if torch.equal(factors[0], torch.ones_like(factors[0])):
+        return W_dec
+    if used is False:
+        raise UserError("scaling_factor is not 1, but finetuning_scaling_factor=false says that it is not used")
+    if config.get("rescale_acts_by_decoder_norm", False):
+        raise UserError(
+            "scaling_factor is not 1, and rescale_acts_by_decoder_norm=true; no version of SAELens has both"
+        )
+    return W_dec.double() * factors[0].double()[:, None]
