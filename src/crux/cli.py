@@ -26,6 +26,7 @@ from crux.config.messages import DISK_ERRORS, explain_composition_error, explain
 from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
 from crux.launch.refusals import check_no_launcher_without_sweep
+from crux.runs.lock import LockedError
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
 
@@ -62,6 +63,8 @@ def job(cfg: DictConfig) -> None:
     folder = RunFolder(Path(hydra_config.runtime.output_dir))
     try:
         start(cfg, overrides, folder=folder.path)
+    except LockedError as error:  # the process that runs the job will report its outcome
+        print(f"crux: {error}", file=sys.stderr)
     except Exception as error:
         line = explain_user_error(error, overrides=overrides)
         reason = line or f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -13,7 +13,7 @@ from crux.runs.run_folder import (
     comparable_keys,
     find_unfinished,
     list_differences,
-    new_run_path,
+    make_run_path,
     open_unfinished,
 )
 
@@ -64,11 +64,8 @@ def test_only_a_folder_in_which_nothing_was_trained_is_removed(tmp_path: Path) -
 
 
 def test_runs_that_start_at_once_have_different_names(tmp_path: Path) -> None:
-    paths = []
-    for _ in range(3):
-        path = new_run_path(tmp_path, "e2e_L6_s1")
-        path.mkdir(parents=True)
-        paths.append(path)
+    paths = [make_run_path(tmp_path, "e2e_L6_s1") for _ in range(3)]
+    assert all(path.is_dir() for path in paths)
     assert len(set(paths)) == 3
     assert all(p.parent == tmp_path / "runs" and "e2e_L6_s1" in p.name for p in paths)
 

@@ -10,7 +10,7 @@ import yaml
 
 from crux.sae.sweeps.finished_runs import read_finished_runs
 from crux.sae.training.sae_module import SAEModule
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 
 Command = Callable[..., Path]
 

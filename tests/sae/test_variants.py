@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import crux
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 from tests.support.architectures import ARCHITECTURES
 
 Command = Callable[..., Path]

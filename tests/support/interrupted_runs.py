@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crux.runs.run_folder import RunFolder
 from crux.sae.training.sae_module import SAEModule
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 from tests.support.small_runs import run_fit
 
 Job = Callable[[], tuple[SAEModule, Sequence[Any]]]

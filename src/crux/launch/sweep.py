@@ -20,11 +20,12 @@ from rich.table import Column, Table
 
 from crux.config.console import make_console
 from crux.config.errors import UserError
+from crux.config.files import remove_temporaries
 from crux.config.folder_name import shorten_name
 from crux.config.messages import explain_user_error
 from crux.config.schema import Job, to_plain
-from crux.launch.lock import lock_folder
 from crux.runs.checks import check_tracking
+from crux.runs.lock import lock_folder
 from crux.runs.run_folder import RunFolder, find_same_run
 from crux.runs.sweep import SweepRun, track_sweep
 from crux.sae.options import ReportJob, Strategy
@@ -87,7 +88,8 @@ def launch(
     _check(jobs)
     folder = jobs[0].folder.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder):
+    with lock_folder(folder, what=f"sweep {folder.name}"):
+        remove_temporaries(folder, below=False)  # a job may be writing in its folder
         before_start(folder)
         for job in jobs:
             if job.folder.failed and first.retry_failed:

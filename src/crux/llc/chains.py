@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from crux.config.checked_tensors import DamagedTensorsError, read_checked_tensors, write_checked_tensors
 from crux.config.errors import UserError
-from crux.config.files import write_tensors
 from crux.config.progress import track
 from crux.llc.curvature import largest_curvature
 from crux.llc.landscape import Landscape
@@ -102,7 +100,7 @@ class Chains:
         path.parent.mkdir(parents=True, exist_ok=True)
         no_draws = self.acceptance.new_zeros(len(self.acceptance), 0)
         state = {f"state/{name}": value for name, value in self.state._asdict().items() if value is not None}
-        write_tensors(
+        write_checked_tensors(
             path,
             state
             | {
@@ -125,10 +123,10 @@ def load_chains(path: Path, *, identity: Float[Tensor, "_"], device: torch.devic
         UserError: if the file is damaged or belongs to another estimate.
     """
     try:
-        saved = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to start its chains again") from error
-    saved_identity = saved.pop("identity")
+        saved = read_checked_tensors(path, required=True)
+    except DamagedTensorsError as error:
+        raise UserError(f"{error}; remove it to start its chains again") from error
+    saved_identity = saved.pop("identity", torch.zeros(0))
     if saved_identity.shape != identity.shape or not torch.allclose(saved_identity, identity, rtol=1e-6, atol=0):
         raise UserError(f"{path} is the checkpoint of another estimate; remove it or name another file")
     saved = {name: value.to(device) for name, value in saved.items()}

@@ -23,9 +23,10 @@ from crux.text.token_file import default_cache
 from crux.text.tokenizer import END_OF_TEXT, train_bpe
 from crux.text.tokens import prepare_tokens
 from crux.training.callbacks import make_callbacks
+from crux.training.checkpoints import checkpoint_step
 from crux.training.data import Feed
 from crux.training.devices import choose_hardware
-from crux.training.fit import checkpoint_step, fit
+from crux.training.fit import fit
 
 
 def run(config: PretrainJob, *, folder: Path | None) -> RunFolder:

@@ -2,12 +2,13 @@
 
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlparse
 
 from crux.config.errors import UserError
-from crux.config.schema import Job, to_plain
-from crux.runs.run_folder import find_unfinished, open_unfinished
+from crux.config.schema import Job
+from crux.runs.earlier_run import take_earlier_run
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """The URI schemes of the servers and databases in which MLflow can keep runs."""
@@ -24,10 +25,8 @@ def check_run(config: Job) -> None:
         check_tracking(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
     if config.resume and config.resume_from is not None:
         raise UserError("resume and resume_from both given: give one of them")
-    if config.resume_from is not None:
-        open_unfinished(Path(config.resume_from), to_plain(config))
-    elif config.resume:
-        find_unfinished(Path(config.output_dir), to_plain(config))
+    with ExitStack() as ends:
+        take_earlier_run(config, None, ends)
 
 
 def check_writable(key: str, place: str) -> None:

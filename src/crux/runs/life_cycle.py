@@ -10,9 +10,10 @@ from typing import NamedTuple
 from crux.config.errors import UserError
 from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
-from crux.runs.run_folder import RunFolder, new_run_path
+from crux.runs.earlier_run import lock_run, take_earlier_run
+from crux.runs.run_folder import RunFolder, make_run_path
 from crux.runs.tracked_run import TrackedRun, create_runs, start_tracking
-from crux.runs.tracking import explain_comparison, find_earlier_run
+from crux.runs.tracking import explain_comparison
 
 
 class ActiveRun(NamedTuple):
@@ -81,14 +82,14 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
     Raises:
         UserError: for a problem that the user can fix.
     """
-    earlier = find_earlier_run(config, folder)
-    if earlier is not None and earlier.done:  # a sweep that is continued
-        print(f"{config.run_name()}: done before, in {earlier.path}")
-        return earlier
     with ExitStack() as ends:
+        earlier = take_earlier_run(config, folder, ends)
+        if earlier is not None and earlier.done:  # a sweep that is continued
+            print(f"{config.run_name()}: done before, in {earlier.path}")
+            return earlier
         ends.enter_context(show_progress(config.trainer.progress))
         job = prepare()
-        place = earlier or RunFolder.create(folder or new_run_path(Path(config.output_dir), job.name), to_plain(config))
+        place = earlier or create_run_folder(config, folder, ends, name=job.name)
         runs = create_runs(place, job.run_configs or {"": config}, resumed=earlier is not None)
         last = job.last_row(place) if earlier is not None else -1
         for run in runs:
@@ -108,6 +109,19 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
             assert job.failure is not None
             raise job.failure()
     return place
+
+
+def create_run_folder(config: Job, folder: Path | None, ends: ExitStack, *, name: str) -> RunFolder:
+    """Create the folder of a new run, locked until `ends` is closed.
+
+    Args:
+        folder: the run folder, if a sweep has assigned one, which is locked already; None: a new one.
+        name: name of a new run folder, after the time.
+    """
+    if folder is None:
+        folder = make_run_path(Path(config.output_dir), name)
+        lock_run(folder, ends)
+    return RunFolder.create(folder, to_plain(config))
 
 
 def show_outcome(run: TrackedRun, outcome: RunOutcome) -> None:

@@ -1,5 +1,6 @@
 """The run folder: the configuration, history, metrics and files of one run, each file written completely or not at all."""
 
+import itertools
 import json
 import shutil
 import time
@@ -10,7 +11,8 @@ from typing import Any
 import yaml
 
 from crux.config.errors import UserError
-from crux.config.files import write_text
+from crux.config.files import explain_full_disk, remove_temporaries, write_text
+from crux.runs.plain_yaml import read_plain_yaml
 
 KEYS_NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
 """Keys that may differ when a run is resumed; `trainer.progress` may differ too."""
@@ -30,11 +32,12 @@ class RunFolder:
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
         """Create a run folder with the resolved configuration, and remove from it all files from which an earlier run could be resumed."""
         path.mkdir(parents=True, exist_ok=True)
-        for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id", "checkpoints/last.ckpt"):
-            (path / name).unlink(missing_ok=True)
         folder = cls(path)
-        for subfolder in (folder.programs, folder.intermediate):
+        for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id"):
+            (path / name).unlink(missing_ok=True)
+        for subfolder in (folder.checkpoint.parent, folder.programs, folder.intermediate):
             shutil.rmtree(subfolder, ignore_errors=True)
+        remove_temporaries(path, below=True)
         (path / "figures").mkdir(exist_ok=True)
         write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         return folder
@@ -56,7 +59,12 @@ class RunFolder:
     @property
     def resumable(self) -> bool:
         """True if a checkpoint or intermediate results exist from which the run can be continued."""
-        return self.checkpoint.exists() or self.programs.exists() or self.intermediate.exists()
+        return self.has_checkpoint or self.programs.exists() or self.intermediate.exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """True if there is a checkpoint, or the one before it."""
+        return any(self.checkpoint.parent.glob("*.ckpt"))
 
     @property
     def done(self) -> bool:
@@ -95,25 +103,37 @@ class RunFolder:
         Raises:
             UserError: if the file cannot be read.
         """
-        path = self.path / "config.yaml"
-        try:
-            config = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{path} cannot be read (it has no keys)")
-        return config
+        return read_plain_yaml(self.path / "config.yaml")
+
+    def check_kinds(self) -> None:
+        """Check that no file of the run is a folder and no folder is a file.
+
+        Raises:
+            UserError: that names the first one.
+        """
+        for name in ("config.yaml", "history.jsonl", "metrics.json", "mlflow_run_id", "DONE", "FAILED"):
+            if (self.path / name).exists() and not (self.path / name).is_file():
+                raise UserError(f"{self.path / name} must be a file; remove it")
+        for name in ("checkpoints", "programs", "pieces", "figures", "sae"):
+            if (self.path / name).exists() and not (self.path / name).is_dir():
+                raise UserError(f"{self.path / name} must be a folder; remove it")
 
     def add_row(self, step: int, row: dict[str, float]) -> None:
         """Append a row to the history."""
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as f:
+        path = self.path / "history.jsonl"
+        with explain_full_disk(path), path.open("a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, **row}) + "\n")
 
     def read_history(self) -> list[dict[str, float]]:
-        """Return the rows of the history."""
+        """Return the rows of the history.
+
+        Raises:
+            UserError: if a line is not a row of numbers, except for an incomplete last line, which a kill may have cut.
+        """
         path = self.path / "history.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+        content = path.read_bytes() if path.exists() else b""
+        lines = content.split(b"\n")[:-1]  # what follows the last line break is incomplete
+        return [_parse_row(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
 
     def drop_rows_after(self, step: int) -> None:
         """Remove the rows that a killed run wrote after this step, its last checkpoint; the resumed run writes them again."""
@@ -126,23 +146,45 @@ class RunFolder:
 
     def remove_if_unstarted(self) -> None:
         """Remove the folder if nothing has been trained, so that a failed start leaves no incomplete run."""
-        if not self.checkpoint.exists() and not self.read_history():
+        if not self.has_checkpoint and not self.read_history():
             shutil.rmtree(self.path)
 
     def finish(self) -> None:
         """Mark the run as done."""
+        self.checkpoint.with_name("previous.ckpt").unlink(missing_ok=True)
         write_text(self.path / "DONE", time.strftime("%Y-%m-%d %H:%M:%S\n"))
-        shutil.rmtree(self.intermediate, ignore_errors=True)
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Remove what only an unfinished run needs, if the run is done, and the temporary files of killed processes."""
+        remove_temporaries(self.path, below=True)
+        if self.done:
+            shutil.rmtree(self.intermediate, ignore_errors=True)
 
 
-def new_run_path(outputs: Path, name: str) -> Path:
-    """Return `<outputs>/runs/<time>_<name>`, with a number if two runs start within the same second."""
+def make_run_path(outputs: Path, name: str) -> Path:
+    """Create the folder `<outputs>/runs/<time>_<name>`, with a number if another run has started within the same second."""
     stem = outputs / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    path, number = stem, 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
-    return path
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:  # asking first would let two starts choose the same name
+            continue
+        return path
+    raise AssertionError
+
+
+def _parse_row(line: bytes, place: str) -> dict[str, float]:
+    """Return a row of the history; a UserError names its place if it is not one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict) and type(row.get("step")) is int and all(type(x) in (int, float) for x in row.values()):
+        return row
+    raise UserError(f"{place} is damaged: it is no row with a step and numbers; start the run again without resume")
 
 
 def comparable_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,16 +208,12 @@ def list_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [f"{k}: {left.get(k)} / {right.get(k)}" for k in keys if left.get(k) != right.get(k)]
 
 
-def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
-    """Return the newest run without DONE that has this configuration.
-
-    Raises:
-        UserError: if there is none.
-    """
+def list_unfinished(outputs: Path, config: Mapping[str, Any]) -> list[RunFolder]:
+    """Return the runs without DONE that have this configuration, the newest first."""
     starts = [(p.parent.name[:19], p.stat().st_mtime_ns, p.parent) for p in (outputs / "runs").glob("*/config.yaml")]
-    for *_, path in sorted(
-        starts, reverse=True
-    ):  # by the time in the folder's name (seconds), then by that of the file
+    unfinished: list[RunFolder] = []
+    # by the time in the folder's name (seconds), then by that of the file
+    for *_, path in sorted(starts, reverse=True):
         folder = RunFolder(path)
         if folder.done:
             continue
@@ -184,7 +222,18 @@ def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
         except UserError:
             continue  # the file is incomplete
         if same:
-            return folder
+            unfinished.append(folder)
+    return unfinished
+
+
+def find_unfinished(outputs: Path, config: Mapping[str, Any]) -> RunFolder:
+    """Return the newest run without DONE that has this configuration.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if unfinished := list_unfinished(outputs, config):
+        return unfinished[0]
     raise UserError(f"resume=true: no unfinished run with this configuration in {outputs / 'runs'}")
 
 

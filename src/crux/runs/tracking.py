@@ -1,4 +1,4 @@
-"""Track a job in MLflow, from its start to its end; and find the earlier run that a job continues."""
+"""Track a job in MLflow, from its start to its end."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from crux.config.errors import UserError
 from crux.config.files import write_text
-from crux.config.schema import Job, to_plain
-from crux.runs.run_folder import RunFolder, find_same_run, find_unfinished, open_unfinished
+from crux.config.schema import Job
+from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from crux.runs.mlflow import Tracker
@@ -35,26 +35,6 @@ def read_parent_tags(folder: Path) -> dict[str, str]:
         if id_file.exists():
             return {PARENT_TAG: id_file.read_text("utf-8").strip(), "job": child.name}
     return {}
-
-
-def find_earlier_run(config: Job, folder: Path | None) -> RunFolder | None:
-    """Return the earlier run of this job, so that it is continued; None if the job starts anew.
-
-    `resume_from` names the run, and `resume=true` looks for it in the outputs folder. A sweep looks in the job's folder in any case, and
-    the run there may also be finished.
-
-    Args:
-        folder: the run folder, if a sweep has assigned one.
-
-    Raises:
-        UserError: if the run does not exist or has another configuration.
-    """
-    plain = to_plain(config)
-    if config.resume_from is not None:
-        return open_unfinished(Path(config.resume_from), plain)
-    if folder is not None:
-        return find_same_run(folder, plain)
-    return find_unfinished(Path(config.output_dir), plain) if config.resume else None
 
 
 def find_git_commit() -> str | None:

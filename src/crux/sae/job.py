@@ -23,9 +23,10 @@ from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.text.held_out import spread_batches
 from crux.training.callbacks import make_callbacks
+from crux.training.checkpoints import checkpoint_step
 from crux.training.data import Feed
 from crux.training.devices import choose_device, choose_dtype, choose_hardware
-from crux.training.fit import ShortEvaluations, checkpoint_step, fit
+from crux.training.fit import ShortEvaluations, fit
 
 
 def run(config: SaeJob, *, folder: Path | None) -> RunFolder:

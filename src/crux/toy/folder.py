@@ -37,18 +37,39 @@ def _list_toy_models(path: Path) -> list[Path]:
 
 
 def read_instance_shape(folder: Path) -> tuple[int, int]:
-    """Return how many streams and how many settings the model in a folder has; their product is its number of instances."""
-    streams, settings = _read_config(folder)["instances"]
-    return streams, settings
+    """Return how many streams and how many settings the model in a folder has; their product is its number of instances.
+
+    Raises:
+        UserError: if its config.json does not say.
+    """
+    match _read_config(folder).get("instances"):
+        case [int(streams), int(settings)] if streams > 0 and settings > 0:
+            return streams, settings
+        case _:
+            raise UserError(f"{folder / 'config.json'}: instances must be two numbers above 0")
 
 
 def read_n_hidden(folder: Path) -> int:
-    """Return the width of the hidden layer of the model in a toy model's folder."""
-    return _read_config(folder)["n_hidden"]
+    """Return the width of the hidden layer of the model in a toy model's folder.
+
+    Raises:
+        UserError: if its config.json does not say.
+    """
+    match _read_config(folder).get("n_hidden"):
+        case int(width) if width > 0:
+            return width
+        case _:
+            raise UserError(f"{folder / 'config.json'}: n_hidden must be a number above 0")
 
 
 def _read_config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text("utf-8"))
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except RecursionError:
+        raise UserError(f"{folder / 'config.json'} cannot be read (it is nested too deeply)") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} cannot be read (it has no keys)")
+    return config
 
 
 def _is_toy_model(folder: Path) -> bool:
@@ -56,8 +77,4 @@ def _is_toy_model(folder: Path) -> bool:
         config = _read_config(folder)
     except (OSError, ValueError):
         return False
-    return (
-        isinstance(config, dict)
-        and config.get("model_type") == "superposition"
-        and (folder / "model.safetensors").is_file()
-    )
+    return config.get("model_type") == "superposition" and (folder / "model.safetensors").is_file()

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from crux.config.checked_tensors import write_checked_tensors
 from crux.config.errors import UserError
-from crux.config.files import write_tensors
 from crux.config.schema import Adam
 from crux.toy.features import Purpose, numpy_generator
 from crux.toy.options import Kind
@@ -120,7 +120,7 @@ class SuperpositionModule(L.LightningModule):
         """Write the weights if a snapshot is due after this step."""
         if (path := self.snapshots.get(step)) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, weights_to_tensors(self.model.weights))
+            write_checked_tensors(path, weights_to_tensors(self.model.weights))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to write a checkpoint if a loss is not finite."""

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
-from crux.config.files import write_tensors
+from crux.config.checked_tensors import read_checked_tensors, write_checked_tensors
+from crux.config.errors import UserError
+from crux.config.files import write_text
 from crux.config.progress import track
 from crux.toy.features import FeatureBatches, FeatureDistribution, Purpose
 from crux.toy.options import Cooccurrence, Kind
@@ -106,25 +107,53 @@ def save_program(folder: Path, trained: TrainedProgram) -> None:
         "points": program.points,
         "instances": list(program.importance.shape[:2]),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     arrays = weights_to_tensors(trained.weights) | {
         "seeds": program.seeds,
         "density": program.density,
         "importance": program.importance,
         "loss": trained.loss,
     }
-    write_tensors(folder / "model.safetensors", arrays)
+    write_checked_tensors(folder / "model.safetensors", arrays)
 
 
 def load_program(folder: Path) -> TrainedProgram:
-    """Read what `save_program` wrote, with the snapshots."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    arrays = load_file(folder / "model.safetensors")
+    """Read what `save_program` wrote, with the snapshots.
+
+    Raises:
+        UserError: if a file is damaged, or the files do not belong together.
+    """
+    arrays = read_checked_tensors(folder / "model.safetensors", required=False)
+    files = sorted((folder / "snapshots").glob("*.safetensors"))
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        program = _parse_program(folder.name, config, arrays)
+        weights = weights_from_tensors(arrays)
+        snapshots = {int(path.stem): weights_from_tensors(read_checked_tensors(path, required=False)) for path in files}
+    except (KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{folder} is damaged: its files do not describe a toy model ({type(error).__name__})"
+        ) from error
+    streams, settings = program.importance.shape[:2]
+    shapes = (program.n_hidden, program.n_features)
+    if (
+        [streams, settings] != config["instances"]
+        or weights.W.shape != (streams, settings, *shapes)
+        or weights.b.shape != (streams, settings, program.n_features)
+        or not all(bool(tensor.isfinite().all()) for tensor in arrays.values())
+    ):
+        raise UserError(f"{folder} is damaged: its weights do not fit its config.json, or are not finite")
+    return TrainedProgram(program, weights, arrays["loss"], dict(sorted(snapshots.items())))
+
+
+def _parse_program(name: str, config: dict, arrays: dict[str, Tensor]) -> Program:  # pyright: ignore[reportMissingTypeArgument]
     features = config["features"]
-    program = Program(
-        name=folder.name,
+    return Program(
+        name=name,
         kind=Kind(config["kind"]),
-        n_hidden=config["n_hidden"],
+        n_hidden=int(config["n_hidden"]),
         distribution=FeatureDistribution(
             Cooccurrence(features["together"]), features["n_sets"], features["signed"], features["unit"]
         ),
@@ -133,6 +162,3 @@ def load_program(folder: Path) -> TrainedProgram:
         importance=arrays["importance"],
         points=config["points"],
     )
-    files = sorted((folder / "snapshots").glob("*.safetensors"), key=lambda p: int(p.stem))
-    snapshots = {int(p.stem): weights_from_tensors(load_file(p)) for p in files}
-    return TrainedProgram(program, weights_from_tensors(arrays), arrays["loss"], snapshots)

@@ -28,9 +28,10 @@ from crux.toy.options import ToySaeJob
 from crux.toy.sae_outputs import HiddenActivations, OutputLoss
 from crux.toy.subject import ToySubject, load_toy_subject
 from crux.training.callbacks import make_callbacks
+from crux.training.checkpoints import checkpoint_step
 from crux.training.data import Feed
 from crux.training.devices import CPU
-from crux.training.fit import checkpoint_step, fit
+from crux.training.fit import fit
 
 
 def run(config: ToySaeJob, *, folder: Path | None) -> RunFolder:

@@ -13,9 +13,10 @@ from crux.toy.options import Toy
 from crux.toy.program import Program, TrainedProgram, held_out_loss, load_program, save_program
 from crux.toy.superposition import SuperpositionModel
 from crux.training.callbacks import make_callbacks
+from crux.training.checkpoints import checkpoint_step, remove_checkpoints
 from crux.training.data import Feed
 from crux.training.devices import choose_hardware
-from crux.training.fit import checkpoint_step, fit
+from crux.training.fit import fit
 
 
 def train_program(
@@ -79,7 +80,7 @@ def train_program(
     if not bool(loss.isfinite().all()):
         raise UserError("the held-out loss is not a finite number; try a lower optimizer.lr")
     save_program(folder, TrainedProgram(program, weights, loss, {}))
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoints(checkpoint)
     return load_program(folder)
 
 

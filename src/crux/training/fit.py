@@ -1,7 +1,6 @@
 """Train a Lightning module, with checkpoints, short evaluations and a progress bar."""
 
 import logging
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from crux.config.errors import UserError
 from crux.config.schema import Trainer
+from crux.training.checkpoints import CheckContinuation, CheckedCheckpointIO
 from crux.training.data import Feed
 from crux.training.devices import Hardware
 from crux.training.lightning_private import skip_sigterm_broadcast
@@ -78,6 +77,7 @@ def fit(
         on_abandon: called before a run over several devices is ended because a process hangs.
 
     Raises:
+        UserError: if the checkpoint is damaged or of another run, or the disk is full.
         NonFiniteLossError: if the loss stopped being a number.
         LostProcessError: if the process of another device failed.
         KeyboardInterrupt: on Ctrl-C; the last checkpoint is kept.
@@ -93,6 +93,10 @@ def fit(
     standard: list[L.Callback] = [bar, last]
     if evaluations is not None and evaluations.every:
         standard.insert(0, EvaluateRegularly(evaluations))
+    files = CheckedCheckpointIO(module)
+    continuation = CheckContinuation(resume, files) if resume is not None else None
+    if continuation is not None:
+        standard.append(continuation)
     if hardware.devices > 1:
         standard.append(KeepSigtermHandler())
     in_other_processes = partial(
@@ -111,6 +115,7 @@ def fit(
             precision=hardware.precision,  # pyright: ignore[reportArgumentType]
             logger=RowLogger(*sinks, lambda step, row: bar.row.update(row)),
             callbacks=[*standard, *callbacks],
+            plugins=[files],
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=checkpoints.parent,
@@ -122,6 +127,12 @@ def fit(
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise
+        except (KeyError, IndexError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            if continuation is None or continuation.started or isinstance(error, UserError):
+                raise
+            raise UserError(  # every other reason would also stop a new run
+                f"{resume} does not fit this run ({type(error).__name__}); start the run again without resume"
+            ) from error
     return bar.tokens_per_second(loop)
 
 
@@ -145,20 +156,3 @@ def _silence_hints() -> Iterator[None]:
         for hint in hints:
             warnings.filterwarnings("ignore", message=hint)
         yield
-
-
-def checkpoint_step(path: Path) -> int:
-    """Return the optimiser step after which a checkpoint was written; 0 if there is no checkpoint.
-
-    Raises:
-        UserError: if the file is not a complete checkpoint.
-    """
-    if not path.exists():
-        return 0
-    try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} is not a complete checkpoint ({reason}); start the run again without resume"
-        ) from error

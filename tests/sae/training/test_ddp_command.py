@@ -20,7 +20,7 @@ from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
 from crux.sae.job import run
 from crux.sae.options import SaeJob
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 from tests.support.sae_jobs import ROOT, compose_sae_job
 
 STEPS, CHECKPOINT_EVERY = 40, 10

@@ -17,7 +17,7 @@ from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.sae.training.tally import Tally
 from crux.subjects.subject import Subject
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 from tests.support.architectures import make_arguments
 from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted
 from tests.support.small_runs import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.training.sae_module import SAEModule
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 from tests.support.interrupted_runs import assert_resumed_equals_uninterrupted, flatten_leaves
 from tests.support.small_runs import (
     LOSSES,
@@ -72,6 +72,7 @@ def test_a_broken_checkpoint_gives_one_clear_line(content: bytes, tmp_path: Path
         subject = make_gpt2()
         run_fit(make_module("e2e", subject), draw_token_batches(subject, n=6), checkpoints=tmp_path, checkpoint_every=3)
         content = path.read_bytes()[:-5000]
+        (tmp_path / "previous.ckpt").unlink()
     path.write_bytes(content)
     with pytest.raises(UserError, match="is not a complete checkpoint") as caught:
         checkpoint_step(path)

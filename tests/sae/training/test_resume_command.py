@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from crux.config.errors import UserError
 from crux.sae.job import run
-from crux.training.fit import checkpoint_step
+from crux.training.checkpoints import checkpoint_step
 from tests.support.sae_jobs import ROOT, compose_sae_job
 
 MAX_STEPS, CHECKPOINT_EVERY = 60, 12

@@ -15,9 +15,10 @@ from crux.runs.experiment import last_row_of_history
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.run_folder import RunFolder
 from crux.training.callbacks import make_callbacks
+from crux.training.checkpoints import checkpoint_step, remove_checkpoints
 from crux.training.data import Feed
 from crux.training.devices import choose_hardware
-from crux.training.fit import checkpoint_step, fit
+from crux.training.fit import fit
 
 
 class TrainedAddition(NamedTuple):
@@ -86,5 +87,5 @@ def train_in_run(
             on_abandon=None,
         )
         save_addition(folder, module.cpu().network, train_share=options.train_share, seed=run.seed)
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoints(checkpoint)
     return TrainedAddition(*load_addition(folder))

@@ -15,11 +15,11 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from crux.config.checked_tensors import read_checked_tensors, write_checked_tensors
 from crux.config.errors import UserError
-from crux.config.files import write_tensors, write_text
+from crux.config.files import write_text
 from crux.degeneracy.basis_options import AdditionSizes
 from crux.degeneracy.networks.addition_folder import MODEL_TYPE
 from crux.degeneracy.networks.chain import Chain
@@ -228,7 +228,7 @@ def save_addition(folder: Path, network: ModularAddition, *, train_share: float,
     about = {"model_type": MODEL_TYPE, **sizes, "train_share": train_share, "seed": seed}
     weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
-    write_tensors(folder / "model.safetensors", weights)
+    write_checked_tensors(folder / "model.safetensors", weights)
 
 
 def load_addition(folder: Path) -> tuple[ModularAddition, Pairs]:
@@ -237,12 +237,16 @@ def load_addition(folder: Path) -> tuple[ModularAddition, Pairs]:
     Raises:
         UserError: if the weights do not match config.json.
     """
-    about = json.loads((folder / "config.json").read_text("utf-8"))
-    network = ModularAddition(AdditionSizes(**{field.name: about[field.name] for field in fields(AdditionSizes)}))
+    weights = read_checked_tensors(folder / "model.safetensors", required=False)
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
+        about = json.loads((folder / "config.json").read_text("utf-8"))
+        network = ModularAddition(AdditionSizes(**{field.name: about[field.name] for field in fields(AdditionSizes)}))
+        pairs = split_pairs(about["p"], train_share=about["train_share"], seed=about["seed"])
+        network.load_state_dict(weights)
+    except (RuntimeError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise UserError(
             f"model folder {folder}: the weights do not fit config.json: {' '.join(str(error).split())}"
         ) from error
-    return network, split_pairs(about["p"], train_share=about["train_share"], seed=about["seed"])
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise UserError(f"model folder {folder}: the weights are not finite")
+    return network, pairs

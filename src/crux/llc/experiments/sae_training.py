@@ -33,9 +33,10 @@ from crux.toy.sae_outputs import HiddenActivations
 from crux.toy.subject import ToySubject, load_toy_subject
 from crux.toy.superposition import Weights
 from crux.training.callbacks import make_callbacks
+from crux.training.checkpoints import checkpoint_step
 from crux.training.data import Feed
 from crux.training.devices import CPU
-from crux.training.fit import checkpoint_step, fit
+from crux.training.fit import fit
 
 LOSS = Local(
     _target_="crux.sae.losses.local.LocalLoss",

@@ -1,4 +1,4 @@
-"""The lock of a sweep: one process at a time, released with it, and file systems without locks."""
+"""The lock of a folder: one process at a time, released with it, and file systems without locks."""
 
 import errno
 import fcntl
@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from crux.config.errors import UserError
-from crux.launch.lock import lock_folder
+from crux.runs.lock import lock_folder
 
 
 def test_a_second_start_is_rejected_with_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     with (
-        lock_folder(tmp_path),
+        lock_folder(tmp_path, what="sweep a"),
         pytest.raises(UserError, match=f"is run by process {os.getpid()} on .* since 20"),
-        lock_folder(tmp_path),
+        lock_folder(tmp_path, what="sweep a"),
     ):
         raise AssertionError("never here")
-    with lock_folder(tmp_path):  # released
+    with lock_folder(tmp_path, what="sweep a"):  # released
         pass
 
 
@@ -28,8 +28,8 @@ def test_a_killed_process_holds_no_lock_while_its_children_still_run(tmp_path: P
     """Ray's processes may run a moment longer than the launching process."""
     code = (
         "import os, pathlib, signal, subprocess, sys\n"
-        "from crux.launch.lock import lock_folder\n"
-        "with lock_folder(pathlib.Path(sys.argv[1])):\n"
+        "from crux.runs.lock import lock_folder\n"
+        "with lock_folder(pathlib.Path(sys.argv[1]), what='sweep a'):\n"
         "    child = subprocess.Popen(['sleep', '100'], stdout=subprocess.DEVNULL, close_fds=False)\n"
         "    print(child.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -42,7 +42,7 @@ def test_a_killed_process_holds_no_lock_while_its_children_still_run(tmp_path: P
     try:
         os.kill(child, 0)
         assert "process " in (tmp_path / ".lock").read_text()
-        with lock_folder(tmp_path):
+        with lock_folder(tmp_path, what="sweep a"):
             pass
     finally:
         os.kill(child, 9)
@@ -56,5 +56,5 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with lock_folder(tmp_path):
+    with lock_folder(tmp_path, what="sweep a"):
         assert f"crux: {tmp_path} cannot be locked ({os.strerror(number)}): do not" in capsys.readouterr().err

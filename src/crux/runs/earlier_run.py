@@ -1,0 +1,63 @@
+"""Find the earlier run that a job continues, and hold the lock of its folder."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from crux.config.errors import UserError
+from crux.config.schema import Job, to_plain
+from crux.runs.lock import LockedError, lock_folder
+from crux.runs.run_folder import RunFolder, find_same_run, list_unfinished, open_unfinished
+
+
+def lock_run(path: Path, ends: ExitStack) -> None:
+    """Lock a run folder until a stack is closed, so that no other process writes there.
+
+    Raises:
+        LockedError: if another process runs or continues the run.
+    """
+    ends.enter_context(lock_folder(path, what=f"run {path.name}"))
+
+
+def take_earlier_run(config: Job, folder: Path | None, ends: ExitStack) -> RunFolder | None:
+    """Return the earlier run of this job, so that it is continued, and lock its folder; None if the job starts anew.
+
+    `resume_from` names the run. `resume=true` looks in the outputs folder for the newest one that no other process is running. A sweep
+    looks in the job's folder in any case, and the run there may also be finished. What killed processes have left in the folder is removed.
+
+    Args:
+        folder: the run folder, if a sweep has assigned one; it is locked even if the job starts anew.
+        ends: a stack that releases the lock when it is closed.
+
+    Raises:
+        UserError: if the run does not exist, has another configuration, or is run by another process.
+    """
+    plain = to_plain(config)
+    if config.resume_from is None and folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_run(folder, ends)
+        earlier = find_same_run(folder, plain)
+        if earlier is not None:
+            earlier.remove_leftovers()
+        return earlier
+    if config.resume_from is not None:
+        candidates = [open_unfinished(Path(config.resume_from), plain)]
+    elif config.resume:
+        candidates = list_unfinished(Path(config.output_dir), plain)
+    else:
+        return None
+    running: LockedError | None = None
+    for run in candidates:
+        with ExitStack() as attempt:
+            try:
+                lock_run(run.path, attempt)
+            except LockedError as error:
+                running = running or error
+                continue
+            if run.done:  # its process has finished it in the meantime
+                continue
+            run.check_kinds()
+            run.remove_leftovers()
+            ends.push(attempt.pop_all())
+            return run
+    place = Path(config.output_dir) / "runs"
+    raise running or UserError(f"resume=true: no unfinished run with this configuration in {place}")
