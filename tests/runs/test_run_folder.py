@@ -122,3 +122,35 @@ def test_open_unfinished_accepts_only_an_unfinished_run_with_the_same_configurat
     folder.finish()
     with pytest.raises(UserError, match="is finished"):
         open_unfinished(folder.path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"loss": 1}', '{"step": 1.5}', '{"step": 2, "loss": "x"}', "\x00", "[" * 9999]
+)
+def test_a_broken_line_of_the_history_is_named(line: str, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.add_row(1, {"train/loss": 1.0})
+    with (folder.path / "history.jsonl").open("a") as f:
+        f.write(f"{line}\n")
+    folder.add_row(3, {"train/loss": 1.0})
+    with pytest.raises(UserError, match=r"history\.jsonl line 2 is damaged"):
+        folder.drop_rows_after(3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &x [1]\nb: *x\n", "&a a: *a\n", "- 1\n", "1: 2\n", "a: " + "[" * 3000, "a: !!python/object/apply:os.system [ls]\n",
+     "a: 2026-13-45\n", "a: \x00\n"],
+)  # fmt: skip
+def test_a_configuration_that_crux_did_not_write_is_refused(text: str, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    (folder.path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read") as caught:
+        folder.read_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        open_unfinished(tmp_path, CONFIG)

@@ -69,12 +69,12 @@ class RunFolder:
     @property
     def done(self) -> bool:
         """True if the run has finished."""
-        return (self.path / "DONE").exists()
+        return (self.path / "DONE").is_file()
 
     @property
     def failed(self) -> bool:
         """True if the run has failed and has not been started again."""
-        return (self.path / "FAILED").exists()
+        return (self.path / "FAILED").is_file()
 
     def failure_reason(self) -> str:
         """Return the reason of the failure, in one line."""

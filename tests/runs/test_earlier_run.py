@@ -1,0 +1,82 @@
+"""A run folder has one owner: two starts never write to the same one, and a run that is being continued is not continued twice."""
+
+import multiprocessing
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from crux.config.errors import UserError
+from crux.config.schema import to_plain
+from crux.runs.earlier_run import take_earlier_run
+from crux.runs.lock import LockedError, lock_folder
+from crux.runs.run_folder import RunFolder, make_run_path
+from tests.support.sae_jobs import compose_sae_job
+
+
+def make_paths(barrier: "multiprocessing.synchronize.Barrier", outputs: Path, rounds: int, results: Path) -> None:
+    lines = []
+    for _ in range(rounds):
+        barrier.wait()
+        lines.append(f"{make_run_path(outputs, 'local_L6')}\n")
+    results.write_text("".join(lines))
+
+
+def test_sixty_starts_of_four_at_once_share_no_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, starts, rounds = context.Barrier(4), 4, 60
+    processes = [
+        context.Process(target=make_paths, args=(barrier, tmp_path, rounds, tmp_path / f"{i}.txt"))
+        for i in range(starts)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    paths = [line for i in range(starts) for line in (tmp_path / f"{i}.txt").read_text().splitlines()]
+    assert len(paths) == len(set(paths)) == starts * rounds
+
+
+def create_runs(outputs: Path) -> list[RunFolder]:
+    config = to_plain(compose_sae_job("loss=local", f"output_dir={outputs}"))
+    return [RunFolder.create(outputs / "runs" / f"2026-01-0{day}_00-00-00_a", config) for day in (1, 2)]
+
+
+def test_a_run_that_is_being_continued_is_passed_over_or_refused(tmp_path: Path) -> None:
+    older, newer = create_runs(tmp_path)
+    config = compose_sae_job("loss=local", f"output_dir={tmp_path}", "resume=true")
+    with ExitStack() as first, ExitStack() as second, ExitStack() as third:
+        for ends, expected in ((first, newer), (second, older)):
+            taken = take_earlier_run(config, None, ends)
+            assert taken is not None
+            assert taken.path == expected.path
+        with pytest.raises(LockedError, match=f"run {newer.path.name} is run by process .* wait for it, or stop it"):
+            take_earlier_run(config, None, third)
+        named = compose_sae_job("loss=local", f"output_dir={tmp_path}", f"resume_from={older.path}")
+        with pytest.raises(LockedError, match=older.path.name):
+            take_earlier_run(named, None, third)
+    assert not list(tmp_path.rglob(".*"))  # no lock stays
+
+
+def test_the_next_start_removes_what_a_killed_process_has_left_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
+    older, newer = create_runs(tmp_path)
+    for folder in (older, newer):
+        (folder.path / ".sae.1234.new").mkdir()
+        (folder.path / ".sae.1234.new" / "cfg.json").touch()
+        (folder.path / ".history.jsonl.1234").touch()  # not one of ours
+        (folder.path / "checkpoints").mkdir()
+        (folder.path / "checkpoints" / ".last.ckpt.0a1b2c3d.new").touch()
+    config = compose_sae_job("loss=local", f"output_dir={tmp_path}", "resume=true")
+    with lock_folder(newer.path, what="run"), ExitStack() as ends:
+        take_earlier_run(config, None, ends)
+    assert sorted(path.name for path in older.path.rglob(".*")) == [".history.jsonl.1234"]
+    assert len(list(newer.path.rglob(".*"))) == 3
+
+
+@pytest.mark.parametrize("name", ["DONE", "history.jsonl", "mlflow_run_id"])
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    _, newer = create_runs(tmp_path)
+    (newer.path / name).mkdir()
+    config = compose_sae_job("loss=local", f"output_dir={tmp_path}", f"resume_from={newer.path}")
+    with pytest.raises(UserError, match=f"{name} must be a file; remove it"), ExitStack() as ends:
+        take_earlier_run(config, None, ends)
