@@ -11,6 +11,7 @@ from torch import Tensor
 from crux.runs.run_folder import RunFolder
 from crux.sae.training.sae_module import SAEModule
 from crux.training.checkpoints import checkpoint_step
+from crux.training.devices import CPU, Hardware
 from tests.support.small_runs import run_fit
 
 Job = Callable[[], tuple[SAEModule, Sequence[Any]]]
@@ -55,7 +56,9 @@ def assert_identical(a: Path, b: Path) -> None:
     assert n_tensors > 15
 
 
-def train(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int | None, resume: bool) -> list[Batch]:
+def train(
+    job: Job, folder: RunFolder, *, accumulate: int, killed_after: int | None, resume: bool, hardware: Hardware = CPU
+) -> list[Batch]:
     """Train with a checkpoint every `CHECKPOINT_EVERY` steps, and return the batches that the module received.
 
     Args:
@@ -82,12 +85,13 @@ def train(job: Job, folder: RunFolder, *, accumulate: int, killed_after: int | N
             accumulate=accumulate,
             checkpoint_every=CHECKPOINT_EVERY,
             resume=folder.checkpoint if resume else None,
+            hardware=hardware,
         )
     return batches_seen
 
 
 def assert_resumed_equals_uninterrupted(
-    job: Job, tmp_path: Path, *, steps: int, killed_after: int, accumulate: int = 1
+    job: Job, tmp_path: Path, *, steps: int, killed_after: int, accumulate: int = 1, hardware: Hardware = CPU
 ) -> RunFolder:
     """Check that a run that is killed between two checkpoints and resumed equals an uninterrupted one, bit for bit.
 
@@ -96,13 +100,13 @@ def assert_resumed_equals_uninterrupted(
     whole, broken = (RunFolder.create(tmp_path / name, {}) for name in ("whole", "broken"))
     last_checkpoint = killed_after // CHECKPOINT_EVERY * CHECKPOINT_EVERY
     assert 0 < last_checkpoint < killed_after < steps, "the run must be killed between two checkpoints"
-    batches = train(job, whole, accumulate=accumulate, killed_after=None, resume=False)
+    batches = train(job, whole, accumulate=accumulate, killed_after=None, resume=False, hardware=hardware)
     assert len(batches) == steps * accumulate
-    killed = train(job, broken, accumulate=accumulate, killed_after=killed_after, resume=False)
+    killed = train(job, broken, accumulate=accumulate, killed_after=killed_after, resume=False, hardware=hardware)
     assert len(killed) == killed_after * accumulate
     assert checkpoint_step(broken.checkpoint) == last_checkpoint
     assert broken.read_history()[-1]["step"] == killed_after, "the killed run should be beyond its checkpoint"
-    resumed = train(job, broken, accumulate=accumulate, killed_after=None, resume=True)
+    resumed = train(job, broken, accumulate=accumulate, killed_after=None, resume=True, hardware=hardware)
     for a, b in zip(batches[last_checkpoint * accumulate :], resumed, strict=True):
         assert a.keys() == b.keys()
         assert all(torch.equal(x, b[path]) for path, x in a.items()), (

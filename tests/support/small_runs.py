@@ -29,7 +29,7 @@ from crux.sae.training.sparsity import Sparsity, Steering
 from crux.subjects.hooks import later_residuals
 from crux.subjects.subject import Subject
 from crux.training.data import ConcatenatedBatches, Feed
-from crux.training.devices import CPU
+from crux.training.devices import CPU, Hardware
 from crux.training.fit import fit
 
 Loss = Literal["local", "e2e", "e2e_ds", "fisher", "kl_finetune"]
@@ -203,14 +203,15 @@ def run_fit(
     checkpoint_every: int = 1000,
     resume: Path | None = None,
     devices: int = 1,
+    hardware: Hardware = CPU,
 ) -> float | None:
-    """Train a module with `fit` on the CPU, without short evaluations; return the training tokens per second."""
+    """Train a module with `fit`, without short evaluations; return the training tokens per second."""
     trainer = Trainer(
         progress=False, accelerator=Accelerator.cpu, max_steps=module.max_steps, log_every=module.log_every,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     return fit(
-        module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=CPU._replace(devices=devices), items_per_step=24,
+        module, Feed(batches, accumulate=accumulate), trainer=trainer, hardware=hardware._replace(devices=devices), items_per_step=24,
         unit="tokens", checkpoints=checkpoints, resume=resume, sinks=list(sinks), evaluations=None, bar_labels={}, callbacks=[],
         on_abandon=None,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Load a subject, an SAE and text, and evaluate the SAE."""
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +131,7 @@ def evaluate(
     write = output_hook or hook
     check_site(subject, Site(hook, write, sae), force=force)  # before the text is read
     text = text if text is not None else load_text(subject)
+    sae = copy.deepcopy(sae).to(subject.device)  # a loaded SAE is on the CPU; the caller's stays where it is
     mean = measure_typical_activation(subject, hook=write, batches=text.train).mean
     return evaluate_sae(
         subject, sae, hook=hook, output_hook=write, batches=text.held_out, mean_activation=mean, force=force

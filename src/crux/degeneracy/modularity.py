@@ -86,13 +86,14 @@ def find_modules(
         UserError: if the layers' sizes do not match, or no edge is above its cutoff.
     """
     sizes = _check_layer_sizes(edges, cutoffs)
-    weights = [edge_weights(layer_edges, cutoff) for layer_edges, cutoff in zip(edges, cutoffs, strict=True)]
+    # the graph is small, and Leiden runs on the CPU
+    weights = [edge_weights(layer_edges.cpu(), cutoff) for layer_edges, cutoff in zip(edges, cutoffs, strict=True)]
     if constant is not None:
         if [len(mask) for mask in constant] != sizes:
             raise UserError(f"constant: {[len(mask) for mask in constant]} nodes by layer; the edges have {sizes}")
         for i, layer_weights in enumerate(weights):
-            layer_weights[constant[i + 1]] = 0
-            layer_weights[:, constant[i]] = 0
+            layer_weights[constant[i + 1].cpu()] = 0
+            layer_weights[:, constant[i].cpu()] = 0
     edge_list = _list_edges(weights, sizes)
     if not edge_list:
         raise UserError("no edge is above its layer's cutoff: there is no graph to look for modules in")

@@ -67,7 +67,7 @@ def quadratic_n_eff(
 ) -> Float[Tensor, "row nbeta"]:
     """Return N_eff = Σ_i a_i / (a_i + γ/nβ) of each row of a spectrum."""
     a = spectrum.values.clamp(min=0)[:, None]
-    floor = (gamma / nbeta)[:, None]
+    floor = (gamma / nbeta).to(a)[:, None]
     share = torch.where(a > 0, a / (a + floor).clamp(min=torch.finfo(a.dtype).tiny), 0)
     return (spectrum.weights[:, None] * share).sum(2)
 

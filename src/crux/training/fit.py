@@ -141,7 +141,8 @@ def _silence_hints() -> Iterator[None]:
     """Silence Lightning's hints that do not apply to crux.
 
     Batches come from memory or the device, so workers would not help. The checkpoint folder of a resumed run is not empty. With manual
-    optimisation, checkpoints are written right after the step. A cluster's machine may be used without its scheduler.
+    optimisation, checkpoints are written right after the step. A cluster's machine may be used without its scheduler. Some jobs train on
+    the CPU although there is a GPU.
     """
     hints = (
         ".*does not have many workers.*",
@@ -149,6 +150,7 @@ def _silence_hints() -> Iterator[None]:
         "Using ModelCheckpoint with manual optimization",
         "Checkpoint directory .* exists and is not empty",
         "The `srun` command is available on your system but is not used",
+        "GPU available but not used",
     )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # no list of devices, no advertisement

@@ -92,7 +92,7 @@ class ShuffledActivations(Sequence[Activations]):
         permutation = torch.randperm(n_rows, generator=torch.Generator().manual_seed(int(seeds[0])))
         batches = permutation.view(len(parts), -1)
         rows = batches[:, ranks.rank_slice(batches.shape[1])].flatten()
-        self._buffered_group, self._buffer = index, joined.select_rows(rows.to(self.subject.device))
+        self._buffered_group, self._buffer = index, joined.select_rows(rows.to(self.subject.device, non_blocking=True))
 
     def _compute_rows(self, tokens: Tensor, generator: torch.Generator) -> Activations:
         """Return this process's share of the rows of a token batch, not yet permuted."""
@@ -101,7 +101,10 @@ class ShuffledActivations(Sequence[Activations]):
             clean, gradients = self.subject.clean(tokens, capture=self.hooks, final=False), {}
         else:
             clean, gradients = self.gradients.clean(tokens, capture=self.hooks, generator=generator)
-        kept = [p for p in range(tokens.shape[1]) if p not in self.skip_positions]
+        positions = torch.tensor([p for p in range(tokens.shape[1]) if p not in self.skip_positions])
+        kept = positions.to(
+            self.subject.device, non_blocking=True
+        )  # an index that is a list would be copied with a wait
 
         def flatten_kept(activation: Tensor) -> Tensor:
             return (activation[:, kept] if self.skip_positions else activation).flatten(0, 1)

@@ -65,10 +65,13 @@ class RunningRow:
         """Return the state of the row for a checkpoint."""
         return {"sums": self.sums, "micro_batches": self.micro_batches}
 
-    def load(self, state: RowState, device: torch.device) -> None:
-        """Continue the row from a checkpoint."""
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.micro_batches = state["micro_batches"]
+    def load(self, state: RowState) -> None:
+        """Continue the row from a checkpoint; its sums are on the CPU until `move_to` is called."""
+        self.sums, self.micro_batches = dict(state["sums"]), state["micro_batches"]
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the sums to the device on which the following micro-batches are computed."""
+        self.sums = {name: value.to(device) for name, value in self.sums.items()}
 
 
 class LogRows(L.Callback):

@@ -161,7 +161,8 @@ class SAEModule(L.LightningModule):
             self.row.forget_run(i)
 
     def on_train_start(self) -> None:
-        """End the runs that have already failed according to the checkpoint."""
+        """Move the row of a checkpoint to the device, and end the runs that have already failed according to the checkpoint."""
+        self.row.move_to(self.device)
         self.end_failed_runs()
 
     def on_train_end(self) -> None:
@@ -178,5 +179,5 @@ class SAEModule(L.LightningModule):
         checkpoint["generator"] = self.drawn_labels.state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.row.load(checkpoint["row"], self.device)
+        self.row.load(checkpoint["row"])  # before the module is on its device
         self.drawn_labels.load(checkpoint["generator"])
