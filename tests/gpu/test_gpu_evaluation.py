@@ -10,10 +10,11 @@ from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
 from crux.sae.evaluation.latents import choose_latents, logit_effects, strongest_contexts
 from crux.sae.evaluation.typical_activation import measure_typical_activation
-from crux.sae.formats.saelens import REQUIRED_METADATA, load_sae, save_sae
+from crux.sae.formats.saelens import load_sae, save_sae
 from crux.subjects.subject import Subject
 from tests.support.architectures import ARCHITECTURES, make_arguments, perturb_sae
 from tests.support.cuda import DEVICE, assert_equal_up_to_rounding
+from tests.support.saved_saes import METADATA
 from tests.support.small_runs import draw_token_batches, make_gpt2
 
 pytestmark = pytest.mark.gpu
@@ -72,7 +73,7 @@ def test_contexts_and_effects_of_latents_equal_those_of_the_cpu() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_saved_sae_is_the_same_function(architecture: str, tmp_path: Path) -> None:
     site = make_sites(architecture, make_gpt2(d_model=32).to(device=DEVICE))[0]
-    save_sae(site.sae, tmp_path / "sae", {**dict.fromkeys(REQUIRED_METADATA, "x"), "process_weights": False})
+    save_sae(site.sae, tmp_path / "sae", METADATA)
     loaded, _ = load_sae(tmp_path / "sae")
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
     assert_equal_up_to_rounding(site.sae.fold()(x.to(DEVICE)), loaded(x), architecture)
@@ -81,12 +82,10 @@ def test_a_saved_sae_is_the_same_function(architecture: str, tmp_path: Path) -> 
 def test_the_python_interface_evaluates_a_loaded_sae_on_a_subject_on_cuda(tmp_path: Path) -> None:
     subject = crux.load_subject("tiny", device=str(DEVICE))
     arguments = make_arguments(d_model=subject.d_model, n_latents=64)
-    save_sae(
-        ARCHITECTURES["relu"](arguments), tmp_path, {**dict.fromkeys(REQUIRED_METADATA, "x"), "process_weights": False}
-    )
+    save_sae(ARCHITECTURES["relu"](arguments), tmp_path, METADATA)
     sae = crux.load_sae(tmp_path).sae
     text = crux.load_text(subject, n_tokens=1024, batch=2)
-    metrics = crux.evaluate(subject, sae, hook=HOOKS[0], text=text).metrics
-    expected = crux.evaluate(crux.load_subject("tiny"), sae, hook=HOOKS[0], text=text).metrics
+    metrics = crux.evaluate(subject, sae, text=text).metrics
+    expected = crux.evaluate(crux.load_subject("tiny"), sae, text=text).metrics
     assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert sae.W_enc.device.type == "cpu"
