@@ -127,6 +127,73 @@ MORE = {
     "model.path={}/no_weights": ("no_weights", "no model.safetensors"),
     "output_dir={}/file/deeper": ("output_dir", "file/deeper"),
     "cache={}/file": ("cache", "is a file"),
+    # a path that is read as something else than a text
+    "data.path=1e5": ("data.path: 1e5 is read as a number", "write 'data.path=\"1e5\"'"),
+    "data.path=a=b.txt": ("data.path: a=b.txt has characters that need quotes", "write 'data.path=\"a=b.txt\"'"),
+    # keys that this job does not have, groups without an option, and keys of Hydra's own
+    "llc.chains=3": ("llc.chains: this job has no section llc; experiment=llc/",),
+    "+llc.chains=3": ("llc.chains: this job has no section llc",),
+    "++toy.seeds=2": ("toy.seeds: this job has no section toy", "experiment=toy/"),
+    "toy={seeds:2}": ("toy.seeds: this job has no section toy",),
+    "pretrain.lr=1": ("pretrain.lr: this job has no section pretrain; experiment=pretrain has it",),
+    "experiment=pretrain layer=3": ("layer: this job has no such key; the main job has it",),
+    "experiment=pretrain sae.ratio=3": ("sae.ratio: this job has no section sae; the main job has it",),
+    "experiment=toy/basic loss=local": ("loss: has no meaning for this experiment",),
+    "experiment=toy/basic sae.ratio=3": ("sae.ratio: this job has no section sae",),
+    "experiment=llc/kgon optimizer.lr=1": ("optimizer.lr: this job has no section optimizer",),
+    "experiment=toy/basic toy.experiment=x": ("toy.experiment=x: cannot be set",),
+    "data=null": ("data=null: no such option; allowed are hub",),
+    "trainer=0": ("trainer=0: no such option",),
+    "loss=[local,e2e]": ("loss=[local,e2e]: no such option",),
+    "llc=3": ("llc=3: is chosen by the experiment",),
+    "job=toy": ("job=toy: is chosen by the experiment",),
+    "sweeps=null": ("sweeps=null: leave it out",),
+    "+sae=topk": ("+sae=topk: write sae=topk, without +",),
+    "+layer=3": ("+layer=3: write layer=3, without +",),
+    "~seed": ("~seed: a key cannot be removed",),
+    "=3": ("=3: cannot be read; write key=value",),
+    "é=1": ("é=1: cannot be read",),
+    "seed.x=3": ("seed.x: no such key; seed is a value",),
+    "hydra=null": ("hydra: crux sets Hydra's own keys",),
+    "hydra.run.dir=x": ("hydra.run.dir: crux sets Hydra's own keys; allowed are hydra/launcher",),
+    "hydra.searchpath=[/nowhere]": ("hydra.searchpath: /nowhere is no folder",),
+    # code is named only at the documented places
+    "sae._target_=os.system": ("sae._target_: cannot be set on the command line", "docs/guide/extending.md"),
+    "loss={_target_:os.system}": ("loss._target_: cannot be set on the command line",),
+    "model._target_=os.system": ("model._target_=os.system: must be a function load(",),
+    "model._target_=nowhere.load": ("model._target_=nowhere.load: there is no package nowhere",),
+    "+callbacks.x._target_=os.system": (
+        "callbacks.x._target_=os.system: must be a class derived from lightning.Callback",
+    ),
+    "+callbacks.x._target_=lightning.Callback +callbacks.x.y._target_=os.system": (
+        "callbacks.x.y._target_: cannot be set",
+    ),
+    "+callbacks.x.every=3": ("callbacks.x.every: a callback needs its class",),
+    # values that would be converted silently, that are empty, not finite, or beyond any use
+    "trainer.progress=3": ("trainer.progress=3: must be true or false",),
+    "sparsity=true": ("sparsity=true: must be a number",),
+    "output_dir=": ("output_dir=: must not be empty",),
+    "data.path=": ("data.path=: must not be empty; data.path=null is the default",),
+    "optimizer.betas=[0.9,[1]]": ("optimizer.betas=[0.9,[1]]: must be a list of single values",),
+    "layer=${nowhere}": ("layer: refers to nowhere",),
+    "layer=${nowhere:1}": ("layer: ${nowhere:…} is no function",),
+    "sae.ratio=inf": ("sae.ratio=inf: must be 1,000,000 or less",),
+    "sae.ratio=nan": ("sae.ratio=nan: must be more than 0",),
+    "sae.ratio=1e300": ("sae.ratio=1e+300: must be 1,000,000 or less",),
+    "seed=18446744073709551616": ("seed=18446744073709551616: must be 4,294,967,295 or less",),
+    "trainer.max_steps=1e30": ("trainer.max_steps=1e+30: must be a whole number",),
+    "trainer.accumulate=9223372036854775808": (
+        "trainer.accumulate=9223372036854775808: must be 1,000,000,000 or less",
+    ),
+    "trainer.val_every=1000000000000000000000000000000": ("trainer.val_every=1", "must be 1,000,000,000 or less"),
+    # flags
+    "--cfg nope": ("--cfg: must be followed by one of job, hydra, all",),
+    "-m layer=2,4 --cfg job": ("-m and --cfg both given",),
+    "-m --info": ("both given",),
+    "--resolve": ("--resolve: needs --cfg job",),
+    "--config-name x": ("--config-name: no such flag",),
+    "-x": ("-x: no such flag",),
+    "-mlayer=2": ("-mlayer: no such flag",),
     # architectures and losses
     "sae=topkk": ("sae=topkk", "did you mean topk?"),
     "sae=topk sae.k=5000": ("sae.k=5000", "2048 latents"),
@@ -192,7 +259,7 @@ MORE = {
 
 
 def words(line: str, places: Path, outputs: Path) -> list[str]:
-    given = line.format(places).split(" ")
+    given = line.replace("{}", str(places)).split(" ")
     return given if any(w.startswith("output_dir") for w in given) else [*given, f"output_dir={outputs}"]
 
 
@@ -270,6 +337,15 @@ def test_an_error_names_the_key_and_the_allowed_values(
     check_line(err, *MORE[line])
     assert out == ""
     assert list_outputs(tmp_path / "out") == []
+
+
+def test_of_two_values_of_a_key_the_last_counts_and_the_line_says_so(
+    run_crux: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_crux("layer=2", "layer=9", f"output_dir={tmp_path}") == 2
+    note, error = capfd.readouterr().err.splitlines()
+    assert note == "crux: layer is given more than once; the last one counts, layer=9"
+    assert "layer=9: the model has 8 layers" in error
 
 
 def test_an_override_may_refer_to_another_key(

@@ -20,17 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crux import __version__
+from crux.config.command_line import check_overrides, find_repeated
 from crux.config.compose import build_job
 from crux.config.errors import UserError
-from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_unknown_flag, explain_user_error
+from crux.config.flags import split_flags
+from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_user_error
 from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
 from crux.launch.refusals import check_no_launcher_without_sweep
 from crux.runs.lock import LockedError
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
-
-HELP_FLAGS = ("--help", "-h")
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -93,22 +93,28 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes its errors on instead of printing them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants them first
     register()
-    words = [word for word in sys.argv[1:] if word not in HELP_FLAGS]
-    # reject words such as --layer=6, for which Hydra would print its own usage
-    if (line := explain_unknown_flag(words)) is not None:
-        fail(line, code=2)
-    if len(words) < len(sys.argv[1:]):  # help was asked for
-        show_help(words)
-        return
-    if "--version" in words:  # Hydra would print its own version
-        print(f"crux {__version__}")
-        return
+    words = sys.argv[1:]
+    try:
+        # reject words such as --layer=6, for which Hydra would print its own usage
+        flags, overrides = split_flags(words)
+        if flags & {"--help", "-h"}:
+            show_help([word for word in words if word not in ("--help", "-h")])
+            return
+        if "--version" in flags:  # Hydra would print its own version
+            print(f"crux {__version__}")
+            return
+        if not flags & {"--shell-completion", "--hydra-help"}:
+            check_overrides(overrides)
+    except UserError as error:
+        fail(str(error), code=2)
+    if (line := find_repeated(overrides)) is not None:
+        print(f"crux: {line}", file=sys.stderr)
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
-        fail(explain_composition_error(error, overrides=words), code=2)
+        fail(explain_composition_error(error, overrides=overrides), code=2)
     except OSError as error:  # Hydra creates the output folder before it calls `job`
         if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOENT):
             raise

@@ -8,6 +8,7 @@ the command line. A command line narrows a sweep if it leaves out some of its gr
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -18,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
@@ -52,6 +54,10 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         # imported here, because Hydra imports every plugin on every start
+        from crux.config.errors import UserError
+        from crux.config.messages import explain_composition_error
+        from crux.config.progress import track
+        from crux.launch.cells import check_cell, check_count
         from crux.launch.on_slurm import check_queue
         from crux.launch.sweep import SweepJob, launch, make_common_overrides
 
@@ -72,10 +78,18 @@ class GridSweeper(Sweeper):
             # narrow_grids has already applied the command line to these keys
             grid_keys = {o.get_key_element() for o in parser.parse_overrides(grid)}
             others = [line for line, o in zip(lines, given, strict=True) if o.get_key_element() not in grid_keys]
-            found |= dict.fromkeys(expand_jobs(parser.parse_overrides([*grid, *others, *common])))
+            overrides = parser.parse_overrides([*grid, *others, *common])
+            check_count(prod(len(_list_values(override)) for override in overrides))
+            found |= dict.fromkeys(expand_jobs(overrides))
 
-        # every job is composed before any starts, so that errors are reported at once
-        jobs = [SweepJob.from_overrides(list(job), loader.load_sweep_config(self.config, list(job))) for job in found]
+        # every job is composed and checked before any starts, so that errors are reported at once
+        jobs: list[SweepJob] = []
+        for job in track(list(found), "checking the jobs of the grid"):
+            try:
+                jobs.append(SweepJob.from_overrides(list(job), loader.load_sweep_config(self.config, list(job))))
+            except (HydraException, OmegaConfBaseException) as error:
+                raise UserError(explain_composition_error(error, overrides=job)) from error
+            check_cell(jobs[-1], jobs=len(found))
         launch(
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),
@@ -140,8 +154,8 @@ def _to_overrides(grid: Mapping[str, Any]) -> list[str]:
 
 def _list_values(override: Override) -> list[str]:
     """Return the values that an override gives to its key: one, or several separated by commas, or those of `range(…)`."""
-    if not override.is_sweep_override():
-        return [override.get_value_element_as_str()]
-    if not override.is_discrete_sweep():
-        raise HydraException(f"{override.input_line}: an interval has no values to try; list some, or use range(…)")
-    return list(override.sweep_string_iterator())
+    from crux.config.command_line import (
+        list_sweep_values,  # imported here, because Hydra imports every plugin on every start
+    )
+
+    return list_sweep_values(override) if override.is_sweep_override() else [override.get_value_element_as_str()]

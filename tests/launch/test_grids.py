@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 import crux.launch.sweep
 from crux.config.bounds import check_bounds
 from crux.config.folder_name import MAX_NAME_BYTES
-from crux.launch.sweep import SweepJob, remove_hydra_section
+from crux.launch.cells import remove_hydra_section
+from crux.launch.sweep import SweepJob
 from crux.sae.options import SaeJob
 
 SWEEPS = sorted(p.stem for p in (Path(__file__).parents[2] / "sweeps").glob("*.yaml"))

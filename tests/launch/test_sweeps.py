@@ -12,10 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from crux.config.errors import UserError
 from crux.runs.mlflow import default_uri
+from crux.sae.options import SaeJob
 
-GRID = ("loss=local,e2e_ds", "hook_point=blocks.7.hook_resid_post,blocks.6.hook_resid_pre", "evaluation.latents=0")
-"""A 2×2 grid. e2e_ds has nothing to compare after the last residual, so one of the four jobs fails."""
+GRID = ("loss=local,e2e_ds", "hook_point=blocks.5.hook_resid_post,blocks.6.hook_resid_pre", "evaluation.latents=0")
+"""A 2×2 grid, of which one job fails while it runs."""
 
 
 def find_sweep(outputs: Path) -> Path:
@@ -46,9 +48,20 @@ def two_by_two(
     run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, tuple[str, ...]]:
     """The sweep with one failing job, after its first start."""
+    import crux.sae.job
+
+    original = crux.sae.job.run
+
+    def fail_once(config: SaeJob, *, folder: Path) -> None:
+        if config.loss.name == "e2e_ds" and config.hook_point == "blocks.5.hook_resid_post":
+            raise UserError("the text was deleted while the sweep ran")
+        original(config, folder=folder)
+
     outputs = tmp_path_factory.mktemp("two_by_two")
     line = (*short_job, "-m", *GRID, f"output_dir={outputs}")
-    assert run_crux(*line) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crux.sae.job, "run", fail_once)
+        assert run_crux(*line) == 1
     return outputs, line
 
 
@@ -58,7 +71,7 @@ def test_one_failing_job_stops_no_other(two_by_two: tuple[Path, tuple[str, ...]]
     assert sorted(found.values()) == ["DONE", "DONE", "DONE", "FAILED"]
     (failed,) = [name for name, mark in found.items() if mark == "FAILED"]
     assert "loss=e2e_ds" in failed
-    assert "no later residual" in (find_sweep(outputs) / failed / "FAILED").read_text().splitlines()[0]
+    assert "the text was deleted" in (find_sweep(outputs) / failed / "FAILED").read_text().splitlines()[0]
 
 
 def test_a_parent_run_and_one_child_per_job(two_by_two: tuple[Path, tuple[str, ...]]) -> None:
@@ -96,7 +109,7 @@ def test_a_second_start_runs_nothing_and_reports_failures_again(
     out, err = capfd.readouterr()
     assert "4 jobs, 3 done before, 1 failed before" in out
     assert "1 failed; retry_failed=true" in err
-    assert "no later residual" in err
+    assert "the text was deleted" in err
     assert read_runs(outputs)[0].info.run_id == before
 
 
@@ -146,7 +159,30 @@ def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
             "sweeps=pareto loss=fisher",
             "nothing is left of this sweep with loss=fisher; it has e2e, e2e_ds, local",
         ),
-        ("-m tracking=none,mlflow", "would share the folder"),
+        ("-m tracking=none,mlflow", "-m starts a grid of jobs"),
+        ("-m tracking=none,mlflow seed=0", "would share the folder"),
+        ("-m layer=2,99", "job layer=99 of the grid: layer=99: the model has 8 layers"),
+        (
+            "-m sae=topk sae.k=32,5000",
+            "job sae.k=5000,sae=topk of the grid: sae.k=5000: the dictionary has 2048 latents",
+        ),
+        (
+            "-m loss=local,e2e_ds hook_point=blocks.7.hook_resid_post",
+            "job hook_point=blocks.7.hook_resid_post,loss=e2e_ds of the grid: loss=e2e_ds: no later residual",
+        ),
+        ("-m sae=batch_topk,relu loss.skip_positions=[0]", "the loss cannot leave out any token"),
+        ("-m loss=local,fisher loss.kl=1", "loss.kl: loss=local has no such key; loss=e2e, loss=e2e_ds have it"),
+        ("-m sweeps=pareto,layers", "sweeps=pareto,layers: start them one after the other, sweeps=pareto, then"),
+        ("sweeps=pareto,layers", "start them one after the other"),
+        ("-m", "-m starts a grid of jobs: give several values"),
+        ("-m layer=range(5,2)", "layer=range(5,2): has no values to try"),
+        ("-m layer=range(0,5,0)", "layer=range(0,5,0): has no values to try"),
+        ("-m layer=glob(*)", "layer is none; list the values"),
+        ("-m loss=glob(z*)", "chooses none of e2e, e2e_ds"),
+        ("-m layer=interval(1,3)", "an interval has no values to try"),
+        ("-m layer=range(2,", "layer: range(2, cannot be read"),
+        ("-m seed=range(0,200000)", "has more than 10,000 values"),
+        ("-m seed=range(0,9000) layer=range(0,8)", "the grid has 72,000 jobs"),
         ("-m seed=0,1 tracking.uri=http://127.0.0.1:9", "does not answer"),
         ("sweeps=pareto experiment=report", "does not fit this experiment"),
         ("experiment=report sweep=paretto", "sweep=paretto: no such sweep"),

@@ -29,7 +29,8 @@ def check_bounds(options: object, key: str) -> None:
         UserError: for the first value that is out of bounds, in one line that names its key.
     """
     hints = get_type_hints(type(options), include_extras=True)
-    for field in fields(options):  # pyright: ignore[reportArgumentType]
+    sections_first = sorted(fields(options), key=lambda field: not is_dataclass(getattr(options, field.name)))  # pyright: ignore[reportArgumentType]
+    for field in sections_first:  # a key of the job may refer to one of a section, which is then the one that was typed
         name = f"{key}.{field.name}" if key else field.name
         value = getattr(options, field.name)
         if is_dataclass(value):
@@ -48,15 +49,22 @@ def _describe_violations(value: Any, hint: Any) -> Iterator[str]:
     origin = get_origin(hint)
     if origin is Annotated:
         inner, *bounds = get_args(hint)
-        if not all(_is_within(value, bound) for bound in bounds):
-            yield describe_bounds(bounds)
-        yield from _describe_violations(value, inner)
+        if kind_violations := list(_describe_violations(value, inner)):
+            yield from kind_violations
+        elif violated := [bound for bound in bounds if not _is_within(value, bound)]:
+            beyond_limit = all(isinstance(bound, Le) and value > bound.le for bound in violated)  # pyright: ignore[reportOperatorIssue]
+            yield describe_bounds(violated if beyond_limit and drop_limits(bounds) != bounds else bounds)
     elif origin in (UnionType, Union):
         (inner,) = (kind for kind in get_args(hint) if kind is not type(None))
         yield from _describe_violations(value, inner)
     elif origin is list:
         for item in value:
-            yield from (f"numbers that are {allowed}" for allowed in _describe_violations(item, get_args(hint)[0]))
+            for allowed in _describe_violations(item, get_args(hint)[0]):
+                yield allowed if allowed.startswith("numbers that are ") else f"numbers that are {allowed}"
+    elif hint is str and not str(value).strip():
+        yield "text, and not empty"
+    elif hint in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        yield "single numbers" if hint is float else "single whole numbers"
 
 
 def _is_within(value: Any, bound: object) -> bool:
@@ -76,25 +84,40 @@ def _is_within(value: Any, bound: object) -> bool:
             raise AssertionError(f"no such bound: {bound}")
 
 
+LIMIT = 10**6
+"""From this number on, an upper bound is no property of a key but a limit that catches slips; descriptions leave it out."""
+
+
+def drop_limits(bounds: Sequence[object]) -> Sequence[object]:
+    """Return the bounds that are a property of their key."""
+    return [bound for bound in bounds if not (isinstance(bound, Le) and bound.le >= LIMIT)]  # pyright: ignore[reportOperatorIssue]
+
+
 def describe_bounds(bounds: Sequence[object]) -> str:
     """Return bounds in words, such as `from 0 to 1`."""
-    match bounds:
+    match drop_limits(bounds) or bounds:
         case [Ge(low), Le(high)]:
-            return f"from {low:g} to {high:g}"  # pyright: ignore[reportGeneralTypeIssues]
+            return f"from {_format(low)} to {_format(high)}"
         case [Ge(low), Lt(high)]:
-            return f"from {low:g} up to but not {high:g}"
+            return f"from {_format(low)} up to but not {_format(high)}"
         case [Gt(low), Le(high)]:
-            return f"more than {low:g}, up to {high:g}"
+            return f"more than {_format(low)}, up to {_format(high)}"
         case [Gt(low), Lt(high)]:
-            return f"between {low:g} and {high:g}"
+            return f"between {_format(low)} and {_format(high)}"
         case [Ge(limit)]:
-            return f"{limit:g} or more"
+            return f"{_format(limit)} or more"
+        case [Le(limit)]:
+            return f"{_format(limit)} or less"
         case [Gt(limit)]:
-            return f"more than {limit:g}"
+            return f"more than {_format(limit)}"
         case [MinLen(n)]:
             return f"a list of at least {'one' if n == 1 else n}"
         case _:
             raise AssertionError(f"no words for these bounds: {bounds}")
+
+
+def _format(bound: Any) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _format_value(value: Any) -> str:

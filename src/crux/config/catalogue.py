@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from crux.config.paths import ROOT
 from crux.config.registry import SUFFIX, list_keys, options_by_group, plugin_folders
@@ -38,6 +39,12 @@ def list_groups() -> list[str]:
     """Return the groups whose options can be chosen on a command line; those of the group `job` are chosen by experiments."""
     folders = {folder.name for place in conf_folders() for folder in place.iterdir() if folder.is_dir()}
     return sorted({*folders - {"hydra", "job"}, "hydra/launcher", "sweeps"})
+
+
+@cache
+def common_groups() -> dict[str, str]:
+    """Return the groups that every job reads, each with its option if a command line chooses none; `null`: no option."""
+    return {group: option for group, option in _read_defaults(ROOT / "conf" / "config.yaml") if option}
 
 
 class Choice(NamedTuple):
@@ -112,6 +119,20 @@ def has_key(choice: Choice, key: str) -> bool:
         return False
     kind = options_class(section, choice.options[section]) if section in choice.options else hints[section]
     return not rest or (isinstance(kind, type) and rest in _list_all_keys(kind))
+
+
+def find_annotation(choice: Choice, key: str) -> Any:
+    """Return the annotation of a key, with its bounds, in the job that a command line chooses; None if the job does not have it."""
+    section, *rest = key.split(".")
+    kind = options_by_group()["job"].get(choice.job)
+    hint = get_type_hints(kind, include_extras=True).get(section) if kind is not None else None
+    if rest and section in choice.options:
+        hint = options_class(section, choice.options[section])
+    for name in rest:
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            return None
+        hint = get_type_hints(hint, include_extras=True).get(name)
+    return hint
 
 
 @cache

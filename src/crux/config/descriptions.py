@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from crux.config.bounds import describe_bounds
+from crux.config.bounds import describe_bounds, drop_limits
 
 
 def read_option_comment(path: Path) -> list[str]:
@@ -80,7 +80,7 @@ def _split_bounds(hint: Any) -> tuple[Any, Sequence[object]]:
     """Return the type in an annotation, and its bounds."""
     if get_origin(hint) is Annotated:
         inner, *bounds = get_args(hint)
-        return inner, bounds
+        return inner, drop_limits(bounds)
     return hint, ()
 
 

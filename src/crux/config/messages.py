@@ -3,11 +3,9 @@
 import difflib
 import errno
 import re
-import shlex
 from collections.abc import Sequence
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +20,7 @@ from crux.config.catalogue import (
     read_experiment,
 )
 from crux.config.errors import UserError
+from crux.config.quoting import explain_unreadable_override, quote_override
 from crux.config.registry import SUFFIX, dataclasses_by_name, known_keys, list_keys
 from crux.config.synonyms import NO_EQUIVALENT, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
@@ -83,6 +82,10 @@ def explain_unknown_key(key: str, *, overrides: Sequence[str], kind: str | None 
     if key not in known_keys() and (line := explain_synonym(key, overrides=overrides)) is not None:
         return line
     section = key.rpartition(".")[0]
+    choice = read_choice(overrides)
+    if key in known_keys() and not has_key(choice, key.partition(".")[0]):
+        what = f"section {key.partition('.')[0]}" if "." in key else "such key"
+        return f"{key}: this job has no {what}{_describe_owners(key, overrides)}"
     all_keys = list_launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
     same_section = [k for k in all_keys if k.rpartition(".")[0] == section] or [k for k in all_keys if "." not in k]
     if (options := dataclasses_by_name().get(kind or "")) is not None:  # the keys of the chosen option only
@@ -98,6 +101,11 @@ def explain_unknown_key(key: str, *, overrides: Sequence[str], kind: str | None 
             return f"{key}: {owner} has no such key{_describe_owners(key, overrides)}; {allowed}"
     guess = suggest_nearest(key, same_section) or suggest_nearest(key, all_keys)
     return f"{key}: no such key; {guess}{_list_allowed_keys(section, same_section)}"
+
+
+def explain_unread_group(group: str) -> str:
+    """Return what is wrong with choosing an option of a group that the job does not read."""
+    return f"{group}: has no meaning for this experiment, which does not read that group"
 
 
 def _list_allowed_keys(section: str, keys: Sequence[str]) -> str:
@@ -145,6 +153,8 @@ PHRASES = {
     r"Value '(.*)' of type '.*' could not be converted to Float": "={}: must be a number",
     r"Value '(.*)' is not a valid bool.*": "={}: must be true or false",
     r"Invalid value '(.*)', expected one of \[(.*)\]": "={}: allowed are {}",
+    r"Interpolation key '(.*)' not found": ": refers to {}, and there is no such key",
+    r"Unsupported interpolation type (.*)": ": ${{{}:…}} is no function; a key is referred to by ${{key}}",
     r"field '.*' is not Optional": "=null: must have a value",
     r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": ": must be a list, such as [1,2]",
 }
@@ -157,14 +167,15 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     Args:
         overrides: the command line.
     """
-    if (line := _explain_grammar_error(error, overrides=overrides)) is not None:
+    unreadable = filter(None, (explain_unreadable_override(word) for word in overrides if not word.startswith("-")))
+    if isinstance(error, HydraException) and (line := next(unreadable, None)) is not None:
         return line
     text = str(error)
     if match := re.search(r"(?:Could not (?:find|load)|In '[^']*': Could not find) '([^']+)'", text):
         depth = 2 if match[1].startswith("hydra/") else 1  # hydra/launcher=gpus
         return explain_unknown_option("/".join(match[1].split("/")[:depth]), "/".join(match[1].split("/")[depth:]))
     if match := re.search(r"Could not override '([^']+)'. No match in the defaults list", text):
-        return f"{match[1]}: has no meaning for this experiment, which does not read that group"
+        return explain_unread_group(match[1])
     if match := re.search(r"Could not override '([^']+)'", text):
         cause = error.__cause__
         kind = getattr(getattr(cause, "object_type", None), "__name__", None)
@@ -176,7 +187,7 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
         advice = "; use debug=limit_training" if short_run else ""
         return f"{option}: does not fit this experiment, which has no key {match[2]} there{advice}"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        quoted = _quote_value(*match[1].partition("=")[::2])
+        quoted = quote_override(*match[1].partition("=")[::2])
         return f"{match[1]}: several values are a grid, which needs -m; one list is written [a,b], one text with commas {quoted}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = getattr(error, "full_key", None) or next((x[10:] for x in lines if x.startswith("full_key: ")), "")
@@ -187,36 +198,6 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
         if match := re.fullmatch(pattern, message):
             return key + words.format(*match.groups())
     return f"{key}: {message}" if key else message
-
-
-def _explain_grammar_error(error: HydraException | OmegaConfBaseException, *, overrides: Sequence[str]) -> str | None:
-    """Return what is wrong with the first argument that Hydra's grammar of overrides rejects; None if the error is another one."""
-    if isinstance(error, OmegaConfBaseException) or (override := _find_unreadable_override(overrides)) is None:
-        return None
-    key, equals, value = override.partition("=")
-    if not equals or not re.fullmatch(r"[+~]*[A-Za-z_][\w./@:-]*", key):
-        return f"{override}: cannot be read; write key=value"
-    if value[:1] in ("[", "{", "'", '"'):
-        return f"{key}: the brackets or quotes of {value} do not match, or a text in them needs quotes of its own"
-    return f"{key}: {value} has characters that need quotes (such as = , ( ) {{ }} [ ] # ~); write {_quote_value(key, value)}"
-
-
-def _find_unreadable_override(overrides: Sequence[str]) -> str | None:
-    """Return the first argument that Hydra's grammar of overrides rejects, or None."""
-    parser = OverridesParser.create()
-    for override in overrides:
-        try:
-            if not override.startswith("-"):
-                parser.parse_override(override)
-        except HydraException:
-            return override
-    return None
-
-
-def _quote_value(key: str, value: str) -> str:
-    """Return an argument whose value is one text for Hydra, as it is typed in a shell: `'key="value"'`."""
-    escaped = value.replace('"', '\\"')
-    return shlex.quote(f'{key}="{escaped}"')
 
 
 def explain_unknown_option(group: str, option: str) -> str:
@@ -231,31 +212,6 @@ def explain_unknown_option(group: str, option: str) -> str:
     if guess and len(allowed) > MAX_LISTED:  # the first of a long list add nothing to the guess
         return f"{group}={option}: no such option; {guess}`--help {group}` lists all {len(allowed)}"
     return f"{group}={option}: no such option; {guess}allowed are {_enumerate_choices(allowed, topic=group)}"
-
-
-HYDRA_FLAGS = (
-    "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun", "shell-completion", "config-path", "config-name",
-    "config-dir", "experimental-rerun", "info",
-)  # fmt: skip
-"""Hydra's own flags with two dashes."""
-
-
-def explain_unknown_flag(words: Sequence[str]) -> str | None:
-    """Return what is wrong with the first word that begins with two dashes but is no flag of Hydra's; None if there is none."""
-    for word in words:
-        name, _, value = word.partition("=")
-        key = name.removeprefix("--")
-        if key == name or key in HYDRA_FLAGS:
-            continue
-        if key in known_keys() or key in list_groups():
-            return f"{word}: keys have no dashes, write {key}={value or '…'}"
-        line = explain_synonym(name, overrides=words)
-        return (
-            f"{line}; keys have no dashes: key=value"
-            if line
-            else f"{name}: no such flag; keys have no dashes: key=value"
-        )
-    return None
 
 
 LAUNCHERS_BY_SCHEMA = {"ray_schema": ("gpus", "cpus"), "slurm_schema": ("slurm",)}

@@ -18,10 +18,18 @@ from omegaconf import MISSING
 
 from crux.config.errors import UserError
 
-Count = Annotated[int, Ge(1)]
-"""1 or more."""
-Rate = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1), Le(10**9)]
+"""A number of steps, samples, sizes: 1 or more. The upper limits here are beyond any use; they catch slips and overflows."""
+CountOrZero = Annotated[int, Ge(0), Le(10**9)]
+"""0 or more."""
+TokenCount = Annotated[int, Ge(1), Le(10**13)]
+"""A number of tokens: 1 or more."""
+Rate = Annotated[float, Gt(0), Le(1e12)]
 """More than 0."""
+RateOrZero = Annotated[float, Ge(0), Le(1e12)]
+"""0 or more."""
+ContextLength = Annotated[int, Ge(2), Le(10**7)]
+"""Tokens per sequence: 2 or more, because the first token is not predicted."""
 
 
 class Accelerator(Enum):
@@ -69,7 +77,7 @@ class LanguageModel(Model):
     tokenizer is that of model.path or model.name."""
     n_layers: Count | None = None
     """Number of blocks of a hub model, so that a wrong layer is rejected before anything is downloaded; null: unknown."""
-    context: Annotated[int, Ge(2)] = MISSING
+    context: ContextLength = MISSING
     """Tokens per sequence, for training and evaluation."""
 
 
@@ -79,9 +87,9 @@ class Data:
 
     column: str | None = None
     """Column with the text, or with token ids (`input_ids`); null: found automatically."""
-    max_tokens: Count | None = None
+    max_tokens: TokenCount | None = None
     """Maximum number of training tokens to prepare; null: all."""
-    held_out_tokens: Count = MISSING
+    held_out_tokens: TokenCount = MISSING
     """Maximum number of held-out tokens to prepare."""
     shuffle_batches: Count = MISSING
     """Number of micro-batches whose activations are shuffled together; only for losses without a spliced pass, such as loss=local."""
@@ -119,9 +127,9 @@ class Adam:
     """Decay rates of the running means of the gradient and of its square."""
     eps: Rate = MISSING
     """Added to the denominator of Adam's update."""
-    weight_decay: Annotated[float, Ge(0)] = MISSING
+    weight_decay: RateOrZero = MISSING
     """Weight decay: Adam adds it to the gradient, AdamW shrinks the weights."""
-    warmup_steps: Annotated[int, Ge(0)] = MISSING
+    warmup_steps: CountOrZero = MISSING
     """Number of steps of linear warm-up; the first step has a learning rate above 0."""
     min_lr_factor: Annotated[float, Ge(0), Le(1)] = MISSING
     """Learning rate at the end of the cosine schedule, as a share of optimizer.lr; 1: constant."""
@@ -193,7 +201,7 @@ class Tracking:
 class Job:
     """The options of every kind of job. A subclass adds the sections that its kind of job reads."""
 
-    seed: Annotated[int, Ge(0)] = MISSING
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = MISSING
     """Seed of all random numbers: initial weights, order of the data, sampling."""
     resume: bool = MISSING
     """Continue the newest unfinished run that has this configuration."""

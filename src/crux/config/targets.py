@@ -1,11 +1,31 @@
 """Classes and objects that a configuration names by `_target_`."""
 
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from hydra.utils import get_class, get_method, instantiate
 
 from crux.config.errors import UserError
+
+
+def check_target(target: str, *, key: str, what: str) -> None:
+    """Check, without importing anything, that a dotted name can be that of a class or function of the user's.
+
+    Args:
+        what: what is needed, for the error message.
+
+    Raises:
+        UserError: if it is no dotted name, its package is not installed, or it is part of Python itself.
+    """
+    package = target.partition(".")[0]
+    if "." not in target or not all(name.isidentifier() for name in target.split(".")):
+        raise UserError(f"{key}={target}: must be a dotted name, such as my_package.name, of {what}")
+    if package in sys.stdlib_module_names:
+        raise UserError(f"{key}={target}: must be {what}, not a part of Python")
+    if package not in sys.modules and find_spec(package) is None:
+        raise UserError(f"{key}={target}: there is no package {package}; it must be installed, or on PYTHONPATH")
 
 
 def find_class(target: str, *, key: str, base: type) -> type[Any]:
@@ -21,7 +41,7 @@ def find_class(target: str, *, key: str, base: type) -> type[Any]:
         cls = get_class(target)
     except Exception as error:
         raise UserError(f"{key}={target}: cannot be imported ({' '.join(str(error).split())})") from error
-    if not issubclass(cls, base):
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UserError(f"{key}={target}: must be derived from {base.__module__}.{base.__qualname__}")
     return cls
 
@@ -43,13 +63,15 @@ def make_object(options: Mapping[str, Any], *, key: str, base: type) -> Any:
     """Make an object of the class `_target_`, with the other keys as arguments.
 
     Raises:
-        UserError: if it cannot be made, or is not an instance of `base`.
+        UserError: if it cannot be made, or its class is not derived from `base`; then nothing is called.
     """
+    target = options.get("_target_") if isinstance(options, Mapping) else None
+    if not isinstance(target, str):
+        raise UserError(f"{key}: {options} is no {base.__name__}; it needs _target_=<its class>")
+    find_class(target, key=f"{key}._target_", base=base)
     try:
         instance = instantiate(options)
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}: {dict(options)} cannot be made ({reason})") from error
-    if not isinstance(instance, base):
-        raise UserError(f"{key}: {dict(options)} is no {base.__name__}; it needs _target_=<its class>")
     return instance

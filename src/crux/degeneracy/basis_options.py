@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
-from crux.config.schema import Count, Rate
+from crux.config.schema import ContextLength, Count, Rate
 
 BASES = ("neuron", "random", "pca", "local", "next", "global")
 """Kinds of bases that need no more than a network and data."""
@@ -93,7 +93,7 @@ class CompareOptions(GraphOptions):
 class LanguageCompareOptions(CompareOptions):
     """Options of a comparison of bases on a language model."""
 
-    length: Annotated[int, Ge(2)] = MISSING
+    length: ContextLength = MISSING
     """Tokens per sequence."""
     saes: list[str] | None = None
     """Folders of saved SAEs whose decoders are compared too, each at its hook point."""
@@ -170,7 +170,7 @@ class DictionaryOptions:
 
     left_out: Annotated[float, Ge(0), Lt(1)] = MISSING
     """Largest share of Σ Λ that may be left out: the fewest strongest directions that leave out no more count as read."""
-    tokens: Annotated[int, Ge(1024)] = MISSING
+    tokens: Annotated[int, Ge(1024), Le(10**13)] = MISSING
     """Held-out tokens on which saved SAEs are evaluated and their basis is found."""
 
 

@@ -24,7 +24,8 @@ from crux.config.files import remove_temporaries
 from crux.config.folder_name import shorten_name
 from crux.config.messages import explain_user_error
 from crux.config.schema import Job, to_plain
-from crux.runs.checks import check_tracking
+from crux.launch.cells import check_cell, remove_hydra_section
+from crux.runs.checks import check_tracking, check_writable
 from crux.runs.lock import lock_folder
 from crux.runs.run_folder import RunFolder, find_same_run
 from crux.runs.sweep import SweepRun, track_sweep
@@ -61,6 +62,8 @@ def make_common_overrides(config: DictConfig, lines: Sequence[str]) -> list[str]
     if OmegaConf.select(config, "sweep_name") is None:
         excluded = OmegaConf.select(config, "hydra.job.config.override_dirname.exclude_keys")
         named = sorted(line for line in lines if line.partition("=")[0].lstrip("+") not in excluded)
+        if not named:
+            raise UserError("-m starts a grid of jobs: give several values, such as layer=2,4,6, or sweep_name=<name>")
         name = shorten_name(re.sub(r"[^\w.,=+-]+", "_", " ".join(named)).strip("_"))
         common.append(f"sweep_name='{name}'")
     return common
@@ -111,10 +114,11 @@ def launch(
 
 
 def _check(jobs: Sequence[SweepJob]) -> None:
-    """Check that no finished run would be overwritten and that no two jobs share a folder."""
+    """Check that every subject can be reached, that no finished run would be overwritten, and that no two jobs share a folder."""
     first = jobs[0].config
     if OmegaConf.get_type(first) is ReportJob:
         raise UserError("experiment=report is one job: give sweep=<name>, without -m and without sweeps=")
+    check_writable("output_dir", first.output_dir)
     if first.tracking.mlflow:
         check_tracking(SweepRun.requested_uri(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
@@ -133,14 +137,8 @@ def _check(jobs: Sequence[SweepJob]) -> None:
                 continue  # its values cannot be those of the finished run; the job itself will report what is wrong
             assert isinstance(config, Job)
             find_same_run(job.folder.path, to_plain(config))
-
-
-def remove_hydra_section(config: DictConfig) -> DictConfig:
-    """Return a copy of a composed configuration without the section `hydra`, which is no part of a job."""
-    copy = config.copy()
-    OmegaConf.set_struct(copy, False)
-    del copy["hydra"]
-    return copy
+    for job in jobs:
+        check_cell(job, jobs=len(jobs), with_subject=True)
 
 
 def _describe_counts(jobs: Sequence[SweepJob], todo: Sequence[SweepJob]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Le, MinLen
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
@@ -13,12 +13,14 @@ from crux.config.schema import (
     Adam,
     BatchTrainer,
     Count,
+    CountOrZero,
     Data,
     Device,
     Job,
     LanguageModel,
     Model,
     Rate,
+    RateOrZero,
     Trainer,
     to_plain,
 )
@@ -103,7 +105,7 @@ class Sampling(Llc):
     """Chains per checkpoint and nβ; all run as one batch."""
     burn_in: Count = MISSING
     """Steps discarded at the start of each chain."""
-    draws: Annotated[int, Ge(4)] = MISSING
+    draws: Annotated[int, Ge(4), Le(10**9)] = MISSING
     """Draws kept per chain."""
     every: Count = MISSING
     """Steps between two draws."""
@@ -117,11 +119,11 @@ class Sampling(Llc):
 class Kgons(Sampling):
     """Toy models at regular k-gons."""
 
-    gamma: Annotated[float, Ge(0)] | None = None
+    gamma: RateOrZero | None = None
     """γ, the strength of the pull to w*; if not given, 1, or 100 with dead features."""
-    corners: Annotated[list[int], MinLen(1)] = MISSING
+    corners: Annotated[list[Annotated[int, Ge(5), Le(8)]], MinLen(1)] = MISSING
     """Number of corners of each k-gon, 5 to 8."""
-    plus: Annotated[int, Ge(0)] = MISSING
+    plus: CountOrZero = MISSING
     """Number of features that are not corners, with zero weights and a positive bias."""
     features: Count | None = None
     """Number of features of each model; those beyond corners and `plus` are dead. If not given, there are none of these."""
@@ -142,11 +144,11 @@ class Kgons(Sampling):
 class LinearNetworks(Sampling):
     """Deep linear networks."""
 
-    gamma: Annotated[float, Gt(0)] = MISSING
+    gamma: Rate = MISSING
     """γ, the strength of the pull to w*; without it the redundant factors are unbounded."""
-    widths: Annotated[list[list[int]], MinLen(1)] = MISSING
+    widths: Annotated[list[list[Count]], MinLen(1)] = MISSING
     """Layer widths of each network, input first."""
-    ranks: list[int] = MISSING
+    ranks: list[CountOrZero] = MISSING
     """Rank of the true map of each network."""
 
     def check_section(self, key: str) -> None:
@@ -165,7 +167,7 @@ class LinearNetworks(Sampling):
 class OnData(Sampling):
     """An experiment on a loss that is a mean over data."""
 
-    gamma: Annotated[float, Ge(0)] = MISSING
+    gamma: RateOrZero = MISSING
     """γ, the strength of the pull to w*."""
     samples: Count = MISSING
     """Data points in the loss (sequences for a language model): fixed, and the same for all chains."""
@@ -211,7 +213,7 @@ class LanguageModelLlc(OnData):
 class ToyInstance(Model):
     """A trained toy model, if `path` is given."""
 
-    instance: Annotated[int, Ge(0)] | None = None
+    instance: CountOrZero | None = None
     """Index of the instance, with settings as the fastest axis; if not given, the one with the lowest loss."""
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from annotated_types import Ge
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
-from crux.config.schema import BatchTrainer, Count, Job, Precision, Rate
+from crux.config.schema import BatchTrainer, ContextLength, Count, CountOrZero, Job, Precision, Rate, RateOrZero
 
 
 @dataclass
@@ -25,7 +24,7 @@ class Pretrain:
     """Number of attention heads per block."""
     lr: Rate = MISSING
     """Peak learning rate of Muon (scaled to AdamW's RMS) and AdamW."""
-    weight_decay: Annotated[float, Ge(0)] = MISSING
+    weight_decay: RateOrZero = MISSING
     """Muon's decoupled weight decay."""
     horizon: Count = MISSING
     """Step at which the cosine schedule would reach zero."""
@@ -43,7 +42,7 @@ class Pretrain:
 class Context:
     """The sequences of the language model."""
 
-    context: Annotated[int, Ge(2)] = MISSING
+    context: ContextLength = MISSING
     """Tokens per sequence."""
 
 
@@ -51,7 +50,7 @@ class Context:
 class Warmup:
     """Options of both optimisers, Muon and AdamW."""
 
-    warmup_steps: Annotated[int, Ge(0)] = MISSING
+    warmup_steps: CountOrZero = MISSING
     """Number of steps of linear warm-up; the first step has a learning rate above 0."""
     clip: Rate = MISSING
     """Maximum norm of the gradient; larger gradients are scaled down."""

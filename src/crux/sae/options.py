@@ -7,12 +7,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, MinLen
+from annotated_types import Le, MinLen
 from omegaconf import MISSING
 
 from crux.config.schema import (
     BatchTrainer,
     Count,
+    CountOrZero,
     Data,
     Files,
     HubData,
@@ -21,6 +22,8 @@ from crux.config.schema import (
     Optimizer,
     Precision,
     Rate,
+    RateOrZero,
+    TokenCount,
     Trainer,
 )
 from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
@@ -48,7 +51,7 @@ class SaeTrainer(BatchTrainer):
     """Number of devices that share each micro-batch; null: every GPU."""
     precision: Precision = MISSING
     """Precision of the computation; auto: bfloat16 on CUDA, float32 on the CPU. The SAE's weights stay in float32."""
-    val_every: Annotated[int, Ge(0)] = MISSING
+    val_every: CountOrZero = MISSING
     """Steps between short evaluations during training; 0: none."""
 
 
@@ -56,13 +59,13 @@ class SaeTrainer(BatchTrainer):
 class Evaluation:
     """Evaluation on held-out text."""
 
-    tokens: Count = MISSING
+    tokens: TokenCount = MISSING
     """Number of held-out tokens of the evaluation at the end."""
-    val_tokens: Count = MISSING
+    val_tokens: TokenCount = MISSING
     """Number of held-out tokens of the short evaluations during training."""
-    alive_window: Count = MISSING
+    alive_window: TokenCount = MISSING
     """N of alive_train_<N>: a latent is alive if it fired in the last N training tokens (500,000 in Braun et al. 2405.12241)."""
-    latents: Annotated[int, Ge(0)] = MISSING
+    latents: CountOrZero = MISSING
     """Number of latents on the HTML page of examples; 0: no page."""
 
 
@@ -70,7 +73,7 @@ class Evaluation:
 class SparseTraining(Job):
     """The options of every job that trains SAEs, on any subject."""
 
-    sparsity: Annotated[float, Ge(0)] = MISSING
+    sparsity: RateOrZero = MISSING
     """λ, the coefficient of the sparsity penalty; its initial value if target_l0 is given; 0 if k fixes L0."""
     sae: SaeOptions = MISSING
     optimizer: Optimizer = MISSING
@@ -81,7 +84,7 @@ class SparseTraining(Job):
 class SaeJob(SparseTraining):
     """A job that trains one or several SAEs on a language model and evaluates them."""
 
-    layer: int = MISSING
+    layer: Annotated[int, Le(10**6)] = MISSING
     """Block whose input (residual stream) the SAE reads, from 0."""
     hook_point: str = MISSING
     """TransformerLens name of the hook point that the SAE reads, instead of layer."""
@@ -89,7 +92,7 @@ class SaeJob(SparseTraining):
     """Several hook points in the network's order, each with an SAE of its own; takes precedence over hook_point."""
     target_l0: Rate | None = None
     """Adjust λ during training until each SAE has this L0, the mean number of latents that fire per token; null: constant λ."""
-    sparsities: Annotated[list[Annotated[float, Ge(0)]], MinLen(1)] | None = None
+    sparsities: Annotated[list[RateOrZero], MinLen(1)] | None = None
     """Train one SAE for each of these λ at once, on the same clean passes; each is a run (sae=relu)."""
     ks: Annotated[list[Count], MinLen(1)] | None = None
     """Train one SAE for each of these k at once, on the same clean passes; each is a run (sae=topk)."""

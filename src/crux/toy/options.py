@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, ClassVar, NamedTuple
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Gt, Le, MinLen
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
-from crux.config.schema import Adam, BatchTrainer, Count, Job, Model, Rate
+from crux.config.schema import Adam, BatchTrainer, Count, CountOrZero, Job, Model, Rate, TokenCount
 from crux.sae.losses.options import LossOptions
 from crux.sae.options import SparseTraining
 
@@ -65,7 +65,7 @@ class Toy:
     """Number of instances that differ only in their seed, which is seed, seed + 1, …"""
     held_out: Count = MISSING
     """Samples on which the loss of a trained instance is measured; a multiple of 1024, or less than 1024."""
-    snapshots: Annotated[int, Ge(0)] = MISSING
+    snapshots: CountOrZero = MISSING
     """Number of evenly spaced snapshots of the weights during training; 0: none."""
     init_scale: Rate = MISSING
     """Scale of the initial weights relative to Xavier's; below one, learning has plateaus."""
@@ -117,7 +117,7 @@ class OneSize(Toy):
 class SeveralSizes(Toy):
     """Toy models of several sizes."""
 
-    sizes: Annotated[list[list[int]], MinLen(1)] = MISSING
+    sizes: Annotated[list[list[Count]], MinLen(1)] = MISSING
     """[n_features, n_hidden, n_sets] of each model."""
 
     @property
@@ -213,7 +213,7 @@ class ToyModel(Model):
 
     context: Count = MISSING
     """A micro-batch has trainer.batch · context samples."""
-    instance: Annotated[int, Ge(0)] | None = None
+    instance: CountOrZero | None = None
     """Number of the instance, counted with settings varying fastest; by default the one with the lowest loss."""
 
 
@@ -229,7 +229,7 @@ class ToySaeTrainer(BatchTrainer):
 class ToyEvaluation:
     """Settings of the evaluation of an SAE on fresh samples."""
 
-    tokens: Count = MISSING
+    tokens: TokenCount = MISSING
     """Number of samples in the final evaluation."""
 
 

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
-from crux.config.schema import Count, Rate
+from crux.config.schema import Count, Rate, RateOrZero
 
 Share = Annotated[float, Ge(0), Le(1)]
 """A number from 0 to 1."""
@@ -34,11 +34,11 @@ class Labels(Enum):
 class Auxk:
     """AuxK: an auxiliary loss by which dead latents learn to reconstruct the residual (Gao et al. 2406.04093, appendix A.2)."""
 
-    coefficient: Annotated[float, Ge(0)] = MISSING
+    coefficient: RateOrZero = MISSING
     """Coefficient of the share of the residual's variance that the dead latents do not explain; 0: no AuxK."""
     k: Count | None = None
     """Dead latents per token; half of the activation's dimensions if not given."""
-    dead_after: Annotated[int, Ge(0)] = MISSING
+    dead_after: Annotated[int, Ge(0), Le(10**13)] = MISSING
     """A latent is dead if it has not fired for this many training tokens."""
 
 
@@ -50,7 +50,7 @@ class SaeOptions:
     """Class of the architecture."""
     name: str = MISSING
     """Name of the architecture in tables and metadata; sae=... sets it."""
-    ratio: Rate | None = MISSING
+    ratio: Annotated[float, Gt(0), Le(10**6)] | None = MISSING
     """Number of latents per dimension of the activation (expansion factor); sae.n_latents takes precedence."""
     n_latents: Count | None = None
     """Number of latents; null: sae.ratio times the activation's dimensions."""
@@ -64,7 +64,7 @@ class SaeOptions:
     """Start the decoder bias at the mean activation instead of at 0."""
     subtract_b_dec: bool = MISSING
     """Encode x − b_dec instead of x; ignored in a transcoder."""
-    sparsity_scale: Annotated[float, Ge(0)] = MISSING
+    sparsity_scale: RateOrZero = MISSING
     """If sparsity is not given, λ is loss.default_sparsity times this; 0 if k fixes L0."""
     auxk: Auxk = MISSING
     output_hook: str | None = None
@@ -178,9 +178,9 @@ class BatchTopK(TopK):
 class Matryoshka(BatchTopK):
     """Matryoshka: BatchTopK with nested prefixes of the dictionary that each reconstruct (Bussmann et al. 2503.17547)."""
 
-    prefixes: list[float] = MISSING
+    prefixes: list[Annotated[float, Gt(0), Lt(1)]] = MISSING
     """Sizes of the prefixes, as shares of the dictionary; the whole dictionary reconstructs too."""
-    prefix_coefficient: Annotated[float, Ge(0)] = MISSING
+    prefix_coefficient: RateOrZero = MISSING
     """Coefficient of each prefix's MSE."""
 
     @property
@@ -199,7 +199,7 @@ class Matryoshka(BatchTopK):
 class GradientTopK(TopK):
     """g-SAE: TopK with a selection of latents that also uses a gradient (Olmo et al. 2411.10397)."""
 
-    beta: Annotated[float, Ge(0)] = MISSING
+    beta: RateOrZero = MISSING
     """Weight of the gradient in the selection of latents, in units of its mean effect."""
     gradient_target: Labels = MISSING
     """The labels whose loss is differentiated; only `data` needs the next token of the text."""

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
+from crux.config.schema import CountOrZero, Rate, RateOrZero
 
 
 @dataclass
@@ -18,11 +19,11 @@ class LossOptions:
     """The class of the loss; it is constructed from these options."""
     name: str = MISSING
     """Name of the loss in tables and metadata; loss=... sets it."""
-    default_sparsity: Annotated[float, Ge(0)] = MISSING
+    default_sparsity: RateOrZero = MISSING
     """λ if sparsity is not given, before it is multiplied by sae.sparsity_scale; tuned on model=tiny."""
-    skip_positions: list[Annotated[int, Ge(0)]] = MISSING
+    skip_positions: list[CountOrZero] = MISSING
     """Positions in the sequence that the loss leaves out; [0] leaves out the first, where many models have a massive activation."""
-    max_norm: Annotated[float, Gt(0)] | None = None
+    max_norm: Rate | None = None
     """Leave tokens out of the loss whose activation has a larger norm than this, in activation units; null: leave out none."""
 
     coefficients: ClassVar[tuple[str, ...]] = ()
@@ -69,7 +70,7 @@ class LossOptions:
 class Local(LossOptions):
     """SAE_local: reconstruction · MSE + λ · penalty (Braun et al. 2405.12241, §2.1)."""
 
-    reconstruction: Annotated[float, Ge(0)] = MISSING
+    reconstruction: RateOrZero = MISSING
     """Coefficient of the MSE at the hook point itself; 0: no such term."""
 
     coefficients: ClassVar[tuple[str, ...]] = ("reconstruction",)
@@ -84,9 +85,9 @@ class Local(LossOptions):
 class E2E(LossOptions):
     """SAE_e2e: kl · KL + reconstruction · MSE + λ · penalty (Braun et al. 2405.12241, §2.2)."""
 
-    kl: Annotated[float, Ge(0)] = MISSING
+    kl: RateOrZero = MISSING
     """Coefficient of KL(clean ‖ spliced), which is in nats per token."""
-    reconstruction: Annotated[float, Ge(0)] = MISSING
+    reconstruction: RateOrZero = MISSING
     """Coefficient of the MSE at the hook point itself; 0: no such term."""
 
     coefficients: ClassVar[tuple[str, ...]] = ("kl", "reconstruction")
@@ -97,7 +98,7 @@ class E2E(LossOptions):
 class E2EDownstream(E2E):
     """SAE_e2e+ds: kl · KL + downstream · mean later MSE + reconstruction · MSE + λ · penalty (Braun et al. 2405.12241, §2.3)."""
 
-    downstream: Annotated[float, Ge(0)] = MISSING
+    downstream: RateOrZero = MISSING
     """Coefficient of the mean of the MSEs at the later hook points, loss.downstream_hooks."""
     downstream_hooks: list[str] | None = None
     """Later hook points whose activations are compared; null: every later hook_resid_pre and the last hook_resid_post."""
@@ -127,7 +128,7 @@ class E2EDownstream(E2E):
 class Fisher(Local):
     """Fisher: reconstruction · MSE + fisher · Fisher surrogate of the KL + λ · penalty."""
 
-    fisher: Annotated[float, Ge(0)] = MISSING
+    fisher: RateOrZero = MISSING
     """Coefficient of the Fisher surrogate of the KL, ½ (Σ_t g_t·δ_t)² / T in nats per token; g is the gradient of the loss for a sampled
     label, δ the SAE's error."""
     block_diagonal: bool = MISSING
