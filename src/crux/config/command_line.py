@@ -298,11 +298,12 @@ def _check_value(setting: Setting, annotation: Any) -> None:
         raise UserError(f"{key}={text}: must be true or false")
     if float in kinds and isinstance(value, bool):
         raise UserError(f"{key}={text}: must be a number")
-    if isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value):
-        if (
-            str(annotation).count("list[") == 1
-        ):  # the string is that of the annotation, whatever bounds and options it has
-            raise UserError(f"{key}={text}: must be a list of single values")
+    if (
+        isinstance(value, list)
+        and any(isinstance(item, list | Mapping) for item in value)
+        and (str(annotation).count("list[") == 1)
+    ):  # the string is that of the annotation, whatever bounds and options it has
+        raise UserError(f"{key}={text}: must be a list of single values")
     if str in kinds and isinstance(value, bool | int | float) and str(value) != text:
         raise UserError(f"{key}: {text} is read as a number; for this text, write {quote_override(key, text)}")
     if str in kinds and isinstance(value, str) and not value.strip():
