@@ -27,6 +27,7 @@ from crux.config.flags import split_flags
 from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_user_error
 from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
+from crux.config.streams import protect_streams
 from crux.launch.refusals import check_no_launcher_without_sweep
 from crux.runs.lock import LockedError
 from crux.runs.run_folder import RunFolder
@@ -67,6 +68,9 @@ def job(cfg: DictConfig) -> None:
         print(f"crux: {error}", file=sys.stderr)
     except Exception as error:
         line = explain_user_error(error, overrides=overrides)
+        if folder.done:  # a run that is done stays done, whatever fails after it
+            print(f"crux: {folder.path.name} is done, but: {line or traceback.format_exc()}", file=sys.stderr)
+            return
         reason = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.fail(reason, details="" if line else traceback.format_exc())
         print(f"crux: {folder.path.name}: {reason}", file=sys.stderr)
@@ -80,16 +84,16 @@ def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None
 def show_help(words: list[str]) -> None:
     """Print crux's help page. Hydra's own takes seconds and lists options that are not for users."""
     from crux.config.help import format_help
-    from crux.config.printing import print_text
 
     try:
-        print_text(format_help(words))
+        print(format_help(words))
     except (HydraException, OmegaConfBaseException, UserError) as error:
         fail(explain_user_error(error, overrides=words) or "", code=2)
 
 
 def main() -> None:
     """Run the command line: the entry point of `python src/main.py` and of the console script `crux`."""
+    protect_streams()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes its errors on instead of printing them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants them first
     register()

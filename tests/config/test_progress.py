@@ -133,7 +133,7 @@ def test_an_ascii_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Non
     with progress("λ of " + 300 * "x", total=2) as advance:
         clock.now += 10
         advance()
-        wait_until(out, b"? of xxx")
+        wait_until(out, b"lambda of xxx")
         wait_until(out, b"1/2")
 
 

@@ -1,7 +1,6 @@
-"""Print text on standard output, also if its encoding lacks some symbols."""
+"""Text for an output whose encoding lacks some symbols."""
 
 import codecs
-import os
 import sys
 import unicodedata
 
@@ -9,22 +8,18 @@ ASCII = {
     "—": "-", "–": "-", "−": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "·": "*", "×": "x", "‖": "||", "√": "sqrt ",
     "∇": "grad ", "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "θ": "theta", "λ": "lambda",
     "ρ": "rho", "σ": "sigma", "Λ": "Lambda", "Σ": "sum ", "∂": "d", "⁄": "/", "∈": "in", "≈": "~", "²": "^2",
+    "\u0302": "^",
 }  # fmt: skip
 """Replacements for symbols that an encoding does not have."""
 
-
-def printable(text: str) -> str:
-    """Return a text with replacements for symbols that standard output cannot encode."""
-    encoding = sys.stdout.encoding or "ascii"
-    return text.encode(encoding, "crux_ascii").decode(encoding)
+ERRORS = "crux_ascii"
+"""The name of the error handler that puts ASCII in place of symbols that an encoding does not have, such as `lambda` for λ."""
 
 
-def print_text(text: str) -> None:
-    """Print a text on standard output in its encoding. It is no error if a reader such as `head` stops reading early."""
-    try:
-        print(printable(text), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def printable(text: str, encoding: str | None = None) -> str:
+    """Return a text with replacements for symbols that an encoding lacks; None: the encoding of standard output."""
+    encoding = str(encoding or getattr(sys.stdout, "encoding", None) or "ascii")
+    return text.encode(encoding, ERRORS).decode(encoding)
 
 
 def _replace_symbols(error: UnicodeError) -> tuple[str, int]:
@@ -33,10 +28,14 @@ def _replace_symbols(error: UnicodeError) -> tuple[str, int]:
 
 
 def _replacement(symbol: str) -> str:
+    """Return ASCII for a symbol: a word or a similar letter, or its number, so that the name of a file can still be told."""
     if symbol in ASCII:
         return ASCII[symbol]
+    if unicodedata.combining(symbol):
+        return ""
     parts = [part for part in unicodedata.normalize("NFKD", symbol) if not unicodedata.combining(part)]
-    return "".join(part if part.isascii() else ASCII.get(part, "?") for part in parts)
+    text = "".join(ASCII.get(part, part) for part in parts)
+    return text if text.isascii() else symbol.encode("ascii", "backslashreplace").decode()
 
 
-codecs.register_error("crux_ascii", _replace_symbols)
+codecs.register_error(ERRORS, _replace_symbols)

@@ -23,13 +23,20 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from crux.config.console import PlainConsole
 from crux.config.notebook_bars import NotebookBars, in_notebook
+from crux.config.printing import printable
 
 DELAY, PLAIN_AFTER = 1.0, 5.0
 """Seconds until a bar and until a plain line appears."""
 
-LIVE = Console(stderr=True, highlight=False, markup=False, force_jupyter=False)
+MIN_BAR_WIDTH = 20
+"""Columns of the narrowest bars, also if the variable COLUMNS is 0."""
+
+LIVE: Console = PlainConsole(stderr=True, force_jupyter=False)
 """The console of all bars: those that are drawn at the same time must share one."""
+if LIVE.width < MIN_BAR_WIDTH:
+    LIVE.width = MIN_BAR_WIDTH
 
 Item = TypeVar("Item")
 clock = time.monotonic
@@ -79,8 +86,7 @@ def progress(description: str, *, total: float | None) -> Iterator[Advance]:
     Args:
         total: number of items; None if it is unknown, which shows no remaining time.
     """
-    encoding = LIVE.encoding or "ascii"
-    description = description.encode(encoding, "replace").decode(encoding)
+    description = printable(description, LIVE.encoding)
     if not _Process.visible:
         yield lambda n=1, /: None
     elif not LIVE.is_interactive and not in_notebook():

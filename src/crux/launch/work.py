@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from crux.config.paths import PACKAGE
 from crux.config.progress import show_progress
 from crux.config.registry import register
+from crux.config.streams import protect_streams
 from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Work:
         register()
         self.folder.mkdir(parents=True, exist_ok=True)
         _redirect_output(self.folder / "output.log")
+        protect_streams()
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
         print(f"process {os.getpid()} on {place}, threads {self.threads}, CUDA_VISIBLE_DEVICES={gpus}", flush=True)
         # as in `main`: a stopped job ends KILLED in MLflow and keeps its checkpoint
