@@ -7,7 +7,7 @@ the stream subtracts the mean. The unembedding is centred over the vocabulary, w
 does depend on the residual's mean: there, only the norm's weight is folded and the unembedding centred. Attention
 patterns sum to one, so a value bias passes through attention unchanged and is moved into the output projection's bias.
 The network computes the same function, up to one constant added to all logits of a token; the residual stream and
-`attn.hook_z` change.
+`attn.hook_z` change. A map without a bias is given one if something is folded into it.
 
 `TransformerBridge.enable_compatibility_mode` does the same, but leaves the fused attention weights of the wrapped module
 unprocessed. This module processes them too; the tests compare it with the bridge.
@@ -32,6 +32,15 @@ def _view_matrix(linear: nn.Module) -> Tensor:
     return weight if isinstance(linear, Conv1D) else weight.T
 
 
+def _give_bias(linear: nn.Module) -> Tensor:
+    """Return the bias of a linear map; a map without one is given a bias of zeros."""
+    if not isinstance(linear.bias, Tensor):
+        matrix = _view_matrix(linear)
+        linear.bias = nn.Parameter(matrix.new_zeros(matrix.shape[1]), requires_grad=False)
+    assert isinstance(linear.bias, Tensor)
+    return linear.bias
+
+
 def _fold_norm(norm: nn.Module, readers: list[nn.Module]) -> None:
     """Fold the norm's weight and bias into the linear maps that read its output."""
     scale, shift = norm.weight, getattr(norm, "bias", None)
@@ -39,8 +48,7 @@ def _fold_norm(norm: nn.Module, readers: list[nn.Module]) -> None:
     for reader in readers:
         matrix = _view_matrix(reader)
         if isinstance(shift, Tensor):
-            assert isinstance(reader.bias, Tensor)
-            reader.bias.add_(shift.double() @ matrix.double())
+            _give_bias(reader).add_(shift.double() @ matrix.double())
         folded = scale.double()[:, None] * matrix.double()
         matrix.copy_(folded - folded.mean(0) if isinstance(norm, nn.LayerNorm) else folded)
     scale.fill_(1.0)
@@ -58,9 +66,8 @@ def _move_value_bias(bias: Tensor, out: nn.Module, *, config: PreTrainedConfig) 
             values = bias.view(n_heads, 3, -1)[:, 2]  # query, key and value of each head
         case _:
             values = bias.view(config.num_key_value_heads, -1)  # a separate map; a head may serve several query heads
-    assert isinstance(out.bias, Tensor)
     value_of_each_head = values.repeat_interleave(n_heads // len(values), 0).flatten()
-    out.bias.add_(value_of_each_head.double() @ _view_matrix(out).double())
+    _give_bias(out).add_(value_of_each_head.double() @ _view_matrix(out).double())
     values.zero_()
 
 
