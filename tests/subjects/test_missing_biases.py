@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
     "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
-GEMMA = {**SIZES, "num_key_value_heads": 2, "head_dim": 12}
+GEMMA: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 12}
 BOTH = (False, True)
 
 
@@ -35,13 +35,22 @@ def list_configs() -> dict[str, Callable[[], PreTrainedConfig]]:
     """Return one configuration per combination of options that add or leave out a bias, or decide which maps read what."""
     configs: dict[str, Callable[[], PreTrainedConfig]] = {}
     for attention, parallel, tied in product(BOTH, BOTH, BOTH):
-        options = {"attention_bias": attention, "use_parallel_residual": parallel, "tie_word_embeddings": tied}
+        options: dict[str, Any] = {
+            "attention_bias": attention,
+            "use_parallel_residual": parallel,
+            "tie_word_embeddings": tied,
+        }
         configs[f"gpt_neox {attention=} {parallel=} {tied=}"] = lambda o=options: GPTNeoXConfig(**SIZES, **o)
     for attention, mlp, kv, tied in product(BOTH, BOTH, (1, 2, 4), BOTH):
-        options = {"attention_bias": attention, "mlp_bias": mlp, "num_key_value_heads": kv, "tie_word_embeddings": tied}
+        options: dict[str, Any] = {
+            "attention_bias": attention,
+            "mlp_bias": mlp,
+            "num_key_value_heads": kv,
+            "tie_word_embeddings": tied,
+        }
         configs[f"llama {attention=} {mlp=} {kv=} {tied=}"] = lambda o=options: LlamaConfig(**SIZES, **o)
     for tied in BOTH:
-        sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+        sizes: dict[str, Any] = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
         configs[f"gpt2 {tied=}"] = lambda s=sizes, t=tied: GPT2Config(
             **s, bos_token_id=0, eos_token_id=0, tie_word_embeddings=t
         )

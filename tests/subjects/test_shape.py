@@ -46,9 +46,9 @@ def test_hook_width(tmp_path: Path) -> None:
     for given, d_z in [({}, 64), ({"head_dim": None}, 64), ({"head_dim": 24}, 96), ({"model_type": "gemma"}, 1024)]:
         shape = read_shape(_write_config(tmp_path, {**llama, **given}))
         assert (shape.hook_width("z"), shape.hook_width("resid_pre"), shape.hook_width("mlp_out")) == (d_z, 64, 64)
-    with pytest.raises(UserError, match=r"num_attention_heads is missing or is not a positive whole number$"):
+    with pytest.raises(UserError, match=r"num_attention_heads is 0, not a positive whole number of a possible size$"):
         read_shape(_write_config(tmp_path, {**llama, "num_attention_heads": 0}))
-    with pytest.raises(UserError, match=r"head_dim is missing or is not a positive whole number$"):
+    with pytest.raises(UserError, match=r"head_dim is '24', not a positive whole number of a possible size$"):
         read_shape(_write_config(tmp_path, {**llama, "head_dim": "24"}))
 
 
@@ -57,7 +57,7 @@ def test_error_messages(tmp_path: Path) -> None:
         read_shape(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no config\.json in it"):
         read_shape(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json: not a JSON file"):
+    with pytest.raises(UserError, match=r"config\.json: not JSON, or a broken file"):
         read_shape(_write_config(tmp_path, '{"n_layer": 12,'))
     with pytest.raises(UserError, match=r"a JSON object is needed, this is a list$"):
         read_shape(_write_config(tmp_path, []))
@@ -65,8 +65,8 @@ def test_error_messages(tmp_path: Path) -> None:
         read_shape(_write_config(tmp_path, {**_GPT2, "model_type": "bert"}))
     with pytest.raises(UserError, match=r"GPT2ForSequenceClassification is not a causal language model"):
         read_shape(_write_config(tmp_path, {**_GPT2, "architectures": ["GPT2ForSequenceClassification"]}))
-    with pytest.raises(UserError, match=r"num_hidden_layers is missing or is not a positive whole number$"):
+    with pytest.raises(UserError, match=r"n_layer is '12', not a positive whole number of a possible size$"):
         read_shape(_write_config(tmp_path, {**_GPT2, "n_layer": "12"}))
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a JSON file"):
+    with pytest.raises(UserError, match="not JSON, or a broken file"):
         read_shape(tmp_path)

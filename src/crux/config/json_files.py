@@ -42,15 +42,21 @@ def check_file(path: Path) -> None:
         kind = (
             "a folder, not a file"
             if path.is_dir()
-            else "a symbolic link to a file that does not exist"
-            if path.is_symlink()
             else "not a regular file"
             if path.exists()
+            else "a symbolic link to a file that does not exist"
+            if path.is_symlink()
             else "no such file"
         )
     except (OSError, ValueError) as error:  # a name that is too long, or that contains a null character
         raise UserError(f"{path}: not the path of a file ({_first_line(error)})") from error
     raise UserError(f"{path}: {kind}")
+
+
+def shorten_value(value: object) -> str:
+    """Return a value as it is printed in a message: in one line of at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -97,11 +97,11 @@ def is_same_model(name: str, other: str) -> bool:
     """
     if name == other:
         return True
-    paths = Path(name).expanduser(), Path(other).expanduser()
     try:
+        paths = Path(name).expanduser(), Path(other).expanduser()
         if all(path.is_dir() for path in paths):
             return paths[0].samefile(paths[1])
-    except (OSError, ValueError):  # a name that cannot be a path
+    except (OSError, ValueError, RuntimeError):  # a name that cannot be a path, or of an unknown user's home folder
         pass
     if name.count("/") == other.count("/") == 1:
         return name.lower() == other.lower()  # names on the hub, each with an owner

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from crux.config.errors import UserError
 from crux.config.schema import Data, Files, HubData, LanguageModel
 from crux.config.targets import call_function
 from crux.sae.options import model_source
+from crux.subjects.finite import locate_non_finite, probe_tokens
 from crux.subjects.load import load_subject
 from crux.subjects.subject import Subject
 from crux.subjects.tokenizer import load_tokenizer
@@ -22,6 +24,10 @@ def load_model(model: LanguageModel, *, device: torch.device, dtype: torch.dtype
     if model._target_ is not None:
         subject = call_function(model._target_, model, key="model._target_", device=device, dtype=dtype)
         assert isinstance(subject, Subject), f"{model._target_} returned a {type(subject)}, not a Subject"
+        if (where := locate_non_finite(subject, probe_tokens(subject))) is not None:
+            raise UserError(
+                f"model._target_={model._target_}: the network computes numbers that are not finite: {where}"
+            )
         return subject
     return load_subject(model_source(model), process_weights=model.process_weights, device=device, dtype=dtype)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crux.config.errors import UserError
-from crux.config.json_files import read_json_object
+from crux.config.json_files import read_json_object, shorten_value
 
 CONFIG = "cfg.json"
 
@@ -107,12 +107,12 @@ def read_saved_config(folder: Path) -> SavedConfig:
         if metadata.get("hook_name") is not None:
             metadata.setdefault("prepend_bos", True)  # SAELens's default before version 6
     if not isinstance(metadata, dict):
-        raise UserError(f"{path}: metadata is {_shorten(metadata)}, not an object")
+        raise UserError(f"{path}: metadata is {shorten_value(metadata)}, not an object")
     _check_kinds(metadata, _METADATA, path=path, may_be_null=True)
     _check_kinds(config, _FUNCTION, path=path, may_be_null=False)
     _read_topk(config, path=path)
     if not isinstance(architecture := config.setdefault("architecture", "standard"), str):
-        raise UserError(f"{path}: architecture is {_shorten(architecture)}, not a string")
+        raise UserError(f"{path}: architecture is {shorten_value(architecture)}, not a string")
     return SavedConfig(config, metadata)
 
 
@@ -123,16 +123,10 @@ def _read_topk(config: dict[str, Any], *, path: Path) -> None:
         config["architecture"] = "topk"
         del config["activation_fn"]
     if config.get("architecture") == "topk" and k is not None and config.setdefault("k", k) != k:
-        raise UserError(f"{path}: k is {_shorten(config['k'])}, and {_shorten(k)} in activation_fn_kwargs")
+        raise UserError(f"{path}: k is {shorten_value(config['k'])}, and {shorten_value(k)} in activation_fn_kwargs")
 
 
 def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, str], *, path: Path, may_be_null: bool) -> None:
     for key, kind in kinds.items():
         if key in values and not _KINDS[kind](values[key]) and not (may_be_null and values[key] is None):
-            raise UserError(f"{path}: {key} is {_shorten(values[key])}, not {kind}")
-
-
-def _shorten(value: object) -> str:
-    """Return a value as it is printed, in one line of at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+            raise UserError(f"{path}: {key} is {shorten_value(values[key])}, not {kind}")

@@ -3,11 +3,11 @@
 This module imports only the standard library, so that a wrong layer is reported before torch is loaded.
 """
 
-import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crux.config.errors import UserError
+from crux.config.json_files import read_json_object, shorten_value
 
 CAUSAL_LMS = {
     "gpt2": "GPT2LMHeadModel",
@@ -18,6 +18,9 @@ CAUSAL_LMS = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 """Supported architectures: `model_type` in config.json, and the class that its `architectures` must name."""
+
+_LARGEST_SIZE = 2**40
+"""Largest size that is taken for one; products of larger ones do not fit into 64 bits."""
 
 TOY_MODEL_ERROR = "{} is a toy model: use experiment=toy/sae"
 """Error message for a folder that holds a trained toy model."""
@@ -46,22 +49,16 @@ class Shape(NamedTuple):
         return self.d_z if kind == "z" else self.d_model
 
 
-def read_config(folder: Path) -> dict[str, object]:
-    """Read config.json of a model folder; raise UserError if the folder or file is missing or the file is not a JSON object."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json of a model folder; raise UserError if folder or file is missing or broken."""
     if not folder.is_dir():
         raise UserError(f"model folder {folder}: no such folder")
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         if any((folder / "programs").glob("*/config.json")):
             raise UserError(TOY_MODEL_ERROR.format(folder))
         raise UserError(f"model folder {folder}: no config.json in it; a Hugging Face model folder is needed")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-        raise UserError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: a JSON object is needed, this is a {type(config).__name__}")
-    return config
+    return read_json_object(path)
 
 
 def read_shape(folder: str | Path) -> Shape:
@@ -71,23 +68,32 @@ def read_shape(folder: str | Path) -> Shape:
     supported, the model is not a causal language model, or a size is missing.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config, path = read_config(folder), folder / "config.json"
     kind = config.get("model_type")
     if kind == "superposition":
         raise UserError(TOY_MODEL_ERROR.format(folder))
     if not isinstance(kind, str) or kind not in CAUSAL_LMS:
-        raise UserError(f"{folder}: model_type {kind!r} is not supported; allowed are {', '.join(CAUSAL_LMS)}")
+        raise UserError(
+            f"{folder}: model_type {shorten_value(kind)} is not supported; allowed are {', '.join(CAUSAL_LMS)}"
+        )
     classes = config.get("architectures")
     if isinstance(classes, list) and classes and CAUSAL_LMS[kind] not in classes:
-        raise UserError(f"{folder}: {classes[0]} is not a causal language model; allowed is {CAUSAL_LMS[kind]}")
+        name = classes[0] if isinstance(classes[0], str) else shorten_value(classes[0])
+        raise UserError(f"{folder}: {name} is not a causal language model; allowed is {CAUSAL_LMS[kind]}")
 
     def read_size(*keys: str) -> int:
-        """Return the first of these keys that config.json has; architectures name the same size differently."""
-        for key in keys:
-            value = config.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-        raise UserError(f"{folder / 'config.json'}: {keys[0]} is missing or is not a positive whole number")
+        """Return the value of these keys, which mean the same in different architectures; they must agree if there are several."""
+        given = {key: config[key] for key in keys if config.get(key) is not None}
+        for key, value in given.items():
+            if type(value) is not int or not 0 < value <= _LARGEST_SIZE:
+                raise UserError(
+                    f"{path}: {key} is {shorten_value(value)}, not a positive whole number of a possible size"
+                )
+        if not given:
+            raise UserError(f"{path}: {keys[0]} is missing")
+        if len(set(given.values())) > 1:
+            raise UserError(f"{path}: {' and '.join(f'{key}={value}' for key, value in given.items())} mean the same")
+        return next(iter(given.values()))
 
     d_model, n_heads = read_size("hidden_size", "n_embd"), read_size("num_attention_heads", "n_head")
     # the defaults of Hugging Face if head_dim is not given

@@ -24,13 +24,17 @@ def find_folder(source: str | Path) -> Path:
         if not folder.is_dir():
             raise UserError(f"model=tiny: the packaged model is missing at {folder}")
         return folder
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
     name = str(source)
+    try:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return folder
+        exists = folder.exists() or folder.is_symlink()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or the home folder of an unknown user
+        raise UserError(f"model folder {name[:200]}: not the path of a folder ({_reason(error)})") from error
     if isinstance(source, Path) or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {source}: no such folder")
-    if folder.exists():
+    if exists:
         raise UserError(f"model folder {source}: not a folder")
     return _find_on_hub(name)
 
@@ -79,3 +83,8 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {name}: cannot be downloaded from the hub ({reason}); {_ALTERNATIVES}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of an error without the path, which may be very long."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -104,8 +104,12 @@ class Subject:
         nn.Module.to(self.model, device=device)
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype or parameter.dtype)
-        self._arguments.clear()
+        self.forget_lengths()
         return self
+
+    def forget_lengths(self) -> None:
+        """Free what is kept per sequence length: masks and positions, which later passes compute again."""
+        self._arguments.clear()
 
     def check_hook(self, name: str) -> Hook:
         """Parse the name of a hook point; raise UserError, with layers or names that exist, if this network does not have it."""

@@ -1,13 +1,22 @@
 """The tokenizer of a subject, read from its folder's tokenizer.json without importing transformers, which takes seconds."""
 
-import json
+import os
+import string
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from crux.config.errors import UserError
+from crux.config.json_files import read_json_object
 from crux.subjects.source import find_folder
+
+_PROBE = string.printable + " äß 你好 🙂"
+"""A text on which a tokenizer is tried."""
 
 
 class SubjectTokenizer(NamedTuple):
@@ -22,20 +31,73 @@ class SubjectTokenizer(NamedTuple):
 def load_tokenizer(source: str | Path) -> SubjectTokenizer:
     """Load the tokenizer of "tiny", of a model folder or of a model on the hub.
 
-    Raises UserError if tokenizer.json is missing or corrupt, or if no end-of-text token can be found in
+    Raises UserError if tokenizer.json is missing or corrupt or cannot encode a text, or if no end-of-text token can be found in
     tokenizer_config.json, special_tokens_map.json, config.json or the vocabulary (`<|endoftext|>`).
     """
     folder = find_folder(source)
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise UserError(f"model folder {folder}: no tokenizer.json in it")
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise UserError(f"{path}: not a tokenizer file ({str(error).splitlines()[0]})") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = _read_tokenizer(path)
     return SubjectTokenizer(tokenizer, _find_end_of_text(folder, tokenizer))
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a file, after trying it on a short text."""
+    read_json_object(
+        path
+    )  # explains a broken file better than the Rust library, which also takes the last of equal keys
+    with _reading_tokenizer(path):
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        try:
+            ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+            tokenizer.decode(ids)
+        except Exception:  # a tokenizer without a token for unknown characters may still encode the user's text
+            ids = None
+    if ids == []:
+        raise UserError(f"{path}: the tokenizer encodes letters, digits and punctuation as no tokens at all")
+    return tokenizer
+
+
+@contextmanager
+def _reading_tokenizer(path: Path) -> Iterator[None]:
+    """Turn what the Rust library raises for a file that is not a tokenizer into a UserError of one line.
+
+    It raises plain Exceptions, and panics, which are BaseExceptions of a class that cannot be imported. A panic also prints its place
+    in the Rust code, which is kept off standard error.
+    """
+    try:
+        with _silence_panics():
+            yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a tokenizer file ({reason[:200]})") from error
+
+
+@contextmanager
+def _silence_panics() -> Iterator[None]:
+    """Keep what a panic prints off standard error; everything else that is written meanwhile is written at the end."""
+    sys.stderr.flush()
+    try:
+        stderr = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            if b"panicked at" not in (written := file.read()):
+                sys.stderr.write(written.decode("utf-8", "replace"))
 
 
 def _find_end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
@@ -46,23 +108,13 @@ def _find_end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
             return token_id
     ids = _read_json(folder / "config.json").get("eos_token_id")
     end_of_text = ids[0] if isinstance(ids, list) and ids else ids
-    if isinstance(end_of_text, int) and 0 <= end_of_text < tokenizer.get_vocab_size():
+    if type(end_of_text) is int and 0 <= end_of_text < 2**32 and tokenizer.id_to_token(end_of_text) is not None:
         return end_of_text
     if (token_id := tokenizer.token_to_id("<|endoftext|>")) is not None:
         return token_id
     raise UserError(f"model folder {folder}: no end-of-text token; set eos_token in tokenizer_config.json")
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object; return {} if there is no such file, or if its JSON is not an object.
-
-    Raises:
-        UserError: if the file is not JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
-    return content if isinstance(content, dict) else {}
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return {} if there is no such file; raise a UserError if it is broken."""
+    return read_json_object(path) if path.exists() or path.is_symlink() else {}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.progress import track
+from crux.subjects.finite import locate_non_finite
 from crux.subjects.subject import Subject
 
 
@@ -28,7 +29,7 @@ def measure_typical_activation(
     """Return the mean and the mean norm of the activation at one hook point; only the subject's prefix runs.
 
     Raises:
-        UserError: if there are no batches.
+        UserError: if there are no batches, or an activation is NaN or infinite; the message says where in the network it arises.
     """
     n_tokens, total, norms = 0, None, None
     for tokens in track(batches, f"mean activation at {hook}"):
@@ -37,6 +38,9 @@ def measure_typical_activation(
         total = x.sum(0) if total is None else total + x.sum(0)
         norms = x.norm(dim=-1).sum() if norms is None else norms + x.norm(dim=-1).sum()
         n_tokens += len(x)
+        if not norms.isfinite():
+            where = locate_non_finite(subject, tokens) or hook
+            raise UserError(f"the network computes numbers that are not finite on the training text: {where}")
     if total is None or norms is None:
         raise UserError("there is no training text from which to compute the mean activation")
     return TypicalActivation((total / n_tokens).float(), float(norms / n_tokens))

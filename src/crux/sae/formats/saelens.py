@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.config.files import replacing_folder
+from crux.config.json_files import shorten_value
 from crux.config.tensor_files import check_finite, load_tensors, read_tensor_header
 from crux.sae.architectures.sae import SAE
 from crux.sae.formats.saelens_architectures import (
@@ -121,14 +122,16 @@ def _check_function(config: Mapping[str, Any], *, path: Path) -> None:
     """Check that crux has an SAE with the function that cfg.json describes, and that the sizes are positive integers."""
     name = config["architecture"]
     if name not in ARCHITECTURES:
-        raise UserError(f"{path}: architecture {name!r} cannot be read; allowed are {', '.join(ARCHITECTURES)}")
+        raise UserError(
+            f"{path}: architecture {shorten_value(name)} cannot be read; allowed are {', '.join(ARCHITECTURES)}"
+        )
     for key, allowed in _READABLE_VALUES.items():
         if key in config and not any(type(config[key]) is type(value) and config[key] == value for value in allowed):
-            raise UserError(f"{path}: {key}={config[key]!r} cannot be read; allowed is {allowed[0]!r}")
+            raise UserError(f"{path}: {key}={shorten_value(config[key])} cannot be read; allowed is {allowed[0]!r}")
     architecture = ARCHITECTURES[name]
     for key in ("d_in", "d_sae", *(["d_out"] if architecture.transcodes else []), *architecture.integer_keys):
         if type(config.get(key)) is not int or config[key] < 1:
-            raise UserError(f"{path}: {key} is {config.get(key)!r}, not a positive integer")
+            raise UserError(f"{path}: {key} is {shorten_value(config.get(key))}, not a positive integer")
 
 
 def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
