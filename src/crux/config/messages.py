@@ -47,8 +47,27 @@ def explain_user_error(error: BaseException, *, overrides: Sequence[str]) -> str
             return " ".join(str(error).split())
         case OSError() if error.errno in DISK_ERRORS:
             return f"{error.filename or 'the disk'}: {error.strerror}"
+        case MemoryError() | RuntimeError() if _is_out_of_memory(error):
+            reason = " ".join(str(error).split()).partition(". ")[0]
+            return (
+                f"out of memory ({reason[:200] or type(error).__name__}); lower trainer.batch, model.context or the sizes of the "
+                "job, such as sae.ratio"
+            )
         case _:
             return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return True for the errors by which Python, NumPy and torch report that memory is exhausted, without importing torch."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in text
+        or "DefaultCPUAllocator: not enough memory" in text
+        or "Storage size calculation overflowed" in text
+        or "CUDA out of memory" in text
+    )
 
 
 def suggest_nearest(word: str, choices: Sequence[str]) -> str:

@@ -5,12 +5,22 @@ from itertools import pairwise
 from pathlib import Path
 
 from crux.config.errors import UserError
-from crux.config.schema import Data, LanguageModel, Model
-from crux.degeneracy.basis_options import Dictionaries, LanguageCompareOptions, LastBasis
+from crux.config.schema import Accelerator, Data, LanguageModel, Model
+from crux.degeneracy.basis_options import (
+    Dictionaries,
+    LanguageBases,
+    LanguageCompareOptions,
+    LastBasis,
+    MlpBases,
+    ModularAdditionBases,
+    ModularAdditionTraining,
+)
+from crux.degeneracy.memory import check_addition_memory, check_comparison_memory, check_perceptron_memory
 from crux.degeneracy.networks.addition_folder import find_addition_folder
 from crux.degeneracy.options import (
     AdditionBasesJob,
     BasesJob,
+    Degeneracy,
     ExperimentJob,
     LanguageBasesJob,
     MeasuredNetwork,
@@ -46,6 +56,7 @@ def check_job(job: ExperimentJob, given: Collection[str]) -> None:
     Raises:
         UserError: for the first problem, in one line.
     """
+    _check_sizes(job, given)
     match job:
         case SpectraJob() if measures_language_model(job.degeneracy, job.model):
             check_language_data(job.data, model=job.model, cache=job.cache)
@@ -60,6 +71,28 @@ def check_job(job: ExperimentJob, given: Collection[str]) -> None:
             check_language_data(job.data, model=job.model, cache=job.cache)
         case BasesJob(interaction_basis=Dictionaries() as options):
             check_dictionaries(options, given)
+
+
+def _check_sizes(job: ExperimentJob, given: Collection[str]) -> None:
+    """Check that the networks that the experiment trains, and its samples, fit into memory."""
+    accelerator = getattr(job.trainer, "accelerator", Accelerator.cpu)
+    match job.section:
+        case Degeneracy(hidden=hidden):
+            check_perceptron_memory(hidden, inputs=64, key="degeneracy.hidden")
+        case MlpBases(perceptron=perceptron, compare=compare):
+            check_perceptron_memory(perceptron.hidden, inputs=12, key="interaction_basis.perceptron.hidden")
+            check_comparison_memory(
+                compare, numbers_per_sample=min(perceptron.hidden), accelerator=accelerator, given=given
+            )
+        case LanguageBases(compare=compare):
+            check_comparison_memory(compare, numbers_per_sample=compare.length, accelerator=accelerator, given=given)
+        case ModularAdditionTraining(addition=addition):
+            check_addition_memory(addition, accelerator=accelerator, given=given)
+        case ModularAdditionBases(addition=addition, compare=compare):
+            check_addition_memory(addition, accelerator=accelerator, given=given)
+            check_comparison_memory(compare, numbers_per_sample=1, accelerator=accelerator, given=given)
+        case _:
+            pass
 
 
 def check_subject(job: ExperimentJob) -> None:

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Collection
+from itertools import pairwise
 
 from crux.config.errors import UserError
 from crux.config.schema import Accelerator
+from crux.llc.memory import check_chains_memory
 from crux.llc.options import (
+    Behavioural,
     LanguageModelJob,
+    LinearNetworks,
     Llc,
     LlcJob,
     SaeTrainingJob,
@@ -21,8 +25,9 @@ from crux.sae.checks import check_saved_sae, check_sparsity, check_text
 from crux.sae.options import model_source
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
-from crux.subjects.weight_files import check_weights
+from crux.subjects.weight_files import check_weights, count_weights
 from crux.toy.folder import HOOK, find_toy_model, read_instance_shape
+from crux.toy.memory import check_toy_memory
 
 SAMPLER_KEYS = {"leapfrogs": (SamplerName.hmc,), "whitened": (SamplerName.hmc, SamplerName.mala)}
 """Keys that have a meaning only for some samplers."""
@@ -43,6 +48,7 @@ def check_job(job: LlcJob, given: Collection[str]) -> None:
                 raise UserError(f"llc.{key} has no meaning for llc.sampler={job.llc.sampler.value}, only for {allowed}")
     match job:
         case ToyTrainingJob():
+            check_toy_memory(job.toy, job.trainer, given=given)
             check_toy_instance(job.model, without_path=job.toy.seeds * len(job.toy.densities))
         case SaeTrainingJob():
             check_sae_training(job)
@@ -52,6 +58,24 @@ def check_job(job: LlcJob, given: Collection[str]) -> None:
             check_text(job.data, context=job.model.context)
         case _:
             pass
+    accelerator = getattr(job.trainer, "accelerator", Accelerator.cpu)
+    weights, keys = _count_weights(job)
+    check_chains_memory(job.llc, weights=weights, weight_keys=keys, accelerator=accelerator, given=given)
+
+
+def _count_weights(job: LlcJob) -> tuple[int, tuple[str, ...]]:
+    """Return the number of weights that a chain moves, at least, and the keys that it grows with."""
+    match job:
+        case ToyTrainingJob(toy=toy):
+            return toy.n_features * toy.n_hidden + toy.n_features, ("toy.n_features", "toy.n_hidden")
+        case SaeTrainingJob(sae=sae):
+            return 2 * (sae.n_latents or 1), ("sae.n_latents",)
+        case LlcJob(llc=Behavioural(hidden=hidden)):
+            return sum(hidden) + sum(a * b for a, b in pairwise(hidden)), ("llc.hidden",)
+        case LlcJob(llc=LinearNetworks(widths=widths)):
+            return sum(a * b for layers in widths for a, b in pairwise(layers)), ("llc.widths",)
+        case _:
+            return 1, ()
 
 
 def check_subject(job: LlcJob) -> None:
@@ -59,7 +83,10 @@ def check_subject(job: LlcJob) -> None:
     if isinstance(job, LanguageModelJob):
         folder = find_folder(model_source(job.model))
         read_shape(folder)
-        check_weights(folder)
+        weights = count_weights(check_weights(folder), job.llc.parameters)
+        check_chains_memory(
+            job.llc, weights=weights, weight_keys=("llc.parameters",), accelerator=job.trainer.accelerator, given=()
+        )
 
 
 def check_toy_instance(model: ToyInstance, *, without_path: int) -> None:

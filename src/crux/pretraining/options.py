@@ -82,10 +82,32 @@ class PretrainJob(Job):
             raise UserError(
                 f"pretrain.stride={self.pretrain.stride}: must be model.context={self.model.context} or less"
             )
+        self._check_memory(given)
         if self.cache is not None:
             from crux.runs.checks import check_writable
 
             check_writable("cache", self.cache)
+
+    def _check_memory(self, given: Collection[str]) -> None:
+        """Check that the network, with gradients and the optimiser's moments, and a batch's activations fit into memory."""
+        from crux.runs.memory import BYTES_PER_WEIGHT, Need, check_memory
+
+        p = self.pretrain
+        weights = 12 * p.n_layers * p.d_model**2 + p.vocab_size * p.d_model
+        tokens = self.trainer.batch * self.model.context
+        needs = [
+            Need(
+                "the network",
+                weights * BYTES_PER_WEIGHT,
+                ("pretrain.d_model", "pretrain.n_layers", "pretrain.vocab_size"),
+            ),
+            Need(
+                "the activations of a batch",
+                tokens * p.d_model * p.n_layers * 20,  # ten numbers per block and dimension, in bfloat16
+                ("trainer.batch", "model.context"),
+            ),
+        ]
+        check_memory(needs, accelerator=self.trainer.accelerator, given=given)
 
     def run_name(self) -> str:
         return "pretrain"

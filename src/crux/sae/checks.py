@@ -12,6 +12,7 @@ from crux.runs.checks import check_writable
 from crux.sae.architectures.options import SaeOptions
 from crux.sae.belonging import Place, check_belonging
 from crux.sae.losses.options import LossOptions
+from crux.sae.memory import check_sae_memory
 from crux.sae.options import Evaluation, SaeJob, SaeTrainer, Strategy, model_source
 from crux.sae.saved_config import read_saved_config
 from crux.sae.site_checks import check_sites
@@ -55,6 +56,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
     shape = read_shape(find_folder(source)) if on_disk else None
     for single in job.per_sae().values() or (job,):
         check_sites(single, shape, hook_given="hook_point" in given)
+    if shape is not None:
+        check_sae_memory(job, shape, given=given)
 
 
 def check_subject(job: SaeJob) -> None:
@@ -70,6 +73,7 @@ def check_subject(job: SaeJob) -> None:
     check_weights(folder)
     for single in job.per_sae().values() or (job,):
         check_sites(single, shape, hook_given=job.hook_point != f"blocks.{job.layer}.hook_resid_pre")
+    check_sae_memory(job, shape, given=())
 
 
 def check_saved_sae(sae: SaeOptions, places: Sequence[Place]) -> None:

@@ -1,6 +1,9 @@
 """Check the weight files of a model folder without torch, so that a truncated download is reported at once."""
 
 import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,3 +74,12 @@ def list_weight_files(folder: Path) -> list[Path]:
 def is_ignored(name: str) -> bool:
     """Whether a stored tensor is no weight, but a causal mask or a rotary frequency."""
     return _IGNORED_BUFFERS.search(name) is not None
+
+
+def count_weights(weights: Mapping[str, StoredWeight], patterns: Sequence[str]) -> int:
+    """Return the number of numbers in the weights whose names match one of the patterns."""
+    return sum(
+        prod(weight.header.shape)
+        for name, weight in weights.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    )

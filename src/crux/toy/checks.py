@@ -10,6 +10,7 @@ from crux.sae.checks import check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream, LossOptions
 from crux.sae.site_checks import check_n_latents
 from crux.toy.folder import HOOK, find_toy_model, read_instance_shape, read_n_hidden
+from crux.toy.memory import check_toy_sae_memory
 from crux.toy.options import ToySaeJob
 
 
@@ -34,6 +35,7 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     if chosen is not None and chosen >= streams * settings:
         raise UserError(f"model.instance={chosen}: {folder} has instances 0 to {streams * settings - 1}")
     check_n_latents(job.sae, read_n_hidden(folder), target_l0=job.target_l0)
+    check_toy_sae_memory(job, read_n_hidden(folder), given=given)
 
 
 def check_subject(job: ToySaeJob) -> None:

@@ -183,6 +183,9 @@ class ToyJob(Job):
     def check(self, given: Collection[str]) -> None:
         if "toy.experiment" in given:
             raise UserError(f"toy.experiment={self.toy.experiment}: choose an experiment with experiment=toy/…")
+        from crux.toy.memory import check_toy_memory  # which imports this module
+
+        check_toy_memory(self.toy, self.trainer, given=given)
 
     def run_name(self) -> str:
         sizes = ",".join(f"{size.n_features}→{size.n_hidden}" for size in self.toy.model_sizes)
