@@ -133,7 +133,7 @@ def test_many_saes_at_once(run_crux: Command, tmp_path: Path) -> None:
 
 
 def test_a_diverging_run_is_reported(run_crux: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("loss=e2e", "layer=6", "debug=limit", "optimizer.lr=1e38", "tracking=none", "trainer.progress=false")
+    given = ("loss=e2e", "layer=6", "debug=limit", "sparsity=1e38", "tracking=none", "trainer.progress=false")
     assert run_crux(*given, f"output_dir={tmp_path}") == 2
     assert "stopped being a finite number at step" in capsys.readouterr().err
 

@@ -40,15 +40,24 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
+def weighted_square(final: Tensor) -> Tensor:
+    """Return the mean of the weighted squares of final states.
+
+    Without weights it would be almost constant behind a normalisation whose scale is folded, with nothing but rounding as its gradient.
+    """
+    weights = torch.linspace(0.5, 1.5, final.shape[-1], device=final.device)
+    return (weights * final.float()).square().mean()
+
+
 def run_passes(subject: Subject, device: torch.device) -> dict[str, Tensor]:
     """Return activations, final states and gradients of a clean and a spliced pass, by name."""
     tokens = TOKENS.to(device)
     clean, gradients = subject.clean_with_gradients(
-        tokens, gradient_hooks=[HOOK], loss=lambda final: final.float().square().mean(), capture=[HOOK, *LATER]
+        tokens, gradient_hooks=[HOOK], loss=weighted_square, capture=[HOOK, *LATER]
     )
     value = clean.activations[HOOK].clone().requires_grad_()
     spliced = subject.spliced(clean, {HOOK: lambda _: 0.5 * value}, capture=LATER)
-    (to_value,) = torch.autograd.grad(spliced.final.float().square().mean(), value)
+    (to_value,) = torch.autograd.grad(weighted_square(spliced.final), value)
     continued = subject.continue_from(clean, HOOK, 0.5 * clean.activations[HOOK], ends=[FINAL])
     assert clean.final is not None
     return {
