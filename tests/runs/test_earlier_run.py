@@ -10,15 +10,18 @@ from crux.config.errors import UserError
 from crux.config.schema import to_plain
 from crux.runs.earlier_run import take_earlier_run
 from crux.runs.lock import LockedError, lock_folder
-from crux.runs.run_folder import RunFolder, make_run_path
+from crux.runs.new_run import create_new_run
+from crux.runs.run_folder import RunFolder
 from tests.support.sae_jobs import compose_sae_job
 
 
 def make_paths(barrier: "multiprocessing.synchronize.Barrier", outputs: Path, rounds: int, results: Path) -> None:
     lines = []
     for _ in range(rounds):
-        barrier.wait()
-        lines.append(f"{make_run_path(outputs, 'local_L6')}\n")
+        barrier.wait(timeout=60)
+        with create_new_run(outputs, "local_L6", {"place": str(results)}) as run:
+            lines.append(f"{run.path}\n")
+            assert run.read_config() == {"place": str(results)}
     results.write_text("".join(lines))
 
 
@@ -33,8 +36,30 @@ def test_sixty_starts_of_four_at_once_share_no_folder(tmp_path: Path) -> None:
         process.start()
     for process in processes:
         process.join()
+        assert process.exitcode == 0
     paths = [line for i in range(starts) for line in (tmp_path / f"{i}.txt").read_text().splitlines()]
     assert len(paths) == len(set(paths)) == starts * rounds
+    assert sorted(map(str, (tmp_path / "runs").iterdir())) == sorted(paths)  # no hidden folder stays
+
+
+def test_the_folder_of_a_killed_start_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    killed, living = (tmp_path / "runs" / f".{name}.new" for name in ("0a", "0b"))
+    for hidden in (killed, living):
+        hidden.mkdir(parents=True)
+        (hidden / "config.yaml").touch()
+    with lock_folder(living, what="a new run"), create_new_run(tmp_path, "a", {"x": 1}):
+        assert living.exists()
+        assert not killed.exists()
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("crux.runs.run_folder.write_text", fail)
+    with pytest.raises(OSError, match="no space"), create_new_run(tmp_path, "a", {}):
+        raise AssertionError("never here")
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def create_runs(outputs: Path) -> list[RunFolder]:

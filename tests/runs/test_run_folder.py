@@ -1,6 +1,7 @@
 """The run folder: its files are complete, a resumed run drops the history after its checkpoint, and unfinished runs are found."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import pytest
 import yaml
 
 from crux.config.errors import UserError
+from crux.runs.new_run import create_new_run
 from crux.runs.run_folder import (
     RunFolder,
     comparable_keys,
     find_unfinished,
     list_differences,
-    make_run_path,
     open_unfinished,
 )
 
@@ -64,8 +65,9 @@ def test_only_a_folder_in_which_nothing_was_trained_is_removed(tmp_path: Path) -
 
 
 def test_runs_that_start_at_once_have_different_names(tmp_path: Path) -> None:
-    paths = [make_run_path(tmp_path, "e2e_L6_s1") for _ in range(3)]
-    assert all(path.is_dir() for path in paths)
+    with ExitStack() as ends:
+        paths = [ends.enter_context(create_new_run(tmp_path, "e2e_L6_s1", CONFIG)).path for _ in range(3)]
+    assert all((path / "config.yaml").is_file() for path in paths)
     assert len(set(paths)) == 3
     assert all(p.parent == tmp_path / "runs" and "e2e_L6_s1" in p.name for p in paths)
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from crux.config.errors import UserError
 from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
-from crux.runs.earlier_run import lock_run, take_earlier_run
-from crux.runs.run_folder import RunFolder, make_run_path
+from crux.runs.earlier_run import take_earlier_run
+from crux.runs.new_run import create_new_run
+from crux.runs.run_folder import RunFolder
 from crux.runs.tracked_run import TrackedRun, create_runs, start_tracking
 from crux.runs.tracking import explain_comparison
 
@@ -118,10 +119,9 @@ def create_run_folder(config: Job, folder: Path | None, ends: ExitStack, *, name
         folder: the run folder, if a sweep has assigned one, which is locked already; None: a new one.
         name: name of a new run folder, after the time.
     """
-    if folder is None:
-        folder = make_run_path(Path(config.output_dir), name)
-        lock_run(folder, ends)
-    return RunFolder.create(folder, to_plain(config))
+    if folder is not None:
+        return RunFolder.create(folder, to_plain(config))
+    return ends.enter_context(create_new_run(Path(config.output_dir), name, to_plain(config)))
 
 
 def show_outcome(run: TrackedRun, outcome: RunOutcome) -> None:

@@ -28,8 +28,20 @@ class LockedError(UserError):
     """Another process holds the lock of a folder."""
 
 
+class FolderLock:
+    """A lock that is being held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def rename(self, path: Path) -> None:
+        """Rename the folder, which stays locked."""
+        self.folder.rename(path)
+        self.folder = path
+
+
 @contextmanager
-def lock_folder(folder: Path, *, what: str) -> Iterator[None]:
+def lock_folder(folder: Path, *, what: str) -> Iterator[FolderLock]:
     """Hold the lock of a folder during the block.
 
     If the file system has no locks, a warning is printed and the folder is used unprotected against a second process.
@@ -40,12 +52,11 @@ def lock_folder(folder: Path, *, what: str) -> Iterator[None]:
     Raises:
         LockedError: if another process holds the lock.
     """
-    path = folder / NAME
-    file = _open_locked(path, what=what)
+    lock, file = FolderLock(folder), _open_locked(folder / NAME, what=what)
     try:
-        yield
+        yield lock
     finally:
-        path.unlink(missing_ok=True)  # while it is locked, so that it is not another process's
+        (lock.folder / NAME).unlink(missing_ok=True)  # while it is locked, so that it is not another process's
         file.close()
 
 

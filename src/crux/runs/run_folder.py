@@ -1,6 +1,5 @@
 """The run folder: the configuration, history, metrics and files of one run, each file written completely or not at all."""
 
-import itertools
 import json
 import shutil
 import time
@@ -30,7 +29,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
-        """Create a run folder with the resolved configuration, and remove from it all files from which an earlier run could be resumed."""
+        """Create the files of a new run in a folder, and remove from it all files from which an earlier run could be resumed."""
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id"):
@@ -162,20 +161,6 @@ class RunFolder:
             shutil.rmtree(self.intermediate, ignore_errors=True)
 
 
-def make_run_path(outputs: Path, name: str) -> Path:
-    """Create the folder `<outputs>/runs/<time>_<name>`, with a number if another run has started within the same second."""
-    stem = outputs / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:  # asking first would let two starts choose the same name
-            continue
-        return path
-    raise AssertionError
-
-
 def _parse_row(line: bytes, place: str) -> dict[str, float]:
     """Return a row of the history; a UserError names its place if it is not one."""
     try:
@@ -210,7 +195,8 @@ def list_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def list_unfinished(outputs: Path, config: Mapping[str, Any]) -> list[RunFolder]:
     """Return the runs without DONE that have this configuration, the newest first."""
-    starts = [(p.parent.name[:19], p.stat().st_mtime_ns, p.parent) for p in (outputs / "runs").glob("*/config.yaml")]
+    configs = [path for path in (outputs / "runs").glob("*/config.yaml") if not path.parent.name.startswith(".")]
+    starts = [(path.parent.name[:19], path.stat().st_mtime_ns, path.parent) for path in configs]
     unfinished: list[RunFolder] = []
     # by the time in the folder's name (seconds), then by that of the file
     for *_, path in sorted(starts, reverse=True):
