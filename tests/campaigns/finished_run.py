@@ -8,12 +8,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import yaml
 
 TIMES = re.compile(r"seconds?\b|per_second|speed")
 """Metrics that depend on how fast the machine is."""
 
-NOT_COMPARED = re.compile(r"mlflow_run_id|DONE|output\.log|.*\.ckpt")
+NOT_COMPARED = re.compile(r"mlflow_run_id|DONE|output\.log|.*\.ckpt|sweeps/[^/]*/report\.md|sweeps/.*\.png")
 """Files of which only the name is compared: they hold times, paths or random names."""
 
 
@@ -67,14 +68,17 @@ def _place(path: Path, outputs: Path) -> str:
 
 
 def _content(path: Path, outputs: Path) -> Any:
-    if path.is_dir() or NOT_COMPARED.fullmatch(path.name):
+    if path.is_dir() or any(NOT_COMPARED.fullmatch(name) for name in (path.name, str(path.relative_to(outputs)))):
         return None
     if path.name == "config.yaml":
         config = yaml.safe_load(path.read_text("utf-8"))
         return {key: value for key, value in config.items() if key not in ("output_dir", "cache", "resume", "tracking")}
     if path.name == "metrics.json":
         return {name: value for name, value in json.loads(path.read_text()).items() if not TIMES.search(name)}
-    if path.suffix in (".md", ".html", ".csv", ".json", ".jsonl"):
+    if path.suffix == ".csv":
+        table = pd.read_csv(path)
+        return table.drop(columns=[name for name in table if TIMES.search(str(name))]).to_csv()
+    if path.suffix in (".md", ".html", ".json", ".jsonl"):
         text = path.read_text("utf-8").replace(str(outputs), "")
         return re.sub(r"\d{4}-\d\d-\d\d[_ ]\d\d[-:]\d\d[-:]\d\d", "", text)
     return sha256(path.read_bytes()).hexdigest()

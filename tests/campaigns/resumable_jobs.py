@@ -5,7 +5,7 @@ SAE = (
     "trainer.val_every=8", "evaluation.tokens=256", "evaluation.val_tokens=128", "evaluation.latents=2", "sae.ratio=1",
     "data.max_tokens=20000", "data.held_out_tokens=2000",
 )  # fmt: skip
-LLC = ("llc.chains=2", "llc.burn_in=6", "llc.draws=8")
+LLC = ("llc.chains=2", "llc.nbetas=[50,100]", "llc.burn_in=6", "llc.draws=8")
 
 JOBS: dict[str, tuple[str, ...]] = {
     "e2e_ds": (*SAE, "loss=e2e_ds", "layer=6"),

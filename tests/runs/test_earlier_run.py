@@ -9,6 +9,7 @@ import pytest
 from crux.config.errors import UserError
 from crux.config.schema import to_plain
 from crux.runs.earlier_run import take_earlier_run
+from crux.runs.leftovers import remove_leftovers
 from crux.runs.lock import LockedError, lock_folder
 from crux.runs.new_run import create_new_run
 from crux.runs.run_folder import RunFolder
@@ -47,9 +48,23 @@ def test_the_folder_of_a_killed_start_is_removed_and_that_of_a_living_one_is_not
     for hidden in (killed, living):
         hidden.mkdir(parents=True)
         (hidden / "config.yaml").touch()
-    with lock_folder(living, what="a new run"), create_new_run(tmp_path, "a", {"x": 1}):
+    with lock_folder(living, what="a new run"):
+        remove_leftovers(tmp_path)
         assert living.exists()
         assert not killed.exists()
+
+
+def test_what_is_left_in_a_finished_run_is_removed(tmp_path: Path) -> None:
+    older, newer = create_runs(tmp_path)
+    for run in (older, newer):
+        run.finish()
+        (run.path / ".lock").touch()
+        run.intermediate.mkdir()
+    with lock_folder(newer.path, what="run"):  # by the process that finished it, which is about to end
+        remove_leftovers(tmp_path)
+        assert newer.intermediate.exists()
+    assert not older.intermediate.exists()
+    assert not list(older.path.glob(".*"))
 
 
 def test_a_start_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

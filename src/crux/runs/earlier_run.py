@@ -5,6 +5,7 @@ from pathlib import Path
 
 from crux.config.errors import UserError
 from crux.config.schema import Job, to_plain
+from crux.runs.leftovers import remove_leftovers
 from crux.runs.lock import LockedError, lock_folder
 from crux.runs.run_folder import RunFolder, find_same_run, list_unfinished, open_unfinished
 
@@ -32,6 +33,8 @@ def take_earlier_run(config: Job, folder: Path | None, ends: ExitStack) -> RunFo
         UserError: if the run does not exist, has another configuration, or is run by another process.
     """
     plain = to_plain(config)
+    if folder is None:
+        remove_leftovers(Path(config.output_dir))
     if config.resume_from is None and folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         lock_run(folder, ends)

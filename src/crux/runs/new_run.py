@@ -21,7 +21,6 @@ def create_new_run(outputs: Path, name: str, config: Mapping[str, Any]) -> Itera
     """
     place = outputs / "runs"
     place.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished_starts(place)
     with ExitStack() as ends:
         lock = _make_hidden_folder(place, ends)
         hidden = lock.folder
@@ -53,11 +52,3 @@ def _make_hidden_folder(place: Path, ends: ExitStack) -> FolderLock:
         hidden.mkdir()
         with suppress(FileNotFoundError, LockedError):
             return ends.enter_context(lock_folder(hidden, what="a new run"))
-
-
-def _remove_unfinished_starts(place: Path) -> None:
-    """Remove the hidden folders of starts that were killed; those of living processes are locked."""
-    for hidden in [*place.glob(".*.new"), *place.glob(".*.old")]:
-        with suppress(FileNotFoundError, LockedError), lock_folder(hidden, what="a new run") as lock:
-            lock.rename(hidden.with_name(f".{token_hex(8)}.old"))  # whoever has just made it can no longer lock it
-            shutil.rmtree(lock.folder)
