@@ -67,9 +67,8 @@ class StoppedJob:
 
             def add_row_or_die(folder: RunFolder, step: int, row: dict[str, float]) -> None:
                 add_row(folder, step, row)
-                if any(folder.path.rglob("previous.ckpt")) or any(
-                    folder.path.parent.glob("*/checkpoints/previous.ckpt")
-                ):
+                of_job = folder.path.parent / "checkpoints" / "previous.ckpt"  # if the job has several runs
+                if of_job.exists() or any(folder.path.rglob("previous.ckpt")):
                     os.kill(os.getpid(), signal.SIGKILL)
 
             RunFolder.add_row = add_row_or_die
