@@ -1,6 +1,7 @@
 """Load a subject, an SAE and text in Python, and evaluate the SAE."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,18 @@ def test_an_sae_is_evaluated_where_it_belongs(saved: Path, tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
     forced = crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text, force=True).metrics
     assert "the SAE reads blocks.6.hook_resid_pre, not blocks.6.hook_mlp_out; it is used" in capsys.readouterr().err
+    read: dict[str, Any] = {
+        "batches": text.held_out,
+        "latents": torch.tensor([0]),
+        "n_contexts": 1,
+        "before": 1,
+        "after": 1,
+    }
+    with pytest.raises(UserError, match=r"^the SAE reads blocks\.6\.hook_resid_pre, not blocks\.5\.hook_resid_pre"):
+        crux.sae.strongest_contexts(subject, sae, hook="blocks.5.hook_resid_pre", **read)
+    same = ("blocks.6.hook_resid_pre", "blocks.5.hook_resid_post")
+    contexts = [crux.sae.strongest_contexts(subject, sae, hook=hook, **read) for hook in same]
+    assert torch.equal(contexts[0].tokens, contexts[1].tokens)
     sae.metadata = None  # an SAE that was not loaded can be evaluated anywhere
     assert crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text).metrics == forced
     with pytest.raises(UserError, match="give hook="):

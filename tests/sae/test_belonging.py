@@ -8,6 +8,7 @@ import pytest
 from crux.config.errors import UserError
 from crux.sae import belonging
 from crux.sae.belonging import Place, check_belonging, is_same_model
+from crux.subjects.model_names import hub_name
 
 HERE = Place("gpt2", True, "blocks.4.hook_resid_pre", "blocks.4.hook_resid_pre")
 METADATA = {"model_name": "gpt2", "hook_name": "blocks.4.hook_resid_pre", "process_weights": True}
@@ -93,6 +94,11 @@ def test_missing_metadata_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         check({"hook_name": "blocks.1.hook_resid_pre"})
 
 
+def test_a_bos_token_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    check(METADATA | {"prepend_bos": True})
+    assert "begin with a BOS token, which crux does not add" in capsys.readouterr().err
+
+
 def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a/model", "b/model", "gpt2"):
         (tmp_path / folder).mkdir(parents=True)
@@ -106,4 +112,9 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_same_model("EleutherAI/pythia-70m", "someone/pythia-70m")
     assert is_same_model("gpt2", str(tmp_path / "gpt2"))
     assert not is_same_model("tiny", "gpt2")
+    assert is_same_model("pythia-350m-deduped", "EleutherAI/pythia-410m-deduped")  # as in TransformerLens
+    assert is_same_model("Llama-2-7b", "meta-llama/Llama-2-7b-hf")
+    assert not is_same_model("Llama-2-7b", "meta-llama/Llama-2-7b-chat-hf")
+    assert hub_name("gpt2-small") == "gpt2"
+    assert hub_name("tiny") == "tiny"
     assert not is_same_model("a\0b", "gpt2")

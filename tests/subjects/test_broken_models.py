@@ -215,9 +215,10 @@ def test_a_tokenizer_that_encodes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [True, -1, 64, 10**12, 1.0, "t0", {}, [], [None]])
-def test_end_of_text_that_is_no_token(tmp_path: Path, value: Any) -> None:
+@pytest.mark.parametrize("token", ["\ud800", "nothing", 7, None, {"content": ["t0"]}, ["t0"]])
+def test_end_of_text_that_is_no_token(tmp_path: Path, value: Any, token: Any) -> None:
     write_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(UserError, match="no end-of-text token"):
         load_tokenizer(tmp_path)

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crux.config.errors import UserError
-
-_HUB_NAMES = {"gpt2-small": "gpt2"}
-"""Names of models in TransformerLens, and so in SAELens, whose last part differs from that of the name on the hub."""
+from crux.subjects.model_names import hub_name
 
 
 class Place(NamedTuple):
@@ -57,6 +55,8 @@ def check_belonging(metadata: Mapping[str, Any], place: Place, *, what: str, for
             if not force:
                 raise UserError(f"{what} {found}; {insist} uses it nevertheless")
             _note(f"{what} {found}; it is used nevertheless ({insist})")
+    if metadata.get("prepend_bos"):
+        _note(f"{what} belongs to sequences that begin with a BOS token, which crux does not add")
     if missing:
         _note(f"{what} does not say its {' or '.join(missing)}, which could not be compared")
 
@@ -93,7 +93,8 @@ def is_same_model(name: str, other: str) -> bool:
     """Return whether two names mean the same model.
 
     Two folders on this machine are compared as folders. Otherwise the last parts of names or paths are compared: the owner on the hub
-    is often left out (`pythia-70m`, `EleutherAI/pythia-70m`), and folders are moved.
+    is often left out (`pythia-70m`, `EleutherAI/pythia-70m`), and folders are moved. Short names of TransformerLens, which SAELens
+    uses, mean the models that they mean there.
     """
     if name == other:
         return True
@@ -103,6 +104,7 @@ def is_same_model(name: str, other: str) -> bool:
             return paths[0].samefile(paths[1])
     except (OSError, ValueError, RuntimeError):  # a name that cannot be a path, or of an unknown user's home folder
         pass
+    name, other = hub_name(name), hub_name(other)
     if name.count("/") == other.count("/") == 1:
         return name.lower() == other.lower()  # names on the hub, each with an owner
     return _last_part(name) == _last_part(other)
@@ -111,8 +113,7 @@ def is_same_model(name: str, other: str) -> bool:
 def _last_part(name: str) -> str:
     """Return the last part of a model's name or path, by which it is known on the hub."""
     cached = re.search(r"models--(?:[^/]+--)?([^/]+)/snapshots/[^/]+/?$", name)  # the hub's local cache
-    last = cached[1] if cached else Path(name).name
-    return _HUB_NAMES.get(last.lower(), last.lower())
+    return (cached[1] if cached else Path(name).name).lower()
 
 
 def _compare_processing(metadata: Mapping[str, Any], place: Place) -> str | None:

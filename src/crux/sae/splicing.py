@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import Codes
+from crux.sae.architectures.sae import SAE, Codes
 from crux.sae.architectures.site import Site
-from crux.sae.belonging import Place, check_belonging
+from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.subjects.hooks import parse_hook, sort_hooks
 from crux.subjects.subject import Clean, Spliced, Subject
 
@@ -124,9 +124,19 @@ def check_site(subject: Subject, site: Site, *, force: bool = False) -> None:
     widths = {"reads": (site.read, site.sae.d_model), "writes": (site.write, site.sae.d_out)}
     hooks = {name: subject.check_hook(name) for name in (site.read, site.write)}
     check_read_before_write(site.read, site.write)
-    if site.sae.metadata is not None:
-        place = Place(subject.name, subject.process_weights, site.read, site.write)
-        check_belonging(site.sae.metadata, place, what="the SAE", force=force, insist="force=True")
+    _check_belonging(subject, site, force=force)
     for verb, (name, width) in widths.items():
         if (actual := subject.hook_width(hooks[name].kind)) != width:
             raise UserError(f"the SAE {verb} {width} dimensions, {name} has {actual}")
+
+
+def check_reader(subject: Subject, sae: SAE, *, hook: str, force: bool) -> None:
+    """Raise a UserError if a loaded SAE does not belong on the subject, or reads another hook point than `hook`."""
+    _, write = saved_hooks(sae.metadata or {})
+    _check_belonging(subject, Site(hook, write or hook, sae), force=force)
+
+
+def _check_belonging(subject: Subject, site: Site, *, force: bool) -> None:
+    if site.sae.metadata is not None:
+        place = Place(subject.name, subject.process_weights, site.read, site.write)
+        check_belonging(site.sae.metadata, place, what="the SAE", force=force, insist="force=True")

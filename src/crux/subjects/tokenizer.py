@@ -104,7 +104,7 @@ def _find_end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_json(folder / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and (token_id := tokenizer.token_to_id(token)) is not None:
+        if isinstance(token, str) and (token_id := _find_token(tokenizer, token)) is not None:
             return token_id
     ids = _read_json(folder / "config.json").get("eos_token_id")
     end_of_text = ids[0] if isinstance(ids, list) and ids else ids
@@ -113,6 +113,14 @@ def _find_end_of_text(folder: Path, tokenizer: Tokenizer) -> int:
     if (token_id := tokenizer.token_to_id("<|endoftext|>")) is not None:
         return token_id
     raise UserError(f"model folder {folder}: no end-of-text token; set eos_token in tokenizer_config.json")
+
+
+def _find_token(tokenizer: Tokenizer, token: str) -> int | None:
+    """Return the id of a token; None if there is no such token."""
+    try:
+        return tokenizer.token_to_id(token)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name and no token can be
+        return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

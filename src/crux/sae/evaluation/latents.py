@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crux.config.progress import track
 from crux.sae.architectures.sae import SAE
+from crux.sae.splicing import check_reader
 from crux.subjects.subject import Subject, Unembed
 
 NO_TOKEN = -1
@@ -71,12 +72,20 @@ def strongest_contexts(
     n_contexts: int,
     before: int,
     after: int,
+    force: bool = False,
 ) -> Contexts:
     """Return the contexts with the largest codes of each latent: the tokens around the peak in `n_contexts` windows.
 
     A context has `before` + 1 + `after` tokens. This takes one pass over the batches for all latents, and runs only the
     network's prefix. In memory are only the best contexts so far.
+
+    Args:
+        force: read a loaded SAE on another model, with another weight processing or at another hook point than its metadata name, too.
+
+    Raises:
+        UserError: if a loaded SAE does not belong there.
     """
+    check_reader(subject, sae, hook=hook, force=force)
     device, n, width = subject.device, len(latents), before + 1 + after  # n latents, width tokens per context
     chosen = latents.to(device)
     offsets = torch.arange(-before, after + 1, device=device)
