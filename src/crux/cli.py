@@ -29,6 +29,7 @@ from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
 from crux.config.streams import protect_streams
 from crux.launch.refusals import check_no_launcher_without_sweep
+from crux.runs.command_line import job_overrides
 from crux.runs.lock import LockedError
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
@@ -78,7 +79,8 @@ def job(cfg: DictConfig) -> None:
 
 def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None:
     """Check the configuration, then run it; `folder` is the run folder that a sweep has assigned to the job."""
-    start_job(build_job(cfg, overrides), folder=folder)
+    with job_overrides(overrides):
+        start_job(build_job(cfg, overrides), folder=folder)
 
 
 def show_help(words: list[str]) -> None:

@@ -28,7 +28,7 @@ from crux.launch.cells import check_cell, remove_hydra_section
 from crux.runs.checks import check_tracking, check_writable
 from crux.runs.lock import lock_folder
 from crux.runs.run_folder import RunFolder, find_same_run
-from crux.runs.sweep import SweepRun, track_sweep
+from crux.runs.sweep import requested_uri, track_sweep
 from crux.sae.options import ReportJob, Strategy
 
 
@@ -99,7 +99,7 @@ def launch(
                 job.folder.clear_failure()
         todo = [job for job in jobs if not job.folder.done and not job.folder.failed]
         print(f"sweep {folder.name}: {_describe_counts(jobs, todo)}; {folder}", flush=True)
-        with track_sweep(first, folder, jobs=[job.name for job in jobs]) as tracked:
+        with track_sweep(first, folder):
             lost = _start(todo, start=start, at_once=at_once) if todo else {}
             failures: dict[str, str] = {}
             for job in jobs:
@@ -107,7 +107,7 @@ def launch(
                     failures[job.name] = job.folder.failure_reason()
                 elif not job.folder.done:
                     failures[job.name] = lost.get(job.name, "ended without a result: killed?")
-            _summarise(folder, first, tracked)
+            _summarise(folder, first)
             if failures:
                 _print_failures(failures, folder, retried=first.retry_failed)
                 sys.exit(1)
@@ -120,7 +120,7 @@ def _check(jobs: Sequence[SweepJob]) -> None:
         raise UserError("experiment=report is one job: give sweep=<name>, without -m and without sweeps=")
     check_writable("output_dir", first.output_dir)
     if first.tracking.mlflow:
-        check_tracking(SweepRun.requested_uri(first))
+        check_tracking(requested_uri(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
         raise UserError(
             "trainer=ddp in a sweep: give each job one device (hydra/launcher=gpus), or start the runs one by one"
@@ -181,8 +181,8 @@ def _find_error(end: JobReturn) -> Exception | None:
         return error
 
 
-def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> None:
-    """Write the sweep's report, print it, and log it to MLflow."""
+def _summarise(folder: Path, config: DictConfig) -> None:
+    """Write the sweep's report and print it."""
     from crux.sae.sweeps.report import write_report
 
     try:
@@ -191,8 +191,6 @@ def _summarise(folder: Path, config: DictConfig, tracked: SweepRun | None) -> No
         print(f"crux: {error}", file=sys.stderr)
         return
     report.print()
-    if tracked is not None:
-        tracked.log_files(folder)
 
 
 def _print_failures(failures: Mapping[str, str], folder: Path, *, retried: bool) -> None:

@@ -1,21 +1,25 @@
-"""Checks that apply to every job, without torch: writable folders, a tracking server that answers, a run to resume."""
+"""Checks that apply to every job, without torch: writable folders, a tracking URI without mistakes, a run to resume."""
 
 import os
-import socket
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlparse
 
 from crux.config.errors import UserError
 from crux.config.schema import Job
+from crux.runs.database import database_path
 from crux.runs.earlier_run import take_earlier_run
+from crux.runs.record import hide_password
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """The URI schemes of the servers and databases in which MLflow can keep runs."""
 
+SERVER, DATABASE = "http://<host>:<port>", "sqlite:////<folder>/<name>.db"
+
 
 def check_run(config: Job) -> None:
-    """Check the outputs folder, the tracking server, and the run to resume.
+    """Check the outputs folder, the tracking URI, and the run to resume.
 
     Raises:
         UserError: for the first problem, in one line.
@@ -41,20 +45,28 @@ def check_writable(key: str, place: str) -> None:
 
 
 def check_tracking(uri: str | None) -> None:
-    """Check the scheme of a tracking URI, and that a server answers within a second; MLflow's own client would retry for minutes."""
-    if uri is None:
+    """Check that a tracking URI can be one of a server or database. Whether it answers is not checked: the run goes on without it.
+
+    Raises:
+        UserError: if the URI is a mistake in itself.
+    """
+    if uri is None or uri == "databricks":
         return
-    if urlparse(uri).scheme.partition("+")[0] not in TRACKING_SCHEMES:
-        raise UserError(
-            f"tracking.uri={uri}: allowed are {', '.join(TRACKING_SCHEMES)}, each with ://…; or say tracking=none"
-        )
-    if not uri.startswith(("http://", "https://")):
-        return
-    address = urlparse(uri)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    advice = f"allowed are {', '.join(TRACKING_SCHEMES)}, each with ://…; or say tracking=none"
+    shown = hide_password(uri)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=1.0).close()
-    except OSError as error:
-        raise UserError(
-            f"the tracking server {uri} does not answer ({error}); start it, or say tracking=none"
-        ) from None
+        address = urlparse(uri)
+        port = address.port
+    except ValueError as error:
+        raise UserError(f"tracking.uri={shown}: {error}; write {SERVER}") from None
+    scheme = address.scheme.partition("+")[0]
+    if scheme not in TRACKING_SCHEMES or f"{address.scheme}://" not in uri:
+        raise UserError(f"tracking.uri={shown}: {advice}")
+    if scheme in ("http", "https") and (not address.hostname or port == 0 or re.search(r"\s", uri)):
+        raise UserError(f"tracking.uri={shown}: no address of a server; write {SERVER}")
+    if scheme == "sqlite":
+        path = database_path(uri)
+        if path is None or not path.name or path.name == ":memory:":
+            raise UserError(f"tracking.uri={shown}: names no file; write {DATABASE}")
+        if path.is_dir():
+            raise UserError(f"tracking.uri={shown}: {path} is a folder; write {DATABASE}")

@@ -7,7 +7,8 @@ from crux.config.errors import UserError
 from crux.config.schema import Job, to_plain
 from crux.runs.leftovers import remove_leftovers
 from crux.runs.lock import LockedError, lock_folder
-from crux.runs.run_folder import RunFolder, find_same_run, list_unfinished, open_unfinished
+from crux.runs.run_folder import RunFolder, find_same_run, list_differences, list_unfinished, open_unfinished
+from crux.runs.tracking import is_unsent
 
 
 def lock_run(path: Path, ends: ExitStack) -> None:
@@ -24,6 +25,7 @@ def take_earlier_run(config: Job, folder: Path | None, ends: ExitStack) -> RunFo
 
     `resume_from` names the run. `resume=true` looks in the outputs folder for the newest one that no other process is running. A sweep
     looks in the job's folder in any case, and the run there may also be finished. What killed processes have left in the folder is removed.
+    A finished run that MLflow does not have completely is returned too.
 
     Args:
         folder: the run folder, if a sweep has assigned one; it is locked even if the job starts anew.
@@ -43,6 +45,9 @@ def take_earlier_run(config: Job, folder: Path | None, ends: ExitStack) -> RunFo
             earlier.remove_leftovers()
         return earlier
     if config.resume_from is not None:
+        named = RunFolder(Path(config.resume_from))
+        if named.done and is_unsent(config, named):  # its process was killed before MLflow had everything
+            return named
         candidates = [open_unfinished(Path(config.resume_from), plain)]
     elif config.resume:
         candidates = list_unfinished(Path(config.output_dir), plain)
@@ -62,5 +67,23 @@ def take_earlier_run(config: Job, folder: Path | None, ends: ExitStack) -> RunFo
             run.remove_leftovers()
             ends.push(attempt.pop_all())
             return run
+    if running is not None:
+        raise running
+    done = find_done_run(config)
+    if done is not None and is_unsent(config, done):
+        return done
+    note = f"; {done.path} is done" if done is not None else ""
     place = Path(config.output_dir) / "runs"
-    raise running or UserError(f"resume=true: no unfinished run with this configuration in {place}")
+    raise UserError(f"resume=true: no unfinished run with this configuration in {place}{note}")
+
+
+def find_done_run(config: Job) -> RunFolder | None:
+    """Return the run with this configuration that has finished last; None if there is none."""
+    marks = list((Path(config.output_dir) / "runs").glob("*/DONE"))
+    for mark in sorted(marks, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            if not list_differences(RunFolder(mark.parent).read_config(), to_plain(config)):
+                return RunFolder(mark.parent)
+        except UserError:
+            continue  # the file cannot be read
+    return None

@@ -12,9 +12,11 @@ from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
 from crux.runs.earlier_run import take_earlier_run
 from crux.runs.new_run import create_new_run
+from crux.runs.outbox import OUTBOX_OF_PROCESS
+from crux.runs.record import TextDataset, read_run_id
 from crux.runs.run_folder import RunFolder
-from crux.runs.tracked_run import TrackedRun, create_runs, start_tracking
-from crux.runs.tracking import explain_comparison
+from crux.runs.tracked_run import TrackedRun, create_runs, list_deliveries, start_tracking
+from crux.runs.tracking import explain_comparison, flush_at_end, send_left
 
 
 class ActiveRun(NamedTuple):
@@ -43,8 +45,9 @@ class ActiveRun(NamedTuple):
     def abandon(self) -> None:
         """End the MLflow runs as failed, for a job that cannot end by itself."""
         for run in self.tracked_runs:
-            if run.tracker is not None:
-                run.tracker.end("FAILED")
+            if run.delivery is not None:
+                run.delivery.end("FAILED")
+        OUTBOX_OF_PROCESS.flush(stopped=True)
 
 
 class RunOutcome(NamedTuple):
@@ -53,6 +56,8 @@ class RunOutcome(NamedTuple):
     metrics: Mapping[str, float]
     """Names and values as written to metrics.json."""
     show: Callable[[], None]
+    description: str | None = None
+    """The same as a table in Markdown, which MLflow shows as the description of the run; None: the run's report.md, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class PreparedJob:
     """Parameters for MLflow, in addition to those of the configuration."""
     run_configs: Mapping[str, Job]
     """The configuration of each run by the name of its folder; empty if the job is a single run."""
+    dataset: TextDataset | None = None
+    """The text that the job is trained on; None if it has none."""
     failure: Callable[[], UserError] | None = None
     """A function that returns the error to raise if some runs have no outcome; None if every run has one."""
 
@@ -85,30 +92,37 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
     """
     with ExitStack() as ends:
         earlier = take_earlier_run(config, folder, ends)
-        if earlier is not None and earlier.done:  # a sweep that is continued
+        if earlier is not None and earlier.done:  # a sweep that is continued, or a run that was killed after its end
             print(f"{config.run_name()}: done before, in {earlier.path}")
+            send_left(config, earlier)
             return earlier
         ends.enter_context(show_progress(config.trainer.progress))
         job = prepare()
+        known = earlier.path if earlier is not None else folder
+        run_id = read_run_id(known) if known is not None else None
         place = earlier or create_run_folder(config, folder, ends, name=job.name)
-        runs = create_runs(place, job.run_configs or {"": config}, resumed=earlier is not None)
+        runs = create_runs(place, job.run_configs or {"": config}, resumed=earlier is not None, earlier_id=run_id)
         last = job.last_row(place) if earlier is not None else -1
         for run in runs:
             run.folder.drop_rows_after(last)
-        start_tracking(config, place, runs, ends, params=job.params)
+        ends.enter_context(flush_at_end(config, lambda: list_deliveries(runs)))
+        start_tracking(config, place, runs, ends, params=job.params, dataset=job.dataset, earlier_id=run_id)
         outcomes = job.execute(ActiveRun(place, runs, config.seed, resumed=earlier is not None, last_row=last))
         finished = [run for run in runs if run.name in outcomes]
         for run in finished:
-            run.write_results(outcomes[run.name].metrics)
+            run.write_results(outcomes[run.name].metrics, description=outcomes[run.name].description)
         for run in finished:
             run.finish()
-        if len(finished) == len(runs) and not place.done:
-            place.finish()
+        if len(finished) == len(runs):
+            if not place.done:
+                place.finish()
+            ends.close()
         for run in finished:
             show_outcome(run, outcomes[run.name])
         if len(finished) < len(runs):
             assert job.failure is not None
             raise job.failure()
+        OUTBOX_OF_PROCESS.print_unsent(list_deliveries(runs))
     return place
 
 

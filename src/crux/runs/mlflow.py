@@ -1,25 +1,26 @@
-"""Write one MLflow run: parameters, metrics, artifacts, tags and the state in which it ended."""
+"""The calls to MLflow that do not belong to one run: the store and the experiment, settings, and reasons of failures in one line."""
 
 import logging
 import os
-import sqlite3
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import re
 from pathlib import Path
-from typing import Literal
 
-from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from crux.config.errors import UserError
+from crux.runs.database import database_path, prepare_database
+from crux.runs.view import view_tag
 
-State = Literal["FINISHED", "FAILED", "KILLED"]
+HTTP_TIMEOUT = 8
+"""Seconds that a server has to answer."""
 
-LOCK_SECONDS = 20.0
-"""Seconds to wait at the start of a run for another process to release the database."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tags of an experiment: MLflow's pages show what belongs to the training of models, not to agents."""
+
+
+class TrackingError(Exception):
+    """A reason why MLflow cannot be used, worded for the user."""
 
 
 def default_uri(outputs: Path) -> str:
@@ -27,127 +28,102 @@ def default_uri(outputs: Path) -> str:
     return f"sqlite:///{outputs.resolve()}/mlflow.db"
 
 
+class _Databases:
+    """The files of sqlite databases that this process has opened."""
+
+    opened: dict[str, tuple[str, int]] = {}  # noqa: RUF012 - one for the process
+    """By URI: the URI under which MLflow has opened the file, and the file's number."""
+
+
+def was_replaced(uri: str) -> bool:
+    """Return True if a sqlite database was deleted or replaced since it was opened: MLflow would go on to write into the deleted file."""
+    path = database_path(uri)
+    if path is None or uri not in _Databases.opened:
+        return False
+    return not path.exists() or path.stat().st_ino != _Databases.opened[uri][1]
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client of the server or database."""
+    if (path := database_path(uri)) is None:
+        return MlflowClient(uri)
+    used = _Databases.opened.get(uri, (uri, 0))[0]
+    if was_replaced(uri):  # MLflow keeps its connections by URI, so that the new file needs another one
+        before, _, after = used.rpartition("/")
+        used = f"{before}/./{after}"
+    _Databases.opened[uri] = (used, path.stat().st_ino)
+    return MlflowClient(used)
+
+
+def quieten_mlflow() -> None:
+    """Make MLflow's client fail soon and without a word: crux tries again and reports failures itself."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(HTTP_TIMEOUT))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def prepare_store(uri: str, experiment: str, outputs: Path) -> str:
     """Create the database and the experiment if they do not exist; return the id of the experiment.
 
-    One process at a time does this, because MLflow's migration is corrupted if several processes start it at once. In WAL mode several
-    jobs can write at the same time (docs/reference/libraries.md §3).
-
     Raises:
-        MlflowException, sqlite3.Error, OSError: if the database cannot be created, read or written.
+        TrackingError: if the experiment was deleted.
+        Exception: whatever MLflow, its database or its server raises.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    outputs.mkdir(parents=True, exist_ok=True)
-    with FileLock(outputs / ".mlflow.lock"):
-        if uri.startswith("sqlite:///"):
-            _take_write_lock(Path(uri.removeprefix("sqlite:///")))
-        client = MlflowClient(uri)
-        if (existing := client.get_experiment_by_name(experiment)) is not None:
-            return existing.experiment_id
-        place = (outputs.resolve() / "artifacts").as_uri() if uri.startswith("sqlite") else None
-        return client.create_experiment(experiment, artifact_location=place)
+    quieten_mlflow()
+    if (path := database_path(uri)) is not None:
+        prepare_database(path)
+    client, tags = connect(uri), EXPERIMENT_TAGS | view_tag()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        place = (outputs.resolve() / "artifacts").as_uri() if path is not None else None
+        try:
+            return client.create_experiment(experiment, artifact_location=place, tags=dict(tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)  # created by another process just now
+            assert found is not None
+    check_not_deleted(found)
+    for key, value in tags.items():
+        if found.tags.get(key) != value and (key not in EXPERIMENT_TAGS or key not in found.tags):
+            client.set_experiment_tag(found.experiment_id, key, value)
+    return found.experiment_id
 
 
-def _take_write_lock(path: Path) -> None:
-    """Switch the database to WAL mode and check that it can be locked for writing. MLflow's client would retry for minutes."""
-    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
+def check_not_deleted(experiment: Experiment) -> None:
+    """Raise TrackingError if an experiment was deleted."""
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"its experiment {experiment.name} was deleted: restore it (mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}), or use tracking.experiment=<another>"
+        )
 
 
-@contextmanager
-def explain_errors(uri: str) -> Iterator[None]:
-    """Turn exceptions of MLflow and its database into a UserError of one line, which says what to do."""
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run, which may be deleted; None if MLflow does not have it."""
     try:
-        yield
-    except (MlflowException, sqlite3.Error) as error:
-        reason = " ".join(str(error).split()).removeprefix("(sqlite3.OperationalError) ")[:200]
-        raise UserError(f"MLflow cannot use {uri} ({reason}); repair or move it, or use tracking=none") from error
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run
 
 
-class Tracker:
-    """The writer of one MLflow run. Every method raises UserError if the database or the server fails."""
-
-    def __init__(self, uri: str, run_id: str) -> None:
-        self.uri, self.client, self.run_id = uri, MlflowClient(uri), run_id
-
-    @classmethod
-    def start(
-        cls,
-        uri: str,
-        *,
-        experiment: str,
-        outputs: Path,
-        name: str,
-        params: Mapping[str, object],
-        tags: Mapping[str, str],
-    ) -> "Tracker":
-        """Create a run with its parameters and tags."""
-        with explain_errors(uri):
-            experiment_id = prepare_store(uri, experiment, outputs)
-            run = MlflowClient(uri).create_run(experiment_id, run_name=name, tags=dict(tags))
-            tracker = cls(uri, run.info.run_id)
-            tracker.client.log_batch(tracker.run_id, params=[Param(k, str(v)) for k, v in params.items()])
-        return tracker
-
-    @classmethod
-    def resume(cls, uri: str, run_id: str, *, tags: Mapping[str, str]) -> "Tracker":
-        """Set an earlier run to RUNNING again, and set its tags."""
-        with explain_errors(uri):
-            tracker = cls(uri, run_id)
-            tracker.client.update_run(run_id, status="RUNNING")
-            for key, value in tags.items():
-                tracker.client.set_tag(run_id, key, value)
-        return tracker
-
-    @classmethod
-    def find(cls, uri: str, run_id: str) -> "Tracker | None":
-        """Set an earlier run to RUNNING again; return None if the database has no such run, or it was deleted."""
-        with explain_errors(uri):
-            try:
-                earlier = MlflowClient(uri).get_run(run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                return None
-        return cls.resume(uri, run_id, tags={}) if earlier.info.lifecycle_stage == "active" else None
-
-    def find_running_children(self) -> dict[str, str]:
-        """Return the children of this run whose state is RUNNING: the name of the job by the id of its run."""
-        found: dict[str, str] = {}
-        with explain_errors(self.uri):
-            experiment = self.client.get_run(self.run_id).info.experiment_id
-            filters, token = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'", None
-            while True:
-                page = self.client.search_runs([experiment], filters, page_token=token)
-                found |= {run.info.run_id: run.data.tags.get("job", "") for run in page}
-                if not (token := page.token):
-                    return found
-
-    def log_metrics(self, step: int, row: Mapping[str, float]) -> None:
-        """Log the values of a row at a step."""
-        now = int(time.time() * 1000)
-        with explain_errors(self.uri):
-            self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in row.items()])
-
-    def set_tag(self, key: str, value: str) -> None:
-        """Set a tag of the run."""
-        with explain_errors(self.uri):
-            self.client.set_tag(self.run_id, key, value)
-
-    def log_files(self, run_folder: Path) -> None:
-        """Log the files of a run folder as artifacts: those at the top, the figures and the SAE."""
-        with explain_errors(self.uri):
-            for path in sorted(run_folder.iterdir()):
-                if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".html"):
-                    self.client.log_artifact(self.run_id, str(path))
-            for name in (n for n in ("figures", "sae") if (run_folder / n).is_dir()):
-                self.client.log_artifacts(self.run_id, str(run_folder / name), name)
-
-    def end(self, state: State) -> None:
-        """End the run in this state."""
-        with explain_errors(self.uri):
-            self.client.set_terminated(self.run_id, status=state)
+def explain_failure(error: BaseException) -> str:
+    """Return the reason of a failure of MLflow, its database or its server, in one short line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TrackingError):
+        return text
+    if isinstance(error, ImportError):
+        return f"its driver is missing: {text}"
+    if "timed out" in text or isinstance(error, TimeoutError):
+        return "it does not answer"
+    if match := re.search(r"failed with error code (\d+)|too many (\d+) error responses", text):
+        return f"it answers with status {match[1] or match[2]}"
+    if match := re.search(r"\[Errno -?\d+\] ([^'\")>\]]+)", text):
+        return match[1]
+    text = re.sub(r"^\([\w.]+\) ", "", text.partition(" [SQL:")[0].partition(" (Background on")[0])
+    return text[:200] or type(error).__name__

@@ -1,40 +1,48 @@
 """Track a job in MLflow, from its start to its end."""
 
+import getpass
 import os
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crux.config.errors import UserError
-from crux.config.files import write_text
 from crux.config.schema import Job
+from crux.runs.command_line import command_line
+from crux.runs.outbox import OUTBOX_OF_PROCESS
+from crux.runs.record import RUN_ID, RunRecord, TextDataset, entry_path, hide_password
 from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from crux.runs.mlflow import Tracker
+    from crux.runs.delivery import Delivery
 
 
-PARENT_TAG = "mlflow.parentRunId"
-"""The name of MLflow's tag for the id of a run's parent."""
+def find_parent(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """Return the folder of a run's parent and the tag with the job's name; None and no tag if the run has no parent.
 
-
-def read_parent_tags(folder: Path) -> dict[str, str]:
-    """Return the MLflow tags that name the parent of a run; none if the run has no parent.
-
-    The parent is a sweep or a job with several runs. Its folder, which holds the id of its MLflow run, is above the run's folder: directly,
-    or two levels above for a job with several runs in a sweep, whose runs are children of the sweep.
+    The parent is a sweep or a job with several runs. Its folder is above the run's folder: directly, or two levels above for a job with
+    several runs in a sweep, whose runs are children of the sweep.
 
     Args:
         folder: the run folder.
     """
     for child in (folder, folder.parent):
-        id_file = child.parent / "mlflow_run_id"
-        if id_file.exists():
-            return {PARENT_TAG: id_file.read_text("utf-8").strip(), "job": child.name}
-    return {}
+        parent = child.parent
+        if (parent / RUN_ID).exists() or _is_in_an_outbox(parent):
+            return str(parent.resolve()), {"job": child.name}
+    return None, {}
+
+
+def _is_in_an_outbox(folder: Path) -> bool:
+    """Return True if MLflow does not show a run with this folder completely."""
+    return any(entry_path(above, folder).exists() for above in folder.resolve().parents[:3])
+
+
+def is_unsent(config: Job, folder: RunFolder) -> bool:
+    """Return True if MLflow does not have everything of a run."""
+    return entry_path(find_outputs(config, folder.path), folder.path).exists()
 
 
 def find_git_commit() -> str | None:
@@ -58,59 +66,119 @@ def choose_uri(config: Job) -> str:
 def explain_comparison(config: Job) -> str:
     """Return what opens MLflow's table of runs: the address of the server, or the command that starts one for the database."""
     uri = choose_uri(config)
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return hide_password(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {hide_password(uri)}"
 
 
-@contextmanager
-def track_run(config: Job, folder: RunFolder, *, params: Mapping[str, object]) -> "Iterator[Tracker | None]":
-    """Track a job in MLflow during the block: yield the writer of its MLflow run, or None with tracking=none.
+def find_outputs(config: Job, folder: Path) -> Path:
+    """Return the outputs folder of a run folder, which differs from `output_dir` if `resume_from` names a run elsewhere."""
+    return folder.resolve().parents[1] if folder.resolve().parent.name == "runs" else Path(config.output_dir).resolve()
 
-    The MLflow run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other exception. If the run folder already
-    has an MLflow run, that one is continued, so that a resumed job is one MLflow run.
+
+def begin_delivery(
+    config: Job,
+    folder: RunFolder,
+    *,
+    params: Mapping[str, object],
+    dataset: TextDataset | None,
+    earlier_id: str | None,
+) -> "Delivery":
+    """Begin to send a run to MLflow in the background.
 
     Args:
         params: MLflow parameters in addition to those that the configuration gives.
+        dataset: the text of the job.
+        earlier_id: id of the MLflow run of an earlier start, which is continued if it still exists.
+    """
+    from crux.runs.delivery import Delivery
+
+    uri = choose_uri(config)
+    parent, parent_tags = find_parent(folder.path)
+    tags = list_tags(config) | parent_tags | {"run_folder": str(folder.path.resolve())}
+    record = RunRecord(
+        folder=str(folder.path.resolve()),
+        outputs=str(find_outputs(config, folder.path)),
+        uri=hide_password(uri),
+        experiment=config.tracking.experiment,
+        name=config.run_name(),
+        params={key: str(value) for key, value in {**config.mlflow_params(), **params}.items()},
+        tags=tags,
+        started=int(time.time() * 1000),
+        parent=parent,
+        dataset=list(dataset) if dataset is not None else None,
+        earlier_id=earlier_id,
+    )
+    delivery = Delivery(record, uri=uri)
+    OUTBOX_OF_PROCESS.add(delivery)
+    return delivery
+
+
+@contextmanager
+def track_run(
+    config: Job,
+    folder: RunFolder,
+    *,
+    params: Mapping[str, object],
+    dataset: TextDataset | None = None,
+    earlier_id: str | None = None,
+) -> "Iterator[Delivery | None]":
+    """Track a job in MLflow during the block: yield what sends its run, or None with tracking=none.
+
+    The MLflow run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other exception.
     """
     if not config.tracking.mlflow:
         yield None
         return
-    from crux.runs.mlflow import Tracker
-
-    uri = choose_uri(config)
-    id_file, parent_tags = folder.path / "mlflow_run_id", read_parent_tags(folder.path)
-    if id_file.exists():
-        tracker = Tracker.resume(uri, id_file.read_text("utf-8").strip(), tags=parent_tags)
-    else:
-        try:
-            tracker = Tracker.start(
-                uri,
-                experiment=config.tracking.experiment,
-                outputs=Path(config.output_dir),
-                name=config.run_name(),
-                params={**config.mlflow_params(), **params},
-                tags=list_tags(config) | parent_tags,
-            )
-        except UserError:
-            folder.remove_if_unstarted()
-            raise
-        write_text(id_file, tracker.run_id + "\n")
+    delivery = begin_delivery(config, folder, params=params, dataset=dataset, earlier_id=earlier_id)
     try:
-        yield tracker
+        yield delivery
     except BaseException as stop:
-        try:
-            tracker.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
-        except UserError as error:  # raised instead, it would hide what stopped the run
-            print(f"crux: the run's end could not be reported: {error}", file=sys.stderr)
+        delivery.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
+    delivery.end("FINISHED")
+
+
+@contextmanager
+def flush_at_end(config: Job, deliveries: "Callable[[], Sequence[Delivery]]") -> Iterator[None]:
+    """Wait a little at the end of the block until MLflow has what there is to send; after an exception, say what it does not have.
+
+    Args:
+        deliveries: returns what sends the runs of the job.
+    """
     try:
-        tracker.end("FINISHED")
-    except UserError as error:
-        if not folder.done:
-            raise
-        print(f"crux: the run is done, but its end could not be reported: {error}", file=sys.stderr)
+        yield
+    except BaseException as stop:
+        if config.tracking.mlflow:
+            OUTBOX_OF_PROCESS.flush(stopped=isinstance(stop, KeyboardInterrupt | SystemExit))
+            OUTBOX_OF_PROCESS.print_unsent(deliveries())
+        raise
+    if config.tracking.mlflow:
+        OUTBOX_OF_PROCESS.flush(stopped=False)
+
+
+def send_left(config: Job, folder: RunFolder) -> None:
+    """Send what an earlier process could not send of a run that is done, and wait a little for it."""
+    if not config.tracking.mlflow or not is_unsent(config, folder):
+        return
+    OUTBOX_OF_PROCESS.send_left(find_outputs(config, folder.path), choose_uri(config))
+    OUTBOX_OF_PROCESS.flush(stopped=False)
+
+
+def find_user() -> str | None:
+    """Return the name of the user who runs this process; None if the machine does not know it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def list_tags(config: Job) -> dict[str, str]:
-    """Return the tags by which people filter runs in MLflow."""
-    tags = {**config.mlflow_tags(), "sweep": config.sweep_name, "git_sha": find_git_commit()}
+    """Return the tags by which people filter runs in MLflow, and those of MLflow that say where a run comes from."""
+    commit = find_git_commit()
+    tags = {**config.mlflow_tags(), "sweep": config.sweep_name, "git_sha": commit}
+    tags |= {
+        "mlflow.user": find_user(),
+        "mlflow.source.name": command_line(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit.removesuffix("-dirty") if commit is not None else None,
+    }
     return {key: value for key, value in tags.items() if value is not None}

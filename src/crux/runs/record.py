@@ -1,0 +1,219 @@
+"""What MLflow is to show of a run. It is on disk until MLflow shows it, so that a later start can send what an earlier one could not."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import threading
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from crux.config.files import write_text
+
+OUTBOX = "mlflow_unsent"
+"""Folder in the outputs folder with one file per run that MLflow does not show completely."""
+
+RUN_ID = "mlflow_run_id"
+"""File in a run folder with the id of its MLflow run."""
+
+State = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class TextDataset(NamedTuple):
+    """The text of a job, as MLflow shows it."""
+
+    name: str
+    digest: str
+    """At most 36 characters; equal texts have equal digests."""
+    n_tokens: int
+    source: str
+    """Where the text comes from: a folder, the name of a data set."""
+
+
+@dataclass
+class RunRecord:
+    """What MLflow is to show of a run, apart from what is in the run folder: its history, its metrics and its files."""
+
+    folder: str
+    """The run folder, or the folder of a sweep."""
+    outputs: str
+    """The outputs folder."""
+    uri: str
+    """The server or database, without a password."""
+    experiment: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    started: int
+    """Time of the start in milliseconds since 1970."""
+    sweep: bool = False
+    """True if this is the parent run of a sweep."""
+    parent: str | None = None
+    """The folder of the parent run; None if the run has none."""
+    dataset: list[str | int] | None = None
+    """The fields of a TextDataset."""
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """The value of the tag by which a run is found that was created just before its process was killed."""
+    earlier_id: str | None = None
+    """The id of the MLflow run of an earlier start, which may no longer exist."""
+    run_id: str | None = None
+    """The id of the MLflow run, once it exists."""
+    state: State = "RUNNING"
+    ended: int | None = None
+    """Time of the end, as `started`."""
+    failure: str | None = None
+    """Reason of the failure, in one line."""
+    note: str | None = None
+    """The run's description, in Markdown."""
+    superseded: bool = False
+    """True if the folder belongs to another MLflow run now, so that this one only has to end."""
+
+    @classmethod
+    def read(cls, path: Path) -> "RunRecord | None":
+        """Return the record in a file; None if there is none that can be read."""
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def describes_same_run(self, other: "RunRecord") -> bool:
+        """Return True if two records are of the same run in the same place, so that they are one MLflow run."""
+        names = ("folder", "uri", "experiment", "name", "params", "sweep")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+def hide_password(uri: str) -> str:
+    """Return a URI without its password."""
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
+
+
+def read_run_id(folder: Path) -> str | None:
+    """Return the id of the MLflow run of an earlier start in a run folder; None if there is none that can be one."""
+    try:
+        text = (folder / RUN_ID).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if re.fullmatch(r"[a-zA-Z0-9][\w-]{0,255}", text) else None
+
+
+def entry_path(outputs: Path, folder: Path) -> Path:
+    """Return the file in the outbox for a run folder."""
+    resolved = folder.resolve()
+    digest = hashlib.blake2b(str(resolved).encode(), digest_size=6).hexdigest()
+    return outputs / OUTBOX / f"{resolved.name[:80]}-{digest}.json"
+
+
+def list_entries(outputs: Path) -> list[Path]:
+    """Return the files in the outbox, oldest first."""
+    return sorted((outputs / OUTBOX).glob("*.json"), key=_modified)
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # removed just now
+        return 0
+
+
+class Entry:
+    """A record with its file in the outbox, which this process has locked. The kernel releases the lock when the process ends."""
+
+    def __init__(self, path: Path, record: RunRecord, *, lock: int | None) -> None:
+        self.path, self.record, self._lock = path, record, lock
+        self._writing = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path, record: RunRecord) -> "Entry | None":
+        """Lock a run's place in the outbox and write the record; None if another process is sending an earlier record of the run.
+
+        If there is an earlier record, its MLflow run is continued if it is of the same run; otherwise it only has to end.
+        """
+        try:
+            lock = _lock(path)
+        except BlockingIOError:
+            return None
+        except OSError:  # the file system has no locks
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = None
+        earlier = RunRecord.read(path)
+        if earlier is not None and earlier.describes_same_run(record):
+            record.key, record.run_id, record.started = earlier.key, earlier.run_id, earlier.started
+            record.earlier_id = record.earlier_id or earlier.earlier_id
+        elif earlier is not None:
+            earlier.superseded = True
+            earlier.state = "KILLED" if earlier.state == "RUNNING" else earlier.state
+            write_text(path.with_name(f"{path.stem}-{earlier.key}.json"), json.dumps(asdict(earlier), indent=1))
+            record.earlier_id = None
+        entry = cls(path, record, lock=lock)
+        entry.save()
+        return entry
+
+    @classmethod
+    def claim(cls, path: Path) -> "Entry | None":
+        """Lock a record that an earlier process has left; None if its process is still running, or there is no record."""
+        try:
+            lock = _lock(path)
+        except OSError:  # in use, or the file system has no locks
+            return None
+        if (record := RunRecord.read(path)) is None:
+            path.unlink(missing_ok=True)
+            _unlock(path, lock)
+            return None
+        return cls(path, record, lock=lock)
+
+    def save(self) -> None:
+        """Write the record to its file."""
+        with self._writing:
+            write_text(self.path, json.dumps(asdict(self.record), indent=1))
+
+    def remove(self) -> None:
+        """Remove the file, since MLflow shows everything."""
+        with self._writing:
+            self.path.unlink(missing_ok=True)
+            self.release()
+
+    def release(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            _unlock(self.path, self._lock)
+            self._lock = None
+
+
+def _lock(path: Path) -> int:
+    """Lock `<path>.lock` and return its file descriptor.
+
+    Raises:
+        BlockingIOError: if another process holds the lock.
+        OSError: if the file system has no locks.
+    """
+    place = path.with_suffix(".lock")
+    while True:
+        try:
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # its last holder has removed the folder
+            place.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_ino == os.stat(place).st_ino:
+                return descriptor
+        except FileNotFoundError:  # its last holder has removed the file
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _unlock(path: Path, descriptor: int) -> None:
+    """Remove the file of a lock that is held, release the lock, and remove the outbox if it is empty."""
+    path.with_suffix(".lock").unlink(missing_ok=True)
+    os.close(descriptor)
+    try:
+        path.parent.rmdir()
+    except OSError:  # other runs are not sent yet
+        return
