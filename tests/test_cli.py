@@ -73,7 +73,7 @@ MISTAKES = {  # common ones
     "model.path={}/cut_weights": ("cut_weights/model.safetensors", "a broken one"),
     "model=gpt2": ("gpt2", "HF_HUB_OFFLINE", "model=tiny", "model.path="),
     "output_dir={}/file": ("output_dir", "file"),
-    "tracking.uri=http://127.0.0.1:9": ("http://127.0.0.1:9", "does not answer", "tracking=none"),
+    "tracking.uri=http://127.0.0.1:99999": ("tracking.uri=http://127.0.0.1:99999", "Port out of range", "<port>"),
     "resume_from={}/another": ("another", "configuration differs", "layer: 3 / 6"),
 }
 MORE = {
@@ -400,25 +400,30 @@ def test_a_full_disk_is_reported(
     assert not (run / "DONE").exists()
 
 
-def test_a_locked_database_is_reported_and_leaves_no_run_behind(
+def test_a_locked_database_is_reported_once_and_the_run_goes_on(
     tmp_path: Path,
     run_crux: Callable[..., int],
     short_job: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    import crux.runs.mlflow
+    import crux.runs.database
 
-    monkeypatch.setattr(crux.runs.mlflow, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(crux.runs.database, "LOCK_SECONDS", 0.2)
     holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
-    holder.execute("CREATE TABLE held (x)")
     holder.execute("BEGIN EXCLUSIVE")
     try:
-        assert run_crux(*short_job, "loss=local", f"output_dir={tmp_path}") == 2
+        assert run_crux(*short_job, "loss=local", f"output_dir={tmp_path}") == 0
     finally:
         holder.close()
-    check_line(capfd.readouterr().err, "mlflow.db", "database is locked", "tracking=none")
-    assert runs(tmp_path) == []
+    warning, note = (line for line in capfd.readouterr().err.splitlines() if line.startswith("crux: "))
+    assert "mlflow.db (database is locked); the run goes on" in warning
+    assert "MLflow does not have the run yet" in note
+    (run,) = runs(tmp_path)
+    assert (run / "DONE").exists()
+    assert run_crux(*short_job, "loss=local", "seed=1", f"output_dir={tmp_path}") == 0
+    assert states(tmp_path) == ["FINISHED", "FINISHED"]
+    assert not (tmp_path / "mlflow_unsent").exists()
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_failed_jobs_are_retried_on_request_and_a_new_value_is_added(
         ("-m layer=range(2,", "layer: range(2, cannot be read"),
         ("-m seed=range(0,200000)", "has more than 10,000 values"),
         ("-m seed=range(0,9000) layer=range(0,8)", "the grid has 72,000 jobs"),
-        ("-m seed=0,1 tracking.uri=http://127.0.0.1:9", "does not answer"),
+        ("-m seed=0,1 tracking.uri=http://127.0.0.1:99999", "Port out of range"),
         ("sweeps=pareto experiment=report", "does not fit this experiment"),
         ("experiment=report sweep=paretto", "sweep=paretto: no such sweep"),
         ("experiment=report", "give sweep=<name>; in "),

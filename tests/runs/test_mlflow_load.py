@@ -1,5 +1,6 @@
 """MLflow under load: repeatedly, eight first starts at once lose nothing; a sweep reports to a server."""
 
+import json
 import os
 import socket
 import subprocess
@@ -13,30 +14,18 @@ from mlflow import MlflowClient
 
 from crux.runs.mlflow import default_uri
 
-SRC = Path(__file__).resolve().parents[2] / "src"
+ROOT = Path(__file__).resolve().parents[2]
 N_JOBS, N_ROUNDS, N_STEPS, N_METRICS = 8, 5, 20, 20
-
-JOB = f"""
-import sys
-from pathlib import Path
-from crux.runs.mlflow import Tracker, default_uri
-name = sys.argv[1]
-print("loaded", flush=True)
-for line in sys.stdin:  # the folder of the next round, in which all processes start at once
-    outputs = Path(line.strip())
-    t = Tracker.start(default_uri(outputs), experiment="crux", outputs=outputs, name=name, params={{"job": name}}, tags={{}})
-    for step in range({N_STEPS}):
-        t.log_metrics(step, {{f"train/{{i}}": float(step) for i in range({N_METRICS})}})
-    t.end("FINISHED")
-    print("done", flush=True)
-"""
 
 
 @pytest.mark.slow
 def test_eight_first_starts_at_once_lose_nothing(tmp_path: Path) -> None:
     """In each round, eight processes start without a database; every run, parameter and metric arrives."""
     jobs = [
-        subprocess.Popen([sys.executable, "-c", JOB, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=SRC)
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.mlflow_runs", str(i), json.dumps({"n_steps": N_STEPS, "n_metrics": N_METRICS})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )
         for i in range(N_JOBS)
     ]  # fmt: skip
     try:

@@ -8,9 +8,8 @@ from urllib.parse import urlparse
 
 from crux.config.errors import UserError
 from crux.config.schema import Job
-from crux.runs.database import database_path
 from crux.runs.earlier_run import take_earlier_run
-from crux.runs.record import hide_password
+from crux.runs.record import database_path, hide_password
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """The URI schemes of the servers and databases in which MLflow can keep runs."""

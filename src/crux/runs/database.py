@@ -12,11 +12,6 @@ CREATION_SECONDS = 300.0
 """Seconds to wait for another process to create the database."""
 
 
-def database_path(uri: str) -> Path | None:
-    """Return the file of a sqlite database; None for servers and other databases."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
 def prepare_database(path: Path) -> None:
     """Create the database if there is none, repair a half-created one, and check that it can be written.
 

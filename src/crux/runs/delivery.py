@@ -62,12 +62,18 @@ class Delivery:
         self.on_progress: Callable[[], None] = lambda: None
         """Called after each successful step."""
         self._created_now = entry is None
-        self.entry = entry or Entry.create(entry_path(Path(record.outputs), self.folder.path), record)
         self._open, self._unclear = False, not self._created_now
+        self.entry = entry or self._create_entry()
         self._offset = self.rows_sent = 0
         self._on_server: dict[str, Counter[int]] = {}
         self._times: list[int] = []
         self._first_timed = self.count_rows() if self._created_now else math.inf
+
+    def _create_entry(self) -> Entry | None:
+        key = self.record.key
+        entry = Entry.create(entry_path(Path(self.record.outputs), self.folder.path), self.record)
+        self._unclear = self._unclear or self.record.key != key  # an earlier start may have created the run
+        return entry
 
     # for the job
 
@@ -119,7 +125,7 @@ class Delivery:
             Exception: whatever MLflow, its database or its server raises.
         """
         if self.entry is None:
-            self.entry = Entry.create(entry_path(Path(self.record.outputs), self.folder.path), self.record)
+            self.entry = self._create_entry()
             if self.entry is None:
                 raise TrackingError(f"another process is sending {self.folder.path}")
         self._check_database_file()
@@ -170,8 +176,19 @@ class Delivery:
             client.log_batch(run.info.run_id, params=params[i : i + MAX_PARAMS])
         if record.dataset is not None:
             client.log_inputs(run.info.run_id, datasets=[dataset_input(TextDataset(*record.dataset))])  # pyright: ignore[reportArgumentType]
+        if record.sweep:
+            self._settle_children(client)
         self._open = True
         self.on_progress()
+
+    def _settle_children(self, client: MlflowClient) -> None:
+        """End the runs of jobs that MLflow shows as RUNNING although no process sends them, such as those of an older crux."""
+        assert self.experiment_id is not None
+        filters = f"tags.`{PARENT_TAG}` = '{self.record.run_id}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([self.experiment_id], filters):
+            folder = Path(run.data.tags.get("run_folder", self.folder.path / run.data.tags.get("job", "")))
+            if not entry_path(Path(self.record.outputs), folder).exists():
+                client.set_terminated(run.info.run_id, "FINISHED" if RunFolder(folder).done else "KILLED")
 
     def _find_run(self, client: MlflowClient) -> Run | None:
         """Return the run of an earlier start or attempt, if MLflow has it."""

@@ -7,8 +7,8 @@ from crux.config.errors import UserError
 from crux.config.schema import Job, to_plain
 from crux.runs.leftovers import remove_leftovers
 from crux.runs.lock import LockedError, lock_folder
+from crux.runs.record import is_unsent
 from crux.runs.run_folder import RunFolder, find_same_run, list_differences, list_unfinished, open_unfinished
-from crux.runs.tracking import is_unsent
 
 
 def lock_run(path: Path, ends: ExitStack) -> None:

@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
-from crux.runs.database import database_path, prepare_database
+from crux.runs.database import prepare_database
+from crux.runs.record import database_path
 from crux.runs.view import view_tag
 
 HTTP_TIMEOUT = 8

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crux.config.files import write_text
+from crux.config.schema import Job
+from crux.runs.run_folder import RunFolder
 
 OUTBOX = "mlflow_unsent"
 """Folder in the outputs folder with one file per run that MLflow does not show completely."""
@@ -91,6 +93,16 @@ def hide_password(uri: str) -> str:
     return re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", uri)
 
 
+def database_path(uri: str) -> Path | None:
+    """Return the file of a sqlite database; None for servers and other databases."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def find_outputs(config: Job, folder: Path) -> Path:
+    """Return the outputs folder of a run folder, which differs from `output_dir` if `resume_from` names a run elsewhere."""
+    return folder.resolve().parents[1] if folder.resolve().parent.name == "runs" else Path(config.output_dir).resolve()
+
+
 def read_run_id(folder: Path) -> str | None:
     """Return the id of the MLflow run of an earlier start in a run folder; None if there is none that can be one."""
     try:
@@ -104,7 +116,13 @@ def entry_path(outputs: Path, folder: Path) -> Path:
     """Return the file in the outbox for a run folder."""
     resolved = folder.resolve()
     digest = hashlib.blake2b(str(resolved).encode(), digest_size=6).hexdigest()
-    return outputs / OUTBOX / f"{resolved.name[:80]}-{digest}.json"
+    name = re.sub(r"[^\w.,=+-]", "_", resolved.name, flags=re.ASCII)[:80]
+    return outputs / OUTBOX / f"{name}-{digest}.json"
+
+
+def is_unsent(config: Job, folder: RunFolder) -> bool:
+    """Return True if MLflow does not have everything of a run."""
+    return entry_path(find_outputs(config, folder.path), folder.path).exists()
 
 
 def list_entries(outputs: Path) -> list[Path]:

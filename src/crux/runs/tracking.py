@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crux.config.schema import Job
 from crux.runs.command_line import command_line
 from crux.runs.outbox import OUTBOX_OF_PROCESS
-from crux.runs.record import RUN_ID, RunRecord, TextDataset, entry_path, hide_password
+from crux.runs.record import RUN_ID, RunRecord, TextDataset, entry_path, find_outputs, hide_password, is_unsent
 from crux.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -40,11 +40,6 @@ def _is_in_an_outbox(folder: Path) -> bool:
     return any(entry_path(above, folder).exists() for above in folder.resolve().parents[:3])
 
 
-def is_unsent(config: Job, folder: RunFolder) -> bool:
-    """Return True if MLflow does not have everything of a run."""
-    return entry_path(find_outputs(config, folder.path), folder.path).exists()
-
-
 def find_git_commit() -> str | None:
     """Return the commit of the checkout of this code, with `-dirty` if files were changed; None outside of git."""
     here = Path(__file__).parent
@@ -67,11 +62,6 @@ def explain_comparison(config: Job) -> str:
     """Return what opens MLflow's table of runs: the address of the server, or the command that starts one for the database."""
     uri = choose_uri(config)
     return hide_password(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {hide_password(uri)}"
-
-
-def find_outputs(config: Job, folder: Path) -> Path:
-    """Return the outputs folder of a run folder, which differs from `output_dir` if `resume_from` names a run elsewhere."""
-    return folder.resolve().parents[1] if folder.resolve().parent.name == "runs" else Path(config.output_dir).resolve()
 
 
 def begin_delivery(

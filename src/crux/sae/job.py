@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crux.runs.life_cycle import ActiveRun, PreparedJob, RunOutcome, run_job
+from crux.runs.record import TextDataset
 from crux.runs.run_folder import RunFolder
 from crux.runs.tracked_run import TrackedRun
 from crux.sae import results
@@ -16,12 +17,13 @@ from crux.sae.build import build_module, build_sites, training_data
 from crux.sae.devices import count_devices
 from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
 from crux.sae.evaluation.typical_activation import measure_typical_activation
-from crux.sae.loading import load_model, load_tokens
+from crux.sae.loading import load_model, load_tokens, text_source
 from crux.sae.options import SaeJob
 from crux.sae.site_checks import downstream_hooks
 from crux.sae.training.non_finite import NonFiniteLossError
 from crux.sae.training.sae_module import SAEModule
 from crux.text.held_out import spread_batches
+from crux.text.sources import describe_source
 from crux.training.callbacks import make_callbacks
 from crux.training.checkpoints import checkpoint_step
 from crux.training.data import Feed
@@ -86,6 +88,12 @@ class SaeTraining:
             last_row=lambda folder: checkpoint_step(folder.checkpoint),
             params={"n_latents": self.sites[0].sae.n_latents},
             run_configs={} if "" in self.runs else self.runs,
+            dataset=TextDataset(
+                describe_source(text_source(self.config.data))[:200],
+                self.tokens.path.stem[:32],
+                len(self.tokens.train),
+                str(self.tokens.path),
+            ),
             failure=self.failure,
         )
 
@@ -188,7 +196,11 @@ class SaeTraining:
             evaluation=evaluation,
             batches=self.spread_windows(self.tokens.held_out, config.evaluation.tokens),
         )
-        return RunOutcome(metrics, lambda: results.print_evaluation(config.run_name(), config.hooks_read, metrics))
+        return RunOutcome(
+            metrics,
+            lambda: results.print_evaluation(config.run_name(), config.hooks_read, metrics),
+            description=results.describe_evaluation(config.hooks_read, metrics),
+        )
 
     def training_metrics(self, config: SaeJob, saes: range) -> dict[str, float]:
         """Return, per SAE, the number and share of latents that fired in the last N training tokens, and the final λ."""

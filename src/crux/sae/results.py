@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crux.config.console import make_console
 from crux.config.files import write_text
+from crux.config.markdown import markdown_table
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation
@@ -191,6 +192,9 @@ TABLE_ROWS = {
 """Rows of the table on the screen: name of the metric → label and unit."""
 
 
+TABLE_COLUMNS = ("", "all", "position 0", "rest", "unit")
+
+
 def print_evaluation(name: str, hooks: Sequence[str], metrics: Mapping[str, float]) -> None:
     """Print the evaluation as a table, and one more table per SAE if there are several.
 
@@ -202,46 +206,58 @@ def print_evaluation(name: str, hooks: Sequence[str], metrics: Mapping[str, floa
         return
     console.print(_make_table(f"{name} on held-out text, all SAEs in place", metrics))
     for hook in hooks:
-        # metrics of one SAE have its hook point in their names: final/<hook point>/l0 and final/with_gradient/<hook point>/l0
-        sae_metrics = {name.replace(f"{hook}/", "", 1): value for name, value in metrics.items() if hook in name}
-        console.print(_make_table(f"{hook} alone", sae_metrics))
+        console.print(_make_table(f"{hook} alone", _metrics_of_one_sae(metrics, hook)))
 
 
 def _make_table(title: str, metrics: Mapping[str, float]) -> Table:
     table = Table(title=title, title_justify="left")
-    for column, justify in (
-        ("", "left"),
-        ("all", "right"),
-        ("position 0", "right"),
-        ("rest", "right"),
-        ("unit", "left"),
-    ):
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    for i, column in enumerate(TABLE_COLUMNS):
+        table.add_column(column, justify="right" if 0 < i < len(TABLE_COLUMNS) - 1 else "left")
+    for row in _table_rows(metrics):
+        table.add_row(*row)
+    if f"final/{WITH_GRADIENT}/ce_increase" in metrics:
+        table.caption = "* with the gradient of the label, which is not available when the SAE is used"
+    return table
+
+
+def describe_evaluation(hooks: Sequence[str], metrics: Mapping[str, float]) -> str:
+    """Return the evaluation as Markdown tables, as `print_evaluation` shows it."""
+    parts = [markdown_table(TABLE_COLUMNS, _table_rows(metrics))]
+    for hook in hooks if len(hooks) > 1 else ():
+        parts += [f"{hook} alone", markdown_table(TABLE_COLUMNS, _table_rows(_metrics_of_one_sae(metrics, hook)))]
+    return "\n\n".join(parts)
+
+
+def _metrics_of_one_sae(metrics: Mapping[str, float], hook: str) -> dict[str, float]:
+    """Return the metrics of one of several SAEs, which have its hook point in their names: final/<hook point>/l0."""
+    return {name.replace(f"{hook}/", "", 1): value for name, value in metrics.items() if hook in name}
+
+
+def _table_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the rows of the table of one SAE, or of all SAEs together."""
+    rows: list[list[str]] = []
     for name, (label, unit) in TABLE_ROWS.items():
         if f"final/{name}" in metrics:
-            table.add_row(label, *_format_cells(metrics, f"final/{name}"), unit)
+            rows.append([label, *_format_cells(metrics, f"final/{name}"), unit])
         if f"final/{WITH_GRADIENT}/{name}" in metrics and name in GRADIENT_METRICS:
-            table.add_row(
-                "  latents selected by gradient*", *_format_cells(metrics, f"final/{WITH_GRADIENT}/{name}"), unit
-            )
+            cells = _format_cells(metrics, f"final/{WITH_GRADIENT}/{name}")
+            rows.append(["  latents selected by gradient*", *cells, unit])
     blocks = sorted(int(name.split("/")[2]) for name in metrics if re.fullmatch(r"final/downstream_mse/\d+", name))
     for k in blocks:
         # the last residual enters no block: its k is the number of blocks
         place = f"entering block {k}" if k < blocks[-1] else "after the last block"
-        table.add_row(f"explained variance {place}", *_format_cells(metrics, f"final/downstream_ev/{k}"), "share")
+        rows.append([f"explained variance {place}", *_format_cells(metrics, f"final/downstream_ev/{k}"), "share"])
     for name in sorted(name for name in metrics if re.fullmatch(r"final/alive_(heldout|train)_\d+", name)):
         split, n = name.removeprefix("final/alive_").rsplit("_", 1)
         label = f"alive, {'held-out' if split == 'heldout' else 'last training'} {int(n):,} tokens"
-        table.add_row(label, f"{metrics[name]:,.0f}", "", "", f"latents ({metrics[f'{name}_frac']:.0%})")
+        rows.append([label, f"{metrics[name]:,.0f}", "", "", f"latents ({metrics[f'{name}_frac']:.0%})"])
     if sparsity := metrics.get("final/sparsity"):
-        table.add_row("sparsity λ", f"{sparsity:.4g}", "", "", "")
+        rows.append(["sparsity λ", f"{sparsity:.4g}", "", "", ""])
     if rate := metrics.get("final/tokens_per_second"):
-        table.add_row("training speed", f"{rate:,.0f}", "", "", "tokens/s")
+        rows.append(["training speed", f"{rate:,.0f}", "", "", "tokens/s"])
     if n_hooks := int(metrics.get("final/downstream_positions", 0)):
-        table.add_row("later hook points in the loss", str(n_hooks), "", "", "")
-    if f"final/{WITH_GRADIENT}/ce_increase" in metrics:
-        table.caption = "* with the gradient of the label, which is not available when the SAE is used"
-    return table
+        rows.append(["later hook points in the loss", str(n_hooks), "", "", ""])
+    return rows
 
 
 GRADIENT_METRICS = ("ce_increase", "kl", "explained_variance")
