@@ -411,6 +411,7 @@ def test_a_locked_database_is_reported_once_and_the_run_goes_on(
 
     monkeypatch.setattr(crux.runs.database, "LOCK_SECONDS", 0.2)
     holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    holder.execute("CREATE TABLE held (x)")
     holder.execute("BEGIN EXCLUSIVE")
     try:
         assert run_crux(*short_job, "loss=local", f"output_dir={tmp_path}") == 0

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from sqlite3 import dbapi2
 from typing import Any, NamedTuple
@@ -184,8 +184,15 @@ def campaign(outcomes: Outcomes, cases: int, seed: int, only: int | None) -> Non
     import_everything()
     root = Path(tempfile.mkdtemp(prefix="tracking_faults_"))
     try:
-        with faulty_server(root / "server") as server, template_database(root / "template"):
-            for case in range(cases) if only is None else [only]:
+        numbers = range(cases) if only is None else [only]
+        needed = any(
+            fault is not None and fault.where == "server" for fault, *_ in (KINDS[n % len(KINDS)] for n in numbers)
+        )
+        with (
+            faulty_server(root / "server") if needed else nullcontext() as server,
+            template_database(root / "template"),
+        ):
+            for case in numbers:
                 kind = KINDS[case % len(KINDS)]
                 rng = random.Random(f"{seed}/{case}")
                 folder = root / str(case)
@@ -259,13 +266,20 @@ def install_limits(file: Path) -> None:
 
 
 def try_fault(
-    folder: Path, fault: Fault, moment: str, then: str, *, rng: random.Random, server: FaultyServer, template: Path
+    folder: Path,
+    fault: Fault,
+    moment: str,
+    then: str,
+    *,
+    rng: random.Random,
+    server: FaultyServer | None,
+    template: Path,
 ) -> list[str]:
     """Run a job with a fault, then the next one without it; return what was wrong."""
     outputs, log = folder / "outputs", folder / "outputs_log"
     folder.mkdir(parents=True)
     outputs.mkdir()
-    uri = server.address if fault.where == "server" else None
+    uri = server.address if fault.where == "server" and server is not None else None
     database = outputs / "mlflow.db"
     if uri is None and (moment != "start" or rng.random() < 0.5) and fault.name != "is not a database":
         for path in template.glob("mlflow.db"):
@@ -312,7 +326,7 @@ def try_fault(
     again = run(resume or NEXT_JOB, outputs, uri=uri)
     if again.code != 0 or again.has_traceback:
         problems.append(f"the next start: exit code {again.code}: {again.err[-500:]}")
-    path = database if uri is None else server.mode_file.with_name("server.db")
+    path = database if uri is None or server is None else server.mode_file.with_name("server.db")
     return problems + compare(outputs, path)
 
 

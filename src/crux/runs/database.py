@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 LOCK_SECONDS = 10.0
@@ -50,6 +51,13 @@ def _is_half_created(path: Path) -> bool:
 
 def _is_complete(versions: Sequence[str], tables: Sequence[str]) -> bool:
     """Return True if the schema is the newest one that the installed MLflow knows, or one that it does not know (a newer MLflow's)."""
+    newest, known = _schema_versions()
+    return any(version in newest or version not in known for version in versions) and "runs" in tables
+
+
+@cache
+def _schema_versions() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the newest version of the schema of the installed MLflow, and all versions that it knows."""
     from alembic.config import Config
     from alembic.script import ScriptDirectory
     from mlflow.store import db_migrations
@@ -57,8 +65,7 @@ def _is_complete(versions: Sequence[str], tables: Sequence[str]) -> bool:
     config = Config()
     config.set_main_option("script_location", db_migrations.__path__[0].replace("%", "%%"))
     script = ScriptDirectory.from_config(config)
-    known = {revision.revision for revision in script.walk_revisions()}
-    return any(version in script.get_heads() or version not in known for version in versions) and "runs" in tables
+    return frozenset(script.get_heads()), frozenset(revision.revision for revision in script.walk_revisions())
 
 
 def _create(path: Path) -> None:

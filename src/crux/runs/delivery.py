@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -13,8 +12,10 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 
 from crux.config.errors import UserError
 from crux.config.files import write_text
+from crux.runs.entry import Entry
+from crux.runs.history_rows import HistoryRows, now
 from crux.runs.mlflow import TrackingError, connect, find_run, prepare_store, was_replaced
-from crux.runs.record import RUN_ID, Entry, RunRecord, State, TextDataset, entry_path, read_run_id
+from crux.runs.record import RUN_ID, RunRecord, State, TextDataset, entry_path, read_run_id
 from crux.runs.run_folder import RunFolder
 
 KEY_TAG = "crux.key"
@@ -28,9 +29,6 @@ MAX_NOTE_LENGTH = 5000
 
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """Maximum numbers of values in one call of MLflow."""
-
-MAX_READ = 1 << 20
-"""Maximum number of bytes of the history that are read at once."""
 
 
 class ParentPendingError(TrackingError):
@@ -64,10 +62,7 @@ class Delivery:
         self._created_now = entry is None
         self._open, self._unclear = False, not self._created_now
         self.entry = entry or self._create_entry()
-        self._offset = self.rows_sent = 0
-        self._on_server: dict[str, Counter[int]] = {}
-        self._times: list[int] = []
-        self._first_timed = self.count_rows() if self._created_now else math.inf
+        self._rows = HistoryRows(self.folder.path / "history.jsonl", timed=self._created_now)
 
     def _create_entry(self) -> Entry | None:
         key = self.record.key
@@ -79,7 +74,7 @@ class Delivery:
 
     def note_time(self) -> None:
         """Note the time of the row that is about to be written to the history."""
-        self._times.append(now())
+        self._rows.times.append(now())
 
     def describe(self, note: str | None) -> None:
         """Keep the description of the run, in Markdown."""
@@ -88,21 +83,16 @@ class Delivery:
 
     def end(self, state: State, *, failure: str | None = None) -> None:
         """Keep the state in which the run ended."""
-        self.record.state, self.record.ended = state, now()
+        self.record.ended, self.record.state = now(), state  # the thread reads the state
         self.record.failure = failure or self.record.failure
         with suppress(OSError, UserError):  # a full disk: the run folder says the same
             self._save()
-
-    def count_rows(self) -> int:
-        """Return the number of rows in the history."""
-        path = self.folder.path / "history.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def describe_unsent(self) -> str:
         """Return what MLflow does not show yet, in a few words."""
         if not self._open and self.record.run_id is None:
             return "the run"
-        n = self.count_rows() - self.rows_sent
+        n = self._rows.count() - self._rows.n_read
         rows = [f"{n} row{'s' if n > 1 else ''}"] if n > 0 else []
         final = ["the final metrics and files"] if self.record.state == "FINISHED" and not self.record.sweep else []
         return " and ".join([*rows, *final]) or "its end"
@@ -154,17 +144,17 @@ class Delivery:
         client = connect(self.uri)
         tags = record.tags | self._parent_tags() | {KEY_TAG: record.key}
         run = self._find_run(client)
-        self._offset, self.rows_sent = 0, 0
         if run is None:
             if record.superseded:
                 record.state = "KILLED"
                 self._open = True
                 return
-            self._unclear = True  # until the id is written
+            unclear, self._unclear = self._unclear, True  # if this fails, the run may exist nevertheless
             run = client.create_run(self.experiment_id, start_time=record.started, tags=tags, run_name=record.name)
-            self._on_server = {}
+            self._unclear = unclear
+            self._rows.start_again({})
         else:
-            self._on_server = {} if record.superseded else read_steps(client, run)
+            self._rows.start_again({} if record.superseded else read_steps(client, run))
             missing = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
             if missing:
                 client.log_batch(run.info.run_id, tags=missing)
@@ -235,45 +225,12 @@ class Delivery:
         """Send the rows of the history that MLflow does not have."""
         assert self.record.run_id is not None
         client = connect(self.uri)
-        while rows := self._read_rows():
-            metrics: list[Metric] = []
-            for i, row in enumerate(rows, self.rows_sent):
-                step = int(row["step"])
-                metrics += [Metric(k, v, self._time(i), step) for k, v in row.items() if self._is_new(k, step)]
+        while block := self._rows.read():
+            metrics = [Metric(value.key, value.value, value.time, value.step) for value in block.values]
             for i in range(0, len(metrics), MAX_METRICS):
                 client.log_batch(self.record.run_id, metrics=metrics[i : i + MAX_METRICS])
                 self.on_progress()
-            self._offset, self.rows_sent = self._end_of_read, self.rows_sent + len(rows)
-
-    def _read_rows(self) -> list[dict[str, float]]:
-        """Return the next complete rows."""
-        path = self.folder.path / "history.jsonl"
-        if not path.exists():
-            return []
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read(MAX_READ)
-            while b"\n" not in content and (more := file.read(MAX_READ)):
-                content += more
-        content = content[: content.rfind(b"\n") + 1]
-        self._end_of_read = self._offset + len(content)
-        return [_read_row(line) for line in content.split(b"\n")[:-1]]
-
-    def _is_new(self, key: str, step: int) -> bool:
-        """Return False if MLflow has this value already, and cross it off."""
-        if key == "step":
-            return False
-        steps = self._on_server.get(key)
-        if not steps or not steps[step]:
-            return True
-        steps[step] -= 1
-        return False
-
-    def _time(self, row: int) -> int:
-        """Return the time of a row; an earlier start's rows have that of the file."""
-        if row >= self._first_timed and row - int(self._first_timed) < len(self._times):
-            return self._times[row - int(self._first_timed)]
-        return int((self.folder.path / "history.jsonl").stat().st_mtime * 1000)
+            self._rows.accept(block)
 
     def _send_end(self, state: State) -> None:
         """Send the final metrics, the files and the state."""
@@ -325,11 +282,6 @@ class Delivery:
             client.set_tag(run_id, "mlflow.note.content", cut)
 
 
-def now() -> int:
-    """Return the time in milliseconds since 1970."""
-    return int(time.time() * 1000)
-
-
 def settle(record: RunRecord) -> None:
     """Set the state of a run whose process was killed to what its folder says."""
     folder = RunFolder(Path(record.folder))
@@ -364,15 +316,6 @@ def dataset_input(text: TextDataset) -> DatasetInput:
         profile=json.dumps({"num_tokens": text.n_tokens}),
     )
     return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
-
-
-def _read_row(line: bytes) -> dict[str, float]:
-    """Return a row of the history; a damaged one, which crux refuses to resume from, has no values."""
-    try:
-        row = json.loads(line)
-        return {"step": int(row["step"])} | {k: float(v) for k, v in row.items() if k != "step"}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {"step": 0}
 
 
 def _same(a: float, b: float) -> bool:

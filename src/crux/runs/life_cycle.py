@@ -145,7 +145,7 @@ def show_outcome(run: TrackedRun, outcome: RunOutcome) -> None:
         print(f"run folder  {run.folder.path}")
         for page in sorted(run.folder.path.glob("latents*.html")):
             print(f"latents     {page}")
-        if run.config.tracking.mlflow:
-            print(f"compare     {explain_comparison(run.config)}")
+        for label, text in explain_comparison(run.config, run.delivery).items():
+            print(f"{label:<11} {text}")
     except Exception as error:
         print(f"crux: the results could not be printed ({error}); they are in {run.folder.path}", file=sys.stderr)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crux.config.progress import progress
-from crux.runs.record import OUTBOX, Entry, hide_password, list_entries
+from crux.runs.entry import Entry
+from crux.runs.record import OUTBOX, hide_password, list_entries
 
 if TYPE_CHECKING:
     from crux.runs.delivery import Delivery
@@ -48,8 +49,8 @@ class Outbox:
         self._left: list[Delivery] = []
         self._failures: dict[str, Failure] = {}
         self._warned: set[str] = set()
-        self._searched: dict[Path, float] = {}
         self._to_search: set[Path] = set()
+        self._search_later: set[Path] = set()
         self._uris: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -82,7 +83,7 @@ class Outbox:
             self._changed.notify_all()
 
     def _start_thread(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None:
             from crux.runs.mlflow import quieten_mlflow
 
             quieten_mlflow()
@@ -104,7 +105,7 @@ class Outbox:
         allowed = self._n_failed + (0 if failing else 1)
         self.wake()
         with progress("sending results to MLflow", total=None) as advance, self._changed:
-            while self._thread is not None and self._thread.is_alive() and self._unsent():
+            while self._thread is not None and self._unsent():
                 advance(0)
                 clock = time.monotonic()
                 creating = self._current is not None and self._current.preparing
@@ -151,6 +152,7 @@ class Outbox:
                 self._left = [d for d in self._left if not d.sent]
                 self._changed.notify_all()
                 if not self._deliveries and not self._to_search and not self._left:
+                    self._thread = None
                     return
                 if not self._has_work():
                     self._changed.wait(INTERVAL)
@@ -203,10 +205,22 @@ class Outbox:
             failure.reason = explain_failure(error)
             if failure.count > 1 or failure.reason == "it does not answer":
                 self._warn(delivery, failure.reason)
+            if delivery in self._left:  # another process may need it
+                self._give_back(delivery)
         else:
+            if failure.count:  # it works again
+                self._to_search |= self._search_later
+                self._search_later = set()
             failure.count = 0
         finally:
             self._current = None
+
+    def _give_back(self, delivery: "Delivery") -> None:
+        """Leave what another process has left to a later attempt or start."""
+        if delivery.entry is not None:
+            delivery.entry.release()
+        self._left.remove(delivery)
+        self._search_later.add(Path(delivery.record.outputs))
 
     def _warn(self, delivery: "Delivery", reason: str) -> None:
         if delivery.uri in self._warned:
@@ -226,12 +240,16 @@ class Outbox:
             return None
         first = unsent[0]
         what = first.describe_unsent() if len(unsent) == 1 else f"{len(unsent)} runs"
-        failure = self._failures.get(first.uri)
-        reason = f" ({failure.reason})" if failure is not None and failure.count else ""
+        reason, outputs = self.failure_reason(first.uri), first.record.outputs
         return (
-            f"MLflow does not have {what} yet{reason}; the next start of a job with output_dir={first.record.outputs} sends it, "
-            f"see {Path(first.record.outputs) / OUTBOX}"
+            f"MLflow does not have {what} yet{reason}; the next start of a job with output_dir={outputs} sends it, "
+            f"see {Path(outputs) / OUTBOX}"
         )
+
+    def failure_reason(self, uri: str) -> str:
+        """Return ` (<reason>)` if a server or database has failed last time, otherwise nothing."""
+        failure = self._failures.get(uri)
+        return f" ({failure.reason})" if failure is not None and failure.count else ""
 
     def print_unsent(self, deliveries: "Sequence[Delivery]") -> None:
         """Print what of some runs is not sent, if anything, in one line on standard error."""

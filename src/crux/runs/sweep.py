@@ -1,6 +1,7 @@
 """The MLflow run of a sweep: the parent of its jobs' runs, which starts before them and ends with the sweep."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from crux.runs.outbox import OUTBOX_OF_PROCESS
-from crux.runs.record import RunRecord, hide_password, read_run_id
+from crux.runs.record import OUTBOX, RunRecord, hide_password, list_entries, read_run_id
 from crux.runs.tracking import find_git_commit
 
 
@@ -60,4 +61,16 @@ def track_sweep(config: DictConfig, folder: Path) -> Iterator[None]:
     finally:
         OUTBOX_OF_PROCESS.send_left(outputs, uri)
         OUTBOX_OF_PROCESS.flush(stopped=stopped)
-        OUTBOX_OF_PROCESS.print_unsent([delivery])
+        if n_unsent := count_unsent(folder, outputs):
+            reason = OUTBOX_OF_PROCESS.failure_reason(uri)
+            print(
+                f"crux: MLflow does not have {n_unsent} runs of this sweep completely yet{reason}; the next start of a job with "
+                f"output_dir={outputs} sends the rest, see {outputs / OUTBOX}",
+                file=sys.stderr,
+            )
+
+
+def count_unsent(folder: Path, outputs: Path) -> int:
+    """Return the number of runs of a sweep, with its own, that MLflow does not have completely."""
+    records = [RunRecord.read(path) for path in list_entries(outputs)]
+    return sum(record is not None and Path(record.folder).is_relative_to(folder.resolve()) for record in records)

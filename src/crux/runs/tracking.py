@@ -18,6 +18,9 @@ from crux.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from crux.runs.delivery import Delivery
 
+DEFAULT_ADDRESS = "http://127.0.0.1:5000"
+"""The address at which `mlflow ui` shows a database."""
+
 
 def find_parent(folder: Path) -> tuple[str | None, dict[str, str]]:
     """Return the folder of a run's parent and the tag with the job's name; None and no tag if the run has no parent.
@@ -58,10 +61,25 @@ def choose_uri(config: Job) -> str:
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(Path(config.output_dir))
 
 
-def explain_comparison(config: Job) -> str:
-    """Return what opens MLflow's table of runs: the address of the server, or the command that starts one for the database."""
+def explain_comparison(config: Job, delivery: "Delivery | None") -> dict[str, str]:
+    """Return how to compare runs in MLflow: the command that shows the database, and the address of the prepared view.
+
+    Args:
+        delivery: what sends the run; None with tracking=none, for which there is nothing to compare.
+    """
+    if delivery is None:
+        return {}
+    from crux.runs.view import view_address
+
     uri = choose_uri(config)
-    return hide_password(uri) if uri.startswith("http") else f"mlflow ui --backend-store-uri {hide_password(uri)}"
+    served = uri.startswith("http")
+    server = hide_password(uri) if served else DEFAULT_ADDRESS
+    address = view_address(server, delivery.experiment_id) if delivery.experiment_id is not None else server
+    return (
+        {"compare": address}
+        if served
+        else {"compare": f"mlflow ui --backend-store-uri {hide_password(uri)}", "then open": address}
+    )
 
 
 def begin_delivery(
