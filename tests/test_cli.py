@@ -441,7 +441,8 @@ def test_a_stopped_run_is_killed_in_mlflow_and_keeps_its_checkpoint(
     signal.signal(signal.SIGINT, inherited)
     try:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")):
+        # Ctrl-C does not wait for a database that is still being created
+        while not (list(tmp_path.glob("runs/*/checkpoints/last.ckpt")) and list(tmp_path.glob("runs/*/mlflow_run_id"))):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)

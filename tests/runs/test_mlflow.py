@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from crux.config.errors import UserError
 from crux.runs import database
 from crux.runs.checks import check_tracking
+from crux.runs.command_line import command_line, job_overrides
 from crux.runs.mlflow import TrackingError, connect, default_uri, explain_failure, prepare_store
 from crux.runs.record import TextDataset, entry_path, hide_password
 from crux.runs.view import view_state
@@ -166,9 +167,10 @@ def test_the_text_and_the_description_are_shown(outputs: Path) -> None:
     delivery.describe("| L0 |\n| --- |\n| 30 |")
     end_delivery(delivery, "FINISHED")
     run = client_of(outputs).get_run((folder.path / "mlflow_run_id").read_text().strip())
+    assert run.inputs is not None
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("kjv", "0123abcd")
-    assert json.loads(given.dataset.profile) == {"num_tokens": 5000}
+    assert json.loads(given.dataset.profile or "") == {"num_tokens": 5000}
     assert run.data.tags["mlflow.note.content"].startswith("| L0 |")
 
 
@@ -238,6 +240,13 @@ def test_a_uri_that_is_a_mistake_is_refused_in_one_line(uri: str) -> None:
 )
 def test_other_uris_are_accepted_whether_they_answer_or_not(uri: str | None) -> None:
     check_tracking(uri)
+
+
+def test_the_command_line_ends_with_what_mlflow_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["src/main.py", "-m", "loss=local,e2e"])
+    with job_overrides(["loss=local", "experiment=toy/basic", "output_dir=/tmp/a b", "layer=2"]):
+        assert command_line() == "src/main.py 'output_dir=/tmp/a b' experiment=toy/basic loss=local layer=2"
+    assert command_line() == "src/main.py -m loss=local,e2e"
 
 
 def test_passwords_are_not_shown() -> None:

@@ -20,7 +20,12 @@ def job_overrides(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """Return the command line that starts the job, with which MLflow's pages also begin: `src/main.py loss=e2e layer=6`."""
+    """Return the command line that starts the job: `src/main.py loss=e2e layer=6`.
+
+    MLflow's pages show what follows its last slash, so that overrides with slashes come first, an experiment's name as the last of them.
+    """
     program = sys.argv[0] if sys.argv[0].endswith(("main.py", "crux")) else "src/main.py"
-    words = _OVERRIDES.get()
-    return shlex.join([program, *(sys.argv[1:] if words is None else words)])
+    overrides = _OVERRIDES.get()
+    words = sys.argv[1:] if overrides is None else overrides
+    shown_last = sorted(words, key=lambda word: 2 if "/" not in word else int(word.startswith("experiment=")))
+    return shlex.join([program, *shown_last])

@@ -15,7 +15,7 @@ from crux.config.files import write_text
 from crux.runs.entry import Entry
 from crux.runs.history_rows import HistoryRows, now
 from crux.runs.mlflow import TrackingError, connect, find_run, prepare_store, was_replaced
-from crux.runs.record import RUN_ID, RunRecord, State, TextDataset, entry_path, read_run_id
+from crux.runs.record import RUN_ID, RunRecord, State, TextDataset, database_path, entry_path, read_run_id
 from crux.runs.run_folder import RunFolder
 
 KEY_TAG = "crux.key"
@@ -136,7 +136,7 @@ class Delivery:
     def _open_run(self) -> None:
         """Create the run, or find the one that an earlier attempt or start has created."""
         record = self.record
-        self.preparing = True
+        self.preparing = database_path(self.uri) is not None
         try:
             self.experiment_id = prepare_store(self.uri, record.experiment, Path(record.outputs))
         finally:
@@ -257,10 +257,14 @@ class Delivery:
         if not path.exists():
             return
         final: Mapping[str, float] = json.loads(path.read_text("utf-8"))
-        known = client.get_run(run_id).data.metrics
+        run = client.get_run(run_id).data
+        if "failure" in run.tags:  # of an earlier start
+            client.delete_tag(run_id, "failure")
         ended = self.record.ended or now()
         # always at step 0: MLflow draws bars for single values
-        metrics = [Metric(k, v, ended, 0) for k, v in final.items() if k not in known or not _same(known[k], v)]
+        metrics = [
+            Metric(k, v, ended, 0) for k, v in final.items() if k not in run.metrics or not _same(run.metrics[k], v)
+        ]
         for i in range(0, len(metrics), MAX_METRICS):
             client.log_batch(run_id, metrics=metrics[i : i + MAX_METRICS])
             self.on_progress()

@@ -33,6 +33,9 @@ FAILING_SECONDS = 4.0
 PATIENCE, PATIENCE_WITH_CREATION = 12.0, 120.0
 """Seconds without any progress after which the end of a run no longer waits; the second one while the database is created."""
 
+MAX_LEFT_FAILURES = 3
+"""Number of runs of earlier processes whose sending may fail before the others are left to a later start."""
+
 
 class Failure:
     """The failures in a row of one server or database."""
@@ -51,6 +54,7 @@ class Outbox:
         self._warned: set[str] = set()
         self._to_search: set[Path] = set()
         self._search_later: set[Path] = set()
+        self._left_failed: dict[str, int] = {}
         self._uris: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -144,8 +148,10 @@ class Outbox:
                 search = list(self._to_search)
             for outputs in search:
                 self._search(outputs)
-            for delivery in sorted([*self._deliveries, *self._left], key=lambda d: d.failures):
+            for delivery in sorted(self._deliveries, key=lambda d: d.failures):
                 self._advance(delivery)
+            for delivery in list(self._left):
+                self._advance_left(delivery)
             with self._changed:
                 self._to_search -= set(search)
                 self._deliveries = [d for d in self._deliveries if not d.sent]
@@ -205,13 +211,26 @@ class Outbox:
             failure.reason = explain_failure(error)
             if failure.count > 1 or failure.reason == "it does not answer":
                 self._warn(delivery, failure.reason)
-            if delivery in self._left:  # another process may need it
-                self._give_back(delivery)
         else:
             if failure.count:  # it works again
                 self._to_search |= self._search_later
-                self._search_later = set()
+                self._search_later, self._left_failed = set(), {}
             failure.count = 0
+        finally:
+            self._current = None
+
+    def _advance_left(self, delivery: "Delivery") -> None:
+        """Send what an earlier process has left; if that fails, leave it to another process or to a later attempt."""
+        self._current, delivery.on_progress = delivery, self._note_progress
+        n_failed = self._left_failed.get(delivery.uri, 0)
+        try:
+            if self._is_failing(delivery) or n_failed >= MAX_LEFT_FAILURES:
+                self._give_back(delivery)
+            else:
+                delivery.advance()
+        except Exception:  # as in `_advance`, and nobody waits for it
+            self._left_failed[delivery.uri] = n_failed + 1
+            self._give_back(delivery)
         finally:
             self._current = None
 

@@ -14,7 +14,6 @@ COLUMNS = (
     "metrics.`final/l0`",
     "metrics.`final/ce_increase`",
     "metrics.`final/alive_heldout`",
-    "metrics.`final/explained_variance`",
     "attributes.`Source`",
 )
 """The columns next to the name and the time of a run."""
