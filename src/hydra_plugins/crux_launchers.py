@@ -143,4 +143,7 @@ class SlurmLauncher(_CruxLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from crux.launch.on_slurm import run_on_slurm
 
-        return run_on_slurm(self.compose_jobs(job_overrides, first_number=initial_job_idx), **self.options)
+        jobs = self.compose_jobs(job_overrides, first_number=initial_job_idx)
+        # the configuration of a job knows the sweep's name, also if it was derived from the command line
+        folder = str(jobs[0].config.hydra.launcher.submitit_folder)
+        return run_on_slurm(jobs, **self.options | {"submitit_folder": folder})

@@ -13,6 +13,7 @@ from crux.runs.new_run import create_new_run
 from crux.runs.run_folder import (
     RunFolder,
     comparable_keys,
+    find_same_run,
     find_unfinished,
     list_differences,
     open_unfinished,
@@ -156,3 +157,20 @@ def test_a_configuration_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         open_unfinished(tmp_path, CONFIG)
+
+
+def test_a_finished_run_is_not_continued_and_its_sae_can_be_trained_further(tmp_path: Path) -> None:
+    outputs, config = tmp_path, {"seed": 0}
+    run = RunFolder.create(outputs / "runs" / "2026-01-01_00-00-00_a", config)
+    run.finish()
+    with pytest.raises(UserError, match=r"that run is finished$"):
+        open_unfinished(run.path, config)  # it has no SAE
+    (run.path / "sae").mkdir()
+    (run.path / "sae" / "cfg.json").write_text("{}")
+    advice = f"; a new run with sae.start_from={run.path / 'sae'} trains its SAE further"
+    with pytest.raises(UserError) as error:
+        open_unfinished(run.path, config)
+    assert str(error.value) == f"resume_from={run.path}: that run is finished{advice}"
+    with pytest.raises(UserError) as error:
+        find_same_run(run.path, {"seed": 1})
+    assert str(error.value).endswith(f"or remove that folder{advice}")

@@ -72,7 +72,7 @@ def take_earlier_run(config: Job, folder: Path | None, ends: ExitStack) -> RunFo
     done = find_done_run(config)
     if done is not None and is_unsent(config, done):
         return done
-    note = f"; {done.path} is done" if done is not None else ""
+    note = f"; {done.path} is done{done.advice_to_train_further()}" if done is not None else ""
     place = Path(config.output_dir) / "runs"
     raise UserError(f"resume=true: no unfinished run with this configuration in {place}{note}")
 

@@ -96,7 +96,7 @@ def write_result(folder: RunFolder, result: Result, *, title: str) -> dict[str, 
     write_tensors(folder.path / "arrays.safetensors", result.arrays)
     write_text(folder.path / "report.md", report_text(title, result))
     failed = sum(not check.passed for check in result.checks)
-    metrics = {f"final/{name}": value for name, value in result.metrics.items()}
+    metrics = {f"final/{name}": value for name, value in result.metrics.items() if value is not None}
     return metrics | {"final/checks": float(len(result.checks)), "final/checks_failed": float(failed)}
 
 

@@ -11,6 +11,7 @@ from crux.config.errors import UserError
 from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
 from crux.runs.earlier_run import take_earlier_run
+from crux.runs.final_metrics import find_non_finite
 from crux.runs.new_run import create_new_run
 from crux.runs.outbox import OUTBOX_OF_PROCESS
 from crux.runs.record import TextDataset, read_run_id
@@ -108,7 +109,13 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         ends.enter_context(flush_at_end(config, lambda: list_deliveries(runs)))
         start_tracking(config, place, runs, ends, params=job.params, dataset=job.dataset, earlier_id=run_id)
         outcomes = job.execute(ActiveRun(place, runs, config.seed, resumed=earlier is not None, last_row=last))
-        finished = [run for run in runs if run.name in outcomes]
+        broken = {name: error for name, outcome in outcomes.items() if (error := find_non_finite(outcome.metrics))}
+        for run in runs:
+            if run.name in broken and run.name:  # the other runs are finished
+                run.fail(broken[run.name])
+            elif run.name in broken:
+                raise broken[run.name]
+        finished = [run for run in runs if run.name in outcomes and run.name not in broken]
         for run in finished:
             run.write_results(outcomes[run.name].metrics, description=outcomes[run.name].description)
         for run in finished:
@@ -119,6 +126,8 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
             ends.close()
         for run in finished:
             show_outcome(run, outcomes[run.name])
+        if broken:
+            raise UserError("; ".join(f"{name}: {error}" for name, error in broken.items()))
         if len(finished) < len(runs):
             assert job.failure is not None
             raise job.failure()

@@ -1,5 +1,6 @@
 """The result of an experiment: metrics, figures, and checks of values against the range in which they should be."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,8 +26,9 @@ class Check(NamedTuple):
 class Result(NamedTuple):
     """The result of an experiment."""
 
-    metrics: dict[str, float]
-    """Values by name; `final/` is put in front of the name in metrics.json."""
+    metrics: Mapping[str, float | None]
+    """Values by name; `final/` is put in front of the name in metrics.json. A value that does not exist, such as the crossing of curves
+    that do not cross, is None and left out there. NaN is an error."""
     checks: Sequence[Check]
     figures: Mapping[str, Figure]
     """Figures by the name of their file, without the extension."""
@@ -34,3 +36,8 @@ class Result(NamedTuple):
     """The data from which the figures are drawn."""
     report: str
     """A few lines or a table in Markdown, for people; empty if the checks suffice."""
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a value, or None for one that does not exist: the quotient or the statistic is NaN or infinite."""
+    return value if math.isfinite(value) else None

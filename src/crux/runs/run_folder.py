@@ -75,6 +75,14 @@ class RunFolder:
         """True if the run has failed and has not been started again."""
         return (self.path / "FAILED").is_file()
 
+    def advice_to_train_further(self) -> str:
+        """Return how to train the SAEs of a finished run further, for the end of a message; nothing if the run has no SAE."""
+        saved = [path.parent for path in sorted((self.path / "sae").rglob("cfg.json"))]
+        if not saved:
+            return ""
+        more = f" (or another of its {len(saved)} SAEs)" if len(saved) > 1 else ""
+        return f"; a new run with sae.start_from={saved[0]}{more} trains its SAE further"
+
     def failure_reason(self) -> str:
         """Return the reason of the failure, in one line."""
         return (self.path / "FAILED").read_text("utf-8").partition("\n")[0]
@@ -239,7 +247,7 @@ def find_same_run(path: Path, config: Mapping[str, Any]) -> RunFolder | None:
     if folder.done and differences:
         raise UserError(
             f"{path} holds a finished run with another configuration (there / here): {'; '.join(differences)}; "
-            "give this sweep another sweep_name, or remove that folder"
+            f"give this sweep another sweep_name, or remove that folder{folder.advice_to_train_further()}"
         )
     return folder if not differences and (folder.done or folder.resumable) else None
 
@@ -254,7 +262,7 @@ def open_unfinished(path: Path, config: Mapping[str, Any]) -> RunFolder:
     if not (path / "config.yaml").exists():
         raise UserError(f"resume_from={path}: not a run folder (it has no config.yaml)")
     if folder.done:
-        raise UserError(f"resume_from={path}: that run is finished")
+        raise UserError(f"resume_from={path}: that run is finished{folder.advice_to_train_further()}")
     if differences := list_differences(folder.read_config(), config):
         raise UserError(f"resume_from={path}: its configuration differs (there / here): {'; '.join(differences)}")
     return folder

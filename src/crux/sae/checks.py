@@ -147,6 +147,10 @@ def _check_context(evaluation: Evaluation, loss: LossOptions, *, context: int) -
             raise UserError(f"evaluation.{key}={n}: must be {context} or more, the tokens of one sequence")
     if skipped := [p for p in loss.skip_positions if p >= context]:
         raise UserError(f"loss.skip_positions: {skipped} are not positions of a context of {context} tokens")
+    if len(set(loss.skip_positions)) == context:
+        raise UserError(
+            f"loss.skip_positions: all {context} positions of the context are left out, so the loss has no token"
+        )
 
 
 def _check_many(job: SaeJob, given: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from crux.runs.tracked_run import TrackedRun
 from crux.sae import results
 from crux.sae.build import build_module, build_sites, training_data
 from crux.sae.devices import count_devices
+from crux.sae.evaluation.divergence import describe_divergence
 from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
 from crux.sae.evaluation.typical_activation import measure_typical_activation
 from crux.sae.loading import load_model, load_tokens, text_source
@@ -108,8 +109,7 @@ class SaeTraining:
 
     def failure(self) -> NonFiniteLossError:
         """Return the error that names the failed runs and the steps at which their loss was no longer finite."""
-        at = ", ".join(f"step {step} ({name})" for name, step in self.module.failed.items())
-        return NonFiniteLossError(at=at, kept="the other runs are finished")
+        return self.module.runs.error(self.module.failed, kept="the other runs are finished")
 
     def sae_indices(self, tracked_run: TrackedRun) -> range:
         """Return the indices of the SAEs that belong to one run."""
@@ -183,6 +183,7 @@ class SaeTraining:
         metrics |= without_counts(metrics)
         metrics |= {"final/downstream_positions": float(len(self.later))}
         metrics |= {"final/tokens_per_second": rate} if rate is not None else {}
+        metrics |= {"final/diverged": 1.0} if describe_divergence(metrics) else {}
         lambdas = self.module.sparsity.weight[saes.start : saes.stop].tolist()
         results.write_saes(tracked_run.folder, config, sites, lambdas)
         results.write_figures(
@@ -221,8 +222,8 @@ class SaeTraining:
 def mark_failed_runs(run: ActiveRun, module: SAEModule) -> None:
     """Mark the runs whose loss is no longer finite as failed."""
     for tracked_run in run.tracked_runs:
-        if (step := module.failed.get(tracked_run.name)) is not None:
-            tracked_run.fail(NonFiniteLossError(at=f"step {step}", kept="the other runs continue"))
+        if tracked_run.name in module.failed:
+            tracked_run.fail(module.runs.error([tracked_run.name], kept="the other runs continue"))
 
 
 def without_counts(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from crux.config.files import write_text
 from crux.config.markdown import markdown_table
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
+from crux.sae.evaluation.divergence import describe_divergence
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation
 from crux.sae.evaluation.evaluate_sites import WITH_GRADIENT, SitesEvaluation
 from crux.sae.evaluation.latents import choose_latents, logit_effects, strongest_contexts
@@ -201,12 +202,18 @@ def print_evaluation(name: str, hooks: Sequence[str], metrics: Mapping[str, floa
     `hooks` are the hook points of the SAEs, which are part of the names of their metrics.
     """
     console = make_console(width=110)
-    if len(hooks) == 1:
-        console.print(_make_table(f"{name} on held-out text", metrics))
-        return
-    console.print(_make_table(f"{name} on held-out text, all SAEs in place", metrics))
-    for hook in hooks:
+    together = "" if len(hooks) == 1 else ", all SAEs in place"
+    console.print(_make_table(f"{name} on held-out text{together}", metrics))
+    for hook in hooks if len(hooks) > 1 else ():
         console.print(_make_table(f"{hook} alone", _metrics_of_one_sae(metrics, hook)))
+    if verdict := _describe_verdict(metrics):
+        console.print(verdict, soft_wrap=True)
+
+
+def _describe_verdict(metrics: Mapping[str, float]) -> str:
+    """Return one line about a run that has diverged; empty for every other run."""
+    divergence = describe_divergence(metrics)
+    return f"DIVERGED, or hardly trained: {divergence}" if divergence else ""
 
 
 def _make_table(title: str, metrics: Mapping[str, float]) -> Table:
@@ -222,7 +229,8 @@ def _make_table(title: str, metrics: Mapping[str, float]) -> Table:
 
 def describe_evaluation(hooks: Sequence[str], metrics: Mapping[str, float]) -> str:
     """Return the evaluation as Markdown tables, as `print_evaluation` shows it."""
-    parts = [markdown_table(TABLE_COLUMNS, _table_rows(metrics))]
+    parts = [verdict] if (verdict := _describe_verdict(metrics)) else []
+    parts.append(markdown_table(TABLE_COLUMNS, _table_rows(metrics)))
     for hook in hooks if len(hooks) > 1 else ():
         parts += [f"{hook} alone", markdown_table(TABLE_COLUMNS, _table_rows(_metrics_of_one_sae(metrics, hook)))]
     return "\n\n".join(parts)

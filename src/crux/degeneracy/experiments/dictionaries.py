@@ -24,7 +24,7 @@ from crux.degeneracy.networks.chain import Chain
 from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
-from crux.runs.result import Check, Result
+from crux.runs.result import Check, Result, finite_or_none
 from crux.sae.architectures.sae import SAE
 
 N_SEEDS = 3
@@ -123,6 +123,7 @@ def compare_saved_saes(folders: list[str], options: DictionaryOptions, run: Acti
     for name, (_, dimensions, outside) in results.items():
         rows.append(format_row(name, dimensions, outside))
         metrics |= {f"{name}/{key}": getattr(outside, key) for key in MEASURES}
+        metrics[f"{name}/explained_outside"] = finite_or_none(outside.explained_outside)  # there may be nothing outside
         metrics |= {f"{name}/mostly": float(outside.mostly), f"{name}/read": float(dimensions)}
     first = next(iter(results.values()))
     chance = 1 - first.dimensions / len(first.basis.mean)

@@ -23,7 +23,7 @@ from crux.llc.losses import FixedData, Minibatches, map_over_chains
 from crux.llc.options import LanguageModelJob, LanguageModelLlc, Split
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
-from crux.runs.result import Check, Result
+from crux.runs.result import Check, Result, finite_or_none
 from crux.sae.loading import load_model, load_tokens
 from crux.text.held_out import spread_batches
 from crux.text.tokens import Tokens
@@ -73,7 +73,9 @@ def result(job: LanguageModelJob, run: ActiveRun) -> Result:
         checks.append(Check(f"nβ = {nb:.0e}: R-hat", float(estimate.r_hat[i]), 0, 1.1))
         metrics |= {
             f"llc/{nb:.0e}": float(estimate.mean[i]), f"standard_error/{nb:.0e}": float(estimate.standard_error[i]),
-            f"r_hat/{nb:.0e}": float(estimate.r_hat[i]), f"ess/{nb:.0e}": float(estimate.ess[i]),
+            # a chain that does not move has neither
+            f"r_hat/{nb:.0e}": finite_or_none(float(estimate.r_hat[i])),
+            f"ess/{nb:.0e}": finite_or_none(float(estimate.ess[i])),
             f"gradient_norm/{nb:.0e}": float(estimate.gradient_norm[i]),
         }  # fmt: skip
         run.add_row(i + 1, {"llc": float(estimate.mean[i]), "standard_error": float(estimate.standard_error[i])})

@@ -16,7 +16,7 @@ from torch import Tensor
 from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.prediction_metrics import PredictionMetrics, iterate_held_out, replace_with, to_numbers
-from crux.sae.evaluation.running_sums import ReconstructionSums, sum_dtype
+from crux.sae.evaluation.running_sums import UNDEFINED, ReconstructionSums, sum_dtype
 from crux.sae.label_gradients import clean_with_label_gradients
 from crux.sae.losses.label import LabelTarget
 from crux.sae.splicing import check_site
@@ -78,7 +78,8 @@ def evaluate_sae(
         force: evaluate a loaded SAE on another model, with another weight processing or at other hook points than its metadata name.
 
     A metric without a value is left out: an explained variance if the activation does not vary (at position 0, if every window
-    starts with the same token), a loss recovered if ablation does not increase the loss, and `/rest` of predictions if T = 2.
+    starts with the same token), a loss recovered if ablation does not increase the loss, a norm ratio if a token's
+    activation is zero, and `/rest` of predictions if T = 2.
 
     Raises:
         UserError: if there are no batches, a window has less than two tokens, the widths of the SAE do not fit the hook
@@ -93,6 +94,7 @@ def evaluate_sae(
     downstream = {k: ReconstructionSums() for k in later}
     fired = torch.zeros(sae.n_latents, device=subject.device, dtype=torch.int64)
     maxima = torch.zeros(sae.n_latents, device=subject.device)
+    has_zeros = torch.zeros((), device=subject.device, dtype=torch.bool)
     generator = torch.Generator(subject.device).manual_seed(0)
     n_tokens = 0
 
@@ -111,12 +113,17 @@ def evaluate_sae(
         x = target.flatten(0, 1).float()
         means.add("l0", fires.sum(-1).view_as(tokens))
         means.add("cosine", F.cosine_similarity(x_hat, x, dim=-1).view_as(tokens))
-        means.add("norm_ratio", (x_hat.norm(dim=-1) / x.norm(dim=-1)).view_as(tokens))
+        norms = x.norm(dim=-1)
+        has_zeros |= (norms == 0).any()
+        means.add("norm_ratio", (x_hat.norm(dim=-1) / norms).view_as(tokens))
         reconstruction.add(target, x_hat.view_as(target))
         for k, name in later.items():
             downstream[k].add(clean.activations[name], spliced.activations[name])
 
     results = predictions.results() | _reconstruction_results(reconstruction, downstream)
+    results |= {
+        name: torch.where(has_zeros, UNDEFINED, value) for name, value in results.items() if "norm_ratio" in name
+    }
     dtype = sum_dtype(subject.device)
     alive = (fired > 0).sum().to(dtype)
     results |= {f"alive_heldout_{n_tokens}": alive, f"alive_heldout_{n_tokens}_frac": alive / sae.n_latents}

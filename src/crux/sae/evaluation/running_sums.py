@@ -15,8 +15,9 @@ MIN_VARIANCE_SHARE = 1e-10
 """If the variance is a smaller share of Σ‖x‖², it is rounding of float32: the activation is constant, as at position 0 if all windows
 begin with the same token."""
 
-UNDEFINED = float("inf")
-"""Stands on the device for a quotient whose denominator is zero; `to_numbers` leaves out metrics with this value."""
+UNDEFINED = torch.finfo(torch.float32).min
+"""Stands on the device for a quotient whose denominator is zero; `to_numbers` leaves out metrics with this value. It is a finite number
+that no metric has, so that metrics which are infinite or NaN are not left out: they are errors."""
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -28,10 +28,11 @@ def plot_densities(densities: ArrayLike, *, n_tokens: int) -> Figure:
         axes.text(
             median,
             0.97,
-            f" median {_format_share(10**median)}",
+            f" median {_format_share(10**median)} ",
             transform=axes.get_xaxis_transform(),
             color=PALETTE[1],
             va="top",
+            ha="left" if median < floor / 2 else "right",  # on the side where there is more room
         )
     dead = shares.size - alive.size
     percent = f"{100 * dead / shares.size:.1f} %"

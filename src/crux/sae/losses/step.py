@@ -79,6 +79,14 @@ class TrainingStep:
         stacked = torch.stack(list(values))
         return stacked if self.separate else stacked.sum()[None]
 
+    def counted_tokens(self) -> Float[Tensor, "runs"] | None:
+        """Return the number of tokens that the loss of each run counts, of several SAEs the least; None if no token is left out."""
+        counts = [weight.sum() for weight in self.forward.weights if weight is not None]
+        if not counts:
+            return None
+        stacked = torch.stack(counts)
+        return stacked if self.separate else stacked.min()[None]
+
     def mse(self) -> Float[Tensor, "runs"]:
         """Return MSE(x̂, x) of normalised activations, so that the meaning of λ does not depend on their scale."""
         return self.record(

@@ -1,6 +1,7 @@
 """The finished runs of a sweep, read from their run folders, and the settings in which they differ."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,9 @@ SETTINGS: dict[str, Callable[[Keys], str]] = {
 """The settings in which runs of a sweep may differ, besides the seed: title of the column → its value for a configuration.
 
 The settings that differ between the runs become columns of the tables."""
+
+
+NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 class FinishedRuns(NamedTuple):
@@ -102,12 +106,9 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
             keys = {key: value for key, value in config.items() if not key.endswith("_target_")}
             settings = {title: value(keys) for title, value in SETTINGS.items()}
             name, metrics = run.path.relative_to(folder).as_posix(), json.loads(path.read_text("utf-8"))
-            order = (
-                settings[ARCHITECTURE],
-                loss_order(settings[LOSS]),
-                keys.get("sparsity") or 0.0,
-                *settings.values(),
-            )
+            sparsity = tuple(keys.get(key) or 0.0 for key in ("sae.k", "target_l0", "sparsity"))
+            others = tuple(split_numbers(value) for value in settings.values())
+            order = (settings[ARCHITECTURE], loss_order(settings[LOSS]), sparsity, others)
             rows.append(((*order, keys.get("seed") or 0, name), settings, keys, metrics))
     if not rows:
         raise UserError(f"no finished runs in {folder}")
@@ -119,6 +120,11 @@ def read_finished_runs(folder: Path) -> FinishedRuns:
     return FinishedRuns(
         pd.DataFrame(list(settings), index=names), pd.DataFrame(texts, names, columns), numbers.sort_index(axis=1)
     )
+
+
+def split_numbers(text: str) -> list[str | float]:
+    """Return the sort key of a text with numbers, by which `blocks.2` comes before `blocks.10`: texts and numbers in turn."""
+    return [float(part) if i % 2 else part for i, part in enumerate(NUMBER.split(text))]
 
 
 def loss_order(loss: str) -> tuple[int, str]:

@@ -1,6 +1,6 @@
 """The runs of one job: either all SAEs are one run, or each SAE is a separate run that shares data and clean pass with the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -20,19 +20,31 @@ class JobRuns:
         self.separate = len(names) > 0
         self.failed: dict[str, int] = {}
         """The first bad step of each failed run, by name."""
+        self.without_tokens: set[str] = set()
+        """The failed runs whose loss had no token to count."""
 
-    def mark_failed(self, first_bad: Sequence[int]) -> list[int]:
+    def error(self, names: Collection[str], *, kept: str) -> NonFiniteLossError:
+        """Return the error of some of the failed runs; `kept` says what is kept."""
+        at = ", ".join(f"step {self.failed[name]}" + (f" ({name})" if name else "") for name in names)
+        return NonFiniteLossError(at=at, no_tokens=self.without_tokens.issuperset(names), kept=kept)
+
+    def mark_failed(self, first_bad: Sequence[int], *, no_tokens: Callable[[], Sequence[bool]]) -> list[int]:
         """Mark the runs that have a first bad step (one entry per run) as failed, and return the indices of the newly failed ones.
+
+        Args:
+            no_tokens: returns whether the loss of each run had no token to count; called only if a run has failed.
 
         Raises:
             NonFiniteLossError: if all runs have failed.
         """
         bad = {i: step for i, step in enumerate(first_bad) if step >= 0}  # −1 if a run has no bad step
-        if len(bad) == len(self.names):
-            at = [f"step {step}" + (f" ({self.names[i]})" if self.separate else "") for i, step in bad.items()]
-            raise NonFiniteLossError(at=", ".join(at), kept="the last good checkpoint is kept")
         new = [i for i in bad if self.names[i] not in self.failed]
         self.failed |= {self.names[i]: bad[i] for i in new}
+        if new:
+            empty = no_tokens()
+            self.without_tokens |= {self.names[i] for i in new if empty[i]}
+        if len(bad) == len(self.names):
+            raise self.error(self.names, kept="the last good checkpoint is kept")
         return new
 
     def row(self, values: Mapping[str, Sequence[float]]) -> dict[str, float]:

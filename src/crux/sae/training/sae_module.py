@@ -95,6 +95,8 @@ class SAEModule(L.LightningModule):
             l0.append(fires.sum() / len(fires))
         row = dict(ranks.mean_row({"loss": list(loss), **step.terms, "l0": l0}))
         self._l0.append(torch.stack(list(row["l0"])))
+        if (counted := step.counted_tokens()) is not None:
+            self.watch.check_tokens(counted)
         self.watch.check(torch.stack(list(row["loss"])), step=self.global_step + 1)
         if self.sparsity.steering is not None:
             row["lambda"] = list(self.sparsity.weight)
@@ -156,7 +158,7 @@ class SAEModule(L.LightningModule):
 
     def _end_runs(self, first_bad: Sequence[int]) -> None:
         """End the runs that have a first bad step (−1: none) and have not been ended before."""
-        for i in self.runs.mark_failed(first_bad):
+        for i in self.runs.mark_failed(first_bad, no_tokens=self.watch.no_tokens.tolist):
             zero_and_freeze(self.sites[i].sae, self.trainer.optimizers[0])
             self.row.forget_run(i)
 

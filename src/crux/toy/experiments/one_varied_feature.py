@@ -17,7 +17,7 @@ from crux.config.errors import UserError
 from crux.config.markdown import markdown_table
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
-from crux.runs.result import Check, Result
+from crux.runs.result import Check, Result, finite_or_none
 from crux.toy.exact.best import instance_losses
 from crux.toy.exact.optima import START_NOISE, Arrangement, build_start, distinct_arrangements
 from crux.toy.exact.polish import polish
@@ -178,9 +178,9 @@ def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: Active
         Check("largest relative excess of the best restart's exact loss", excess, -0.005, 0.005),
     ]
     metrics = {
-        "crossing": 1 / crossing,
-        "crossing_exact": 1 / exact_crossing,
-        "crossing_unpolished": 1 / unpolished_crossing,
+        "crossing": finite_or_none(1 / crossing),
+        "crossing_exact": finite_or_none(1 / exact_crossing),
+        "crossing_unpolished": finite_or_none(1 / unpolished_crossing),
         "local_optima": sum(map(len, optima.values())) / len(optima),
         "unfinished": float((~polished.converged).float().mean()),
     }
