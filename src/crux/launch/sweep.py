@@ -190,6 +190,11 @@ def _summarise(folder: Path, config: DictConfig) -> None:
     except UserError as error:  # no run has finished
         print(f"crux: {error}", file=sys.stderr)
         return
+    except Exception:  # the jobs have ended, so a report that fails changes neither their state nor the exit code
+        print(
+            f"crux: the report of the sweep failed; its runs are in {folder}\n{traceback.format_exc()}", file=sys.stderr
+        )
+        return
     report.print()
 
 

@@ -109,13 +109,8 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         ends.enter_context(flush_at_end(config, lambda: list_deliveries(runs)))
         start_tracking(config, place, runs, ends, params=job.params, dataset=job.dataset, earlier_id=run_id)
         outcomes = job.execute(ActiveRun(place, runs, config.seed, resumed=earlier is not None, last_row=last))
-        broken = {name: error for name, outcome in outcomes.items() if (error := find_non_finite(outcome.metrics))}
-        for run in runs:
-            if run.name in broken and run.name:  # the other runs are finished
-                run.fail(broken[run.name])
-            elif run.name in broken:
-                raise broken[run.name]
-        finished = [run for run in runs if run.name in outcomes and run.name not in broken]
+        broken = fail_broken_runs(runs, outcomes)
+        finished = [run for run in runs if run.name in outcomes and not run.failed]
         for run in finished:
             run.write_results(outcomes[run.name].metrics, description=outcomes[run.name].description)
         for run in finished:
@@ -127,12 +122,28 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         for run in finished:
             show_outcome(run, outcomes[run.name])
         if broken:
-            raise UserError("; ".join(f"{name}: {error}" for name, error in broken.items()))
+            raise UserError("; ".join(broken))
         if len(finished) < len(runs):
             assert job.failure is not None
             raise job.failure()
         OUTBOX_OF_PROCESS.print_unsent(list_deliveries(runs))
     return place
+
+
+def fail_broken_runs(runs: Sequence[TrackedRun], outcomes: Mapping[str, RunOutcome]) -> list[str]:
+    """Mark the runs with a final metric that is not finite as failed, and return their errors; the other runs of the job are finished.
+
+    Raises:
+        NonFiniteMetricsError: if the job itself is such a run.
+    """
+    errors: list[str] = []
+    for run in runs:
+        if run.name in outcomes and (error := find_non_finite(outcomes[run.name].metrics)) is not None:
+            if not run.name:
+                raise error
+            run.fail(error)
+            errors.append(f"{run.name}: {error}")
+    return errors
 
 
 def create_run_folder(config: Job, folder: Path | None, ends: ExitStack, *, name: str) -> RunFolder:
