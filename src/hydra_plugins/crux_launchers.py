@@ -146,4 +146,5 @@ class SlurmLauncher(_CruxLauncher):
         jobs = self.compose_jobs(job_overrides, first_number=initial_job_idx)
         # the configuration of a job knows the sweep's name, also if it was derived from the command line
         folder = str(jobs[0].config.hydra.launcher.submitit_folder)
-        return run_on_slurm(jobs, **self.options | {"submitit_folder": folder})
+        options = {key: value for key, value in self.options.items() if key != "submitit_folder"}
+        return run_on_slurm(jobs, submitit_folder=folder, **options)
