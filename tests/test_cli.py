@@ -186,6 +186,22 @@ MORE = {
         "trainer.accumulate=9223372036854775808: must be 1,000,000,000 or less",
     ),
     "trainer.val_every=1000000000000000000000000000000": ("trainer.val_every=1", "must be 1,000,000,000 or less"),
+    # keys without effect
+    "sae.ratio=4 sae.n_latents=512": ("sae.ratio: has no effect, because sae.n_latents takes precedence",),
+    "model.name=gpt2 model.path={}/folder": ("model.name: has no effect, because model.path takes precedence",),
+    "model.n_layers=8": ("model.n_layers: has no effect",),
+    "sparsity=3 sae.sparsity_scale=2": ("sae.sparsity_scale: has no effect, because sparsity is given",),
+    "sparsities=[1,2] loss.default_sparsity=2": ("loss.default_sparsity: has no effect, because sparsities is given",),
+    "sae.auxk.k=3": ("sae.auxk.k: has no effect, because there is no AuxK",),
+    "sae=relu_paper sae.init_norm=0.1": ("sae.init_norm: has no effect, because sae.init=paper",),
+    "report_l0=[30]": ("report_l0: has no effect, because this is no sweep",),
+    "retry_failed=true": ("retry_failed: has no effect, because this is no sweep",),
+    "experiment=llc/kgon callbacks=timer": ("callbacks: has no effect, because this job trains nothing",),
+    "experiment=degeneracy/spectra degeneracy.hidden=[3]": ("degeneracy.hidden: has no effect",),
+    "experiment=degeneracy/spectra degeneracy.network=mlp degeneracy.sequences=3": (
+        "degeneracy.sequences: has no effect",
+    ),
+    "experiment=toy/basic toy.n_sets=2": ("toy.n_sets: has no effect, because features are independent",),
     # flags
     "--cfg nope": ("--cfg: must be followed by one of job, hydra, all",),
     "-m layer=2,4 --cfg job": ("-m and --cfg both given",),

@@ -25,6 +25,7 @@ from crux.config.compose import build_job
 from crux.config.errors import UserError
 from crux.config.flags import split_flags
 from crux.config.messages import DISK_ERRORS, explain_composition_error, explain_user_error
+from crux.config.no_effect import check_has_effect
 from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
 from crux.config.streams import protect_streams
@@ -33,6 +34,7 @@ from crux.runs.command_line import job_overrides
 from crux.runs.lock import LockedError
 from crux.runs.run_folder import RunFolder
 from crux.runs.start import start_job
+from crux.sae.options import ReportJob
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -56,6 +58,9 @@ def job(cfg: DictConfig) -> None:
     if hydra_config.mode != RunMode.MULTIRUN:
         try:
             check_no_launcher_without_sweep(hydra_config.launcher)
+            if OmegaConf.get_type(cfg) is not ReportJob:
+                given = {override.partition("=")[0] for override in overrides}
+                check_has_effect(given, "retry_failed", "report_l0", because="this is no sweep")
             start(cfg, overrides, folder=None)
         except Exception as error:
             if (line := explain_user_error(error, overrides=overrides)) is None:

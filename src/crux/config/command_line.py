@@ -282,7 +282,7 @@ def _check_option_name(setting: Setting) -> None:
     group, value = setting.key, setting.value
     if value is None and common_groups().get(group) == "null":
         raise UserError(f"{group}=null: leave it out to choose none")
-    names = value if isinstance(value, list) and group == "callbacks" else [value]
+    names = value if value and isinstance(value, list) and group == "callbacks" else [value]
     for name in names:
         if not isinstance(name, str):
             raise UserError(explain_unknown_option(group, setting.text))

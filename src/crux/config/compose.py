@@ -13,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crux.config.bounds import check_bounds
+from crux.config.command_line import check_overrides
 from crux.config.errors import UserError
 from crux.config.messages import explain_composition_error, explain_unknown_key
+from crux.config.no_effect import check_has_effect
 from crux.config.paths import ROOT
 from crux.config.registry import known_keys, register
 from crux.config.schema import Job
@@ -42,6 +44,7 @@ def compose_job(overrides: Sequence[str], *, grid_advice: str) -> ComposedJob:
         for override in overrides:
             if override.startswith("-") or OverridesParser.create().parse_override(override).is_sweep_override():
                 raise UserError(f"{override}: {grid_advice}")
+        check_overrides(overrides)
         with _separate_hydra():
             config = compose("config", overrides=list(overrides), return_hydra_config=True)
         OmegaConf.set_struct(config, False)
@@ -79,7 +82,10 @@ def build_job(config: DictConfig, overrides: Sequence[str]) -> Job:
     job = OmegaConf.to_object(config)
     assert isinstance(job, Job)
     check_bounds(job, "")
-    job.check({override.lstrip("+~").partition("=")[0] for override in overrides})
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if not job.trains:
+        check_has_effect(given, "callbacks", "callbacks.", because="this job trains nothing with Lightning")
+    job.check(given)
     return job
 
 

@@ -213,6 +213,7 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     message = str(cause).splitlines()[0]
     key = key or next((x.strip()[10:] for x in str(cause).splitlines() if x.strip().startswith("full_key: ")), "")
+    key = "output_dir" if key in ("hydra.run.dir", "hydra.sweep.dir") else key  # which refer to it
     for pattern, words in PHRASES.items():
         if match := re.fullmatch(pattern, message):
             return key + words.format(*match.groups())

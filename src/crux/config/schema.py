@@ -222,6 +222,8 @@ class Job:
 
     runner: ClassVar[str]
     """Dotted name of the function that runs such a job: `run(config, folder=...)`."""
+    trains: ClassVar[bool] = False
+    """True if the job trains with Lightning, so that `callbacks` have an effect."""
     checks: ClassVar[str | None] = None
     """Dotted name of a torch-free module with `check_job(config, given)` and `check_subject(config)`; None: only bounds are checked."""
 

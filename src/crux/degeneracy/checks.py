@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from crux.config.errors import UserError
+from crux.config.no_effect import check_has_effect
 from crux.config.schema import Accelerator, Data, LanguageModel, Model
 from crux.degeneracy.basis_options import (
     Dictionaries,
@@ -59,12 +60,20 @@ def check_job(job: ExperimentJob, given: Collection[str]) -> None:
     _check_sizes(job, given)
     match job:
         case SpectraJob() if measures_language_model(job.degeneracy, job.model):
+            check_has_effect(
+                given, "degeneracy.hidden", "degeneracy.steps", because="no perceptron is trained (degeneracy.network)"
+            )
             check_language_data(job.data, model=job.model, cache=job.cache)
         case SpectraJob(degeneracy=options, model=model):
             check_perceptron(options.network, path=model.path, hook_points=job.hook_points, given=given)
         case SynchronisedJob(model=Model(path=str(path))):
+            check_has_effect(
+                given, "degeneracy.hidden", "degeneracy.steps", because="the network is that of model.path"
+            )
             check_relu_network(path)
         case AdditionBasesJob(model=Model(path=str(path))):
+            unread = ("interaction_basis.addition.", "optimizer.", "trainer.max_steps", "callbacks", "callbacks.")
+            check_has_effect(given, *unread, because="the network is that of model.path")
             check_addition_folder(path)
         case LanguageBasesJob(interaction_basis=options):
             check_last_basis(options.compare)
@@ -108,6 +117,7 @@ def check_perceptron(
     network: MeasuredNetwork, *, path: str | None, hook_points: Sequence[str] | None, given: Collection[str]
 ) -> None:
     """Check that no options of a language model are given for the spectra of a perceptron."""
+    check_has_effect(given, "degeneracy.sequences", "cache", because="the network reads no text")
     if network is MeasuredNetwork.mlp:
         if foreign := sorted(key for key in given if key.startswith(("model", "hook", "data"))):
             raise UserError(

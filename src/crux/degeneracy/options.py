@@ -144,6 +144,8 @@ class AdditionTrainingJob(BasesJob):
     optimizer: Adam = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    trains: ClassVar[bool] = True
+
 
 @dataclass
 class AdditionBasesJob(BasesJob):
@@ -153,6 +155,8 @@ class AdditionBasesJob(BasesJob):
     model: Model = field(default_factory=Model)
     optimizer: Adam = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    trains: ClassVar[bool] = True
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from itertools import pairwise
 
 from crux.config.errors import UserError
+from crux.config.no_effect import check_has_effect
 from crux.config.schema import Accelerator
 from crux.llc.memory import check_chains_memory
 from crux.llc.options import (
@@ -21,7 +22,7 @@ from crux.llc.options import (
 )
 from crux.runs.checks import check_writable
 from crux.sae.belonging import Place
-from crux.sae.checks import check_saved_sae, check_sparsity, check_text
+from crux.sae.checks import check_sae_keys, check_saved_sae, check_sparsity, check_text
 from crux.sae.options import model_source
 from crux.subjects.shape import read_shape
 from crux.subjects.source import find_folder
@@ -48,10 +49,13 @@ def check_job(job: LlcJob, given: Collection[str]) -> None:
                 raise UserError(f"llc.{key} has no meaning for llc.sampler={job.llc.sampler.value}, only for {allowed}")
     match job:
         case ToyTrainingJob():
+            if job.model.path is not None:
+                check_has_effect(given, "toy.", "optimizer.", because="the toy model is that of model.path")
             check_toy_memory(job.toy, job.trainer, given=given)
             check_toy_instance(job.model, without_path=job.toy.seeds * len(job.toy.densities))
         case SaeTrainingJob():
             check_sae_training(job)
+            check_sae_keys(job.sae, given)
         case LanguageModelJob():
             if job.cache is not None:
                 check_writable("cache", job.cache)

@@ -247,6 +247,8 @@ class ToyTrainingJob(LlcJob):
     optimizer: Adam = MISSING
     trainer: BatchTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    trains: ClassVar[bool] = True
+
 
 @dataclass
 class SaeTrainingJob(LlcJob, SparseTraining):
@@ -255,6 +257,8 @@ class SaeTrainingJob(LlcJob, SparseTraining):
     llc: AlongTraining = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     model: ToyInstance = MISSING
     trainer: Trainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    trains: ClassVar[bool] = True
 
 
 @dataclass

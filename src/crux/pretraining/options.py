@@ -76,6 +76,7 @@ class PretrainJob(Job):
     pretrain: Pretrain = MISSING
 
     runner: ClassVar[str] = "crux.pretraining.job.run"
+    trains: ClassVar[bool] = True
 
     def check(self, given: Collection[str]) -> None:
         if self.pretrain.stride > self.model.context:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
+from crux.config.no_effect import check_has_effect
 from crux.config.registry import options_by_group
 from crux.config.schema import Data, Files
 from crux.runs.checks import check_writable
-from crux.sae.architectures.options import SaeOptions
+from crux.sae.architectures.options import Init, SaeOptions
 from crux.sae.belonging import Place, check_belonging
 from crux.sae.losses.options import LossOptions
 from crux.sae.memory import check_sae_memory
@@ -37,6 +38,8 @@ def check_job(job: SaeJob, given: Collection[str]) -> None:
         raise UserError(f"hook_points and {other[0]} both given: give one of them")
     if job.hook_points is not None and job.sae.output_hook is not None:
         raise UserError("sae.output_hook needs one hook_point, not hook_points")
+    _check_keys(job, given)
+    check_sae_keys(job.sae, given)
     _check_name("sae", job.sae)
     _check_name("loss", job.loss)
     _check_many(job, given)
@@ -74,6 +77,41 @@ def check_subject(job: SaeJob) -> None:
     for single in job.per_sae().values() or (job,):
         check_sites(single, shape, hook_given=job.hook_point != f"blocks.{job.layer}.hook_resid_pre")
     check_sae_memory(job, shape, given=())
+
+
+def _check_keys(job: SaeJob, given: Collection[str]) -> None:
+    """Check that no key is given which another given key replaces."""
+    model = job.model
+    if model.path is not None and model._target_ is None:
+        check_has_effect(given, "model.name", because="model.path takes precedence over it")
+    if model.path is not None or model.name == "tiny":
+        check_has_effect(
+            given, "model.n_layers", because="config.json of the model says it; it is for models of the hub"
+        )
+    for key in {"sparsity", "sparsities"} & set(given):
+        check_has_effect(given, "loss.default_sparsity", "sae.sparsity_scale", because=f"{key} is given")
+
+
+def check_sae_keys(sae: SaeOptions, given: Collection[str]) -> None:
+    """Check that every given key of an SAE has an effect.
+
+    A key that switches others off is only held against them if it was not given itself, so that a grid may vary it.
+
+    Raises:
+        UserError: for the first key that has none.
+    """
+    if "sae.n_latents" in given and sae.n_latents is not None:
+        check_has_effect(given, "sae.ratio", because="sae.n_latents takes precedence over it")
+    if sae.output_hook is not None:
+        check_has_effect(given, "sae.subtract_b_dec", because="a transcoder (sae.output_hook) never subtracts b_dec")
+    if sae.init is Init.paper and "sae.init" not in given:
+        check_has_effect(given, "sae.init_norm", because="sae.init=paper has norms of its own")
+    if sae.start_from is not None:
+        check_has_effect(given, "sae.init", "sae.init_norm", because="the weights are those of sae.start_from")
+    if sae.auxk.coefficient == 0 and "sae.auxk.coefficient" not in given:
+        check_has_effect(
+            given, "sae.auxk.k", "sae.auxk.dead_after", because="there is no AuxK (sae.auxk.coefficient is 0)"
+        )
 
 
 def check_saved_sae(sae: SaeOptions, places: Sequence[Place]) -> None:

@@ -105,6 +105,7 @@ class SaeJob(SparseTraining):
     evaluation: Evaluation = MISSING
 
     runner: ClassVar[str] = "crux.sae.job.run"
+    trains: ClassVar[bool] = True
     checks: ClassVar[str | None] = "crux.sae.checks"
 
     @property

@@ -6,7 +6,7 @@ from crux.config.errors import UserError
 from crux.config.schema import Accelerator
 from crux.sae.architectures.options import SaeOptions
 from crux.sae.belonging import Place
-from crux.sae.checks import check_saved_sae, check_sparsity
+from crux.sae.checks import check_sae_keys, check_saved_sae, check_sparsity
 from crux.sae.losses.options import E2EDownstream, LossOptions
 from crux.sae.site_checks import check_n_latents
 from crux.toy.folder import HOOK, find_toy_model, read_instance_shape, read_n_hidden
@@ -20,6 +20,7 @@ def check_job(job: ToySaeJob, given: Collection[str]) -> None:
     Raises:
         UserError: for the first problem, in one line.
     """
+    check_sae_keys(job.sae, given)
     folder = find_toy_model(job.model.path)
     check_sparsity(job.sae, job.sparsity, target_l0=job.target_l0)
     check_saved_sae(job.sae, [Place(str(job.model.path), False, HOOK, HOOK)])

@@ -9,6 +9,7 @@ from annotated_types import Gt, Le, MinLen
 from omegaconf import MISSING
 
 from crux.config.errors import UserError
+from crux.config.no_effect import check_has_effect
 from crux.config.schema import Adam, BatchTrainer, Count, CountOrZero, Job, Model, Rate, TokenCount
 from crux.sae.losses.options import LossOptions
 from crux.sae.options import SparseTraining
@@ -179,10 +180,14 @@ class ToyJob(Job):
     trainer: BatchTrainer = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
 
     runner: ClassVar[str] = "crux.toy.job.run"
+    trains: ClassVar[bool] = True
 
     def check(self, given: Collection[str]) -> None:
         if "toy.experiment" in given:
             raise UserError(f"toy.experiment={self.toy.experiment}: choose an experiment with experiment=toy/…")
+        correlated = (Cooccurrence.correlated, Cooccurrence.anticorrelated)
+        if self.toy.together not in correlated and "toy.together" not in given:
+            check_has_effect(given, "toy.n_sets", because=f"features are {self.toy.together.value} (toy.together)")
         from crux.toy.memory import check_toy_memory  # which imports this module
 
         check_toy_memory(self.toy, self.trainer, given=given)
@@ -248,6 +253,7 @@ class ToySaeJob(SparseTraining):
     evaluation: ToyEvaluation = MISSING
 
     runner: ClassVar[str] = "crux.toy.sae_job.run"
+    trains: ClassVar[bool] = True
     checks: ClassVar[str | None] = "crux.toy.checks"
 
     @property
