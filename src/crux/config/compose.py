@@ -83,7 +83,7 @@ def build_job(config: DictConfig, overrides: Sequence[str]) -> Job:
     assert isinstance(job, Job)
     check_bounds(job, "")
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    if not job.trains:
+    if job.callbacks and not job.trains:
         check_has_effect(given, "callbacks", "callbacks.", because="this job trains nothing with Lightning")
     job.check(given)
     return job
