@@ -15,6 +15,8 @@ import pytest
 from omegaconf import Container, OmegaConf
 
 import crux
+import crux.cli
+from crux.config.schema import Job
 
 TINY = Path(str(files("crux.assets"))) / "tiny"
 HEAVY = {
@@ -69,7 +71,7 @@ MISTAKES = {  # common ones
     "data.path={}/latin1.txt": ("data.path", "latin1.txt is not UTF-8", "offset 3"),
     "data.path={}/short.txt": ("data.path", "short.txt is too short", "1,024 tokens"),
     "model.path={}/missing": ("missing", "no such folder"),
-    "model.path={}/broken_config": ("broken_config/config.json", "not a JSON file"),
+    "model.path={}/broken_config": ("broken_config/config.json", "not JSON"),
     "model.path={}/cut_weights": ("cut_weights/model.safetensors", "a broken one"),
     "model=gpt2": ("gpt2", "HF_HUB_OFFLINE", "model=tiny", "model.path="),
     "output_dir={}/file": ("output_dir", "file"),
@@ -145,8 +147,8 @@ MORE = {
     "data=null": ("data=null: no such option; allowed are hub",),
     "trainer=0": ("trainer=0: no such option",),
     "loss=[local,e2e]": ("loss=[local,e2e]: no such option",),
-    "llc=3": ("llc=3: is chosen by the experiment",),
-    "job=toy": ("job=toy: is chosen by the experiment",),
+    "llc=3": ("llc: has no meaning for this experiment",),
+    "job=toy": ("job=toy: cannot be set; choose an experiment, experiment=toy/",),
     "sweeps=null": ("sweeps=null: leave it out",),
     "+sae=topk": ("+sae=topk: write sae=topk, without +",),
     "+layer=3": ("+layer=3: write layer=3, without +",),
@@ -355,13 +357,16 @@ def test_an_error_names_the_key_and_the_allowed_values(
     assert list_outputs(tmp_path / "out") == []
 
 
-def test_of_two_values_of_a_key_the_last_counts_and_the_line_says_so(
-    run_crux: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_of_two_values_of_a_key_the_last_counts_and_a_line_says_so(
+    run_crux: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    started: list[Job] = []
+    monkeypatch.setattr(crux.cli, "start_job", lambda job, *, folder: started.append(job))
+    assert run_crux("layer=2", "layer=3", f"output_dir={tmp_path}") == 0
+    assert capfd.readouterr().err == "crux: layer is given more than once; the last one counts, layer=3\n"
+    assert [getattr(job, "layer", None) for job in started] == [3]
     assert run_crux("layer=2", "layer=9", f"output_dir={tmp_path}") == 2
-    note, error = capfd.readouterr().err.splitlines()
-    assert note == "crux: layer is given more than once; the last one counts, layer=9"
-    assert "layer=9: the model has 8 layers" in error
+    check_line(capfd.readouterr().err, "layer=9: the model has 8 layers")
 
 
 def test_an_override_may_refer_to_another_key(

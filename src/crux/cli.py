@@ -85,7 +85,10 @@ def job(cfg: DictConfig) -> None:
 def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None:
     """Check the configuration, then run it; `folder` is the run folder that a sweep has assigned to the job."""
     with job_overrides(overrides):
-        start_job(build_job(cfg, overrides), folder=folder)
+        job = build_job(cfg, overrides)
+    if (line := find_repeated(overrides)) is not None:
+        print(f"crux: {line}", file=sys.stderr)
+    start_job(job, folder=folder)
 
 
 def show_help(words: list[str]) -> None:
@@ -118,8 +121,6 @@ def main() -> None:
             check_overrides(overrides)
     except UserError as error:
         fail(str(error), code=2)
-    if (line := find_repeated(overrides)) is not None:
-        print(f"crux: {line}", file=sys.stderr)
     entry = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(job)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

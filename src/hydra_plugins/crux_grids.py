@@ -5,6 +5,7 @@ jobs of all of them, each combined with the values in `params` and on the comman
 the command line. A command line narrows a sweep if it leaves out some of its grids (`narrow_grids`).
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -54,6 +55,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         # imported here, because Hydra imports every plugin on every start
+        from crux.config.command_line import find_repeated
         from crux.config.errors import UserError
         from crux.config.messages import explain_composition_error
         from crux.config.progress import track
@@ -90,6 +92,8 @@ class GridSweeper(Sweeper):
             except (HydraException, OmegaConfBaseException) as error:
                 raise UserError(explain_composition_error(error, overrides=job)) from error
             check_cell(jobs[-1], jobs=len(found))
+        if (line := find_repeated(arguments)) is not None:
+            print(f"crux: {line}", file=sys.stderr)
         launch(
             jobs,
             start=lambda todo: launcher.launch([job.overrides for job in todo], initial_job_idx=0),

@@ -102,7 +102,7 @@ def test_an_interrupted_training_has_the_same_results(
         ("sae=gradient_topk", "sae=gradient_topk needs a language model's labels"),
         ("hook_point=blocks.0.hook_resid_pre", "hook_point: this job has no such key"),
         ("layer=0", "layer: this job has no such key"),
-        ("data.name=x", "data: this job has no such key"),
+        ("data.name=x", "data.name: this job has no section data"),
         ("model.instance=1", "has instances 0 to 0"),
         ("sae.n_latents=null sae.ratio=0.1", "gives no latents at 2 dimensions"),
         ("target_l0=11", "the dictionary has 10 latents"),

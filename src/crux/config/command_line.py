@@ -20,6 +20,7 @@ from crux.config.catalogue import (
     list_groups,
     option_files,
     read_choice,
+    read_experiment,
 )
 from crux.config.errors import UserError
 from crux.config.messages import explain_unknown_key, explain_unknown_option, explain_unread_group, list_launcher_keys
@@ -270,9 +271,13 @@ def _check_target(setting: Setting) -> None:
 def _check_option(setting: Setting, choice: Choice) -> None:
     """Check the option of a group."""
     group = setting.key
-    if group == "job" or group not in list_groups():
-        keys = "" if group == "job" else f"; its keys are {group}.…"
-        raise UserError(f"{group}={setting.text}: is chosen by the experiment, experiment=…{keys}")
+    if group == "job":
+        found = [name for name in option_files("experiment") if read_experiment(name).job == setting.value]
+        raise UserError(
+            f"job={setting.text}: cannot be set; choose an experiment, experiment={found[0] if found else '…'}"
+        )
+    if group not in list_groups() and group in choice.options:
+        raise UserError(f"{group}={setting.text}: is chosen by the experiment; its keys are {group}.…")
     if group not in choice.options and group not in common_groups() and group != "hydra/launcher":
         raise UserError(explain_unread_group(group))
     _check_option_name(setting)

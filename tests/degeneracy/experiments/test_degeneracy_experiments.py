@@ -201,7 +201,7 @@ TINY = Path(__file__).parents[3] / "src" / "crux" / "assets" / "tiny"
         ((TRAINING, "interaction_basis.addition.n_heads=3"), "must be a multiple of the 3 heads"),
         ((TRAINING, "interaction_basis=mlp"), "interaction_basis: has no meaning for this experiment"),
         ((TRAINING, "interaction_basis.addition.p=0"), "interaction_basis.addition.p=0: must be 1 or more"),
-        ((TRAINING, f"model.path={TINY}"), "model: this job has no such key; the main job has it; allowed keys: callbacks, "),
+        ((TRAINING, f"model.path={TINY}"), "model.path: this job has no section model; the main job has it"),
         (("experiment=interaction_basis/modular_addition", f"model.path={TINY}"), "no trained modular-addition network there"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
