@@ -21,7 +21,7 @@ from crux.config.catalogue import (
 )
 from crux.config.errors import UserError
 from crux.config.quoting import explain_unreadable_override, quote_override
-from crux.config.registry import SUFFIX, dataclasses_by_name, known_keys, list_keys
+from crux.config.registry import SUFFIX, dataclasses_by_name, known_keys, list_keys, options_by_group
 from crux.config.synonyms import NO_EQUIVALENT, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
 DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
@@ -103,8 +103,9 @@ def explain_unknown_key(key: str, *, overrides: Sequence[str], kind: str | None 
     section = key.rpartition(".")[0]
     choice = read_choice(overrides)
     if key in known_keys() and not has_key(choice, key.partition(".")[0]):
-        what = f"section {key.partition('.')[0]}" if "." in key else "such key"
-        return f"{key}: this job has no {what}{_describe_owners(key, overrides)}"
+        if "." in key:
+            return f"{key}: this job has no section {key.partition('.')[0]}{_describe_owners(key, overrides)}"
+        kind = kind or options_by_group()["job"][choice.job].__name__
     all_keys = list_launcher_keys() if key.startswith("hydra.launcher.") else list(known_keys())
     same_section = [k for k in all_keys if k.rpartition(".")[0] == section] or [k for k in all_keys if "." not in k]
     if (options := dataclasses_by_name().get(kind or "")) is not None:  # the keys of the chosen option only
