@@ -72,3 +72,8 @@ def test_bars_that_are_switched_off_draw_nothing(outputs: dict[str, list[str]]) 
     bars.advance(bars.add_task("training", total=1))
     bars.stop()
     assert not outputs
+
+
+def test_a_half_imported_ipython_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    assert not in_notebook()

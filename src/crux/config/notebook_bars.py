@@ -20,8 +20,9 @@ WIDTH = 110
 
 def in_notebook() -> bool:
     """Return True if this process is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")  # a notebook's kernel has imported it before
-    return getattr(ipython.get_ipython(), "kernel", None) is not None if ipython is not None else False
+    # a notebook's kernel has imported it before; another thread may be importing it just now, so that it may lack the function
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and getattr(get_ipython(), "kernel", None) is not None
 
 
 def import_tqdm_quietly() -> None:

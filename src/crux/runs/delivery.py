@@ -47,6 +47,8 @@ class Delivery:
     """
 
     def __init__(self, record: RunRecord, *, uri: str, entry: Entry | None = None) -> None:
+        if database_path(uri) is not None:  # now, since imports in another thread can disturb those of the job
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
         self.record, self.uri, self.folder = record, uri, RunFolder(Path(record.folder))
         self.sent = False
         """True once MLflow shows everything, including the end."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -12,6 +13,10 @@ from mlflow.exceptions import MlflowException
 from crux.runs.database import prepare_database
 from crux.runs.record import database_path
 from crux.runs.view import view_tag
+
+with suppress(ImportError):
+    # MLflow imports it at its first call, which is in another thread; libraries look whether it is imported, and would find half of it
+    import IPython  # noqa: F401
 
 HTTP_TIMEOUT = 8
 """Seconds that a server has to answer."""
