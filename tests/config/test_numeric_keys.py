@@ -92,7 +92,7 @@ def test_a_value_that_is_no_sensible_number_is_refused_by_its_key(
         (),
         {"__annotations__": {name: hint}, "__dataclass_fields__": {name: kind.__dataclass_fields__[name]}},
     )
-    instance = single.__new__(single)
+    instance = single()
     object.__setattr__(instance, name, nest(value, hint))
     with pytest.raises(UserError, match=rf"^section\.{re.escape(name)}="):
         check_bounds(instance, "section")

@@ -23,7 +23,8 @@ def load_model(model: LanguageModel, *, device: torch.device, dtype: torch.dtype
     """Load the frozen network, by the user's function if the options name one."""
     if model._target_ is not None:
         subject = call_function(model._target_, model, key="model._target_", device=device, dtype=dtype)
-        assert isinstance(subject, Subject), f"{model._target_} returned a {type(subject)}, not a Subject"
+        if not isinstance(subject, Subject):
+            raise UserError(f"model._target_={model._target_}: returned a {type(subject).__name__}, not a Subject")
         if (where := locate_non_finite(subject, probe_tokens(subject))) is not None:
             raise UserError(
                 f"model._target_={model._target_}: the network computes numbers that are not finite: {where}"
