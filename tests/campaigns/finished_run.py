@@ -71,7 +71,10 @@ def _content(path: Path, outputs: Path) -> Any:
     if path.is_dir() or any(NOT_COMPARED.fullmatch(name) for name in (path.name, str(path.relative_to(outputs)))):
         return None
     if path.name == "config.yaml":
-        config = yaml.safe_load(path.read_text("utf-8"))
+        try:
+            config = yaml.safe_load(path.read_bytes())
+        except (yaml.YAMLError, ValueError):  # damaged by a campaign
+            return path.read_bytes()
         return {key: value for key, value in config.items() if key not in ("output_dir", "cache", "resume", "tracking")}
     if path.name == "metrics.json":
         return {name: value for name, value in json.loads(path.read_text()).items() if not TIMES.search(name)}

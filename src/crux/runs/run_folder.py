@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from crux.config.errors import UserError
-from crux.config.files import explain_full_disk, remove_temporaries, write_text
+from crux.config.files import remove_temporaries, write_text
+from crux.runs.history import History
 from crux.runs.plain_yaml import read_plain_yaml
 
 KEYS_NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
@@ -25,14 +26,14 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.history = path, History(path)
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
         """Create the files of a new run in a folder, and remove from it all files from which an earlier run could be resumed."""
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
-        for name in ("DONE", "FAILED", "history.jsonl", "mlflow_run_id"):
+        for name in ("DONE", "FAILED", "history.jsonl", "history.crc", "mlflow_run_id"):
             (path / name).unlink(missing_ok=True)
         for subfolder in (folder.checkpoint.parent, folder.programs, folder.intermediate):
             shutil.rmtree(subfolder, ignore_errors=True)
@@ -97,10 +98,17 @@ class RunFolder:
         (self.path / "FAILED").unlink(missing_ok=True)
 
     def open_subfolder(self, name: str, config: Mapping[str, Any], *, resumed: bool) -> "RunFolder":
-        """Return the folder of one of the job's runs. A resumed job keeps the folder that exists; otherwise a new one is created."""
+        """Return the folder of one of the job's runs. A resumed job keeps the folder that exists; otherwise a new one is created.
+
+        Raises:
+            UserError: if the folder is damaged or has another configuration.
+        """
         folder = RunFolder(self.path / name)
         if not resumed or not (folder.path / "config.yaml").exists():
             return RunFolder.create(folder.path, config)
+        folder.check_kinds()
+        if differences := list_differences(folder.read_config(), config):
+            raise UserError(f"{folder.path / 'config.yaml'} was changed (there / here): {'; '.join(differences)}")
         folder.clear_failure()  # the run is tried again
         return folder
 
@@ -118,34 +126,32 @@ class RunFolder:
         Raises:
             UserError: that names the first one.
         """
-        for name in ("config.yaml", "history.jsonl", "metrics.json", "mlflow_run_id", "DONE", "FAILED"):
+        for name in ("config.yaml", "history.jsonl", "history.crc", "metrics.json", "mlflow_run_id", "DONE", "FAILED"):
             if (self.path / name).exists() and not (self.path / name).is_file():
                 raise UserError(f"{self.path / name} must be a file; remove it")
         for name in ("checkpoints", "programs", "pieces", "figures", "sae"):
             if (self.path / name).exists() and not (self.path / name).is_dir():
                 raise UserError(f"{self.path / name} must be a folder; remove it")
 
-    def add_row(self, step: int, row: dict[str, float]) -> None:
+    def add_row(self, step: int, row: Mapping[str, float]) -> None:
         """Append a row to the history."""
-        path = self.path / "history.jsonl"
-        with explain_full_disk(path), path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": step, **row}) + "\n")
+        self.history.add(step, row)
 
     def read_history(self) -> list[dict[str, float]]:
         """Return the rows of the history.
 
         Raises:
-            UserError: if a line is not a row of numbers, except for an incomplete last line, which a kill may have cut.
+            UserError: if a line is not a row of numbers.
         """
-        path = self.path / "history.jsonl"
-        content = path.read_bytes() if path.exists() else b""
-        lines = content.split(b"\n")[:-1]  # what follows the last line break is incomplete
-        return [_parse_row(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+        return self.history.read()
 
     def drop_rows_after(self, step: int) -> None:
-        """Remove the rows that a killed run wrote after this step, its last checkpoint; the resumed run writes them again."""
-        rows = [row for row in self.read_history() if row["step"] <= step]
-        write_text(self.path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        """Remove the rows that a killed run wrote after this step, its last checkpoint; the resumed run writes them again.
+
+        Raises:
+            UserError: if one of the other rows is damaged.
+        """
+        self.history.keep_until(step)
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         """Write metrics.json."""
@@ -167,17 +173,6 @@ class RunFolder:
         remove_temporaries(self.path, below=True)
         if self.done:
             shutil.rmtree(self.intermediate, ignore_errors=True)
-
-
-def _parse_row(line: bytes, place: str) -> dict[str, float]:
-    """Return a row of the history; a UserError names its place if it is not one."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if isinstance(row, dict) and type(row.get("step")) is int and all(type(x) in (int, float) for x in row.values()):
-        return row
-    raise UserError(f"{place} is damaged: it is no row with a step and numbers; start the run again without resume")
 
 
 def comparable_keys(config: Mapping[str, Any]) -> dict[str, Any]:
