@@ -29,7 +29,7 @@ except ImportError:  # on Windows an open file cannot be deleted anyway
 HEADER_BYTES = 4096  # including the first eight, which state the length of the others
 SIDES: tuple[str, str] = ("train", "held_out")
 """The two sides of the split: the tensors of the file, in its order."""
-STALE_SECONDS = 10.0  # younger temporary files are never removed; their writers may not have locked them yet
+STALE_SECONDS = 1.0  # younger temporary files are never removed; their writers may not have locked them yet
 
 
 def default_cache() -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from crux.config.errors import UserError
@@ -89,7 +89,7 @@ def save_sae(sae: SAE, folder: str | Path, metadata: Mapping[str, Any]) -> None:
         },
     }
     with replacing_folder(folder) as written:
-        save_file(to_tensors(folded, architecture), written / WEIGHTS)
+        (written / WEIGHTS).write_bytes(save(to_tensors(folded, architecture)))  # says if the disk is full
         (written / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
