@@ -50,12 +50,14 @@ def test_every_changed_byte_is_found_or_changes_no_row(name: str, history: Histo
     assert n_found > 0.6 * len(contents[path])  # the rest belongs to the row that is removed
 
 
-@pytest.mark.parametrize("change", ["remove", "double", "swap"])
+@pytest.mark.parametrize("change", ["remove", "double", "swap", "cut"])
 def test_a_line_that_was_moved_is_found(change: str, history: History) -> None:
     lines = history.path.read_bytes().splitlines(keepends=True)
     match change:
         case "remove":
             del lines[1]
+        case "cut":
+            del lines[2:]
         case "double":
             lines.insert(1, lines[0])
         case _:

@@ -57,7 +57,7 @@ class History:
         kept: list[bytes] = []
         for i, expected in enumerate(sums):
             if i >= len(lines):
-                if expected.step < step:
+                if expected.step <= step:
                     raise self._damaged(i + 1, "it is missing")
             elif expected.step <= step:
                 if zlib.crc32(lines[i]) != expected.checksum:

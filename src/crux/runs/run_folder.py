@@ -129,6 +129,9 @@ class RunFolder:
         for name in ("config.yaml", "history.jsonl", "history.crc", "metrics.json", "mlflow_run_id", "DONE", "FAILED"):
             if (self.path / name).exists() and not (self.path / name).is_file():
                 raise UserError(f"{self.path / name} must be a file; remove it")
+        for path in self.path.rglob("*.ckpt"):
+            if not path.is_file():
+                raise UserError(f"{path} must be a file; remove it")
         for name in ("checkpoints", "programs", "pieces", "figures", "sae"):
             if (self.path / name).exists() and not (self.path / name).is_dir():
                 raise UserError(f"{self.path / name} must be a folder; remove it")

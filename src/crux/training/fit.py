@@ -140,7 +140,7 @@ def fit(
 def _silence_hints() -> Iterator[None]:
     """Silence Lightning's hints that do not apply to crux.
 
-    Batches come from memory or the device, so workers would not help. The checkpoint folder of a resumed run is not empty. With manual
+    Batches come from memory or the device, so workers would not help. The checkpoint folder of a resumed run is not empty, and may have been moved. With manual
     optimisation, checkpoints are written right after the step. A cluster's machine may be used without its scheduler. Some jobs train on
     the CPU although there is a GPU.
     """
@@ -149,6 +149,7 @@ def _silence_hints() -> Iterator[None]:
         ".*treespec, LeafSpec.*",
         "Using ModelCheckpoint with manual optimization",
         "Checkpoint directory .* exists and is not empty",
+        "The dirpath has changed from",
         "The `srun` command is available on your system but is not used",
         "GPU available but not used",
     )
