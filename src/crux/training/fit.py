@@ -140,9 +140,9 @@ def fit(
 def _silence_hints() -> Iterator[None]:
     """Silence Lightning's hints that do not apply to crux.
 
-    Batches come from memory or the device, so workers would not help. The checkpoint folder of a resumed run is not empty, and may have been moved. With manual
-    optimisation, checkpoints are written right after the step. A cluster's machine may be used without its scheduler. Some jobs train on
-    the CPU although there is a GPU.
+    Batches come from memory or the device, so workers would not help. The checkpoint folder of a resumed run is not empty, and may have
+    been moved. With manual optimisation, checkpoints are written right after the step. A cluster's machine may be used without its
+    scheduler. Some jobs train on the CPU although there is a GPU.
     """
     hints = (
         ".*does not have many workers.*",
