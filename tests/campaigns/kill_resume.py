@@ -119,7 +119,6 @@ class Campaign:
 
     def words(self, job: str, place: Path, *more: str, tracking: str = "mlflow") -> list[str]:
         """Return the command line of a job."""
-        tracking = "none" if job == "llc" else tracking
         return [
             *JOBS[job],
             "trainer.progress=false",

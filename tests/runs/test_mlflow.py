@@ -14,6 +14,7 @@ from crux.config.errors import UserError
 from crux.runs import database
 from crux.runs.checks import check_tracking
 from crux.runs.command_line import command_line, job_overrides
+from crux.runs.history_rows import mlflow_name
 from crux.runs.mlflow import TrackingError, connect, default_uri, explain_failure, prepare_store
 from crux.runs.record import TextDataset, entry_path, hide_password
 from crux.runs.view import view_state
@@ -281,3 +282,11 @@ def test_a_database_with_runs_is_never_replaced(outputs: Path, tmp_path: Path) -
     with pytest.raises(Exception, match="mlflow db upgrade"):
         prepare_store(default_uri(tmp_path), "crux", tmp_path)
     assert not (tmp_path / "mlflow.db.half-created").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "in_mlflow"),
+    [("final/llc/1e+04", "final/llc/1e04"), ("train/loss", "train/loss"), ("a b:c-d.e_f/0", "a b:c-d.e_f/0")],
+)
+def test_metrics_have_names_that_mlflow_accepts(name: str, in_mlflow: str) -> None:
+    assert mlflow_name(name) == in_mlflow

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from crux.config.errors import UserError
 from crux.config.files import write_text
 from crux.runs.entry import Entry
-from crux.runs.history_rows import HistoryRows, now
+from crux.runs.history_rows import HistoryRows, mlflow_name, now
 from crux.runs.mlflow import TrackingError, connect, find_run, prepare_store, was_replaced
 from crux.runs.record import RUN_ID, RunRecord, State, TextDataset, database_path, entry_path, read_run_id
 from crux.runs.run_folder import RunFolder
@@ -258,7 +258,7 @@ class Delivery:
         path = self.folder.path / "metrics.json"
         if not path.exists():
             return
-        final: Mapping[str, float] = json.loads(path.read_text("utf-8"))
+        final = {mlflow_name(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()}
         run = client.get_run(run_id).data
         if "failure" in run.tags:  # of an earlier start
             client.delete_tag(run_id, "failure")

@@ -1,6 +1,7 @@
 """The rows of a run's history that MLflow does not have yet, read while the run writes them."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -77,7 +78,8 @@ class HistoryRows:
         values: list[Value] = []
         for i, row in enumerate(map(_parse_row, lines), self.n_read):
             step = int(row.pop("step"))
-            values += [Value(key, value, step, self._time(i)) for key, value in row.items() if self._is_new(key, step)]
+            named = [(mlflow_name(key), value) for key, value in row.items()]
+            values += [Value(key, value, step, self._time(i)) for key, value in named if self._is_new(key, step)]
         return Block(values, len(lines), self._offset + sum(len(line) + 1 for line in lines))
 
     def accept(self, block: Block) -> None:
@@ -96,6 +98,11 @@ class HistoryRows:
         if self._first_timed is not None and 0 <= row - self._first_timed < len(self.times):
             return self.times[row - self._first_timed]
         return int(self.path.stat().st_mtime * 1000)
+
+
+def mlflow_name(metric: str) -> str:
+    """Return the name of a metric in MLflow, which rejects some characters: `final/llc/1e04` for `final/llc/1e+04`."""
+    return re.sub(r"[^\w\-. :/]", "", metric)
 
 
 def now() -> int:
