@@ -8,6 +8,7 @@ import torch
 
 import crux
 from crux.config.errors import UserError
+from crux.sae import strongest_contexts
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +116,9 @@ def test_an_sae_is_evaluated_where_it_belongs(saved: Path, tmp_path: Path, capsy
         "after": 1,
     }
     with pytest.raises(UserError, match=r"^the SAE reads blocks\.6\.hook_resid_pre, not blocks\.5\.hook_resid_pre"):
-        crux.sae.strongest_contexts(subject, sae, hook="blocks.5.hook_resid_pre", **read)
+        strongest_contexts(subject, sae, hook="blocks.5.hook_resid_pre", **read)
     same = ("blocks.6.hook_resid_pre", "blocks.5.hook_resid_post")
-    contexts = [crux.sae.strongest_contexts(subject, sae, hook=hook, **read) for hook in same]
+    contexts = [strongest_contexts(subject, sae, hook=hook, **read) for hook in same]
     assert torch.equal(contexts[0].tokens, contexts[1].tokens)
     sae.metadata = None  # an SAE that was not loaded can be evaluated anywhere
     assert crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text).metrics == forced

@@ -57,7 +57,7 @@ def test_error_messages(tmp_path: Path) -> None:
         read_shape(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no config\.json in it"):
         read_shape(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json: not JSON, or a broken file"):
+    with pytest.raises(UserError, match=r"config\.json: not a JSON file, or a broken one"):
         read_shape(_write_config(tmp_path, '{"n_layer": 12,'))
     with pytest.raises(UserError, match=r"a JSON object is needed, this is a list$"):
         read_shape(_write_config(tmp_path, []))
@@ -68,5 +68,5 @@ def test_error_messages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"n_layer is '12', not a positive whole number of a possible size$"):
         read_shape(_write_config(tmp_path, {**_GPT2, "n_layer": "12"}))
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not JSON, or a broken file"):
+    with pytest.raises(UserError, match="not a JSON file, or a broken one"):
         read_shape(tmp_path)

@@ -32,7 +32,7 @@ def test_error_messages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer\.json in it"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer\.json: not JSON, or a broken file"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a JSON file, or a broken one"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer file"):

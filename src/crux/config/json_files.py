@@ -26,7 +26,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{path}: not a JSON file that can be read (objects are nested too deeply)") from error
     except ValueError as error:  # bad JSON, bytes that are not UTF-8, numbers of thousands of digits
-        raise UserError(f"{path}: not JSON, or a broken file ({_first_line(error)})") from error
+        raise UserError(f"{path}: not a JSON file, or a broken one ({_first_line(error)})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not isinstance(content, dict):

@@ -85,6 +85,7 @@ def _reading_config(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"there is no {reason}" if isinstance(error, KeyError) else reason
         raise UserError(f"model folder {folder}: config.json does not describe a model ({reason[:200]})") from error
 
 
