@@ -265,8 +265,7 @@ def draw_too_large(rng: random.Random, base: list[str], choice: Choice) -> Case:
 
 def draw_path(rng: random.Random, base: list[str], choice: Choice) -> Case:
     key = rng.choice(["data.path", "model.path", "sae.start_from", "resume_from"])
-    path = rng.choice(ODD_PATHS)
-    return Case([f"{key}={path}"], f"{key}: {path} has characters that need quotes", "path without quotes")
+    return Case([f"{key}={rng.choice(ODD_PATHS)}"], f"write '{key}=", "path without quotes")
 
 
 def draw_two_mistakes(rng: random.Random, base: list[str], choice: Choice) -> Case:

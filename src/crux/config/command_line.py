@@ -192,7 +192,7 @@ def _check_setting(setting: Setting, choice: Choice, words: Sequence[str]) -> No
                 f"{key}: there is no such callback; write +{key}=… and name its class by +callbacks.<name>._target_=…"
             )
     elif leaf == "experiment" and section in SET_BY_EXPERIMENT:
-        raise UserError(f"{key}={setting.text}: cannot be set; choose an experiment, experiment={section}/…")
+        raise UserError(f"{key}={setting.text}: cannot be set; choose an experiment with experiment={section}/…")
     elif section and _is_value(find_annotation(choice, section)):
         raise UserError(f"{key}: no such key; {section} is a value and has no keys of its own")
     elif not has_key(choice, key) and (setting.is_added or _is_known_to_be_missing(key, choice)):

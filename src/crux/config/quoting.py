@@ -46,7 +46,10 @@ def explain_unreadable_override(word: str) -> str | None:
     if not equals or not re.fullmatch(r"[+~]*[A-Za-z_][\w-]*([./@:][\w-]+)*", key, re.ASCII):
         return f"{word}: cannot be read; write key=value"
     if value[:1] in ("[", "{", "'", '"'):
-        return f"{key}: the brackets or quotes of {value} do not match, or a text in them needs quotes of its own"
+        return (
+            f"{key}: the brackets or quotes of {value} do not match, or a text in them needs quotes of its own; "
+            f"if it is one text, write {quote_override(key, value)}"
+        )
     if re.match(r"(range|choice|interval|glob|shuffle|sort|tag|extend_list)\(", value):
         return (
             f"{key}: {value} cannot be read as values of a grid, such as 2,4,6 or range(2,8,2); "
