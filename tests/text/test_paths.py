@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from crux.config.errors import UserError
-from crux.text.paths import check_path, detect_format, find_data_files
+from crux.text.folder import detect_format, find_text
+from crux.text.paths import check_path
 
 
 def write_files(folder, **files):
@@ -20,20 +21,20 @@ def write_files(folder, **files):
 
 
 def check(path, *, min_tokens=4):
-    check_path(path, column=None, min_tokens=min_tokens)
+    check_path(path, column=None, split=None, held_out_split=None, min_tokens=min_tokens)
 
 
 def test_folder_is_searched_recursively_and_sorted(tmp_path):
     write_files(tmp_path, b_txt="b", a__c_jsonl="{}", a__b_txt_gz=b"", README_md="no", a__x_bin="no")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "a.txt").write_text("no")
-    names = [str(f.relative_to(tmp_path)) for f in find_data_files(tmp_path)]
+    names = [str(f.relative_to(tmp_path)) for f in find_text(tmp_path, split=None, held_out_split=None).files]
     assert names == ["a/b.txt.gz", "a/c.jsonl", "b.txt"]
 
 
 def test_folder_with_only_other_suffixes(tmp_path):
     write_files(tmp_path, a_md="a", b_tex="b", c_png="c")
-    assert [f.name for f in find_data_files(tmp_path)] == ["a.md", "b.tex"]
+    assert [f.name for f in find_text(tmp_path, split=None, held_out_split=None).files] == ["a.md", "b.tex"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_formats(tmp_path, name, expected):
     assert detect_format(tmp_path / name) == expected
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.arrow", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
+@pytest.mark.parametrize("name", ["a.csv", "a.arrow.gz", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
 def test_unsupported_suffixes(tmp_path, name):
     (tmp_path / name).write_text("something long enough")
     with pytest.raises(UserError, match="files are not supported; give text"):
@@ -70,7 +71,7 @@ def test_empty(tmp_path):
     for path in (tmp_path / "a.txt", tmp_path / "b"):
         with pytest.raises(UserError, match=r"is empty$"):
             check(path)
-    with pytest.raises(UserError, match=r"no text, JSONL or Parquet files in .* \(it contains nothing\)"):
+    with pytest.raises(UserError, match=r"no text, JSONL, Parquet or Arrow files in .* \(it contains nothing\)"):
         check(tmp_path / "none")
     (tmp_path / "a.txt").write_text(" \n\n   \n" * 3)
     with pytest.raises(UserError, match="contains only white space"):
@@ -94,7 +95,9 @@ def test_not_utf8_and_broken_content(tmp_path):
 def test_too_short(tmp_path):
     write_files(tmp_path, a_txt="word " * 10)  # 50 bytes, at most 50 tokens: 25 each for training and held-out text
     check(tmp_path / "a.txt", min_tokens=25)
-    with pytest.raises(UserError, match="is too short: 50 bytes, at least 52 tokens are needed"):
+    with pytest.raises(
+        UserError, match="is too short: 50 bytes; at least 26 tokens to train on and 26 held out are needed"
+    ):
         check(tmp_path / "a.txt", min_tokens=26)
 
 
@@ -104,7 +107,9 @@ def test_valid_files_pass(tmp_path):
         tmp_path, a_txt="ä" * (3 << 20), b_jsonl='{"text": "words"}\n', c_txt_gz=gzip.compress(b"words"), d_txt=""
     )
     check(tmp_path)
-    check(tmp_path / "b.jsonl", min_tokens=10_000)  # the length of JSON lines is not checked before tokenising
+    with pytest.raises(UserError, match="is too short: 18 bytes; at least 10 tokens to train on and 10 held out"):
+        check(tmp_path / "b.jsonl", min_tokens=10)
+    check(tmp_path / "c.txt.gz", min_tokens=10_000)  # the length of compressed text is not checked before tokenising
 
 
 def test_nothing_heavy_is_imported():

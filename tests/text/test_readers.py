@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import crux.text.readers
 from crux.config.errors import UserError
-from crux.text.parquet import parquet_documents
+from crux.text.arrow import arrow_rows
 from crux.text.passages import passage_length, text_documents
-from crux.text.readers import decode_file, json_lines
+from crux.text.readers import decode_file, json_rows
 from crux.text.tokenizer import END_OF_TEXT
 
 property_test = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -73,6 +73,14 @@ def test_compressed_text_complete_and_truncated(tmp_path, pack):
         list(decode_file(path))
 
 
+def read_json(path, column=None):
+    return [row.content for row in json_rows(path, column=column)]
+
+
+def read_parquet(path, column=None):
+    return [row.content for row in arrow_rows(path, column=column, kind="parquet")]
+
+
 def write_lines(path, *lines):
     path.write_text("\n".join(lines))
     return path
@@ -80,11 +88,11 @@ def write_lines(path, *lines):
 
 def test_json_lines(tmp_path, small_blocks):
     path = write_lines(tmp_path / "a.jsonl", '{"text": "one\\ntwo"}', "", '{"id": 3, "text": "ä"}', "")
-    assert list(json_lines(path, column=None)) == ["one\ntwo", "ä"]
+    assert read_json(path) == ["one\ntwo", "ä"]
     path = write_lines(tmp_path / "b.jsonl", '{"body": "x", "text": "y"}\r', '{"body": "z"}')
-    assert list(json_lines(path, column="body")) == ["x", "z"]
+    assert read_json(path, column="body") == ["x", "z"]
     path = write_lines(tmp_path / "c.jsonl", '{"input_ids": [1, 2]}')
-    assert list(json_lines(path, column=None)) == [[1, 2]]
+    assert read_json(path) == [[1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +103,18 @@ def test_json_lines(tmp_path, small_blocks):
         ('{"body": "a", "title": "b"}', ":2: no key 'text'; there are: body, title"),
         ('{"text": 3}', ":2: 'text' is neither a text nor"),
         ('{"text": [1, "a"]}', ":2: 'text' is neither"),
-        ('{"text": "\\ud800"}', ":2: 'text' contains half of a surrogate pair"),
+        ('{"input_ids": [1, null]}', ":2: 'input_ids' has a null among its token ids"),
+        (
+            '{"input_ids": [1, 2], "attention_mask": [1]}',
+            ":2: 'attention_mask' has 1 values, but there are 2 token ids",
+        ),
+        ('{"input_ids": [1, 2], "attention_mask": [1, 2]}', ":2: 'attention_mask' is not a list of zeros and ones"),
     ],
 )
 def test_invalid_line_is_reported_with_its_number(tmp_path, line, message):
     path = write_lines(tmp_path / "a.jsonl", '{"text": "fine"}', line)
     with pytest.raises(UserError, match=message) as error:
-        list(json_lines(path, column=None))
+        read_json(path)
     assert "\n" not in str(error.value)
 
 
@@ -109,7 +122,7 @@ def test_line_that_is_not_utf8(tmp_path, small_blocks):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(UserError, match="byte 0xe9 at offset 30"):
-        list(json_lines(path, column=None))
+        read_json(path)
 
 
 def test_documents_are_split_at_end_of_text_marks(tmp_path, small_blocks):
@@ -166,14 +179,14 @@ def test_passage_length_gives_about_a_hundred_documents():
 def test_parquet_texts_and_ids(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), path)
-    assert list(parquet_documents(path, column=None)) == ["one", "two"]
+    assert read_parquet(path) == ["one", None, "two"]
     pq.write_table(pa.table({"input_ids": pa.array([[1, 2], [3]], pa.list_(pa.int32())), "n": [1, 2]}), path)
-    rows = list(parquet_documents(path, column=None))
+    rows = read_parquet(path)
     assert [list(np.asarray(r)) for r in rows] == [[1, 2], [3]]
     with pytest.raises(
         ValueError, match=r"no column n of texts or token ids; there are: input_ids \(list.*n \(int64\)"
     ):
-        list(parquet_documents(path, column="n"))
+        read_parquet(path, column="n")
 
 
 def test_broken_parquet(tmp_path):
@@ -182,9 +195,9 @@ def test_broken_parquet(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
     with pytest.raises(UserError, match="not a complete Parquet file"):
-        list(parquet_documents(path, column=None))
+        read_parquet(path)
     # zeros between the marks at both ends, so that the damage is only found when the footer is read
     path.write_bytes(whole[:4] + bytes(len(whole) - 8 - 20) + whole[-24:])
     with pytest.raises(UserError, match="cannot be read as Parquet") as error:
-        list(parquet_documents(path, column=None))
+        read_parquet(path)
     assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 """Tokenising a source: the split, the round trip, the cache, interruptions and error messages."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import crux.config.progress
+import crux.text.encode
 import crux.text.hub
 import crux.text.sources
 import crux.text.token_file
@@ -42,7 +44,7 @@ WORDS = ["whale", "ship", "sea", "captain", "white", "of", "the", "and"]
 
 def prepare(source, cache, *, tokenizer: Tokenizer = TOKENIZER, **arguments) -> Tokens:
     """Prepare the tokens of a source without limits; `arguments` replace any of them."""
-    defaults = {"max_tokens": None, "held_out_tokens": None, "min_tokens": 1}
+    defaults = {"d_vocab": None, "max_tokens": None, "held_out_tokens": None, "min_tokens": 1}
     return prepare_tokens(source, tokenizer=tokenizer, eot=EOT, cache=cache, **{**defaults, **arguments})
 
 
@@ -82,17 +84,17 @@ def test_train_and_held_out_are_disjoint_complete_and_in_order(tmp_path, rows):
     assert not set(train) & set(held_out)
     assert Counter(train + held_out) == Counter(rows)
     assert train == [r for r in rows if r in set(train)]
-    assert (tokens.train_documents, tokens.held_out_documents) == (len(train), len(held_out))
-    assert (tokens.train_bytes, tokens.held_out_bytes) == tuple(
+    assert (tokens.report.train.documents, tokens.report.held_out.documents) == (len(train), len(held_out))
+    assert (tokens.report.train.bytes, tokens.report.held_out.bytes) == tuple(
         sum(len(t.encode()) for t in s) for s in (train, held_out)
     )
 
 
 def test_one_document_in_twenty_is_held_out(tmp_path):
     tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(4000)), tmp_path / "cache")
-    assert tokens.every == 20
+    assert tokens.report.every == 20
     # within four standard deviations, each √(4000 · 0.05 · 0.95) = 14
-    assert 4000 / 20 - 4 * 14 < tokens.held_out_documents < 4000 / 20 + 4 * 14
+    assert 4000 / 20 - 4 * 14 < tokens.report.held_out.documents < 4000 / 20 + 4 * 14
 
 
 def test_the_packaged_text_is_split_by_its_list(tmp_path):
@@ -103,8 +105,8 @@ def test_the_packaged_text_is_split_by_its_list(tmp_path):
     train, held_out = split_texts(tokens.train), split_texts(tokens.held_out)
     assert dict.fromkeys(train, False) | dict.fromkeys(held_out, True) == expected
     assert (len(train), len(held_out)) == (125, 13)
-    assert tokens.every is None
-    assert tokens.train_bytes == sum(len(t.encode()) for t in train)
+    assert tokens.report.every is None
+    assert tokens.report.train.bytes == sum(len(t.encode()) for t in train)
 
 
 def test_part_of_the_packaged_text_contains_all_sources(tmp_path):
@@ -119,28 +121,51 @@ def test_small_text_holds_out_a_larger_share(tmp_path):
     # ten texts of which a split with every=20 would hold out none
     rows = [t for t in make_texts(14) if not is_held_out(SourceDocument(t, None), every=20)][:10]
     tokens = prepare(write_rows(tmp_path / "a.jsonl", rows), tmp_path / "cache", min_tokens=10)
-    assert tokens.every in (10, 5, 2)
+    assert tokens.report.every in (10, 5, 2)
     assert len(tokens.held_out) >= 10
     assert sorted(split_texts(tokens.train) + split_texts(tokens.held_out)) == sorted(rows)
 
 
-def test_limits_cut_the_last_document_and_count_its_bytes(tmp_path):
+def test_a_limit_is_reached_exactly_and_only_one_document_is_cut(tmp_path):
     source = write_rows(tmp_path / "a.jsonl", make_texts(500))
     tokens = prepare(source, tmp_path / "cache", max_tokens=1000, held_out_tokens=50)
     whole = prepare(source, tmp_path / "cache")
-    assert np.array_equal(tokens.train, whole.train[:1000])
-    assert np.array_equal(tokens.held_out, whole.held_out[:50])
+    assert (len(tokens.train), len(tokens.held_out)) == (1000, 50)
+    for part, all_of_side, report in (
+        (tokens.train, whole.train, tokens.report.train),
+        (tokens.held_out, whole.held_out, tokens.report.held_out),
+    ):
+        texts = split_texts(part if part[-1] == EOT else np.append(part, EOT))
+        complete = split_texts(all_of_side)
+        cut = [t for t in texts if t not in complete]
+        assert len(cut) <= 1
+        assert all(any(t.startswith(c) for t in complete) for c in cut)
+        kept = [t for t in texts if t not in cut]
+        assert kept == [t for t in complete if t in kept]  # in the order in which they are read
+        assert report.documents == len(texts)
+        assert report.documents + report.documents_left_out == len(complete)
+        n_bytes = sum(len(t.encode()) for t in texts)
+        assert report.bytes is not None
+        assert abs(report.bytes - n_bytes) <= 2  # the end of the document that is cut is known to a token
+
+
+def test_a_limited_packaged_text_is_the_beginning_of_the_whole(tmp_path):
+    source = PackagedText(("kjv", "moby-dick"))
+    tokens = prepare(source, tmp_path, max_tokens=50_000, held_out_tokens=4_000)
+    whole = prepare(source, tmp_path)
+    assert np.array_equal(tokens.train, whole.train[:50_000])
+    assert np.array_equal(tokens.held_out, whole.held_out[:4_000])
     kept = "".join(TOKENIZER.decode([t for t in tokens.train if t != EOT]))
-    assert tokens.train_bytes == len(kept.encode())
-    assert tokens.train_documents == 1 + int((tokens.train[:-1] == EOT).sum())
+    assert tokens.report.train.bytes == len(kept.encode())
+    assert tokens.report.train.documents == 1 + int((tokens.train[:-1] == EOT).sum())
 
 
 def test_bits_per_byte_can_be_computed(tmp_path):
     tokens = prepare(write_rows(tmp_path / "a.jsonl", make_texts(200)), tmp_path / "cache")
-    assert tokens.held_out_bytes is not None
+    assert tokens.report.held_out.bytes is not None
     # A model that gives all 400 tokens the same probability. A token has at least one byte, except for the end-of-text token of
     # each document. A document has at least 10 bytes, so that these tokens add at most log2(400) / 10 < 1.
-    uniform = math.log(400) * len(tokens.held_out) / tokens.held_out_bytes / math.log(2)
+    uniform = math.log(400) * len(tokens.held_out) / tokens.report.held_out.bytes / math.log(2)
     assert 0 < uniform < math.log2(400) + 1
 
 
@@ -153,8 +178,8 @@ def test_pretokenised_rows_are_unchanged(tmp_path):
     as_parquet = prepare(TextFiles(path, None), tmp_path / "cache")
     assert as_lines.path != as_parquet.path
     for tokens in (as_lines, as_parquet):
-        assert (tokens.train_bytes, tokens.held_out_bytes) == (None, None)
-        assert tokens.train_documents + tokens.held_out_documents == 300
+        assert (tokens.report.train.bytes, tokens.report.held_out.bytes) == (None, None)
+        assert tokens.report.train.documents + tokens.report.held_out.documents == 300
         held_out = {tuple(r) for r in tokens.held_out.reshape(-1, 8)}
         assert np.array_equal(tokens.train.reshape(-1, 8), [r for r in rows if tuple(r) not in held_out])
         assert held_out <= {tuple(r) for r in rows}
@@ -260,31 +285,30 @@ def test_truncated_cache_is_rebuilt(tmp_path, keep):
 def test_ctrl_c_leaves_no_files_and_the_next_call_works(tmp_path, monkeypatch):
     source, cache, read_texts = write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path / "cache", []
 
-    def interrupted(source):
+    def interrupted(source, tally, demand):
         for text in make_texts(50):
             read_texts.append(text)
             yield SourceDocument(text, None)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        crux.text.tokenise, "CHARACTERS_PER_CALL", 200
-    )  # so that tokens are written before the interrupt
+    monkeypatch.setattr(crux.text.encode, "CHARACTERS_PER_CALL", 200)  # so that tokens are written before the interrupt
     monkeypatch.setattr(crux.text.tokenise, "stream_documents", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, cache)
     assert len(read_texts) == 50
     assert list((cache / "tokens").iterdir()) == []
     monkeypatch.undo()
-    assert prepare(source, cache).train_documents > 90
+    assert prepare(source, cache).report.train.documents > 90
 
 
 ENDLESS_WRITER = """
 import sys
 sys.path[:0] = {path!r}
+import crux.text.encode
 import crux.text.tokenise
 from crux.text.sources import SourceDocument
-crux.text.tokenise.CHARACTERS_PER_CALL = 200
-def endless(source):
+crux.text.encode.CHARACTERS_PER_CALL = 200
+def endless(source, tally, demand):
     for i in range(100_000):
         if i == 200:
             print("writing", flush=True)
@@ -326,8 +350,8 @@ def test_nested_calls_for_the_same_file(tmp_path, monkeypatch):
     source, cache, inner = write_rows(tmp_path / "a.jsonl", make_texts(100)), tmp_path / "cache", []
     original = crux.text.tokenise.stream_documents
 
-    def nested(source):
-        for i, document in enumerate(original(source)):
+    def nested(source, tally, demand):
+        for i, document in enumerate(original(source, tally, demand)):
             if i == 50 and not inner:
                 inner.append(None)  # so that the inner call does not call itself
                 inner[0] = prepare(source, cache)  # starts later and ends first
@@ -389,8 +413,13 @@ def assert_rejected(message: str, source, cache: Path, **arguments) -> None:
 
 def test_too_short(tmp_path):
     source = write_rows(tmp_path / "a.jsonl", make_texts(4))
-    assert_rejected(r"a\.jsonl is too short: \d+ tokens to train on and \d+ held out, at least 1,000 of each", source,
-            tmp_path / "cache", min_tokens=1000)  # fmt: skip
+    needed = "at least 1,000 tokens to train on and 1,000 held out are needed"
+    assert_rejected(
+        rf"a\.jsonl is too short: \d+ tokens to train on and \d+ held out; {needed}",
+        source,
+        tmp_path / "cache",
+        min_tokens=1000,
+    )
     same = write_rows(tmp_path / "b.jsonl", ["the whale " * 99] * 20)  # equal documents are all on one side
     assert_rejected(r"too short: (0 tokens to train on|.* and 0 held out)", same, tmp_path / "cache")
     assert_rejected(
@@ -415,7 +444,9 @@ def test_missing_and_not_utf8(tmp_path):
 def test_ids_beyond_the_vocabulary(tmp_path):
     vocab_size = 1 + max(TOKENIZER.get_vocab().values())
     too_large = write_rows(tmp_path / "a.jsonl", [[1, 2, vocab_size]])
-    assert_rejected(f"token id {vocab_size}, the vocabulary has {vocab_size}", too_large, tmp_path / "c")
+    assert_rejected(
+        rf"a\.jsonl:1: the token id {vocab_size}, but the vocabulary has {vocab_size} tokens", too_large, tmp_path / "c"
+    )
     assert_rejected("token id -1", write_rows(tmp_path / "b.jsonl", [[1, -1]]), tmp_path / "c")
 
 
@@ -461,6 +492,28 @@ def test_unreachable_hub(tmp_path, monkeypatch):
     assert_rejected(r"cannot be reached \(127\.0\.0\.1:9: no answer\)", HUB_DATASET, tmp_path)
 
 
+class StreamedRows:
+    """A stand-in for datasets.IterableDataset: the rows of several files."""
+
+    def __init__(self, *files) -> None:
+        self.files, self.skipped = files, 0
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.files)
+
+    def shard(self, num_shards: int, index: int) -> "StreamedRows":
+        assert num_shards == len(self.files)
+        return StreamedRows(self.files[index])
+
+    def skip(self, n: int) -> "StreamedRows":
+        self.skipped = n
+        return self
+
+    def __iter__(self):
+        return itertools.islice((row for file in self.files for row in file), self.skipped, None)
+
+
 def replace_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tuple]:
     """Replace the hub by one whose data set has these rows, or raises the error; return the list of its calls."""
     calls = []
@@ -469,7 +522,7 @@ def replace_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tu
         calls.append((names, options))
         if error:
             raise error
-        return iter(rows)
+        return {"train": StreamedRows(rows)} if not isinstance(rows, dict) else rows
 
     monkeypatch.setattr(crux.text.hub, "explain_unreachable_hub", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
@@ -477,20 +530,62 @@ def replace_hub(monkeypatch, rows, *, error: Exception | None = None) -> list[tu
 
 
 def test_hub_data_set_is_streamed_only_as_far_as_needed(tmp_path, monkeypatch):
+    n_read = [0]
+
     def endless():
-        i = 0
         while True:
-            i += 1
-            yield {"text": f"{i} the white whale", "url": "x"}
+            n_read[0] += 1
+            yield {"text": f"{n_read[0]} the white whale", "url": "x"}
 
     calls = replace_hub(monkeypatch, endless())
-    monkeypatch.setattr(crux.text.tokenise, "CHARACTERS_PER_CALL", 1000)
+    monkeypatch.setattr(crux.text.encode, "CHARACTERS_PER_CALL", 1000)
     tokens = prepare(HUB_DATASET, tmp_path, max_tokens=2000, held_out_tokens=100)
     assert (len(tokens.train), len(tokens.held_out)) == (2000, 100)
-    assert calls == [(("someone/texts", None), {"split": "train", "revision": None, "streaming": True})]
+    assert n_read[0] < 1.3 * (tokens.report.train.documents + tokens.report.held_out.documents)
+    assert calls == [(("someone/texts", None), {"revision": None, "streaming": True})]
     monkeypatch.setattr(crux.text.hub, "explain_unreachable_hub", lambda seconds: "no network")
     again = prepare(HUB_DATASET, tmp_path, max_tokens=2000, held_out_tokens=100)  # from the cache, without the hub
     assert again.path == tokens.path
+
+
+def test_every_file_of_a_hub_data_set_gives_its_share(tmp_path, monkeypatch):
+    files = [[{"text": f"{word} {i} {word}"} for i in range(3000)] for word in WORDS]
+    replace_hub(monkeypatch, {"train": StreamedRows(*files)})
+    tokens = prepare(HUB_DATASET, tmp_path, max_tokens=8000, held_out_tokens=400)
+    for part, expected in ((tokens.train, 1 / 8), (tokens.held_out, 1 / 8)):
+        texts = split_texts(part if part[-1] == EOT else np.append(part, EOT))
+        shares = Counter(t.split()[0] for t in texts)
+        for word in WORDS:
+            error = math.sqrt(len(texts) * expected * (1 - expected))
+            assert abs(shares[word] - len(texts) * expected) < 5 * error + 0.02 * len(texts), (word, shares)
+    assert tokens.report.train.documents_left_out < 0.5 * tokens.report.train.documents
+
+
+def test_short_files_of_a_hub_data_set_are_made_up_by_the_others(tmp_path, monkeypatch):
+    files = [
+        [{"text": f"{word} {i} {word}"} for i in range(n)] for word, n in zip(WORDS, (5, 2000, 3, 2000), strict=False)
+    ]
+    replace_hub(monkeypatch, {"train": StreamedRows(*files)})
+    tokens = prepare(HUB_DATASET, tmp_path, max_tokens=8000, held_out_tokens=400)
+    assert (len(tokens.train), len(tokens.held_out)) == (8000, 400)
+
+
+def test_the_splits_of_a_hub_data_set_are_used(tmp_path, monkeypatch):
+    splits = {
+        name: StreamedRows([{"text": f"{name} {i}"} for i in range(50)]) for name in ("train", "validation", "test")
+    }
+    replace_hub(monkeypatch, splits)
+    tokens = prepare(HUB_DATASET, tmp_path)
+    assert split_texts(tokens.train) == [f"train {i}" for i in range(50)]
+    assert split_texts(tokens.held_out) == [f"validation {i}" for i in range(50)]
+    assert tokens.report.every is None
+    tokens = prepare(HUB_DATASET._replace(held_out_split="test"), tmp_path)
+    assert split_texts(tokens.held_out) == [f"test {i}" for i in range(50)]
+    assert_rejected(
+        "data.split=dew: .* no such split; there are: train, validation, test",
+        HUB_DATASET._replace(split="dew"),
+        tmp_path,
+    )
 
 
 def test_a_pretokenised_hub_data_set(tmp_path, monkeypatch):
@@ -498,13 +593,13 @@ def test_a_pretokenised_hub_data_set(tmp_path, monkeypatch):
     replace_hub(monkeypatch, rows)
     tokens = prepare(HUB_DATASET, tmp_path)
     assert len(tokens.train) + len(tokens.held_out) == 1500
-    assert tokens.train_bytes is None
+    assert tokens.report.train.bytes is None
 
 
 def test_hub_data_set_without_the_column_or_missing(tmp_path, monkeypatch):
     replace_hub(monkeypatch, [{"body": "a", "url": "b"}])
     assert_rejected("no column 'text' of texts or token ids; there are: body, url", HUB_DATASET, tmp_path)
     replace_hub(monkeypatch, [{"text": 3.0}])
-    assert_rejected("no column 'text' of texts", HUB_DATASET, tmp_path)
+    assert_rejected("row 1: 'text' is neither a text nor a list of token ids", HUB_DATASET, tmp_path)
     replace_hub(monkeypatch, [], error=FileNotFoundError("Dataset 'someone/texts' doesn't exist\non the Hub"))
     assert_rejected("data set someone/texts: Dataset 'someone/texts' doesn't exist on the Hub", HUB_DATASET, tmp_path)

@@ -79,7 +79,7 @@ def load_text(
     """Tokenise a text for a subject; return batches of shape (batch, context) of its training part and of its held-out part.
 
     Args:
-        path: a text, JSONL or Parquet file, or a folder of them; None: the packaged text.
+        path: a text, JSONL, Parquet or Arrow file, or a folder of them; None: the packaged text.
         n_tokens: number of tokens to take from the training part, and as many again from the held-out part.
         batch: sequences per batch.
         context: tokens per sequence.
@@ -90,7 +90,7 @@ def load_text(
     source: Source = PackagedText(SOURCES) if path is None else TextFiles(path=Path(path), column=None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(
-        source, tokenizer=tokenizer, eot=end_of_text, max_tokens=None, held_out_tokens=None,
+        source, tokenizer=tokenizer, eot=end_of_text, d_vocab=subject.d_vocab, max_tokens=None, held_out_tokens=None,
         min_tokens=2 * context, cache=default_cache(),
     )  # fmt: skip
     batches = [

@@ -86,11 +86,13 @@ class Data:
     """The text."""
 
     column: str | None = None
-    """Column with the text, or with token ids (`input_ids`); null: found automatically."""
+    """Column with the text, or with token ids (`input_ids`, less the padding of `attention_mask`); null: found automatically."""
+    held_out_split: str | None = None
+    """Split to hold out; null: the validation or test split if there is one, otherwise a part of the training text."""
     max_tokens: TokenCount | None = None
-    """Maximum number of training tokens to prepare; null: all."""
+    """Maximum number of training tokens to prepare, a sample of the whole text; null: all."""
     held_out_tokens: TokenCount = MISSING
-    """Maximum number of held-out tokens to prepare."""
+    """Maximum number of held-out tokens to prepare, a sample of the whole held-out text."""
     shuffle_batches: Count = MISSING
     """Number of micro-batches whose activations are shuffled together; only for losses without a spliced pass, such as loss=local."""
 
@@ -100,7 +102,9 @@ class Files(Data):
     """The packaged text, or files of your own."""
 
     path: str | None = None
-    """Your own text instead of the packaged text: a text, JSONL or Parquet file, or a folder of such files."""
+    """Your own text instead of the packaged text: a text, JSONL, Parquet or Arrow file, or a folder of such files."""
+    split: str | None = None
+    """Split of a folder to train on; null: train if the names of its files tell splits, otherwise the whole folder."""
 
 
 @dataclass
@@ -114,7 +118,7 @@ class HubData(Data):
     revision: str | None = None
     """Commit or branch of the data set; null: the newest."""
     split: str = MISSING
-    """Split of the data set."""
+    """Split of the data set to train on."""
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Pretraining:
             PackagedText(SOURCES),
             tokenizer=self.tokenizer,
             eot=end_of_text,
+            d_vocab=None,
             max_tokens=None,
             held_out_tokens=None,
             min_tokens=2 * context,

@@ -128,12 +128,24 @@ def check_saved_sae(sae: SaeOptions, places: Sequence[Place]) -> None:
 
 
 def check_text(data: Data, *, context: int) -> None:
-    """Check that text files exist and are long enough for two sequences."""
-    if isinstance(data, Files) and data.path is not None:
-        try:
-            check_path(Path(data.path), column=data.column, min_tokens=2 * context)
-        except UserError as error:
-            raise UserError(f"data.path: {error}") from error
+    """Check that text files exist and are long enough for two sequences, and that no option is without effect."""
+    if not isinstance(data, Files):
+        return
+    if data.path is None:
+        for key in ("column", "split", "held_out_split"):
+            if (value := getattr(data, key)) is not None:
+                raise UserError(f"data.{key}={value} has no effect on the packaged text; give your own as data.path")
+        return
+    try:
+        check_path(
+            Path(data.path),
+            column=data.column,
+            split=data.split,
+            held_out_split=data.held_out_split,
+            min_tokens=2 * context,
+        )
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith("data.") else f"data.path: {error}") from error
 
 
 def check_shares(trainer: SaeTrainer, loss: LossOptions, *, devices: int) -> None:

@@ -18,7 +18,7 @@ from crux.sae.devices import count_devices
 from crux.sae.evaluation.divergence import describe_divergence
 from crux.sae.evaluation.evaluate_sites import SitesEvaluation, evaluate_sites
 from crux.sae.evaluation.typical_activation import measure_typical_activation
-from crux.sae.loading import load_model, load_tokens, text_source
+from crux.sae.loading import check_embedding, load_model, load_tokens, text_source, write_text_report
 from crux.sae.options import SaeJob
 from crux.sae.site_checks import downstream_hooks
 from crux.sae.training.non_finite import NonFiniteLossError
@@ -53,12 +53,14 @@ class SaeTraining:
         device = choose_device(config.trainer.accelerator)
         self.n_devices = count_devices(config.trainer, config.loss)
         dtype = choose_dtype(config.trainer.precision, device)
+        # the text first: it needs the tokenizer alone, and a mistake in it is found before the network is loaded
+        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         self.subject = load_model(config.model, device=device, dtype=dtype)
+        check_embedding(self.tokens, self.subject)
         self.evaluation_subject = self.subject  # metrics need float32, also if the training runs in a lower precision
         if dtype is not torch.float32:
             self.evaluation_subject = load_model(config.model, device=device, dtype=torch.float32)
         self.later = downstream_hooks(config.loss, config.sites, n_layers=self.subject.n_layers)
-        self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         sample = self.spread_windows(self.tokens.train, config.evaluation.tokens)
         hooks = {hook for site in config.sites for hook in site}
         typical = {
@@ -100,6 +102,8 @@ class SaeTraining:
 
     def execute(self, run: ActiveRun) -> Mapping[str, RunOutcome]:
         """Train all runs, then evaluate those whose loss has stayed finite."""
+        for tracked_run in run.tracked_runs:
+            write_text_report(self.tokens, tracked_run.folder.path)
         rate = self.fit(run)
         return {
             tracked_run.name: self.finish(tracked_run, rate)

@@ -9,8 +9,8 @@ from crux.config.hub import explain_unreachable_hub
 _PROBE_SECONDS = 1.5
 """Longest wait for the check whether the hub can be reached."""
 _ALTERNATIVES = "use model=tiny (packaged) or model.path=<folder of a Hugging Face model>"
-_FILE_PATTERNS = ["*.json", "*.safetensors"]
-"""Files of a hub model that are downloaded: no pickled weights, no code."""
+_FILE_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
+"""Files of a hub model that are downloaded: no pickled weights, no code. Older tokenizers consist of vocab.json and merges.txt."""
 
 
 def find_folder(source: str | Path) -> Path:

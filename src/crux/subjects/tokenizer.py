@@ -1,4 +1,4 @@
-"""The tokenizer of a subject, read from its folder's tokenizer.json without importing transformers, which takes seconds."""
+"""The tokenizer of a subject, read from its folder without importing transformers, which takes seconds."""
 
 import os
 import string
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from crux.config.errors import UserError
 from crux.config.json_files import read_json_object
@@ -31,14 +34,15 @@ class SubjectTokenizer(NamedTuple):
 def load_tokenizer(source: str | Path) -> SubjectTokenizer:
     """Load the tokenizer of "tiny", of a model folder or of a model on the hub.
 
-    Raises UserError if tokenizer.json is missing or corrupt or cannot encode a text, or if no end-of-text token can be found in
+    Without tokenizer.json, GPT-2's byte-level BPE is built from vocab.json and merges.txt.
+
+    Raises UserError if these files are missing or corrupt or cannot encode a text, or if no end-of-text token can be found in
     tokenizer_config.json, special_tokens_map.json, config.json or the vocabulary (`<|endoftext|>`).
     """
     folder = find_folder(source)
     path = folder / "tokenizer.json"
-    if not path.exists() and not path.is_symlink():
-        raise UserError(f"model folder {folder}: no tokenizer.json in it")
-    tokenizer = _read_tokenizer(path)
+    has_file = path.exists() or path.is_symlink()
+    tokenizer = _read_tokenizer(path) if has_file else _build_byte_level_bpe(folder)
     return SubjectTokenizer(tokenizer, _find_end_of_text(folder, tokenizer))
 
 
@@ -98,6 +102,31 @@ def _silence_panics() -> Iterator[None]:
             file.seek(0)
             if b"panicked at" not in (written := file.read()):
                 sys.stderr.write(written.decode("utf-8", "replace"))
+
+
+def _build_byte_level_bpe(folder: Path) -> Tokenizer:
+    """Build GPT-2's tokenizer from vocab.json and merges.txt, as older models have it."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    config = _read_json(folder / "tokenizer_config.json")
+    kind, model = config.get("tokenizer_class"), _read_json(folder / "config.json").get("model_type")
+    # others with such files, such as Qwen's, split the text differently
+    like_gpt2 = kind in ("GPT2Tokenizer", "GPT2TokenizerFast") or (
+        kind in (None, "PreTrainedTokenizerFast") and model == "gpt2"
+    )
+    if not (vocab.is_file() and merges.is_file() and like_gpt2):
+        raise UserError(
+            f"model folder {folder}: no tokenizer.json in it; make it from the tokenizer's other files with "
+            f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    read_json_object(vocab)
+    with _reading_tokenizer(merges):
+        tokenizer = Tokenizer(BPE.from_file(str(vocab), str(merges)))
+    if missing := [byte for byte in ByteLevel.alphabet() if tokenizer.token_to_id(byte) is None]:
+        raise UserError(f"{vocab}: not a byte-level vocabulary, {len(missing)} of 256 bytes are missing")
+    add_prefix_space = bool(config.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
 
 
 def _find_end_of_text(folder: Path, tokenizer: Tokenizer) -> int:

@@ -1,21 +1,28 @@
-"""Stream the rows of a data set on the Hugging Face hub."""
+"""Stream the rows of a data set on the Hugging Face hub, spread over its files."""
 
 from collections.abc import Iterator
-
-import numpy as np
-from jaxtyping import Integer
+from typing import Any
 
 from crux.config.errors import UserError
 from crux.config.hub import explain_unreachable_hub
-from crux.text.readers import COLUMNS
+from crux.text.cells import Row, choose_column, read_row
+from crux.text.demand import Demand
+from crux.text.splits import choose_splits
 
 PROBE_SECONDS = 3.0  # longest wait for the check whether the hub can be reached
+MAX_FILES_OPENED = 200  # each costs some requests; 100 million tokens are half a million of each
+MIN_PARTS = 16  # a data set of fewer files is read from the row groups of these
 
 
-def hub_documents(
-    name: str, *, config: str | None, split: str, revision: str | None, column: str | None
-) -> Iterator[str | Integer[np.ndarray, "pos"]]:
-    """Yield the rows of one split as texts, or as token ids if the column holds lists; skip null rows.
+def hub_rows(
+    name: str, config: str | None, split: str, revision: str | None, column: str | None, held_out_split: str | None,
+    *, demand: Demand,
+) -> Iterator[tuple[Row, bool | None]]:  # fmt: skip
+    """Yield the rows of the splits to train on and to hold out, with True or False for the latter, or None if there is only one.
+
+    The size of a data set on the hub is unknown, and it may be terabytes. Its rows are therefore read from at most 200 of its
+    files, evenly spaced over all of them, each giving the same number of tokens, from its beginning; of a data set of
+    fewer than 16 Parquet files, from each of their row groups. More is read only if that is not enough.
 
     Raises:
         UserError: if there is no network or no such data set, config, split or column.
@@ -28,31 +35,43 @@ def hub_documents(
     from datasets import load_dataset  # seconds to import
 
     try:
-        rows = load_dataset(name, config, split=split, revision=revision, streaming=True)
-    except (OSError, RuntimeError, ValueError) as e:  # missing, gated, needs a script, or no such config or split
+        splits: Any = load_dataset(name, config, revision=revision, streaming=True)
+    except (OSError, RuntimeError, ValueError) as e:  # missing, gated, needs a script, or no such config
         raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
+    train, held_out = choose_splits(list(splits), split=split, held_out_split=held_out_split, where=f"data set {name}")
+    assert train is not None
     try:
-        for number, row in enumerate(rows):
-            name_of_column = column or next((c for c in COLUMNS if c in row), COLUMNS[0])
-            match row.get(name_of_column):
-                case str(text):
-                    yield text
-                case list() | np.ndarray() as ids:
-                    yield _convert_ids(ids, where=f"data set {name}, row {number}, {name_of_column!r}")
-                case None if name_of_column in row:
-                    continue
-                case _:
-                    raise UserError(
-                        f"data set {name}: no column {name_of_column!r} of texts or token ids; there are: {', '.join(row)} "
-                        "(data.column chooses one)"
-                    )
+        for chosen, side in ((train, None if held_out is None else False), (held_out, True)):
+            if chosen is not None:
+                for row in _spread_rows(splits[chosen], name=name, column=column, demand=demand, side=side):
+                    yield row, side
     except (OSError, RuntimeError) as e:  # the connection broke
         raise UserError(f"data set {name}: {' '.join(str(e).split())}") from None
 
 
-def _convert_ids(values: object, *, where: str) -> Integer[np.ndarray, "pos"]:
-    """Return a list of token ids as an array; raise UserError if it is none."""
-    ids = np.asarray(values)
-    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise UserError(f"{where}: neither a text nor a list of token ids")
-    return ids.astype(np.int64)
+def _spread_rows(rows: Any, *, name: str, column: str | None, demand: Demand, side: bool | None) -> Iterator[Row]:
+    """Yield rows of every part in turn until there are enough; go on with what is left of the parts if there are not."""
+    if rows.num_shards < MIN_PARTS and hasattr(rows, "reshard"):
+        rows = rows.reshard()
+    n_parts, number = rows.num_shards, 0
+    n_first = min(n_parts, MAX_FILES_OPENED)
+    first = [i * n_parts // n_first for i in range(n_first)]
+    n_read, ended = dict.fromkeys(range(n_parts), 0), set[int]()
+    parts = first
+    while parts and not demand.is_complete(held_out=side):
+        for part in parts:
+            demand.begin(1 / len(parts), held_out=side)
+            for row in rows.shard(num_shards=n_parts, index=part).skip(n_read[part]):
+                number, n_read[part] = number + 1, n_read[part] + 1
+                where = f"data set {name}, file or row group {part}, row {n_read[part]}"
+                if choose_column(row, column) not in row:
+                    raise UserError(
+                        f"data set {name}: no column {choose_column(row, column)!r} of texts or token ids; there are: "
+                        f"{', '.join(row)} (data.column chooses one)"
+                    )
+                yield read_row(row, column=column, number=number, where=where)
+                if demand.is_met():
+                    break
+            else:
+                ended.add(part)
+        parts = [i for i in range(n_parts) if i not in ended]

@@ -26,13 +26,13 @@ def text_documents(path: Path, *, length: int) -> Iterator[str]:
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     texts = (newlines.decode(t) for t in decode_file(path))
-    parts = _split_at_marks(texts) if _has_separators(path) else _cut_passages(texts, length=length)
+    parts = _split_at_marks(texts) if has_separators(path) else _cut_passages(texts, length=length)
     for part in parts:
         if part.strip():
             yield part.strip("\n")
 
 
-def _has_separators(path: Path) -> bool:
+def has_separators(path: Path) -> bool:
     """Return True if an end-of-text mark separates two documents, rather than only ending one."""
     mark, rest, mark_seen = END_OF_TEXT.encode(), b"", False
     for block in read_blocks(path):
@@ -51,12 +51,18 @@ def _has_separators(path: Path) -> bool:
 
 
 def _split_at_marks(texts: Iterator[str]) -> Iterator[str]:
-    """Split the text, which comes in blocks, at every end-of-text mark."""
-    rest = ""
+    """Split the text, which comes in blocks, at every end-of-text mark; a document is joined once, however long it is."""
+    parts: list[str] = []
+    rest = ""  # may begin with a part of a mark
     for text in texts:
-        *complete, rest = (rest + text).split(END_OF_TEXT)
-        yield from complete
-    yield rest
+        first, *others = (rest + text).split(END_OF_TEXT)
+        for other in others:
+            yield "".join([*parts, first])
+            parts, first = [], other
+        keep = max(0, len(first) - len(END_OF_TEXT) + 1)
+        parts.append(first[:keep])
+        rest = first[keep:]
+    yield "".join([*parts, rest])
 
 
 def _cut_passages(texts: Iterator[str], *, length: int) -> Iterator[str]:

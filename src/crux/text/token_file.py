@@ -12,7 +12,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -26,7 +26,7 @@ try:
 except ImportError:  # on Windows an open file cannot be deleted anyway
     fcntl = None
 
-HEADER_BYTES = 4096  # including the first eight, which state the length of the others
+HEADER_BYTES = 1 << 18  # including the first eight, which state the length of the others
 SIDES: tuple[str, str] = ("train", "held_out")
 """The two sides of the split: the tensors of the file, in its order."""
 STALE_SECONDS = 1.0  # younger temporary files are never removed; their writers may not have locked them yet
@@ -45,14 +45,18 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class TokenWriter:
     """Streams tokens of both sides, `train` and `held_out`, to disk; `finish` joins them into one file."""
 
-    def __init__(self, file: BinaryIO, held_out: IO[bytes], dtype: np.dtype) -> None:
-        self._files, self._dtype = {"train": file, "held_out": held_out}, dtype
+    def __init__(self, file: BinaryIO, held_out: IO[bytes], dtype: np.dtype, stack: ExitStack) -> None:
+        self._files, self.dtype, self._stack = {"train": file, "held_out": held_out}, dtype, stack
         self.counts = dict.fromkeys(SIDES, 0)
         file.write(bytes(HEADER_BYTES))
 
+    def open_spool(self) -> IO[bytes]:
+        """Open a temporary file for tokens that may be written later; it disappears with the writer."""
+        return self._stack.enter_context(tempfile.TemporaryFile(dir=Path(self._files["train"].name).parent))
+
     def write(self, side: str, ids: np.ndarray) -> None:
         """Append token ids to one side."""
-        self._files[side].write(ids.astype(self._dtype).tobytes())
+        self._files[side].write(ids.astype(self.dtype).tobytes())
         self.counts[side] += len(ids)
 
     def finish(self, metadata: dict[str, str]) -> None:
@@ -63,8 +67,8 @@ class TokenWriter:
         header: dict[str, object] = {"__metadata__": metadata}
         end = 0
         for side in SIDES:
-            start, end = end, end + self.counts[side] * self._dtype.itemsize
-            type_name = f"U{8 * self._dtype.itemsize}"
+            start, end = end, end + self.counts[side] * self.dtype.itemsize
+            type_name = f"U{8 * self.dtype.itemsize}"
             header[side] = {"dtype": type_name, "shape": [self.counts[side]], "data_offsets": [start, end]}
         text = json.dumps(header).encode().ljust(HEADER_BYTES - 8)
         assert len(text) == HEADER_BYTES - 8, "the metadata is too long"
@@ -89,13 +93,14 @@ def write_token_file(path: Path, *, dtype: np.dtype) -> Iterator[TokenWriter]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path.parent)
         with (
+            ExitStack() as stack,
             tempfile.TemporaryFile(dir=path.parent) as held_out,
             tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem + ".", suffix=".tmp", delete=False) as file,
         ):
             temporary = Path(file.name)
             with suppress(OSError):  # the file system may not support locks
                 _lock(file)  # held as long as this process lives
-            yield TokenWriter(file, held_out, dtype)  # pyright: ignore[reportArgumentType]
+            yield TokenWriter(file, held_out, dtype, stack)  # pyright: ignore[reportArgumentType]
             temporary.chmod(0o644)
             if os.name == "posix":
                 os.replace(temporary, path)

@@ -12,6 +12,7 @@ from crux.llc.experiments.language_model import text_windows
 from crux.llc.language_models import next_token_loss, select_parameters
 from crux.llc.options import Split
 from crux.subjects.load import load_subject
+from crux.text.report import SideReport, TextReport
 from crux.text.tokens import Tokens
 
 SHORT_CHAINS = ("llc.chains=2", "llc.burn_in=4", "llc.draws=8", "tracking=none", "trainer.progress=false")
@@ -103,7 +104,8 @@ def test_language_model_loss_is_the_cross_entropy(cache: Path) -> None:
 
 def test_text_windows_come_from_the_requested_part(tmp_path: Path) -> None:
     train, held_out = torch.arange(1000).numpy(), torch.arange(1000, 1100).numpy()
-    tokens = Tokens(train, held_out, 1, 1, None, None, None, tmp_path)
+    sides = [SideReport(documents=1, documents_left_out=0, tokens=n, bytes=None, files=1) for n in (1000, 100)]
+    tokens = Tokens(train, held_out, TextReport("by hash", 20, *sides, [], [], [], largest_id=1099), tmp_path)
     assert text_windows(tokens, Split.held_out, context=10, n=4).min() >= 1000
     assert text_windows(tokens, Split.train, context=10, n=None).shape == (100, 10)
 

@@ -17,7 +17,7 @@ from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Result
 from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.sae.formats import saelens
-from crux.sae.loading import load_model, load_tokens
+from crux.sae.loading import check_embedding, load_model, load_tokens, write_text_report
 from crux.sae.losses.readout import chunked_cross_entropy
 from crux.subjects.hooks import FINAL
 from crux.subjects.subject import Subject
@@ -28,8 +28,10 @@ from crux.training.devices import choose_device
 def result(job: LanguageBasesJob, run: ActiveRun) -> Result:
     """Find every basis on training text, and evaluate its ablations on held-out text."""
     options = job.interaction_basis.compare
-    subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
     tokens = load_tokens(job.data, model=job.model, cache=job.cache)
+    write_text_report(tokens, run.folder.path)
+    subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
+    check_embedding(tokens, subject)
 
     def batches(stream: np.ndarray, n: int) -> list[Tensor]:
         n_tokens = n * options.length

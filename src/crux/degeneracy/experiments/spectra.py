@@ -27,7 +27,7 @@ from crux.runs.experiment import Experiment, last_row_of_history
 from crux.runs.intermediate import compute_once
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result
-from crux.sae.loading import load_model, load_tokens
+from crux.sae.loading import check_embedding, load_model, load_tokens, write_text_report
 from crux.subjects.subject import FINAL, Subject
 from crux.text.held_out import spread_batches
 from crux.training.devices import choose_device
@@ -55,10 +55,14 @@ def result(job: SpectraJob, run: ActiveRun) -> Result:
     """Compute G and K at every hook point, their ranks, and the free directions of linear maps between consecutive hook points."""
     options = job.degeneracy
     if measures_language_model(options, job.model):
+        text = load_tokens(job.data, model=job.model, cache=job.cache)
+        write_text_report(text, run.folder.path)
         subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
-        text = load_tokens(job.data, model=job.model, cache=job.cache).train
+        check_embedding(text, subject)
         context = job.model.context
-        batches = spread_batches(text, context=context, batch=SEQUENCES_PER_BATCH, n_tokens=context * options.sequences)
+        batches = spread_batches(
+            text.train, context=context, batch=SEQUENCES_PER_BATCH, n_tokens=context * options.sequences
+        )
         on_device = [tokens.to(subject.device) for tokens in batches]
         return measure_language_model(subject, on_device, hook_points=job.hook_points, options=options, run=run)
     path = None if options.network is MeasuredNetwork.mlp else job.model.path

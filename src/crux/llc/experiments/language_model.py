@@ -24,7 +24,7 @@ from crux.llc.options import LanguageModelJob, LanguageModelLlc, Split
 from crux.runs.experiment import Experiment
 from crux.runs.life_cycle import ActiveRun
 from crux.runs.result import Check, Result, finite_or_none
-from crux.sae.loading import load_model, load_tokens
+from crux.sae.loading import check_embedding, load_model, load_tokens, write_text_report
 from crux.text.held_out import spread_batches
 from crux.text.tokens import Tokens
 from crux.training.devices import choose_device
@@ -40,9 +40,11 @@ def text_windows(tokens: Tokens, split: Split, *, context: int, n: int | None) -
 def result(job: LanguageModelJob, run: ActiveRun) -> Result:
     """Estimate at each nβ and check that the chains mixed; the learning coefficient itself is not known."""
     llc, context = job.llc, job.model.context
-    subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
-    moves = select_parameters(subject.model, llc.parameters)
     tokens = load_tokens(job.data, model=job.model, cache=job.cache)
+    write_text_report(tokens, run.folder.path)
+    subject = load_model(job.model, device=choose_device(job.trainer.accelerator), dtype=torch.float32)
+    check_embedding(tokens, subject)
+    moves = select_parameters(subject.model, llc.parameters)
     evaluation, gradient = estimate_data(llc, tokens, context=context, device=subject.device)
     nbeta = nbeta_tensor(llc)
     estimate = sample_cases(
