@@ -205,10 +205,11 @@ class Outbox:
         except Exception as error:  # drivers raise anything, and none of it may reach the training
             delivery.forget_connection()
             delivery.failures += 1
-            self._n_failed += 1
             failure.count += 1
             failure.retry_at = time.monotonic() + min(2.0 ** (failure.count - 1), MAX_RETRY_DELAY)
             failure.reason = explain_failure(error)
+            # the end of a run waits for a second attempt, unless that would take as long as the first one
+            self._n_failed += 2 if failure.reason == "it does not answer" else 1
             if failure.count > 1 or failure.reason == "it does not answer":
                 self._warn(delivery, failure.reason)
         else:
