@@ -79,6 +79,9 @@ def campaign(outcomes: Outcomes, cases: int, seed: int, only: int | None) -> Non
         if only is None:
             _compare(outcomes, "single runs", usage[min(2 * len(KINDS), cases // 2) :], case=cases)
         if only is None or only == cases:
+            run_here(
+                ("-m", *KINDS[0], "seed=0,1", "sweep_name=warm_up", f"output_dir={folder}")
+            )  # imports what reports need
             before = Usage.measure()
             seeds = ",".join(str(seed + i) for i in range(cases))
             words = ("-m", *KINDS[0], f"seed={seeds}", "sweep_name=soak", f"output_dir={folder}")
