@@ -77,7 +77,7 @@ def test_a_saved_data_set_is_read_without_its_descriptions_and_caches(tmp_path):
 
 def test_a_saved_data_set_with_splits_is_divided_by_them(tmp_path):
     parts = {name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(40)]}) for name in ("train", "test")}
-    DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))  # pyright: ignore[reportCallIssue, reportArgumentType]
     tokens = prepare(TextFiles(tmp_path / "saved", None), tmp_path / "cache")
     assert split_texts(tokens.train) == [f"train {i}" for i in range(40)]
     assert split_texts(tokens.held_out) == [f"test {i}" for i in range(40)]
