@@ -10,6 +10,7 @@ import torch
 import crux
 from crux.runs.run_folder import RunFolder
 from tests.support.cuda import DEVICE
+from tests.support.infinite_penalty import make_large_penalties_infinite
 
 pytestmark = pytest.mark.gpu
 
@@ -123,17 +124,21 @@ def test_bfloat16_gives_about_the_metrics_of_float32(run_crux: Command, tmp_path
         assert half[f"final/{name}"] == pytest.approx(full[f"final/{name}"], rel=0.1, abs=0.02), name
 
 
-def test_many_saes_at_once(run_crux: Command, tmp_path: Path) -> None:
+def test_many_saes_at_once(run_crux: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first run fails at once; the other two are finished."""
-    given = ("loss=e2e", "layer=6", "debug=limit", "sparsities=[1e38,1,5]", "tracking=none")
+    make_large_penalties_infinite(monkeypatch)
+    given = ("loss=e2e", "layer=6", "debug=limit", "sparsities=[1e9,1,5]", "tracking=none")
     assert run_crux(*given, "trainer.progress=false", f"output_dir={tmp_path}") == 2
     (job,) = (tmp_path / "runs").iterdir()
     finished = sorted(path.parent.name for path in job.glob("*/metrics.json"))
     assert finished == ["sparsity=1", "sparsity=5"]
 
 
-def test_a_diverging_run_is_reported(run_crux: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("loss=e2e", "layer=6", "debug=limit", "sparsity=1e38", "tracking=none", "trainer.progress=false")
+def test_a_diverging_run_is_reported(
+    run_crux: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_large_penalties_infinite(monkeypatch)
+    given = ("loss=e2e", "layer=6", "debug=limit", "sparsity=1e9", "tracking=none", "trainer.progress=false")
     assert run_crux(*given, f"output_dir={tmp_path}") == 2
     assert "stopped being a finite number at step" in capsys.readouterr().err
 
