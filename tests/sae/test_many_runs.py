@@ -106,7 +106,9 @@ def test_a_run_fails_and_the_others_are_finished(
     job = run("sparsities=[1,1e9,3]", "loss=local", "evaluation.latents=0", code=2)
     err = [line for line in capfd.readouterr().err.splitlines() if "given more than once" not in line]
     assert len(err) == 2
-    assert err[0].startswith("crux: sparsity=1000000000: the loss or its gradient stopped being a finite number at step 1;")
+    assert err[0].startswith(
+        "crux: sparsity=1000000000: the loss or its gradient stopped being a finite number at step 1;"
+    )
     assert "at step 1 (sparsity=1000000000)" in err[1]
     assert not (job / "DONE").exists()
     assert {p.name for p in job.iterdir() if (p / "DONE").exists()} == {"sparsity=1", "sparsity=3"}
