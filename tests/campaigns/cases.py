@@ -6,6 +6,7 @@
 The cases are numbered as in the review that collected them. Those marked "not offered" check that crux refuses clearly.
 """
 
+import os
 import sys
 import tempfile
 import traceback
@@ -26,6 +27,9 @@ def campaign(outcomes: Outcomes, cases: int, seed: int, only: int | None) -> Non
     for number in sorted(CASES)[:cases] if only is None else [only]:
         case = CASES[number]
         with tempfile.TemporaryDirectory(prefix=f"case{number}_") as folder:
+            os.environ["CRUX_CACHE"] = (
+                f"{folder}/cache"  # tokens of an earlier version of crux would hide what this one reads
+            )
             work = Workplace(Path(folder))
             try:
                 observation = case.observe(work)

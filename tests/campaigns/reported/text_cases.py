@@ -28,6 +28,12 @@ ROOT = Path(__file__).resolve().parents[3]
 LOCAL = ("loss=local", "layer=4")
 
 
+def read_files(work: Workplace) -> list[set[str]]:
+    """Return the names of the files on each side of the newest run's text: training files, and held-out files."""
+    report = json.loads((work.run_folder() / "text.json").read_text("utf-8"))
+    return [{Path(file).name for file in report[side]["tokens_by_file"]} for side in ("train", "held_out")]
+
+
 @case(
     1, "padded rows with an attention mask", correct="the same numbers as the rows without padding; CE clean about 2.45"
 )
@@ -204,9 +210,11 @@ def files_are_documents(work: Workplace) -> Observation:
     for k in range(30):
         (folder / f"book{k}.txt").write_text("\n\n".join(english_documents(30, seed=k)))
     outcome = work.run(*LOCAL, *QUICK, f"data.path={folder}")
-    return expect_success(
-        outcome, observed=next((line for line in outcome.out.splitlines() if "held" in line.lower()), "")
-    )
+    if outcome.code:
+        return expect_success(outcome)
+    train, held_out = read_files(work)
+    observed = f"{len(train)} files to train on, {len(held_out)} held out, {len(train & held_out)} on both sides"
+    return expect_success(outcome, also=len(train | held_out) == 30 and not train & held_out, observed=observed)
 
 
 @case(
@@ -220,11 +228,13 @@ def own_splits(work: Workplace) -> Observation:
     for name, part in (("train", documents[:200]), ("validation", documents[200:250]), ("test", documents[250:])):
         write_jsonl(folder / f"{name}.jsonl", part)
     outcome = work.run(*LOCAL, *QUICK, f"data.path={folder}")
+    sides = [sorted(side) for side in read_files(work)] if outcome.code == 0 else []
+    divided = sides == [["train.jsonl"], ["validation.jsonl"]]
     refused = expect_refusal(work.run(*LOCAL, *QUICK, f"data.path={folder}", "data.config=foo"), "data.config")
     by_name = expect_success(
         work.run(*LOCAL, *QUICK, f"data.path={folder}", "data.split=train", "data.held_out_split=test")
     )
-    return combine([expect_success(outcome), refused, by_name])
+    return combine([expect_success(outcome, also=divided, observed=f"train and held out: {sides}"), refused, by_name])
 
 
 @case(20, "no tokenizer.json", correct="built from vocab.json and merges.txt, or refused at once with what to do")
