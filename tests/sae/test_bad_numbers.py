@@ -33,6 +33,18 @@ def test_a_run_that_has_diverged_says_so(
     assert "DIVERGED, or hardly trained: CE loss increase of" in capsys.readouterr().out
 
 
+def test_mlflow_shows_that_a_run_has_diverged(run_crux: Callable[..., int], job: Job, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    words = [word for word in job if word != "tracking=none"]
+    assert run_crux(*words, "optimizer.lr=1e3") == 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.data.metrics["final/diverged"] == 1.0
+    assert run.data.tags["diverged"] == "true"
+    assert run.data.tags["mlflow.note.content"].startswith("DIVERGED, or hardly trained: CE loss increase of")
+
+
 def test_a_run_that_has_not_diverged_says_nothing(
     run_crux: Callable[..., int], job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

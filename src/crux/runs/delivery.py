@@ -270,6 +270,8 @@ class Delivery:
         for i in range(0, len(metrics), MAX_METRICS):
             client.log_batch(run_id, metrics=metrics[i : i + MAX_METRICS])
             self.on_progress()
+        if final.get("final/diverged"):  # also as a tag, by which runs can be left out of a table
+            client.set_tag(run_id, "diverged", "true")
 
     def _send_files(self, client: MlflowClient, run_id: str) -> None:
         """Send the files at the top of the run folder, the figures and the SAE as artifacts, and the description."""
