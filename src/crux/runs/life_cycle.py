@@ -1,13 +1,15 @@
 """The life cycle of a job: look for an earlier run, create the folder, start tracking, execute, write the results, show them."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from crux.config.errors import UserError
+from crux.config.messages import explain_user_error
 from crux.config.progress import show_progress
 from crux.config.schema import Job, to_plain
 from crux.runs.earlier_run import take_earlier_run
@@ -95,7 +97,9 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         earlier = take_earlier_run(config, folder, ends)
         if earlier is not None and earlier.done:  # a sweep that is continued, or a run that was killed after its end
             print(f"{config.run_name()}: done before, in {earlier.path}")
-            send_left(config, earlier)
+            with keep_done(earlier):
+                send_left(config, earlier)
+                ends.close()
             return earlier
         ends.enter_context(show_progress(config.trainer.progress))
         job = prepare()
@@ -114,11 +118,13 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         for run in finished:
             run.write_results(outcomes[run.name].metrics, description=outcomes[run.name].description)
         for run in finished:
-            run.finish()
+            with keep_done(run.folder):
+                run.finish()
         if len(finished) == len(runs):
-            if not place.done:
-                place.finish()
-            ends.close()
+            with keep_done(place):
+                if not place.done:
+                    place.finish()
+                ends.close()
         for run in finished:
             show_outcome(run, outcomes[run.name])
         if broken:
@@ -126,8 +132,21 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         if len(finished) < len(runs):
             assert job.failure is not None
             raise job.failure()
-        OUTBOX_OF_PROCESS.print_unsent(list_deliveries(runs))
+        with keep_done(place):
+            OUTBOX_OF_PROCESS.print_unsent(list_deliveries(runs))
     return place
+
+
+@contextmanager
+def keep_done(folder: RunFolder) -> Iterator[None]:
+    """Print an error of the block instead of raising it if the run is done: nothing that fails after its end makes it a failure."""
+    try:
+        yield
+    except Exception as error:
+        if not folder.done:
+            raise
+        reason = explain_user_error(error, overrides=()) or traceback.format_exc()
+        print(f"crux: {folder.path.name} is done, but: {reason}", file=sys.stderr)
 
 
 def fail_broken_runs(runs: Sequence[TrackedRun], outcomes: Mapping[str, RunOutcome]) -> list[str]:
