@@ -52,7 +52,8 @@ def faulty_server(folder: Path) -> Iterator[FaultyServer]:
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
         server = subprocess.Popen(line, stdout=log, stderr=log, env=environment, start_new_session=True)
         proxy = subprocess.Popen(
-            [sys.executable, __file__, str(ports[1]), str(ports[0]), str(mode_file)], start_new_session=True
+            [sys.executable, __file__, str(ports[1]), str(ports[0]), str(mode_file), str(server.pid)],
+            start_new_session=True,
         )
         try:
             wait_for_port(ports[0], server)
@@ -85,17 +86,24 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 class Proxy:
-    """A proxy of one thread: pairs of a client's connection and the server's."""
+    """A proxy of one thread: pairs of a client's connection and the server's. It ends, and the server with it, if the campaign is killed.
 
-    def __init__(self, port: int, server: int, mode_file: Path) -> None:
-        self.port, self.server, self.mode_file = port, server, mode_file
+    Args:
+        port: port of the proxy.
+        server: port of the server.
+        process: process id of the server.
+    """
+
+    def __init__(self, port: int, server: int, mode_file: Path, process: int) -> None:
+        self.port, self.server, self.mode_file, self.process = port, server, mode_file, process
+        self.parent = os.getppid()
         self.wait = selectors.DefaultSelector()
         self.partner: dict[socket.socket, socket.socket] = {}
         self.clients: set[socket.socket] = set()
         self.listener: socket.socket | None = None
 
     def run(self) -> None:
-        while True:
+        while os.getppid() == self.parent:
             mode = self.mode_file.read_text()
             if mode == "refuse" and self.listener is not None:
                 self.wait.unregister(self.listener)
@@ -113,6 +121,8 @@ class Proxy:
                     self.accept()
                 elif source in self.partner:
                     self.pass_on(source, self.mode_file.read_text())
+        with suppress(ProcessLookupError):
+            os.killpg(self.process, signal.SIGKILL)
 
     def accept(self) -> None:
         assert self.listener is not None
@@ -152,4 +162,4 @@ class Proxy:
 
 
 if __name__ == "__main__":
-    Proxy(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])).run()
+    Proxy(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])).run()

@@ -1,5 +1,6 @@
 """Run command lines of crux in forks of a process that has already imported everything, so that a case takes a second rather than ten."""
 
+import atexit
 import os
 import resource
 import signal
@@ -8,8 +9,20 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+RUNNING: set[int] = set()
+"""The process ids of the forks whose end nobody has waited for yet."""
+
+
+@atexit.register
+def kill_running() -> None:
+    """Kill the forks that run when this process ends, for example after Ctrl-C, with their children."""
+    for pid in RUNNING:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 class CommandOutcome(NamedTuple):
@@ -64,9 +77,12 @@ def start_command(
     sys.stderr.flush()
     pid = os.fork()
     if pid:
+        RUNNING.add(pid)
         return pid
+    RUNNING.clear()
     code = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a campaign has its own handler
         os.setpgid(0, 0)
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
@@ -105,11 +121,13 @@ def wait_for_command(pid: int, *, folder: Path, started: float, timeout: float) 
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
+            RUNNING.discard(pid)
             break
         if time.monotonic() - started > timeout:
             timed_out = True
             os.killpg(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
+            RUNNING.discard(pid)
             break
         time.sleep(0.01)
     return _read_outcome(folder, status, usage, seconds=time.monotonic() - started, timed_out=timed_out)

@@ -1,6 +1,7 @@
 """A run folder has one owner: two starts never write to the same one, and a run that is being continued is not continued twice."""
 
 import multiprocessing
+import multiprocessing.synchronize
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import pytest
 from crux.config.errors import UserError
 from crux.config.schema import to_plain
 from crux.runs.earlier_run import take_earlier_run
+from crux.runs.entry import Entry
 from crux.runs.leftovers import remove_leftovers
 from crux.runs.lock import LockedError, lock_folder
 from crux.runs.new_run import create_new_run
+from crux.runs.record import entry_path
 from crux.runs.run_folder import RunFolder
+from tests.support.mlflow_runs import make_record
 from tests.support.sae_jobs import compose_sae_job
 
 
-def make_paths(barrier: "multiprocessing.synchronize.Barrier", outputs: Path, rounds: int, results: Path) -> None:
+def make_paths(barrier: multiprocessing.synchronize.Barrier, outputs: Path, rounds: int, results: Path) -> None:
     lines = []
     for _ in range(rounds):
         barrier.wait(timeout=60)
@@ -111,6 +115,24 @@ def test_the_next_start_removes_what_a_killed_process_has_left_but_not_what_a_li
         take_earlier_run(config, None, ends)
     assert sorted(path.name for path in older.path.rglob(".*")) == [".history.jsonl.1234"]
     assert len(list(newer.path.rglob(".*"))) == 3
+
+
+@pytest.mark.parametrize("run", ["", "sparsity=2"])
+@pytest.mark.parametrize("how", ["resume", "resume_from"])
+def test_a_done_job_is_taken_as_long_as_mlflow_does_not_have_all_its_runs(run: str, how: str, tmp_path: Path) -> None:
+    for folder in create_runs(tmp_path):
+        folder.finish()
+    words = f"resume_from={folder.path}" if how == "resume_from" else "resume=true"
+    config = compose_sae_job("loss=local", f"output_dir={tmp_path}", words)
+    entry = Entry.create(entry_path(tmp_path, folder.path / run), make_record(folder.path / run, tmp_path))
+    assert entry is not None
+    with ExitStack() as ends:
+        taken = take_earlier_run(config, None, ends)
+    assert taken is not None
+    assert taken.path == folder.path
+    entry.remove()
+    with ExitStack() as ends, pytest.raises(UserError, match="done"):
+        take_earlier_run(config, None, ends)
 
 
 @pytest.mark.parametrize("name", ["DONE", "history.jsonl", "mlflow_run_id"])

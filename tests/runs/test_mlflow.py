@@ -14,6 +14,8 @@ from crux.config.errors import UserError
 from crux.runs import database
 from crux.runs.checks import check_tracking
 from crux.runs.command_line import command_line, job_overrides
+from crux.runs.delivery import Delivery, settle
+from crux.runs.entry import Entry
 from crux.runs.history_rows import mlflow_name
 from crux.runs.mlflow import TrackingError, connect, default_uri, explain_failure, prepare_store
 from crux.runs.record import TextDataset, entry_path, hide_password
@@ -143,6 +145,27 @@ def test_a_run_that_was_created_just_before_a_kill_is_found_again(outputs: Path)
     (folder.path / "mlflow_run_id").unlink()
     end_delivery(start_delivery(folder.path, outputs), "KILLED")
     assert (folder.path / "mlflow_run_id").read_text() == first
+
+
+@pytest.mark.parametrize("sent_first", [True, False])
+def test_a_record_that_is_sent_while_its_run_is_resumed_makes_no_second_run(outputs: Path, sent_first: bool) -> None:
+    folder = make_folder(outputs / "runs" / f"claimed_{sent_first}", ROWS[:3])
+    killed = start_delivery(folder.path, outputs)
+    assert killed.entry is not None
+    killed.entry.release()  # it was killed before MLflow had its run
+    entry = Entry.claim(killed.entry.path)
+    assert entry is not None
+    settle(entry.record)
+    left = Delivery(entry.record, uri=default_uri(outputs), entry=entry)
+    resumed = start_delivery(folder.path, outputs) if not sent_first else None
+    left.advance()
+    folder.add_row(4, {"train/l0": 31.0})
+    end_delivery(resumed or start_delivery(folder.path, outputs), "FINISHED")
+    client = client_of(outputs)
+    experiment_id = prepare_store(default_uri(outputs), "crux", outputs)
+    (run,) = client.search_runs([experiment_id], f"attributes.run_name = '{folder.path.name}'")
+    assert run.info.status == "FINISHED"
+    assert read_curve(client, run.info.run_id, "train/l0") == [(1, 30.0), (2, 30.0), (3, 30.0), (4, 31.0)]
 
 
 def test_a_run_of_a_deleted_database_is_sent_again_as_a_whole(tmp_path: Path) -> None:

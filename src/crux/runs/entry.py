@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from crux.config.files import write_text
-from crux.runs.record import RunRecord
+from crux.runs.record import RunRecord, read_run_id
 
 
 class Entry:
@@ -31,6 +31,8 @@ class Entry:
         except OSError:  # the file system has no locks
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = None
+        # another process, or this one, may have sent the record of an earlier start since the job has looked for its id
+        record.earlier_id = read_run_id(Path(record.folder)) or record.earlier_id
         earlier = RunRecord.read(path)
         if earlier is not None and earlier.describes_same_run(record):
             record.key, record.run_id, record.started = earlier.key, earlier.run_id, earlier.started

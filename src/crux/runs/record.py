@@ -117,8 +117,14 @@ def entry_path(outputs: Path, folder: Path) -> Path:
 
 
 def is_unsent(config: Job, folder: RunFolder) -> bool:
-    """Return True if MLflow does not have everything of a run."""
-    return entry_path(find_outputs(config, folder.path), folder.path).exists()
+    """Return True if MLflow does not have everything of a job, whose runs may have folders within its own."""
+    return count_unsent(folder.path, find_outputs(config, folder.path)) > 0
+
+
+def count_unsent(folder: Path, outputs: Path) -> int:
+    """Return the number of runs that MLflow does not have completely, of a run folder or sweep folder and the folders within."""
+    records = [RunRecord.read(path) for path in list_entries(outputs)]
+    return sum(record is not None and Path(record.folder).is_relative_to(folder.resolve()) for record in records)
 
 
 def list_entries(outputs: Path) -> list[Path]:

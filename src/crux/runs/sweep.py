@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from crux.runs.outbox import OUTBOX_OF_PROCESS
-from crux.runs.record import OUTBOX, RunRecord, hide_password, list_entries, read_run_id
+from crux.runs.record import OUTBOX, RunRecord, count_unsent, hide_password, read_run_id
 from crux.runs.tracking import find_git_commit
 
 
@@ -68,9 +68,3 @@ def track_sweep(config: DictConfig, folder: Path) -> Iterator[None]:
                 f"output_dir={outputs} sends the rest, see {outputs / OUTBOX}",
                 file=sys.stderr,
             )
-
-
-def count_unsent(folder: Path, outputs: Path) -> int:
-    """Return the number of runs of a sweep, with its own, that MLflow does not have completely."""
-    records = [RunRecord.read(path) for path in list_entries(outputs)]
-    return sum(record is not None and Path(record.folder).is_relative_to(folder.resolve()) for record in records)
