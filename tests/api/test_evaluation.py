@@ -105,7 +105,7 @@ def test_an_sae_is_evaluated_where_it_belongs(saved: Path, tmp_path: Path, capsy
         crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", output_hook="blocks.6.hook_mlp_out", text=text)
     with pytest.raises(UserError, match=r"process_weights=false, not true; force=True"):
         crux.evaluate(crux.load_subject("tiny", process_weights=True), sae, text=text)
-    assert capsys.readouterr().err == ""
+    assert "SAE" not in capsys.readouterr().err  # no note about the SAE; slow machines show progress
     forced = crux.evaluate(subject, sae, hook="blocks.6.hook_mlp_out", text=text, force=True).metrics
     assert "the SAE reads blocks.6.hook_resid_pre, not blocks.6.hook_mlp_out; it is used" in capsys.readouterr().err
     read: dict[str, Any] = {

@@ -38,7 +38,7 @@ def campaign(outcomes: Outcomes, cases: int, seed: int, only: int | None) -> Non
                 observation = Observation(False, f"{type(error).__name__}: {error}")
         commands = "<br>".join(f"`{command}`" for command in work.commands)
         verdict = "correct" if observation.correct else "WRONG"
-        observed = observation.observed.replace("|", "/").replace(f"{folder}/", "")
+        observed = " ".join(observation.observed.split()).replace("|", "/").replace(f"{folder}/", "")
         print(f"| {number} | {case.title} | {commands} | {case.correct} | {observed} | {verdict} |", flush=True)
         if observation.correct:
             outcomes.held("correct")
