@@ -71,7 +71,7 @@ MISTAKES = {  # common ones
     "data.path={}/latin1.txt": ("data.path", "latin1.txt is not UTF-8", "offset 3"),
     "data.path={}/short.txt": ("data.path", "short.txt is too short", "512 tokens to train on and 512 held out"),
     "model.path={}/missing": ("missing", "no such folder"),
-    "model.path={}/broken_config": ("broken_config/config.json", "not JSON"),
+    "model.path={}/broken_config": ("broken_config/config.json", "not a JSON file"),
     "model.path={}/cut_weights": ("cut_weights/model.safetensors", "a broken one"),
     "model=gpt2": ("gpt2", "HF_HUB_OFFLINE", "model=tiny", "model.path="),
     "output_dir={}/file": ("output_dir", "file"),
@@ -171,6 +171,7 @@ MORE = {
         "callbacks.x.y._target_: cannot be set",
     ),
     "+callbacks.x.every=3": ("callbacks.x.every: a callback needs its class",),
+    "callbacks.x._target_=lightning.Callback": ("is added by +callbacks.x._target_=lightning.Callback",),
     # values that would be converted silently, that are empty, not finite, or beyond any use
     "trainer.progress=3": ("trainer.progress=3: must be true or false",),
     "sparsity=true": ("sparsity=true: must be a number",),
@@ -212,6 +213,14 @@ MORE = {
     "--config-name x": ("--config-name: no such flag",),
     "-x": ("-x: no such flag",),
     "-mlayer=2": ("-mlayer: no such flag",),
+    "--shell-completion": ("--shell-completion: must be followed by install=<shell>",),
+    # a grid with spaces, and lists of lists
+    "-m layer=2, 4": ("layer=2,: ends in a comma", "without spaces"),
+    "-m loss=local,e2e, layer=2": ("loss=local,e2e,: ends in a comma", "such as loss=a,b"),
+    "experiment=llc/linear llc.widths=[4]": ("llc.widths: must be a list",),
+    "experiment=llc/linear llc.widths=[[4,x]]": ("llc.widths[0]=x: must be a whole number",),
+    "data=hub": ("data.name: must be given",),
+    "experiment=toy/sae loss=local": ("model.path=null: must be the run folder of a toy experiment",),
     # architectures and losses
     "sae=topkk": ("sae=topkk", "did you mean topk?"),
     "sae=topk sae.k=5000": ("sae.k=5000", "2048 latents"),
@@ -236,7 +245,11 @@ MORE = {
     "hook_points=[blocks.4.hook_resid_pre,blocks.4.hook_resid_pre]": ("hook_points", "out of order"),
     "hook_points=[]": ("hook_points=[]", "at least one"),
     "hook_points=[blocks.2.hook_resid_pre] layer=2": ("hook_points and layer both given",),
-    "hook_points=[blocks.2.hook_resid_pr]": ("blocks.2.hook_resid_pr", "nearest are blocks.2.hook_resid_pre"),
+    "hook_points=[blocks.2.hook_resid_pr]": (
+        "hook_points=blocks.2.hook_resid_pr:",
+        "nearest are blocks.2.hook_resid_pre",
+    ),
+    "sae.output_hook=blocks.7.hook_mlp": ("sae.output_hook=blocks.7.hook_mlp:", "nearest are blocks.7.hook_mlp_out"),
     "sae.output_hook=blocks.2.hook_mlp_out": (
         "sae.output_hook=blocks.2.hook_mlp_out",
         "is not after blocks.6.hook_resid_pre",

@@ -34,5 +34,11 @@ def test_a_name_that_cannot_be_meant_is_rejected_without_an_import(target: str, 
         check_target(target, key="model._target_", what="a function")
 
 
+def test_a_class_that_does_not_exist_is_one_error_and_hydra_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match=r"callbacks\.x\._target_=crux\.config\.errors\.Nope: cannot be imported"):
+        make_object({"_target_": "crux.config.errors.Nope"}, key="callbacks.x", base=Exception)
+    assert caplog.records == []
+
+
 def test_a_name_of_an_installed_package_is_accepted() -> None:
     check_target("lightning.pytorch.callbacks.Timer", key="callbacks.x._target_", what="a class")

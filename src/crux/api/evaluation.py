@@ -85,8 +85,11 @@ def load_text(
         context: tokens per sequence.
 
     Raises:
-        UserError: if the text cannot be read or is too short.
+        UserError: if the text cannot be read or is too short, or a number is not at least 1.
     """
+    for name, number in (("n_tokens", n_tokens), ("batch", batch), ("context", context)):
+        if number < 1:
+            raise UserError(f"{name}={number}: must be 1 or more")
     source: Source = PackagedText(SOURCES) if path is None else TextFiles(path=Path(path), column=None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(

@@ -180,14 +180,14 @@ def _check_setting(setting: Setting, choice: Choice, words: Sequence[str]) -> No
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         _check_hydra_setting(setting)
     elif leaf == "_target_":
-        _check_target(setting)
+        _check_target(setting, words)
     elif key in list_groups() or key in options_by_group():
         _check_option(setting, choice)
     elif key.startswith("callbacks."):
         name = key.split(".")[1]
         if key.count(".") == 1 or (setting.is_added and not _names_class(name, words)):
             raise UserError(f"{key}: a callback needs its class: +callbacks.{name}._target_=my_package.MyCallback")
-        if not setting.is_added and "callbacks" not in {w.partition("=")[0] for w in words}:
+        if not setting.is_added and not _chooses_callbacks(words):
             raise UserError(
                 f"{key}: there is no such callback; write +{key}=… and name its class by +callbacks.<name>._target_=…"
             )
@@ -201,6 +201,11 @@ def _check_setting(setting: Setting, choice: Choice, words: Sequence[str]) -> No
         raise UserError(f"+{key}={setting.text}: write {key}={setting.text}, without +")
     else:
         _check_value(setting, find_annotation(choice, key))
+
+
+def _chooses_callbacks(words: Sequence[str]) -> bool:
+    """Return True if the command line chooses options of the group `callbacks`."""
+    return "callbacks" in {word.partition("=")[0] for word in words}
 
 
 def _names_class(callback: str, words: Sequence[str]) -> bool:
@@ -253,7 +258,7 @@ def _check_hydra_setting(setting: Setting) -> None:
         )
 
 
-def _check_target(setting: Setting) -> None:
+def _check_target(setting: Setting, words: Sequence[str]) -> None:
     """Check that a command line names code only at a documented place, and something that can be meant."""
     key = setting.key
     if key == "model._target_":
@@ -261,6 +266,8 @@ def _check_target(setting: Setting) -> None:
             check_target(str(setting.value), key=key, what="a function load(model, *, device, dtype) of your own")
     elif key.startswith("callbacks.") and key.count(".") == 2:
         check_target(str(setting.value), key=key, what="a class derived from lightning.Callback")
+        if not setting.is_added and not _chooses_callbacks(words):
+            raise UserError(f"{key}={setting.text}: a callback of your own is added by +{key}={setting.text}")
     else:
         group = key.partition(".")[0]
         advice = f"choose {group}=…, or add an option of your own" if group in list_groups() else "only "

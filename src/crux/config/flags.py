@@ -18,6 +18,9 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 
 SHORT_FLAGS = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", "-sc": "--shell-completion"}
 
+COMPLETION_COMMANDS = ("install=", "uninstall=", "query=")
+"""What `--shell-completion` must be followed by, each with the name of a shell."""
+
 EXCLUSIVE = ("--multirun", "--cfg", "--info", "--shell-completion")
 """Flags of which at most one may be given."""
 
@@ -50,6 +53,8 @@ def split_flags(words: Sequence[str]) -> tuple[set[str], list[str]]:
             raise UserError(f"{word}: {'takes no value' if not allowed else 'allowed are ' + ', '.join(allowed)}")
         flags.add(SHORT_FLAGS.get(name, name))
     _check_combination(flags)
+    if "--shell-completion" in flags and not any(word.startswith(COMPLETION_COMMANDS) for word in overrides):
+        raise UserError("--shell-completion: must be followed by install=<shell>, uninstall=<shell> or query=<shell>")
     return flags, overrides
 
 

@@ -171,12 +171,15 @@ def explain_synonym(key: str, *, overrides: Sequence[str]) -> str | None:
 PHRASES = {
     r"Value '(.*)' of type '.*' could not be converted to Integer": "={}: must be a whole number",
     r"Value '(.*)' of type '.*' could not be converted to Float": "={}: must be a number",
+    r"Value '(.*)' \(\w+\) is incompatible with type hint 'int'": "={}: must be a whole number",
+    r"Value '(.*)' \(\w+\) is incompatible with type hint 'float'": "={}: must be a number",
     r"Value '(.*)' is not a valid bool.*": "={}: must be true or false",
     r"Invalid value '(.*)', expected one of \[(.*)\]": "={}: allowed are {}",
     r"Interpolation key '(.*)' not found": ": refers to {}, and there is no such key",
     r"Unsupported interpolation type (.*)": ": ${{{}:…}} is no function; a key is referred to by ${{key}}",
     r"field '.*' is not Optional": "=null: must have a value",
     r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": ": must be a list, such as [1,2]",
+    r"Structured config of type `\w+` has missing mandatory value: .*": ": must be given",
 }
 """OmegaConf's messages about a value, as patterns, and what crux says after the key instead."""
 
@@ -211,6 +214,9 @@ def explain_composition_error(error: HydraException | OmegaConfBaseException, *,
         return f"{match[1]}: several values are a grid, which needs -m; one list is written [a,b], one text with commas {quoted}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = getattr(error, "full_key", None) or next((x[10:] for x in lines if x.startswith("full_key: ")), "")
+    match = re.match(r"Error merging override \+*([^\s=]+)=", text)
+    if match and not isinstance(getattr(error.__cause__, "full_key", ""), str):  # an index in a list of lists
+        key = match[1]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     message = str(cause).splitlines()[0]
     key = key or next((x.strip()[10:] for x in str(cause).splitlines() if x.strip().startswith("full_key: ")), "")

@@ -55,4 +55,6 @@ def explain_unreadable_override(word: str) -> str | None:
             f"{key}: {value} cannot be read as values of a grid, such as 2,4,6 or range(2,8,2); "
             f"if it is one text, write {quote_override(key, value)}"
         )
+    if re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*,", value, re.ASCII):
+        return f"{word}: ends in a comma; the values of a grid are written without spaces, such as {key}=a,b"
     return f"{key}: {value} has characters that need quotes (such as {SPECIAL_CHARACTERS}); write {quote_override(key, value)}"

@@ -1,7 +1,9 @@
 """Classes and objects that a configuration names by `_target_`."""
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,6 +30,17 @@ def check_target(target: str, *, key: str, what: str) -> None:
         raise UserError(f"{key}={target}: there is no package {package}; it must be installed, or on PYTHONPATH")
 
 
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep Hydra from logging the failure of a search, which crux reports itself in one line."""
+    logger = logging.getLogger("hydra.utils")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def find_class(target: str, *, key: str, base: type) -> type[Any]:
     """Return the class with a dotted name, after checking that it is derived from `base`.
 
@@ -38,7 +51,8 @@ def find_class(target: str, *, key: str, base: type) -> type[Any]:
         UserError: if there is no such class, or it is not derived from `base`.
     """
     try:
-        cls = get_class(target)
+        with _without_log():
+            cls = get_class(target)
     except Exception as error:
         raise UserError(f"{key}={target}: cannot be imported ({' '.join(str(error).split())})") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
@@ -53,7 +67,8 @@ def call_function(target: str, *arguments: Any, key: str, **named: Any) -> Any:
         UserError: if there is no such function.
     """
     try:
-        function = get_method(target)
+        with _without_log():
+            function = get_method(target)
     except Exception as error:
         raise UserError(f"{key}={target}: cannot be imported ({' '.join(str(error).split())})") from error
     return function(*arguments, **named)

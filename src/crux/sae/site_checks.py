@@ -32,8 +32,11 @@ def check_sites(job: SaeJob, shape: Shape | None, *, hook_given: bool) -> None:
     if not hook_given and job.hook_points is None:
         check_layer(job.layer, n_layers=n_layers)
     for read, write in job.sites:
-        for hook in (read, write):
-            check_hook(hook, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid)
+        for hook, key in (
+            (read, "hook_point" if job.hook_points is None else "hook_points"),
+            (write, "sae.output_hook"),
+        ):
+            check_hook(hook, n_layers=n_layers, resid_mid=shape is None or shape.resid_mid, key=key)
     _check_order(job.sites, n_layers)
     if shape is not None:
         width = min(shape.hook_width(parse_hook(read).kind) for read in job.hooks_read)

@@ -65,14 +65,18 @@ def check_layer(layer: int, *, n_layers: int) -> None:
         raise UserError(f"layer={layer}: the model has {n_layers} layers, allowed are 0 to {n_layers - 1}")
 
 
-def check_hook(name: str, *, n_layers: int, resid_mid: bool = True) -> Hook:
-    """Parse a hook point's name; raise UserError, with layers or names that exist, if the subject does not have it."""
+def check_hook(name: str, *, n_layers: int, resid_mid: bool = True, key: str = "hook_point") -> Hook:
+    """Parse a hook point's name; raise UserError, with layers or names that exist, if the subject does not have it.
+
+    Args:
+        key: the option that names it, for the message.
+    """
     names = hook_names(n_layers, resid_mid=resid_mid)
     if name in names:
         return parse_hook(name)
     block = re.match(r"blocks\.(\d+)\.", name)
     if block is not None and int(block[1]) >= n_layers:
-        message = f"hook_point={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}"
+        message = f"{key}={name}: the model has {n_layers} layers, allowed are blocks.0 to blocks.{n_layers - 1}"
         if _NAME.fullmatch(name) is None:  # the rest of the name is wrong too
             first_block = [n.removeprefix("blocks.0.") for n in names if n.startswith("blocks.0.")]
             message += f"; the hook points of a block are {', '.join(first_block)}"
@@ -80,7 +84,7 @@ def check_hook(name: str, *, n_layers: int, resid_mid: bool = True) -> Hook:
     # either the layer or the kind may be mistyped: suggest names of the same block first
     same_block = [n for n in names if block and n.startswith(block[0])]
     nearest = list(dict.fromkeys(get_close_matches(name, same_block, 3, 0.5) + get_close_matches(name, names, 3, 0.5)))
-    raise UserError(f"hook_point={name}: no such hook point; nearest are {', '.join(nearest[:3] or names[:3])}")
+    raise UserError(f"{key}={name}: no such hook point; nearest are {', '.join(nearest[:3] or names[:3])}")
 
 
 def sort_hooks(names: Iterable[str]) -> list[str]:

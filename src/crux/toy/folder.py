@@ -19,8 +19,9 @@ def find_toy_model(path: str | None) -> Path:
         raise UserError(f"model.path={path}: no such folder")
     models = _list_toy_models(Path(path)) if path is not None else []
     if not models:
+        given = "null" if path is None else path
         raise UserError(
-            f"model.path={path}: must be the run folder of a toy experiment, or the folder of a model in its programs/"
+            f"model.path={given}: must be the run folder of a toy experiment, or the folder of a model in its programs/"
         )
     if len(models) > 1:
         raise UserError(
