@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from crux.config.errors import UserError
-from crux.config.targets import check_target, make_object
+from crux.config.targets import call_function, check_target, make_object
 
 
 def test_nothing_is_called_unless_it_is_a_class_of_the_right_kind(tmp_path: Path) -> None:
@@ -32,6 +32,14 @@ def test_nothing_is_called_unless_it_is_a_class_of_the_right_kind(tmp_path: Path
 def test_a_name_that_cannot_be_meant_is_rejected_without_an_import(target: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_target(target, key="model._target_", what="a function")
+
+
+def test_a_function_with_other_arguments_is_not_called() -> None:
+    with pytest.raises(
+        UserError, match=r"model\._target_=crux\.config\..*: does not take .* missing a required argument: 'key'"
+    ):
+        call_function("crux.config.targets.check_target", "target", key="model._target_", what="a function")
+    assert call_function("crux.config.quoting.quote_override", "loss", "e2e", key="x") == "loss=e2e"
 
 
 def test_a_class_that_does_not_exist_is_one_error_and_hydra_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 from hydra.utils import get_class, get_method, instantiate
@@ -64,13 +65,17 @@ def call_function(target: str, *arguments: Any, key: str, **named: Any) -> Any:
     """Call the function with a dotted name.
 
     Raises:
-        UserError: if there is no such function.
+        UserError: if there is no such function, or it does not take these arguments.
     """
     try:
         with _without_log():
             function = get_method(target)
     except Exception as error:
         raise UserError(f"{key}={target}: cannot be imported ({' '.join(str(error).split())})") from error
+    try:
+        signature(function).bind(*arguments, **named)
+    except TypeError as error:
+        raise UserError(f"{key}={target}: does not take the arguments that it is called with ({error})") from error
     return function(*arguments, **named)
 
 
