@@ -30,6 +30,7 @@ from crux.config.paths import ROOT
 from crux.config.registry import register, register_resolvers
 from crux.config.streams import protect_streams
 from crux.launch.refusals import check_no_launcher_without_sweep
+from crux.launch.release_memory import release_memory
 from crux.runs.command_line import job_overrides
 from crux.runs.lock import LockedError
 from crux.runs.run_folder import RunFolder
@@ -76,10 +77,11 @@ def job(cfg: DictConfig) -> None:
         line = explain_user_error(error, overrides=overrides)
         if folder.done:  # a run that is done stays done, whatever fails after it
             print(f"crux: {folder.path.name} is done, but: {line or traceback.format_exc()}", file=sys.stderr)
-            return
-        reason = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
-        folder.fail(reason, details="" if line else traceback.format_exc())
-        print(f"crux: {folder.path.name}: {reason}", file=sys.stderr)
+        else:
+            reason = line or f"{type(error).__name__}: {' '.join(str(error).split())}"
+            folder.fail(reason, details="" if line else traceback.format_exc())
+            print(f"crux: {folder.path.name}: {reason}", file=sys.stderr)
+    release_memory()  # the next job of the sweep may run in this process
 
 
 def start(cfg: DictConfig, overrides: list[str], *, folder: Path | None) -> None:
