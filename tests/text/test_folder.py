@@ -77,7 +77,7 @@ def test_a_saved_data_set_is_read_without_its_descriptions_and_caches(tmp_path):
 
 def test_a_saved_data_set_with_splits_is_divided_by_them(tmp_path):
     parts = {name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(40)]}) for name in ("train", "test")}
-    DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    DatasetDict(**parts).save_to_disk(str(tmp_path / "saved"))
     tokens = prepare(TextFiles(tmp_path / "saved", None), tmp_path / "cache")
     assert split_texts(tokens.train) == [f"train {i}" for i in range(40)]
     assert split_texts(tokens.held_out) == [f"test {i}" for i in range(40)]
@@ -131,3 +131,18 @@ def test_formats_are_recognised_by_content_if_the_name_tells_nothing(tmp_path):
     (tmp_path / "table.feather").write_bytes(b"ARROW1\0\0")
     (tmp_path / "words").write_text("words")
     assert [detect_format(tmp_path / n) for n in ("rows", "table.feather", "words")] == ["parquet", "arrow", "text"]
+
+
+def test_every_split_of_a_saved_data_set_can_be_chosen(tmp_path):
+    parts = {name: Dataset.from_dict({"text": [name] * 3}) for name in ("fold1", "fold2", "unsupervised")}
+    DatasetDict(**parts).save_to_disk(str(tmp_path))
+    train, held_out, skipped = find(tmp_path, split="fold1", held_out_split="fold2")
+    assert (train, held_out) == (["fold1/data-00000-of-00001.arrow"], ["fold2/data-00000-of-00001.arrow"])
+    assert skipped["unsupervised/data-00000-of-00001.arrow"] == "of the split unsupervised"
+
+
+@pytest.mark.parametrize("target", ["missing.txt", "loop.txt"])
+def test_a_link_to_nothing_is_named_as_such(tmp_path, target):
+    (tmp_path / "loop.txt").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=r"loop\.txt is a link to nothing"):
+        find(tmp_path / "loop.txt")

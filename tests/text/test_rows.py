@@ -1,5 +1,6 @@
 """Rows of every format: masks, nulls, halves of surrogate pairs, types of columns, and ids that have no embedding."""
 
+import gzip
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from crux.config.errors import UserError
 from crux.text.sources import TextFiles
+from crux.text.token_file import open_token_file
 from tests.text.test_tokens import EOT, make_texts, prepare, split_texts
 
 RNG = np.random.default_rng(0)
@@ -140,3 +142,84 @@ def test_binary_that_is_not_utf8_is_named_with_file_and_row(tmp_path):
     source = write_columns(tmp_path / "a.parquet", {"text": pa.array([b"fine", b"caf\xe9"], pa.binary())})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"a\.parquet, row 2: not UTF-8 \(byte 0xe9 at offset 3\)"):
         prepare(source, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("name", ["chosen_input_ids", "input_ids_chosen", "decoder_input_ids"])
+def test_each_column_of_ids_has_its_own_mask(tmp_path, suffix, name):
+    columns = {
+        name: [[5, 6, 7, 0], [8, 9, 0, 0]] * 40,
+        name.replace("input_ids", "attention_mask"): [[1, 1, 1, 0], [1, 1, 0, 0]] * 40,
+        "attention_mask": [[1], [1]] * 40,  # of other ids
+    }
+    source = write_columns(tmp_path / f"a.{suffix}", columns)._replace(column=name)
+    with pytest.raises(UserError, match="too short: "):  # equal documents may all be on one side
+        prepare(source, tmp_path / "cache", min_tokens=10_000)
+    (path,) = (tmp_path / "cache" / "tokens").glob("*")
+    opened = open_token_file(path)
+    assert opened is not None
+    tokens = np.concatenate(opened[:2])
+    assert len(tokens) == 40 * 5
+    assert 0 not in tokens
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_null_mask_is_refused_because_padding_would_be_unknown(tmp_path, suffix):
+    columns = {"input_ids": [[1, 2], [1, 2]], "attention_mask": [[1, 0], None]}
+    where = {"jsonl": ":2", "json": ", element 2"}.get(suffix, ", row 2")
+    with pytest.raises(UserError, match=f"a.{suffix}{where}: 'attention_mask' is null"):
+        prepare(write_columns(tmp_path / f"a.{suffix}", columns), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("masked_first", [True, False])
+def test_a_mask_in_some_rows_only_is_refused(tmp_path, masked_first):
+    rows = [{"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0]}, {"input_ids": [1, 2, 0]}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows if masked_first else rows[::-1])))
+    with pytest.raises(UserError, match=f"a.jsonl:2: {'no' if masked_first else 'a'} mask of the token ids, unlike"):
+        prepare(TextFiles(path, None), tmp_path / "cache")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns with the name text"):
+        prepare(TextFiles(tmp_path / "a.parquet", None), tmp_path / "cache")
+
+
+def test_an_arrow_stream_that_ends_between_two_batches_is_not_complete(tmp_path):
+    table = pa.table({"text": make_texts(40)})
+    path, cut = tmp_path / "a.arrow", 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table.slice(0, 20))
+        cut = file.tell()
+        writer.write_table(table.slice(20))
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"a\.arrow is not a complete Arrow file"):
+        prepare(TextFiles(path, None), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("rest", ['[{"text": "b"}]', "\n\n{}", "x"])
+def test_what_follows_a_json_list_is_not_dropped(tmp_path, rest):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "a"}]) + rest)
+    with pytest.raises(UserError, match=r"a\.json: something follows its JSON list of 1 elements"):
+        prepare(TextFiles(path, None), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["part-00000", "a.jsonlines", "a.0", "part-00000.gz"])
+def test_json_lines_are_recognised_without_their_suffix(tmp_path, name):
+    content = "".join(json.dumps({"text": text}) + "\n" for text in make_texts(200)).encode()
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    named, unnamed = (prepare(TextFiles(tmp_path / n, None), tmp_path / "cache") for n in ("a.jsonl", name))
+    assert np.array_equal(named.train, unnamed.train)
+    assert np.array_equal(named.held_out, unnamed.held_out)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "txt"])
+def test_parquet_with_the_suffix_of_text_is_recognised(tmp_path, suffix):
+    pq.write_table(pa.table({"text": make_texts(40)}), tmp_path / f"a.{suffix}")
+    with pytest.raises(UserError, match=f"a.{suffix} is Parquet or Arrow by its first bytes"):
+        prepare(TextFiles(tmp_path / f"a.{suffix}", None), tmp_path / "cache")

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crux.config.errors import UserError
-from crux.text.cells import COLUMNS, MASK, Row, check_mask, choose_column
+from crux.text.cells import COLUMNS, MASK, Row, check_mask, choose_column, mask_name
 from crux.text.paths import check_parquet
 
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 ROWS_PER_BATCH, BYTES_PER_BATCH = 256, 8 << 20  # one batch is in memory at a time; it is smaller if the rows are long
 
 
@@ -36,7 +37,9 @@ def arrow_rows(path: Path, *, column: str | None, kind: Literal["parquet", "arro
                 if _is_text(values.type):
                     yield from _texts(part, path, number)
                 else:
-                    yield from _id_lists(part, masks.slice(start, step) if masks is not None else None, path, number)
+                    names = batch.schema.names
+                    mask = None if masks is None else (names[1], masks.slice(start, step))
+                    yield from _id_lists(part, mask, path, number)
                 number += len(part)
     except (OSError, pa.ArrowException) as e:  # a damaged page, or a codec that this build of pyarrow lacks
         name = {"parquet": "Parquet", "arrow": "Arrow"}[kind]
@@ -69,6 +72,11 @@ def _arrow_batches(path: Path, column: str | None) -> Iterator[pa.RecordBatch]:
         else:
             for batch in reader:
                 yield batch.select(columns)
+            source.seek(source.size() - len(END_OF_STREAM))
+            if (
+                source.read(len(END_OF_STREAM)) != END_OF_STREAM
+            ):  # pyarrow does not mind if a stream ends between two batches
+                raise UserError(f"{path} is not a complete Arrow file: it has no end-of-stream mark")
 
 
 def _texts(values: pa.Array, path: Path, number: int) -> Iterator[Row]:
@@ -86,8 +94,9 @@ def _texts(values: pa.Array, path: Path, number: int) -> Iterator[Row]:
         yield Row(i, text, False)
 
 
-def _id_lists(values: pa.Array, masks: pa.Array | None, path: Path, number: int) -> Iterator[Row]:
+def _id_lists(values: pa.Array, named_masks: tuple[str, pa.Array] | None, path: Path, number: int) -> Iterator[Row]:
     """Yield the token ids of a column whose mask is 1; `number` rows have been read before."""
+    name, masks = named_masks or ("", None)
     for i, row in enumerate(values):
         where = f"{path}, row {number + i + 1}"
         if not row.is_valid:
@@ -96,14 +105,16 @@ def _id_lists(values: pa.Array, masks: pa.Array | None, path: Path, number: int)
         if row.values.null_count:
             raise UserError(f"{where}: a null among its token ids")
         ids = row.values.to_numpy(zero_copy_only=False)
-        if masks is not None and masks[i].is_valid:
+        if masks is not None:
+            if not masks[i].is_valid:
+                check_mask(len(ids), None, where=where, name=name)
             mask = masks[i].values
             if (
                 mask.null_count
                 or (len(mask) != len(ids))
                 or not np.isin(mask.to_numpy(zero_copy_only=False), (0, 1)).all()
             ):
-                check_mask(len(ids), mask.to_pylist(), where=where)
+                check_mask(len(ids), mask.to_pylist(), where=where, name=name)
             ids = ids[mask.to_numpy(zero_copy_only=False).astype(bool)]
         yield Row(number + i + 1, ids, False)  # pyright: ignore[reportArgumentType]
 
@@ -145,8 +156,12 @@ def _find_columns(path: Path, schema: pa.Schema, *, column: str | None) -> list[
         raise UserError(
             f"{path}: no column {wanted} of texts or token ids; there are: {columns} (data.column chooses one)"
         )
-    if _is_text(readable[name]) or MASK not in schema.names:
-        return [name]
-    if not _is_list(schema.field(MASK).type):
-        raise UserError(f"{path}: the column {MASK} is not a list of zeros and ones, but {schema.field(MASK).type}")
-    return [name, MASK]
+    mask = next((m for m in (mask_name(name), MASK) if m in schema.names), None)
+    columns = [name] if _is_text(readable[name]) or mask is None else [name, mask]
+    for c in columns:
+        if schema.names.count(c) > 1:
+            raise UserError(f"{path} has {schema.names.count(c)} columns with the name {c}")
+    if len(columns) == 2 and not _is_list(schema.field(columns[1]).type):
+        kind = schema.field(columns[1]).type
+        raise UserError(f"{path}: the column {columns[1]} is not a list of zeros and ones, but {kind}")
+    return columns

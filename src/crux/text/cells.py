@@ -31,6 +31,21 @@ def choose_column(names: Sequence[str] | Mapping[str, object], column: str | Non
     return column or next((c for c in COLUMNS if c in names), COLUMNS[0])
 
 
+def mask_name(column: str) -> str:
+    """Return the column of a column's mask: `chosen_attention_mask` for `chosen_input_ids`, `attention_mask` for `tokens`."""
+    return column.replace("input_ids", MASK) if "input_ids" in column else MASK
+
+
+def has_mask(row: Mapping[str, Any], *, column: str | None) -> bool | None:
+    """Return whether a row of token ids has a mask; None for any other row."""
+    name = choose_column(row, column)
+    return _find_mask(row, name) is not None if isinstance(row.get(name), list) else None
+
+
+def _find_mask(row: Mapping[str, Any], column: str) -> str | None:
+    return next((name for name in (mask_name(column), MASK) if name in row), None)
+
+
 def read_row(row: Mapping[str, Any], *, column: str | None, number: int, where: str) -> Row:
     """Return the text or the token ids of a row whose values are Python objects.
 
@@ -63,7 +78,9 @@ def read_row(row: Mapping[str, Any], *, column: str | None, number: int, where: 
                 raise UserError(f"{where}: {name!r} has a null among its token ids")
             if not all(type(v) is int for v in ids):
                 raise UserError(f"{where}: {name!r} is neither a text nor a list of token ids")
-            return Row(number, apply_mask(ids, row.get(MASK), where=where), False)
+            if mask := _find_mask(row, name):
+                ids = apply_mask(ids, row[mask], where=where, name=mask)
+            return Row(number, ids, False)
 
 
 def replace_surrogates(text: str) -> tuple[str, int]:
@@ -71,22 +88,21 @@ def replace_surrogates(text: str) -> tuple[str, int]:
     return (text, 0) if text.isascii() else _SURROGATE.subn("\ufffd", text)
 
 
-def apply_mask(ids: list[int], mask: Any, *, where: str) -> list[int]:
-    """Return the token ids whose mask is 1; all of them if there is no mask.
+def apply_mask(ids: list[int], mask: Any, *, where: str, name: str) -> list[int]:
+    """Return the token ids whose mask is 1.
 
     Raises:
-        UserError: if the mask is not a list of as many zeros and ones.
+        UserError: if the mask is not a list of as many zeros and ones, or null: it would not be known what is padding.
     """
-    if mask is None:
-        return ids
     mask = mask.tolist() if hasattr(mask, "tolist") else mask
-    check_mask(len(ids), mask, where=where)
+    check_mask(len(ids), mask, where=where, name=name)
     return [i for i, m in zip(ids, mask, strict=True) if m]
 
 
-def check_mask(n_ids: int, mask: Any, *, where: str) -> None:
+def check_mask(n_ids: int, mask: Any, *, where: str, name: str) -> None:
     """Raise UserError unless the mask is a list of `n_ids` zeros and ones."""
     if not isinstance(mask, list) or not all(m in (0, 1) for m in mask):
-        raise UserError(f"{where}: {MASK!r} is not a list of zeros and ones")
+        kind = "null" if mask is None else "not a list of zeros and ones"
+        raise UserError(f"{where}: {name!r} is {kind}")
     if len(mask) != n_ids:
-        raise UserError(f"{where}: {MASK!r} has {len(mask):,} values, but there are {n_ids:,} token ids")
+        raise UserError(f"{where}: {name!r} has {len(mask):,} values, but there are {n_ids:,} token ids")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crux.config.errors import UserError
-from crux.text.readers import COMPRESSIONS, read_head
+from crux.text.readers import COMPRESSIONS, find_compression, read_blocks, read_head
 from crux.text.splits import choose_splits, recognise_split
 
 Format = Literal["text", "jsonl", "parquet", "arrow"]
 
 FORMATS: dict[str, Format] = {
-    ".txt": "text", ".text": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
-    ".pq": "parquet", ".arrow": "arrow",
+    ".txt": "text", ".text": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
+    ".jsonlines": "jsonl", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
 }  # fmt: skip
 UNSUPPORTED_SUFFIXES = frozenset([
     ".7z", ".bin", ".csv", ".doc", ".docx", ".epub", ".h5", ".hdf5", ".jpg", ".lz4", ".npy", ".npz",
@@ -72,7 +72,7 @@ def split_suffixes(path: Path) -> tuple[str, str]:
 
 
 def detect_format(path: Path) -> Format:
-    """Return a file's format by its name; a file with another suffix is Parquet or Arrow by its first bytes, else text.
+    """Return a file's format by its name; a file with another suffix is Parquet, Arrow or JSONL by its first bytes, else text.
 
     Raises:
         UserError: if the suffix belongs to a format that is not supported.
@@ -86,6 +86,12 @@ def detect_format(path: Path) -> Format:
         )
     if suffix not in FORMATS and path.is_file():
         head = read_head(path)
+        if find_compression(path):
+            head = next(read_blocks(path), b"")
+        if head.removeprefix(b"\xef\xbb\xbf").startswith(
+            b'{"'
+        ):  # part-00000 of a cluster; as text, its marks would be trained on
+            return "jsonl"
         return "parquet" if head.startswith(b"PAR1") else "arrow" if head.startswith(b"ARROW1") else format_
     return format_
 
@@ -105,6 +111,8 @@ def find_text(path: Path, *, split: str | None, held_out_split: str | None) -> T
             if value is not None:
                 raise UserError(f"{key}={value} has no effect: {path} is one file; splits are files of a folder")
         return TextLayout([path], None, (None, None), [])
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path.absolute()} is a link to nothing")
     if not path.exists():
         names = os.listdir(path.parent) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=3, cutoff=MIN_SIMILARITY)
@@ -114,8 +122,11 @@ def find_text(path: Path, *, split: str | None, held_out_split: str | None) -> T
     skipped: list[SkippedFile] = []
     files = _choose_files(path, skipped)
     by_split: dict[str | None, list[Path]] = {}
+    saved = _saved_splits(path)
     for file in files:
-        by_split.setdefault(recognise_split(file.relative_to(path)), []).append(file)
+        inside = file.relative_to(path)
+        name = inside.parts[0] if inside.parts[0] in saved else recognise_split(inside)
+        by_split.setdefault(name, []).append(file)
     named = [name for name in by_split if name is not None]
     train, held_out = choose_splits(named, split=split, held_out_split=held_out_split, where=str(path))
     if train is None:
@@ -185,6 +196,14 @@ def _explain_description(file: Path) -> str | None:
     ):
         return "not among the files in state.json"
     return None
+
+
+def _saved_splits(folder: Path) -> set[str]:
+    """Return the names of the splits, each a folder, that `DatasetDict.save_to_disk` has written."""
+    try:
+        return set(json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"])
+    except (OSError, ValueError, LookupError, TypeError):  # no or another program's dataset_dict.json
+        return set()
 
 
 def _saved_files(folder: Path) -> set[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from crux.config.errors import UserError
-from crux.text.cells import Row, read_row
+from crux.text.cells import Row, has_mask, read_row
 
 BLOCK_BYTES = 1 << 20  # bytes read at a time
 COMPRESSIONS = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
@@ -62,6 +62,10 @@ def read_blocks(path: Path) -> Iterator[bytes]:
             except broken as e:
                 raise UserError(f"{path} is not a complete {compression} file: {e}") from None
             except OSError as e:  # those of bz2 and pyarrow have no number
+                if compression == ".zst" and "too much memory" in str(e):
+                    raise UserError(
+                        f"{path} was compressed with a window of more than 128 MB (zstd --long); compress it again without"
+                    ) from None
                 if e.errno is None and compression:
                     raise UserError(f"{path} is not a complete {compression} file: {e}") from None
                 raise UserError(f"{path} cannot be read: {e.strerror or e}") from None
@@ -81,6 +85,8 @@ def _open(path: Path, compression: str) -> io.BufferedIOBase:
 
 def make_utf8_error(path: Path, offset: int, byte: int) -> UserError:
     """Return the error for a byte that is not valid UTF-8 text at this offset."""
+    if read_head(path).startswith((b"PAR1", b"ARROW1")):
+        return UserError(f"{path} is Parquet or Arrow by its first bytes; rename it to .parquet or .arrow")
     hint = "; convert it first, for example with iconv -t utf-8" if byte else " (a zero byte: UTF-16, or not text)"
     return UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,}{hint}")
 
@@ -119,16 +125,20 @@ def json_rows(path: Path, *, column: str | None) -> Iterator[Row]:
     """Yield the text or the token ids of each line, or of each element if the file is one JSON list; skip blank lines.
 
     Raises:
-        UserError: if a line or element is not a JSON object, or has neither a text nor token ids in the column.
+        UserError: if a line or element is not a JSON object, or has neither a text nor token ids in the column, or if only some
+            rows of token ids have a mask.
     """
-    if ".json" in (path.suffix.lower(), Path(path.stem).suffix.lower()) and _is_list(path):
-        values = _list_elements(path)
-    else:
-        values = _line_values(path)
+    lines_only = {".jsonl", ".ndjson"} & {path.suffix.lower(), Path(path.stem).suffix.lower()}
+    values = _list_elements(path) if not lines_only and _is_list(path) else _line_values(path)
+    masked = None
     for number, where, value in values:
         if not isinstance(value, dict):
             kind = type(value).__name__
             raise UserError(f"{where}: a JSON {kind}; one JSON object per line is expected")
+        if (has := has_mask(value, column=column)) is not None:
+            if has is not (has if masked is None else masked):
+                raise UserError(f"{where}: {'a' if has else 'no'} mask of the token ids, unlike the rows before")
+            masked = has
         yield read_row(value, column=column, number=number, where=where)
 
 
@@ -189,6 +199,10 @@ def _list_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             position += 1
         where = f"{path}, element {number}"
         if text[position : position + 1] == "]":
+            if text[position + 1 :].strip() or any(block.strip() for block in blocks):
+                raise UserError(
+                    f"{path}: something follows its JSON list of {number - 1:,} elements; one list is expected"
+                )
             return
         try:
             value, end = decoder.raw_decode(text, position)

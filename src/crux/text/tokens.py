@@ -16,7 +16,7 @@ from crux.text.sources import Source, describe_files, describe_source, fingerpri
 from crux.text.token_file import open_token_file, token_dtype, write_token_file
 from crux.text.tokenise import tokenise_source
 
-CACHE_VERSION = 3  # part of the cache's key; changes whenever the same arguments give other tokens
+CACHE_VERSION = 4  # part of the cache's key; changes whenever the same arguments give other tokens
 HOLD_OUT_EVERY = 20  # one document in 20 is held out
 MIN_FILES = 2  # if whole files are held out, then so many
 FINER_SPLITS = (10, 5, 2)  # the same, tried in this order if one in 20 leaves too little of a small text held out
