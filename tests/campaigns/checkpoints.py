@@ -13,9 +13,10 @@ import random
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
@@ -65,13 +66,13 @@ class StoppedJob:
             shorten_sources()
             add_row = RunFolder.add_row
 
-            def add_row_or_die(folder: RunFolder, step: int, row: dict[str, float]) -> None:
+            def add_row_or_die(folder: RunFolder, step: int, row: Mapping[str, float]) -> None:
                 add_row(folder, step, row)
                 of_job = folder.path.parent / "checkpoints" / "previous.ckpt"  # if the job has several runs
                 if of_job.exists() or any(folder.path.rglob("previous.ckpt")):
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            RunFolder.add_row = add_row_or_die
+            patch.object(RunFolder, "add_row", add_row_or_die).start()
 
         stopped = self.run(self.place / "stopped", before=die_after_rows)
         assert stopped.code == -signal.SIGKILL, f"{self.name}: {stopped.code} {stopped.err}"

@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from sqlite3 import dbapi2
@@ -181,10 +181,14 @@ KINDS = (
 
 def campaign(outcomes: Outcomes, cases: int, seed: int, only: int | None) -> None:
     """Run the cases: each of KINDS in turn, at moments drawn from the seed."""
+    try_cases(outcomes, range(cases) if only is None else [only], seed=seed)
+
+
+def try_cases(outcomes: Outcomes, numbers: Sequence[int], *, seed: int) -> None:
+    """Run the cases with these numbers."""
     import_everything()
     root = Path(tempfile.mkdtemp(prefix="tracking_faults_"))
     try:
-        numbers = range(cases) if only is None else [only]
         needed = any(
             fault is not None and fault.where == "server" for fault, *_ in (KINDS[n % len(KINDS)] for n in numbers)
         )

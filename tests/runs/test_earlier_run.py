@@ -120,8 +120,9 @@ def test_the_next_start_removes_what_a_killed_process_has_left_but_not_what_a_li
 @pytest.mark.parametrize("run", ["", "sparsity=2"])
 @pytest.mark.parametrize("how", ["resume", "resume_from"])
 def test_a_done_job_is_taken_as_long_as_mlflow_does_not_have_all_its_runs(run: str, how: str, tmp_path: Path) -> None:
-    for folder in create_runs(tmp_path):
-        folder.finish()
+    older, folder = create_runs(tmp_path)
+    older.finish()
+    folder.finish()
     words = f"resume_from={folder.path}" if how == "resume_from" else "resume=true"
     config = compose_sae_job("loss=local", f"output_dir={tmp_path}", words)
     entry = Entry.create(entry_path(tmp_path, folder.path / run), make_record(folder.path / run, tmp_path))
