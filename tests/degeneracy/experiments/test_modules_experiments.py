@@ -132,7 +132,7 @@ def test_saved_saes_of_a_language_model(
         ("modules", "interaction_basis.modularity.starts=0", "modularity.starts=0: must be 1 or more"),
         ("modules", "interaction_basis.saes=[x]", "this job has no such key"),
         ("modules", "layer=3", "layer: this job has no such key"),
-        ("dictionaries", "interaction_basis.saes=[/nowhere]", "/nowhere is not an SAE folder, there is no cfg.json in it"),
+        ("dictionaries", "interaction_basis.saes=[/nowhere]", "interaction_basis.saes: no SAE folder at /nowhere"),
         ("dictionaries", "interaction_basis.dictionaries.left_out=1", "left_out=1: must be from 0 up to but not 1"),
         ("dictionaries", "interaction_basis.dictionaries.tokens=9999", "is only for saved SAEs, which are given by interaction_basis.saes"),
     ],

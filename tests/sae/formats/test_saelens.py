@@ -128,7 +128,7 @@ def test_a_failed_save_leaves_the_old_folder(folder: Path, monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(saelens, "save_file", fail)
+    monkeypatch.setattr(saelens, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         saelens.save_sae(make_trained_sae("topk"), folder, METADATA)
     assert [path.name for path in folder.parent.iterdir()] == ["sae"]
