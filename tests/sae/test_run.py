@@ -67,7 +67,8 @@ def untracked(make_run: Callable[..., Run]) -> Run:
 def test_the_run_folder_is_complete(tracked: Run) -> None:
     found = {str(p.relative_to(tracked.folder)) for p in tracked.folder.rglob("*") if p.is_file()}
     assert found == {
-        "config.yaml", "metrics.json", "history.crc", "history.jsonl", "text.json", "latents.html", "mlflow_run_id", "DONE", "checkpoints/last.ckpt",
+        "config.yaml", "metrics.json", "history.crc", "history.jsonl", "text.json", "latents.html", "mlflow_run_id",
+        "DONE", "checkpoints/last.ckpt",
         "sae/cfg.json", "sae/sae_weights.safetensors",
         "figures/loss_curves.png", "figures/downstream.png", "figures/densities.png",
     }  # fmt: skip
