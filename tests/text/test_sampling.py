@@ -138,7 +138,12 @@ def test_whole_files_are_held_out_if_there_are_enough(tmp_path):
     assert len(held_out) >= 2
     assert len(train | held_out) == 30
     assert tokens.report.division.startswith("one file in ")
-    for k in range(10, 30):
+    # one file that is a large part of the text is not held out as a whole
+    (tmp_path / "in" / "book0.txt").write_text("\n\n".join(f"book0 {i} " + "white whale " * 20 for i in range(400)))
+    tokens = prepare(TextFiles(tmp_path / "in", None), tmp_path / "cache")
+    assert tokens.report.division == "one passage or document in 20 is held out, by the hash of its content"
+    assert len(tokens.held_out) < 0.2 * len(tokens.train)
+    for k in [0, *range(10, 30)]:
         (tmp_path / "in" / f"book{k}.txt").unlink()
     tokens = prepare(TextFiles(tmp_path / "in", None), tmp_path / "cache")
     assert tokens.report.division == "one passage or document in 20 is held out, by the hash of its content"

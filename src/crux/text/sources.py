@@ -21,6 +21,7 @@ from crux.text.tally import Tally
 
 MAX_HASHED_BYTES = 256 << 20  # files that are larger in total are identified by name, size and modification time
 WHOLE_FILES = 20  # from so many text files on, whole files rather than their passages are held out
+LARGEST_SHARE = 0.25  # unless one of them is more than this share of the text, which could then be held out as a whole
 HASHED_CHARACTERS = 1 << 20  # a text is hashed in parts of this length, so that a long one is not copied
 
 
@@ -196,8 +197,11 @@ def _find_files(source: TextFiles) -> TextLayout:
 
 
 def _holds_out_whole_files(layout: TextLayout) -> bool:
-    """Return True if there are so many text files that whole ones are held out, rather than passages of all."""
+    """Return True if there are so many text files, none of them a large part, that whole ones are held out, rather than passages of all."""
     if layout.held_out is not None or len(layout.train) < WHOLE_FILES:
+        return False
+    sizes = [f.stat().st_size for f in layout.train]
+    if max(sizes) > LARGEST_SHARE * sum(sizes):
         return False
     return sum(detect_format(f) == "text" for f in layout.train) >= WHOLE_FILES
 
