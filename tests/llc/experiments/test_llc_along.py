@@ -104,8 +104,8 @@ def test_language_model_loss_is_the_cross_entropy(cache: Path) -> None:
 
 def test_text_windows_come_from_the_requested_part(tmp_path: Path) -> None:
     train, held_out = torch.arange(1000).numpy(), torch.arange(1000, 1100).numpy()
-    sides = [SideReport(documents=1, documents_left_out=0, tokens=n, bytes=None, files=1) for n in (1000, 100)]
-    tokens = Tokens(train, held_out, TextReport("by hash", 20, *sides, [], [], [], largest_id=1099), tmp_path)
+    one, other = (SideReport(documents=1, documents_left_out=0, tokens=n, bytes=None, files=1) for n in (1000, 100))
+    tokens = Tokens(train, held_out, TextReport("by hash", 20, one, other, [], [], [], largest_id=1099), tmp_path)
     assert text_windows(tokens, Split.held_out, context=10, n=4).min() >= 1000
     assert text_windows(tokens, Split.train, context=10, n=None).shape == (100, 10)
 
@@ -113,7 +113,7 @@ def test_text_windows_come_from_the_requested_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("kgon llc.corners=[9]", "have 5 to 8 corners"),
+        ("kgon llc.corners=[9]", "must be numbers that are from 5 to 8"),
         ("kgon llc.nbetas=[0]", "must be numbers that are more than 0"),
         ("kgon llc.widths=[[2,2]]", "llc.widths: this job has no such key"),
         ("kgon llc.step_size=1", "diverges: at w*"),

@@ -499,6 +499,7 @@ def test_only_the_sae_receives_gradients(loss: Loss) -> None:
         "sparsity.log_first",
         "sparsity.log_mean",
         "watch.first_bad_step",
+        "watch.no_tokens",
     }
     optimizers: Any = module.configure_optimizers()
     optimised = {id(p) for g in optimizers["optimizer"].param_groups for p in g["params"]}
