@@ -134,7 +134,7 @@ def test_a_run_with_several_models_is_rejected(
     message = f"the run has 2 models; set model.path to one of them, such as {tmp_path}/programs/a"
     assert message in capsys.readouterr().err
     assert run_crux("experiment=toy/sae", f"output_dir={tmp_path}") == 2
-    assert "model.path=None: must be the run folder of a toy experiment" in capsys.readouterr().err
+    assert "model.path=null: must be the run folder of a toy experiment" in capsys.readouterr().err
     assert run_crux(*SAE, "model.path=/nowhere", f"output_dir={tmp_path}") == 2
     assert "model.path=/nowhere: no such folder" in capsys.readouterr().err
 

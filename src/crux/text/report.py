@@ -7,7 +7,7 @@ from crux.text.sample import SideCounts
 from crux.text.sources import SourceDescription
 from crux.text.tally import Note, Tally
 
-MAX_FILES, MAX_REASONS, MAX_EXAMPLES, MAX_NAME = 50, 20, 3, 80
+MAX_FILES, MAX_REASONS, MAX_EXAMPLES, MAX_NAME = 50, 20, 3, 240
 """What the report lists at most: files of a side, reasons to skip files, examples of these, and characters of a name."""
 
 
