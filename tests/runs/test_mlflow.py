@@ -14,7 +14,7 @@ from crux.config.errors import UserError
 from crux.runs import database
 from crux.runs.checks import check_tracking
 from crux.runs.command_line import command_line, job_overrides
-from crux.runs.delivery import Delivery, settle
+from crux.runs.delivery import Delivery, set_end_state
 from crux.runs.entry import Entry
 from crux.runs.history_rows import mlflow_name
 from crux.runs.mlflow import TrackingError, connect, default_uri, explain_failure, prepare_store
@@ -155,7 +155,7 @@ def test_a_record_that_is_sent_while_its_run_is_resumed_makes_no_second_run(outp
     killed.entry.release()  # it was killed before MLflow had its run
     entry = Entry.claim(killed.entry.path)
     assert entry is not None
-    settle(entry.record)
+    set_end_state(entry.record)
     left = Delivery(entry.record, uri=default_uri(outputs), entry=entry)
     resumed = start_delivery(folder.path, outputs) if not sent_first else None
     left.advance()

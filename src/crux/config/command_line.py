@@ -279,9 +279,9 @@ def _check_option(setting: Setting, choice: Choice) -> None:
     """Check the option of a group."""
     group = setting.key
     if group == "job":
-        found = [name for name in option_files("experiment") if read_experiment(name).job == setting.value]
+        experiments = [name for name in option_files("experiment") if read_experiment(name).job == setting.value]
         raise UserError(
-            f"job={setting.text}: cannot be set; choose an experiment, experiment={found[0] if found else '…'}"
+            f"job={setting.text}: cannot be set; choose an experiment, experiment={experiments[0] if experiments else '…'}"
         )
     if group not in list_groups() and group in choice.options:
         raise UserError(f"{group}={setting.text}: is chosen by the experiment; its keys are {group}.…")

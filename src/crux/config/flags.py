@@ -19,7 +19,7 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 SHORT_FLAGS = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-i": "--info", "-sc": "--shell-completion"}
 
 COMPLETION_COMMANDS = ("install=", "uninstall=", "query=")
-"""What `--shell-completion` must be followed by, each with the name of a shell."""
+"""The words that may follow `--shell-completion`, each with the name of a shell."""
 
 EXCLUSIVE = ("--multirun", "--cfg", "--info", "--shell-completion")
 """Flags of which at most one may be given."""

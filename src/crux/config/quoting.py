@@ -1,4 +1,4 @@
-"""How a value is typed so that the shell and Hydra's grammar leave it as it is: a path with `=`, commas, spaces or quotes."""
+"""Quote values that have characters with a meaning in the shell or in Hydra's grammar, such as paths with `=`, commas or spaces."""
 
 import re
 import shlex

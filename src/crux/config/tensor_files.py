@@ -28,7 +28,7 @@ class TensorHeader(NamedTuple):
 
     @property
     def is_real(self) -> bool:
-        """Whether the tensor has floating-point numbers, neither integers nor complex numbers."""
+        """True if the tensor has real floating-point numbers."""
         return self.dtype in REAL_DTYPES
 
 

@@ -290,7 +290,7 @@ class Delivery:
             client.set_tag(run_id, "mlflow.note.content", cut)
 
 
-def settle(record: RunRecord) -> None:
+def set_end_state(record: RunRecord) -> None:
     """Set the state of a run whose process was killed to what its folder says."""
     folder = RunFolder(Path(record.folder))
     if not folder.path.exists():

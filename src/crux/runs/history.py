@@ -14,7 +14,7 @@ from crux.config.files import explain_full_disk, replacing
 
 
 class _Sum(NamedTuple):
-    """What is known of a line."""
+    """The description of one line."""
 
     step: int
     checksum: int

@@ -171,7 +171,7 @@ class Outbox:
 
     def _search(self, outputs: Path) -> None:
         """Claim what killed processes have left in an outputs folder."""
-        from crux.runs.delivery import Delivery, settle
+        from crux.runs.delivery import Delivery, set_end_state
 
         for path in list_entries(outputs):
             if any(d.entry is not None and d.entry.path == path for d in (*self._deliveries, *self._left)):
@@ -182,7 +182,7 @@ class Outbox:
                 entry.release()  # its password is not known here
                 continue
             try:
-                settle(entry.record)
+                set_end_state(entry.record)
             except (OSError, ValueError):  # its folder cannot be read
                 entry.release()
                 continue

@@ -1,4 +1,4 @@
-"""What MLflow is to show of a run. It is on disk until MLflow shows it, so that a later start can send what an earlier one could not."""
+"""The record of a run for MLflow, on disk until MLflow has everything, so that a later start can send what an earlier one could not."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ class TextDataset(NamedTuple):
     """At most 36 characters; equal texts have equal digests."""
     n_tokens: int
     source: str
-    """Where the text comes from: a folder, the name of a data set."""
+    """The source of the text: a folder, or the name of a data set."""
 
 
 @dataclass
 class RunRecord:
-    """What MLflow is to show of a run, apart from what is in the run folder: its history, its metrics and its files."""
+    """The contents of a run in MLflow that are not in the run folder, which has the history, the metrics and the files."""
 
     folder: str
     """The run folder, or the folder of a sweep."""

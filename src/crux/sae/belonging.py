@@ -1,4 +1,4 @@
-"""Where a saved SAE belongs: the comparison of its metadata with the place where it is to be used. Torch-free."""
+"""Compare the metadata of a saved SAE with the model and the hook points at which it is to be used. This module does not import torch."""
 
 import re
 import sys

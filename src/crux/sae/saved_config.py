@@ -78,7 +78,7 @@ class SavedConfig(NamedTuple):
     function: dict[str, Any]
     """The keys that determine the SAE's function, with the names of SAELens 6; `architecture` is a string."""
     metadata: dict[str, Any]
-    """Where the SAE belongs and how it was trained: subject, hook points, weight processing, …; empty if the file does not say it."""
+    """The subject, hook points, weight processing and training of the SAE; empty if the file has no metadata."""
 
 
 def read_saved_config(folder: Path) -> SavedConfig:

@@ -14,7 +14,7 @@ ANCHOR = "qq"
 """A token that is decoded before and after another one, so that the other one is decoded as in the middle of a text."""
 
 CHARACTER = regex.compile(r"[\r\n]|\X")
-"""What people take for one character: a letter with its accents, or an emoji of several code points. Line breaks are separate."""
+"""Matches one character as readers see it: a letter with its accents, or an emoji of several code points. Line breaks are separate."""
 
 BYTE_TOKEN = regex.compile(r"<0x([0-9A-Fa-f]{2})>")
 """The tokens of single bytes of SentencePiece's byte fallback."""

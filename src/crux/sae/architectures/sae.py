@@ -76,7 +76,7 @@ class SAE(nn.Module, ABC):
     input_scale: Tensor
     output_scale: Tensor
     metadata: Mapping[str, Any] | None = None
-    """Where a loaded SAE belongs, by its metadata: subject, hook points, weight processing, …; None for an SAE that was not loaded."""
+    """The metadata of a loaded SAE: its subject, hook points, weight processing, …; None for an SAE that was not loaded."""
 
     BATCH_WIDE: ClassVar[bool] = False
     """True if latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""
