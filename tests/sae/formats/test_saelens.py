@@ -212,6 +212,25 @@ def test_a_topk_that_ignores_the_decoder_norms(tmp_path: Path) -> None:
     assert_same_function(tmp_path, X, torch.zeros(200, 5).scatter(-1, chosen, values.relu()), W)
 
 
+@pytest.mark.parametrize("in_file", ["rounded", "float32"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_topk_with_16_bit_weights(tmp_path: Path, dtype: torch.dtype, in_file: str) -> None:
+    """The norms of its decoder differ by rounding only; another tool may have stored the rounded numbers as float32."""
+    W = write_foreign_folder(tmp_path, "b_enc", architecture="topk", k=2, rescale_acts_by_decoder_norm=False)
+    W["W_dec"] = 3 * torch.nn.functional.normalize(W["W_dec"], dim=-1)
+    W = {name: tensor.to(dtype) for name, tensor in W.items()}
+    save_file(W if in_file == "rounded" else {k: v.float() for k, v in W.items()}, tmp_path / saelens.WEIGHTS)
+    W = {name: tensor.float() for name, tensor in W.items()}
+    norm = W["W_dec"].norm(dim=-1)
+    assert norm.max() - norm.min() > 1e-5
+    values, chosen = ((X - W["b_dec"]) @ W["W_enc"] + W["b_enc"]).topk(2)
+    assert_same_function(tmp_path, X, torch.zeros(200, 5).scatter(-1, chosen, values.relu()), W)
+    W["W_dec"][0] *= 1.1
+    save_file({name: tensor.to(dtype) for name, tensor in W.items()}, tmp_path / saelens.WEIGHTS)
+    with pytest.raises(UserError, match="decoder norms"):
+        saelens.load_sae(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -124,7 +124,7 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: SaelensArchitectur
 
     norm = W_dec.double().norm(dim=-1)  # squares of very large or small numbers do not fit into float32
     selects_without_norm = isinstance(sae, TopKSAE) and not config.get("rescale_acts_by_decoder_norm", False)
-    if selects_without_norm and norm.max() - norm.min() > 1e-6 * norm.max():
+    if selects_without_norm and norm.max() - norm.min() > _find_rounding(W_dec) * norm.max():
         raise UserError(
             "selects its k latents without regard to the decoder norms (rescale_acts_by_decoder_norm=false), and these differ; "
             "a TopK of crux selects by the codes of a unit-norm decoder"
@@ -143,6 +143,17 @@ def from_tensors(tensors: Mapping[str, Tensor], architecture: SaelensArchitectur
         if not (value.exp() if name == "r_mag" else value).isfinite().all():
             raise UserError(f"{name} becomes too large for float32 when the decoder norms are folded into it")
     return sae
+
+
+def _find_rounding(weights: Tensor) -> float:
+    """Return by how much of itself the norm of a row may differ from another's because the weights were rounded when they were stored.
+
+    Weights that all are numbers of a 16-bit type were rounded to it, whatever the type of the file.
+    """
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(weights.to(dtype).to(weights.dtype), weights):
+            return torch.finfo(dtype).eps
+    return 1e-6
 
 
 def _scale_decoder(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
