@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crux.subjects.hooks import Hook, check_hook, sort_hooks
 from crux.subjects.subject import Clean, Replay, Spliced, Subject, Unembed
+from crux.subjects.tensor_hash import hash_tensors
 
 Block = Callable[[Tensor], Tensor]
 Splice = Mapping[str, Callable[[Tensor], Tensor]]
@@ -39,6 +40,9 @@ class ToySubject(Subject):
 
     def hook_width(self, kind: str) -> int:
         return self.d_model
+
+    def hash_weights(self) -> str:
+        return hash_tensors({"embed": self.embed, "W_U": self._unembed.W_U})
 
     def check_hook(self, name: str) -> Hook:
         return check_hook(name, n_layers=self.n_layers)

@@ -18,6 +18,7 @@ from crux.config.errors import UserError
 from crux.subjects.anatomy import find_parts
 from crux.subjects.hooks import FINAL, Hook, check_continuation, check_hook, hook_names, parse_hook, sort_hooks
 from crux.subjects.prologue import attention_arguments
+from crux.subjects.tensor_hash import hash_tensors
 from crux.subjects.walk import walk
 
 _MAX_CACHED_LENGTHS = 4
@@ -106,6 +107,10 @@ class Subject:
             parameter.data = parameter.data.to(dtype or parameter.dtype)
         self.forget_lengths()
         return self
+
+    def hash_weights(self) -> str:
+        """Return a hash of the network's weights and buffers, their names and types, by which results are cached."""
+        return hash_tensors(self.model.state_dict())
 
     def forget_lengths(self) -> None:
         """Free what is kept per sequence length: masks and positions, which later passes compute again."""

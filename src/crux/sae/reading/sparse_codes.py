@@ -1,0 +1,47 @@
+"""The codes of many tokens as a sparse matrix: the only form in which codes are kept when latents are read."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Int
+
+
+class SparseCodes(NamedTuple):
+    """The non-zero codes of a text, token by token (compressed sparse rows); the arrays may be memory-mapped files."""
+
+    indptr: Int[np.ndarray, "tokens+1"]
+    """The codes of token t are at indptr[t] to indptr[t + 1]; int64."""
+    latents: Int[np.ndarray, "nnz"]
+    """The latent of each code, ascending within a token; int32."""
+    values: Float[np.ndarray, "nnz"]
+    """The codes; float32, not zero."""
+    n_latents: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, including those without codes."""
+        return len(self.indptr) - 1
+
+    def matrix(self) -> scipy.sparse.csr_matrix:
+        """Return the codes as a matrix, tokens × latents, that shares the memory of the arrays."""
+        shape = (self.n_tokens, self.n_latents)
+        return scipy.sparse.csr_matrix((self.values, self.latents, self.indptr), shape=shape, copy=False)
+
+    def by_latent(self, first: int, last: int) -> scipy.sparse.csc_matrix:
+        """Return the columns `first` to `last` − 1, tokens × latents, in float64: a block of latents that fits into memory."""
+        return self.matrix()[:, first:last].tocsc().astype(np.float64)
+
+    def firings(self) -> Int[np.ndarray, "n_latents"]:
+        """Return the number of tokens on which each latent fires."""
+        return np.bincount(self.latents, minlength=self.n_latents)
+
+    def densities(self) -> Float[np.ndarray, "n_latents"]:
+        """Return the share of tokens on which each latent fires."""
+        return self.firings() / max(self.n_tokens, 1)
+
+    def tokens(self, first: int, last: int) -> "SparseCodes":
+        """Return the codes of the tokens `first` to `last` − 1."""
+        start, end = self.indptr[first], self.indptr[last]
+        indptr = self.indptr[first : last + 1] - start
+        return SparseCodes(indptr, self.latents[start:end], self.values[start:end], self.n_latents)
