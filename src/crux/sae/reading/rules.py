@@ -93,11 +93,19 @@ def predict_dense(
 
 def compact_rules(rules: Rules) -> Rules:
     """Return the rules with no other conditions than those that they test, numbered anew."""
-    used = np.zeros(len(rules.conditions.kinds), bool)
-    used[rules.condition] = True
-    both = rules.conditions.kinds == Kind.BOTH
-    used[rules.conditions.parts[both & used][:, :2]] = True
-    number = np.cumsum(used) - 1
-    kinds, parts = rules.conditions.kinds[used], rules.conditions.parts[used].copy()
+    number, conditions = conditions_in_use(rules.conditions, rules.condition)
+    return rules._replace(conditions=conditions, condition=number[rules.condition].astype(np.int32))
+
+
+def conditions_in_use(
+    conditions: Conditions, used: Int[np.ndarray, "used"]
+) -> tuple[Int[np.ndarray, "conditions"], Conditions]:
+    """Return the new number of each condition, and the conditions that are used themselves or as a part of one that is."""
+    kept = np.zeros(len(conditions.kinds), bool)
+    kept[used] = True
+    both = conditions.kinds == Kind.BOTH
+    kept[conditions.parts[both & kept][:, :2]] = True
+    number = np.cumsum(kept) - 1
+    kinds, parts = conditions.kinds[kept], conditions.parts[kept].copy()
     parts[kinds == Kind.BOTH, :2] = number[parts[kinds == Kind.BOTH, :2]]
-    return rules._replace(conditions=Conditions(kinds, parts), condition=number[rules.condition].astype(np.int32))
+    return number, Conditions(kinds, parts)
