@@ -139,6 +139,8 @@ def test_mistakes_are_user_errors(tmp_path: Path, saved: Path) -> None:
         crux.load_text(subject, context=0)
     with pytest.raises(UserError, match="batch=-1: must be 1 or more"):
         crux.load_text(subject, batch=-1)
+    with pytest.raises(UserError, match="context=257: tiny accepts at most 256"):
+        crux.load_text(subject, context=257)
     with pytest.raises(UserError, match="hook points out of order"):
         crux.evaluate(subject, sae, hook="blocks.6.hook_resid_pre", output_hook="blocks.5.hook_mlp_out")
     with pytest.raises(AttributeError, match="load_saes"):

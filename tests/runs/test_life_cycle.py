@@ -54,6 +54,27 @@ def test_an_error_after_the_end_leaves_a_run_done(
     assert f"run folder  {folder}" in output.out  # the results are shown nevertheless
 
 
+def test_a_stop_between_done_and_the_end_of_tracking_leaves_a_finished_run(
+    run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import closing
+    from sqlite3 import connect
+
+    from crux.runs.run_folder import RunFolder
+
+    finish = RunFolder.finish
+
+    def finish_and_stop(folder: RunFolder) -> None:
+        finish(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "finish", finish_and_stop)
+    assert run_crux(*short_job, "loss=local", "layer=4", f"output_dir={tmp_path}") == 130
+    assert len(list(tmp_path.glob("runs/*/DONE"))) == 1
+    with closing(connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+
+
 def test_an_error_in_the_end_of_one_run_does_not_reach_the_other_runs_of_a_job(
     run_crux: Callable[..., int],
     short_job: tuple[str, ...],

@@ -40,11 +40,29 @@ def test_files_about_a_data_set_are_skipped_with_reasons(tmp_path):
     assert train == ["a/licensed_music.jsonl", "rows.jsonl"]
     assert held_out == []
     assert set(skipped) == {*about, "picture.png"}
-    assert skipped["dataset_infos.json"] == "describes the data set"
+    assert skipped["dataset_infos.json"] == "about the data set, by its name"
     assert skipped["LICENSE.txt"] == "about the data set, by its name"
     assert skipped[".gitattributes"] == "hidden"
     # given by its path, each of them is read
     assert find_text(tmp_path / "LICENSE.txt", split=None, held_out_split=None).train == [tmp_path / "LICENSE.txt"]
+
+
+def test_a_data_set_in_the_cache_of_the_hub(tmp_path):
+    """Its folder has the files as blobs, and each revision as a folder of links to them; `refs/main` names the current one."""
+    folder = tmp_path / "datasets--someone--texts"
+    touch(folder, "blobs/0a", "blobs/0b", "blobs/0c")
+    for revision, blob in (("abc", "0a"), ("def", "0b")):
+        (folder / "snapshots" / revision).mkdir(parents=True)
+        (folder / "snapshots" / revision / "train.jsonl").symlink_to(folder / "blobs" / blob)
+    (folder / "snapshots" / "def" / "test.jsonl").symlink_to(folder / "blobs" / "0c")
+    with pytest.raises(UserError, match="has 2 revisions; give the path of one of them"):
+        find(folder)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("def")
+    assert find(folder)[:2] == (["snapshots/def/train.jsonl"], ["snapshots/def/test.jsonl"])
+    (folder / "refs" / "main").write_text("gone")
+    (folder / "snapshots" / "def").rename(tmp_path / "other")
+    assert find(folder)[:2] == (["snapshots/abc/train.jsonl"], [])
 
 
 def test_links_are_followed_once(tmp_path):
@@ -71,7 +89,7 @@ def test_a_saved_data_set_is_read_without_its_descriptions_and_caches(tmp_path):
     tokens = prepare(TextFiles(tmp_path / "saved", None), tmp_path / "cache")
     assert sorted(split_texts(tokens.train) + split_texts(tokens.held_out)) == sorted(texts)
     assert {s.reason: s.files for s in tokens.report.skipped_files} == {
-        "describes the data set": 2, "not among the files in state.json": 1,
+        "about the data set, by its name": 2, "not among the files in state.json": 1,
     }  # fmt: skip
 
 

@@ -40,13 +40,13 @@ def test_folder_with_only_other_suffixes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("a.txt", "text"), ("a", "text"), ("a.md", "text"), ("A.TXT.GZ", "text"), ("a.v1.jsonl.xz", "jsonl"),
-     ("a.json", "jsonl"), ("a.parquet", "parquet")],
+     ("a.json", "jsonl"), ("a.parquet", "parquet"), ("a.csv", "csv"), ("A.TSV.zst", "csv")],
 )  # fmt: skip
 def test_formats(tmp_path, name, expected):
     assert detect_format(tmp_path / name) == expected
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.arrow.gz", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
+@pytest.mark.parametrize("name", ["a.xlsx.pkl", "a.arrow.gz", "a.parquet.gz", "a.bin", "a.PDF", "a.zip"])
 def test_unsupported_suffixes(tmp_path, name):
     (tmp_path / name).write_text("something long enough")
     with pytest.raises(UserError, match="files are not supported; give text"):
@@ -71,7 +71,7 @@ def test_empty(tmp_path):
     for path in (tmp_path / "a.txt", tmp_path / "b"):
         with pytest.raises(UserError, match=r"is empty$"):
             check(path)
-    with pytest.raises(UserError, match=r"no text, JSONL, Parquet or Arrow files in .* \(it contains nothing\)"):
+    with pytest.raises(UserError, match=r"no text, JSONL, CSV, Parquet or Arrow files in .* \(it contains nothing\)"):
         check(tmp_path / "none")
     (tmp_path / "a.txt").write_text(" \n\n   \n" * 3)
     with pytest.raises(UserError, match="contains only white space"):

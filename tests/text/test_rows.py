@@ -93,6 +93,16 @@ def test_a_null_among_ids_and_an_id_without_embedding_are_named_with_file_and_ro
         prepare(source, tmp_path / "cache", d_vocab=450)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_column_without_a_single_value_gives_way_to_another(tmp_path, suffix):
+    """Its type is null, as that of a column of None in pandas; alone, it is a text of null rows."""
+    source = write_columns(tmp_path / f"a.{suffix}", {"text": [None] * len(IDS), "input_ids": IDS})
+    tokens = prepare(source, tmp_path / "cache")
+    assert tokens.report.train.tokens + tokens.report.held_out.tokens == sum(map(len, IDS))
+    with pytest.raises(UserError, match="is empty"):
+        prepare(write_columns(tmp_path / f"b.{suffix}", {"text": [None] * 5}), tmp_path / "cache")
+
+
 def test_tokens_that_the_tokenizer_makes_are_checked_too(tmp_path):
     source = write_columns(tmp_path / "a.jsonl", {"text": [*make_texts(40), "ÿ"]})
     with pytest.raises(

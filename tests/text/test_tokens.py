@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -559,6 +560,22 @@ def test_every_file_of_a_hub_data_set_gives_its_share(tmp_path, monkeypatch):
             error = math.sqrt(len(texts) * expected * (1 - expected))
             assert abs(shares[word] - len(texts) * expected) < 5 * error + 0.02 * len(texts), (word, shares)
     assert tokens.report.train.documents_left_out < 0.5 * tokens.report.train.documents
+
+
+def test_a_sample_of_a_hub_data_set_is_of_the_whole_of_each_file(tmp_path, monkeypatch):
+    """With the real class of `datasets`: its three Parquet files are read from each of their ten row groups."""
+    for i in range(3):
+        texts = [f"file {i} row {j} the white whale" for j in range(1000)]
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"train-{i}.parquet", row_group_size=100)
+    files = [str(tmp_path / f"train-{i}.parquet") for i in range(3)]
+    streamed = datasets.load_dataset("parquet", data_files={"train": files}, streaming=True)
+    replace_hub(monkeypatch, streamed)
+    tokens = prepare(HUB_DATASET, tmp_path / "cache", max_tokens=6000, held_out_tokens=300)
+    assert (len(tokens.train), len(tokens.held_out)) == (6000, 300)
+    words = [text.split() for text in split_texts(np.append(tokens.train, EOT)) if "row" in text.split()[2:3]]
+    parts = Counter((w[1], int(w[3]) // 100) for w in words if len(w) > 4)
+    assert len(parts) == 30
+    assert max(parts.values()) < 2 * min(parts.values())
 
 
 def test_short_files_of_a_hub_data_set_are_made_up_by_the_others(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def load_text(
     """Tokenise a text for a subject; return batches of shape (batch, context) of its training part and of its held-out part.
 
     Args:
-        path: a text, JSONL, Parquet or Arrow file, or a folder of them; None: the packaged text.
+        path: a text, JSONL, CSV, Parquet or Arrow file, or a folder of them; None: the packaged text.
         n_tokens: number of tokens to take from the training part, and as many again from the held-out part.
         batch: sequences per batch.
         context: tokens per sequence.
@@ -90,6 +90,8 @@ def load_text(
     for name, number in (("n_tokens", n_tokens), ("batch", batch), ("context", context)):
         if number < 1:
             raise UserError(f"{name}={number}: must be 1 or more")
+    if context > subject.n_ctx:
+        raise UserError(f"context={context}: {subject.name} accepts at most {subject.n_ctx}")
     source: Source = PackagedText(SOURCES) if path is None else TextFiles(path=Path(path), column=None)
     tokenizer, end_of_text = load_tokenizer(subject.name)
     tokens: Tokens = prepare_tokens(

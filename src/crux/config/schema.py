@@ -102,7 +102,7 @@ class Files(Data):
     """The packaged text, or files of your own."""
 
     path: str | None = None
-    """Your own text instead of the packaged text: a text, JSONL, Parquet or Arrow file, or a folder of such files."""
+    """Your own text instead of the packaged text: a text, JSONL, CSV, Parquet or Arrow file, or a folder of such files."""
     split: str | None = None
     """Split of a folder to train on; null: train if the names of its files tell splits, otherwise the whole folder."""
 

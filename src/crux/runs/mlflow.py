@@ -81,21 +81,21 @@ def prepare_store(uri: str, experiment: str, outputs: Path) -> str:
     if (path := database_path(uri)) is not None:
         prepare_database(path)
     client, tags = connect(uri), EXPERIMENT_TAGS | view_tag()
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    existing = client.get_experiment_by_name(experiment)
+    if existing is None:
         place = (outputs.resolve() / "artifacts").as_uri() if path is not None else None
         try:
             return client.create_experiment(experiment, artifact_location=place, tags=dict(tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(experiment)  # created by another process just now
-            assert found is not None
-    check_not_deleted(found)
+            existing = client.get_experiment_by_name(experiment)  # created by another process just now
+            assert existing is not None
+    check_not_deleted(existing)
     for key, value in tags.items():
-        if found.tags.get(key) != value and (key not in EXPERIMENT_TAGS or key not in found.tags):
-            client.set_experiment_tag(found.experiment_id, key, value)
-    return found.experiment_id
+        if existing.tags.get(key) != value and (key not in EXPERIMENT_TAGS or key not in existing.tags):
+            client.set_experiment_tag(existing.experiment_id, key, value)
+    return existing.experiment_id
 
 
 def check_not_deleted(experiment: Experiment) -> None:

@@ -131,7 +131,8 @@ def track_run(
 ) -> "Iterator[Delivery | None]":
     """Track a job in MLflow during the block: yield what sends its run, or None with tracking=none.
 
-    The MLflow run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other exception.
+    The MLflow run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, and as FAILED after any other exception. If its
+    folder is done, it has finished.
     """
     if not config.tracking.mlflow:
         yield None
@@ -140,7 +141,10 @@ def track_run(
     try:
         yield delivery
     except BaseException as stop:
-        delivery.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
+        if folder.done:  # a stop between the end of the run and this
+            delivery.end("FINISHED")
+        else:
+            delivery.end("KILLED" if isinstance(stop, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     delivery.end("FINISHED")
 

@@ -1,6 +1,7 @@
 """The job that trains SAEs on a language model: it loads subject and text, trains, evaluates, and writes the results."""
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,6 +58,10 @@ class SaeTraining:
         self.tokens = load_tokens(config.data, model=config.model, cache=config.cache)
         self.subject = load_model(config.model, device=device, dtype=dtype)
         check_embedding(self.tokens, self.subject)
+        if (n := len(self.tokens.held_out)) < config.evaluation.tokens:
+            print(
+                f"evaluation.tokens={config.evaluation.tokens:,}: the held-out text has {n:,} tokens", file=sys.stderr
+            )
         self.evaluation_subject = self.subject  # metrics need float32, also if the training runs in a lower precision
         if dtype is not torch.float32:
             self.evaluation_subject = load_model(config.model, device=device, dtype=torch.float32)

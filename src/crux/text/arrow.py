@@ -149,7 +149,8 @@ def _find_columns(path: Path, schema: pa.Schema, *, column: str | None) -> list[
         for f in schema
         if _is_text(f.type) or (_is_list(f.type) and pa.types.is_integer(f.type.value_type))
     }
-    name = choose_column(readable, column)
+    # a column without a single value says nothing, if there is another one
+    name = choose_column({n: t for n, t in readable.items() if not pa.types.is_null(t)} or readable, column)
     if name not in readable:
         columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
         wanted = " or ".join(candidates)

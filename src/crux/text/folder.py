@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,15 +16,16 @@ from crux.config.errors import UserError
 from crux.text.readers import COMPRESSIONS, find_compression, read_blocks, read_head
 from crux.text.splits import choose_splits, recognise_split
 
-Format = Literal["text", "jsonl", "parquet", "arrow"]
+Format = Literal["text", "jsonl", "csv", "parquet", "arrow"]
 
 FORMATS: dict[str, Format] = {
     ".txt": "text", ".text": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl",
-    ".jsonlines": "jsonl", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
+    ".jsonlines": "jsonl", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".csv": "csv",
+    ".tsv": "csv",
 }  # fmt: skip
 UNSUPPORTED_SUFFIXES = frozenset([
-    ".7z", ".bin", ".csv", ".doc", ".docx", ".epub", ".h5", ".hdf5", ".jpg", ".lz4", ".npy", ".npz",
-    ".pdf", ".pickle", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".tar", ".tbz2", ".tgz", ".tsv", ".txz", ".zip",
+    ".7z", ".bin", ".doc", ".docx", ".epub", ".h5", ".hdf5", ".jpg", ".lz4", ".npy", ".npz",
+    ".pdf", ".pickle", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".tar", ".tbz2", ".tgz", ".txz", ".zip",
 ])  # fmt: skip
 DESCRIPTIONS = frozenset([
     "config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "special_tokens_map.json",
@@ -81,7 +83,7 @@ def detect_format(path: Path) -> Format:
     format_ = FORMATS.get(suffix, "text")
     if suffix in UNSUPPORTED_SUFFIXES or (format_ in ("parquet", "arrow") and packed):
         raise UserError(
-            f"{path}: {suffix + packed} files are not supported; give text (.txt) or JSONL (.jsonl), also as "
+            f"{path}: {suffix + packed} files are not supported; give text (.txt), JSONL (.jsonl) or tables (.csv, .tsv), also as "
             f"{', '.join(COMPRESSIONS)}, or Parquet (.parquet), or a folder of Dataset.save_to_disk (.arrow)"
         )
     if suffix not in FORMATS and path.is_file():
@@ -105,7 +107,7 @@ def find_text(path: Path, *, split: str | None, held_out_split: str | None) -> T
     Raises:
         UserError: if there is no such path, the folder has no data files, or a split does not exist.
     """
-    path = path.expanduser()
+    path = _enter_snapshot(path.expanduser())
     if path.is_file():
         for key, value in (("data.split", split), ("data.held_out_split", held_out_split)):
             if value is not None:
@@ -138,18 +140,41 @@ def find_text(path: Path, *, split: str | None, held_out_split: str | None) -> T
     return TextLayout(by_split[train], by_split.get(held_out) if held_out else None, (train, held_out), skipped)
 
 
+def _enter_snapshot(path: Path) -> Path:
+    """Return the folder with the files, if the path is that of a data set in the hub's cache, which has the files of each revision.
+
+    Raises:
+        UserError: if it has several revisions, and does not say which one is `main`.
+    """
+    snapshots = path / "snapshots"
+    if not (snapshots.is_dir() and (path / "blobs").is_dir()):
+        return path
+    revisions = sorted(p for p in snapshots.iterdir() if p.is_dir())
+    with suppress(OSError, UnicodeDecodeError):
+        main = snapshots / (path / "refs" / "main").read_text("utf-8").strip()
+        if main in revisions:
+            return main
+    if len(revisions) == 1:
+        return revisions[0]
+    raise UserError(f"{snapshots} has {len(revisions)} revisions; give the path of one of them")
+
+
 def _choose_files(path: Path, skipped: list[SkippedFile]) -> list[Path]:
     """Return the data files of a folder, sorted; add all others, with the reason, to `skipped`."""
     inside = sorted(_walk(path, {}, skipped))
     about = {f: reason for f in inside if (reason := _explain_description(f))}
     rest = [f for f in inside if f not in about]
-    files = [f for f in rest if split_suffixes(f)[0] in FORMATS]
+    formats = {f: FORMATS.get(split_suffixes(f)[0]) for f in rest}
+    files = [f for f in rest if formats[f] not in (None, "csv")]
+    if not files:  # next to texts, a table is a list of them
+        files = [f for f in rest if formats[f] is not None]
     if not files:
         files = [f for f in rest if split_suffixes(f)[0] not in UNSUPPORTED_SUFFIXES]
     if not files:
         kinds = ", ".join(sorted({f.suffix or f.name for f in inside})[:8]) or "nothing"
-        raise UserError(f"no text, JSONL, Parquet or Arrow files in {path.absolute()} (it contains {kinds})")
-    skipped += [SkippedFile(f, about.get(f, "not a text file by its name")) for f in sorted({*inside} - {*files})]
+        raise UserError(f"no text, JSONL, CSV, Parquet or Arrow files in {path.absolute()} (it contains {kinds})")
+    others = about | {f: "a table next to texts" for f, kind in formats.items() if kind == "csv"}
+    skipped += [SkippedFile(f, others.get(f, "not a text file by its name")) for f in sorted({*inside} - {*files})]
     return files
 
 
@@ -186,7 +211,7 @@ def _explain_description(file: Path) -> str | None:
     if file.name.lower() in DESCRIPTIONS or (
         file.name == "state.json" and (file.parent / "dataset_info.json").is_file()
     ):
-        return "describes the data set"
+        return "about the data set, by its name"
     if ABOUT.fullmatch(file.name):
         return "about the data set, by its name"
     if (

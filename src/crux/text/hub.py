@@ -10,8 +10,7 @@ from crux.text.demand import Demand
 from crux.text.splits import choose_splits
 
 PROBE_SECONDS = 3.0  # longest wait for the check whether the hub can be reached
-MAX_FILES_OPENED = 200  # each costs some requests; 100 million tokens are half a million of each
-MIN_PARTS = 16  # a data set of fewer files is read from the row groups of these
+MAX_PARTS = 200  # each costs some requests; 100 million tokens are half a million of each
 
 
 def hub_rows(
@@ -20,9 +19,9 @@ def hub_rows(
 ) -> Iterator[tuple[Row, bool | None]]:  # fmt: skip
     """Yield the rows of the splits to train on and to hold out, with True or False for the latter, or None if there is only one.
 
-    The size of a data set on the hub is unknown, and it may be terabytes. Its rows are therefore read from at most 200 of its
-    files, evenly spaced over all of them, each giving the same number of tokens, from its beginning; of a data set of
-    fewer than 16 Parquet files, from each of their row groups. More is read only if that is not enough.
+    The size of a data set on the hub is unknown, and it may be terabytes. Its rows are therefore read from at most 200 parts, evenly
+    spaced over all of it, each giving the same number of tokens, from its beginning. Parts are the row groups of its Parquet files, or
+    files, if it has more than 200 of them or they are of another format. More is read only if that is not enough.
 
     Raises:
         UserError: if there is no network or no such data set, config, split or column.
@@ -51,10 +50,10 @@ def hub_rows(
 
 def _spread_rows(rows: Any, *, name: str, column: str | None, demand: Demand, side: bool | None) -> Iterator[Row]:
     """Yield rows of every part in turn until there are enough; go on with what is left of the parts if there are not."""
-    if rows.num_shards < MIN_PARTS and hasattr(rows, "reshard"):
+    if rows.num_shards <= MAX_PARTS and hasattr(rows, "reshard"):  # which reads the metadata of every file
         rows = rows.reshard()
     n_parts, number = rows.num_shards, 0
-    n_first = min(n_parts, MAX_FILES_OPENED)
+    n_first = min(n_parts, MAX_PARTS)
     first = [i * n_parts // n_first for i in range(n_first)]
     n_read, ended = dict.fromkeys(range(n_parts), 0), set[int]()
     parts = first

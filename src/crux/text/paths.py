@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from crux.config.errors import UserError
+from crux.text.csv_rows import csv_rows, find_delimiter
 from crux.text.folder import TextLayout, detect_format, find_text
 from crux.text.readers import decode_file, find_compression, json_rows
 
@@ -47,12 +48,14 @@ def check_path(
                     raise UserError(f"{path} contains only white space")
             case "jsonl":
                 next(json_rows(file, column=column), None)
+            case "csv":
+                next(csv_rows(file, column=column, delimiter=find_delimiter(file)), None)
             case "parquet":
                 check_parquet(file)
             case "arrow":
                 pass  # its column is found when it is read
     # the bytes of compressed files, Parquet and Arrow say nothing about their tokens
-    if all(format_ in ("text", "jsonl") and not find_compression(file) for file, format_ in formats.items()):
+    if all(format_ in ("text", "jsonl", "csv") and not find_compression(file) for file, format_ in formats.items()):
         _check_length(path, layout, min_tokens=min_tokens)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Integer
 
 from crux.config.errors import UserError
 from crux.text.cells import Row
+from crux.text.csv_rows import csv_rows, find_delimiter
 from crux.text.demand import Demand
 from crux.text.folder import TextLayout, detect_format, find_text, split_suffixes
 from crux.text.hub import hub_rows
@@ -33,7 +34,7 @@ class PackagedText(NamedTuple):
 
 
 class TextFiles(NamedTuple):
-    """The user's own documents, as plain text, JSONL, Parquet or Arrow: one file, or a folder of such files."""
+    """The user's own documents, as plain text, JSONL, CSV, Parquet or Arrow: one file, or a folder of such files."""
 
     path: Path
     """File or folder."""
@@ -165,6 +166,8 @@ def _file_documents(source: TextFiles, tally: Tally) -> Iterator[SourceDocument]
             continue
         if kind == "jsonl":
             rows = json_rows(path, column=source.column)
+        elif kind == "csv":
+            rows = csv_rows(path, column=source.column, delimiter=find_delimiter(path))
         else:
             from crux.text.arrow import arrow_rows  # importing pyarrow is slow
 
