@@ -13,6 +13,10 @@ DEPTH = 3
 """Largest number of tokens in a suffix."""
 
 
+TOKENS_PER_BLOCK = 1 << 17
+"""Tokens for which a matrix of matches is built at once."""
+
+
 class Kind(IntEnum):
     """The kinds of conditions."""
 
@@ -99,6 +103,22 @@ class Conditions(NamedTuple):
             rows.append(held)
             columns.append(np.full(len(held), number))
         return np.concatenate(rows), np.concatenate(columns)
+
+
+def match_text(
+    conditions: Conditions,
+    windows: Int[np.ndarray, "windows context"],
+    begins: Bool[np.ndarray, "tokens"],
+    classes: TokenClasses,
+) -> scipy.sparse.csr_matrix:
+    """Return `conditions.matches` of a long text, built in blocks of windows to save memory."""
+    context = windows.shape[1]
+    block = max(1, TOKENS_PER_BLOCK // context)
+    parts = [
+        conditions.matches(windows[first : first + block], begins[first * context : (first + block) * context], classes)
+        for first in range(0, len(windows), block)
+    ]
+    return scipy.sparse.csr_matrix(scipy.sparse.vstack(parts, format="csr"))
 
 
 def token_ages(begins: Bool[np.ndarray, "tokens"]) -> Int[np.ndarray, "tokens"]:

@@ -9,14 +9,11 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
-from crux.sae.reading.conditions import Conditions, Kind
+from crux.sae.reading.conditions import Conditions, Kind, match_text
 from crux.sae.reading.token_classes import TokenClasses
 
 SPANS = (8, 32)
 """Numbers of last tokens, the current one included, in which a token may stand."""
-
-TOKENS_PER_BLOCK = 1 << 17
-"""Tokens for which the matrix is built at once."""
 
 
 class ContextFeatures(NamedTuple):
@@ -55,13 +52,7 @@ def context_features(
 ) -> ContextFeatures:
     """Return the candidates that hold at `min_count` tokens or more, but not at all of them."""
     conditions = list_candidates(windows, classes, min_count=min_count)
-    block = max(1, TOKENS_PER_BLOCK // windows.shape[1])
-    context = windows.shape[1]
-    parts = [
-        conditions.matches(windows[first : first + block], begins[first * context : (first + block) * context], classes)
-        for first in range(0, len(windows), block)
-    ]
-    matrix = scipy.sparse.csr_matrix(scipy.sparse.vstack(parts, format="csr"))
+    matrix = match_text(conditions, windows, begins, classes)
     count = np.bincount(matrix.indices, minlength=matrix.shape[1])
     by_feature = matrix.tocsc()
     return ContextFeatures(conditions, matrix, count, by_feature.indptr.astype(np.int64), by_feature.indices)
@@ -89,18 +80,19 @@ def list_candidates(
 
 
 def split_gains(
-    totals: Float[np.ndarray, "*shape"],
-    counts: Float[np.ndarray, "*shape"],
-    all_total: Float[np.ndarray, "*shape"],
-    all_count: Float[np.ndarray, "*shape"] | float,
+    totals: Float[np.ndarray, "..."],
+    counts: Float[np.ndarray, "..."],
+    all_total: Float[np.ndarray, "..."] | float,
+    all_count: Float[np.ndarray, "..."] | float,
     *,
     shrinkage: float,
     min_count: int,
-) -> Float[np.ndarray, "*shape"]:
+) -> Float[np.ndarray, "..."]:
     """Return by how much the sum of squared errors falls if tokens are split in two, each part with its own mean, after shrinkage.
 
     With n₁ tokens of mean μ₁ and n₀ others of mean μ₀ among n of mean μ, this is n₁μ₁² + n₀μ₀² − nμ² = n₁ (μ₁ − μ)² n / n₀, times
-    (n₁ / (n₁ + κ))² since the mean of few tokens is pulled towards μ. It is 0 if a part is empty, or n₁ is below `min_count`.
+    (n₁ / (n₁ + κ))² since the mean of few tokens is pulled towards μ. It is 0 if a part is empty, or n₁ is below `min_count`. The arrays
+    are broadcast.
     """
     others = all_count - counts
     possible = (counts >= min_count) & (others > 0)

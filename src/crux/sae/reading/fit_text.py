@@ -7,7 +7,7 @@ import scipy.sparse
 from jaxtyping import Bool, Int
 
 from crux.sae.reading.context_features import ContextFeatures, context_features
-from crux.sae.reading.suffix_tree import SuffixTree, children_by_count, grow_suffix_tree
+from crux.sae.reading.suffix_tree import Children, SuffixTree, children_by_count, grow_suffix_tree
 from crux.sae.reading.token_classes import TokenClasses
 
 MIN_CONTEXT_COUNT = 10
@@ -18,8 +18,7 @@ class FitText(NamedTuple):
     """The candidates for rules on a text; the same for all codes on it."""
 
     tree: SuffixTree
-    children: tuple[Int[np.ndarray, "nodes"], Int[np.ndarray, "nodes+1"]]
-    """`children_by_count` of the tree."""
+    children: Children
     indicator: scipy.sparse.csr_matrix
     """Ones, nodes × tokens, where a suffix ends."""
     features: ContextFeatures

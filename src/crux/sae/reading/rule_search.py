@@ -21,7 +21,8 @@ MAX_EXTRAS = 16
 """Largest number of a latent's rules that are not suffixes."""
 
 JOINT_FITS = 30
-"""Number of rules up to which all values are fitted anew after each step, if not all rules are suffixes; the final fit is always joint."""
+"""Number of rules up to which all values are fitted jointly after each step. Later steps fit the new suffix and the one whose tokens it
+takes; the values that are returned are always fitted jointly."""
 
 
 class ChosenRules(NamedTuple):
@@ -91,14 +92,17 @@ class RuleSearch:
         self._add_extras(extras, self._best_extra[extras])
         changed = np.concatenate([suffixes, extras])
         self._stale[changed] = True
-        self._fit_values(np.sort(changed[(self._n_extras[changed] > 0) & (self._n_rules[changed] <= JOINT_FITS)]))
+        self._fit_values(np.sort(changed[self._n_rules[changed] <= JOINT_FITS]))
         return len(changed) > 0
 
     def rules(self) -> ChosenRules:
-        """Return the rules chosen so far, with values that are fitted jointly."""
-        self._fit_values(np.arange(len(self._value)))
-        increment = self._increments(np.arange(len(self._value)))
-        return ChosenRules(*(array.copy() for array in (self._place, self._extra, self._value, increment, self._gain)))
+        """Return the rules chosen so far, with values that are fitted jointly; the search goes on with its own values."""
+        everyone, kept = np.arange(len(self._value)), self._value.copy()
+        self._fit_values(everyone)
+        increment = self._increments(everyone)
+        arrays = [array.copy() for array in (self._place, self._extra, self._value, increment, self._gain)]
+        self._value = kept
+        return ChosenRules(*arrays)
 
     def totals_of_extras(self) -> Float[np.ndarray, "latents rules"]:
         """Return the sums of each latent's codes over the tokens of its rules that are no suffixes; 0 for the others."""
@@ -116,17 +120,21 @@ class RuleSearch:
         )
         return found[:, :-1]
 
-    def _residual_totals(self) -> Float[np.ndarray, "latents candidates"]:
-        """Return the sums of code minus predicted code over the tokens of each candidate that no longer rule takes."""
-        corrected = np.einsum("lca,la->lc", self._cross, self._corrections(np.arange(len(self._value))))
-        return self._total - corrected - self._count * np.take_along_axis(self._value, self._owner, 1)
-
     def _suffix_gains(self) -> Float[np.ndarray, "latents candidates"]:
-        residual = self._residual_totals()
-        places = np.maximum(np.take_along_axis(self._place, self._owner, 1), 0)
-        owner_total, owner_count = np.take_along_axis(residual, places, 1), np.take_along_axis(self._count, places, 1)
+        """Return the gain of each suffix: of giving its tokens, of those of the rule that decides there now, a mean of their own."""
+        corrected = np.einsum("lca,la->lc", self._cross, self._corrections(np.arange(len(self._value))))
+        total = self._total - corrected
+        value = np.take_along_axis(self._value, self._owner, 1)
+        owner = np.maximum(np.take_along_axis(self._place, self._owner, 1), 0)
+        owner_count = np.take_along_axis(self._count, owner, 1)
+        owner_total = np.take_along_axis(total, owner, 1) - owner_count * value
         gains = split_gains(
-            residual, self._count, owner_total, owner_count, shrinkage=self._shrinkage, min_count=MIN_COUNT
+            total - self._count * value,
+            self._count,
+            owner_total,
+            owner_count,
+            shrinkage=self._shrinkage,
+            min_count=MIN_COUNT,
         )
         return np.where(self._kept, 0.0, gains)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from crux.sae.reading.conditions import find_sorted
 from crux.sae.reading.context_features import split_gains
-from crux.sae.reading.suffix_tree import SuffixTree, silent_children
+from crux.sae.reading.suffix_tree import Children, SuffixTree
 
 MIN_COUNT = 3
 """Least number of fit tokens of a suffix that may become a rule."""
@@ -35,7 +35,7 @@ class SuffixPool(NamedTuple):
 
 def suffix_pool(
     tree: SuffixTree,
-    children: tuple[Int[np.ndarray, "nodes"], Int[np.ndarray, "nodes+1"]],
+    children: Children,
     sums: scipy.sparse.csc_matrix,
     *,
     size: int,
@@ -77,7 +77,7 @@ def suffix_pool(
 def _choose(
     tree: SuffixTree,
     depths: np.ndarray,
-    children: tuple[np.ndarray, np.ndarray],
+    children: Children,
     nodes: np.ndarray,
     totals: np.ndarray,
     *,
@@ -117,7 +117,7 @@ def _choose(
 
 def _silent(
     tree: SuffixTree,
-    children: tuple[np.ndarray, np.ndarray],
+    children: Children,
     nodes: np.ndarray,
     parents: np.ndarray,
     means: np.ndarray,
@@ -126,9 +126,9 @@ def _silent(
     shrinkage: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return children at which the latent never fires, N (μ_parent N / (N + κ))² ≥ `least_gain`, and these gains."""
-    counts = np.arange(int(tree.count[1:].max(initial=0)) + 1, dtype=float)
+    counts = np.arange(children.largest + 1, dtype=float)
     least = np.searchsorted(counts**3 / (counts + shrinkage) ** 2, least_gain / means**2)
-    found, parent = silent_children(tree, children, parents, np.maximum(least, MIN_COUNT))
+    found, parent = children.frequent(parents, np.maximum(least, MIN_COUNT))
     unheard = find_sorted(nodes, found) < 0
     found, n = found[unheard], tree.count[found[unheard]].astype(float)
     return found, n**3 / (n + shrinkage) ** 2 * means[parent[unheard]] ** 2

@@ -125,24 +125,33 @@ def back_off_weights(
     return BackOff(nodes, np.where(there, weights / denominator, 0.0))
 
 
-def children_by_count(tree: SuffixTree) -> tuple[Int[np.ndarray, "nodes"], Int[np.ndarray, "nodes+1"]]:
-    """Return the children of all nodes, grouped by parent and within a parent by falling count, and where each parent's begin."""
+class Children(NamedTuple):
+    """The children of all nodes, those of a node one after the other by falling count."""
+
+    nodes: Int[np.ndarray, "nodes-1"]
+    starts: Int[np.ndarray, "nodes+1"]
+    """Where the children of each node begin."""
+    keys: Int[np.ndarray, "nodes-1"]
+    """Parent and falling count of each child as one number; ascending."""
+    largest: int
+    """Largest count of any node but the root."""
+
+    def frequent(
+        self, parents: Int[np.ndarray, "parents"], least: Int[np.ndarray, "parents"]
+    ) -> tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]:
+        """Return the children that occur at least `least` times, and the index of their parent, for all parents at once."""
+        wanted = parents * (self.largest + 2) + (self.largest + 1 - np.minimum(least, self.largest + 1))
+        ends = np.searchsorted(self.keys, wanted, side="right")
+        lengths = np.maximum(ends - self.starts[parents], 0)
+        found = self.nodes[expand_ranges(self.starts[parents], lengths)]
+        return found, np.repeat(np.arange(len(parents)), lengths)
+
+
+def children_by_count(tree: SuffixTree) -> Children:
+    """Return the children of all nodes."""
     nodes = np.arange(1, tree.n_nodes)
     order = np.lexsort((nodes, -tree.count[1:], tree.parent[1:]))
-    starts = np.searchsorted(tree.parent[1:][order], np.arange(tree.n_nodes + 1))
-    return nodes[order], starts
-
-
-def silent_children(
-    tree: SuffixTree,
-    children: tuple[Int[np.ndarray, "nodes"], Int[np.ndarray, "nodes+1"]],
-    parents: Int[np.ndarray, "parents"],
-    least: Int[np.ndarray, "parents"],
-) -> tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]:
-    """Return the children that occur at least `least` times, and the index of their parent, for all parents at once."""
-    ordered, starts = children
-    top = int(tree.count[1:].max(initial=0)) + 1
-    keys = tree.parent[ordered] * (top + 1) + (top - tree.count[ordered])  # ascending
-    ends = np.searchsorted(keys, parents * (top + 1) + (top - np.minimum(least, top)), side="right")
-    lengths = np.maximum(ends - starts[parents], 0)
-    return ordered[expand_ranges(starts[parents], lengths)], np.repeat(np.arange(len(parents)), lengths)
+    parents, counts = tree.parent[1:][order], tree.count[1:][order]
+    largest = int(tree.count[1:].max(initial=0))
+    starts = np.searchsorted(parents, np.arange(tree.n_nodes + 1))
+    return Children(nodes[order], starts, parents * (largest + 2) + (largest + 1 - counts), largest)
