@@ -159,13 +159,16 @@ def test_a_stopped_sweep_ends_and_leaves_no_process_behind(
 def test_real_jobs_on_gpus_are_children_of_one_run(
     tmp_path: Path, short_job: tuple[str, ...], command: list[str]
 ) -> None:
-    """Start from another working directory; the loss of one job is not finite, and the other two jobs run."""
-    words = ["-m", "loss=local", "optimizer.lr=5e-4,1e12,1e-3", "sweep_name=here", "output_dir=out"]
+    """Start from another working directory; the text of one job turns out to be damaged, and the other two jobs run."""
+    rows = [json.dumps({"text": f"{i} ships and {i * i} whales"}) for i in range(3000)]
+    for name, lines in (("a", rows), ("b", [*rows, "no JSON"]), ("c", rows[:-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    words = ["-m", "loss=local", "data.path=a.jsonl,b.jsonl,c.jsonl", "sweep_name=here", "output_dir=out"]
     ended = subprocess.run(
         [*command, *short_job, *words, *GPUS], cwd=tmp_path, capture_output=True, text=True, timeout=580
     )
     assert ended.returncode == 1, ended.stderr
-    assert "not finite" in ended.stderr
+    assert "b.jsonl:3001: not JSON" in ended.stderr
     assert len(list((tmp_path / "out/sweeps/here").glob("*/DONE"))) == 2
     import sqlite3
 
