@@ -19,11 +19,12 @@ from tests.support.small_saes import make_random_sae
 
 RNG = np.random.default_rng(0)
 X = (RNG.standard_normal((960, 8)) * np.linspace(1, 3, 8) + 5).astype(np.float32)
+X.setflags(write=False)  # as a memory-mapped file
 MOMENTS = measure_moments(X)
 
 
 def encode(sae: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    return sae.encode(torch.from_numpy(x)).c.detach().numpy()  # pyright: ignore[reportCallIssue]
+    return sae.encode(torch.tensor(x)).c.detach().numpy()  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

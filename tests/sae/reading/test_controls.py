@@ -33,6 +33,7 @@ def make_text(n_windows: int, *, context: int = 8, n_latents: int = 12, d: int =
     densities = np.linspace(0.02, 0.4, n_latents)
     dense = RNG.gamma(2, 1, (windows.size, n_latents)) * (RNG.random((windows.size, n_latents)) < densities)
     x = (RNG.standard_normal((windows.size, d)) * np.arange(1, d + 1) + 20).astype(np.float32)
+    x.setflags(write=False)  # as a memory-mapped file
     return ReadText(windows, find_text_begins(windows, None), make_codes(dense), x)
 
 

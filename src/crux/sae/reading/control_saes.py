@@ -158,7 +158,7 @@ def make_sae_control(name: str, sae: SAE, harvest: Harvest, latents: Int[np.ndar
 def _encode(sae: SAE, x: Float[np.ndarray, "tokens d"], *, batch: int) -> Iterator[Float[Tensor, "batch n_latents"]]:
     """Yield the codes of each batch of tokens."""
     for first in track(range(0, len(x), batch), "codes of a control SAE"):
-        tokens = torch.from_numpy(np.asarray(x[first : first + batch], np.float32))
+        tokens = torch.from_numpy(np.array(x[first : first + batch], np.float32))  # a copy: the file is read-only
         yield sae.encode(tokens.to(sae.W_enc)).c
 
 
