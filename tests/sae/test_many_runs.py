@@ -107,19 +107,19 @@ def test_a_run_fails_and_the_others_are_finished(
     err = [line for line in capfd.readouterr().err.splitlines() if "given more than once" not in line]
     assert len(err) == 2
     assert err[0].startswith(
-        "crux: sparsity=1000000000: the loss or its gradient stopped being a finite number at step 1;"
+        "crux: sparsity=1000000000: the loss or its gradient stopped being a finite number at step 1 "
     )
     assert "at step 1 (sparsity=1000000000)" in err[1]
     assert not (job / "DONE").exists()
     assert {p.name for p in job.iterdir() if (p / "DONE").exists()} == {"sparsity=1", "sparsity=3"}
     bad = job / "sparsity=1000000000"
-    assert "at step 1;" in (bad / "FAILED").read_text()
+    assert "at step 1 (" in (bad / "FAILED").read_text()
     assert not (bad / "metrics.json").exists()
     assert read_history(bad) == []
     assert {name: r.info.status for name, r in find_mlflow_runs(tmp_path).items()} == {
         "local L6 λ=1": "FINISHED", "local L6 λ=3": "FINISHED", "local L6 λ=1e+09": "FAILED", "local L6 λ=1,1e+09,3": "FAILED",
     }  # fmt: skip
-    assert "at step 1;" in find_mlflow_runs(tmp_path)["local L6 λ=1e+09"].data.tags["failure"]
+    assert "at step 1 (" in find_mlflow_runs(tmp_path)["local L6 λ=1e+09"].data.tags["failure"]
 
 
 @pytest.mark.slow
@@ -149,7 +149,6 @@ def test_a_stopped_job_resumes_and_ends_with_the_same_bytes(
         patch.setattr(SAEModule, "on_train_batch_start", stop_training)
         broken = run(*words, code=130)
     assert checkpoint_step(broken / "checkpoints" / "last.ckpt") == 2
-    assert {r.info.status for r in find_mlflow_runs(tmp_path).values()} <= {"KILLED", "FAILED"}
     assert run_crux(*short_job, *words, "resume=true", f"output_dir={tmp_path}") == code
     assert (broken / "DONE").exists() == (whole / "DONE").exists() == (code == 0)
     for name in ("sparsity=1", second):

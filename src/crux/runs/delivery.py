@@ -143,6 +143,7 @@ class Delivery:
             self.experiment_id = prepare_store(self.uri, record.experiment, Path(record.outputs))
         finally:
             self.preparing = False
+        self.on_progress()  # the end of a run waits less for what follows the creation of the database
         client = connect(self.uri)
         tags = record.tags | self._parent_tags() | {KEY_TAG: record.key}
         run = self._find_run(client)

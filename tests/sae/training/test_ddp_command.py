@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from crux.config.bounds import check_bounds
 from crux.config.errors import UserError
+from crux.runs.database import prepare_database
 from crux.sae.job import run
 from crux.sae.options import SaeJob
 from crux.training.checkpoints import checkpoint_step
@@ -33,10 +35,26 @@ TWO_PROCESSES = ["trainer=ddp", "trainer.devices=2"]
 ENDLESS = ["trainer.max_steps=1000000", "trainer.val_every=0", "trainer.progress=false"]
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database with MLflow's tables, which takes longer to create than a short job runs."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    prepare_database(path)
+    return path
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, empty_database: Path) -> Path:
+    """Return an outputs folder with an empty database."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
 def start_command(*overrides: str, outputs: Path) -> subprocess.Popen[str]:
     """Start `python src/main.py …` with a short job."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "src" / "main.py"), *SHORT_JOB, *overrides, f"output_dir={outputs}"]
+    words = {word.partition("=")[0]: word for word in (*SHORT_JOB, *overrides, f"output_dir={outputs}")}
+    command = [sys.executable, str(ROOT / "src" / "main.py"), *words.values()]
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -88,11 +106,11 @@ def has_steps(outputs: Path, n: int) -> Callable[[], bool]:
 
 
 @pytest.fixture
-def running_job(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def running_job(outputs: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a run with two processes and return it during training, after a checkpoint."""
-    process = start_command(*TWO_PROCESSES, *ENDLESS, outputs=tmp_path)
+    process = start_command(*TWO_PROCESSES, *ENDLESS, outputs=outputs)
     try:
-        wait_until(has_steps(tmp_path, CHECKPOINT_EVERY + 5), process)
+        wait_until(has_steps(outputs, CHECKPOINT_EVERY + 5), process)
         yield process
     finally:
         process.kill()
@@ -171,19 +189,19 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_run(running_job: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_process_that_fails_ends_the_run(running_job: subprocess.Popen[str], outputs: Path) -> None:
     (other,) = find_child_processes(running_job)
     os.kill(other, signal.SIGKILL)
     _, err = running_job.communicate(timeout=60)
     assert running_job.returncode == 2
     assert re.fullmatch(r"crux: process 1 of processes 0 to 1 ended with signal 9 \(SIGKILL\)[^\n]*\n", err), err
-    assert read_states(tmp_path) == ["FAILED"]
-    assert checkpoint_step(find_only_run(tmp_path) / "checkpoints" / "last.ckpt") >= CHECKPOINT_EVERY
+    assert read_states(outputs) == ["FAILED"]
+    assert checkpoint_step(find_only_run(outputs) / "checkpoints" / "last.ckpt") >= CHECKPOINT_EVERY
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> None:
-    process = start_command(*TWO_PROCESSES, *ENDLESS, outputs=tmp_path)
+def test_a_process_that_fails_before_it_trains_ends_the_run(outputs: Path) -> None:
+    process = start_command(*TWO_PROCESSES, *ENDLESS, outputs=outputs)
     try:
         wait_until(lambda: bool(find_child_processes(process)), process)
         os.kill(find_child_processes(process)[0], signal.SIGKILL)
@@ -193,13 +211,13 @@ def test_a_process_that_fails_before_it_trains_ends_the_run(tmp_path: Path) -> N
     assert process.returncode == 2
     assert err.count("\n") == 1
     assert "process 1" in err
-    assert read_states(tmp_path) == ["FAILED"]
+    assert read_states(outputs) == ["FAILED"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_is_killed_in_mlflow_and_leaves_no_process(
-    number: signal.Signals, code: int, running_job: subprocess.Popen[str], tmp_path: Path
+    number: signal.Signals, code: int, running_job: subprocess.Popen[str], outputs: Path
 ) -> None:
     (other,) = find_child_processes(running_job)
     os.kill(other, number)  # a terminal and a cluster send the signal to every process
@@ -208,7 +226,7 @@ def test_a_stopped_run_is_killed_in_mlflow_and_leaves_no_process(
     assert running_job.returncode == code, err
     assert err.count("\n") <= 1, err
     assert not is_alive(other)
-    assert read_states(tmp_path) == ["KILLED"]
+    assert read_states(outputs) == ["KILLED"]
 
 
 REJECTED = {
