@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from annotated_types import Le, MinLen
+from annotated_types import Ge, Le, MinLen
 from omegaconf import MISSING
 
 from crux.config.schema import (
@@ -187,6 +187,35 @@ class ReportJob(Job):
         return f"report {self.sweep}"
 
 
+@dataclass
+class ScoreCalibration:
+    """Planted explanations in a made-up text."""
+
+    each: Count = MISSING
+    """Number of planted latents of each kind: token, bigram, token within the last 8, conjunction."""
+    vocab: Annotated[int, Ge(50), Le(100_000)] = MISSING
+    """Number of tokens in the vocabulary of the text."""
+    fit_tokens: TokenCount = MISSING
+    """Number of tokens on which rules are fitted."""
+    held_out_tokens: TokenCount = MISSING
+    """Number of tokens on which they are scored."""
+
+
+@dataclass
+class ReadCalibrationJob(Job):
+    """A job that checks the explanations of latents and their scores against known answers."""
+
+    calibration: ScoreCalibration = MISSING
+
+    runner: ClassVar[str] = "crux.sae.read_calibration.run"
+
+    def run_name(self) -> str:
+        return "read calibrate"
+
+    def mlflow_params(self) -> dict[str, object]:
+        return {"experiment": "read/calibrate", "seed": self.seed, **vars(self.calibration)}
+
+
 def text_name(data: Data) -> str:
     """Return the name of the text in tables and metadata."""
     match data:
@@ -204,7 +233,7 @@ def model_source(model: LanguageModel) -> str | Path:
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "job": {"train": SaeJob, "sweep_report": ReportJob},
+    "job": {"train": SaeJob, "sweep_report": ReportJob, "read_calibration": ReadCalibrationJob},
     "trainer": {"sae": SaeTrainer},
     "evaluation": {"default": Evaluation},
     **ARCHITECTURES,

@@ -79,8 +79,8 @@ def test_planted_explanations_are_found_with_one_rule() -> None:
     parts = [lists[1].conditions.parts[c].tolist() for c in first[:6]]
     assert parts == PLANTED.parts[:6].tolist()
     assert lists[1].conditions.kinds[first[6]] == Kind.BOTH
-    np.testing.assert_array_equal(lists[1].count, fit.codes.firings())
-    np.testing.assert_allclose(lists[1].total, fit.codes.matrix().sum(0).A1, rtol=1e-6)
+    np.testing.assert_array_equal(lists[1].counts, fit.codes.firings())
+    np.testing.assert_allclose(lists[1].total, fit.codes.matrix().toarray().sum(0), rtol=1e-6)
 
 
 def test_a_token_except_after_another_is_two_rules() -> None:
@@ -205,7 +205,7 @@ def test_lists_are_nested_repeatable_and_independent_of_the_sizes_and_of_other_l
     few = codes.matrix()[:, 3:5].tocsr()
     alone = fit_rule_lists(prepared, SparseCodes(few.indptr, few.indices, few.data, 2), sizes=[10])[10]
     both = slice(first[10].indptr[3], first[10].indptr[5])
-    np.testing.assert_array_equal(alone.count, first[10].count[both])
+    np.testing.assert_array_equal(alone.counts, first[10].counts[both])
     np.testing.assert_allclose(alone.value, first[10].value[both], rtol=1e-9, atol=1e-12)
 
 

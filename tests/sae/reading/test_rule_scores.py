@@ -154,10 +154,10 @@ def test_the_tree_has_the_suffixes_of_the_text() -> None:
         for suffix in suffixes:
             expected[suffix] = expected.get(suffix, 0) + 1
     tokens = [tuple(t for t in row[::-1] if t >= 0) for row in tree.tokens_of(np.arange(tree.n_nodes)).tolist()]
-    assert dict(zip(tokens, tree.count.tolist(), strict=True)) == expected
+    assert dict(zip(tokens, tree.counts.tolist(), strict=True)) == expected
     assert [tokens[p] for p in tree.parent[1:]] == [suffix[1:] for suffix in tokens[1:]]
     np.testing.assert_array_equal(tree.find(FIT.windows, FIT.begins), tree.at)
-    np.testing.assert_array_equal(np.asarray(tree.indicator().sum(1)).reshape(-1), tree.count)
+    np.testing.assert_array_equal(np.asarray(tree.indicator().sum(1)).reshape(-1), tree.counts)
     weights = back_off_weights(np.array([10, 4, 2]), np.array([[1, 2], [1, -1], [-1, -1]]), shrinkage=2.0)
     np.testing.assert_allclose(weights.weights[0], [2 / 6 * 2 / 4 / 10, 2 / 4 / 6, 1 / 4])
     np.testing.assert_allclose(weights.weights[1:], [[2 / 6 / 10, 1 / 6, 0], [1 / 10, 0, 0]])

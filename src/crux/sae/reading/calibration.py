@@ -30,6 +30,10 @@ AP_TOLERANCE = 0.2
 SIZES = (1, 2, 10)
 """Numbers of rules per latent."""
 
+KINDS = ("token", "bigram", "bag", "conjunction")
+"""Kinds of planted explanations: the current token, the last two, a token within the last 8, and a token with another one within the
+last 32."""
+
 MIN_FIT, MIN_HELD_OUT = 30, 50
 """Least numbers of fit and held-out tokens at which a planted condition holds."""
 
@@ -58,7 +62,7 @@ class CalibrationRow(NamedTuple):
     """Mean density on the held-out text."""
 
 
-class ScoreCalibration(NamedTuple):
+class CalibrationTable(NamedTuple):
     """The rows of the calibration."""
 
     planted: list[CalibrationRow]
@@ -71,7 +75,7 @@ class ScoreCalibration(NamedTuple):
 
 def calibrate_scores(
     fit: ReadText, held_out: ReadText, classes: TokenClasses, *, n_each: int, seed: int, shrinkage: float = SHRINKAGE
-) -> ScoreCalibration:
+) -> CalibrationTable:
     """Return how well planted explanations are found in a text, how well shifted ones, and the sanity tests of the scores.
 
     Args:
@@ -89,7 +93,7 @@ def calibrate_scores(
     shifted = [shift_codes(side.codes, by=side.codes.n_tokens // 2 + 17) for side in sides]
     null = _explain(prepared, fit, held_out, shifted[0], shifted[1], shrinkage=shrinkage)
     row = _summarise("shifted", np.ones(len(planted), bool), *null, np.zeros(len(planted)))
-    return ScoreCalibration(rows, row, run_sanity_tests(n_items=100_000, n_draws=5, seed=seed))
+    return CalibrationTable(rows, row, run_sanity_tests(n_items=100_000, n_draws=5, seed=seed))
 
 
 def choose_planted(
@@ -103,28 +107,30 @@ def choose_planted(
     tree, vocab = prepared.tree, prepared.tree.vocab
     frequent = np.flatnonzero(np.bincount(fit.tokens, minlength=vocab) >= MIN_FIT)
     bigrams = np.arange(tree.first[1], tree.first[2])
-    bigrams = tree.tokens_of(bigrams[tree.count[bigrams] >= MIN_FIT])
+    bigrams = tree.tokens_of(bigrams[tree.counts[bigrams] >= MIN_FIT])
     n_tried = 20 * n_each
-    tables = {
-        "token": [(Kind.SUFFIX, int(t), -1, -1) for t in _draw(rng, frequent, n_tried)],
-        "bigram": [(Kind.SUFFIX, *map(int, row)) for row in _draw(rng, bigrams, n_tried)],
-        "bag": [(Kind.WITHIN, int(t), 8, -1) for t in _draw(rng, frequent, n_tried)],
+    numbers: dict[tuple[int, ...], int] = {}  # of each condition, which occurs once
+
+    def add(*row: int | np.integer) -> int:
+        return numbers.setdefault((*map(int, row), *[-1] * (4 - len(row))), len(numbers))
+
+    tried: dict[str, list[int]] = {
+        "token": [add(Kind.SUFFIX, token) for token in _draw(rng, frequent, n_tried)],
+        "bigram": [add(Kind.SUFFIX, *row) for row in _draw(rng, bigrams, n_tried)],
+        "bag": [add(Kind.WITHIN, token, 8) for token in _draw(rng, frequent, n_tried)],
+        "conjunction": [
+            add(Kind.BOTH, add(Kind.SUFFIX, now), add(Kind.WITHIN, before, 32))
+            for now, before in rng.choice(frequent, (5 * n_tried, 2))
+        ],
     }
-    rows = [row for table in tables.values() for row in table]
-    names = [name for name, table in tables.items() for _ in table]
-    for now, before in rng.choice(frequent, (5 * n_tried, 2)):
-        rows += [(Kind.SUFFIX, int(now), -1, -1), (Kind.WITHIN, int(before), 32, -1)]
-        rows.append((Kind.BOTH, len(rows) - 2, len(rows) - 1, -1))
-        names += ["part", "part", "conjunction"]
-    table = np.array(rows, np.int64)
+    table = np.array(list(numbers), np.int64)
     conditions = Conditions(table[:, 0], table[:, 1:])
     suitable = _suitable(conditions, fit, held_out, prepared.classes)
-    chosen = [
-        number
-        for kind in ("token", "bigram", "bag", "conjunction")
-        for number in [n for n, name in enumerate(names) if name == kind and suitable[n]][:n_each]
-    ]
-    return conditions, np.array(chosen, np.int64), [names[number] for number in chosen]
+    chosen = {
+        kind: [number for number in dict.fromkeys(found) if suitable[number]][:n_each] for kind, found in tried.items()
+    }
+    planted = np.array([number for found in chosen.values() for number in found], np.int64)
+    return conditions, planted, [kind for kind, found in chosen.items() for _ in found]
 
 
 def _suitable(

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Int
 
+from crux.sae.reading.sparse_matrices import make_indicator, size_of
 from crux.sae.reading.token_classes import TokenClasses
 
 DEPTH = 3
@@ -59,7 +60,7 @@ class Conditions(NamedTuple):
             return single
         rows, columns = _intersect(single, self.parts[both, 0], self.parts[both, 1])
         entries = single.tocoo()
-        return _indicator([(entries.row, entries.col), (rows, both[columns])], single.shape)
+        return _indicator([(entries.row, entries.col), (rows, both[columns])], size_of(single))
 
     def _spans(self) -> list[int]:
         return np.unique(self.parts[self.kinds == Kind.WITHIN, 1]).tolist()
@@ -157,25 +158,21 @@ def _pairs(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _indicator(entries: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]) -> scipy.sparse.csr_matrix:
-    """Return a matrix of ones at these rows and columns, each entry once."""
-    rows = np.concatenate([pair[0] for pair in entries])
-    columns = np.concatenate([pair[1] for pair in entries])
-    matrix = scipy.sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
-    matrix.sum_duplicates()
-    matrix.data[:] = 1
-    return matrix
+    rows, columns = (np.concatenate(arrays) for arrays in zip(*entries, strict=True))
+    return make_indicator(rows, columns, shape)
 
 
 def _intersect(single: scipy.sparse.csr_matrix, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows in which both columns of a pair hold, and the number of the pair: those of the rarer one, tested for the other."""
-    by_column = single.tocsc()
+    n_tokens, n_conditions = size_of(single)
+    by_column = scipy.sparse.csc_matrix(single)
     n_rows = np.diff(by_column.indptr)
     swapped = n_rows[first] > n_rows[second]
     rare, other = np.where(swapped, second, first), np.where(swapped, first, second)
     pair = np.repeat(np.arange(len(rare)), n_rows[rare])
     rows = by_column.indices[expand_ranges(by_column.indptr[rare], n_rows[rare])].astype(np.int64)
-    held = np.repeat(np.arange(single.shape[0]), np.diff(single.indptr)) * single.shape[1] + single.indices
-    both = find_sorted(held, rows * single.shape[1] + other[pair]) >= 0
+    held = np.repeat(np.arange(n_tokens), np.diff(single.indptr)) * n_conditions + single.indices
+    both = find_sorted(held, rows * n_conditions + other[pair]) >= 0
     return rows[both], pair[both]
 
 

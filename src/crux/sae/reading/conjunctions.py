@@ -10,6 +10,7 @@ from crux.sae.reading.conditions import Kind, expand_ranges
 from crux.sae.reading.context_features import split_gains
 from crux.sae.reading.fit_text import MIN_CONTEXT_COUNT, FitText
 from crux.sae.reading.sparse_lookup import look_up
+from crux.sae.reading.sparse_matrices import make_csr, make_indicator, sorted_csr
 
 RAISE = 1.15
 """A conjunction is a candidate if its gain is at least this multiple of the gains of both of its parts."""
@@ -30,7 +31,7 @@ class Conjunctions(NamedTuple):
     """Sums of the latent's codes over their tokens."""
 
     @property
-    def count(self) -> Float[np.ndarray, "conjunctions"]:
+    def counts(self) -> Float[np.ndarray, "conjunctions"]:
         """Number of tokens at which each one holds."""
         return np.diff(self.tokens.indptr).astype(float)
 
@@ -52,24 +53,22 @@ def find_conjunctions(
     """
     n_latents, n_bases = bases.shape
     within = _codes_at_bases(text, codes, bases)
-    totals = scipy.sparse.csr_matrix(within @ text.features.matrix)
-    totals.sort_indices()
+    totals = sorted_csr(within @ text.features.matrix)
     pair = np.repeat(np.arange(n_latents * n_bases), np.diff(totals.indptr))
     latent, feature = pair // n_bases, totals.indices.astype(np.int64)
     used, base_row = np.unique(np.maximum(bases, 0).reshape(-1), return_inverse=True)
-    overlap = scipy.sparse.csr_matrix(text.indicator[used] @ text.features.matrix)
-    overlap.sort_indices()
+    overlap = sorted_csr(text.indicator[used] @ text.features.matrix)
     count = look_up(overlap, base_row[pair], feature)
     all_total, n = np.asarray(codes.sum(0)).reshape(-1), float(text.n_tokens)
     gains = split_gains(totals.data, count, all_total[latent], n, shrinkage=shrinkage, min_count=MIN_CONTEXT_COUNT)
     gains[text.features.conditions.kinds[feature] == Kind.BOTH] = 0
     base_total = np.asarray(within.sum(1)).reshape(-1)
     base_gain = split_gains(
-        base_total, text.tree.count[np.maximum(bases, 0).reshape(-1)].astype(float), np.repeat(all_total, n_bases), n,
+        base_total, text.tree.counts[np.maximum(bases, 0).reshape(-1)].astype(float), np.repeat(all_total, n_bases), n,
         shrinkage=shrinkage, min_count=1,
     )  # fmt: skip
     feature_gain = split_gains(
-        feature_totals[latent, feature], text.features.count[feature].astype(float), all_total[latent], n,
+        feature_totals[latent, feature], text.features.counts[feature].astype(float), all_total[latent], n,
         shrinkage=shrinkage, min_count=1,
     )  # fmt: skip
     gains[gains < RAISE * np.maximum(base_gain[pair], feature_gain)] = 0
@@ -91,8 +90,7 @@ def _codes_at_bases(text: FitText, codes: scipy.sparse.csr_matrix, bases: np.nda
         columns.append(entries.row[held])
         values.append(entries.data[held])
     shape = (n_latents * n_bases, text.n_tokens)
-    together = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    return scipy.sparse.coo_matrix(together, shape=shape).tocsr()
+    return make_csr(np.concatenate(values), np.concatenate(rows), np.concatenate(columns), shape)
 
 
 def _best_of_rows(gains: np.ndarray, indptr: np.ndarray) -> np.ndarray:
@@ -125,9 +123,9 @@ def _collect(
 def _tokens_of_both(text: FitText, node: np.ndarray, feature: np.ndarray) -> scipy.sparse.csr_matrix:
     """Return where a suffix and a feature hold: the tokens of the rarer one, tested for the other."""
     features = text.features
-    rare = text.tree.count[node] <= features.count[feature]
+    rare = text.tree.counts[node] <= features.counts[feature]
     starts = np.where(rare, text.indicator.indptr[node], features.starts[feature])
-    lengths = np.where(rare, text.tree.count[node], features.count[feature])
+    lengths = np.where(rare, text.tree.counts[node], features.counts[feature])
     pair = np.repeat(np.arange(len(node)), lengths)
     places = expand_ranges(starts, lengths)
     from_node = rare[pair]
@@ -139,7 +137,4 @@ def _tokens_of_both(text: FitText, node: np.ndarray, feature: np.ndarray) -> sci
     depth = np.searchsorted(text.tree.first, node, side="right")
     others = pair[~from_node]
     held[~from_node] = text.tree.at[tokens[~from_node], depth[others] - 1] == node[others]
-    entries = (np.ones(int(held.sum())), (pair[held], tokens[held]))
-    matrix = scipy.sparse.coo_matrix(entries, shape=(len(node), text.n_tokens)).tocsr()
-    matrix.sort_indices()
-    return matrix
+    return make_indicator(pair[held], tokens[held], (len(node), text.n_tokens))

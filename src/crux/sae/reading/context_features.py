@@ -10,6 +10,7 @@ import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
 from crux.sae.reading.conditions import Conditions, Kind, match_text
+from crux.sae.reading.sparse_matrices import size_of
 from crux.sae.reading.token_classes import TokenClasses
 
 SPANS = (8, 32)
@@ -22,7 +23,7 @@ class ContextFeatures(NamedTuple):
     conditions: Conditions
     matrix: scipy.sparse.csr_matrix
     """Ones, tokens × features."""
-    count: Int[np.ndarray, "features"]
+    counts: Int[np.ndarray, "features"]
     """Number of tokens at which each one holds."""
     starts: Int[np.ndarray, "features+1"]
     """The tokens of feature f are `tokens_of[starts[f] : starts[f + 1]]`, ascending."""
@@ -31,7 +32,7 @@ class ContextFeatures(NamedTuple):
     @property
     def n_features(self) -> int:
         """Number of features."""
-        return len(self.count)
+        return len(self.counts)
 
     def rows(self, features: Int[np.ndarray, "chosen"]) -> scipy.sparse.csr_matrix:
         """Return the tokens of some features as a matrix of ones, chosen × tokens."""
@@ -39,7 +40,7 @@ class ContextFeatures(NamedTuple):
         indptr = np.cumsum([0, *(len(part) for part in parts)])
         indices = np.concatenate([np.zeros(0, np.int32), *parts])
         return scipy.sparse.csr_matrix(
-            (np.ones(len(indices)), indices, indptr), shape=(len(parts), self.matrix.shape[0])
+            (np.ones(len(indices)), indices, indptr), shape=(len(parts), size_of(self.matrix)[0])
         )
 
 
@@ -53,8 +54,8 @@ def context_features(
     """Return the candidates that hold at `min_count` tokens or more, but not at all of them."""
     conditions = list_candidates(windows, classes, min_count=min_count)
     matrix = match_text(conditions, windows, begins, classes)
-    count = np.bincount(matrix.indices, minlength=matrix.shape[1])
-    by_feature = matrix.tocsc()
+    count = np.bincount(matrix.indices, minlength=size_of(matrix)[1])
+    by_feature = scipy.sparse.csc_matrix(matrix)
     return ContextFeatures(conditions, matrix, count, by_feature.indptr.astype(np.int64), by_feature.indices)
 
 

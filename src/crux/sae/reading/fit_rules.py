@@ -72,7 +72,7 @@ def fit_rule_lists(
     return _join(text, parts)
 
 
-COLUMNS = ("value", "increment", "gain", "count", "total", "base", "mass")
+COLUMNS = ("value", "increment", "gain", "counts", "total", "base", "mass")
 """Arrays of the rules of a block that are put one behind the other."""
 
 
@@ -90,8 +90,8 @@ class _Part:
         nodes = pool.nodes[rows, np.maximum(place, 0)]
         # suffixes come first among all conditions, then features, then the conjunctions of all blocks
         self.condition = np.where(place > 0, nodes - 1, n_nodes - 1 + extra)
-        counts = np.concatenate([text.features.count, conjunctions.count.astype(np.int64)])
-        self.count = np.where(place > 0, text.tree.count[nodes], counts[extra])
+        counts = np.concatenate([text.features.counts, conjunctions.counts.astype(np.int64)])
+        self.counts = np.where(place > 0, text.tree.counts[nodes], counts[extra])
         self.total = np.where(place > 0, pool.totals[rows, np.maximum(place, 0)], extra_totals[rows, rules])
         self.value, self.increment = chosen.value[rows, rules], chosen.increment[rows, rules]
         self.gain = chosen.gain[rows, rules]

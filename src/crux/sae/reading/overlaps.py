@@ -8,6 +8,7 @@ from crux.sae.reading.conjunctions import Conjunctions
 from crux.sae.reading.context_features import ContextFeatures
 from crux.sae.reading.fit_text import FitText
 from crux.sae.reading.sparse_lookup import look_up
+from crux.sae.reading.sparse_matrices import size_of, sorted_csr
 
 MAX_ENTRIES = 50_000_000
 """Entries of the table of features that are kept from one block of latents to the next."""
@@ -28,9 +29,8 @@ class FeatureOverlaps:
         new = np.unique(wanted)
         new = new[self.row_of[new] < 0]
         if len(new):
-            rows = scipy.sparse.csr_matrix(self._features.rows(new) @ self._features.matrix)
-            rows.sort_indices()
-            self.row_of[new] = self.matrix.shape[0] + np.arange(len(new))
+            rows = sorted_csr(self._features.rows(new) @ self._features.matrix)
+            self.row_of[new] = size_of(self.matrix)[0] + np.arange(len(new))
             self.matrix = scipy.sparse.csr_matrix(scipy.sparse.vstack([self.matrix, rows], format="csr"))
 
     def clear_if_large(self) -> None:
@@ -55,12 +55,12 @@ class Overlaps:
         self.nodes = nodes
         self.node_row = row_of.reshape(nodes.shape)
         """Row of each candidate in `node_features`."""
-        self.node_features = _sorted(text.indicator[distinct] @ matrix)
+        self.node_features = sorted_csr(text.indicator[distinct] @ matrix)
         """Overlaps of suffixes and features, rows × features."""
-        self.conjunction_features = _sorted(conjunctions.tokens @ matrix)
+        self.conjunction_features = sorted_csr(conjunctions.tokens @ matrix)
         self.features = features
-        self._conjunction_nodes = _sorted(conjunctions.tokens @ text.indicator.T)
-        self._conjunction_pairs = _sorted(conjunctions.tokens @ conjunctions.tokens.T)
+        self._conjunction_nodes = sorted_csr(conjunctions.tokens @ text.indicator.T)
+        self._conjunction_pairs = sorted_csr(conjunctions.tokens @ conjunctions.tokens.T)
 
     def with_nodes(
         self, latents: Int[np.ndarray, "chosen"], extras: Int[np.ndarray, "chosen"]
@@ -90,9 +90,3 @@ class Overlaps:
         both = low >= self.n_features
         found[both] = look_up(self._conjunction_pairs, low[both] - self.n_features, high[both] - self.n_features)
         return found
-
-
-def _sorted(product: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
-    matrix = scipy.sparse.csr_matrix(product)
-    matrix.sort_indices()
-    return matrix

@@ -19,6 +19,7 @@ from crux.sae.reading.score_values import (
     window_numbers,
 )
 from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.sparse_matrices import size_of
 
 MIN_FIRINGS = 50
 """Least number of held-out tokens on which a latent must fire to be scored."""
@@ -97,28 +98,28 @@ class _Side:
 
     def __init__(self, text: ReadText, codes: SparseCodes) -> None:
         self.text, self.codes = text, codes
-        self.by_latent = codes.matrix().tocsc()
+        self.by_latent = scipy.sparse.csc_matrix(codes.matrix())
         self.window = window_numbers(text.n_tokens, context=text.windows.shape[1], length=WINDOW)
         self.window_sizes = np.bincount(self.window)
 
     def active_windows(self, codes: scipy.sparse.csc_matrix) -> Bool[np.ndarray, "latents windows"]:
         """Return in which windows each latent fires."""
-        latent = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr))
-        active = np.zeros((codes.shape[1], len(self.window_sizes)), bool)
+        latent = np.repeat(np.arange(size_of(codes)[1]), np.diff(codes.indptr))
+        active = np.zeros((size_of(codes)[1], len(self.window_sizes)), bool)
         active[latent, self.window[codes.indices]] = True
         return active
 
     def window_maxima(self, codes: scipy.sparse.csc_matrix) -> Float[np.ndarray, "latents windows"]:
         """Return the largest entry in each window, where an entry that is not stored is 0."""
         n_windows = len(self.window_sizes)
-        keys = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr)) * n_windows + self.window[codes.indices]
-        maxima = np.zeros(codes.shape[1] * n_windows)
+        keys = np.repeat(np.arange(size_of(codes)[1]), np.diff(codes.indptr)) * n_windows + self.window[codes.indices]
+        maxima = np.zeros(size_of(codes)[1] * n_windows)
         if len(keys):
             starts = np.flatnonzero(np.diff(keys, prepend=-1))
             top, stored = np.maximum.reduceat(codes.data, starts), np.diff(starts, append=len(keys))
             whole = stored == self.window_sizes[keys[starts] % n_windows]
             maxima[keys[starts]] = np.where(whole, top, np.maximum(top, 0))
-        return maxima.reshape(codes.shape[1], n_windows)
+        return maxima.reshape(size_of(codes)[1], n_windows)
 
 
 def _held_conditions(rule_lists: Mapping[int, Rules], sides: list[_Side]) -> list[scipy.sparse.csr_matrix]:
@@ -139,22 +140,22 @@ def _predict(rules: Rules, held: scipy.sparse.csr_matrix, block: Int[np.ndarray,
 
 
 def _correlations(predicted: scipy.sparse.csc_matrix, true: scipy.sparse.csc_matrix) -> Float[np.ndarray, "block"]:
-    true = true.astype(np.float64)
+    true = scipy.sparse.csc_matrix(true, dtype=np.float64)
     sums = [np.asarray(matrix.sum(0)).reshape(-1) for matrix in (predicted, true)]
     squares = [np.asarray(matrix.multiply(matrix).sum(0)).reshape(-1) for matrix in (predicted, true)]
     products = np.asarray(predicted.multiply(true).sum(0)).reshape(-1)
-    return correlate(predicted.shape[0], (sums[0], sums[1]), (squares[0], squares[1]), products)
+    return correlate(size_of(predicted)[0], (sums[0], sums[1]), (squares[0], squares[1]), products)
 
 
 def _average_precisions(
     predicted: scipy.sparse.csc_matrix, true: scipy.sparse.csc_matrix
 ) -> Float[np.ndarray, "block"]:
-    found = np.empty(predicted.shape[1])
+    found = np.empty(size_of(predicted)[1])
     for latent, (values, fires, n_firing) in enumerate(_columns(predicted, true)):
         found[latent] = average_precision(
             values,
             fires,
-            n_others=predicted.shape[0] - len(values),
+            n_others=size_of(predicted)[0] - len(values),
             n_others_firing=n_firing - int(fires.sum()),
             other=0.0,
         )
@@ -165,8 +166,8 @@ def _columns(
     predicted: scipy.sparse.csc_matrix, true: scipy.sparse.csc_matrix
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yield for each latent the stored predictions, whether it fires there, and the number of tokens on which it fires."""
-    fires = np.zeros(predicted.shape[0], bool)
-    for latent in range(predicted.shape[1]):
+    fires = np.zeros(size_of(predicted)[0], bool)
+    for latent in range(size_of(predicted)[1]):
         column = slice(predicted.indptr[latent], predicted.indptr[latent + 1])
         firing = true.indices[true.indptr[latent] : true.indptr[latent + 1]]
         fires[firing] = True

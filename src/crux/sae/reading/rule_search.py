@@ -15,6 +15,7 @@ from crux.sae.reading.conjunctions import Conjunctions
 from crux.sae.reading.context_features import split_gains
 from crux.sae.reading.fit_text import MIN_CONTEXT_COUNT, FitText
 from crux.sae.reading.overlaps import Overlaps
+from crux.sae.reading.sparse_matrices import make_csr, size_of, sorted_csr
 from crux.sae.reading.suffix_pool import MIN_COUNT, SuffixPool
 
 MAX_EXTRAS = 16
@@ -55,9 +56,9 @@ class RuleSearch:
         self._text, self._pool, self._conjunctions, self._overlaps = text, pool, conjunctions, overlaps
         self._shrinkage, self._n_tokens = shrinkage, float(text.n_tokens)
         self._feature_totals = feature_totals
-        self._feature_count = text.features.count.astype(float)
+        self._feature_count = text.features.counts.astype(float)
         # of the tokens at which a candidate holds and no longer suffix among the latent's rules does:
-        self._count = np.where(pool.nodes >= 0, text.tree.count[pool.nodes], 0).astype(float)
+        self._count = np.where(pool.nodes >= 0, text.tree.counts[pool.nodes], 0).astype(float)
         self._total = pool.totals.copy()
         self._cross = np.zeros((n_latents, width, min(MAX_EXTRAS, n_rules)))  # overlaps with the latent's extras
         self._owner = np.zeros((n_latents, width), np.int64)  # the rule that decides there now
@@ -148,7 +149,7 @@ class RuleSearch:
             shrinkage=self._shrinkage, min_count=MIN_CONTEXT_COUNT,
         )  # fmt: skip
         both = self._conjunctions.of_latent[latents]
-        count = np.where(both >= 0, np.append(self._conjunctions.count, 0.0)[both], 0.0)
+        count = np.where(both >= 0, np.append(self._conjunctions.counts, 0.0)[both], 0.0)
         both_gains = split_gains(
             candidates,
             count,
@@ -219,11 +220,11 @@ class RuleSearch:
     ) -> np.ndarray:
         """Return the sum of all codes minus what the suffixes predict."""
         total = self._pool.totals[latents, 0].copy()
-        np.add.at(total, rows, -change * self._text.tree.count[self._pool.nodes[latents[rows], places]])
+        np.add.at(total, rows, -change * self._text.tree.counts[self._pool.nodes[latents[rows], places]])
         return total
 
     def _extra_counts(self, extras: Int[np.ndarray, "extras"]) -> Float[np.ndarray, "extras"]:
-        return np.concatenate([self._feature_count, self._conjunctions.count])[extras]
+        return np.concatenate([self._feature_count, self._conjunctions.counts])[extras]
 
     def _extra_totals(self, latents: np.ndarray, extras: np.ndarray) -> np.ndarray:
         """Return the sums of a latent's codes over the tokens of an extra."""
@@ -339,5 +340,5 @@ class RuleSearch:
 def _spread(entries: tuple[np.ndarray, np.ndarray, np.ndarray, scipy.sparse.csr_matrix], n_rows: int) -> np.ndarray:
     """Return Σ factor × row of a matrix for each of `n_rows`: entries (row, row of the matrix, factor) and the matrix."""
     rows, columns, factors, matrix = entries
-    weights = scipy.sparse.coo_matrix((factors, (rows, columns)), shape=(n_rows, matrix.shape[0])).tocsr()
-    return (weights @ matrix).toarray()
+    weights = make_csr(factors, rows, columns, (n_rows, size_of(matrix)[0]))
+    return sorted_csr(weights @ matrix).toarray()

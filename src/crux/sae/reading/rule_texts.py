@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Int
 
 from crux.sae.figures.visible_text import make_visible
@@ -27,7 +28,7 @@ class RuleText(NamedTuple):
     """A suffix: the code where it is the longest that holds. Another kind: the correction of the code. From the fit documents."""
     mean: float
     """Mean code over all fit tokens where the condition holds."""
-    count: int
+    counts: int
     """Number of these tokens."""
     share: float
     """Their share of the sum of the latent's codes; shares of rules that hold together overlap."""
@@ -44,8 +45,8 @@ def token_names(texts: TokenTexts | None, vocab: int) -> list[str]:
 
 
 def describe_condition(rules: Rules, condition: int, names: Sequence[str]) -> str:
-    """Return what a condition tests, such as `of|␣the`, `␣Lord within the last 8` or `␣the, after: digits`."""
-    parts = rules.conditions.parts[condition].tolist()
+    """Return what a condition tests, such as `of|␣the`, `␣Lord within the last 8` or `␣the and token before: digits`."""
+    parts: list[int] = [int(part) for part in rules.conditions.parts[condition]]
     match Kind(int(rules.conditions.kinds[condition])):
         case Kind.SUFFIX:
             return "|".join(names[token] for token in reversed(parts) if token >= 0)
@@ -66,8 +67,8 @@ def describe_rules(rules: Rules, latent: int, names: Sequence[str]) -> list[Rule
         RuleText(
             describe_condition(rules, int(rules.condition[j]), names),
             float(rules.value[j]),
-            float(rules.total[j] / max(rules.count[j], 1)),
-            int(rules.count[j]),
+            float(rules.total[j] / max(rules.counts[j], 1)),
+            int(rules.counts[j]),
             float(rules.total[j]) / mass,
             float(rules.gain[j]),
         )
@@ -82,16 +83,16 @@ def find_examples(rules: Rules, text: ReadText, codes: SparseCodes | None = None
     says where the latent does not fire. It is −1 if the condition holds nowhere.
     """
     held = match_text(rules.conditions, text.windows, text.begins, rules.classes)
-    by_condition = held.tocsc()
+    by_condition = scipy.sparse.csc_matrix(held)
     n_tokens = np.diff(by_condition.indptr)
     first = np.full(len(n_tokens), -1)
     first[n_tokens > 0] = by_condition.indices[by_condition.indptr[:-1][n_tokens > 0]]
     examples = first[rules.condition].astype(np.int64)
-    by_latent = (codes or text.codes).matrix().tocsc()
+    by_latent = scipy.sparse.csc_matrix((codes or text.codes).matrix())
     for latent in range(rules.n_latents):
         mine = slice(rules.indptr[latent], rules.indptr[latent + 1])
         column = slice(by_latent.indptr[latent], by_latent.indptr[latent + 1])
-        strongest = np.argsort(-by_latent.data[column], kind="stable")[:STRONGEST]
+        strongest = np.argsort(-np.asarray(by_latent.data)[column], kind="stable")[:STRONGEST]
         tokens, conditions = by_latent.indices[column][strongest], rules.condition[mine]
         if len(tokens) and len(conditions):
             shape = (len(conditions), len(tokens))

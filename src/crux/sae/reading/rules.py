@@ -8,6 +8,7 @@ import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
 from crux.sae.reading.conditions import Conditions, Kind
+from crux.sae.reading.sparse_matrices import make_csr, sorted_csr
 from crux.sae.reading.token_classes import TokenClasses
 
 
@@ -30,7 +31,7 @@ class Rules(NamedTuple):
     """What is added to the predicted code where the condition holds."""
     gain: Float[np.ndarray, "rules"]
     """Reduction of the sum of squared errors on the fit tokens for which the rule was chosen, after shrinkage."""
-    count: Int[np.ndarray, "rules"]
+    counts: Int[np.ndarray, "rules"]
     """Number of fit tokens where the condition holds."""
     total: Float[np.ndarray, "rules"]
     """Sum of the codes over these tokens."""
@@ -53,7 +54,7 @@ class Rules(NamedTuple):
         """Return the increments as a matrix, conditions × latents."""
         latents = np.repeat(np.arange(self.n_latents), np.diff(self.indptr))
         shape = (len(self.conditions.kinds), self.n_latents)
-        return scipy.sparse.coo_matrix((self.increment, (self.condition, latents)), shape=shape).tocsr()
+        return make_csr(self.increment, self.condition, latents, shape)
 
 
 def predict_codes(
@@ -65,8 +66,7 @@ def predict_codes(
     token and a latent with a rule that holds: pass blocks of whole windows (`predict_blocks`).
     """
     held = rules.conditions.matches(windows, begins, rules.classes)
-    codes = held @ rules.increments()
-    codes.sort_indices()
+    codes = sorted_csr(held @ rules.increments())
     latents = codes.indices
     codes.data = np.maximum(codes.data + rules.base[latents], 0) - rules.floor[latents]
     codes.eliminate_zeros()

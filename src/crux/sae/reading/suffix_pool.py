@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from crux.sae.reading.conditions import find_sorted
 from crux.sae.reading.context_features import split_gains
+from crux.sae.reading.sparse_matrices import size_of
 from crux.sae.reading.suffix_tree import Children, SuffixTree
 
 MIN_COUNT = 3
@@ -53,7 +54,7 @@ def suffix_pool(
     """
     depths = tree.depths()
     chosen, bases = [], []
-    for latent in range(sums.shape[1]):
+    for latent in range(size_of(sums)[1]):
         column = slice(sums.indptr[latent], sums.indptr[latent + 1])
         nodes, base = _choose(
             tree,
@@ -88,7 +89,7 @@ def _choose(
     bases = np.full(N_BASES, -1)
     if not len(nodes) or nodes[0] != 0:
         return np.zeros(0, np.int64), bases
-    n = tree.count[nodes].astype(float)
+    n = tree.counts[nodes].astype(float)
     parents = find_sorted(nodes, tree.parent[nodes])
     parents[0] = 0
     depth = depths[nodes]
@@ -130,7 +131,7 @@ def _silent(
     least = np.searchsorted(counts**3 / (counts + shrinkage) ** 2, least_gain / means**2)
     found, parent = children.frequent(parents, np.maximum(least, MIN_COUNT))
     unheard = find_sorted(nodes, found) < 0
-    found, n = found[unheard], tree.count[found[unheard]].astype(float)
+    found, n = found[unheard], tree.counts[found[unheard]].astype(float)
     return found, n**3 / (n + shrinkage) ** 2 * means[parent[unheard]] ** 2
 
 

@@ -11,6 +11,7 @@ import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
 from crux.sae.reading.conditions import DEPTH, expand_ranges, find_sorted, pack_suffixes, token_ages
+from crux.sae.reading.sparse_matrices import make_csr, make_indicator
 
 
 class SuffixTree(NamedTuple):
@@ -22,7 +23,7 @@ class SuffixTree(NamedTuple):
     """The packed tokens (`pack_suffixes`) of the nodes of depth 1, 2, 3, ascending."""
     parent: Int[np.ndarray, "nodes"]
     """The node without the oldest token; −1 for the root."""
-    count: Int[np.ndarray, "nodes"]
+    counts: Int[np.ndarray, "nodes"]
     """Number of tokens at which the suffix ends."""
     at: Int[np.ndarray, "tokens depth"]
     """The nodes of the last 1, 2, 3 tokens at each token of the text; −1 if its text is shorter; int32."""
@@ -47,7 +48,7 @@ class SuffixTree(NamedTuple):
         rows, columns = np.nonzero(self.at >= 0)
         nodes = np.concatenate([np.zeros(n, np.int32), self.at[rows, columns]])
         tokens = np.concatenate([np.arange(n, dtype=np.int32), rows.astype(np.int32)])
-        return scipy.sparse.coo_matrix((np.ones(len(nodes)), (nodes, tokens)), shape=(self.n_nodes, n)).tocsr()
+        return make_indicator(nodes, tokens, (self.n_nodes, n))
 
     def find(
         self, windows: Int[np.ndarray, "windows context"], begins: Bool[np.ndarray, "tokens"]
@@ -103,12 +104,12 @@ class BackOff(NamedTuple):
     def matrix(self, n_nodes: int) -> scipy.sparse.csr_matrix:
         """Return the weights of all nodes but the root as a matrix, leaves × nodes."""
         rows, columns = np.nonzero(self.nodes[:, 1:] >= 0)
-        entries = (self.weights[:, 1:][rows, columns], (rows, self.nodes[:, 1:][rows, columns]))
-        return scipy.sparse.coo_matrix(entries, shape=(len(self.nodes), n_nodes)).tocsr()
+        shape = (len(self.nodes), n_nodes)
+        return make_csr(self.weights[:, 1:][rows, columns], rows, self.nodes[:, 1:][rows, columns], shape)
 
 
 def back_off_weights(
-    count: Int[np.ndarray, "nodes"], paths: Int[np.ndarray, "leaves depth"], *, shrinkage: float
+    counts: Int[np.ndarray, "nodes"], paths: Int[np.ndarray, "leaves depth"], *, shrinkage: float
 ) -> BackOff:
     """Return the weights w of the shrunk mean of each leaf, μ_leaf = Σ_s w_s S_s over the nodes from the root to the leaf.
 
@@ -117,11 +118,11 @@ def back_off_weights(
     """
     nodes = np.concatenate([np.zeros((len(paths), 1), np.int64), paths], axis=1)
     there = nodes >= 0
-    denominator = np.where(there, count[nodes] + shrinkage, 1.0)
+    denominator = np.where(there, counts[nodes] + shrinkage, 1.0)
     pulled = np.where(there, shrinkage / denominator, 1.0)
     below = np.cumprod(pulled[:, :0:-1], axis=1)[:, ::-1]  # product of a over the nodes at and below each depth from 1
     weights = np.concatenate([below, np.ones((len(paths), 1))], axis=1)
-    denominator[:, 0] = max(count[0], 1)
+    denominator[:, 0] = max(counts[0], 1)
     return BackOff(nodes, np.where(there, weights / denominator, 0.0))
 
 
@@ -150,8 +151,8 @@ class Children(NamedTuple):
 def children_by_count(tree: SuffixTree) -> Children:
     """Return the children of all nodes."""
     nodes = np.arange(1, tree.n_nodes)
-    order = np.lexsort((nodes, -tree.count[1:], tree.parent[1:]))
-    parents, counts = tree.parent[1:][order], tree.count[1:][order]
-    largest = int(tree.count[1:].max(initial=0))
+    order = np.lexsort((nodes, -tree.counts[1:], tree.parent[1:]))
+    parents, counts = tree.parent[1:][order], tree.counts[1:][order]
+    largest = int(tree.counts[1:].max(initial=0))
     starts = np.searchsorted(parents, np.arange(tree.n_nodes + 1))
     return Children(nodes[order], starts, parents * (largest + 2) + (largest + 1 - counts), largest)

@@ -13,6 +13,7 @@ from crux.sae.reading.harvest import ReadText
 from crux.sae.reading.rule_scores import MIN_FIRINGS
 from crux.sae.reading.score_values import correlate
 from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.sparse_matrices import make_indicator, size_of
 from crux.sae.reading.suffix_tree import back_off_weights
 
 UNEXPLAINED = 0.2
@@ -84,15 +85,14 @@ class _Leaves(NamedTuple):
     """Weight of the sum over all tokens."""
     tokens: scipy.sparse.csr_matrix
     """Ones, leaves × tokens."""
-    count: Float[np.ndarray, "leaves"]
+    counts: Float[np.ndarray, "leaves"]
 
 
 def _leaves(paths: np.ndarray, text: FitText, shrinkage: float) -> _Leaves:
     deepest = paths.max(1)  # longer suffixes have larger numbers
     _, first, number, count = np.unique(deepest, return_index=True, return_inverse=True, return_counts=True)
-    back_off = back_off_weights(text.tree.count, paths[first].astype(np.int64), shrinkage=shrinkage)
-    entries = (np.ones(len(number)), (number, np.arange(len(number))))
-    tokens = scipy.sparse.coo_matrix(entries, shape=(len(first), len(number))).tocsr()
+    back_off = back_off_weights(text.tree.counts, paths[first].astype(np.int64), shrinkage=shrinkage)
+    tokens = make_indicator(number, np.arange(len(number)), (len(first), len(number)))
     return _Leaves(back_off.matrix(text.tree.n_nodes), back_off.weights[:, 0], tokens, count.astype(float))
 
 
@@ -100,13 +100,13 @@ def _correlations(sums: scipy.sparse.csr_matrix, held: scipy.sparse.csr_matrix, 
     """Return the correlations of a block of latents; a prediction is a sparse part plus the leaf's root weight times the overall sum."""
     everywhere = sums[0].toarray().reshape(-1)
     predicted, squares, products = np.zeros((3, len(everywhere)))
-    for first in range(0, len(leaves.count), LEAVES_PER_BLOCK):
+    for first in range(0, len(leaves.counts), LEAVES_PER_BLOCK):
         block = slice(first, first + LEAVES_PER_BLOCK)
         part = (leaves.weights[block] @ sums).toarray() + leaves.root_weights[block, None] * everywhere
         here = leaves.tokens[block] @ held
-        predicted += leaves.count[block] @ part
-        squares += leaves.count[block] @ part**2
+        predicted += leaves.counts[block] @ part
+        squares += leaves.counts[block] @ part**2
         products += np.asarray(here.multiply(part).sum(0)).reshape(-1)
     true = np.asarray(held.sum(0)).reshape(-1)
     true_squares = np.asarray(held.multiply(held).sum(0)).reshape(-1)
-    return correlate(float(held.shape[0]), (predicted, true), (squares, true_squares), products)
+    return correlate(float(size_of(held)[0]), (predicted, true), (squares, true_squares), products)
