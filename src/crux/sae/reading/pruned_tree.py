@@ -115,13 +115,13 @@ def refit_nodes(tree: SuffixTree, kept: RankedNodes, codes: SparseCodes, *, shri
     latents = np.concatenate([np.arange(n_latents), kept.latents])
     nodes = np.concatenate([np.zeros(n_latents, np.int64), kept.nodes])
     above = _find_kept_above(tree, latents, nodes)
-    counts = tree.count[nodes].astype(np.float64)
+    counts = tree.counts[nodes].astype(np.float64)
     totals = np.concatenate([mass, kept.totals])
     below = np.arange(len(nodes)) >= n_latents
     own_counts = counts - np.bincount(above[below], weights=counts[below], minlength=len(nodes))
     own_totals = totals - np.bincount(above[below], weights=totals[below], minlength=len(nodes))
     values = np.zeros(len(nodes))
-    mean = mass / max(tree.count[0], 1)
+    mean = mass / max(tree.counts[0], 1)
     values[:n_latents] = (own_totals[:n_latents] + shrinkage * mean) / (own_counts[:n_latents] + shrinkage)
     depths = tree.depths()[nodes]
     for depth in range(1, len(tree.keys) + 1):
@@ -134,7 +134,7 @@ def refit_nodes(tree: SuffixTree, kept: RankedNodes, codes: SparseCodes, *, shri
     increments = values[below] - values[above[below]]
     return Rules(
         conditions, no_classes(tree.vocab), indptr, condition, values[below], increments, kept.gains,
-        tree.count[kept.nodes], kept.totals, values[:n_latents], mass,
+        tree.counts[kept.nodes], kept.totals, values[:n_latents], mass,
     )  # fmt: skip
 
 
@@ -143,11 +143,11 @@ def _iterate_gains(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield for each block of latents the first one, gains and sums (nodes × latents), and the nodes, among which the root has no gain."""
     nodes = np.arange(tree.first[depth])
-    nodes = nodes[(tree.count >= min_count)[nodes] | (nodes == 0)]
+    nodes = nodes[(tree.counts >= min_count)[nodes] | (nodes == 0)]
     parents = np.maximum(np.searchsorted(nodes, tree.parent[nodes]), 0)  # a parent has at least the count of its child
     levels = np.searchsorted(nodes, tree.first[: depth + 1])
     member = tree.indicator()[nodes]
-    counts = tree.count[nodes][:, None].astype(np.float64)
+    counts = tree.counts[nodes][:, None].astype(np.float64)
     width = max(1, BLOCK // len(nodes))
     by_latent = codes.matrix().tocsc()
     for latent in track(range(0, codes.n_latents, width), "ranking rules"):

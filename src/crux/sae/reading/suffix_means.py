@@ -36,9 +36,9 @@ def rank_suffixes(
     gains = np.zeros(tree.n_nodes)
     for columns in track(_column_blocks(x, tree.n_nodes), "ranking suffixes"):
         means = _shrink_means(tree, np.asarray(x[:, columns], np.float64), shrinkage=shrinkage, depth=depth)
-        gains += tree.count * np.square(means - means[np.maximum(tree.parent, 0)]).sum(1)
+        gains += tree.counts * np.square(means - means[np.maximum(tree.parent, 0)]).sum(1)
     able = np.arange(1, tree.first[depth])
-    able = able[tree.count[able] >= min_count]
+    able = able[tree.counts[able] >= min_count]
     return able[np.argsort(-gains[able], kind="stable")]
 
 
@@ -107,7 +107,7 @@ def _shrink_means(
         shape = (last - first, len(x))
         member = scipy.sparse.csr_matrix((np.ones(len(tokens)), (nodes[tokens] - first, tokens)), shape=shape)
         towards = means[tree.parent[first:last]]
-        means[first:last] = (member @ x + shrinkage * towards) / (tree.count[first:last, None] + shrinkage)
+        means[first:last] = (member @ x + shrinkage * towards) / (tree.counts[first:last, None] + shrinkage)
     return means
 
 
