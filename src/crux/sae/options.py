@@ -66,7 +66,7 @@ class Evaluation:
     alive_window: TokenCount = MISSING
     """N of alive_train_<N>: a latent is alive if it fired in the last N training tokens (500,000 in Braun et al. 2405.12241)."""
     latents: CountOrZero = MISSING
-    """Number of latents on the HTML page of examples; 0: no page."""
+    """Largest number of latents on the HTML page; of a larger dictionary it shows so many alive latents; 0: no page."""
 
 
 @dataclass

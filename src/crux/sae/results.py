@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
+import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
@@ -18,25 +18,21 @@ from crux.sae.architectures.site import Site
 from crux.sae.evaluation.divergence import describe_divergence
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation
 from crux.sae.evaluation.evaluate_sites import WITH_GRADIENT, SitesEvaluation
-from crux.sae.evaluation.latents import choose_latents, logit_effects, strongest_contexts
+from crux.sae.evaluation.latents import choose_latents
 from crux.sae.evaluation.running_sums import SUBSETS
 from crux.sae.figures.densities import plot_densities
 from crux.sae.figures.downstream import plot_downstream
-from crux.sae.figures.latents_page import render_latents_page
+from crux.sae.figures.features_page import render_features_page
+from crux.sae.figures.features_page_data import FeaturesPage
 from crux.sae.figures.loss_curves import plot_loss_curves
 from crux.sae.formats import saelens
 from crux.sae.options import SaeJob, model_source, text_name
+from crux.sae.reading.quick_read import read_batches
+from crux.sae.reading.text_page import describe_text_features
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.token_texts import TokenTexts
 from crux.subjects.tokenizer import load_tokenizer
-
-CONTEXTS_PER_LATENT, TOKENS_BEFORE_PEAK, TOKENS_AFTER_PEAK = 8, 12, 8
-"""The contexts of each latent on the page of latents; the peak is the token on which the latent fires most."""
-TOKENS_IN_MARGIN = 24
-"""Tokens before and after a context from which its first and its last character are completed; an emoji of a family has 20 and more."""
-TOKENS_PER_EFFECT = 6
-"""Number of tokens on the page of latents whose logits a latent raises most, and of those that it lowers most."""
 
 
 def file_stem(name: str) -> str:
@@ -116,65 +112,42 @@ def write_latents_pages(
     batches: Sequence[Tensor],
     evaluation: SitesEvaluation,
 ) -> None:
-    """Write one `latents.html` per SAE, with densities, strongest contexts and logit effects of some latents."""
+    """Write one `latents.html` per SAE, with densities, contexts and logit effects of all latents, or of as many as are asked for."""
+    if config.evaluation.latents == 0:
+        return
     for site, sae_evaluation in zip(sites, evaluation.evaluations, strict=True):
-        latents = choose_latents(sae_evaluation.densities, sae_evaluation.maxima, n=config.evaluation.latents)
-        if len(latents) == 0:
-            continue  # no page is wanted, or no latent fires
-        page = _render_page(
-            config.run_name(), model_source(config.model), subject=subject, site=site, batches=batches,
-            evaluation=sae_evaluation,
-            latents=latents,
-        )  # fmt: skip
+        page = _render_page(config, subject=subject, site=site, batches=batches, evaluation=sae_evaluation)
         write_text(folder.path / f"latents{_file_suffix(site, sites)}.html", page)
 
 
 def _render_page(
-    title: str,
-    source: str | Path,
-    *,
-    subject: Subject,
-    site: Site,
-    batches: Sequence[Tensor],
-    evaluation: SaeEvaluation,
-    latents: Int[Tensor, "latents"],
+    config: SaeJob, *, subject: Subject, site: Site, batches: Sequence[Tensor], evaluation: SaeEvaluation
 ) -> str:
-    sae = site.sae.fold()
-    contexts = strongest_contexts(
-        subject,
-        sae,
-        hook=site.read,
-        batches=batches,
-        latents=latents,
-        n_contexts=CONTEXTS_PER_LATENT,
-        before=TOKENS_IN_MARGIN + TOKENS_BEFORE_PEAK,
-        after=TOKENS_AFTER_PEAK + TOKENS_IN_MARGIN,
-    )
-    directions = subject.map_to_residual(site.write, sae.dictionary()[latents.to(subject.device)])
-    effects = logit_effects(directions, subject.unembed, n_top=TOKENS_PER_EFFECT)
+    """Return the page of the latents of one SAE."""
+    sae, source = site.sae.fold(), model_source(config.model)
     tokenizer, _ = load_tokenizer(source)
-    return render_latents_page(
-        title=title,
-        facts={
-            "subject": str(source),
-            "hook point": site.read if site.read == site.write else f"{site.read} → {site.write}",
-            "L0": f"{evaluation.metrics['l0']:.1f}",
-            "CE loss increase": f"{evaluation.metrics['ce_increase']:+.3f} nats",
-            "latents": f"{len(latents)} of {sae.n_latents}",
-            "held-out tokens": f"{evaluation.n_tokens:,}",
-        },
-        read_tokens=TokenTexts(tokenizer),
-        latents=contexts.latents.numpy(),
-        densities=contexts.densities.numpy(),
-        tokens=contexts.tokens.numpy(),
-        activations=contexts.activations.numpy(),
-        peak=TOKENS_IN_MARGIN + TOKENS_BEFORE_PEAK,
-        margin=TOKENS_IN_MARGIN,
-        promoted=effects.promoted.numpy(),
-        promoted_effects=effects.promoted_effects.numpy(),
-        suppressed=effects.suppressed.numpy(),
-        suppressed_effects=effects.suppressed_effects.numpy(),
+    read_tokens = TokenTexts(tokenizer)
+    latents = torch.arange(sae.n_latents)
+    if sae.n_latents > config.evaluation.latents:
+        latents = choose_latents(evaluation.densities, evaluation.maxima, n=config.evaluation.latents)
+    text = read_batches(subject, site._replace(sae=sae), batches)
+    features = describe_text_features(
+        text,
+        name=config.loss.name,
+        latents=latents.numpy(),
+        directions=subject.map_to_residual(site.write, sae.dictionary()[latents.to(subject.device)]),
+        unembed=subject.unembed,
+        read_tokens=read_tokens,
     )
+    facts = {
+        "subject": str(source),
+        "hook point": site.read if site.read == site.write else f"{site.read} → {site.write}",
+        "L0": f"{evaluation.metrics['l0']:.1f}",
+        "CE loss increase": f"{evaluation.metrics['ce_increase']:+.3f} nats",
+        "latents": f"{len(latents):,} of {sae.n_latents:,}",
+        "held-out tokens": f"{text.n_tokens:,}",
+    }
+    return render_features_page(FeaturesPage(config.run_name(), facts, features), read_tokens=read_tokens)
 
 
 TABLE_ROWS = {

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from crux.sae.architectures.relu import ReluSAE
+from crux.sae.evaluation import latents
 from crux.sae.evaluation.latents import NO_TOKEN, choose_latents, logit_effects, strongest_contexts
 from crux.subjects.subject import Unembed
 from tests.support.toy_subject import ToySubject, make_random_toy
@@ -119,3 +120,12 @@ def test_as_many_latents_are_selected_as_requested(n: int) -> None:
     densities, maxima = torch.rand(80, generator=generator), torch.rand(80, generator=generator)
     chosen = choose_latents(densities, maxima, n=n)
     assert len(chosen) == len(chosen.unique()) == n
+
+
+def test_logit_effects_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    directions = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    unembed = Unembed(torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), None, None)
+    whole = logit_effects(directions, unembed, n_top=3)
+    monkeypatch.setattr(latents, "LOGITS_PER_BLOCK", 18)  # two latents at a time
+    for a, b in zip(whole, logit_effects(directions, unembed, n_top=3), strict=True):
+        torch.testing.assert_close(a, b)

@@ -15,6 +15,9 @@ from crux.subjects.subject import Subject, Unembed
 NO_TOKEN = -1
 """Fills a context beyond the ends of its window, and missing contexts of a latent that fires in few windows."""
 
+LOGITS_PER_BLOCK = 1 << 25
+"""Number of logit effects in memory at a time."""
+
 
 class Contexts(NamedTuple):
     """The contexts in which each latent fires most, at most one per held-out window, strongest first; on the CPU."""
@@ -127,10 +130,13 @@ def logit_effects(directions: Float[Tensor, "latents d_model"], unembed: Unembed
     """Return the direct effects on the logits: direction @ W_Uᵀ minus its mean over the vocabulary, without later blocks.
 
     The final norm is ignored: its scale differs between tokens, and its weights are part of W_U if they are folded into it
-    (`process_weights`).
+    (`process_weights`). Memory holds the effects of some latents at a time.
     """
-    effects = directions.to(unembed.W_U) @ unembed.W_U.T
-    effects = (effects - effects.mean(-1, keepdim=True)).float().cpu()
-    n_top = min(n_top, effects.shape[-1])
-    promoted, suppressed = effects.topk(n_top), effects.topk(n_top, largest=False)
-    return LogitEffects(promoted.indices, promoted.values, suppressed.indices, suppressed.values)
+    n_top, found = min(n_top, len(unembed.W_U)), []
+    blocks = directions.split(max(1, LOGITS_PER_BLOCK // len(unembed.W_U)))
+    for block in track(blocks, "mapping latents to logits") if len(blocks) > 8 else blocks:
+        effects = block.to(unembed.W_U) @ unembed.W_U.T
+        effects = (effects - effects.mean(-1, keepdim=True)).float()
+        promoted, suppressed = effects.topk(n_top), effects.topk(n_top, largest=False)
+        found.append((promoted.indices, promoted.values, suppressed.indices, suppressed.values))
+    return LogitEffects(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
