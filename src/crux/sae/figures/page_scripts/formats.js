@@ -36,6 +36,7 @@ function formatValue(value, { kind, names }) {
   if (kind === "share") return `${digits(100 * value)} %`;
   if (kind === "count") return Math.round(value).toLocaleString("en");
   if (kind === "percentile") return digits(value, 2);
+  if (kind === "factor" && !Number.isFinite(value)) return `only ${names[value > 0 ? 1 : 0]}`;
   if (kind === "factor") return value === 0 ? "×1" : `${names[value > 0 ? 1 : 0]} ×${digits(2 ** Math.abs(value), 2)}`;
   return digits(value);
 }

@@ -10,7 +10,7 @@ class App {
       onSelect: (sae, latent) => this.go({ sae, latent, view: "all" }), onAxes: (x, y) => this.go({ plot: `${x},${y}` }),
     });
     this.cards = make("div", { class: "cards", "aria-live": "polite" });
-    this.search = make("input", { type: "search", placeholder: "search rules and promoted tokens", "aria-label": "search", oninput: () => this.go({ q: this.search.value }) });
+    this.search = make("input", { type: "search", placeholder: page.saes[0].index.rules ? "search rules and promoted tokens" : "search promoted tokens", "aria-label": "search", oninput: () => this.go({ q: this.search.value }) });
     this.count = make("span", { class: "count", role: "status" });
     this.tabs = make("nav", { class: "tabs", "aria-label": "what the list shows" });
     this.filters = make("details", { class: "filters" });
