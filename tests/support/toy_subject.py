@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from crux.subjects.hooks import Hook, check_hook, sort_hooks
+from crux.subjects.hooks import FINAL, Hook, check_hook, sort_hooks
 from crux.subjects.subject import Clean, Replay, Spliced, Subject, Unembed
 from crux.subjects.tensor_hash import hash_tensors
 
@@ -60,12 +60,14 @@ class ToySubject(Subject):
             activations[names[k]] = h = splice.get(names[k], lambda h: h)(h)
             if k < self.n_layers:
                 h = self.blocks[k](h)
-        return {name: activations[name] for name in capture}, h
+        return {name: activations[name] for name in capture if name != FINAL}, h
 
     def clean(self, tokens: Tensor, *, capture: Collection[str], final: bool = True) -> Clean:
         self.passes.append("clean")
         activations, h = self._run_from(self.embed[tokens], "blocks.0.hook_resid_pre", capture, {})
-        return Clean(activations, h, Replay([], {}))
+        if FINAL in capture:
+            activations[FINAL] = h
+        return Clean(activations, h, Replay([], dict.fromkeys(capture, ())))
 
     def clean_with_gradients(
         self,
@@ -87,6 +89,10 @@ class ToySubject(Subject):
         self.passes.append("spliced")
         first = sort_hooks(splice)[0]
         return Spliced(*self._run_from(clean.activations[first], first, capture, splice))
+
+    def continue_from(self, clean: Clean, start: str, value: Tensor, *, ends: Collection[str]) -> dict[str, Tensor]:
+        activations, h = self._run_from(value, start, ends, {})
+        return activations | ({FINAL: h} if FINAL in ends else {})
 
 
 def make_random_toy(
