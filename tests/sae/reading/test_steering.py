@@ -133,6 +133,25 @@ def test_search_for_the_strength() -> None:
     assert np.isnan(find_strengths(measure, np.array([0.0]), budget=0.8).alpha[0])
 
 
+@pytest.mark.parametrize("midpoint", [0.3, 1.0, 3.0])
+def test_search_for_the_strength_if_the_kl_sets_in_abruptly(midpoint: float) -> None:
+    """A KL that is quadratic, and then rises by a factor of a hundred within a few percent of α."""
+    calls = []
+
+    def measure(_: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+        calls.append(alpha[0])
+        return 0.02 * alpha**2 * (1 + 100 / (1 + np.exp(-(np.log(alpha) - math.log(midpoint)) / 0.03)))
+
+    found = find_strengths(measure, np.array([0.04]), budget=0.3, max_steps=12)
+    assert found.kl[0] == pytest.approx(0.3, rel=0.03)
+    assert found.alpha[0] == calls[-1]
+    assert found.steps[0] == len(calls) - 1
+    few = find_strengths(measure, np.array([0.04]), budget=0.3, max_steps=1)
+    tried = calls[-2:]
+    values = [abs(math.log(measure(np.array([0]), np.array([a]))[0] / 0.3)) for a in tried]
+    assert few.alpha[0] == tried[int(np.argmin(values))]  # the closest one
+
+
 @pytest.mark.parametrize("onward", [False, True])
 def test_fisher_predicts_the_kl_of_small_vectors(onward: bool) -> None:
     toy = make_linear()

@@ -129,6 +129,6 @@ def check_influence(estimate: Float[np.ndarray, "n"], exact: Float[np.ndarray, "
     return InfluenceCheck(
         n=int(positive.sum()), n_left_out=int((~positive).sum()),
         log_pearson=float(np.corrcoef(np.log(estimate), np.log(exact))[0, 1]),
-        spearman=float(spearmanr(estimate, exact).statistic), median_ratio=float(np.median(ratio)),
+        spearman=float(np.asarray(spearmanr(estimate, exact))[0]), median_ratio=float(np.median(ratio)),
         ratio_quantiles=(low, quarter, three_quarters, high), bias=float(np.exp(-np.log(ratio).mean())),
     )  # fmt: skip

@@ -86,7 +86,7 @@ class Influence(NamedTuple):
     def halves_spearman(self) -> float:
         """Rank correlation of the two halves of the draws over the latents that fire; NaN if less than three fire."""
         fires = self.firings > 0
-        return float(spearmanr(*self.kl_halves[:, fires]).statistic) if fires.sum() > 2 else float("nan")
+        return float(np.asarray(spearmanr(*self.kl_halves[:, fires]))[0]) if fires.sum() > 2 else float("nan")
 
     def dead_weight_share(self, *, below: float = 0.5) -> float:
         """Return the share of the energy of all latents that lies in latents with U_i < `below`: energy that the network hardly reads."""

@@ -161,8 +161,9 @@ def find_novel_contexts(
 def summarise_steering(table: pd.DataFrame) -> pd.DataFrame:
     """Return the mean and the standard error over directions of each column, by budget, variant and kind, with the number of directions."""
     groups = table.groupby(["budget", "onward", "kind"], sort=False)[list(COLUMNS)]
-    summary = pd.concat({"mean": groups.mean(), "standard_error": groups.sem(), "n": groups.count()}, axis=1)
-    return summary.swaplevel(axis=1)[list(COLUMNS)]
+    parts = [pd.DataFrame(part) for part in (groups.mean(), groups.sem(), groups.count())]
+    summary = pd.concat(parts, axis=1, keys=["mean", "standard_error", "n"])
+    return pd.DataFrame(summary.swaplevel(axis=1)[list(COLUMNS)])
 
 
 def _search(contexts: SteeringContexts, units: Tensor, *, budget: float, max_tokens: int) -> Strengths:

@@ -1,6 +1,6 @@
 """The directions of a steering comparison, and the difference of two SAEs with bootstrap intervals over latents, paired with controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,9 +98,7 @@ def compare_steering(
 
 def _subtract_control(table: pd.DataFrame, column: str, control: str) -> Float[np.ndarray, "latents"]:
     """Return a column of the latents, minus that of their controls; latents without a value are left out."""
-    by_kind: Mapping[str, pd.Series] = {
-        str(kind): rows.set_index("index")[column] for kind, rows in table.groupby("kind")
-    }
+    by_kind = {str(kind): pd.Series(rows.set_index("index")[column]) for kind, rows in table.groupby("kind")}
     if missing := [kind for kind in ("latent", control) if kind and kind not in by_kind]:
         raise UserError(f"the steering table has no directions of the kind {missing[0]}; it has {', '.join(by_kind)}")
     values = by_kind["latent"] - by_kind[control] if control else by_kind["latent"]

@@ -21,7 +21,7 @@ from crux.sae.reading.interventions import ContextPool, log_probabilities, preci
 MAX_FACTOR = 4.0
 """Largest factor by which one step changes α."""
 
-SLOPES = 0.5, 4.0
+SLOPES = 0.5, 20.0
 """Bounds of d log KL / d log α in a secant step; it is 2 for small α."""
 
 
@@ -41,37 +41,51 @@ def find_strengths(
     fisher: Float[np.ndarray, "n"],
     *,
     budget: float,
-    max_steps: int = 3,
+    max_steps: int = 8,
     tolerance: float = 0.03,
 ) -> Strengths:
     """Find the lengths at which the mean KL of each direction is `budget`.
 
     The first guess is α₀ = √(2κ / F_i), which is exact to second order. Then follow secant steps on log KL against log α, the first of them
-    with slope 2, until the KL is within `tolerance` (relative) of the budget, at most `max_steps`.
+    with slope 2, until the KL is within `tolerance` (relative) of the budget, at most `max_steps`. Nearly all directions need at most
+    3; those whose KL sets in abruptly need more. A step that would leave the interval between a length that is too small and
+    one that is too large is replaced by the secant through these two. The closest KL that was measured counts.
 
     Args:
         measure: returns the mean KLs of some directions, given by their indices, at the given lengths.
         fisher: F_i = w̄_iᵀ F w̄_i (`measure_fisher`).
     """
     n = len(fisher)
-    alpha, kl, steps = np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, int)
+    best = Strengths(np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, int))
     open_ = np.flatnonzero(fisher > 0)
-    alpha[open_] = np.sqrt(2 * budget / fisher[open_])
-    kl[open_] = measure(open_, alpha[open_])
-    slope = np.full(n, 2.0)
-    for _ in range(max_steps):
-        open_ = open_[(np.abs(kl[open_] / budget - 1) > tolerance) & (kl[open_] > 0)]
+    log_alpha = np.full(n, np.nan)
+    log_alpha[open_] = 0.5 * np.log(2 * budget / fisher[open_])
+    slope, previous = np.full(n, 2.0), np.full((2, n), np.nan)  # log α and log KL / budget of the step before
+    below, above = (
+        np.full((2, n), np.nan),
+        np.full((2, n), np.nan),
+    )  # the largest α that is too small, and the smallest that is too large
+    for step in range(max_steps + 1):
+        kl = measure(open_, np.exp(log_alpha[open_]))
+        closer = ~(np.abs(np.log(np.maximum(kl, 1e-30) / budget)) >= np.abs(np.log(best.kl[open_] / budget)))
+        for array, values in zip(best, (np.exp(log_alpha[open_]), kl, np.full(len(kl), step)), strict=True):
+            array[open_[closer]] = values[closer]
+        best.steps[open_] = step
+        kept = (np.abs(kl / budget - 1) > tolerance) & (kl > 0)
+        open_, x, y = open_[kept], log_alpha[open_[kept]], np.log(kl[kept] / budget)
         if len(open_) == 0:
             break
-        step = np.log(budget / kl[open_]) / slope[open_]
-        step = np.clip(step, -math.log(MAX_FACTOR), math.log(MAX_FACTOR))
-        new_alpha = alpha[open_] * np.exp(step)
-        new_kl = measure(open_, new_alpha)
-        with np.errstate(divide="ignore"):
-            slope[open_] = np.clip(np.log(new_kl / kl[open_]) / step, *SLOPES)
-        alpha[open_], kl[open_] = new_alpha, new_kl
-        steps[open_] += 1
-    return Strengths(alpha, kl, steps)
+        for ends, side in ((below, y < 0), (above, y > 0)):
+            ends[:, open_[side]] = x[side], y[side]
+        if step > 0:
+            slope[open_] = np.clip((y - previous[1, open_]) / (x - previous[0, open_]), *SLOPES)
+        previous[:, open_] = x, y
+        guess = x + np.clip(-y / slope[open_], -math.log(MAX_FACTOR), math.log(MAX_FACTOR))
+        (x0, y0), (x1, y1) = below[:, open_], above[:, open_]
+        outside = (guess <= x0) | (guess >= x1)  # false without an interval, whose ends are NaN
+        both = ~np.isnan(x0) & ~np.isnan(x1)
+        log_alpha[open_] = np.where(outside & both, x0 - y0 * (x1 - x0) / (y1 - y0), guess)
+    return best
 
 
 def measure_fisher(
