@@ -103,7 +103,7 @@ def test_predicted_codes_are_means_of_the_tokens_that_reach_no_longer_kept_suffi
             ours = code[owners == node]
             values[node] = (ours.sum() + 2 * values[max(up, 0)]) / (len(ours) + 2)
         np.testing.assert_allclose(predicted[:, latent], [values[longest(nodes)] for nodes in found], atol=1e-6)
-    np.testing.assert_array_equal(rules.count, TREE.count[kept.nodes])
+    np.testing.assert_array_equal(rules.counts, TREE.counts[kept.nodes])
     np.testing.assert_allclose(rules.mass, MATRIX.toarray().sum(0, dtype=np.float64))
 
 

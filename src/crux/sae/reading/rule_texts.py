@@ -92,7 +92,7 @@ def find_examples(rules: Rules, text: ReadText, codes: SparseCodes | None = None
     for latent in range(rules.n_latents):
         mine = slice(rules.indptr[latent], rules.indptr[latent + 1])
         column = slice(by_latent.indptr[latent], by_latent.indptr[latent + 1])
-        strongest = np.argsort(-np.asarray(by_latent.data)[column], kind="stable")[:STRONGEST]
+        strongest = np.argsort(np.negative(by_latent.data[column]), kind="stable")[:STRONGEST]
         tokens, conditions = by_latent.indices[column][strongest], rules.condition[mine]
         if len(tokens) and len(conditions):
             shape = (len(conditions), len(tokens))
