@@ -198,6 +198,7 @@ MORE = {
     "sae.auxk.k=3": ("sae.auxk.k: has no effect, because there is no AuxK",),
     "sae=relu_paper sae.init_norm=0.1": ("sae.init_norm: has no effect, because sae.init=paper",),
     "report_l0=[30]": ("report_l0: has no effect, because this is no sweep",),
+    "report_geometry=pca": ("report_geometry: has no effect, because this is no sweep",),
     "retry_failed=true": ("retry_failed: has no effect, because this is no sweep",),
     "experiment=llc/kgon callbacks=timer": ("callbacks: has no effect, because this job trains nothing",),
     "experiment=degeneracy/spectra degeneracy.hidden=[3]": ("degeneracy.hidden: has no effect",),

@@ -61,7 +61,7 @@ def job(cfg: DictConfig) -> None:
             check_no_launcher_without_sweep(hydra_config.launcher)
             if OmegaConf.get_type(cfg) is not ReportJob:
                 given = {override.partition("=")[0] for override in overrides}
-                check_has_effect(given, "retry_failed", "report_l0", because="this is no sweep")
+                check_has_effect(given, "retry_failed", "report_l0", "report_geometry", because="this is no sweep")
             start(cfg, overrides, folder=None)
         except Exception as error:
             if (line := explain_user_error(error, overrides=overrides)) is None:

@@ -65,6 +65,7 @@ JOBS_PER_LOSS = {
     "sweeps=paper_gpt2": {"local": 6, "e2e": 5, "e2e_ds": 4},
     "sweeps=paper_gpt2 layer=6": {"local": 2, "e2e": 2, "e2e_ds": 1},
     "sweeps=paper_gpt2 layer=2,10 loss=e2e_ds": {"e2e_ds": 3},
+    "sweeps=geometry": {"local": 2, "e2e": 2, "e2e_ds": 2},
     "sweeps=layers layer=4": {"local": 1, "e2e": 1, "e2e_ds": 1},
     "-m loss=local,e2e layer=2,4": {"local": 2, "e2e": 2},
     "-m seed=0,0": {"e2e_ds": 1},  # two equal jobs are one

@@ -55,6 +55,14 @@ class OptimizerName(Enum):
     adamw = "adamw"
 
 
+class ReportGeometry(Enum):
+    """`pca` and `umap` compare the dictionaries of a sweep's SAEs; `umap` needs the extra `umap`."""
+
+    none = "none"
+    pca = "pca"
+    umap = "umap"
+
+
 @dataclass
 class Model:
     """A subject that is a folder on disk."""
@@ -219,6 +227,8 @@ class Job:
     """Name of the sweep: its folder in <output_dir>/sweeps and its tag in MLflow; null: the grid's command line."""
     report_l0: list[Rate] = MISSING
     """L0 values at which the report of a sweep compares losses."""
+    report_geometry: ReportGeometry = MISSING
+    """Compare the dictionaries of a sweep's SAEs in its report, with a view by PCA, or by UMAP too."""
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks for the training, by names of your choice: each has _target_ and the arguments of its class."""
     trainer: Display = MISSING

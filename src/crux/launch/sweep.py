@@ -23,7 +23,7 @@ from crux.config.errors import UserError
 from crux.config.files import remove_temporaries
 from crux.config.folder_name import shorten_name
 from crux.config.messages import explain_user_error
-from crux.config.schema import Job, to_plain
+from crux.config.schema import Job, ReportGeometry, to_plain
 from crux.launch.cells import check_cell, remove_hydra_section
 from crux.runs.checks import check_tracking, check_writable
 from crux.runs.lock import lock_folder
@@ -119,6 +119,10 @@ def _check(jobs: Sequence[SweepJob]) -> None:
     if OmegaConf.get_type(first) is ReportJob:
         raise UserError("experiment=report is one job: give sweep=<name>, without -m and without sweeps=")
     check_writable("output_dir", first.output_dir)
+    if first.report_geometry is ReportGeometry.umap:
+        from crux.sae.geometry.views import check_umap
+
+        check_umap()
     if first.tracking.mlflow:
         check_tracking(requested_uri(first))
     if any(OmegaConf.select(job.config, "trainer.strategy") == Strategy.ddp for job in jobs):
@@ -186,7 +190,7 @@ def _summarise(folder: Path, config: DictConfig) -> None:
     from crux.sae.sweeps.report import write_report
 
     try:
-        report = write_report(folder, at=config.report_l0)
+        report = write_report(folder, at=config.report_l0, geometry=config.report_geometry)
     except UserError as error:  # no run has finished
         print(f"crux: {error}", file=sys.stderr)
         return

@@ -14,7 +14,9 @@ from crux.config.files import remove_temporaries, write_text
 from crux.runs.history import History
 from crux.runs.plain_yaml import read_plain_yaml
 
-KEYS_NOT_COMPARED = ("resume", "resume_from", "retry_failed", "report_l0", "tracking", "output_dir", "cache")
+KEYS_NOT_COMPARED = (
+    "resume", "resume_from", "retry_failed", "report_l0", "report_geometry", "tracking", "output_dir", "cache",
+)  # fmt: skip
 """Keys that may differ when a run is resumed; `trainer.progress` may differ too."""
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from crux.config.errors import UserError
 from crux.sae.geometry import code_correlation
-from crux.sae.geometry.code_correlation import correlate_pairs, find_most_correlated, shift_tokens
+from crux.sae.geometry.code_correlation import compare_codes, correlate_pairs, find_most_correlated, shift_tokens
 from crux.sae.reading.sparse_codes import SparseCodes
 
 
@@ -76,6 +76,16 @@ def test_shifted_codes_are_moved_as_a_whole() -> None:
     assert shift_tokens(make_codes(a), by=200).n_tokens == 200
     to, _ = find_most_correlated(make_codes(a), shifted)
     assert to.mean < 0.3 < find_most_correlated(make_codes(a), make_codes(a))[0].mean
+
+
+def test_the_same_codes_in_another_order_are_similar_and_moved_ones_are_not() -> None:
+    a = draw_codes(0, tokens=2000)
+    order = np.random.default_rng(2).permutation(9)
+    found = compare_codes(make_codes(a), make_codes(a[:, order]), rows=order, columns=np.arange(9), context=8)
+    assert (found.to, found.back, found.matched) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert abs(found.chance_matched) < 0.03
+    assert 0 < found.chance_to < 0.1
+    assert 0 < found.chance_back < 0.1
 
 
 def test_codes_of_other_tokens_are_refused() -> None:

@@ -98,12 +98,15 @@ def test_subsets_have_the_similarity_expected_for_their_size() -> None:
     probabilities = [
         math.comb(others - 1 - k, chosen - 1) / math.comb(others, chosen) for k in range(others - chosen + 1)
     ]
-    expected = (ordered[:, : len(probabilities)] @ np.array(probabilities)).mean()
+    by_latent = ordered[:, : len(probabilities)] @ np.array(probabilities)
+    expected = by_latent.mean()
     drawn = find_within_at(decoder, n=n, seed=0, draws=400)
-    assert len(drawn) == 400
+    assert len(drawn) == 60
     assert np.mean(drawn) == pytest.approx(expected, abs=0.005)
     assert find_nearest(decoder).mean > expected + 0.05  # more latents are more similar
-    (whole,) = find_within_at(decoder, n=60, seed=0)
+    assert np.abs(drawn - by_latent).max() < 0.1
+    assert len(find_within_at(decoder, n=2, seed=0, draws=3)) <= 6
+    whole = find_within_at(decoder, n=60, seed=0)
     assert (whole == find_nearest(decoder).cosines).all()
     assert np.array_equal(find_within_at(decoder, n=n, seed=3), find_within_at(decoder, n=n, seed=3))
     with pytest.raises(UserError, match="60 latents have no subset of 61"):

@@ -35,8 +35,22 @@ class MostCorrelated(NamedTuple):
     @property
     def mean(self) -> float:
         """The mean over latents whose codes vary."""
-        known = self.correlations[~np.isnan(self.correlations)]
-        return float(known.mean()) if len(known) else float("nan")
+        return _mean_of_known(self.correlations)
+
+
+class CodeSimilarity(NamedTuple):
+    """How alike the codes of two SAEs, A and B, are on the same tokens; means over latents whose codes vary."""
+
+    to: float
+    """The largest correlation of each latent of A with a latent of B."""
+    back: float
+    """The same for latents of B."""
+    matched: float
+    """The correlation of the given pairs."""
+    chance_to: float
+    """`to` after the codes of B are moved to other tokens."""
+    chance_back: float
+    chance_matched: float
 
 
 class _Moments(NamedTuple):
@@ -88,6 +102,23 @@ def correlate_pairs(
         return covariances / (left.deviations[rows] * right.deviations[columns])
 
 
+def compare_codes(
+    a: SparseCodes, b: SparseCodes, *, rows: Int[np.ndarray, "pairs"], columns: Int[np.ndarray, "pairs"], context: int
+) -> CodeSimilarity:
+    """Return the correlations of codes, next to those that remain if the codes of B are moved by half of the text.
+
+    Args:
+        rows: latents of A; columns: their partners in B, such as those that `match_latents` finds.
+        context: tokens per window. Codes are moved by whole windows, so that each token keeps its position.
+    """
+    moved = shift_tokens(b, by=b.n_tokens // context // 2 * context)
+    (to, back), (chance_to, chance_back) = find_most_correlated(a, b), find_most_correlated(a, moved)
+    matched, chance = (correlate_pairs(a, other, rows=rows, columns=columns) for other in (b, moved))
+    return CodeSimilarity(
+        to.mean, back.mean, _mean_of_known(matched), chance_to.mean, chance_back.mean, _mean_of_known(chance)
+    )
+
+
 def shift_tokens(codes: SparseCodes, *, by: int) -> SparseCodes:
     """Return the codes with every token moved by `by` places, the last ones to the front: a chance level for correlations.
 
@@ -137,6 +168,11 @@ def _measure_moments(codes: SparseCodes) -> _Moments:
     )
     deviations = np.sqrt(squares / n)
     return _Moments(means, np.where(deviations > 1e-7 * np.abs(means), deviations, 0.0))
+
+
+def _mean_of_known(correlations: Float[np.ndarray, "n"]) -> float:
+    known = correlations[~np.isnan(correlations)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _make_result(best: np.ndarray, indices: np.ndarray) -> MostCorrelated:

@@ -14,8 +14,10 @@ DRAWS = 20
 
 def find_within_at(
     decoder: Float[Tensor, "alive d"], *, n: int, seed: int, draws: int = DRAWS
-) -> list[Float[np.ndarray, "n"]]:
-    """Return the maximal cosines within random subsets of n latents, one array per subset; a single one if n is all latents.
+) -> Float[np.ndarray, "_drawn"]:
+    """Return each latent's largest cosine with another one, as the mean over the random subsets of n latents that hold it.
+
+    Latents that are in none of the subsets are left out. If n is the number of all latents, there is a single subset.
 
     Args:
         decoder: unit rows.
@@ -28,7 +30,11 @@ def find_within_at(
     if not 2 <= n <= len(decoder):
         raise UserError(f"{len(decoder)} latents have no subset of {n} with neighbours")
     if n == len(decoder):
-        return [find_nearest(decoder).cosines]
+        return find_nearest(decoder).cosines
     generator = torch.Generator().manual_seed(seed)
     subsets = [torch.randperm(len(decoder), generator=generator)[:n] for _ in range(draws)]
-    return [find_nearest(decoder[subset]).cosines for subset in track(subsets, "comparing subsets of latents")]
+    total, drawn = np.zeros(len(decoder)), np.zeros(len(decoder))
+    for subset in track(subsets, "comparing subsets of latents"):
+        total[subset.numpy()] += find_nearest(decoder[subset]).cosines
+        drawn[subset.numpy()] += 1
+    return (total[drawn > 0] / drawn[drawn > 0]).astype(np.float32)

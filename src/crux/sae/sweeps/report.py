@@ -8,11 +8,14 @@ import pandas as pd
 from rich.table import Table
 
 from crux.config.console import make_console
+from crux.config.errors import UserError
 from crux.config.files import write_text
 from crux.config.markdown import markdown_table
+from crux.config.schema import ReportGeometry
 from crux.sae.options import ReportJob
 from crux.sae.sweeps.figures import plot_sweep
-from crux.sae.sweeps.finished_runs import read_finished_runs, sweep_folder
+from crux.sae.sweeps.finished_runs import FinishedRuns, read_finished_runs, sweep_folder
+from crux.sae.sweeps.geometry_report import NOTES, GeometrySection, describe_geometry
 from crux.sae.sweeps.l0_curves import build_curves
 from crux.sae.sweeps.matched import BOOTSTRAP_SEED, MIN_SEEDS_FOR_INTERVAL, RESAMPLES
 from crux.sae.sweeps.tables import (
@@ -35,6 +38,7 @@ TABLE_NOTES = {
     f"from {MIN_SEEDS_FOR_INTERVAL} seeds on, a bootstrap 95 % interval over seeds ({RESAMPLES:,} resamples, seed {BOOTSTRAP_SEED}).",
     "Time": "Training tokens per second, and time per token divided by that of the e2e run with the same seed and settings. If a "
     "run was interrupted, the values are those since its last start.",
+    **NOTES,
 }
 """The text between the title of a table and the table."""
 
@@ -46,7 +50,9 @@ def run(config: ReportJob, *, folder: Path | None) -> None:
         UserError: if there is no such sweep, or none of its runs has finished.
     """
     name = config.sweep or config.sweep_name or ""
-    write_report(sweep_folder(Path(config.output_dir), name), at=config.report_l0).print()
+    write_report(
+        sweep_folder(Path(config.output_dir), name), at=config.report_l0, geometry=config.report_geometry
+    ).print()
 
 
 class Report(NamedTuple):
@@ -55,6 +61,8 @@ class Report(NamedTuple):
     folder: Path
     tables: dict[str, pd.DataFrame]
     """The tables of the report, by title."""
+    remarks: list[str]
+    """Sentences about what is missing in the comparison of dictionaries."""
 
     def print(self) -> None:
         """Print the tables and the path of the report."""
@@ -64,14 +72,17 @@ class Report(NamedTuple):
             for row in frame.to_numpy():
                 table.add_row(*map(str, row))
             console.print(table)
+        for remark in self.remarks:
+            console.print(remark, soft_wrap=True, markup=False)
         console.print(f"report  {self.folder / 'report.md'}", soft_wrap=True)
 
 
-def write_report(folder: Path, *, at: Sequence[float]) -> Report:
+def write_report(folder: Path, *, at: Sequence[float], geometry: ReportGeometry = ReportGeometry.none) -> Report:
     """Write `report.md` and `runs.csv`, and `matched.csv` and `figures/` if there are curves to compare.
 
     Args:
         at: L0 values at which losses are compared.
+        geometry: whether the dictionaries of the SAEs are compared, too; this loads the network and the text.
 
     Raises:
         UserError: if no run has finished.
@@ -86,7 +97,13 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
         write_text(folder / "matched.csv", _csv(matched_numbers(matches)))
     if RATE in runs.metrics:
         tables["Time"] = times_table(runs)
-    figures = plot_sweep(curves, at=at) if curves else {}
+    section = _describe_geometry(folder, runs, view=geometry)
+    tables |= section.tables
+    figures = (plot_sweep(curves, at=at) if curves else {}) | section.figures
+    for old in folder.glob("geometry_*.csv"):
+        old.unlink()
+    for name, table in section.files.items():
+        write_text(folder / name, _csv(table))
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.png"):  # of an earlier report, which may have had other figures
         old.unlink()
@@ -96,9 +113,21 @@ def write_report(folder: Path, *, at: Sequence[float]) -> Report:
     parts += [f"## {title}\n\n{TABLE_NOTES[title]}\n\n{_markdown(frame)}" for title, frame in tables.items()]
     if curves and (reason := _explain_missing_ratios(matches)):
         parts.append(reason)
+    parts += section.remarks
     parts += [f"![{name}](figures/{name}.png)" for name in figures]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    return Report(folder, tables)
+    return Report(folder, tables, section.remarks)
+
+
+def _describe_geometry(folder: Path, runs: FinishedRuns, *, view: ReportGeometry) -> GeometrySection:
+    """Compare the dictionaries; if that is impossible, a remark says why, and the rest of the report is written."""
+    nothing = GeometrySection({}, {}, {}, [])
+    if view is ReportGeometry.none:
+        return nothing
+    try:
+        return describe_geometry(folder, runs, view=view)
+    except UserError as error:
+        return nothing._replace(remarks=[f"The dictionaries are not compared: {error}"])
 
 
 def _explain_missing_ratios(matches: Sequence[Match]) -> str:
