@@ -55,8 +55,9 @@ _NOTES = (
     "directions in place of B. Cross-type pairs have different seeds, except those named `same seed`, which begin with the same "
     "dictionary (if architecture and size are the same) and share structure for that reason. Mean over pairs (lowest to highest).",
     "Differences of mean largest cosines between kinds of SAEs: mean over all combinations of seeds (lowest to highest). "
-    f"`within this pair`: bootstrap percentile interval over the latents of the first pair ({RESAMPLES:,} resamples, seed {GEOMETRY_SEED}). Latents are "
-    f"not independent draws, so it is no uncertainty of a claim about a loss. {_CHANCE}.",
+    "`within this pair`: bootstrap percentile interval over the latents of the first pair "
+    f"({RESAMPLES:,} resamples, seed {GEOMETRY_SEED}). Latents are not independent draws, so it is no uncertainty of a claim about "
+    f"a loss. {_CHANCE}.",
 )
 TITLES = ("Similarity within SAEs", "Similarity of pairs of SAEs", "Differences in similarity")
 NOTES = dict(zip(TITLES, _NOTES, strict=True))
