@@ -38,6 +38,8 @@ def test_the_wheel_holds_configuration_sweeps_and_assets(wheel: Path) -> None:
     assert "hydra_plugins/crux_launchers.py" in names
     for sweep in (ROOT / "sweeps").glob("*.yaml"):
         assert f"crux/sweeps/{sweep.name}" in names
+    for script in (ROOT / "src" / "crux" / "sae" / "figures" / "page_scripts").iterdir():
+        assert f"crux/sae/figures/page_scripts/{script.name}" in names
     assets = {"tiny/model.safetensors", "tiny/tokenizer.json", "tiny/config.json", "tiny/README.md"}
     assets |= {"text/sotu.jsonl.xz", "text/heldout.txt", "text/LICENSES.md"}
     assert {f"crux/assets/{name}" for name in assets} <= names
