@@ -26,7 +26,7 @@ def make_noise(x: Tensor, error: Tensor) -> ErrorNoise:
         moments = TokenMoments()
         moments.add(values[:, 1:].flatten(0, 1))
         covariances.append(moments.covariance)
-    return ErrorNoise.from_moments(*covariances, torch.device("cpu"))
+    return ErrorNoise.from_moments(covariances[0], covariances[1], torch.device("cpu"))
 
 
 def draw(kind: NoiseKind, x: Tensor, error: Tensor, seed: int = 0) -> Noise:
