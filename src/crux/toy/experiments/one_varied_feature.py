@@ -206,7 +206,7 @@ def result(toy: OneVariedFeature, trained: Sequence[TrainedProgram], run: Active
         "ratios": torch.tensor(ratios),
     }
     return Result(
-        {name: value for name, value in metrics.items() if math.isfinite(value)},
+        {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)},
         checks,
         {"crossing": figure},
         arrays,
