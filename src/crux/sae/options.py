@@ -30,6 +30,7 @@ from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
 from crux.sae.architectures.options import SaeOptions
 from crux.sae.losses.options import OPTIONS as LOSSES
 from crux.sae.losses.options import LossOptions
+from crux.sae.read_options import ReadJob
 
 
 class Strategy(Enum):
@@ -233,7 +234,7 @@ def model_source(model: LanguageModel) -> str | Path:
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "job": {"train": SaeJob, "sweep_report": ReportJob, "read_calibration": ReadCalibrationJob},
+    "job": {"train": SaeJob, "sweep_report": ReportJob, "read": ReadJob, "read_calibration": ReadCalibrationJob},
     "trainer": {"sae": SaeTrainer},
     "evaluation": {"default": Evaluation},
     **ARCHITECTURES,

@@ -48,6 +48,13 @@ class RuleScores(NamedTuple):
     """Balanced accuracy of saying which windows of 32 tokens have a firing token, at the threshold chosen on the fit documents; chance
     is 0.5. For comparison with published numbers only: it fails the sanity tests."""
 
+    def select(self, latents: slice) -> "RuleScores":
+        """Return the scores of some latents."""
+        return RuleScores(
+            self.sizes, self.firings[latents], self.density[latents], self.rho[:, latents], self.ap[:, latents],
+            self.detection[:, latents],
+        )  # fmt: skip
+
     @property
     def scored(self) -> Bool[np.ndarray, "n_latents"]:
         """True for latents that fire often enough on held-out text."""

@@ -97,6 +97,17 @@ def compact_rules(rules: Rules) -> Rules:
     return rules._replace(conditions=conditions, condition=number[rules.condition].astype(np.int32))
 
 
+def first_latents(rules: Rules, n: int) -> Rules:
+    """Return the rules of the first n latents."""
+    end = int(rules.indptr[n])
+    per_rule = {
+        name: getattr(rules, name)[:end] for name in ("condition", "value", "increment", "gain", "counts", "total")
+    }
+    return compact_rules(
+        rules._replace(indptr=rules.indptr[: n + 1], base=rules.base[:n], mass=rules.mass[:n], **per_rule)
+    )
+
+
 def conditions_in_use(
     conditions: Conditions, used: Int[np.ndarray, "used"]
 ) -> tuple[Int[np.ndarray, "conditions"], Conditions]:

@@ -21,7 +21,7 @@ def page_rules(rules: Rules, latents: Int[ndarray, "rows"], *, n_rules: int) -> 
             PageRule(
                 parts=condition_parts(rules, int(rules.condition[j])),
                 mean=float(rules.value[j]),
-                n_tokens=int(rules.count[j]),
+                n_tokens=int(rules.counts[j]),
                 share=float(rules.total[j]) / mass if mass > 0 else 0.0,
                 adds=int(rules.conditions.kinds[rules.condition[j]]) != Kind.SUFFIX,
             )

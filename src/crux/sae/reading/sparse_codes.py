@@ -1,5 +1,6 @@
 """The codes of many tokens as a sparse matrix: the only form in which codes are kept when latents are read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,3 +46,16 @@ class SparseCodes(NamedTuple):
         start, end = self.indptr[first], self.indptr[last]
         indptr = self.indptr[first : last + 1] - start
         return SparseCodes(indptr, self.latents[start:end], self.values[start:end], self.n_latents)
+
+
+def join_codes(parts: Sequence[SparseCodes]) -> SparseCodes:
+    """Return the codes of several dictionaries on the same tokens as those of one, whose latents follow one another."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = scipy.sparse.csr_matrix(scipy.sparse.hstack([part.matrix() for part in parts]))
+    return SparseCodes(
+        joined.indptr.astype(np.int64),
+        joined.indices.astype(np.int32),
+        joined.data,
+        sum(part.n_latents for part in parts),
+    )

@@ -35,6 +35,10 @@ class TreeScores(NamedTuple):
     token_rho: Float[np.ndarray, "n_latents"]
     """The same with suffixes of one token: a table of the mean code by current token."""
 
+    def select(self, latents: slice) -> "TreeScores":
+        """Return the scores of some latents."""
+        return TreeScores(self.ceiling_rho[latents], self.token_rho[latents])
+
     @property
     def literal_share(self) -> Float[np.ndarray, "n_latents"]:
         """The part of the explained variance that the current token alone explains: token_rho² / ceiling_rho², 0 and NaN below 0."""

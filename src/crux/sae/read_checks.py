@@ -1,0 +1,73 @@
+"""Checks of a job that reads the latents of a saved SAE, beyond the bounds of single keys. Torch-free."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from crux.config.errors import UserError
+from crux.runs.checks import check_writable
+from crux.sae.belonging import Place, check_belonging, saved_hooks
+from crux.sae.checks import check_text
+from crux.sae.options import model_source
+from crux.sae.read_options import ReadJob
+from crux.sae.saved_config import CONFIG, read_saved_config
+from crux.subjects.source import find_folder
+from crux.subjects.weight_files import check_weights
+
+
+def check_job(job: ReadJob, given: Collection[str]) -> None:
+    """Check everything that can be checked before the subject is loaded.
+
+    Raises:
+        UserError: for the first problem, in one line.
+    """
+    if job.reading.influence_draws % 2:
+        raise UserError(
+            f"reading.influence_draws={job.reading.influence_draws}: must be even, since two halves are compared"
+        )
+    if job.cache is not None:
+        check_writable("cache", job.cache)
+    saes = {"sae.path": job.sae.path} | ({"against": job.against} if job.against is not None else {})
+    for key, path in saes.items():
+        folder = find_sae_folder(Path(path), key=key)
+        metadata = read_saved_config(folder).metadata
+        read, write = saved_hooks(metadata)
+        if key == "sae.path" and (read := job.hook_point or read) is None:
+            raise UserError(f"{key}={path}: its {CONFIG} does not say which hook point the SAE reads; give hook_point=")
+        if read is not None:
+            place = Place(str(model_source(job.model)), job.model.process_weights, read, write or read)
+            check_belonging(metadata, place, what=f"{key}: the SAE", force=job.sae.force, insist="sae.force=true")
+    check_text(job.data, context=job.model.context)
+
+
+def check_subject(job: ReadJob) -> None:
+    """Check that the subject can be loaded; a hub model is downloaded for that.
+
+    Raises:
+        UserError: if folder or hub cannot be reached, or config.json or weights are missing or broken.
+    """
+    if job.model._target_ is None:
+        check_weights(find_folder(model_source(job.model)))
+
+
+def find_sae_folder(path: Path, *, key: str) -> Path:
+    """Return the folder of the only SAE of a run folder, or the path itself if it is that of an SAE.
+
+    Args:
+        key: the key on the command line, for messages.
+
+    Raises:
+        UserError: if there is no SAE, or there are several.
+    """
+    path = path.expanduser()
+    for folder in (path, path / "sae"):
+        if (folder / CONFIG).is_file():
+            return folder
+    several = [f.parent for f in sorted([*path.glob(f"sae/*/{CONFIG}"), *path.glob(f"*/sae/{CONFIG}")])]
+    if several:
+        names = ", ".join(str(folder.relative_to(path)) for folder in several[:4])
+        raise UserError(f"{key}={path} has {len(several)} SAEs; give the path of one of them: {names}")
+    if not path.exists():
+        raise UserError(f"{key}={path}: no such folder")
+    unfinished = (path / "config.yaml").exists() and not (path / "DONE").exists()
+    why = "the run is not finished" if unfinished else f"it has no {CONFIG}, and no sae/{CONFIG}"
+    raise UserError(f"{key}={path} holds no SAE: {why}")

@@ -1,0 +1,141 @@
+"""Run `experiment=read`: what activates each latent of a saved SAE, and what the network does with it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from crux.config.errors import UserError
+from crux.config.files import write_text
+from crux.runs.experiment import no_last_row, prepare_experiment
+from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
+from crux.runs.result import Result
+from crux.runs.run_folder import RunFolder
+from crux.sae.architectures.sae import SAE
+from crux.sae.architectures.site import Site
+from crux.sae.belonging import saved_hooks
+from crux.sae.figures.reading_figures import draw_reading
+from crux.sae.formats import saelens
+from crux.sae.loading import check_embedding, load_model, load_tokens
+from crux.sae.options import model_source
+from crux.sae.read_checks import find_sae_folder
+from crux.sae.read_options import ReadJob
+from crux.sae.reading.harvest import Harvest, harvest_codes
+from crux.sae.reading.read_latents import read_latents
+from crux.sae.reading.reading_page import OtherSae, render_reading_page
+from crux.sae.reading.reading_report import write_report
+from crux.sae.reading.section import Reading
+from crux.subjects.subject import Subject
+from crux.subjects.token_texts import TokenTexts
+from crux.subjects.tokenizer import load_tokenizer
+from crux.text.token_file import default_cache
+from crux.text.tokens import Tokens
+from crux.training.devices import choose_device
+
+
+def run(config: ReadJob, *, folder: Path | None) -> RunFolder:
+    """Read the latents of a saved SAE.
+
+    Args:
+        folder: the run folder, if a sweep has chosen one; None: create a new one.
+    """
+
+    def prepare() -> PreparedJob:
+        torch.manual_seed(config.seed)
+        tokens = load_tokens(config.data, model=config.model, cache=config.cache)
+        subject = load_model(config.model, device=choose_device(config.trainer.accelerator), dtype=torch.float32)
+        check_embedding(tokens, subject)
+        site = load_site(config.sae.path, key="sae.path", hook_point=config.hook_point, device=subject.device)
+        other = None
+        if config.against is not None:
+            other = load_site(config.against, key="against", hook_point=config.hook_point, device=subject.device)
+        tokenizer, end_of_text = load_tokenizer(model_source(config.model))
+
+        def compute(active: ActiveRun) -> Result:
+            return read(
+                config,
+                active,
+                subject=subject,
+                site=site,
+                other=other,
+                tokens=tokens,
+                tokenizer=tokenizer,
+                eot=end_of_text,
+            )
+
+        return prepare_experiment(
+            config, compute=compute, last_row=no_last_row, params={"n_latents": site.sae.n_latents}
+        )
+
+    return run_job(config, folder=folder, prepare=prepare)
+
+
+def load_site(path: str, *, key: str, hook_point: str | None, device: torch.device) -> Site:
+    """Load an SAE from a run folder or from its own folder, with the hook points in its metadata.
+
+    Args:
+        key: the key on the command line, for messages.
+        hook_point: the hook point that it reads; None: the one in its metadata.
+    """
+    folder = find_sae_folder(Path(path), key=key)
+    sae, metadata = saelens.load_sae(folder)
+    read, write = saved_hooks(metadata)
+    if (hook := hook_point or read) is None:
+        raise UserError(f"{key}={path}: its metadata do not say which hook point the SAE reads; give hook_point=")
+    folded = sae.fold()
+    folded.metadata = sae.metadata
+    written = hook if write is None or write == read else write
+    return Site(hook, written, folded.to(device))
+
+
+def read(
+    config: ReadJob, active: ActiveRun, *, subject: Subject, site: Site, other: Site | None, tokens: Tokens,
+    tokenizer: Tokenizer, eot: int,
+) -> Result:  # fmt: skip
+    """Read the latents, and write features.parquet; return metrics, figures and the report."""
+
+    def harvest(one: Site) -> Harvest:
+        return harvest_codes(
+            subject, one, train=tokens.train, held_out=tokens.held_out, context=config.model.context,
+            n_fit=config.reading.fit_tokens, n_held_out=config.reading.held_out_tokens, end_of_text=eot,
+            batch=config.batch, with_activations=True,
+            cache=Path(config.cache) if config.cache is not None else default_cache(), force=config.sae.force,
+        )  # fmt: skip
+
+    reading = Reading(subject, site, harvest(site), TokenTexts(tokenizer), config.seed, config.batch)
+    other_sae: SAE | None = None
+    other_alive: np.ndarray | None = None
+    second: OtherSae | None = None
+    if other is not None:
+        second = OtherSae("against", other, harvest(other))
+        other_sae, other_alive = other.sae, second.harvest.held_out.codes.firings() > 0
+    found = read_latents(
+        reading, config.reading, sizes=config.report_sizes, folder=active.folder.intermediate, other=other_sae,
+        other_alive=other_alive, force=config.sae.force,
+    )  # fmt: skip
+    found.features.to_parquet(active.folder.path / "features.parquet")
+    page = render_reading_page(
+        reading, found.features, found.rules, title=config.run_name(), facts=describe_reading(config, reading),
+        n_rules=config.reading.n_rules, effects_unit=f"Δ log-probability at a KL of {config.reading.budget:g} nats",
+        other=second,
+    )  # fmt: skip
+    write_text(active.folder.path / "latents.html", page)
+    tables = {name: section.tables for name, section in found.sections.items()}
+    figures = draw_reading(found.features, tables, n_rules=config.reading.n_rules)
+    arrays = {
+        name: torch.tensor(found.features[name].to_numpy(np.float64, na_value=np.nan))
+        for name in found.features.columns
+        if found.features[name].dtype.kind in "fib"
+    }
+    report = write_report(found, reading, n_rules=config.reading.n_rules)
+    return Result(found.metrics, [], figures, arrays, report)
+
+
+def describe_reading(config: ReadJob, reading: Reading) -> dict[str, str]:
+    """Return the facts that the page shows under its title."""
+    return {
+        "SAE": config.sae.path, "hook point": reading.site.read, "model": reading.subject.name,
+        "training tokens for rules": f"{reading.harvest.fit.n_tokens:,}",
+        "held-out tokens": f"{reading.harvest.held_out.n_tokens:,}",
+    }  # fmt: skip

@@ -1,0 +1,71 @@
+"""The report of a reading in Markdown: the tables of its parts, and single latents."""
+
+import pandas as pd
+
+from crux.config.markdown import markdown_table
+from crux.sae.reading.read_latents import LatentsReading
+from crux.sae.reading.section import Reading
+
+TITLES = {
+    "scores": "What activates the latents: rules from {fit:,} training tokens, scored on {held_out:,} held-out tokens (means over latents)",
+    "controls": "Latents minus the controls that stand for them, with the standard error over latents",
+    "influence": "What the network does with them: KL in nats per token of ablating a latent, to second order",
+    "ablations": "Exact ablations, to check the influence",
+    "effects": "Effects on the predictions of the most influential latents: score on held-out contexts, and the logit lens",
+    "steering": "Steering at an equal KL budget: means over directions",
+    "rewriting": "Rewritten CE: codes replaced by what their rules predict, next to means of the activation by suffix",
+    "residual": "The residual error next to noise of equal norm per token: KL in nats at positions ≥ 1",
+    "residual_ratios": "Ratios of mean KLs: 1 means as harmful as noise of that kind",
+    "geometry": "Similarities of the dictionary, with chance levels (isotropic and covariance-shaped directions)",
+}
+"""Headings of the tables, in their order."""
+
+N_SHOWN = 20
+"""Number of latents in the report."""
+
+MAX_ROWS = 40
+"""Rows of a table that are shown; the whole table is in the run folder."""
+
+
+def write_report(found: LatentsReading, reading: Reading, *, n_rules: int) -> str:
+    """Return the report: one table per part, then the most influential (or densest) latents with their first rules."""
+    tables = {name: table for section in found.sections.values() for name, table in section.tables.items()}
+    sizes = {"fit": reading.harvest.fit.n_tokens, "held_out": reading.harvest.held_out.n_tokens}
+    parts = []
+    for name, title in TITLES.items():
+        if name in tables and len(tables[name]):
+            parts += [f"## {title.format(**sizes)}", table_to_markdown(tables[name].head(MAX_ROWS))]
+    parts += [f"## The first {N_SHOWN} latents by influence", latents_to_markdown(found.features, n_rules=n_rules)]
+    return "\n\n".join(parts)
+
+
+def table_to_markdown(table: pd.DataFrame) -> str:
+    """Return a table in Markdown with four significant digits; what has no value is `–`."""
+    return markdown_table(
+        [str(c) for c in table.columns], [[_cell(v) for v in row] for row in table.itertuples(index=False)]
+    )
+
+
+def latents_to_markdown(features: pd.DataFrame, *, n_rules: int) -> str:
+    """Return some latents with their density, scores, first rules and most promoted tokens."""
+    order = "influence" if "influence" in features else "density"
+    shown = features.sort_values(order, ascending=False, kind="stable").head(N_SHOWN)
+    header = ["latent", "density", f"ρ@{n_rules}", "influence", "rules", "promotes"]
+    rows = [
+        [
+            latent, _cell(row["density"]), _cell(row[f"rho@{n_rules}"]), _cell(row.get("influence")),
+            _words(row["rules"], 3), _words(row.get("promoted"), 5),
+        ]
+        for latent, row in shown.iterrows()
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def _words(values: object, n: int) -> str:
+    return "; ".join(str(v) for v in list(values)[:n]) if hasattr(values, "__len__") else "–"  # pyright: ignore[reportArgumentType]
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

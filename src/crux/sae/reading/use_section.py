@@ -1,0 +1,233 @@
+"""The part of a reading about what the network does with the latents: influence, effects on the predictions, and steering."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crux.sae.reading.ablations import ablate_latents, check_influence, choose_for_ablation
+from crux.sae.reading.context_pairs import find_firing_contexts
+from crux.sae.reading.controls import choose_latents, get_activations, make_direction_control, select_latents
+from crux.sae.reading.directions import DirectionKind, draw_directions
+from crux.sae.reading.harvest import ReadText
+from crux.sae.reading.influence import Influence, measure_influence, select_windows
+from crux.sae.reading.interventions import run_pool
+from crux.sae.reading.lens import last_hook
+from crux.sae.reading.output_effects import OutputEffects, TokenEffects, measure_output_effects
+from crux.sae.reading.percentiles import percentiles_at_density
+from crux.sae.reading.section import Reading, Section, no_features
+from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.steering import run_steering_contexts, steer_directions, summarise_steering
+from crux.sae.reading.steering_comparison import collect_latent_directions
+from crux.sae.reading.steering_strength import measure_fisher
+
+CONTEXTS = 32
+"""Contexts in which the effects of a latent are measured, and as many held-out ones for their score."""
+
+POOL_WINDOWS, LENGTH = 256, 64
+"""Windows of each side from which contexts are taken, and how many tokens of each are run again: later tokens change nothing."""
+
+N_TOP = 10
+"""Promoted and suppressed tokens that are kept."""
+
+STEERING_KINDS: tuple[DirectionKind, ...] = ("isotropic", "covariance", "example_difference", "pca")
+"""The control directions of the steering table."""
+
+STEERING_WINDOWS, STEERING_POSITION = 48, 24
+"""Contexts on which α is chosen, and as many others on which the effects are measured; the position at which the activation is changed."""
+
+MIN_ABLATED = 10
+"""Least number of firings of a latent that is ablated to check the influence."""
+
+N_NEAREST = 20
+"""Controls of similar density among which a latent's percentile is given."""
+
+
+def describe_influence(
+    reading: Reading, *, n_windows: int, n_draws: int, n_ablations: int, n_controls: int
+) -> tuple[Section, Influence]:
+    """Return the influence of all latents, its check by exact ablations, and its percentile among whitened random directions."""
+    held_out, sae = reading.harvest.held_out, reading.site.sae
+    windows, codes = select_windows(held_out.windows, held_out.codes, n_windows=n_windows)
+    directions = sae.dictionary().detach()
+
+    def measure(codes: SparseCodes, directions: Tensor) -> Influence:
+        return measure_influence(
+            reading.subject, windows, codes, hook=reading.site.write, directions=directions, n_draws=n_draws,
+            batch=reading.batch, seed=reading.seed,
+        )  # fmt: skip
+
+    influence = measure(codes, directions)
+    features = pd.DataFrame(
+        {
+            "influence": influence.kl, "influence_pos0": influence.kl_pos0, "strength": influence.strength,
+            "use_per_energy": influence.use_per_energy, "ce_first_order": influence.ce_first_order,
+            "energy": influence.energy,
+        },
+        index=pd.RangeIndex(reading.n_latents, name="latent"),
+    )  # fmt: skip
+    metrics = {
+        "influence_total": float(influence.kl.sum()), "influence_halves_spearman": influence.halves_spearman,
+        "dead_weight_share": influence.dead_weight_share(),
+    }  # fmt: skip
+    tables: dict[str, pd.DataFrame] = {}
+    chosen = choose_for_ablation(codes.firings(), n=n_ablations, min_firings=MIN_ABLATED)
+    if len(chosen) > 2:
+        exact = ablate_latents(
+            reading.subject, windows, codes, hook=reading.site.write, directions=directions, latents=chosen,
+            batch=reading.batch,
+        )  # fmt: skip
+        check = check_influence(influence.kl[chosen], exact.kl)
+        tables["ablations"] = pd.DataFrame({
+            "latent": chosen, "influence": influence.kl[chosen], "exact KL": exact.kl, "own share": exact.own_share,
+            "CE increase": exact.ce_increase, "estimated CE increase": influence.ce_increase[chosen],
+        })  # fmt: skip
+        metrics |= {
+            "influence_log_pearson": check.log_pearson, "influence_median_ratio": check.median_ratio,
+            "influence_bias": check.bias,
+        }  # fmt: skip
+    stand_ins = choose_latents(reading.harvest, n_controls, min_fit=MIN_ABLATED, min_held_out=MIN_ABLATED)
+    if n_controls and len(stand_ins) and reading.site.read == reading.site.write:
+        rows = []
+        chosen_codes = select_latents(codes, stand_ins)
+        ours = measure(chosen_codes, directions[torch.from_numpy(stand_ins).to(directions.device)])
+        rows.append(_influence_row(f"SAE, {len(stand_ins)} latents", ours))
+        for kind in ("whitened", "isotropic", "example"):
+            theirs = _influence_of_directions(reading, kind, stand_ins, n_windows=n_windows, measure=measure)
+            rows.append(_influence_row(kind, theirs))
+            if kind == "whitened":
+                features["influence_percentile"] = percentiles_at_density(
+                    influence.kl, theirs.kl, densities=influence.densities, control_densities=theirs.densities,
+                    n_nearest=N_NEAREST,
+                )  # fmt: skip
+        tables["influence"] = pd.DataFrame(rows)
+    return Section(features, tables, {k: v for k, v in metrics.items() if np.isfinite(v)}), influence
+
+
+def _influence_row(name: str, influence: Influence) -> dict[str, object]:
+    return {
+        "dictionary": name, "latents": len(influence.kl), "density": float(influence.densities.mean()),
+        "influence, mean": float(influence.kl.mean()), "influence, median": float(np.median(influence.kl)),
+        "strength, median": float(np.nanmedian(influence.strength)),
+        "use per energy, median": float(np.nanmedian(influence.use_per_energy)),
+    }  # fmt: skip
+
+
+def _influence_of_directions(
+    reading: Reading, kind: DirectionKind, latents: np.ndarray, *, n_windows: int, measure
+) -> Influence:
+    """Return the influence of control directions that fire as often as some latents; their codes add c u to the activation."""
+    control = make_direction_control(kind, reading.harvest, latents, moments=reading.moments, seed=reading.seed)
+    directions = draw_directions(
+        kind, len(latents), moments=reading.moments, x=get_activations(reading.harvest.fit), seed=reading.seed
+    )
+    held_out = reading.harvest.held_out
+    _, codes = select_windows(held_out.windows, control.held_out, n_windows=n_windows)
+    return measure(codes, torch.from_numpy(directions).float().to(reading.subject.device))
+
+
+def describe_effects(reading: Reading, influence: Influence, *, n_latents: int, budget: float) -> Section:
+    """Return the tokens whose log-probability the most influential latents change, measured, with the logit lens next to them."""
+    fit, held_out = reading.harvest.fit, reading.harvest.held_out
+    latents = np.sort(np.argsort(-influence.kl, kind="stable")[:n_latents])
+    hook = reading.site.write
+    fit_windows, fit_codes = _some_windows(fit)
+    other_windows, other_codes = _some_windows(held_out)
+    pool = run_pool(
+        reading.subject, torch.from_numpy(fit_windows[:, :LENGTH]), hook=hook, batch=reading.batch,
+        capture=[last_hook(reading.subject)],
+    )  # fmt: skip
+    other = run_pool(reading.subject, torch.from_numpy(other_windows[:, :LENGTH]), hook=hook, batch=reading.batch)
+    context = fit_windows.shape[1]
+    length = min(context, LENGTH)
+    fit_pairs, _ = find_firing_contexts(fit_codes, context=context, length=length, latents=latents, n_contexts=CONTEXTS)
+    held_out_pairs, codes = find_firing_contexts(
+        other_codes, context=context, length=length, latents=latents, n_contexts=CONTEXTS
+    )
+    middle = torch.full((len(fit_windows),), length // 2, device=reading.subject.device)
+    fisher = measure_fisher(
+        pool, positions=middle, onward=False, n_draws=influence.n_draws, batch=reading.batch, seed=reading.seed
+    )
+    directions = reading.site.sae.dictionary().detach()[torch.from_numpy(latents).to(reading.subject.device)]
+    effects = measure_output_effects(
+        pool, other, directions=directions, latents=latents, fit_pairs=fit_pairs, held_out_pairs=held_out_pairs,
+        held_out_codes=codes, fisher=fisher, budget=budget, max_steps=2, n_top=N_TOP,
+    )  # fmt: skip
+    features = _effects_features(effects, reading.names)
+    scored = ~np.isnan(effects.held_out_score)
+    metrics = {
+        "effects_held_out_score": float(effects.held_out_score[scored].mean()),
+        "effects_held_out_null": float(np.nanmean(effects.held_out_null[scored])),
+        "lens_overlap": float(np.nanmean(effects.lens_overlap)),
+    } if scored.any() else {}  # fmt: skip
+    table = features[["effects_score", "effects_null", "lens_overlap", "norm_lens_overlap", "alpha"]].describe().loc[
+        ["count", "mean", "std", "min", "50%", "max"]
+    ]  # fmt: skip
+    return Section(features, {"effects": table.reset_index(names="over latents")}, metrics)
+
+
+def _some_windows(text: ReadText) -> tuple[Int[np.ndarray, "windows context"], SparseCodes]:
+    return select_windows(text.windows, text.codes, n_windows=POOL_WINDOWS)
+
+
+def _effects_features(effects: OutputEffects, names: Sequence[str]) -> pd.DataFrame:
+    def words(tokens: TokenEffects) -> list[list[str]]:
+        return [
+            [f"{names[t]} {m:+.2f}±{e:.2f}" for t, m, e in zip(*row, strict=True) if t >= 0]
+            for row in zip(tokens.tokens, tokens.mean, tokens.standard_error, strict=True)
+        ]
+
+    return pd.DataFrame(
+        {
+            "promoted": words(effects.promoted), "suppressed": words(effects.suppressed),
+            "lens_promoted": [[names[t] for t in row] for row in effects.lens_promoted],
+            **{
+                f"{side}_{part}": list(values)
+                for side, found in (("promoted", effects.promoted), ("suppressed", effects.suppressed))
+                for part, values in (("tokens", found.tokens), ("effects", found.mean), ("errors", found.standard_error))
+            },
+            "alpha": effects.alpha, "effects_kl": effects.kl, "effects_score": effects.held_out_score,
+            "effects_error": effects.held_out_error, "effects_null": effects.held_out_null,
+            "lens_overlap": effects.lens_overlap, "norm_lens_overlap": effects.norm_lens_overlap,
+        },
+        index=pd.Index(effects.latents, name="latent"),
+    )  # fmt: skip
+
+
+def describe_steering(reading: Reading, *, n_latents: int, budget: float) -> Section:
+    """Return what latents and control directions do at an equal KL budget, on contexts other than those on which α is chosen."""
+    latents = choose_latents(reading.harvest, n_latents, min_fit=MIN_ABLATED, min_held_out=MIN_ABLATED)
+    if len(latents) == 0:
+        return Section(no_features(), {}, {})
+    position = min(STEERING_POSITION, reading.harvest.fit.windows.shape[1] - 2)
+    fit, test = (
+        torch.from_numpy(_spread(side.windows, STEERING_WINDOWS)[:, :LENGTH])
+        for side in (reading.harvest.fit, reading.harvest.held_out)
+    )
+    contexts = run_steering_contexts(
+        reading.subject, hook=reading.site.write, fit=fit, test=test, position=position, onward=False, n_draws=8,
+        batch=reading.batch, seed=reading.seed,
+    )  # fmt: skip
+    directions: dict[str, Float[Tensor, "n d"]] = dict(collect_latent_directions(reading.site, latents))
+    if reading.site.read == reading.site.write:
+        x = get_activations(reading.harvest.fit)
+        for kind in STEERING_KINDS:
+            drawn = draw_directions(kind, len(latents), moments=reading.moments, x=x, seed=reading.seed)
+            directions[kind] = torch.from_numpy(drawn).float()
+    table = steer_directions(contexts, directions, budget=budget)
+    mine = table["kind"] == "latent"
+    columns = ("relative_alpha", "consistency", "mode_share", "on_target", "side_effect")
+    features = pd.DataFrame(
+        {f"steering_{name}": table.loc[mine, name].to_numpy() for name in columns},
+        index=pd.Index(latents, name="latent"),
+    )
+    return Section(features, {"steering": summarise_steering(table).reset_index()}, {})
+
+
+def _spread(windows: Int[np.ndarray, "windows context"], n: int) -> Int[np.ndarray, "some context"]:
+    """Return up to n windows, evenly spread over a text."""
+    n = min(n, len(windows))
+    return windows[np.arange(n) * len(windows) // n]

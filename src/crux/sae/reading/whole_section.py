@@ -1,0 +1,115 @@
+"""The parts of a reading about the whole SAE: rewritten CE, the residual error, and the geometry of its dictionary."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crux.sae.architectures.sae import SAE
+from crux.sae.evaluation.typical_activation import measure_typical_activation
+from crux.sae.geometry.compare import compare_dictionaries, describe_dictionary
+from crux.sae.geometry.dictionary import read_dictionary
+from crux.sae.reading.controls import get_activations
+from crux.sae.reading.error_attribution import attribute_to_error
+from crux.sae.reading.residual import measure_residual
+from crux.sae.reading.rewriting import measure_rewriting
+from crux.sae.reading.rules import Rules
+from crux.sae.reading.section import Reading, Section, no_features
+
+SHRINKAGE, MIN_COUNT, DEPTH = 2.0, 3, 2
+"""Of the dictionary-free line: κ, the least number of fit tokens at a suffix, and the longest suffix."""
+
+RESIDUAL_DRAWS, INTEGRATION_STEPS = 3, 10
+"""Draws of each noise, and steps of the integrated gradients."""
+
+
+def describe_rewriting(reading: Reading, rules: Mapping[int, Rules], *, max_tokens: int) -> Section:
+    """Return how much of the CE the rules recover, next to as many stored values without a dictionary."""
+    site, harvest = reading.site, reading.harvest
+    writes_elsewhere = site.read != site.write
+    mean = _mean_written(reading).double().numpy() if writes_elsewhere else reading.moments.mean
+    rewriting = measure_rewriting(
+        reading.subject, site, harvest, {f"rules, K = {k}": some for k, some in rules.items()},
+        tree=reading.fit_text.tree, mean=mean, x=None if writes_elsewhere else get_activations(harvest.fit),
+        shrinkage=SHRINKAGE, min_count=MIN_COUNT, depth=DEPTH, max_tokens=max_tokens, batch=reading.batch,
+    )  # fmt: skip
+    metrics = {
+        f"rewritten_recovered@{k}": row.recovered
+        for row in rewriting.rows
+        for k in rules
+        if row.replacement == f"rules, K = {k}" and np.isfinite(row.recovered)
+    }
+    return Section(no_features(), {"rewriting": pd.DataFrame(rewriting.rows)}, metrics)
+
+
+def describe_residual(reading: Reading, *, max_tokens: int, force: bool) -> Section:
+    """Return what the residual error does to the predictions, next to noise of equal norm, and its share by integrated gradients."""
+    fit, held_out = reading.harvest.fit, reading.harvest.held_out
+    report = measure_residual(
+        reading.subject, reading.site, fit=list(fit.batches(reading.batch, max_tokens=4 * max_tokens)),
+        held_out=list(held_out.batches(reading.batch, max_tokens=max_tokens)), n_draws=RESIDUAL_DRAWS, seed=reading.seed,
+        force=force,
+    )  # fmt: skip
+    rows = [{key: value for key, value in row._asdict().items() if key != "draws"} for row in report.rows]
+    ratios = [{"ratio": name, **ratio._asdict()} for name, ratio in report.ratios.items()]
+    metrics = {f"residual/{name}": value for name, value in report.metrics().items() if not name.startswith("kl/")}
+    shares = attribute_to_error(
+        reading.subject, reading.site, batches=list(held_out.batches(reading.batch, max_tokens=max_tokens // 4)),
+        mean_activation=_mean_written(reading), n_steps=INTEGRATION_STEPS, seed=reading.seed, force=force,
+    )  # fmt: skip
+    features = pd.DataFrame({"attributed_gain": shares.latents}, index=pd.RangeIndex(reading.n_latents, name="latent"))
+    found = {
+        "error_share": shares.error_share.everywhere, "error_share_noise": shares.error_share.noise,
+        "signed_error_share": shares.signed_share, "attribution_completeness": shares.completeness,
+    }  # fmt: skip
+    metrics |= {name: value for name, value in found.items() if value is not None and np.isfinite(value)}
+    return Section(features, {"residual": pd.DataFrame(rows), "residual_ratios": pd.DataFrame(ratios)}, metrics)
+
+
+def describe_geometry(reading: Reading, *, other: SAE | None, other_alive: np.ndarray | None) -> Section:
+    """Return the similarities within the dictionary and, if there is another SAE, with its dictionary, with their chance levels.
+
+    Args:
+        other_alive: whether each latent of the other SAE fires on the held-out text.
+    """
+    alive = reading.harvest.held_out.codes.firings() > 0
+    mine = read_dictionary(reading.site.sae, alive=alive)
+    covariance = torch.from_numpy(reading.moments.covariance)
+    transcodes = reading.site.read != reading.site.write
+    if transcodes:  # the covariance of what it writes is not known: without it, there is one chance level
+        covariance = torch.eye(mine.decoder.shape[1], dtype=torch.float64)
+    within = describe_dictionary(mine, covariance=covariance, seed=reading.seed)
+    features = pd.DataFrame(
+        {"nearest_cosine": within.max_cos.cosines, "nearest_latent": mine.latents[within.max_cos.indices]},
+        index=pd.Index(mine.latents, name="latent"),
+    )
+    isotropic, shaped = within.chance.means()
+    metrics = {
+        "within_max_cos": within.max_cos.mean, "within_max_cos/isotropic": isotropic,
+        "within_max_cos/shaped": shaped, "encoder_decoder_cos": within.encoder_decoder,
+    }  # fmt: skip
+    if other is not None and other_alive is not None:
+        theirs = read_dictionary(other, alive=other_alive)
+        pair = compare_dictionaries(mine, theirs, covariance=covariance, seed=reading.seed)
+        features["other_cosine"] = pair.to.cosines
+        features["other_latent"] = theirs.latents[pair.to.indices]
+        features["novel"] = pair.novel_to
+        partner = np.full(len(mine.latents), -1)
+        partner[pair.matching.rows] = theirs.latents[pair.matching.columns]
+        cosine = np.full(len(mine.latents), np.nan)
+        cosine[pair.matching.rows] = pair.matching.cosines
+        features["matched_latent"], features["matched_cosine"] = partner, cosine
+        metrics |= pair.numbers()
+    if transcodes:
+        metrics = {name: value for name, value in metrics.items() if not name.endswith("/shaped")}
+    table = pd.DataFrame([{"measure": name, "value": value} for name, value in metrics.items()])
+    return Section(features, {"geometry": table}, {k: v for k, v in metrics.items() if np.isfinite(v)})
+
+
+def _mean_written(reading: Reading) -> Float[Tensor, "d_out"]:
+    """Return the mean over the fit text of the activation that the SAE writes."""
+    batches = list(reading.harvest.fit.batches(reading.batch))
+    return measure_typical_activation(reading.subject, hook=reading.site.write, batches=batches).mean.cpu()

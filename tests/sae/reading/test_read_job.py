@@ -1,0 +1,153 @@
+"""experiment=read on the command line: its files, its tables, a resumed run, two SAEs, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from crux.sae.figures.reading_figures import draw_reading
+from crux.sae.reading import read_latents
+from crux.sae.reading.section import Section, compute_section_once, no_features
+
+SMALL = (
+    "experiment=read", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8", "reading.fit_tokens=16384",
+    "reading.held_out_tokens=8192", "reading.n_rules=3", "report_sizes=[1]", "reading.controls=4",
+    "reading.influence_windows=8", "reading.influence_draws=2", "reading.ablations=4", "reading.effects=3",
+    "reading.rewriting_tokens=1024", "reading.residual_tokens=1024", "reading.steered=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(run_crux: Callable[..., int], short_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run folder of a small TopK SAE."""
+    place = tmp_path_factory.mktemp("trained")
+    words = ("loss=local", "sae=topk", "sae.n_latents=64", "sae.k=8", "evaluation.latents=0", "tracking=none")
+    assert run_crux(*short_job, *words, f"output_dir={place}") == 0
+    (folder,) = (place / "runs").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def read(run_crux: Callable[..., int], trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run folder of a reading of this SAE, against itself."""
+    place = tmp_path_factory.mktemp("read")
+    assert run_crux(*SMALL, f"sae.path={trained}", f"against={trained / 'sae'}", f"output_dir={place}") == 0
+    (folder,) = (place / "runs").iterdir()
+    return folder
+
+
+def test_every_part_has_its_columns(read: Path) -> None:
+    features = pd.read_parquet(read / "features.parquet")
+    assert list(features.index) == list(range(64))
+    for name in (
+        "density",
+        "rho@1",
+        "rho@3",
+        "ceiling_rho",
+        "influence",
+        "use_per_energy",
+        "promoted",
+        "nearest_cosine",
+        "rules",
+    ):
+        assert bool(features[name].notna().to_numpy().any()), name
+    scored = features["firings_held_out"] >= 50
+    assert features.loc[~scored, "rho@3"].isna().all()
+    assert (features.loc[scored, "rho@3"] <= 1).all()
+    np.testing.assert_allclose(features["density"], features["firings_held_out"] / 8192)
+    alive = np.flatnonzero(features["firings_held_out"] > 0)
+    # compared with itself, every latent is its own partner
+    np.testing.assert_array_equal(features["matched_latent"].to_numpy()[alive], alive)
+    np.testing.assert_allclose(features["matched_cosine"].to_numpy()[alive], 1, atol=1e-5)
+
+
+def test_metrics_report_figures_and_page(read: Path) -> None:
+    metrics = json.loads((read / "metrics.json").read_text())
+    assert {
+        "final/rho@3",
+        "final/influence_total",
+        "final/residual/rho_iso",
+        "final/rewritten_recovered@3",
+    } <= metrics.keys()
+    assert metrics["final/matched_cos"] == pytest.approx(1, abs=1e-5)
+    report = (read / "report.md").read_text()
+    for heading in (
+        "What activates the latents",
+        "Steering at an equal KL budget",
+        "Rewritten CE",
+        "residual error",
+        "chance levels",
+    ):
+        assert heading in report
+    assert {path.stem for path in (read / "figures").iterdir()} == {"scores", "influence", "rewriting", "residual"}
+    page = (read / "latents.html").read_text()
+    assert "<script" in page
+    assert not (read / "pieces").exists()
+
+
+def test_an_interrupted_reading_is_continued(
+    run_crux: Callable[..., int], trained: Path, read: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts that are done are not computed again, and the result is that of an uninterrupted reading, bit for bit."""
+    words = (*SMALL, f"sae.path={trained}", f"against={trained / 'sae'}", f"output_dir={tmp_path}")
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(read_latents, "describe_rewriting", stop)
+        assert run_crux(*words) == 130
+    for name in ("describe_activation", "describe_steering"):
+        monkeypatch.setattr(read_latents, name, stop)
+    assert run_crux(*words, "resume=true") == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(folder / "features.parquet"), pd.read_parquet(read / "features.parquet"), check_exact=True
+    )
+    assert (folder / "report.md").read_text() == (read / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sae.path=nowhere"], "sae.path=nowhere: no such folder"),
+        (["sae.path={trained}/checkpoints"], "holds no SAE: it has no cfg.json"),
+        (["sae.path={trained}", "against=nowhere"], "against=nowhere: no such folder"),
+        (["sae.path={trained}", "reading.influence_draws=3"], "reading.influence_draws=3: must be even"),
+        (["sae.path={trained}", "hook_point=blocks.2.hook_resid_pre"], "reads blocks.6.hook_resid_pre, not blocks.2"),
+        (["sae.path={trained}", "model.process_weights=true"], "sae.force=true uses it nevertheless"),
+        ([], "sae.path"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], message: str, trained: Path, error_message: Callable[..., str]
+) -> None:
+    assert message in error_message(
+        "experiment=read", "tracking=none", *(word.format(trained=trained) for word in words)
+    )
+
+
+def test_a_section_is_computed_once_and_again_if_its_files_are_damaged(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> Section:
+        calls.append(1)
+        features = pd.DataFrame({"a": [1.0, np.nan]}, index=pd.RangeIndex(2, name="latent"))
+        return Section(features, {"t": pd.DataFrame({"x": [1], "y": ["a"]})}, {"m": 0.1})
+
+    first = compute_section_once(tmp_path, "part", compute)
+    second = compute_section_once(tmp_path, "part", compute)
+    assert len(calls) == 1
+    pd.testing.assert_frame_equal(first.features, second.features)
+    pd.testing.assert_frame_equal(first.tables["t"], second.tables["t"])
+    assert second.metrics == {"m": 0.1}
+    (tmp_path / "part" / "metrics.json").write_text("{")
+    compute_section_once(tmp_path, "part", compute)
+    assert len(calls) == 2
+
+
+def test_no_figure_without_its_part() -> None:
+    assert draw_reading(no_features(), {}, n_rules=10) == {}
