@@ -1,12 +1,20 @@
 """Messages about mistyped command lines: arguments that Hydra's grammar rejects, and the choices that are suggested and listed."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from crux.config.messages import MAX_LISTED, explain_composition_error, explain_unknown_option, suggest_nearest
+from crux.config.files import write_text
+from crux.config.messages import (
+    MAX_LISTED,
+    explain_composition_error,
+    explain_unknown_option,
+    explain_user_error,
+    suggest_nearest,
+)
 from crux.config.registry import register
 
 
@@ -77,3 +85,10 @@ def test_a_long_list_of_options_is_cut_and_a_short_one_is_whole() -> None:
     listed = explain_unknown_option("experiment", "nope").partition("allowed are ")[2]
     assert listed.count(", ") == MAX_LISTED
     assert "`--help experiment` lists all" in listed
+
+
+def test_a_folder_in_the_place_of_a_file_that_is_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text(tmp_path / "text.json", "")
+    assert explain_user_error(caught.value, overrides=()) == f"{tmp_path / 'text.json'}: Is a directory"

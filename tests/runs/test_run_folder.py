@@ -174,3 +174,12 @@ def test_a_finished_run_is_not_continued_and_its_sae_can_be_trained_further(tmp_
     with pytest.raises(UserError) as error:
         find_same_run(run.path, {"seed": 1})
     assert str(error.value).endswith(f"or remove that folder{advice}")
+
+
+def test_a_continued_run_has_the_configuration_with_which_it_is_continued(tmp_path: Path) -> None:
+    """Keys that are not compared may differ, or be damaged; the file is then that of an uninterrupted run."""
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    whole = (folder.path / "config.yaml").read_bytes()
+    (folder.path / "config.yaml").write_text(whole.decode().replace("output_dir: /a", "output_dir: /b"))
+    folder.renew_config({**CONFIG, "resume": True})
+    assert (folder.path / "config.yaml").read_bytes() == whole

@@ -24,7 +24,7 @@ from crux.config.quoting import explain_unreadable_override, quote_override
 from crux.config.registry import SUFFIX, dataclasses_by_name, known_keys, list_keys, options_by_group
 from crux.config.synonyms import NO_EQUIVALENT, OPTION_SYNONYMS, SYNONYMS, find_synonym
 
-DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+DISK_ERRORS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 """Errors of the machine's disk, which are reported in one line."""
 
 MAX_LISTED = 12
@@ -46,7 +46,9 @@ def explain_user_error(error: BaseException, *, overrides: Sequence[str]) -> str
         case UserError():
             return " ".join(str(error).split())
         case OSError() if error.errno in DISK_ERRORS:
-            return f"{error.filename or 'the disk'}: {error.strerror}"
+            return (
+                f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}"  # filename2: the end of a rename
+            )
         case MemoryError() | RuntimeError() if _is_out_of_memory(error):
             reason = " ".join(str(error).split()).partition(". ")[0]
             return (

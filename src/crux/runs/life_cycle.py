@@ -108,6 +108,8 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
         place = earlier or create_run_folder(config, folder, ends, name=job.name)
         runs = create_runs(place, job.run_configs or {"": config}, resumed=earlier is not None, earlier_id=run_id)
         last = job.last_row(place) if earlier is not None else -1
+        if earlier is not None:
+            place.renew_config(to_plain(config))
         for run in runs:
             run.folder.drop_rows_after(last)
         ends.enter_context(flush_at_end(config, lambda: list_deliveries(runs)))

@@ -41,7 +41,7 @@ class RunFolder:
             shutil.rmtree(subfolder, ignore_errors=True)
         remove_temporaries(path, below=True)
         (path / "figures").mkdir(exist_ok=True)
-        write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        folder.write_config(config)
         return folder
 
     @property
@@ -111,8 +111,17 @@ class RunFolder:
         folder.check_kinds()
         if differences := list_differences(folder.read_config(), config):
             raise UserError(f"{folder.path / 'config.yaml'} was changed (there / here): {'; '.join(differences)}")
+        folder.renew_config(config)
         folder.clear_failure()  # the run is tried again
         return folder
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration of the run."""
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def renew_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration of a run that is continued, which may differ in keys that are not compared, or have been damaged there."""
+        self.write_config({**config, "resume": False, "resume_from": None})
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration with which the run was started.
