@@ -120,7 +120,7 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def renew_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration of a run that is continued, which may differ in keys that are not compared, or have been damaged there."""
+        """Write the configuration of a run that is continued, which may differ, or be damaged, in keys that are not compared."""
         self.write_config({**config, "resume": False, "resume_from": None})
 
     def read_config(self) -> dict[str, Any]:
