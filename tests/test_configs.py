@@ -65,9 +65,13 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
     given = [f"{group}={option}"]
     if (group, option) == ("data", "hub"):
         given.append("data.name=some/dataset")
-    if option == "toy/sae":
-        given.append(f"model.path={CONF}")
-        with pytest.raises(UserError, match="must be the run folder of a toy experiment"):
+    needs_a_folder = {
+        "toy/sae": ("model.path", "must be the run folder of a toy experiment"), "read": ("sae.path", "holds no SAE"),
+    }  # fmt: skip
+    if group == "experiment" and option in needs_a_folder:
+        key, message = needs_a_folder[option]
+        given.append(f"{key}={CONF}")
+        with pytest.raises(UserError, match=message):
             composed(*given)
         return
     config = composed(*given)

@@ -69,7 +69,7 @@ class Case(NamedTuple):
     """The kind of mistake, for the table."""
 
 
-EXPERIMENTS = [None, None, *(name for name in option_files("experiment") if name not in ("toy/sae", "report"))]
+EXPERIMENTS = [None, None, *(name for name in option_files("experiment") if name not in ("toy/sae", "read", "report"))]
 """The experiments whose keys are drawn; those left out need a folder."""
 
 

@@ -60,8 +60,10 @@ def test_a_stop_between_done_and_the_end_of_tracking_leaves_a_finished_run(
     from contextlib import closing
     from sqlite3 import connect
 
+    from crux.runs.database import prepare_database
     from crux.runs.run_folder import RunFolder
 
+    prepare_database(tmp_path / "mlflow.db")  # the stop leaves too little time to create it
     finish = RunFolder.finish
 
     def finish_and_stop(folder: RunFolder) -> None:

@@ -234,7 +234,12 @@ def model_source(model: LanguageModel) -> str | Path:
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "job": {"train": SaeJob, "sweep_report": ReportJob, "read": ReadJob, "read_calibration": ReadCalibrationJob},
+    "job": {
+        "train": SaeJob,
+        "sweep_report": ReportJob,
+        "read_latents": ReadJob,
+        "read_calibration": ReadCalibrationJob,
+    },
     "trainer": {"sae": SaeTrainer},
     "evaluation": {"default": Evaluation},
     **ARCHITECTURES,
