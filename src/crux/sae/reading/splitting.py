@@ -1,0 +1,79 @@
+"""Splitting across widths: which latents of a wide SAE divide up the firings of one latent of a narrow SAE."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crux.config.errors import UserError
+from crux.sae.geometry.nearest import find_nearest, normalise_rows
+from crux.sae.reading.sparse_codes import SparseCodes
+
+MIN_COVERAGE = 0.8
+"""A wide latent is a child of its nearest narrow latent if that one fires on at least this share of its firings."""
+
+TOKENS = 65_536
+"""Number of tokens whose firings are compared at a time."""
+
+
+class Splitting(NamedTuple):
+    """The latents of a wide SAE and their parents in a narrow one."""
+
+    parent: Int[np.ndarray, "n_wide"]
+    """The narrow latent whose decoder direction has the largest signed cosine."""
+    cosine: Float[np.ndarray, "n_wide"]
+    """That cosine."""
+    coverage: Float[np.ndarray, "n_wide"]
+    """Share of the wide latent's firings on which the parent fires too; NaN if it never fires."""
+    chance: Float[np.ndarray, "n_wide"]
+    """The parent's density: the coverage that an unrelated latent would have."""
+    children: Int[np.ndarray, "n_narrow"]
+    """Number of wide latents with a coverage of at least `MIN_COVERAGE`, for each narrow latent; one that has not split has 1."""
+
+
+def measure_splitting(
+    narrow: SparseCodes,
+    wide: SparseCodes,
+    *,
+    narrow_dictionary: Float[Tensor, "n_narrow d"],
+    wide_dictionary: Float[Tensor, "n_wide d"],
+    min_coverage: float = MIN_COVERAGE,
+) -> Splitting:
+    """Find the parent of each wide latent, and count the children of each narrow one.
+
+    Args:
+        narrow, wide: the codes of both SAEs on the same tokens.
+
+    Raises:
+        UserError: if they have different numbers of tokens.
+    """
+    if narrow.n_tokens != wide.n_tokens:
+        raise UserError(
+            f"splitting: the SAEs were read on {narrow.n_tokens:,} and {wide.n_tokens:,} tokens, not on the same"
+        )
+    nearest = find_nearest(normalise_rows(wide_dictionary), normalise_rows(narrow_dictionary))
+    parent = nearest.indices
+    both = np.zeros(wide.n_latents, np.int64)
+    for first in range(0, wide.n_tokens, TOKENS):
+        last = min(first + TOKENS, wide.n_tokens)
+        firing = narrow.tokens(first, last)
+        keys = _pair_keys(firing, narrow.n_latents)  # ascending
+        of_wide = wide.tokens(first, last)
+        token = np.repeat(np.arange(last - first), np.diff(of_wide.indptr))
+        wanted = token * narrow.n_latents + parent[of_wide.latents]
+        found = np.zeros(len(wanted), bool)
+        if len(keys):
+            places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            found = keys[places] == wanted
+        both += np.bincount(of_wide.latents[found], minlength=wide.n_latents)
+    firings = wide.firings()
+    coverage = np.divide(both, firings, out=np.full(wide.n_latents, np.nan), where=firings > 0)
+    children = np.bincount(parent[coverage >= min_coverage], minlength=narrow.n_latents)
+    return Splitting(parent, nearest.cosines, coverage, narrow.densities()[parent], children)
+
+
+def _pair_keys(codes: SparseCodes, n_latents: int) -> Int[np.ndarray, "nnz"]:
+    """Return token · n_latents + latent for each code, ascending."""
+    token = np.repeat(np.arange(codes.n_tokens), np.diff(codes.indptr))
+    return token * n_latents + codes.latents
