@@ -55,11 +55,11 @@ def within_table(places: Sequence[PlaceGeometry]) -> pd.DataFrame:
         for kind, group in numbers.groupby("kind", sort=False):
             rows.append(
                 {
-                    **_name_place(places, place), "SAE": kind, "seeds": len(group), "alive latents": _format_counts(group["alive"]),
+                    **_name_place(places, place), "SAE": kind, "seeds": len(group), "alive latents": _format_counts(_read_column(group, "alive")),
                     "within, all alive": _with_chance(group, "within_max_cos"),
                     "latents": place.n_equal,
                     "within, equal number": _with_chance(group, "within_max_cos_equal"),
-                    "cos(encoder, decoder)": _format(group["encoder_decoder_cos"]),
+                    "cos(encoder, decoder)": format_spread(_read_column(group, "encoder_decoder_cos")),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -80,7 +80,7 @@ def pairs_table(places: Sequence[PlaceGeometry]) -> pd.DataFrame:
                     "A → B": _with_chance(group, "to_max_cos"),
                     "B → A": _with_chance(group, "from_max_cos"),
                     "matched": _with_chance(group, "matched_cos"),
-                    "shared": _format(group["shared_share"]),
+                    "shared": format_spread(_read_column(group, "shared_share")),
                     "novel A, B": f"{group['novel_share_a'].mean():.2f}, {group['novel_share_b'].mean():.2f}",
                     "codes": f"{correlation.iloc[0]:.2f} [{correlation.iloc[1]:.2f}]",
                     "own neighbours": f"{group['mixing_excess'].mean():+.2f} [{group['mixing_excess/isotropic'].mean():+.2f}, "
@@ -211,19 +211,20 @@ def _name_place(places: Sequence[PlaceGeometry], place: PlaceGeometry) -> dict[s
     return {"hook point": place.place.title} if len(places) > 1 else {}
 
 
-def _format(values: pd.Series) -> str:
-    return format_spread(values.dropna().tolist())
+def _read_column(rows: pd.DataFrame, name: str) -> list[float]:
+    """Return the known values of a column."""
+    values = rows[[name]].to_numpy(float)[:, 0]
+    return values[~np.isnan(values)].tolist()
 
 
-def _format_counts(values: pd.Series) -> str:
-    lowest, highest = int(values.min()), int(values.max())
-    return f"{values.mean():,.0f}" if lowest == highest else f"{values.mean():,.0f} ({lowest:,} to {highest:,})"
+def _format_counts(values: Sequence[float]) -> str:
+    lowest, highest = int(min(values)), int(max(values))
+    return f"{np.mean(values):,.0f}" if lowest == highest else f"{np.mean(values):,.0f} ({lowest:,} to {highest:,})"
 
 
-def _with_chance(group: pd.DataFrame, name: str) -> str:
-    return (
-        f"{_format(group[name])} {_format_levels((group[f'{name}/isotropic'].mean(), group[f'{name}/shaped'].mean()))}"
-    )
+def _with_chance(rows: pd.DataFrame, name: str) -> str:
+    isotropic, shaped = (float(np.mean(_read_column(rows, f"{name}/{level}"))) for level in ChanceCosines._fields)
+    return f"{format_spread(_read_column(rows, name))} {_format_levels((isotropic, shaped))}"
 
 
 def _format_levels(levels: tuple[float, float]) -> str:
