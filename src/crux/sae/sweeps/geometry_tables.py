@@ -55,7 +55,8 @@ def within_table(places: Sequence[PlaceGeometry]) -> pd.DataFrame:
         for kind, group in numbers.groupby("kind", sort=False):
             rows.append(
                 {
-                    **_name_place(places, place), "SAE": kind, "seeds": len(group), "alive latents": _format_counts(_read_column(group, "alive")),
+                    **_name_place(places, place), "SAE": kind, "seeds": len(group),
+                    "alive latents": _format_counts(_read_column(group, "alive")),
                     "within, all alive": _with_chance(group, "within_max_cos"),
                     "latents": place.n_equal,
                     "within, equal number": _with_chance(group, "within_max_cos_equal"),
