@@ -49,7 +49,7 @@ def test_a_sparsity_penalty_makes_parents_absorbed() -> None:
     rates = {}
     for sparsity in (0.0, 0.6):
         sae = train_on_hierarchy(
-            HIERARCHY, start_at_features(), sparsity=sparsity, steps=1500, batch=256, lr=6e-3, seed=0
+            HIERARCHY, start_at_features(), sparsity=sparsity, steps=600, batch=256, lr=1e-2, seed=0
         )
         rates[sparsity] = np.mean([f.absorbed for f in measure_hierarchy_absorption(HIERARCHY, sae, n=4000, seed=1)])
     assert rates[0.0] < 0.05
