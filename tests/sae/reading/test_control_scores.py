@@ -12,7 +12,7 @@ from crux.sae.reading.control_scores import (
     compare_with_controls,
     describe_indistinct,
     find_percentiles,
-    score_dictionary,
+    score_together,
 )
 from crux.sae.reading.controls import Control, make_shifted_control, select_latents
 from crux.sae.reading.fit_text import prepare_fit
@@ -43,11 +43,8 @@ def test_latents_stand_out_from_the_null_and_not_from_themselves() -> None:
     same = Control(
         "same", LATENTS, select_latents(HARVEST.fit.codes, LATENTS), select_latents(HARVEST.held_out.codes, LATENTS)
     )
-    ours = score_dictionary(TEXT, HARVEST, sizes=[1, 3], label="latents")
-    controls = {
-        control.name: score_dictionary(TEXT, control.harvest(HARVEST), sizes=[1, 3], label=control.name)
-        for control in (same, make_shifted_control(HARVEST, LATENTS))
-    }
+    together = [same, make_shifted_control(HARVEST, LATENTS)]
+    _, ours, controls = score_together(TEXT, HARVEST, together, sizes=[1, 3])
     rows = {
         (row.control, row.score, row.n_rules): row.comparison
         for row in compare_with_controls(ours, controls, stands_for=LATENTS)
@@ -68,6 +65,19 @@ def test_latents_stand_out_from_the_null_and_not_from_themselves() -> None:
     warnings = describe_indistinct(compare_with_controls(ours, controls, stands_for=LATENTS))
     assert len(warnings) == 3
     assert all("control same" in line for line in warnings)
+
+
+def test_explaining_dictionaries_together_gives_what_explaining_each_gives() -> None:
+    control = make_shifted_control(HARVEST, LATENTS)
+    rules, ours, controls = score_together(TEXT, HARVEST, [control], sizes=[2])
+    alone, theirs, _ = score_together(TEXT, HARVEST, [], sizes=[2])
+    of_control, shifted, _ = score_together(TEXT, control.harvest(HARVEST), [], sizes=[2])
+    for key, values in ours.by_size().items():
+        np.testing.assert_allclose(values, theirs.by_size()[key], rtol=1e-12)
+    np.testing.assert_allclose(controls["shifted"].rules.rho, shifted.rules.rho, rtol=1e-9, atol=1e-12)
+    assert len(of_control[2].base) == len(LATENTS)
+    for name in ("indptr", "value", "increment", "counts", "base", "mass"):
+        np.testing.assert_allclose(getattr(rules[2], name), getattr(alone[2], name), rtol=1e-12, atol=1e-12)
 
 
 def test_a_warning_names_the_score_and_its_uncertainty() -> None:

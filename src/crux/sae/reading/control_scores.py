@@ -1,16 +1,20 @@
 """The scores of explanations of an SAE's latents next to those of its controls, which have been explained in the same way."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from crux.sae.reading.controls import Control
 from crux.sae.reading.fit_rules import SHRINKAGE, fit_rule_lists
 from crux.sae.reading.fit_text import FitText
 from crux.sae.reading.harvest import Harvest
 from crux.sae.reading.percentiles import ControlComparison, compare_pairs, percentiles_at_density
 from crux.sae.reading.rule_scores import RuleScores, score_rules
+from crux.sae.reading.rules import Rules, first_latents
+from crux.sae.reading.sparse_codes import join_codes
 from crux.sae.reading.whole_tree import TreeScores, score_whole_tree
 
 WITHOUT_LIMIT = 0
@@ -19,7 +23,7 @@ WITHOUT_LIMIT = 0
 SMALL = 0.05
 """Difference of two mean correlations below which they are reported as not different."""
 
-N_NEAREST = 100
+N_NEAREST = 20
 """Number of controls of similar density among which the percentile of a latent is taken."""
 
 
@@ -50,21 +54,32 @@ class ControlRow(NamedTuple):
     comparison: ControlComparison
 
 
-def score_dictionary(
-    text: FitText, harvest: Harvest, *, sizes: Sequence[int], shrinkage: float = SHRINKAGE, label: str
-) -> DictionaryScores:
-    """Fit and score the rules of all latents in a harvest: an SAE's, or a control's (`Control.harvest`).
+def score_together(
+    text: FitText, harvest: Harvest, controls: Sequence[Control], *, sizes: Sequence[int], shrinkage: float = SHRINKAGE
+) -> tuple[dict[int, Rules], DictionaryScores, dict[str, DictionaryScores]]:
+    """Return the rules of an SAE's latents by their number, its scores, and those of each control by its name.
+
+    All codes are explained in one go, as if they were of one dictionary, since much of the work does not depend on their number.
 
     Args:
-        text: the harvest's fit text, prepared once for the SAE and all controls.
+        text: the harvest's fit text.
+        controls: of the harvest's SAE, with different names.
         sizes: numbers of rules per latent.
-        label: what is said about the progress.
     """
-    lists = fit_rule_lists(text, harvest.fit.codes, sizes=sizes, shrinkage=shrinkage, label=f"fitting rules: {label}")
-    return DictionaryScores(
-        score_rules(lists, harvest.fit, harvest.held_out, label=f"scoring rules: {label}"),
-        score_whole_tree(text, harvest.held_out, fit_codes=harvest.fit.codes, shrinkage=shrinkage),
+    fit, held_out = harvest.fit, harvest.held_out
+    fit_codes = join_codes([fit.codes, *(control.fit for control in controls)])
+    held_out_codes = join_codes([held_out.codes, *(control.held_out for control in controls)])
+    rules = fit_rule_lists(text, fit_codes, sizes=sizes, shrinkage=shrinkage)
+    scores = score_rules(rules, fit, held_out, fit_codes=fit_codes, held_out_codes=held_out_codes)
+    tree = score_whole_tree(text, held_out, fit_codes=fit_codes, held_out_codes=held_out_codes, shrinkage=shrinkage)
+    n = fit.codes.n_latents
+    ends = np.cumsum([n, *(control.fit.n_latents for control in controls)]).tolist()
+    ours, *others = (
+        DictionaryScores(scores.select(slice(start, end)), tree.select(slice(start, end)))
+        for start, end in pairwise([0, *ends])
     )
+    names = (control.name for control in controls)
+    return {size: first_latents(some, n) for size, some in rules.items()}, ours, dict(zip(names, others, strict=True))
 
 
 def compare_with_controls(

@@ -9,6 +9,7 @@ from crux.sae.reading.section import Reading
 TITLES = {
     "scores": "What activates the latents: rules from {fit:,} training tokens, scored on {held_out:,} held-out tokens (means over latents)",
     "controls": "Latents minus the controls that stand for them, with the standard error over latents",
+    "warnings": "Scores that do not tell the latents from a control",
     "influence": "What the network does with them: KL in nats per token of ablating a latent, to second order",
     "ablations": "Exact ablations, to check the influence",
     "effects": "Effects on the predictions of the most influential latents: score on held-out contexts, and the logit lens",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crux.sae.reading.ablations import ablate_latents, check_influence, choose_for_ablation
 from crux.sae.reading.context_pairs import find_firing_contexts
+from crux.sae.reading.control_scores import N_NEAREST
 from crux.sae.reading.controls import choose_latents, get_activations, make_direction_control, select_latents
 from crux.sae.reading.directions import DirectionKind, draw_directions
 from crux.sae.reading.harvest import ReadText
@@ -41,9 +42,6 @@ STEERING_WINDOWS, STEERING_POSITION = 48, 24
 
 MIN_ABLATED = 10
 """Least number of firings of a latent that is ablated to check the influence."""
-
-N_NEAREST = 20
-"""Controls of similar density among which a latent's percentile is given."""
 
 
 def describe_influence(
