@@ -11,6 +11,8 @@ import pytest
 from crux.sae.figures.reading_figures import draw_reading
 from crux.sae.reading import read_latents
 from crux.sae.reading.section import Section, compute_section_once, no_features
+from crux.sae.reading.steering import COLUMNS
+from crux.sae.reading.use_section import steering_cells
 
 SMALL = (
     "experiment=read", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8", "reading.fit_tokens=16384",
@@ -54,6 +56,10 @@ def test_every_part_has_its_columns(read: Path) -> None:
         "rules",
     ):
         assert bool(features[name].notna().to_numpy().any()), name
+    largest = int(
+        features["influence"].to_numpy().argmax()
+    )  # the latents with the largest influence are ablated exactly, too
+    assert not np.isnan(features["influence_exact"].to_numpy()[largest])
     scored = features["firings_held_out"] >= 50
     assert features.loc[~scored, "rho@3"].isna().all()
     assert (features.loc[scored, "rho@3"] <= 1).all()
@@ -147,6 +153,15 @@ def test_a_section_is_computed_once_and_again_if_its_files_are_damaged(tmp_path:
     (tmp_path / "part" / "metrics.json").write_text("{")
     compute_section_once(tmp_path, "part", compute)
     assert len(calls) == 2
+
+
+def test_directions_that_miss_the_budget_are_left_out_of_the_means() -> None:
+    """Of three directions with consistencies .2, .4 and .9, the last one spends twice the budget."""
+    table = pd.DataFrame(0.0, index=range(3), columns=list(COLUMNS)).assign(kind="latent", budget=0.1, onward=False)
+    table["consistency"], table["kl_fit"] = [0.2, 0.4, 0.9], [0.1, 0.104, 0.2]
+    (row,) = steering_cells(table, budget=0.1).to_dict("records")
+    assert (row["directions"], row["n"], row["missed"]) == ("latent", 2, 1)
+    assert row["consistency"] == "0.3 ± 0.1"  # the standard error is √.02 / √2
 
 
 def test_no_figure_without_its_part() -> None:

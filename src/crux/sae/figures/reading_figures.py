@@ -45,6 +45,8 @@ def plot_scores(scores: pd.DataFrame) -> Figure:
             color=PALETTE[i % len(PALETTE)], linestyle="-" if i < len(PALETTE) else "--", label=str(row["dictionary"]),
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
     style_axes(
         axes, x="rules per latent", y="mean Pearson correlation ρ on held-out text",
         title="Predicting codes from rules: latents and controls of equal density",
@@ -84,17 +86,22 @@ def plot_rewriting(rewriting: pd.DataFrame) -> Figure:
         (direct["stored"], direct["ce"], "no SAE: means by suffix"),
     )):  # fmt: skip
         axes.plot(x, y, marker=MARKERS[i], color=PALETTE[i], label=label, markersize=5)
-    for name, style in (("clean", "-"), ("sae", "--"), ("mean", ":")):
+    for name, label, style, side in (
+        ("clean", "clean", "-", "top"), ("sae", "SAE", "--", "bottom"), ("mean", "mean ablation", ":", "bottom"),
+    ):  # fmt: skip
         ce = rewriting.loc[rewriting["replacement"] == name, "ce"]
         if len(ce):
             axes.axhline(float(ce.iloc[0]), color=GREY, linestyle=style, linewidth=1.0)
-            axes.text(0.995, float(ce.iloc[0]), {"sae": "SAE", "mean": "mean ablation"}.get(name, name),
-                      transform=axes.get_yaxis_transform(), fontsize=8, color=GREY, ha="right", va="bottom")  # fmt: skip
+            axes.text(
+                0.995, float(ce.iloc[0]), label, transform=axes.get_yaxis_transform(), fontsize=8, color=GREY, ha="right",
+                va=side,
+            )  # fmt: skip
+    axes.margins(y=0.12)
     axes.set_xscale("log")
     style_axes(
         axes, x="stored numbers", y="cross-entropy, nats per token", title="Codes replaced by what rules predict"
     )
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.14))
     return figure
 
 
@@ -103,8 +110,8 @@ def plot_residual(residual: pd.DataFrame) -> Figure:
     rows = residual[residual["name"] != "clean"].iloc[::-1]
     figure = new_figure(height=0.32 * len(rows) + 1.2)
     axes = figure.subplots()
-    names = [str(name).replace("_", " ") for name in rows["name"]]
-    colours = [PALETTE[1] if name == "sae" else PALETTE[0] for name in names]
+    names = ["the SAE" if name == "sae" else str(name).replace("_", " ") for name in rows["name"]]
+    colours = [PALETTE[1] if name == "sae" else PALETTE[0] for name in rows["name"]]
     axes.barh(
         names, rows["kl"], xerr=rows["standard_error"], color=colours, error_kw={"linewidth": 0.8, "ecolor": GREY}
     )

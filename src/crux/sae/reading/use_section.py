@@ -40,6 +40,17 @@ STEERING_KINDS: tuple[DirectionKind, ...] = ("isotropic", "covariance", "example
 STEERING_WINDOWS, STEERING_POSITION = 48, 24
 """Contexts on which α is chosen, and as many others on which the effects are measured; the position at which the activation is changed."""
 
+SHOWN = (
+    "relative_alpha", "kl", "consistency", "mode_share", "lens_overlap", "on_target", "side_effect", "asymmetry", "ce_increase",
+)  # fmt: skip
+"""The columns of steering in the report; all are explained in `steering.COLUMNS`."""
+
+TOLERANCE = 0.05
+"""Share of the budget by which the KL on the fit contexts may miss it; directions that miss it by more are counted and left out."""
+
+N_LARGEST = 8
+"""Number of latents with the largest influence that are ablated too: there the second order is least exact."""
+
 MIN_ABLATED = 10
 """Least number of firings of a latent that is ablated to check the influence."""
 
@@ -72,13 +83,16 @@ def describe_influence(
         "dead_weight_share": influence.dead_weight_share(),
     }  # fmt: skip
     tables: dict[str, pd.DataFrame] = {}
-    chosen = choose_for_ablation(codes.firings(), n=n_ablations, min_firings=MIN_ABLATED)
-    if len(chosen) > 2:
+    spread = choose_for_ablation(codes.firings(), n=n_ablations, min_firings=MIN_ABLATED)
+    if len(spread) > 2:
+        largest = np.argsort(-influence.kl, kind="stable")[:N_LARGEST]
+        chosen = np.array([*spread, *np.setdiff1d(largest, spread)])
         exact = ablate_latents(
             reading.subject, windows, codes, hook=reading.site.write, directions=directions, latents=chosen,
             batch=reading.batch,
         )  # fmt: skip
-        check = check_influence(influence.kl[chosen], exact.kl)
+        features.loc[chosen, "influence_exact"] = exact.kl
+        check = check_influence(influence.kl[spread], exact.kl[: len(spread)])
         tables["ablations"] = pd.DataFrame({
             "latent": chosen, "influence": influence.kl[chosen], "exact KL": exact.kl, "own share": exact.own_share,
             "CE increase": exact.ce_increase, "estimated CE increase": influence.ce_increase[chosen],
@@ -97,10 +111,14 @@ def describe_influence(
             theirs = _influence_of_directions(reading, kind, stand_ins, n_windows=n_windows, measure=measure)
             rows.append(_influence_row(kind, theirs))
             if kind == "whitened":
-                features["influence_percentile"] = percentiles_at_density(
-                    influence.kl, theirs.kl, densities=influence.densities, control_densities=theirs.densities,
-                    n_nearest=N_NEAREST,
-                )  # fmt: skip
+                for name, values, others in (
+                    ("influence", influence.kl, theirs.kl),
+                    ("use_per_energy", influence.use_per_energy, theirs.use_per_energy),
+                ):
+                    features[f"{name}_percentile"] = percentiles_at_density(
+                        values, others, densities=influence.densities, control_densities=theirs.densities,
+                        n_nearest=N_NEAREST,
+                    )  # fmt: skip
         tables["influence"] = pd.DataFrame(rows)
     return Section(features, tables, {k: v for k, v in metrics.items() if np.isfinite(v)}), influence
 
@@ -222,7 +240,22 @@ def describe_steering(reading: Reading, *, n_latents: int, budget: float) -> Sec
         {f"steering_{name}": table.loc[mine, name].to_numpy() for name in columns},
         index=pd.Index(latents, name="latent"),
     )
-    return Section(features, {"steering": summarise_steering(table).reset_index()}, {})
+    return Section(features, {"steering": steering_cells(table, budget=budget)}, {})
+
+
+def steering_cells(table: pd.DataFrame, *, budget: float) -> pd.DataFrame:
+    """Return mean ± standard error over the directions of each kind, without those whose KL misses the budget."""
+    met = (table["kl_fit"] / budget - 1).abs() <= TOLERANCE
+    rows = []
+    for kind in dict.fromkeys(table["kind"]):
+        of_kind = summarise_steering(table.loc[met & (table["kind"] == kind)])
+        n = int(((table["kind"] == kind) & met).sum())
+        row: dict[str, object] = {"directions": kind, "n": n, "missed": int((table["kind"] == kind).sum()) - n}
+        if n:
+            means, errors = (of_kind.xs(part, axis=1, level=1).iloc[0] for part in ("mean", "standard_error"))
+            row |= {name: f"{means[name]:.3g} ± {errors[name]:.1g}" for name in SHOWN}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _spread(windows: Int[np.ndarray, "windows context"], n: int) -> Int[np.ndarray, "some context"]:

@@ -42,7 +42,9 @@ def describe_rewriting(reading: Reading, rules: Mapping[int, Rules], *, max_toke
         for k in rules
         if row.replacement == f"rules, K = {k}" and np.isfinite(row.recovered)
     }
-    return Section(no_features(), {"rewriting": pd.DataFrame(rewriting.rows)}, metrics)
+    table = pd.DataFrame(rewriting.rows)
+    table[["stored", "stored_with_decoder"]] = table[["stored", "stored_with_decoder"]].where(table["stored"] >= 0)
+    return Section(no_features(), {"rewriting": table}, metrics)
 
 
 def describe_residual(reading: Reading, *, max_tokens: int, force: bool) -> Section:
