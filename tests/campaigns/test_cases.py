@@ -8,7 +8,7 @@ from tests.campaigns.cases import campaign
 from tests.campaigns.outcomes import Outcomes
 from tests.campaigns.reported.case import CASES
 
-QUICK_CASES = (3, 4, 12, 13, 14, 15, 17, 19, 21, 22, 32, 37)
+QUICK_CASES = (3, 4, 7, 8, 12, 13, 14, 15, 17, 19, 21, 22, 32, 36, 37)
 """Cases that take a few seconds each and have no server or process of their own; all cases: `python -m tests.campaigns.cases`."""
 
 

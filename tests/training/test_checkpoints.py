@@ -3,14 +3,18 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from crux.config.errors import UserError
 from crux.training.checkpoints import (
+    CheckContinuation,
     CheckedCheckpointIO,
     DamagedCheckpointError,
     checkpoint_step,
@@ -127,3 +131,28 @@ def test_content_that_is_no_checkpoint_is_refused_without_torchs_advice(content:
         checkpoint_step(path)
     assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", ["nothing", "optimizer_states", "lr_schedulers", "global_step"])
+def test_a_training_that_would_start_anew_in_part_is_refused(lost: str, tmp_path: Path) -> None:
+    """Lightning passes over optimisers and schedules that a checkpoint does not have: Adam would start with empty moments."""
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(module.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if lost != "optimizer_states":
+        module(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    schedule.last_epoch = 0 if lost == "lr_schedulers" else 1
+    files = CheckedCheckpointIO(module)
+    files.loaded_step = 2 if lost == "global_step" else 1
+    trainer = Mock(spec=L.Trainer)
+    trainer.configure_mock(
+        global_step=1, optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=schedule)]
+    )
+    callback = CheckContinuation(tmp_path / "last.ckpt", files)
+    if lost == "nothing":
+        callback.on_train_start(trainer, L.LightningModule())
+        assert callback.started
+        return
+    with pytest.raises(UserError, match="its parts do not belong together"):
+        callback.on_train_start(trainer, L.LightningModule())

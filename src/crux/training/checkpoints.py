@@ -80,6 +80,10 @@ class CheckContinuation(L.Callback):
         """True once everything has been restored from the checkpoint."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = self.files.loaded_step
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        complete = all(optimizer.state for optimizer in trainer.optimizers) or step == 0  # else Adam would start anew
+        in_step = all(schedule.last_epoch == step for schedule in schedules)
         shapes_fit = all(
             value.shape == parameter.shape
             for optimizer in trainer.optimizers
@@ -87,7 +91,7 @@ class CheckContinuation(L.Callback):
             for value in state.values()
             if isinstance(value, Tensor) and value.ndim
         )
-        if trainer.global_step != self.files.loaded_step or not shapes_fit:
+        if trainer.global_step != step or not (complete and in_step and shapes_fit):
             raise _explain_useless(self.path, DamagedCheckpointError("its parts do not belong together"))
         self.started = True
 

@@ -29,6 +29,7 @@ from tests.campaigns.reported.inputs import (
     write_model,
     write_saelens_folder,
 )
+from tests.support.html_blocks import HtmlBlocks
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -76,9 +77,10 @@ def res_jb(work: Workplace) -> Observation:
 
 
 def read_contexts(work: Workplace) -> str:
-    """Return the text of the newest run's latents page, without tags."""
-    page = next(work.run_folder().glob("latents*.html")).read_text("utf-8")
-    return re.sub(r"<[^>]*>", "", page.partition("<body")[2])
+    """Return the texts from which the contexts on the newest run's latents page are taken."""
+    blocks = HtmlBlocks(next(work.run_folder().glob("latents*.html")).read_text("utf-8"))
+    texts = blocks.manifest["pieces"]["texts"]
+    return "".join(texts[piece] for piece in blocks.store(0).tolist())
 
 
 @case(7, "the latents page for Chinese, emoji and Hebrew", correct="whole characters; no U+FFFD")
