@@ -28,6 +28,9 @@ from crux.sae.reading.sparse_codes import SparseCodes
 CALIBRATION_TOKENS = 8192
 """Number of tokens from which the threshold of an untrained SAE is computed."""
 
+DENSITY_BATCHES = 32
+"""Number of batches of tokens on which the densities of a control SAE's latents are counted."""
+
 
 @torch.no_grad()
 def make_untrained_sae(
@@ -133,14 +136,15 @@ def make_sae_control(name: str, sae: SAE, harvest: Harvest, latents: Int[np.ndar
     Args:
         sae: folded; reads the activations of the harvest, which must have been kept.
         latents: of the harvest's SAE, ascending; they all fire on fit tokens.
-        batch: tokens that are encoded at a time.
+        batch: tokens that are encoded at a time. The densities by which latents are chosen are counted on `DENSITY_BATCHES` of them.
     """
     fit, held_out = get_activations(harvest.fit), get_activations(harvest.held_out)
+    sample = _sample_batches(fit, batch=batch)
     firings = np.zeros(sae.n_latents, np.int64)
-    for codes in _encode(sae, fit, batch=batch):
+    for codes in _encode(sae, sample, batch=batch):
         firings += (codes != 0).sum(0).cpu().numpy()
     wanted = harvest.fit.codes.firings()[latents]
-    chosen = match_densities(wanted.astype(np.float64), firings.astype(np.float64))
+    chosen = match_densities(wanted / len(fit), firings / len(sample))
     sides = [_encode_some(sae, x, chosen, batch=batch).matrix().tocsc() for x in (fit, held_out)]
     columns: tuple[list[Column], list[Column]] = ([], [])
     for j, n in enumerate(wanted.tolist()):
@@ -152,6 +156,15 @@ def make_sae_control(name: str, sae: SAE, harvest: Harvest, latents: Int[np.ndar
     return Control(
         name, latents, stack_columns(columns[0], n_tokens=len(fit)), stack_columns(columns[1], n_tokens=len(held_out))
     )
+
+
+def _sample_batches(x: Float[np.ndarray, "tokens d"], *, batch: int) -> Float[np.ndarray, "some d"]:
+    """Return up to `DENSITY_BATCHES` batches of tokens that are evenly spread over x; all of them if there are not more."""
+    n_batches = math.ceil(len(x) / batch)
+    if n_batches <= DENSITY_BATCHES:
+        return x
+    firsts = np.arange(DENSITY_BATCHES) * (len(x) - batch) // (DENSITY_BATCHES - 1)
+    return np.concatenate([x[first : first + batch] for first in firsts])
 
 
 @torch.no_grad()

@@ -88,6 +88,14 @@ class Influence(NamedTuple):
         fires = self.firings > 0
         return float(np.asarray(spearmanr(*self.kl_halves[:, fires]))[0]) if fires.sum() > 2 else float("nan")
 
+    def select(self, latents: slice | Int[np.ndarray, "n"]) -> "Influence":
+        """Return the influence of some latents."""
+        return self._replace(
+            kl=self.kl[latents], kl_pos0=self.kl_pos0[latents], kl_halves=self.kl_halves[:, latents],
+            ce_first_order=self.ce_first_order[latents], energy=self.energy[latents], firings=self.firings[latents],
+            directions=self.directions[latents],
+        )  # fmt: skip
+
     def dead_weight_share(self, *, below: float = 0.5) -> float:
         """Return the share of the energy of all latents that lies in latents with U_i < `below`: energy that the network hardly reads."""
         unused = np.nan_to_num(self.use_per_energy, nan=np.inf) < below
@@ -121,7 +129,8 @@ def measure_influence(
 
     Args:
         windows: token ids; codes: of the same tokens, in the same order, for example some windows of a `ReadText` (`select_windows`).
-            They may be those of control directions, with codes of matched density.
+            They may be those of control directions, with codes of matched density, or those of several dictionaries (`join_codes`), whose
+            influences then come from the same gradients (`Influence.select`).
         hook: hook point that the latents write.
         directions: w_i, the decoder rows, on the scale of the activations; of any norm.
         n_draws: an even number of at least 2.

@@ -133,3 +133,16 @@ def compare_tokens(
         kl.append(precise_kl(log_p, log_q))
         increase.append(token_cross_entropy(log_q, labels[part]) - token_cross_entropy(log_p, labels[part]))
     return TokenChanges(torch.cat(kl).view_as(tokens), torch.cat(increase).view_as(tokens)[:, :-1])
+
+
+@torch.no_grad()
+def next_token_loss(
+    final: Float[Tensor, "runs length d_model"], tokens: Int[Tensor, "runs length"], unembed: Unembed
+) -> Float[Tensor, "runs length-1"]:
+    """Return the cross-entropy of the text's next token at each position but the last, in nats, from final hidden states, in chunks."""
+    h, labels = final[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    losses = [
+        token_cross_entropy(log_probabilities(h[part], unembed), labels[part])
+        for part in token_chunks(len(labels), len(unembed.W_U), labels.device)
+    ]
+    return torch.cat(losses).view(len(tokens), -1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.config.progress import progress
 from crux.sae.reading.context_pairs import ContextPairs, pair_with_all
-from crux.sae.reading.interventions import ContextPool, compare_tokens, log_probabilities, run_chunks, run_pool
+from crux.sae.reading.interventions import ContextPool, log_probabilities, next_token_loss, run_chunks, run_pool
 from crux.sae.reading.lens import lens_effects
 from crux.sae.reading.prediction_effects import (
     centre_effects,
@@ -67,6 +67,10 @@ class SteeringContexts(NamedTuple):
 
     fit: ContextPool
     test: ContextPool
+    short: ContextPool
+    """The test contexts up to the steered position, or all of them with `onward`: what the KL needs."""
+    clean_loss: Float[Tensor, "n_test predicted"]
+    """The clean cross-entropy of the text after the steered position of the test contexts, in nats."""
     position: int
     """The position from which, or at which, the activation is changed, the same in all contexts."""
     onward: bool
@@ -98,12 +102,14 @@ def run_steering_contexts(
     """
     if not 1 <= position < fit.shape[1] - 1:
         raise UserError(f"steering at position {position}: it must be between 1 and {fit.shape[1] - 2}")
-    if not onward:  # later tokens do not matter for the KL at the position
-        fit = fit[:, : position + 1]
-    pool = run_pool(subject, fit, hook=hook, batch=batch)
+    end = fit.shape[1] if onward else position + 1  # later tokens do not matter for the KL at the position
+    pool = run_pool(subject, fit[:, :end], hook=hook, batch=batch)
+    test_pool = run_pool(subject, test, hook=hook, batch=batch)
+    short = test_pool if onward else run_pool(subject, test[:, :end], hook=hook, batch=batch)
+    clean_loss = next_token_loss(test_pool.final[:, position:], test_pool.tokens[:, position:], subject.unembed)
     positions = torch.full((len(fit),), position, device=subject.device)
     fisher = measure_fisher(pool, positions=positions, onward=onward, n_draws=n_draws, batch=batch, seed=seed)
-    return SteeringContexts(pool, run_pool(subject, test, hook=hook, batch=batch), position, onward, fisher)
+    return SteeringContexts(pool, test_pool, short, clean_loss, position, onward, fisher)
 
 
 @torch.no_grad()
@@ -184,11 +190,14 @@ def _measure(
     contexts: SteeringContexts, vector: Tensor, *, lens: Tensor, novel: Tensor | None, n_target: int, max_tokens: int
 ) -> dict[str, float]:
     """Measure the effects of adding one vector, on the test contexts."""
-    log_p, log_q, kl, ce_increase = _predict(contexts, contexts.test, vector, max_tokens=max_tokens)
-    fit_p, fit_q, _, _ = _predict(contexts, contexts.fit, vector, max_tokens=max_tokens)
+    changed = _run(contexts, contexts.test, vector, max_tokens=max_tokens)
+    log_p, log_q, kl = _predict(contexts, contexts.test, changed)
+    fit_p, fit_q, _ = _predict(contexts, contexts.fit, _run(contexts, contexts.fit, vector, max_tokens=max_tokens))
     target = centre_effects(fit_p, fit_q).mean(0).topk(min(n_target, fit_p.shape[-1] - 1)).indices
-    pairs = _pairs(contexts, contexts.test)
-    negative = measure_mean_kl(contexts.test, pairs, -vector[None], onward=contexts.onward, max_tokens=max_tokens)
+    pairs = _pairs(contexts, contexts.short)
+    negative = measure_mean_kl(contexts.short, pairs, -vector[None], onward=contexts.onward, max_tokens=max_tokens)
+    later, tokens = changed[:, contexts.position :], contexts.test.tokens[:, contexts.position :]
+    ce_increase = next_token_loss(later, tokens, contexts.test.subject.unembed) - contexts.clean_loss
     effects, parts = centre_effects(log_p, log_q), split_kl(log_p, log_q, target)
     total = parts.total.sum()
     record = {
@@ -207,29 +216,25 @@ def _measure(
     return {name: float(value) for name, value in record.items()}
 
 
-def _predict(
+def _run(
     contexts: SteeringContexts, pool: ContextPool, vector: Tensor, *, max_tokens: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return clean and steered log-probabilities where effects are measured, the KL of each context, and its mean CE increase."""
-    position = pool.tokens.shape[1] - 1 if contexts.onward else contexts.position
-    pairs = _pairs(contexts, pool)
-    unembed = pool.subject.unembed
-    log_q, kl, increase = [], [], []
+) -> Float[Tensor, "windows length d_model"]:
+    """Return the final hidden states of all windows of a pool after adding one vector."""
+    pairs, changed = _pairs(contexts, pool), []
     for part in run_chunks(len(pairs.owners), length=pool.tokens.shape[1], max_tokens=max_tokens):
         _, windows, positions = pairs.select(part)
         vectors = vector.expand(len(windows), -1)
-        changed = pool.run_vectors(windows, positions=positions, vectors=vectors, onward=contexts.onward)
-        log_q.append(log_probabilities(changed[:, position], unembed))
-        where = steered_tokens(positions, length=pool.tokens.shape[1], onward=contexts.onward)
-        kl.append(mean_kl_of_runs(pool.final[windows], changed, where=where, pool=pool))
-        later = slice(contexts.position, None)
-        if pool.tokens.shape[1] > contexts.position + 1:
-            changes = compare_tokens(
-                pool.final[windows, later], changed[:, later], tokens=pool.tokens[windows, later], unembed=unembed
-            )
-            increase.append(changes.ce_increase.mean(1))
-    log_p = log_probabilities(pool.final[:, position], unembed)
-    return log_p, torch.cat(log_q), torch.cat(kl), torch.cat(increase) if increase else torch.zeros(0)
+        changed.append(pool.run_vectors(windows, positions=positions, vectors=vectors, onward=contexts.onward))
+    return torch.cat(changed)
+
+
+def _predict(contexts: SteeringContexts, pool: ContextPool, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return clean and steered log-probabilities where effects are measured, and the KL of each context."""
+    position = pool.tokens.shape[1] - 1 if contexts.onward else contexts.position
+    positions = _pairs(contexts, pool).positions
+    where = steered_tokens(positions, length=pool.tokens.shape[1], onward=contexts.onward)
+    log_p, log_q = (log_probabilities(final[:, position], pool.subject.unembed) for final in (pool.final, changed))
+    return log_p, log_q, mean_kl_of_runs(pool.final, changed, where=where, pool=pool)
 
 
 def _pairs(contexts: SteeringContexts, pool: ContextPool) -> ContextPairs:

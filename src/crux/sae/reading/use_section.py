@@ -1,6 +1,7 @@
 """The part of a reading about what the network does with the latents: influence, effects on the predictions, and steering."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from torch import Tensor
 from crux.sae.reading.ablations import ablate_latents, check_influence, choose_for_ablation
 from crux.sae.reading.context_pairs import find_firing_contexts
 from crux.sae.reading.control_scores import N_NEAREST
-from crux.sae.reading.controls import choose_latents, get_activations, make_direction_control, select_latents
+from crux.sae.reading.controls import choose_latents, get_activations, make_direction_control
 from crux.sae.reading.directions import DirectionKind, draw_directions
 from crux.sae.reading.harvest import ReadText
 from crux.sae.reading.influence import Influence, measure_influence, select_windows
@@ -20,7 +21,7 @@ from crux.sae.reading.lens import last_hook
 from crux.sae.reading.output_effects import OutputEffects, TokenEffects, measure_output_effects
 from crux.sae.reading.percentiles import percentiles_at_density
 from crux.sae.reading.section import Reading, Section, no_features
-from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.sparse_codes import SparseCodes, join_codes
 from crux.sae.reading.steering import run_steering_contexts, steer_directions, summarise_steering
 from crux.sae.reading.steering_comparison import collect_latent_directions
 from crux.sae.reading.steering_strength import measure_fisher
@@ -33,6 +34,9 @@ POOL_WINDOWS, LENGTH = 256, 64
 
 N_TOP = 10
 """Promoted and suppressed tokens that are kept."""
+
+INFLUENCE_KINDS: tuple[DirectionKind, ...] = ("whitened", "isotropic", "example")
+"""The control directions of the influence table."""
 
 STEERING_KINDS: tuple[DirectionKind, ...] = ("isotropic", "covariance", "example_difference", "pca")
 """The control directions of the steering table."""
@@ -63,13 +67,13 @@ def describe_influence(
     windows, codes = select_windows(held_out.windows, held_out.codes, n_windows=n_windows)
     directions = sae.dictionary().detach()
 
-    def measure(codes: SparseCodes, directions: Tensor) -> Influence:
-        return measure_influence(
-            reading.subject, windows, codes, hook=reading.site.write, directions=directions, n_draws=n_draws,
-            batch=reading.batch, seed=reading.seed,
-        )  # fmt: skip
-
-    influence = measure(codes, directions)
+    stand_ins, controls = _make_influence_controls(reading, n_controls, n_windows=n_windows)
+    everything = measure_influence(
+        reading.subject, windows, join_codes([codes, *(c.codes for c in controls.values())]), hook=reading.site.write,
+        directions=torch.cat([directions, *(c.directions.to(directions) for c in controls.values())]), n_draws=n_draws,
+        batch=reading.batch, seed=reading.seed,
+    )  # fmt: skip
+    influence = everything.select(slice(0, reading.n_latents))
     features = pd.DataFrame(
         {
             "influence": influence.kl, "influence_pos0": influence.kl_pos0, "strength": influence.strength,
@@ -101,14 +105,11 @@ def describe_influence(
             "influence_log_pearson": check.log_pearson, "influence_median_ratio": check.median_ratio,
             "influence_bias": check.bias,
         }  # fmt: skip
-    stand_ins = choose_latents(reading.harvest, n_controls, min_fit=MIN_ABLATED, min_held_out=MIN_ABLATED)
-    if n_controls and len(stand_ins) and reading.site.read == reading.site.write:
-        rows = []
-        chosen_codes = select_latents(codes, stand_ins)
-        ours = measure(chosen_codes, directions[torch.from_numpy(stand_ins).to(directions.device)])
-        rows.append(_influence_row(f"SAE, {len(stand_ins)} latents", ours))
-        for kind in ("whitened", "isotropic", "example"):
-            theirs = _influence_of_directions(reading, kind, stand_ins, n_windows=n_windows, measure=measure)
+    if controls:
+        rows = [_influence_row(f"SAE, {len(stand_ins)} latents", influence.select(stand_ins))]
+        for i, kind in enumerate(controls):
+            first = reading.n_latents + i * len(stand_ins)
+            theirs = everything.select(slice(first, first + len(stand_ins)))
             rows.append(_influence_row(kind, theirs))
             if kind == "whitened":
                 for name, values, others in (
@@ -132,17 +133,27 @@ def _influence_row(name: str, influence: Influence) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _influence_of_directions(
-    reading: Reading, kind: DirectionKind, latents: np.ndarray, *, n_windows: int, measure
-) -> Influence:
-    """Return the influence of control directions that fire as often as some latents; their codes add c u to the activation."""
-    control = make_direction_control(kind, reading.harvest, latents, moments=reading.moments, seed=reading.seed)
-    directions = draw_directions(
-        kind, len(latents), moments=reading.moments, x=get_activations(reading.harvest.fit), seed=reading.seed
-    )
-    held_out = reading.harvest.held_out
-    _, codes = select_windows(held_out.windows, control.held_out, n_windows=n_windows)
-    return measure(codes, torch.from_numpy(directions).float().to(reading.subject.device))
+class _InfluenceControl(NamedTuple):
+    """Control directions on the windows on which the influence is measured; their codes add c u to the activation."""
+
+    codes: SparseCodes
+    directions: Float[Tensor, "n d"]
+
+
+def _make_influence_controls(
+    reading: Reading, n_controls: int, *, n_windows: int
+) -> tuple[Int[np.ndarray, "n"], dict[str, _InfluenceControl]]:
+    """Return the latents for which control directions stand, and the controls by kind; a transcoder has none."""
+    latents = choose_latents(reading.harvest, n_controls, min_fit=MIN_ABLATED, min_held_out=MIN_ABLATED)
+    if n_controls == 0 or len(latents) == 0 or reading.site.read != reading.site.write:
+        return latents, {}
+    moments, x, controls = reading.moments, get_activations(reading.harvest.fit), {}
+    for kind in INFLUENCE_KINDS:
+        control = make_direction_control(kind, reading.harvest, latents, moments=moments, seed=reading.seed)
+        directions = draw_directions(kind, len(latents), moments=moments, x=x, seed=reading.seed)
+        _, codes = select_windows(reading.harvest.held_out.windows, control.held_out, n_windows=n_windows)
+        controls[kind] = _InfluenceControl(codes, torch.from_numpy(directions).float())
+    return latents, controls
 
 
 def describe_effects(reading: Reading, influence: Influence, *, n_latents: int, budget: float) -> Section:
