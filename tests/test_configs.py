@@ -67,6 +67,7 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
         given.append("data.name=some/dataset")
     needs_a_folder = {
         "toy/sae": ("model.path", "must be the run folder of a toy experiment"), "read": ("sae.path", "holds no SAE"),
+        "export": ("sae.path", "holds no SAE"),
     }  # fmt: skip
     if group == "experiment" and option in needs_a_folder:
         key, message = needs_a_folder[option]

@@ -121,7 +121,9 @@ def set_and_check(config: DictConfig, key: str, value: Any, words: list[str]) ->
 def test_a_job_refuses_such_values_of_each_of_its_keys(experiment: str | None, tmp_path: Path) -> None:
     """As the command line does after it has composed the job. The values alternate between the keys."""
     words = [f"experiment={experiment}"] if experiment else []
-    needed = {"toy/sae": f"model.path={tmp_path}", "read": f"sae.path={tmp_path}"}
+    needed = {
+        "toy/sae": f"model.path={tmp_path}", "read": f"sae.path={tmp_path}", "export": f"sae.path={tmp_path}",
+    }  # fmt: skip
     words += [needed[experiment]] if experiment in needed else []
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from crux.config.errors import UserError
+from crux.config.schema import LanguageModel
 from crux.runs.checks import check_writable
 from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.sae.checks import check_text
@@ -28,15 +29,34 @@ def check_job(job: ReadJob, given: Collection[str]) -> None:
         check_writable("cache", job.cache)
     saes = {"sae.path": job.sae.path} | ({"against": job.against} if job.against is not None else {})
     for key, path in saes.items():
-        folder = find_sae_folder(Path(path), key=key)
-        metadata = read_saved_config(folder).metadata
-        read, write = saved_hooks(metadata)
-        if key == "sae.path" and (read := job.hook_point or read) is None:
-            raise UserError(f"{key}={path}: its {CONFIG} does not say which hook point the SAE reads; give hook_point=")
-        if read is not None:
-            place = Place(str(model_source(job.model)), job.model.process_weights, read, write or read)
-            check_belonging(metadata, place, what=f"{key}: the SAE", force=job.sae.force, insist="sae.force=true")
+        check_saved_sae(
+            path,
+            key=key,
+            hook_point=job.hook_point if key == "sae.path" else None,
+            model=job.model,
+            force=job.sae.force,
+        )
     check_text(job.data, context=job.model.context)
+
+
+def check_saved_sae(path: str, *, key: str, hook_point: str | None, model: LanguageModel, force: bool) -> None:
+    """Check that there is an SAE in a folder, and that it belongs to a model and a hook point.
+
+    Args:
+        key: the key on the command line, for messages.
+        hook_point: the hook point that it shall read; None: the one in its metadata.
+        force: do not ask whether it belongs there.
+
+    Raises:
+        UserError: in one line.
+    """
+    metadata = read_saved_config(find_sae_folder(Path(path), key=key)).metadata
+    read, write = saved_hooks(metadata)
+    if (read := hook_point or read) is None and key == "sae.path":
+        raise UserError(f"{key}={path}: its {CONFIG} does not say which hook point the SAE reads; give hook_point=")
+    if read is not None:
+        place = Place(str(model_source(model)), model.process_weights, read, write or read)
+        check_belonging(metadata, place, what=f"{key}: the SAE", force=force, insist="sae.force=true")
 
 
 def check_subject(job: ReadJob) -> None:

@@ -10,7 +10,7 @@ from crux.config.errors import UserError
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.latents import logit_effects
 from crux.sae.reading.quick_read import read_batches
-from crux.sae.reading.text_page import describe_text_features
+from crux.sae.reading.text_page import describe_text_features, find_neighbours
 from crux.subjects.token_texts import TokenText
 from tests.support.small_saes import make_random_sae
 from tests.support.toy_subject import make_random_toy
@@ -73,3 +73,15 @@ def test_features_of_some_latents() -> None:
     assert found.lens is not None
     np.testing.assert_array_equal(found.lens.promoted, lens.promoted.numpy())
     np.testing.assert_array_equal(found.lens.suppressed_effects, lens.suppressed_effects.detach().numpy())
+
+
+def test_neighbours_are_the_most_similar_other_directions() -> None:
+    """The latents 7, 4, 5 and 9 are at angles of 0°, 60°, 180° and −10°."""
+    angles = torch.tensor([0.0, 60, 180, -10]).deg2rad()
+    directions = torch.stack([angles.cos(), angles.sin()], 1)
+    directions[0] *= 2
+    found = find_neighbours(directions, np.array([7, 4, 5, 9]), n=2)
+    assert found.latents.tolist() == [[9, 4], [7, 9], [4, 9], [7, 4]]
+    expected = np.cos(np.deg2rad([[10, 60], [60, 70], [120, 170], [10, 70]]))
+    np.testing.assert_allclose(found.cosines, expected, atol=1e-6)
+    assert find_neighbours(directions[:1], np.array([3]), n=2).latents.shape == (1, 0)

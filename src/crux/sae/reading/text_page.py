@@ -1,4 +1,4 @@
-"""What a page of latents shows of an SAE and a text alone: densities, codes, contexts, and the direct effects on the logits."""
+"""What a page of latents shows of an SAE and a text alone: densities, codes, contexts, direct effects on the logits, similar latents."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.sae.evaluation.latents import logit_effects
-from crux.sae.figures.features_page_data import PageColumn, SaeFeatures, TokenEffects, make_column
+from crux.sae.figures.features_page_data import Neighbours, PageColumn, SaeFeatures, TokenEffects, make_column
 from crux.sae.figures.features_page_texts import ReadTokens, mark_joined
+from crux.sae.geometry.nearest import find_candidates
 from crux.sae.reading.contexts import count_codes, find_contexts
 from crux.sae.reading.harvest import ReadText
 from crux.sae.reading.page_limits import choose_limits
@@ -46,6 +47,7 @@ def describe_text_features(
         contexts=contexts,
         histograms=count_codes(text, latents, bins=limits.bins),
         lens=describe_lens(directions, unembed, n_top=limits.lens),
+        neighbours=find_neighbours(directions, latents, n=limits.neighbours),
     )
 
 
@@ -69,3 +71,15 @@ def describe_lens(directions: Float[Tensor, "rows d_model"], unembed: Unembed, *
         effects.suppressed.numpy(), effects.suppressed_effects.numpy(), None,
         "logits per unit of direction above the mean over the vocabulary, without later blocks and the final norm",
     )  # fmt: skip
+
+
+@torch.no_grad()
+def find_neighbours(
+    directions: Float[Tensor, "rows d_model"], latents: Int[np.ndarray, "rows"], *, n: int
+) -> Neighbours:
+    """Return the n latents of the page whose directions have the largest cosines with each one's own, without itself."""
+    unit = torch.nn.functional.normalize(directions.detach().float().nan_to_num(), dim=1)
+    cosines, rows = find_candidates(unit, unit, k=n + 1)
+    itself = rows == np.arange(len(rows))[:, None]
+    others = np.argsort(itself, axis=1, kind="stable")[:, : min(n, len(rows) - 1)]
+    return Neighbours(latents[np.take_along_axis(rows, others, 1)], np.take_along_axis(cosines, others, 1), None)

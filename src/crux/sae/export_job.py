@@ -1,0 +1,135 @@
+"""Run `experiment=export`: the latents of a saved SAE in the import format of Neuronpedia."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tokenizers import Tokenizer
+
+from crux.config.errors import UserError
+from crux.runs.experiment import no_last_row, prepare_experiment
+from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
+from crux.runs.result import Result
+from crux.runs.run_folder import RunFolder
+from crux.sae.architectures.site import Site
+from crux.sae.export_checks import FEATURES, read_text_sizes
+from crux.sae.export_options import ExportJob
+from crux.sae.formats.neuronpedia import NeuronpediaSource, write_neuronpedia
+from crux.sae.loading import check_embedding, load_model, load_tokens
+from crux.sae.options import model_source, text_name
+from crux.sae.read_job import load_site
+from crux.sae.reading.harvest import Harvest, harvest_codes
+from crux.sae.reading.neuronpedia_features import neuronpedia_features
+from crux.sae.reading.text_page import describe_text_features
+from crux.subjects.hooks import parse_hook
+from crux.subjects.subject import Subject
+from crux.subjects.token_texts import TokenTexts
+from crux.subjects.tokenizer import load_tokenizer
+from crux.text.token_file import default_cache
+from crux.text.tokens import Tokens
+from crux.training.devices import choose_device
+
+N_RULES = 3
+"""Number of rules of a latent that make its explanation."""
+
+
+def run(config: ExportJob, *, folder: Path | None) -> RunFolder:
+    """Export the latents of a saved SAE.
+
+    Args:
+        folder: the run folder, if a sweep has chosen one; None: create a new one.
+    """
+
+    def prepare() -> PreparedJob:
+        torch.manual_seed(config.seed)
+        tokens = load_tokens(config.data, model=config.model, cache=config.cache)
+        subject = load_model(config.model, device=choose_device(config.trainer.accelerator), dtype=torch.float32)
+        check_embedding(tokens, subject)
+        site = load_site(config.sae.path, key="sae.path", hook_point=config.hook_point, device=subject.device)
+        parse_hook(site.write)  # the export is named after its layer
+        tokenizer, end_of_text = load_tokenizer(model_source(config.model))
+
+        def compute(active: ActiveRun) -> Result:
+            harvest = _harvest(config, subject, site, tokens, end_of_text)
+            return export_for_neuronpedia(config, active.folder.path, subject, site, harvest, tokenizer)
+
+        return prepare_experiment(
+            config, compute=compute, last_row=no_last_row, params={"n_latents": site.sae.n_latents}
+        )
+
+    return run_job(config, folder=folder, prepare=prepare)
+
+
+def _harvest(config: ExportJob, subject: Subject, site: Site, tokens: Tokens, end_of_text: int) -> Harvest:
+    """Return the codes of the SAE on the text of the reading, which are in the cache, or on as many held-out tokens as are asked for."""
+    if config.read is not None:
+        n_fit, n_held_out = read_text_sizes(config.read)
+    else:
+        n_fit, n_held_out = 2 * config.model.context, config.tokens  # nothing is fitted
+    return harvest_codes(
+        subject, site, train=tokens.train, held_out=tokens.held_out, context=config.model.context, n_fit=n_fit,
+        n_held_out=n_held_out, end_of_text=end_of_text, batch=config.batch, with_activations=config.read is not None,
+        cache=Path(config.cache) if config.cache is not None else default_cache(), force=config.sae.force,
+    )  # fmt: skip
+
+
+def export_for_neuronpedia(
+    config: ExportJob, folder: Path, subject: Subject, site: Site, harvest: Harvest, tokenizer: Tokenizer
+) -> Result:
+    """Write the files into `neuronpedia/` in a folder; return their numbers and a report."""
+    text, read_tokens, named = harvest.held_out, TokenTexts(tokenizer), config.neuronpedia
+    directions = subject.map_to_residual(site.write, site.sae.dictionary().detach())
+    explanations = read_explanations(config.read, harvest) if config.read is not None else None
+    features = describe_text_features(
+        text, name="SAE", latents=np.arange(site.sae.n_latents), directions=directions, unembed=subject.unembed,
+        read_tokens=read_tokens, seed=config.seed,
+    )._replace(explanations=explanations)  # fmt: skip
+    source = NeuronpediaSource(
+        model=named.model_id or Path(subject.name).name, set_name=named.set_name, hook=site.write,
+        release=named.release, description=f"SAE at {site.write} of {subject.name}", creator=named.creator,
+        creator_id=named.creator_id, dataset=text_name(config.data), n_windows=len(text.windows),
+        context=text.windows.shape[1], n_layers=subject.n_layers, d_model=subject.d_model, url=named.url or "",
+    )  # fmt: skip
+    rows = neuronpedia_features(
+        features, text, directions=directions, unembed=subject.unembed, read_tokens=read_tokens,
+        with_vectors=named.vectors,
+    )  # fmt: skip
+    written = write_neuronpedia(folder / "neuronpedia", source, rows, n=site.sae.n_latents)
+    assert features.contexts is not None
+    metrics = {
+        "latents": float(site.sae.n_latents),
+        "alive": float((text.codes.firings() > 0).sum()),
+        "contexts": float(len(features.contexts.starts)),
+        "explained": float(sum(map(bool, explanations or []))),
+        "tokens": float(text.n_tokens),
+    }
+    lines = [
+        f"Neuronpedia's import files of {metrics['latents']:,.0f} latents ({metrics['alive']:,.0f} fire on {text.n_tokens:,} held-out "
+        f"tokens), {metrics['contexts']:,.0f} contexts and {metrics['explained']:,.0f} explanations are in",
+        str(written),
+    ]
+    return Result(metrics, [], {}, {}, "\n\n".join(lines))
+
+
+def read_explanations(path: str, harvest: Harvest) -> list[str]:
+    """Return what the rules of a reading say of each latent; empty where they explain nothing.
+
+    Args:
+        path: the run folder of the reading.
+        harvest: the codes of the SAE that is exported.
+
+    Raises:
+        UserError: if the reading is that of another SAE, or of another text.
+    """
+    table = pd.read_parquet(Path(path).expanduser() / FEATURES)
+    firings = harvest.held_out.codes.firings()
+    if len(table) != len(firings) or not np.array_equal(table["firings_held_out"].to_numpy(), firings):
+        raise UserError(f"read={path}: reads another SAE than sae.path, or another text or model")
+    explained = ~table["unexplained"].to_numpy(bool)
+    return [join_rules(list(rules)) if good else "" for rules, good in zip(table["rules"], explained, strict=True)]
+
+
+def join_rules(rules: list[str]) -> str:
+    """Return the conditions of a latent's first rules, such as `␣should; ␣must`, without their codes and counts."""
+    return "; ".join(rule.rpartition(" → ")[0] for rule in rules[:N_RULES])
