@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[2] / "src"
-PACKAGES = ("crux", "crux.sae", "crux.toy", "crux.llc", "crux.degeneracy")
+PACKAGES = (
+    "crux", "crux.sae", "crux.sae.reading", "crux.sae.geometry", "crux.sae.llm", "crux.toy", "crux.llc", "crux.degeneracy",
+)  # fmt: skip
 
 PROGRAM = f"""
 import logging, os, signal, sys, warnings
