@@ -1,5 +1,6 @@
 """Run `experiment=read`: what activates each latent of a saved SAE, and what the network does with it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +105,12 @@ def read(
         )  # fmt: skip
 
     reading = Reading(subject, site, harvest(site), TokenTexts(tokenizer), config.seed, config.batch)
+    names = name_saes(config.sae.path, config.against)
     other_sae: SAE | None = None
     other_alive: np.ndarray | None = None
     second: OtherSae | None = None
     if other is not None:
-        second = OtherSae("against", other, harvest(other))
+        second = OtherSae(names[1], other, harvest(other))
         other_sae, other_alive = other.sae, second.harvest.held_out.codes.firings() > 0
     found = read_latents(
         reading, config.reading, sizes=config.report_sizes, folder=active.folder.intermediate, other=other_sae,
@@ -118,7 +120,7 @@ def read(
     page = render_reading_page(
         reading, found.features, found.rules, title=config.run_name(), facts=describe_reading(config, reading),
         n_rules=config.reading.n_rules, effects_unit=f"Δ log-probability at a KL of {config.reading.budget:g} nats",
-        other=second,
+        other=second, name=names[0],
     )  # fmt: skip
     write_text(active.folder.path / "latents.html", page)
     tables = {name: section.tables for name, section in found.sections.items()}
@@ -130,6 +132,17 @@ def read(
     }
     report = write_report(found, reading, n_rules=config.reading.n_rules)
     return Result(found.metrics, [], figures, arrays, report)
+
+
+def name_saes(path: str, against: str | None) -> tuple[str, str]:
+    """Return short names of both SAEs: of their run folders, without the time; `SAE` and `against` if these are equal."""
+
+    def shorten(folder: str) -> str:
+        parts = [part for part in Path(folder).resolve().parts if part not in ("sae", "run")]
+        return re.sub(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_", "", parts[-1])
+
+    names = shorten(path), shorten(against or path)
+    return names if against is not None and names[0] != names[1] else ("SAE", "against")
 
 
 def describe_reading(config: ReadJob, reading: Reading) -> dict[str, str]:

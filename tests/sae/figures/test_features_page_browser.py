@@ -211,6 +211,41 @@ def test_characters_of_several_tokens_are_shown_once(tab: Tab, tmp_path: Path) -
     assert marks[1][0].strip() == "ש"
 
 
+def test_contexts_show_what_rules_predict_and_what_ablation_costs(tab: Tab, tmp_path: Path) -> None:
+    """Every other latent has the changes of its strongest contexts, alternately +1 and −0.5 nats."""
+    page = make_page(n=N)
+    contexts = page.first.contexts
+    assert contexts is not None
+    owners = np.repeat(np.arange(N), np.diff(contexts.offsets))
+    known = (contexts.groups == 0) & (owners % 2 == 0)
+    changes = np.where(np.arange(contexts.lengths[known].sum()) % 2, -0.5, 1.0)
+    predicted = np.arange(len(owners)) / 7
+    contexts = contexts._replace(predicted=predicted, ce_known=known, ce_changes=changes)
+    page = page._replace(first=page.first._replace(contexts=contexts))
+    (tmp_path / "ce.html").write_text(render_features_page(page, read_tokens=read_tokens), "utf-8")
+    open_page(tab, tmp_path / "ce.html", "#a/10")
+    texts = tab.evaluate("[...document.querySelectorAll('.contexts b small')].map((e) => e.textContent)")
+    assert texts == [f"rules {value:.2g}" for value in predicted[owners == 10]]
+    count = "document.querySelectorAll('.show-ce .with-ce .{}').length"
+    assert tab.evaluate(count.format("helps")) == 0
+    first = "getComputedStyle(document.querySelector('.with-ce .text span')).backgroundColor"
+    before = tab.evaluate(first)
+    tab.evaluate("document.querySelector('.contexts .switch button').click()")
+    lengths = contexts.lengths[known & (owners == 10)]
+    shown = [tab.evaluate(count.format(name)) for name in ("helps", "hurts")]
+    assert shown == [lengths.sum() // 2] * 2
+    assert tab.evaluate(first) != before
+    titles = tab.evaluate("[...document.querySelectorAll('.with-ce .hurts')].map((e) => e.title)")
+    assert all(title.endswith("ΔCE −0.5") for title in titles)
+    tab.press("ArrowDown")  # the state is kept; latents without changes have no switch
+    tab.evaluate("location.hash = '#a/11'")
+    wait_for_card(tab, "a11")
+    assert tab.evaluate("document.querySelectorAll('.switch').length") == 0
+    tab.evaluate("location.hash = '#a/12'")
+    wait_for_card(tab, "a12")
+    assert tab.evaluate(count.format("helps")) > 0
+
+
 def test_notes_are_kept(tab: Tab, folder: Path) -> None:
     open_page(tab, folder / "one.html", "#a/17")
     tab.evaluate("document.querySelector('textarea').focus()")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 NO_TOKEN = -1
 """Fills the places of an array of tokens at which there is no token."""
@@ -76,12 +76,19 @@ class PageContexts(NamedTuple):
     lengths: Int[np.ndarray, "contexts"]
     """Number of tokens."""
     peaks: Int[np.ndarray, "contexts"]
-    """Index within the context of the token for which it was chosen, on which the latent fires."""
+    """Index within the context of the token for which it was chosen, on which the latent fires unless its group says otherwise."""
     codes: UInt8[np.ndarray, "codes"]
     """The codes on the tokens of all contexts, one after the other, in units of 1/255 of the latent's maximum; 0 only if it is silent."""
     maxima: Float[np.ndarray, "rows"]
     """The largest code of each latent on all windows; 0: it never fires."""
     group_names: tuple[str, ...]
+    predicted: Float[np.ndarray, "contexts"] | None = None
+    """The code that the rules predict on the peak; None: there are no rules."""
+    ce_known: Bool[np.ndarray, "contexts"] | None = None
+    """For which contexts the change of the cross-entropy is known; None: for none."""
+    ce_changes: Float[np.ndarray, "tokens"] | None = None
+    """The tokens of these contexts, one after the other: by how many nats the network's cross-entropy on the token grows if the latent is
+    ablated in the whole window; 0 for the first token of a window, which is not predicted."""
 
 
 class Neighbours(NamedTuple):

@@ -107,7 +107,7 @@ def _cut_contexts(
 ) -> dict[str, tuple[np.ndarray, str]]:
     begin, end = contexts.offsets[first], contexts.offsets[last]
     before, within = contexts.lengths[:begin].sum(), contexts.lengths[begin:end].sum()
-    return {
+    arrays = {
         "maxima": (contexts.maxima[first:last], "f12"),
         "contexts": (np.diff(contexts.offsets[first : last + 1]), "u2"),
         "groups": (contexts.groups[begin:end], "u1"),
@@ -116,6 +116,13 @@ def _cut_contexts(
         "peaks": (contexts.peaks[begin:end], "u2"),
         "codes": (contexts.codes[before : before + within], "u1"),
     }
+    if contexts.predicted is not None:
+        arrays["predicted"] = contexts.predicted[begin:end], "f7"
+    if contexts.ce_known is not None and contexts.ce_changes is not None:
+        known = contexts.ce_known * contexts.lengths  # number of tokens of each context whose change is known
+        arrays["ce_known"] = contexts.ce_known[begin:end], "u1"
+        arrays["ce_changes"] = contexts.ce_changes[known[:begin].sum() : known[:end].sum()], "f6"
+    return arrays
 
 
 def _effects(sae: SaeFeatures) -> dict[str, TokenEffects]:

@@ -67,6 +67,11 @@ class PairGeometry(NamedTuple):
     chance_mixing: tuple[float, float]
     """The excess of A and random directions in place of B, isotropic and shaped: nearly separate sets, where 0 is mixed."""
 
+    @property
+    def novel_below(self) -> float:
+        """The cosine that 99 % of A's latents do not reach with their nearest covariance-shaped directions."""
+        return float(np.percentile(self.chance_to.shaped, NOVEL_PERCENTILE))
+
     def numbers(self) -> dict[str, float]:
         """Return all numbers by name; those of chance end with `/isotropic` and `/shaped`.
 

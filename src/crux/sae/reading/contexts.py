@@ -87,10 +87,10 @@ def find_contexts(
                 continue
             generator = np.random.default_rng([seed, int(latents[row])])
             found[row] = _choose_peaks(tokens, codes, hashes, context=context, counts=counts, generator=generator)
-            places[row] = _extend(found[row].tokens, context=context, before=before, after=after, joined=joined)
+            places[row] = extend_contexts(found[row].tokens, context=context, before=before, after=after, joined=joined)
             maximum = maxima[row] = float(codes.max())
             scratch[tokens] = codes
-            inside = scratch[_spread_ranges(*places[row])]
+            inside = scratch[spread_ranges(*places[row])]
             codes_of_rows[row] = quantise(inside, maximum)
             scratch[tokens] = 0
     starts = np.concatenate([nothing, *(place[0] for place in places)])
@@ -159,20 +159,20 @@ def _choose_peaks(
     generator: np.random.Generator,
 ) -> _ChosenPeaks:
     ranked = tokens[np.argsort(-codes, kind="stable")]  # by code, then by place
-    top = _drop_duplicates(ranked, np.arange(len(ranked)), hashes, context=context, n=counts.top)
+    top = drop_duplicates(ranked, np.arange(len(ranked)), hashes, context=context, n=counts.top)
     groups, places = [0] * len(top), top.tolist()
     if len(tokens) > counts.top:
         edges = [(len(ranked) * i) // counts.quantiles for i in range(counts.quantiles + 1)] if counts.quantiles else []
         drawn_from = [(first, last, counts.per_quantile) for first, last in itertools.pairwise(edges)]
         for group, (first, last, n) in enumerate([*drawn_from, (0, len(ranked), counts.random)]):
             candidates = first + generator.permutation(last - first)
-            drawn = _drop_duplicates(ranked, candidates, hashes, context=context, n=n)
+            drawn = drop_duplicates(ranked, candidates, hashes, context=context, n=n)
             groups += [group + 1] * len(drawn)
             places += sorted(drawn.tolist())  # by decreasing code
     return _ChosenPeaks(groups, ranked[places].tolist())
 
 
-def _drop_duplicates(tokens: np.ndarray, places: np.ndarray, hashes: np.ndarray, *, context: int, n: int) -> np.ndarray:
+def drop_duplicates(tokens: np.ndarray, places: np.ndarray, hashes: np.ndarray, *, context: int, n: int) -> np.ndarray:
     """Return the first n places in `tokens` that are the first ones of their windows and, of those, the first ones with their hash.
 
     The first places of the answer depend on the first ones of the list alone, so a part of it is enough most of the time.
@@ -188,7 +188,7 @@ def _drop_duplicates(tokens: np.ndarray, places: np.ndarray, hashes: np.ndarray,
         size *= 8
 
 
-def _extend(
+def extend_contexts(
     peaks: list[int], *, context: int, before: int, after: int, joined: Bool[np.ndarray, "tokens"] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first tokens and the lengths of the contexts around some peaks."""
@@ -203,7 +203,7 @@ def _extend(
     return start, end - start
 
 
-def _spread_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def spread_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the numbers of all tokens of some ranges, one range after the other."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)

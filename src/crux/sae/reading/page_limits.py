@@ -17,10 +17,12 @@ class PageLimits(NamedTuple):
     neighbours: int
     bins: int
     """Bins of the histogram of its codes."""
+    near_misses: int
+    """Contexts in which its rules predict a code and it is silent, and as many in which it fires and they do not."""
 
 
-DETAILED = PageLimits(ContextCounts(6, 5, 2, 4), rules=10, measured=10, lens=8, neighbours=5, bins=20)
-BRIEF = PageLimits(ContextCounts(2, 4, 1, 1), rules=5, measured=5, lens=3, neighbours=3, bins=12)
+DETAILED = PageLimits(ContextCounts(6, 5, 2, 4), rules=10, measured=10, lens=8, neighbours=5, bins=20, near_misses=3)
+BRIEF = PageLimits(ContextCounts(2, 4, 1, 1), rules=5, measured=5, lens=3, neighbours=3, bins=12, near_misses=0)
 
 LARGE = 8192
 """Number of latents up to which a page is detailed."""

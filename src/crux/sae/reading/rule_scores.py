@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from crux.config.progress import track
 from crux.sae.reading.conditions import match_text
 from crux.sae.reading.harvest import ReadText
-from crux.sae.reading.rules import Rules
+from crux.sae.reading.rules import Rules, predict_latents
 from crux.sae.reading.score_values import (
     average_precision,
     balanced_accuracy,
@@ -91,7 +91,7 @@ def score_rules(
         true = [side.by_latent[:, block] for side in sides]
         active = [side.active_windows(codes) for side, codes in zip(sides, true, strict=True)]
         for row, size in enumerate(sizes):
-            predicted = [_predict(rule_lists[size], matrix, block) for matrix in held]
+            predicted = [predict_latents(rule_lists[size], matrix, block) for matrix in held]
             maxima = [side.window_maxima(codes) for side, codes in zip(sides, predicted, strict=True)]
             scores[0, row, block] = _correlations(predicted[1], true[1])
             scores[1, row, block] = _average_precisions(predicted[1], true[1])
@@ -135,15 +135,6 @@ def _held_conditions(rule_lists: Mapping[int, Rules], sides: list[_Side]) -> lis
     assert all(rules.conditions is lists[0].conditions for rules in lists), "lists of rules from one fit"
     rules = lists[0]
     return [match_text(rules.conditions, side.text.windows, side.text.begins, rules.classes) for side in sides]
-
-
-def _predict(rules: Rules, held: scipy.sparse.csr_matrix, block: Int[np.ndarray, "block"]) -> scipy.sparse.csc_matrix:
-    """Return the predicted codes of some latents minus their floor."""
-    codes = scipy.sparse.csc_matrix(held @ rules.increments().tocsc()[:, block])
-    codes.sort_indices()
-    latents = block[np.repeat(np.arange(len(block)), np.diff(codes.indptr))]
-    codes.data = np.maximum(codes.data + rules.base[latents], 0) - rules.floor[latents]
-    return codes
 
 
 def _correlations(predicted: scipy.sparse.csc_matrix, true: scipy.sparse.csc_matrix) -> Float[np.ndarray, "block"]:

@@ -91,6 +91,21 @@ def predict_dense(
     return (predict_codes(rules, windows, begins).toarray() + rules.floor).astype(np.float32)
 
 
+def predict_latents(
+    rules: Rules, held: scipy.sparse.csr_matrix, latents: Int[np.ndarray, "chosen"]
+) -> scipy.sparse.csc_matrix:
+    """Return the predicted codes of some latents minus their floor, tokens × chosen latents.
+
+    Args:
+        held: where each condition of the rules holds, tokens × conditions (`match_text`).
+    """
+    codes = scipy.sparse.csc_matrix(held @ rules.increments().tocsc()[:, latents])
+    codes.sort_indices()
+    owners = latents[np.repeat(np.arange(len(latents)), np.diff(codes.indptr))]
+    codes.data = np.maximum(codes.data + rules.base[owners], 0) - rules.floor[owners]
+    return codes
+
+
 def compact_rules(rules: Rules) -> Rules:
     """Return the rules with no other conditions than those that they test, numbered anew."""
     number, conditions = conditions_in_use(rules.conditions, rules.condition)

@@ -104,6 +104,7 @@ def describe_geometry(reading: Reading, *, other: SAE | None, other_alive: np.nd
         cosine = np.full(len(mine.latents), np.nan)
         cosine[pair.matching.rows] = pair.matching.cosines
         features["matched_latent"], features["matched_cosine"] = partner, cosine
+        features["matched_at_chance"] = cosine < pair.novel_below
         metrics |= pair.numbers()
     if transcodes:
         metrics = {name: value for name, value in metrics.items() if not name.endswith("/shaped")}

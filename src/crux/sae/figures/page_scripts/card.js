@@ -13,7 +13,7 @@ async function cardElement(page, sae, row, notes, go) {
   if (partner) card.append(partner);
   const columns = make("div", { class: "columns" });
   if (details.rules) columns.append(readsElement(page, details.rules));
-  for (const kind of ["measured", "lens"]) if (details[kind]) columns.append(writesElement(page, sae.about[kind], details[kind], kind));
+  for (const kind of ["measured", "lens"]) if (details[kind]?.promoted.length || details[kind]?.suppressed.length) columns.append(writesElement(page, sae.about[kind], details[kind], kind));
   if (details.histogram && details.maximum > 0)
     columns.append(make("section", {}, make("h3", {}, "codes", help("held-out tokens by code, on a logarithmic scale, without those on which it is silent")), histogramElement(details.histogram, details.maximum)));
   if (columns.children.length) card.append(columns);
@@ -88,15 +88,30 @@ function neighboursElement(sae, neighbours, go) {
 }
 
 function contextsElement(page, sae, details) {
-  const section = make("section", { class: "contexts" });
+  const section = make("section", { class: showsCe ? "contexts show-ce" : "contexts" });
   const store = page.stores[sae.about.store];
+  const changes = details.contexts.flatMap((context) => (context.ce ? [...context.ce] : []));
+  const largest = Math.max(0, ...changes.map(Math.abs));
+  if (largest > 0) section.append(ceSwitch(section, largest));
   let group = null;
   for (const context of details.contexts) {
     if (context.group !== group) section.append(make("h3", {}, sae.about.groups[(group = context.group)]));
-    section.append(contextElement(page, store, context, details.maximum));
+    section.append(contextElement(page, store, context, details.maximum, largest));
   }
   if (!details.contexts.length) section.append(make("p", {}, "It does not fire in the held-out text."));
   return section;
+}
+
+let showsCe = false; // for all latents
+
+// Returns the button by which the strongest contexts show the change of the cross-entropy on each token instead of the codes.
+function ceSwitch(section, largest) {
+  const button = make("button", { "aria-pressed": String(showsCe), onclick: () => {
+    showsCe = section.classList.toggle("show-ce");
+    button.setAttribute("aria-pressed", String(showsCe));
+  } }, "ΔCE by token");
+  const note = help(`in the strongest contexts: by how many nats the token is harder to predict if the latent is ablated in the window (line below), or easier (line above); the strongest shade is ${digits(largest, 2)}`);
+  return make("p", { class: "switch" }, button, note);
 }
 
 function copyLink(key, latent) {

@@ -35,12 +35,16 @@ class Features {
     return found;
   }
 
-  // Returns the pieces of the tokens that a latent makes more likely: measured if known, else those of the lens.
+  // Returns the pieces of the tokens that a latent makes more likely: measured if they are known of it, else those of the lens.
   promotedPieces(row, n) {
     if (!this.promoted) return [];
-    const top = this.about[this.promoted].top;
-    const tokens = this.index[`${this.promoted}/promoted`].subarray(row * top, row * top + Math.min(n, top));
-    return [...tokens].filter((p) => p > 0).map((p) => p - 1);
+    for (const kind of [this.promoted, "lens"]) {
+      if (!this.about[kind]) continue;
+      const top = this.about[kind].top;
+      const tokens = [...this.index[`${kind}/promoted`].subarray(row * top, row * top + Math.min(n, top))].filter((p) => p > 0);
+      if (tokens.length) return tokens.map((p) => p - 1);
+    }
+    return [];
   }
 
   // Returns one text per latent, in lower case: the tokens of rules, promoted tokens and explanation. Made at the first search.
@@ -73,9 +77,11 @@ function cutDetails(features, chunk, row, n) {
   if (chunk.maxima) {
     details.maximum = chunk.maxima[n];
     const lengths = sumLengths(chunk.lengths), contexts = sumLengths(chunk.contexts);
+    const known = chunk.ce_known && sumLengths(chunk.lengths.map((length, i) => length * chunk.ce_known[i]));
     for (let i = contexts[n]; i < contexts[n + 1]; i++)
       details.contexts.push({
         group: chunk.groups[i], start: chunk.starts[i], peak: chunk.peaks[i], codes: chunk.codes.subarray(lengths[i], lengths[i + 1]),
+        predicted: chunk.predicted?.[i], ce: chunk.ce_known?.[i] ? chunk.ce_changes.subarray(known[i], known[i + 1]) : undefined,
       });
   }
   if (chunk.histograms) details.histogram = chunk.histograms.subarray(n * about.bins, (n + 1) * about.bins);

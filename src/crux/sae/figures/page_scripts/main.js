@@ -164,7 +164,7 @@ class App {
 
 const LEGEND =
   "A context is a part of a held-out text; the framed token is the one for which it was chosen, the number before it is the latent's code " +
-  "there. Shading and underline show the size of the code on each token; thin lines separate tokens. A character that several tokens make has " +
+  "there and, if it has rules, below it the code that these predict. Shading and underline show the size of the code on each token; thin lines separate tokens. A character that several tokens make has " +
   "one stripe per token, ⟨e4⟩ is a byte that is part of no character, · is a space, and ⊢ the beginning of the window that the network reads. " +
   "Groups by code are equal shares of the tokens on which the latent fires, by rank. Keys: ↑ ↓ next latent, / search.";
 

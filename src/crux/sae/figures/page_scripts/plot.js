@@ -5,7 +5,7 @@ const MARGIN = { left: 56, right: 14, top: 10, bottom: 34 };
 class ScatterPlot {
   constructor(page, { onBrush, onSelect, onAxes }) {
     Object.assign(this, { page, onBrush, onSelect });
-    const columns = page.saes[0].columns.filter((c) => page.saes.every((sae) => sae.column(c.key)));
+    const columns = page.saes[0].columns; // latents of an SAE of which one of the two numbers is not known are not drawn
     const axis = (name) => make("select", { "aria-label": `${name} axis`, onchange: () => onAxes(this.x.value, this.y.value) }, ...columns.map((c) => make("option", { value: c.key }, c.label)));
     [this.x, this.y] = [axis("horizontal"), axis("vertical")];
     this.canvas = make("canvas");
@@ -36,7 +36,7 @@ class ScatterPlot {
   scale(key, from, to) {
     let low = Infinity, high = -Infinity, positive = Infinity;
     for (const sae of this.page.saes)
-      for (const value of sae.column(key).values) {
+      for (const value of sae.column(key)?.values ?? []) {
         if (!Number.isFinite(value)) continue;
         low = Math.min(low, value);
         high = Math.max(high, value);
@@ -64,6 +64,7 @@ class ScatterPlot {
     this.drawAxes(pen, width, height, color);
     this.page.saes.forEach((sae, n) => {
       const [x, y] = [sae.column(this.x.value), sae.column(this.y.value)];
+      if (!x || !y) return;
       pen.fillStyle = color(n ? "--second" : "--first");
       for (let row = 0; row < sae.latents.length; row++) {
         const [i, j] = [this.xs.place(x.values[row]), this.ys.place(y.values[row])];
@@ -78,7 +79,7 @@ class ScatterPlot {
 
   drawSelected(pen, ink) {
     const sae = this.page.saes.find((one) => one.key === this.state.sae), row = sae.rowOf.get(this.state.latent);
-    if (row === undefined) return;
+    if (row === undefined || !sae.column(this.x.value) || !sae.column(this.y.value)) return;
     pen.strokeStyle = ink;
     pen.lineWidth = 2;
     pen.beginPath();
@@ -139,7 +140,8 @@ class ScatterPlot {
   selectNearest(i, j) {
     let best = { distance: 225 };
     for (const sae of this.page.saes) {
-      const [x, y] = [sae.column(this.x.value).values, sae.column(this.y.value).values];
+      const [x, y] = [sae.column(this.x.value)?.values, sae.column(this.y.value)?.values];
+      if (!x || !y) continue;
       for (let row = 0; row < sae.latents.length; row++) {
         const distance = (this.xs.place(x[row]) - i) ** 2 + (this.ys.place(y[row]) - j) ** 2;
         if (distance < best.distance) best = { distance, sae: sae.key, latent: sae.latents[row] };

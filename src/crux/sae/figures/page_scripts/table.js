@@ -2,6 +2,8 @@
 
 const ROW_HEIGHT = 27, ROWS_AROUND = 8;
 
+const TEXT_NOTES = { reads: "its first rule", promotes: "tokens that it makes more likely: measured if they are known of the latent, else those of the direct path (lens)" };
+
 class LatentTable {
   constructor(page, { onSelect, onSort }) {
     Object.assign(this, { page, onSelect, onSort, rows: [], first: -1 });
@@ -25,7 +27,7 @@ class LatentTable {
     };
     this.texts = pairs ? [] : [...(this.sae.index.rules ? ["reads"] : []), ...(this.sae.promoted ? ["promotes"] : [])];
     const names = pairs ? this.page.saes.map((one) => one.about.name).join(" | ") : "latent";
-    this.head.replaceChildren(head("latent", names, "index in the dictionary"), ...this.texts.map((name) => make("th", { scope: "col", class: "pieces" }, name)), ...columns.map((c) => head(c.key, c.label, c.note)));
+    this.head.replaceChildren(head("latent", names, "index in the dictionary"), ...this.texts.map((name) => make("th", { scope: "col", class: "pieces", title: TEXT_NOTES[name] }, name)), ...columns.map((c) => head(c.key, c.label, c.note)));
     this.table.setAttribute("aria-rowcount", rows.length);
     this.draw(true);
   }
