@@ -65,7 +65,10 @@ def read_text_sizes(path: str) -> tuple[int, int]:
     if not run.done or not (folder / FEATURES).is_file():
         raise UserError(f"read={path}: the reading is not finished; resume=true continues it")
     sizes = config["reading"]
-    found = [sizes.get(key) for key in ("fit_tokens", "held_out_tokens")] if isinstance(sizes, dict) else []
-    if len(found) != 2 or not all(type(size) is int and size > 0 for size in found):
+    found: list[int] = []
+    if isinstance(sizes, dict):
+        values = [sizes.get(key) for key in ("fit_tokens", "held_out_tokens")]
+        found = [value for value in values if isinstance(value, int) and value > 0]
+    if len(found) != 2:
         raise UserError(f"read={path}: its config.yaml does not say how much text was read")
     return found[0], found[1]

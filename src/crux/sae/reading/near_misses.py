@@ -57,7 +57,7 @@ def add_near_misses(
     """
     width, hashes = text.windows.shape[1], hash_grams(text.windows)
     held = match_text(rules.conditions, text.windows, text.begins, rules.classes)
-    by_latent = text.codes.matrix().tocsc()
+    by_latent = scipy.sparse.csc_matrix(text.codes.matrix())
     code, predicted = np.zeros(text.n_tokens), np.zeros(text.n_tokens)
     found, on_peaks = _Parts([], [], [], [], [], []), [np.zeros(0)]
     for first in track(range(0, len(latents), LATENTS_PER_BLOCK), "finding where rules are wrong"):
@@ -73,8 +73,9 @@ def add_near_misses(
             peaks = [contexts.starts[own] + contexts.peaks[own]]
             if len(fires):
                 silent = holds[(code[holds] == 0) & (above > 0)]
-                for group, (tokens, errors) in enumerate(((silent, predicted), (fires, code - predicted))):
-                    chosen = _find_largest(tokens, errors[tokens], hashes, context=width, n=n)
+                errors = predicted[silent], code[fires] - predicted[fires]
+                for group, (tokens, error) in enumerate(zip((silent, fires), errors, strict=True)):
+                    chosen = _find_largest(tokens, error, hashes, context=width, n=n)
                     starts, lengths = extend_contexts(
                         chosen.tolist(), context=width, before=before, after=after, joined=joined
                     )
