@@ -8,10 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from crux.config.files import replacing_folder
 from crux.sae.architectures.site import Site
+from crux.sae.evaluation.typical_activation import measure_typical_activation
 from crux.sae.reading.controls import get_activations
 from crux.sae.reading.directions import ActivationMoments, measure_moments
 from crux.sae.reading.fit_text import FitText, prepare_fit
@@ -75,6 +78,16 @@ class Reading:
     def moments(self) -> ActivationMoments:
         """The moments of the activations that the SAE reads, on the fit text."""
         return measure_moments(get_activations(self.harvest.fit))
+
+    @cached_property
+    def mean_written(self) -> Float[np.ndarray, "d_out"]:
+        """The mean over the fit text of the activation that the SAE replaces, in float64."""
+        if self.site.read == self.site.write:
+            return self.moments.mean
+        batches = list(self.harvest.fit.batches(self.batch))
+        return (
+            measure_typical_activation(self.subject, hook=self.site.write, batches=batches).mean.double().cpu().numpy()
+        )
 
 
 def compute_section_once(folder: Path, name: str, compute: Callable[[], Section]) -> Section:

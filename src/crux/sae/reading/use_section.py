@@ -32,6 +32,9 @@ CONTEXTS = 32
 POOL_WINDOWS, LENGTH = 256, 64
 """Windows of each side from which contexts are taken, and how many tokens of each are run again: later tokens change nothing."""
 
+FISHER_DRAWS = 4
+"""Draws of labels of the Fisher matrix with which the search for the strength of effects starts."""
+
 N_TOP = 10
 """Promoted and suppressed tokens that are kept."""
 
@@ -176,7 +179,7 @@ def describe_effects(reading: Reading, influence: Influence, *, n_latents: int, 
     )
     middle = torch.full((len(fit_windows),), length // 2, device=reading.subject.device)
     fisher = measure_fisher(
-        pool, positions=middle, onward=False, n_draws=influence.n_draws, batch=reading.batch, seed=reading.seed
+        pool, positions=middle, onward=False, n_draws=FISHER_DRAWS, batch=reading.batch, seed=reading.seed
     )
     directions = reading.site.sae.dictionary().detach()[torch.from_numpy(latents).to(reading.subject.device)]
     effects = measure_output_effects(

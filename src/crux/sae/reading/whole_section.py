@@ -5,11 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from crux.sae.architectures.sae import SAE
-from crux.sae.evaluation.typical_activation import measure_typical_activation
 from crux.sae.geometry.compare import compare_dictionaries, describe_dictionary
 from crux.sae.geometry.dictionary import read_dictionary
 from crux.sae.reading.controls import get_activations
@@ -30,10 +27,9 @@ def describe_rewriting(reading: Reading, rules: Mapping[int, Rules], *, max_toke
     """Return how much of the CE the rules recover, next to as many stored values without a dictionary."""
     site, harvest = reading.site, reading.harvest
     writes_elsewhere = site.read != site.write
-    mean = _mean_written(reading).double().numpy() if writes_elsewhere else reading.moments.mean
     rewriting = measure_rewriting(
         reading.subject, site, harvest, {f"rules, K = {k}": some for k, some in rules.items()},
-        tree=reading.fit_text.tree, mean=mean, x=None if writes_elsewhere else get_activations(harvest.fit),
+        tree=reading.fit_text.tree, mean=reading.mean_written, x=None if writes_elsewhere else get_activations(harvest.fit),
         shrinkage=SHRINKAGE, min_count=MIN_COUNT, depth=DEPTH, max_tokens=max_tokens, batch=reading.batch,
     )  # fmt: skip
     metrics = {
@@ -60,7 +56,7 @@ def describe_residual(reading: Reading, *, max_tokens: int, force: bool) -> Sect
     metrics = {f"residual/{name}": value for name, value in report.metrics().items() if not name.startswith("kl/")}
     shares = attribute_to_error(
         reading.subject, reading.site, batches=list(held_out.batches(reading.batch, max_tokens=max_tokens // 4)),
-        mean_activation=_mean_written(reading), n_steps=INTEGRATION_STEPS, seed=reading.seed, force=force,
+        mean_activation=torch.from_numpy(reading.mean_written).float(), n_steps=INTEGRATION_STEPS, seed=reading.seed, force=force,
     )  # fmt: skip
     features = pd.DataFrame({"attributed_gain": shares.latents}, index=pd.RangeIndex(reading.n_latents, name="latent"))
     found = {
@@ -110,9 +106,3 @@ def describe_geometry(reading: Reading, *, other: SAE | None, other_alive: np.nd
         metrics = {name: value for name, value in metrics.items() if not name.endswith("/shaped")}
     table = pd.DataFrame([{"measure": name, "value": value} for name, value in metrics.items()])
     return Section(features, {"geometry": table}, {k: v for k, v in metrics.items() if np.isfinite(v)})
-
-
-def _mean_written(reading: Reading) -> Float[Tensor, "d_out"]:
-    """Return the mean over the fit text of the activation that the SAE writes."""
-    batches = list(reading.harvest.fit.batches(reading.batch))
-    return measure_typical_activation(reading.subject, hook=reading.site.write, batches=batches).mean.cpu()
