@@ -1,13 +1,16 @@
 """Checks of a job that reads the latents of a saved SAE, beyond the bounds of single keys. Torch-free."""
 
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 
 from crux.config.errors import UserError
+from crux.config.no_effect import check_has_effect
 from crux.config.schema import LanguageModel
 from crux.runs.checks import check_writable
 from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.sae.checks import check_text
+from crux.sae.llm_options import Llm
 from crux.sae.options import model_source
 from crux.sae.read_options import ReadJob
 from crux.sae.saved_config import CONFIG, read_saved_config
@@ -25,6 +28,7 @@ def check_job(job: ReadJob, given: Collection[str]) -> None:
         raise UserError(
             f"reading.influence_draws={job.reading.influence_draws}: must be even, since two halves are compared"
         )
+    check_llm(job.llm, given)
     if job.cache is not None:
         check_writable("cache", job.cache)
     saes = {"sae.path": job.sae.path} | ({"against": job.against} if job.against is not None else {})
@@ -57,6 +61,25 @@ def check_saved_sae(path: str, *, key: str, hook_point: str | None, model: Langu
     if read is not None:
         place = Place(str(model_source(model)), model.process_weights, read, write or read)
         check_belonging(metadata, place, what=f"{key}: the SAE", force=force, insist="sae.force=true")
+
+
+def check_llm(llm: Llm, given: Collection[str]) -> None:
+    """Check what can be known about the LLM that explains latents without asking it.
+
+    Raises:
+        UserError: for the first problem, in one line.
+    """
+    if llm.base_url is None:
+        check_has_effect(given, "llm.", because="no LLM is asked without llm.base_url")
+        return
+    if not llm.base_url.startswith(("http://", "https://")):
+        raise UserError(
+            f"llm.base_url={llm.base_url}: must begin with http:// or https://, such as http://127.0.0.1:8000/v1"
+        )
+    if not llm.model:
+        raise UserError("llm.base_url needs llm.model=<name of the model at the endpoint>")
+    if find_spec("openai") is None:
+        raise UserError("llm.base_url needs the extra `llm`: pip install 'crux-interp[llm]'")
 
 
 def check_subject(job: ReadJob) -> None:

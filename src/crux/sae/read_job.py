@@ -113,7 +113,7 @@ def read(
         second = OtherSae(names[1], other, harvest(other))
         other_sae, other_alive = other.sae, second.harvest.held_out.codes.firings() > 0
     found = read_latents(
-        reading, config.reading, sizes=config.report_sizes, folder=active.folder.intermediate, other=other_sae,
+        reading, config.reading, llm=config.llm, sizes=config.report_sizes, folder=active.folder.intermediate, other=other_sae,
         other_alive=other_alive, force=config.sae.force,
     )  # fmt: skip
     found.features.to_parquet(active.folder.path / "features.parquet")

@@ -8,6 +8,7 @@ from annotated_types import Ge, Le, MinLen
 from omegaconf import MISSING
 
 from crux.config.schema import Count, CountOrZero, Data, Device, Job, LanguageModel, Rate, TokenCount
+from crux.sae.llm_options import Llm
 
 
 @dataclass
@@ -64,6 +65,7 @@ class ReadJob(Job):
     model: LanguageModel = MISSING
     data: Data = MISSING
     reading: Reading = MISSING
+    llm: Llm = MISSING
     trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
     batch: Count = MISSING
     """Sequences per pass."""

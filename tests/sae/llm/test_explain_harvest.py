@@ -7,7 +7,7 @@ import pytest
 
 from crux.config.errors import UserError
 from crux.sae.llm.asking import Message, Question
-from crux.sae.llm.options import Protocol
+from crux.sae.llm_options import Protocol
 from crux.sae.reading.harvest import Harvest
 from tests.support.known_latents import HARVEST, decode, know, make_side
 from tests.support.llm_server import Answer, StubServer, llm_server

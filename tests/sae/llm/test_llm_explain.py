@@ -10,7 +10,6 @@ import scipy.sparse
 from crux.sae.llm.asking import Question, Reply
 from crux.sae.llm.examples import WIDTH, LatentExamples, saebench_examples
 from crux.sae.llm.explain import LlmResults, explain_latents, plan_questions, prepare_examples
-from crux.sae.llm.options import Protocol
 from crux.sae.llm.prompts import parse_explanation, parse_list, parse_numbers, parse_sentence
 from crux.sae.llm.scores import (
     Judgements,
@@ -21,6 +20,7 @@ from crux.sae.llm.scores import (
     score_judgements,
 )
 from crux.sae.llm.windows import ShownText, Span, choose_activating, choose_latents, grid_peaks
+from crux.sae.llm_options import Protocol
 from crux.sae.reading.harvest import ReadText, find_text_begins
 from crux.sae.reading.sparse_codes import SparseCodes
 from tests.support.known_latents import END, HARVEST, N_LATENTS, decode, know, make_side

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from crux.sae.llm.cache import ReplyCache
     from crux.sae.llm.client import LlmClient
     from crux.sae.llm.explain import LlmResults, explain_latents, plan_questions, prepare_examples
-    from crux.sae.llm.options import Llm, Protocol
+    from crux.sae.llm_options import Llm, Protocol
 
 __all__ = [
     "Llm",

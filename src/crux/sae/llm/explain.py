@@ -14,7 +14,6 @@ import pandas as pd
 from crux.config.progress import track
 from crux.sae.llm.asking import Ask, Question, ask_parsed
 from crux.sae.llm.examples import Example, LatentExamples, delphi_examples, saebench_examples
-from crux.sae.llm.options import Protocol
 from crux.sae.llm.prompts import (
     TYPICAL_EXPLANATION,
     detection_question,
@@ -37,6 +36,7 @@ from crux.sae.llm.scores import (
     score_judgements,
 )
 from crux.sae.llm.windows import Decode, ShownText
+from crux.sae.llm_options import Protocol
 from crux.sae.reading.harvest import Harvest
 
 PER_PROMPT = 5

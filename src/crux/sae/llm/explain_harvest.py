@@ -5,8 +5,8 @@ from collections.abc import Callable
 from crux.config.errors import UserError
 from crux.sae.llm.client import LlmClient
 from crux.sae.llm.explain import LlmResults, explain_latents, plan_questions, prepare_examples
-from crux.sae.llm.options import Protocol
 from crux.sae.llm.windows import Decode, choose_latents
+from crux.sae.llm_options import Protocol
 from crux.sae.reading.harvest import Harvest
 
 MIN_FIRINGS = 50

@@ -10,6 +10,8 @@ import pandas as pd
 
 from crux.config.progress import progress
 from crux.sae.architectures.sae import SAE
+from crux.sae.llm.llm_section import describe_explanations
+from crux.sae.llm_options import Llm
 from crux.sae.read_options import Reading as ReadingOptions
 from crux.sae.reading.fit_rules import fit_rule_lists
 from crux.sae.reading.influence import Influence
@@ -26,7 +28,7 @@ class LatentsReading(NamedTuple):
     features: pd.DataFrame
     """One row per latent, with all numbers of all parts; columns of parts that do not cover a latent are empty there."""
     sections: Mapping[str, Section]
-    """The parts: activation, influence, effects, steering, rewriting, residual, geometry."""
+    """The parts: activation, influence, effects, steering, rewriting, residual, geometry, llm."""
     rules: Mapping[int, Rules]
     """The rules of all latents, by their number per latent."""
 
@@ -40,6 +42,7 @@ def read_latents(
     reading: Reading,
     options: ReadingOptions,
     *,
+    llm: Llm,
     sizes: Sequence[int],
     folder: Path,
     other: SAE | None,
@@ -49,6 +52,7 @@ def read_latents(
     """Compute all parts of a reading, or read those that an earlier start has kept.
 
     Args:
+        llm: the LLM that explains latents, if it has an address.
         sizes: numbers of rules per latent in the tables.
         folder: folder in which the parts are kept.
         other: an SAE whose dictionary is compared; `other_alive` says which of its latents fire on the held-out text.
@@ -62,6 +66,8 @@ def read_latents(
             with _announce(name):
                 sections[name] = compute_section_once(folder, name, compute)
 
+    # first, since an endpoint may refuse, and the other parts take longer
+    add("llm", llm.base_url is not None, lambda: describe_explanations(reading, llm))
     add("activation", True, later.activation)
     add("influence", options.influence_windows > 0, later.influence)
     add(
@@ -81,6 +87,8 @@ def read_latents(
         lambda: describe_residual(reading, max_tokens=options.residual_tokens, force=force),
     )  # fmt: skip
     add("geometry", True, lambda: describe_geometry(reading, other=other, other_alive=other_alive))
+    if "llm" in sections:
+        sections["llm"] = sections.pop("llm")  # the columns of all latents precede those of some
     features = pd.concat([section.features for section in sections.values()], axis=1)
     return LatentsReading(features.reindex(range(reading.n_latents)).rename_axis("latent"), sections, later.rules)
 

@@ -85,6 +85,7 @@ def render_reading_page(
         columns=_order([*first.columns, *_columns(features, n_rules=n_rules)]),
         rules=page_rules(rules[n_rules], latents, n_rules=limits.rules),
         measured=_measured(features, n_top=limits.measured, unit=effects_unit),
+        explanations=list(features["llm_explanation"].fillna("")) if "llm_explanation" in features else None,
     )
     page = FeaturesPage(title, facts, first)
     if other is not None:

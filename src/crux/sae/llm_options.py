@@ -21,8 +21,8 @@ class Llm:
 
     base_url: str | None = None
     """Address of the endpoint, such as http://127.0.0.1:8000/v1 (vLLM, llama.cpp, Ollama, OpenRouter, OpenAI, …); null: no LLM is asked."""
-    model: str = MISSING
-    """Name of the model at the endpoint."""
+    model: str | None = None
+    """Name of the model at the endpoint; needed with llm.base_url."""
     api_key_variable: str = MISSING
     """Name of the environment variable that holds the API key. The key itself is never stored or printed."""
     protocol: Protocol = MISSING
