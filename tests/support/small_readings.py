@@ -4,6 +4,6 @@ ONLY_RULES = (
     "experiment=read", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8", "reading.fit_tokens=16384",
     "reading.held_out_tokens=8192", "reading.n_rules=3", "report_sizes=[1]", "reading.controls=0",
     "reading.influence_windows=0", "reading.ablations=0", "reading.effects=0", "reading.rewriting_tokens=0",
-    "reading.residual_tokens=0", "reading.steered=0",
+    "reading.residual_tokens=0", "reading.steered=0", "reading.probing=0", "reading.saebench_tokens=0",
 )  # fmt: skip
 """A reading of few tokens that has the parts activation and geometry only; later words may switch others on."""

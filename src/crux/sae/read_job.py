@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from crux.config.errors import UserError
 from crux.config.files import write_text
+from crux.config.json_files import read_json_object
 from crux.runs.experiment import no_last_row, prepare_experiment
 from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
 from crux.runs.result import Result
@@ -18,18 +19,23 @@ from crux.sae.architectures.site import Site
 from crux.sae.belonging import saved_hooks
 from crux.sae.figures.reading_figures import draw_reading
 from crux.sae.formats import saelens
-from crux.sae.loading import check_embedding, load_model, load_tokens
-from crux.sae.options import model_source
+from crux.sae.loading import check_embedding, load_model, load_tokens, text_source
+from crux.sae.options import model_source, text_name
 from crux.sae.read_checks import find_sae_folder
 from crux.sae.read_options import ReadJob
-from crux.sae.reading.harvest import Harvest, harvest_codes
+from crux.sae.reading.harvest import Harvest, ReadText, harvest_codes
+from crux.sae.reading.probing_section import GiveLabels
 from crux.sae.reading.read_latents import read_latents
 from crux.sae.reading.reading_page import OtherSae, render_reading_page
 from crux.sae.reading.reading_report import write_report
+from crux.sae.reading.saebench_section import write_saebench_file
 from crux.sae.reading.section import Reading
+from crux.sae.reading.source_labels import label_packaged_sources
+from crux.sae.saved_config import CONFIG
 from crux.subjects.subject import Subject
 from crux.subjects.token_texts import TokenTexts
 from crux.subjects.tokenizer import load_tokenizer
+from crux.text.sources import PackagedText
 from crux.text.token_file import default_cache
 from crux.text.tokens import Tokens
 from crux.training.devices import choose_device
@@ -106,6 +112,14 @@ def read(
 
     reading = Reading(subject, site, harvest(site), TokenTexts(tokenizer), config.seed, config.batch)
     names = name_saes(config.sae.path, config.against)
+    give_sources: GiveLabels | None = None
+    if isinstance(text_source(config.data), PackagedText):
+        streams = {"fit": tokens.train, "held_out": tokens.held_out}
+
+        def label_sources(read: ReadText, side: str) -> dict[str, np.ndarray]:
+            return label_packaged_sources(read, streams[side], tokenizer=tokenizer, end_of_text=eot)
+
+        give_sources = label_sources
     other_sae: SAE | None = None
     other_alive: np.ndarray | None = None
     second: OtherSae | None = None
@@ -114,8 +128,15 @@ def read(
         other_sae, other_alive = other.sae, second.harvest.held_out.codes.firings() > 0
     found = read_latents(
         reading, config.reading, llm=config.llm, sizes=config.report_sizes, folder=active.folder.intermediate, other=other_sae,
-        other_alive=other_alive, force=config.sae.force,
+        other_alive=other_alive, force=config.sae.force, given_labels=give_sources,
     )  # fmt: skip
+    if "saebench" in found.sections:
+        sae_folder = find_sae_folder(Path(config.sae.path), key="sae.path")
+        write_saebench_file(
+            active.folder.path / "saebench_core.json", found.sections["saebench"], model=subject.name,
+            dataset=text_name(config.data), context=config.model.context, sae_id=Path(config.sae.path).resolve().name,
+            sae_config=read_json_object(sae_folder / CONFIG),
+        )  # fmt: skip
     found.features.to_parquet(active.folder.path / "features.parquet")
     page = render_reading_page(
         reading, found.features, found.rules, title=config.run_name(), facts=describe_reading(config, reading),

@@ -47,6 +47,11 @@ class Reading:
     """Number of held-out tokens on which the residual error is compared with noise; 0: none."""
     steered: CountOrZero = MISSING
     """Number of latents that are steered with, next to as many control directions of each kind; 0: no steering."""
+    probing: CountOrZero = MISSING
+    """Number of tokens of each of five splits on which probes of properties of the text are trained, and of those on which they are tested;
+    0: no probing."""
+    saebench_tokens: CountOrZero = MISSING
+    """Number of held-out tokens for SAEBench's core metrics, which saebench_core.json has; 0: none."""
     budget: Rate = MISSING
     """KL divergence that steering and effects may cost, in nats per steered context."""
 

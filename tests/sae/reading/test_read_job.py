@@ -19,6 +19,7 @@ SMALL = (
     "reading.held_out_tokens=8192", "reading.n_rules=3", "report_sizes=[1]", "reading.controls=4",
     "reading.influence_windows=8", "reading.influence_draws=2", "reading.ablations=4", "reading.effects=3",
     "reading.rewriting_tokens=1024", "reading.residual_tokens=1024", "reading.steered=2",
+    "reading.probing=200", "reading.saebench_tokens=1024",
 )  # fmt: skip
 
 

@@ -81,8 +81,8 @@ def test_explanations_are_in_the_table_the_report_and_the_page_and_a_cut_run_ask
     folder = only_run(cut / "again")
     features = pd.read_parquet(folder / "features.parquet")
     explained = features["llm_explanation"].notna()
-    assert explained.sum() >= 3
     explanations = features["llm_explanation"].dropna().tolist()
+    assert len(explanations) >= 3
     assert all(re.fullmatch(r"tokens \[of\] kind \|\d+", text) for text in explanations)
     scores = features.loc[explained, ["llm_detection", "llm_fuzzing", "llm_detection_other", "llm_detection_permuted"]]
     assert scores.notna().to_numpy().all()
@@ -94,7 +94,7 @@ def test_explanations_are_in_the_table_the_report_and_the_page_and_a_cut_run_ask
     # each reply that cannot be parsed was asked for once more, and then counted
     unparsed = [reply for reply in replies(cut) if reply["text"] == "I cannot say."]
     assert len(unparsed) == 2 * metrics["final/llm/n_failed_judgements"] > 0
-    own = features["llm_n_failed"].sum()  # those with the latents' own explanations
+    own = sum(features["llm_n_failed"].dropna().tolist())  # those with the latents' own explanations
     assert 0 < own <= metrics["final/llm/n_failed_judgements"]
 
     report = (folder / "report.md").read_text()

@@ -15,8 +15,10 @@ from crux.sae.llm_options import Llm
 from crux.sae.read_options import Reading as ReadingOptions
 from crux.sae.reading.fit_rules import fit_rule_lists
 from crux.sae.reading.influence import Influence
+from crux.sae.reading.probing_section import GiveLabels, describe_probing
 from crux.sae.reading.rules import Rules
 from crux.sae.reading.rules_section import describe_activation
+from crux.sae.reading.saebench_section import describe_saebench
 from crux.sae.reading.section import Reading, Section, compute_section_once
 from crux.sae.reading.use_section import describe_effects, describe_influence, describe_steering
 from crux.sae.reading.whole_section import describe_geometry, describe_residual, describe_rewriting
@@ -28,7 +30,7 @@ class LatentsReading(NamedTuple):
     features: pd.DataFrame
     """One row per latent, with all numbers of all parts; columns of parts that do not cover a latent are empty there."""
     sections: Mapping[str, Section]
-    """The parts: activation, influence, effects, steering, rewriting, residual, geometry, llm."""
+    """The parts: activation, influence, effects, steering, rewriting, residual, probing, saebench, geometry, llm."""
     rules: Mapping[int, Rules]
     """The rules of all latents, by their number per latent."""
 
@@ -48,6 +50,7 @@ def read_latents(
     other: SAE | None,
     other_alive: np.ndarray | None,
     force: bool,
+    given_labels: GiveLabels | None = None,
 ) -> LatentsReading:
     """Compute all parts of a reading, or read those that an earlier start has kept.
 
@@ -57,6 +60,7 @@ def read_latents(
         folder: folder in which the parts are kept.
         other: an SAE whose dictionary is compared; `other_alive` says which of its latents fire on the held-out text.
         force: as in `evaluate_sae`.
+        given_labels: further properties of the text that are probed, see `describe_probing`.
     """
     sections: dict[str, Section] = {}
     later = _Later(reading, options, sizes)
@@ -85,6 +89,14 @@ def read_latents(
     add(
         "residual", options.residual_tokens > 0,
         lambda: describe_residual(reading, max_tokens=options.residual_tokens, force=force),
+    )  # fmt: skip
+    add(
+        "probing", options.probing > 0,
+        lambda: describe_probing(reading, n_tokens=options.probing, given=given_labels),
+    )  # fmt: skip
+    add(
+        "saebench", options.saebench_tokens > 0,
+        lambda: describe_saebench(reading, max_tokens=options.saebench_tokens, force=force),
     )  # fmt: skip
     add("geometry", True, lambda: describe_geometry(reading, other=other, other_alive=other_alive))
     if "llm" in sections:

@@ -20,6 +20,8 @@ TITLES = {
     "rewriting": "Rewritten CE: codes replaced by what their rules predict, next to means of the activation by suffix",
     "residual": "The residual error next to noise of equal norm per token: KL in nats at positions ≥ 1",
     "residual_ratios": "Ratios of mean KLs: 1 means as harmful as noise of that kind",
+    "probing": "Sparse probing of properties of the text: AUROC ± half of the 95 % interval over splits; chance is 0.5",
+    "saebench": "SAEBench's core metrics, by its definitions (saebench_core.json)",
     "geometry": "Similarities of the dictionary, with chance levels (isotropic and covariance-shaped directions)",
 }
 """Headings of the tables, in their order."""
