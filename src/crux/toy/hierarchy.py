@@ -25,6 +25,8 @@ class Hierarchy(NamedTuple):
     """Probability that a parent is on."""
     child_share: float
     """Probability that its child is on if it is on."""
+    implied: bool = True
+    """False: children are on as often, but independently of their parents, so that there is no hierarchy."""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -35,7 +37,8 @@ class Hierarchy(NamedTuple):
         """Return which features are on in n samples, and the activations Σ m_i · direction_i with magnitudes m_i uniform in [½, 1½)."""
         n_features = len(self.directions)
         parent = torch.rand(n, n_features // 2, generator=generator) < self.parent_density
-        child = parent & (torch.rand(n, n_features // 2, generator=generator) < self.child_share)
+        draw = torch.rand(n, n_features // 2, generator=generator)
+        child = parent & (draw < self.child_share) if self.implied else draw < self.parent_density * self.child_share
         present = torch.stack([parent, child], -1).flatten(1)
         magnitudes = 0.5 + torch.rand(n, n_features, generator=generator)
         return present, (present * magnitudes) @ self.directions

@@ -13,6 +13,7 @@ from crux.config.no_effect import check_has_effect
 from crux.config.schema import Adam, BatchTrainer, Count, CountOrZero, Job, Model, Rate, TokenCount
 from crux.sae.losses.options import LossOptions
 from crux.sae.options import SparseTraining
+from crux.toy.absorption_options import AbsorptionJob
 
 
 class Kind(Enum):
@@ -289,7 +290,7 @@ class ToySaeJob(SparseTraining):
 
 
 OPTIONS: Mapping[str, Mapping[str, type]] = {
-    "job": {"toy": ToyJob, "toy_sae": ToySaeJob},
+    "job": {"toy": ToyJob, "toy_sae": ToySaeJob, "toy_absorption": AbsorptionJob},
     "toy": {
         "one_size": OneSize,
         "tiled": Tiled,
