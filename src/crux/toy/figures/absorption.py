@@ -21,6 +21,7 @@ def plot_absorption(
     for (name, points), color in zip(lines.items(), (BLUE, GREY), strict=True):
         means, deviations = zip(*points, strict=True)
         axes.errorbar(sparsities, means, yerr=deviations, color=color, marker="o", markersize=4, capsize=3, label=name)
+    axes.set_xticks(list(sparsities))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.legend(frameon=False, fontsize=8)
     style_axes(axes, x="sparsity λ", y=quantity)
