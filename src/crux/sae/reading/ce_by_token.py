@@ -7,10 +7,11 @@ from torch import Tensor
 
 from crux.config.progress import progress
 from crux.sae.figures.features_page_data import PageContexts
+from crux.sae.losses.readout import token_chunks, token_cross_entropy
 from crux.sae.reading.contexts import spread_ranges
 from crux.sae.reading.harvest import ReadText
-from crux.sae.reading.interventions import compare_tokens, run_pool
-from crux.subjects.subject import Subject
+from crux.sae.reading.interventions import log_probabilities, run_pool
+from crux.subjects.subject import Subject, Unembed
 
 STRONGEST = 0
 """The group of contexts in which the changes are measured."""
@@ -45,7 +46,7 @@ def add_ce_changes(
     known = np.isin(owners, rows) & (contexts.groups == STRONGEST)
     chosen = np.flatnonzero(known)
     by_latent, code = text.codes.matrix().tocsc(), np.zeros(text.n_tokens, np.float32)
-    changes = np.zeros((len(chosen), width))
+    changes = [np.zeros(0)]
     with progress("ablating latents in their contexts", total=len(chosen)) as advance:
         for first in range(0, len(chosen), batch):
             part = chosen[first : first + batch]
@@ -62,9 +63,31 @@ def add_ce_changes(
             w = directions[torch.from_numpy(owners[part]).to(directions.device)].to(subject.device, torch.float32)
             change = -torch.from_numpy(c).to(subject.device)[..., None] * w[:, None]
             changed = pool.run(runs, change.to(pool.x.dtype))
-            effects = compare_tokens(pool.final[runs], changed, tokens=pool.tokens[runs], unembed=subject.unembed)
-            changes[first : first + batch, 1:] = effects.ce_increase.cpu().numpy()
+            shown = spread_ranges(contexts.starts[part] % width + np.arange(len(part)) * width, contexts.lengths[part])
+            predicted = shown % width > 0  # all but the first token of a window
+            after_first = torch.from_numpy(shown[predicted]).to(subject.device)
+            found = np.zeros(len(shown))
+            found[predicted] = _compare_ce(
+                pool.final[runs].flatten(0, 1)[after_first - 1], changed.flatten(0, 1)[after_first - 1],
+                labels=pool.tokens[runs].flatten()[after_first], unembed=subject.unembed,
+            )  # fmt: skip
+            changes.append(found)
             advance(len(part))
-    places = contexts.starts[chosen] % width + np.arange(len(chosen)) * width
-    inside = changes.reshape(-1)[spread_ranges(places, contexts.lengths[chosen])]
-    return contexts._replace(ce_known=known, ce_changes=inside)
+    return contexts._replace(ce_known=known, ce_changes=np.concatenate(changes))
+
+
+def _compare_ce(
+    clean: Float[Tensor, "tokens d_model"],
+    changed: Float[Tensor, "tokens d_model"],
+    *,
+    labels: Int[Tensor, "tokens"],
+    unembed: Unembed,
+) -> np.ndarray:
+    """Return the increase of the cross-entropy of the labels, given final hidden states."""
+    increases = [np.zeros(0)]
+    for part in token_chunks(len(labels), len(unembed.W_U), labels.device):
+        before, after = (
+            token_cross_entropy(log_probabilities(final[part], unembed), labels[part]) for final in (clean, changed)
+        )
+        increases.append((after - before).cpu().numpy())
+    return np.concatenate(increases)
