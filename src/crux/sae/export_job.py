@@ -1,5 +1,6 @@
 """Run `experiment=export`: the latents of a saved SAE in the import format of Neuronpedia."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
 from crux.sae.export_checks import FEATURES, read_text_sizes
 from crux.sae.export_options import ExportJob
-from crux.sae.formats.neuronpedia import NeuronpediaSource, write_neuronpedia
+from crux.sae.formats.neuronpedia import NeuronpediaFeature, NeuronpediaSource, write_neuronpedia
 from crux.sae.loading import check_embedding, load_model, load_tokens
 from crux.sae.options import model_source, text_name
 from crux.sae.read_job import load_site
@@ -95,6 +96,7 @@ def export_for_neuronpedia(
         features, text, directions=directions, unembed=subject.unembed, read_tokens=read_tokens,
         with_vectors=named.vectors,
     )  # fmt: skip
+    rows = name_explainers(rows, config.read) if config.read is not None else rows
     written = write_neuronpedia(folder / "neuronpedia", source, rows, n=site.sae.n_latents)
     assert features.contexts is not None
     metrics = {
@@ -113,7 +115,7 @@ def export_for_neuronpedia(
 
 
 def read_explanations(path: str, harvest: Harvest) -> list[str]:
-    """Return what the rules of a reading say of each latent; empty where they explain nothing.
+    """Return what an LLM has written about each latent in a reading, or else what its rules say; empty where they explain nothing.
 
     Args:
         path: the run folder of the reading.
@@ -127,7 +129,26 @@ def read_explanations(path: str, harvest: Harvest) -> list[str]:
     if len(table) != len(firings) or not np.array_equal(table["firings_held_out"].to_numpy(), firings):
         raise UserError(f"read={path}: reads another SAE than sae.path, or another text or model")
     explained = ~table["unexplained"].to_numpy(bool)
-    return [join_rules(list(rules)) if good else "" for rules, good in zip(table["rules"], explained, strict=True)]
+    rules = [join_rules(list(rules)) if good else "" for rules, good in zip(table["rules"], explained, strict=True)]
+    written = _read_llm_explanations(table)
+    return [text or rule for text, rule in zip(written, rules, strict=True)]
+
+
+def name_explainers(rows: Iterable[NeuronpediaFeature], path: str) -> Iterator[NeuronpediaFeature]:
+    """Yield the latents of an export, those that an LLM has explained with the name of the model.
+
+    Args:
+        path: the run folder of the reading.
+    """
+    folder = Path(path).expanduser()
+    written = _read_llm_explanations(pd.read_parquet(folder / FEATURES))
+    model = str((RunFolder(folder).read_config().get("llm") or {}).get("model") or "LLM")
+    for row in rows:
+        yield row._replace(explained_by=model) if written[row.latent] else row
+
+
+def _read_llm_explanations(table: pd.DataFrame) -> list[str]:
+    return list(table["llm_explanation"].fillna("")) if "llm_explanation" in table else [""] * len(table)
 
 
 def join_rules(rules: list[str]) -> str:

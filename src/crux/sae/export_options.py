@@ -45,7 +45,7 @@ class ExportJob(Job):
     """Format of the files."""
     sae: SavedSae = MISSING
     read: str | None = None
-    """Run folder of an experiment=read of this SAE, whose text is used and whose rules become explanations; null: none."""
+    """Run folder of an experiment=read of this SAE, whose text is used and whose rules or LLM explanations are written; null: none."""
     hook_point: str | None = None
     """TransformerLens name of the hook point that the SAE reads; null: the one in its metadata."""
     cache: str | None = None

@@ -15,7 +15,7 @@ from tests.support.llm_server import Answer, StubServer, llm_server
 pytest.importorskip("openai", reason="the extra `llm` is not installed")
 
 from crux.sae.llm.client import LlmClient
-from crux.sae.llm.explain_harvest import explain_harvest
+from crux.sae.llm.whole_harvest import explain_harvest
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import crux
 
@@ -76,6 +77,25 @@ def test_explanations_are_the_first_rules_of_explained_latents(exported: Path, r
             True
         ] * len(shown)
     assert json.loads((exported / "metrics.json").read_text())["final/explained"] == len(known)
+
+
+def test_explanations_of_an_llm_take_precedence_and_name_the_model(
+    run_crux: Callable[..., int], trained: Path, read: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "written"
+    shutil.copytree(read, written)
+    table = pd.read_parquet(written / "features.parquet")
+    table["llm_explanation"] = [None, "full stops", *[None] * (N - 2)]
+    table.to_parquet(written / "features.parquet")
+    config = yaml.safe_load((written / "config.yaml").read_text("utf-8"))
+    config["llm"] = {"model": "some-model"}
+    (written / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    words = ("experiment=export", f"sae.path={trained}", f"read={written}", *TEXT, f"output_dir={tmp_path}")
+    assert run_crux(*words) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    rows = {row["index"]: row for row in read_lines(run / "neuronpedia/tiny/6-crux", "explanations")}
+    assert (rows["1"]["description"], rows["1"]["explanationModelName"]) == ("full stops", "some-model")
+    assert {row["explanationModelName"] for index, row in rows.items() if index != "1"} == {"crux rules"}
 
 
 def test_an_sae_without_a_reading_is_exported_too(

@@ -1,8 +1,7 @@
 """An optional language model that explains latents, and whose explanations are scored: any OpenAI-compatible endpoint.
 
 client = LlmClient(base_url=..., model=..., ...)
-examples = prepare_examples(harvest, ...)
-results = explain_latents(examples, ask=client, ...)      # explanations, scores, controls and counts of failed replies
+results = explain_harvest(harvest, client=client, ...)      # explanations, scores, controls and counts of failed replies
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from crux.sae.llm.cache import ReplyCache
     from crux.sae.llm.client import LlmClient
     from crux.sae.llm.explain import LlmResults, explain_latents, plan_questions, prepare_examples
+    from crux.sae.llm.whole_harvest import explain_harvest
     from crux.sae.llm_options import Llm, Protocol
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "LlmResults",
     "Protocol",
     "ReplyCache",
+    "explain_harvest",
     "explain_latents",
     "plan_questions",
     "prepare_examples",

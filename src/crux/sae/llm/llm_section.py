@@ -8,7 +8,7 @@ import pandas as pd
 from crux.config.errors import UserError
 from crux.sae.llm.client import LlmClient
 from crux.sae.llm.explain import LlmResults
-from crux.sae.llm.explain_harvest import explain_harvest
+from crux.sae.llm.whole_harvest import explain_harvest
 from crux.sae.llm_options import Llm, Protocol
 from crux.sae.reading.section import Reading, Section
 
