@@ -14,7 +14,6 @@ from crux.runs.experiment import no_last_row, prepare_experiment
 from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
 from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
-from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.belonging import saved_hooks
 from crux.sae.figures.reading_figures import draw_reading
@@ -26,10 +25,10 @@ from crux.sae.read_options import ReadJob
 from crux.sae.reading.harvest import Harvest, ReadText, harvest_codes
 from crux.sae.reading.probing_section import GiveLabels
 from crux.sae.reading.read_latents import read_latents
-from crux.sae.reading.reading_page import OtherSae, render_reading_page
+from crux.sae.reading.reading_page import render_reading_page
 from crux.sae.reading.reading_report import write_report
 from crux.sae.reading.saebench_section import write_saebench_file
-from crux.sae.reading.section import Reading
+from crux.sae.reading.section import OtherSae, Reading
 from crux.sae.reading.source_labels import label_packaged_sources
 from crux.sae.saved_config import CONFIG
 from crux.subjects.subject import Subject
@@ -120,15 +119,10 @@ def read(
             return label_packaged_sources(read, streams[side], tokenizer=tokenizer, end_of_text=eot)
 
         give_sources = label_sources
-    other_sae: SAE | None = None
-    other_alive: np.ndarray | None = None
-    second: OtherSae | None = None
-    if other is not None:
-        second = OtherSae(names[1], other, harvest(other))
-        other_sae, other_alive = other.sae, second.harvest.held_out.codes.firings() > 0
+    second = None if other is None else OtherSae(names[1], other, harvest(other))
     found = read_latents(
-        reading, config.reading, llm=config.llm, sizes=config.report_sizes, folder=active.folder.intermediate, other=other_sae,
-        other_alive=other_alive, force=config.sae.force, given_labels=give_sources,
+        reading, config.reading, llm=config.llm, sizes=config.report_sizes, folder=active.folder.intermediate, other=second,
+        force=config.sae.force, given_labels=give_sources,
     )  # fmt: skip
     if "saebench" in found.sections:
         sae_folder = find_sae_folder(Path(config.sae.path), key="sae.path")

@@ -5,21 +5,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from crux.config.progress import progress
-from crux.sae.architectures.sae import SAE
 from crux.sae.llm.llm_section import describe_explanations
 from crux.sae.llm_options import Llm
 from crux.sae.read_options import Reading as ReadingOptions
+from crux.sae.reading.directions_section import describe_directions
 from crux.sae.reading.fit_rules import fit_rule_lists
 from crux.sae.reading.influence import Influence
 from crux.sae.reading.probing_section import GiveLabels, describe_probing
 from crux.sae.reading.rules import Rules
 from crux.sae.reading.rules_section import describe_activation
 from crux.sae.reading.saebench_section import describe_saebench
-from crux.sae.reading.section import Reading, Section, compute_section_once
+from crux.sae.reading.section import OtherSae, Reading, Section, compute_section_once
 from crux.sae.reading.use_section import describe_effects, describe_influence, describe_steering
 from crux.sae.reading.whole_section import describe_geometry, describe_residual, describe_rewriting
 
@@ -47,8 +46,7 @@ def read_latents(
     llm: Llm,
     sizes: Sequence[int],
     folder: Path,
-    other: SAE | None,
-    other_alive: np.ndarray | None,
+    other: OtherSae | None,
     force: bool,
     given_labels: GiveLabels | None = None,
 ) -> LatentsReading:
@@ -58,7 +56,7 @@ def read_latents(
         llm: the LLM that explains latents, if it has an address.
         sizes: numbers of rules per latent in the tables.
         folder: folder in which the parts are kept.
-        other: an SAE whose dictionary is compared; `other_alive` says which of its latents fire on the held-out text.
+        other: an SAE whose dictionary and codes are compared.
         force: as in `evaluate_sae`.
         given_labels: further properties of the text that are probed, see `describe_probing`.
     """
@@ -91,6 +89,10 @@ def read_latents(
         lambda: describe_residual(reading, max_tokens=options.residual_tokens, force=force),
     )  # fmt: skip
     add(
+        "directions", options.residual_tokens > 0,
+        lambda: describe_directions(reading, max_tokens=options.residual_tokens // 2, force=force),
+    )  # fmt: skip
+    add(
         "probing", options.probing > 0,
         lambda: describe_probing(reading, n_tokens=options.probing, given=given_labels),
     )  # fmt: skip
@@ -98,7 +100,7 @@ def read_latents(
         "saebench", options.saebench_tokens > 0,
         lambda: describe_saebench(reading, max_tokens=options.saebench_tokens, force=force),
     )  # fmt: skip
-    add("geometry", True, lambda: describe_geometry(reading, other=other, other_alive=other_alive))
+    add("geometry", True, lambda: describe_geometry(reading, other=other))
     if "llm" in sections:
         sections["llm"] = sections.pop("llm")  # the columns of all latents precede those of some
     features = pd.concat([section.features for section in sections.values()], axis=1)

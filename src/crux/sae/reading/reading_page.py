@@ -1,7 +1,6 @@
 """The page of a reading: all latents with everything that was found out about them, and those of a second SAE next to them."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,12 @@ from crux.sae.figures.features_page_data import (
 )
 from crux.sae.figures.features_page_texts import mark_joined
 from crux.sae.reading.ce_by_token import add_ce_changes
-from crux.sae.reading.harvest import Harvest, ReadText
+from crux.sae.reading.harvest import ReadText
 from crux.sae.reading.near_misses import add_near_misses
 from crux.sae.reading.page_limits import choose_limits
 from crux.sae.reading.rules import Rules
 from crux.sae.reading.rules_on_page import page_rules
-from crux.sae.reading.section import Reading
+from crux.sae.reading.section import OtherSae, Reading
 from crux.sae.reading.text_page import describe_text_features
 from crux.subjects.subject import Subject
 
@@ -42,14 +41,6 @@ FIRST = ("density", "rho10", "rho10_percentile", "influence", "influence_percent
 PARTNERS = (
     "one to one by cosine; pairs whose cosine is within the reach of random directions (99 %) are not shown as pairs"
 )
-
-
-class OtherSae(NamedTuple):
-    """A second SAE on the page."""
-
-    name: str
-    site: Site
-    harvest: Harvest
 
 
 def render_reading_page(

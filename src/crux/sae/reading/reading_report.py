@@ -22,6 +22,8 @@ TITLES = {
     "residual_ratios": "Ratios of mean KLs: 1 means as harmful as noise of that kind",
     "probing": "Sparse probing of properties of the text: AUROC ± half of the 95 % interval over splits; chance is 0.5",
     "saebench": "SAEBench's core metrics, by its definitions (saebench_core.json)",
+    "energy": "Use per unit of energy (1: an isotropic vector), and shares of energy in the directions that are read or vary most",
+    "directions": "Single directions: how well the SAE keeps them at position 0 and elsewhere, and what the network loses without them",
     "geometry": "Similarities of the dictionary, with chance levels (isotropic and covariance-shaped directions)",
 }
 """Headings of the tables, in their order."""

@@ -38,6 +38,15 @@ class Section(NamedTuple):
     """Numbers about the whole dictionary, by name."""
 
 
+class OtherSae(NamedTuple):
+    """A second SAE of the same subject, next to the one that is read."""
+
+    name: str
+    site: Site
+    harvest: Harvest
+    """Of the same text."""
+
+
 @dataclass
 class Reading:
     """What every part of a reading needs; what several parts need and takes long is computed once, when it is first needed."""

@@ -229,9 +229,28 @@ def _effects_features(effects: OutputEffects, names: Sequence[str]) -> pd.DataFr
 
 def describe_steering(reading: Reading, *, n_latents: int, budget: float) -> Section:
     """Return what latents and control directions do at an equal KL budget, on contexts other than those on which α is chosen."""
+    latents, table = steer_latents(reading, n_latents=n_latents, budget=budget)
+    if table is None:
+        return Section(no_features(), {}, {})
+    mine = table["kind"] == "latent"
+    columns = ("relative_alpha", "consistency", "mode_share", "on_target", "side_effect")
+    features = pd.DataFrame(
+        {f"steering_{name}": table.loc[mine, name].to_numpy() for name in columns},
+        index=pd.Index(latents, name="latent"),
+    )
+    return Section(features, {"steering": steering_cells(table, budget=budget)}, {})
+
+
+def steer_latents(
+    reading: Reading, *, n_latents: int, budget: float
+) -> tuple[Int[np.ndarray, "n"], pd.DataFrame | None]:
+    """Return latents, spread over the densities, and the table of `steer_directions` for them and for control directions.
+
+    The contexts depend on the text alone, so that SAEs can be compared. The table is None if no latent fires often enough.
+    """
     latents = choose_latents(reading.harvest, n_latents, min_fit=MIN_ABLATED, min_held_out=MIN_ABLATED)
     if len(latents) == 0:
-        return Section(no_features(), {}, {})
+        return latents, None
     position = min(STEERING_POSITION, reading.harvest.fit.windows.shape[1] - 2)
     fit, test = (
         torch.from_numpy(_spread(side.windows, STEERING_WINDOWS)[:, :LENGTH])
@@ -247,14 +266,7 @@ def describe_steering(reading: Reading, *, n_latents: int, budget: float) -> Sec
         for kind in STEERING_KINDS:
             drawn = draw_directions(kind, len(latents), moments=reading.moments, x=x, seed=reading.seed)
             directions[kind] = torch.from_numpy(drawn).float()
-    table = steer_directions(contexts, directions, budget=budget)
-    mine = table["kind"] == "latent"
-    columns = ("relative_alpha", "consistency", "mode_share", "on_target", "side_effect")
-    features = pd.DataFrame(
-        {f"steering_{name}": table.loc[mine, name].to_numpy() for name in columns},
-        index=pd.Index(latents, name="latent"),
-    )
-    return Section(features, {"steering": steering_cells(table, budget=budget)}, {})
+    return latents, steer_directions(contexts, directions, budget=budget)
 
 
 def steering_cells(table: pd.DataFrame, *, budget: float) -> pd.DataFrame:

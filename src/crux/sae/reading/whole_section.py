@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from crux.sae.architectures.sae import SAE
 from crux.sae.geometry.compare import compare_dictionaries, describe_dictionary
 from crux.sae.geometry.dictionary import read_dictionary
+from crux.sae.reading.code_similarity import describe_code_similarity
 from crux.sae.reading.controls import get_activations
 from crux.sae.reading.error_attribution import attribute_to_error
 from crux.sae.reading.residual import measure_residual
 from crux.sae.reading.rewriting import measure_rewriting
 from crux.sae.reading.rules import Rules
-from crux.sae.reading.section import Reading, Section, no_features
+from crux.sae.reading.section import OtherSae, Reading, Section, no_features
 
-SHRINKAGE, MIN_COUNT, DEPTH = 2.0, 3, 2
+SHRINKAGE, MIN_COUNT, LINE_DEPTH = 2.0, 3, 2
 """Of the dictionary-free line: κ, the least number of fit tokens at a suffix, and the longest suffix."""
 
 RESIDUAL_DRAWS, INTEGRATION_STEPS = 3, 10
@@ -30,7 +30,7 @@ def describe_rewriting(reading: Reading, rules: Mapping[int, Rules], *, max_toke
     rewriting = measure_rewriting(
         reading.subject, site, harvest, {f"rules, K = {k}": some for k, some in rules.items()},
         tree=reading.fit_text.tree, mean=reading.mean_written, x=None if writes_elsewhere else get_activations(harvest.fit),
-        shrinkage=SHRINKAGE, min_count=MIN_COUNT, depth=DEPTH, max_tokens=max_tokens, batch=reading.batch,
+        shrinkage=SHRINKAGE, min_count=MIN_COUNT, depth=LINE_DEPTH, max_tokens=max_tokens, batch=reading.batch,
     )  # fmt: skip
     metrics = {
         f"rewritten_recovered@{k}": row.recovered
@@ -67,12 +67,8 @@ def describe_residual(reading: Reading, *, max_tokens: int, force: bool) -> Sect
     return Section(features, {"residual": pd.DataFrame(rows), "residual_ratios": pd.DataFrame(ratios)}, metrics)
 
 
-def describe_geometry(reading: Reading, *, other: SAE | None, other_alive: np.ndarray | None) -> Section:
-    """Return the similarities within the dictionary and, if there is another SAE, with its dictionary, with their chance levels.
-
-    Args:
-        other_alive: whether each latent of the other SAE fires on the held-out text.
-    """
+def describe_geometry(reading: Reading, *, other: OtherSae | None) -> Section:
+    """Return the similarities within the dictionary and, with another SAE, those of dictionaries and codes, with their chance levels."""
     alive = reading.harvest.held_out.codes.firings() > 0
     mine = read_dictionary(reading.site.sae, alive=alive)
     covariance = torch.from_numpy(reading.moments.covariance)
@@ -89,8 +85,8 @@ def describe_geometry(reading: Reading, *, other: SAE | None, other_alive: np.nd
         "within_max_cos": within.max_cos.mean, "within_max_cos/isotropic": isotropic,
         "within_max_cos/shaped": shaped, "encoder_decoder_cos": within.encoder_decoder,
     }  # fmt: skip
-    if other is not None and other_alive is not None:
-        theirs = read_dictionary(other, alive=other_alive)
+    if other is not None:
+        theirs = read_dictionary(other.site.sae, alive=other.harvest.held_out.codes.firings() > 0)
         pair = compare_dictionaries(mine, theirs, covariance=covariance, seed=reading.seed)
         features["other_cosine"] = pair.to.cosines
         features["other_latent"] = theirs.latents[pair.to.indices]
@@ -101,7 +97,9 @@ def describe_geometry(reading: Reading, *, other: SAE | None, other_alive: np.nd
         cosine[pair.matching.rows] = pair.matching.cosines
         features["matched_latent"], features["matched_cosine"] = partner, cosine
         features["matched_at_chance"] = cosine < pair.novel_below
+        matched = mine.latents[pair.matching.rows], theirs.latents[pair.matching.columns]
         metrics |= pair.numbers()
+        metrics |= describe_code_similarity(reading.harvest.held_out, other.harvest.held_out, matched=matched)
     if transcodes:
         metrics = {name: value for name, value in metrics.items() if not name.endswith("/shaped")}
     table = pd.DataFrame([{"measure": name, "value": value} for name, value in metrics.items()])
