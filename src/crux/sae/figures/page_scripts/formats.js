@@ -49,7 +49,7 @@ function signed(value) {
 function pieceElement(pieces, piece) {
   const text = pieces.texts[piece];
   if (pieces.tokens[piece] < 0) return make("span", { class: "words" }, text);
-  const box = make("code", { dir: "auto", title: `token ${pieces.tokens[piece]}` });
+  const box = make("code", { dir: "auto", title: `${text} (token ${pieces.tokens[piece]})` });
   for (const part of text.split(/( )/)) if (part) box.append(part === " " ? make("i", {}, "·") : part);
   return box;
 }
