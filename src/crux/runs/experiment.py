@@ -127,10 +127,12 @@ def format_range(check: Check, *, digits: int) -> str:
 
 
 def show_result(name: str, result: Result) -> None:
-    """Print the report and the checks."""
+    """Print the report, or its summary, and the checks."""
     console = make_console(width=None)
-    if result.report:
-        console.print(result.report)
+    if text := result.report if result.summary is None else result.summary:
+        console.print(text, markup=False)
+    if not result.checks:
+        return
     table = Table(title=name, title_justify="left")
     for column in ("check", "value", "expected range", ""):
         table.add_column(column, justify="right" if column == "value" else "left")

@@ -36,6 +36,8 @@ class Result(NamedTuple):
     """The data from which the figures are drawn."""
     report: str
     """A few lines or a table in Markdown, for people; empty if the checks suffice."""
+    summary: str | None = None
+    """What is printed in place of a report that is too long for a terminal; None: the report is printed."""
 
 
 def finite_or_none(value: float) -> float | None:

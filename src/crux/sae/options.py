@@ -28,6 +28,7 @@ from crux.config.schema import (
 )
 from crux.sae.architectures.options import OPTIONS as ARCHITECTURES
 from crux.sae.architectures.options import SaeOptions
+from crux.sae.compare_options import CompareJob
 from crux.sae.export_options import ExportJob
 from crux.sae.losses.options import OPTIONS as LOSSES
 from crux.sae.losses.options import LossOptions
@@ -240,6 +241,7 @@ OPTIONS: Mapping[str, Mapping[str, type]] = {
         "sweep_report": ReportJob,
         "read_latents": ReadJob,
         "read_calibration": ReadCalibrationJob,
+        "compare_latents": CompareJob,
         "export_latents": ExportJob,
     },
     "trainer": {"sae": SaeTrainer},

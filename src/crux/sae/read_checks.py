@@ -43,24 +43,27 @@ def check_job(job: ReadJob, given: Collection[str]) -> None:
     check_text(job.data, context=job.model.context)
 
 
-def check_saved_sae(path: str, *, key: str, hook_point: str | None, model: LanguageModel, force: bool) -> None:
+def check_saved_sae(
+    path: str, *, key: str, hook_point: str | None, model: LanguageModel, force: bool, insist: str = "sae.force=true"
+) -> None:
     """Check that there is an SAE in a folder, and that it belongs to a model and a hook point.
 
     Args:
         key: the key on the command line, for messages.
         hook_point: the hook point that it shall read; None: the one in its metadata.
         force: do not ask whether it belongs there.
+        insist: what has to be typed for that.
 
     Raises:
         UserError: in one line.
     """
     metadata = read_saved_config(find_sae_folder(Path(path), key=key)).metadata
     read, write = saved_hooks(metadata)
-    if (read := hook_point or read) is None and key == "sae.path":
+    if (read := hook_point or read) is None and key != "against":
         raise UserError(f"{key}={path}: its {CONFIG} does not say which hook point the SAE reads; give hook_point=")
     if read is not None:
         place = Place(str(model_source(model)), model.process_weights, read, write or read)
-        check_belonging(metadata, place, what=f"{key}: the SAE", force=force, insist="sae.force=true")
+        check_belonging(metadata, place, what=f"{key}: the SAE", force=force, insist=insist)
 
 
 def check_llm(llm: Llm, given: Collection[str]) -> None:

@@ -26,7 +26,7 @@ from crux.sae.reading.harvest import Harvest, ReadText, harvest_codes
 from crux.sae.reading.probing_section import GiveLabels
 from crux.sae.reading.read_latents import read_latents
 from crux.sae.reading.reading_page import render_reading_page
-from crux.sae.reading.reading_report import write_report
+from crux.sae.reading.reading_report import summarise_reading, write_report
 from crux.sae.reading.saebench_section import write_saebench_file
 from crux.sae.reading.section import OtherSae, Reading
 from crux.sae.reading.source_labels import label_packaged_sources
@@ -146,7 +146,8 @@ def read(
         if found.features[name].dtype.kind in "fib"
     }
     report = write_report(found, reading, n_rules=config.reading.n_rules)
-    return Result(found.metrics, [], figures, arrays, report)
+    summary = summarise_reading(found, n_rules=config.reading.n_rules)
+    return Result(found.metrics, [], figures, arrays, report, summary)
 
 
 def name_saes(path: str, against: str | None) -> tuple[str, str]:

@@ -47,6 +47,31 @@ def write_report(found: LatentsReading, reading: Reading, *, n_rules: int) -> st
     return "\n\n".join(parts)
 
 
+def summarise_reading(found: LatentsReading, *, n_rules: int) -> str:
+    """Return the main numbers of a reading in a few lines, each next to what it should be compared with."""
+    metrics, tables = found.metrics, {k: t for section in found.sections.values() for k, t in section.tables.items()}
+    controls, chance = "", metrics.get("matched_cos/shaped", float("nan"))
+    if "controls" in tables and len(tables["controls"]):
+        rows = tables["controls"].query(f"score == 'rho@{n_rules}' and control in ['whitened', 'example']")
+        pairs = [f"{row['control']} directions {row['controls']:.3f}" for _, row in rows.iterrows()]
+        controls = f" ({'; '.join(pairs)})" if pairs else ""
+    lines = []
+    for name, text in (
+        (f"rho@{n_rules}", f"ρ of predicted and true codes, {n_rules} rules per latent: {{:.3f}}{controls}"),
+        ("unexplained_latents", "latents that no rule explains: {:.0f} of " + f"{metrics.get('scored_latents', 0):.0f} scored"),
+        (f"rewritten_recovered@{n_rules}", f"share of the SAE's CE that {n_rules} rules per latent recover: {{:.3f}}"),
+        ("influence_log_pearson", "influence against exact ablations, log-Pearson: {:.3f}"),
+        ("dead_weight_share", "energy in latents that the network hardly reads: {:.2%}"),
+        ("effects_held_out_score", "measured effects on tokens, held-out score: {:.3f}"),
+        ("residual/rho_iso", "KL of the SAE's error relative to isotropic noise of equal norm: {:.2f}"),
+        ("matched_cos", f"cosine of matched latents of the two SAEs: {{:.3f}} (chance {chance:.3f})"),
+    ):  # fmt: skip
+        if name in metrics:
+            lines.append(text.format(metrics[name]))
+    lines += [f"careful: {text}" for text in tables["warnings"]["warning"]] if "warnings" in tables else []
+    return "\n".join([*lines, "all tables: report.md in the run folder"])
+
+
 def table_to_markdown(table: pd.DataFrame) -> str:
     """Return a table in Markdown with four significant digits; what has no value is `–`."""
     return markdown_table(
