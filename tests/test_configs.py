@@ -67,11 +67,11 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
         given.append("data.name=some/dataset")
     needs_a_folder = {
         "toy/sae": ("model.path", "must be the run folder of a toy experiment"), "read": ("sae.path", "holds no SAE"),
-        "export": ("sae.path", "holds no SAE"),
+        "export": ("sae.path", "holds no SAE"), "read/compare": ("saes", "holds no SAE"),
     }  # fmt: skip
     if group == "experiment" and option in needs_a_folder:
         key, message = needs_a_folder[option]
-        given.append(f"{key}={CONF}")
+        given.append(f"{key}=[{CONF},{CONF.parent}]" if key == "saes" else f"{key}={CONF}")
         with pytest.raises(UserError, match=message):
             composed(*given)
         return

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from crux.sae.reading.ablations import Ablations, ablate_latents, check_influence
     from crux.sae.reading.absorption import measure_absorption, measure_hedging
     from crux.sae.reading.calibration import calibrate_scores
+    from crux.sae.reading.compare_saes import (
+        describe_equal_rules,
+        describe_equal_steering,
+        describe_pairs,
+        rewrite_at_totals,
+    )
     from crux.sae.reading.control_saes import make_sae_control, make_untrained_sae, train_frozen_decoder_sae
     from crux.sae.reading.control_scores import compare_with_controls, score_together
     from crux.sae.reading.controls import Control, make_direction_control, make_shifted_control
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from crux.sae.reading.rule_texts import describe_rules, token_names
     from crux.sae.reading.rules import Rules, predict_codes
     from crux.sae.reading.saebench_core import SaebenchCore, measure_saebench_core
+    from crux.sae.reading.section import Reading
     from crux.sae.reading.sparse_codes import SparseCodes
     from crux.sae.reading.splitting import measure_splitting
     from crux.sae.reading.steering import steer_directions, summarise_steering
@@ -58,6 +65,7 @@ __all__ = [
     "Influence",
     "OutputEffects",
     "ReadText",
+    "Reading",
     "ResidualReport",
     "Rewriting",
     "RuleScores",
@@ -74,6 +82,9 @@ __all__ = [
     "collect_latent_directions",
     "compare_steering",
     "compare_with_controls",
+    "describe_equal_rules",
+    "describe_equal_steering",
+    "describe_pairs",
     "describe_rules",
     "describe_text_features",
     "find_strengths",
@@ -102,6 +113,7 @@ __all__ = [
     "prepare_fit",
     "probe_latents",
     "read_batches",
+    "rewrite_at_totals",
     "score_rules",
     "score_together",
     "score_whole_tree",
