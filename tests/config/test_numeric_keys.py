@@ -123,6 +123,7 @@ def test_a_job_refuses_such_values_of_each_of_its_keys(experiment: str | None, t
     words = [f"experiment={experiment}"] if experiment else []
     needed = {
         "toy/sae": f"model.path={tmp_path}", "read": f"sae.path={tmp_path}", "export": f"sae.path={tmp_path}",
+        "read/compare": f"saes=[{tmp_path},{tmp_path}/b]",
     }  # fmt: skip
     words += [needed[experiment]] if experiment in needed else []
     register()

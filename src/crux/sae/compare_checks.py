@@ -8,11 +8,10 @@ from crux.runs.checks import check_writable
 from crux.sae.belonging import saved_hooks
 from crux.sae.checks import check_text
 from crux.sae.compare_options import CompareJob
-from crux.sae.options import model_source
-from crux.sae.read_checks import check_saved_sae, find_sae_folder
+from crux.sae.read_checks import check_saved_sae, check_subject, find_sae_folder
 from crux.sae.saved_config import read_saved_config
-from crux.subjects.source import find_folder
-from crux.subjects.weight_files import check_weights
+
+__all__ = ["check_job", "check_subject"]
 
 
 def check_job(job: CompareJob, given: Collection[str]) -> None:
@@ -39,13 +38,3 @@ def check_job(job: CompareJob, given: Collection[str]) -> None:
         where = ", ".join(sorted(" to ".join(map(str, dict.fromkeys(hook))) for hook in hooks))
         raise UserError(f"saes: they read or write different hook points ({where}), so they are not compared")
     check_text(job.data, context=job.model.context)
-
-
-def check_subject(job: CompareJob) -> None:
-    """Check that the subject can be loaded; a hub model is downloaded for that.
-
-    Raises:
-        UserError: if folder or hub cannot be reached, or config.json or weights are missing or broken.
-    """
-    if job.model._target_ is None:
-        check_weights(find_folder(model_source(job.model)))

@@ -5,7 +5,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from crux.runs.experiment import no_last_row, prepare_experiment
 from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
@@ -13,17 +12,11 @@ from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.sae.compare_options import CompareJob
 from crux.sae.figures.comparison import draw_comparison
-from crux.sae.loading import check_embedding, load_model, load_tokens
-from crux.sae.options import model_source
-from crux.sae.read_job import load_site
+from crux.sae.read_inputs import load_inputs
 from crux.sae.reading.compare_saes import describe_equal_rules, describe_equal_steering, describe_pairs
-from crux.sae.reading.harvest import harvest_codes
 from crux.sae.reading.reading_report import table_to_markdown
 from crux.sae.reading.section import Reading, Section, compute_section_once
 from crux.subjects.token_texts import TokenTexts
-from crux.subjects.tokenizer import load_tokenizer
-from crux.text.token_file import default_cache
-from crux.training.devices import choose_device
 
 TITLES = {
     "equal_rules": "Equally many rules per SAE, given to the latents where they save the network most",
@@ -42,27 +35,21 @@ def run(config: CompareJob, *, folder: Path | None) -> RunFolder:
     """
 
     def prepare() -> PreparedJob:
-        torch.manual_seed(config.seed)
-        options = config.comparing
-        tokens = load_tokens(config.data, model=config.model, cache=config.cache)
-        subject = load_model(config.model, device=choose_device(config.trainer.accelerator), dtype=torch.float32)
-        check_embedding(tokens, subject)
-        tokenizer, end_of_text = load_tokenizer(model_source(config.model))
+        inputs, options = load_inputs(config), config.comparing
         sites = {
-            name: load_site(path, key=f"saes[{i}]", hook_point=config.hook_point, device=subject.device)
+            name: inputs.load_site(path, key=f"saes[{i}]")
             for i, (name, path) in enumerate(zip(name_saes(config.saes), config.saes, strict=True))
         }
 
         def compute(active: ActiveRun) -> Result:
             readings: dict[str, Reading] = {}
             for name, site in sites.items():
-                harvest = harvest_codes(
-                    subject, site, train=tokens.train, held_out=tokens.held_out, context=config.model.context,
-                    n_fit=options.fit_tokens, n_held_out=options.held_out_tokens, end_of_text=end_of_text, batch=config.batch,
-                    with_activations=True, cache=Path(config.cache) if config.cache is not None else default_cache(),
-                    force=config.force,
-                )  # fmt: skip
-                readings[name] = Reading(subject, site, harvest, TokenTexts(tokenizer), config.seed, config.batch)
+                harvest = inputs.harvest(
+                    site, n_fit=options.fit_tokens, n_held_out=options.held_out_tokens, force=config.force
+                )
+                readings[name] = Reading(
+                    inputs.subject, site, harvest, TokenTexts(inputs.tokenizer), config.seed, config.batch
+                )
             return compare(config, active, readings=readings)
 
         return prepare_experiment(config, compute=compute, last_row=no_last_row, params={"n_saes": len(sites)})

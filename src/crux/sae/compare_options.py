@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 from annotated_types import MinLen
 from omegaconf import MISSING
 
-from crux.config.schema import Count, CountOrZero, Data, Device, Job, LanguageModel, Rate, TokenCount
+from crux.config.schema import Count, CountOrZero, Rate, TokenCount
+from crux.sae.read_options import SavedSaeJob
 
 
 @dataclass
@@ -28,23 +29,14 @@ class Comparing:
 
 
 @dataclass
-class CompareJob(Job):
+class CompareJob(SavedSaeJob):
     """A job that compares saved SAEs at one hook point of one model."""
 
     saes: Annotated[list[str], MinLen(2)] = MISSING
     """Run folders or folders of the SAEs; the others are compared with the first."""
-    hook_point: str | None = None
-    """TransformerLens name of the hook point that all of them read; null: the one in their metadata."""
     force: bool = MISSING
     """Compare SAEs on another model, with another weight processing or at another hook point than their metadata name, too."""
-    cache: str | None = None
-    """Folder for tokenised text and sparse codes; null: $CRUX_CACHE or ~/.cache/crux."""
-    model: LanguageModel = MISSING
-    data: Data = MISSING
     comparing: Comparing = MISSING
-    trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-    batch: Count = MISSING
-    """Sequences per pass."""
 
     runner: ClassVar[str] = "crux.sae.compare_job.run"
     checks: ClassVar[str | None] = "crux.sae.compare_checks"

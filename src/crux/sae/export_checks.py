@@ -8,10 +8,10 @@ from crux.runs.checks import check_writable
 from crux.runs.run_folder import RunFolder
 from crux.sae.checks import check_text
 from crux.sae.export_options import ExportJob
-from crux.sae.options import model_source
-from crux.sae.read_checks import check_saved_sae
-from crux.subjects.source import find_folder
-from crux.subjects.weight_files import check_weights
+from crux.sae.read_checks import check_saved_sae, check_subject
+
+__all__ = ["check_job", "check_subject"]
+
 
 FEATURES = "features.parquet"
 """The table of a reading."""
@@ -35,16 +35,6 @@ def check_job(job: ExportJob, given: Collection[str]) -> None:
         if name is not None and (not name or name.startswith(".") or "/" in name or "\\" in name):
             raise UserError(f"neuronpedia.{key}={name}: cannot be the name of a folder, as which it is used")
     check_text(job.data, context=job.model.context)
-
-
-def check_subject(job: ExportJob) -> None:
-    """Check that the subject can be loaded; a hub model is downloaded for that.
-
-    Raises:
-        UserError: if folder or hub cannot be reached, or config.json or weights are missing or broken.
-    """
-    if job.model._target_ is None:
-        check_weights(find_folder(model_source(job.model)))
 
 
 def read_text_sizes(path: str) -> tuple[int, int]:

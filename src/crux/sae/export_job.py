@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tokenizers import Tokenizer
 
 from crux.config.errors import UserError
@@ -17,19 +16,14 @@ from crux.sae.architectures.site import Site
 from crux.sae.export_checks import FEATURES, read_text_sizes
 from crux.sae.export_options import ExportJob
 from crux.sae.formats.neuronpedia import NeuronpediaFeature, NeuronpediaSource, write_neuronpedia
-from crux.sae.loading import check_embedding, load_model, load_tokens
-from crux.sae.options import model_source, text_name
-from crux.sae.read_job import load_site
-from crux.sae.reading.harvest import Harvest, harvest_codes
+from crux.sae.options import text_name
+from crux.sae.read_inputs import ReadInputs, load_inputs
+from crux.sae.reading.harvest import Harvest
 from crux.sae.reading.neuronpedia_features import neuronpedia_features
 from crux.sae.reading.text_page import describe_text_features
 from crux.subjects.hooks import parse_hook
 from crux.subjects.subject import Subject
 from crux.subjects.token_texts import TokenTexts
-from crux.subjects.tokenizer import load_tokenizer
-from crux.text.token_file import default_cache
-from crux.text.tokens import Tokens
-from crux.training.devices import choose_device
 
 N_RULES = 3
 """Number of rules of a latent that make its explanation."""
@@ -43,17 +37,13 @@ def run(config: ExportJob, *, folder: Path | None) -> RunFolder:
     """
 
     def prepare() -> PreparedJob:
-        torch.manual_seed(config.seed)
-        tokens = load_tokens(config.data, model=config.model, cache=config.cache)
-        subject = load_model(config.model, device=choose_device(config.trainer.accelerator), dtype=torch.float32)
-        check_embedding(tokens, subject)
-        site = load_site(config.sae.path, key="sae.path", hook_point=config.hook_point, device=subject.device)
+        inputs = load_inputs(config)
+        site = inputs.load_site(config.sae.path, key="sae.path")
         parse_hook(site.write)  # the export is named after its layer
-        tokenizer, end_of_text = load_tokenizer(model_source(config.model))
 
         def compute(active: ActiveRun) -> Result:
-            harvest = _harvest(config, subject, site, tokens, end_of_text)
-            return export_for_neuronpedia(config, active.folder.path, subject, site, harvest, tokenizer)
+            harvest = _harvest(config, inputs, site)
+            return export_for_neuronpedia(config, active.folder.path, inputs.subject, site, harvest, inputs.tokenizer)
 
         return prepare_experiment(
             config, compute=compute, last_row=no_last_row, params={"n_latents": site.sae.n_latents}
@@ -62,17 +52,15 @@ def run(config: ExportJob, *, folder: Path | None) -> RunFolder:
     return run_job(config, folder=folder, prepare=prepare)
 
 
-def _harvest(config: ExportJob, subject: Subject, site: Site, tokens: Tokens, end_of_text: int) -> Harvest:
+def _harvest(config: ExportJob, inputs: ReadInputs, site: Site) -> Harvest:
     """Return the codes of the SAE on the text of the reading, which are in the cache, or on as many held-out tokens as are asked for."""
     if config.read is not None:
         n_fit, n_held_out = read_text_sizes(config.read)
     else:
         n_fit, n_held_out = 2 * config.model.context, config.tokens  # nothing is fitted
-    return harvest_codes(
-        subject, site, train=tokens.train, held_out=tokens.held_out, context=config.model.context, n_fit=n_fit,
-        n_held_out=n_held_out, end_of_text=end_of_text, batch=config.batch, with_activations=config.read is not None,
-        cache=Path(config.cache) if config.cache is not None else default_cache(), force=config.sae.force,
-    )  # fmt: skip
+    return inputs.harvest(
+        site, n_fit=n_fit, n_held_out=n_held_out, force=config.sae.force, with_activations=config.read is not None
+    )
 
 
 def export_for_neuronpedia(

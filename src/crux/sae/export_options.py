@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from crux.config.schema import Count, Data, Device, Job, LanguageModel, TokenCount
-from crux.sae.read_options import SavedSae
+from crux.config.schema import TokenCount
+from crux.sae.read_options import SavedSae, SavedSaeJob
 
 
 class ExportFormat(Enum):
@@ -38,7 +38,7 @@ class Neuronpedia:
 
 
 @dataclass
-class ExportJob(Job):
+class ExportJob(SavedSaeJob):
     """A job that writes the latents of a saved SAE in another tool's format."""
 
     format: ExportFormat = MISSING
@@ -46,18 +46,9 @@ class ExportJob(Job):
     sae: SavedSae = MISSING
     read: str | None = None
     """Run folder of an experiment=read of this SAE, whose text is used and whose rules or LLM explanations are written; null: none."""
-    hook_point: str | None = None
-    """TransformerLens name of the hook point that the SAE reads; null: the one in its metadata."""
-    cache: str | None = None
-    """Folder for tokenised text and sparse codes; null: $CRUX_CACHE or ~/.cache/crux."""
-    model: LanguageModel = MISSING
-    data: Data = MISSING
     tokens: TokenCount = MISSING
     """Number of held-out tokens from which densities, histograms and contexts are, unless a reading is given."""
     neuronpedia: Neuronpedia = MISSING
-    trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-    batch: Count = MISSING
-    """Sequences per pass."""
 
     runner: ClassVar[str] = "crux.sae.export_job.run"
     checks: ClassVar[str | None] = "crux.sae.export_checks"

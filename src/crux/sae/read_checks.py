@@ -12,7 +12,7 @@ from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.sae.checks import check_text
 from crux.sae.llm_options import Llm
 from crux.sae.options import model_source
-from crux.sae.read_options import ReadJob
+from crux.sae.read_options import ReadJob, SavedSaeJob
 from crux.sae.saved_config import CONFIG, read_saved_config
 from crux.subjects.source import find_folder
 from crux.subjects.weight_files import check_weights
@@ -85,7 +85,7 @@ def check_llm(llm: Llm, given: Collection[str]) -> None:
         raise UserError("llm.base_url needs the extra `llm`: pip install 'crux-interp[llm]'")
 
 
-def check_subject(job: ReadJob) -> None:
+def check_subject(job: SavedSaeJob) -> None:
     """Check that the subject can be loaded; a hub model is downloaded for that.
 
     Raises:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from crux.config.errors import UserError
 from crux.config.files import write_text
 from crux.config.json_files import read_json_object
 from crux.runs.experiment import no_last_row, prepare_experiment
@@ -15,14 +13,13 @@ from crux.runs.life_cycle import ActiveRun, PreparedJob, run_job
 from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.sae.architectures.site import Site
-from crux.sae.belonging import saved_hooks
 from crux.sae.figures.reading_figures import draw_reading
-from crux.sae.formats import saelens
-from crux.sae.loading import check_embedding, load_model, load_tokens, text_source
-from crux.sae.options import model_source, text_name
+from crux.sae.loading import text_source
+from crux.sae.options import text_name
 from crux.sae.read_checks import find_sae_folder
+from crux.sae.read_inputs import ReadInputs, load_inputs
 from crux.sae.read_options import ReadJob
-from crux.sae.reading.harvest import Harvest, ReadText, harvest_codes
+from crux.sae.reading.harvest import Harvest, ReadText
 from crux.sae.reading.probing_section import GiveLabels
 from crux.sae.reading.read_latents import read_latents
 from crux.sae.reading.reading_page import render_reading_page
@@ -31,13 +28,8 @@ from crux.sae.reading.saebench_section import write_saebench_file
 from crux.sae.reading.section import OtherSae, Reading
 from crux.sae.reading.source_labels import label_packaged_sources
 from crux.sae.saved_config import CONFIG
-from crux.subjects.subject import Subject
 from crux.subjects.token_texts import TokenTexts
-from crux.subjects.tokenizer import load_tokenizer
 from crux.text.sources import PackagedText
-from crux.text.token_file import default_cache
-from crux.text.tokens import Tokens
-from crux.training.devices import choose_device
 
 
 def run(config: ReadJob, *, folder: Path | None) -> RunFolder:
@@ -48,27 +40,12 @@ def run(config: ReadJob, *, folder: Path | None) -> RunFolder:
     """
 
     def prepare() -> PreparedJob:
-        torch.manual_seed(config.seed)
-        tokens = load_tokens(config.data, model=config.model, cache=config.cache)
-        subject = load_model(config.model, device=choose_device(config.trainer.accelerator), dtype=torch.float32)
-        check_embedding(tokens, subject)
-        site = load_site(config.sae.path, key="sae.path", hook_point=config.hook_point, device=subject.device)
-        other = None
-        if config.against is not None:
-            other = load_site(config.against, key="against", hook_point=config.hook_point, device=subject.device)
-        tokenizer, end_of_text = load_tokenizer(model_source(config.model))
+        inputs = load_inputs(config)
+        site = inputs.load_site(config.sae.path, key="sae.path")
+        other = None if config.against is None else inputs.load_site(config.against, key="against")
 
         def compute(active: ActiveRun) -> Result:
-            return read(
-                config,
-                active,
-                subject=subject,
-                site=site,
-                other=other,
-                tokens=tokens,
-                tokenizer=tokenizer,
-                eot=end_of_text,
-            )
+            return read(config, active, inputs=inputs, site=site, other=other)
 
         return prepare_experiment(
             config, compute=compute, last_row=no_last_row, params={"n_latents": site.sae.n_latents}
@@ -77,38 +54,15 @@ def run(config: ReadJob, *, folder: Path | None) -> RunFolder:
     return run_job(config, folder=folder, prepare=prepare)
 
 
-def load_site(path: str, *, key: str, hook_point: str | None, device: torch.device) -> Site:
-    """Load an SAE from a run folder or from its own folder, with the hook points in its metadata.
-
-    Args:
-        key: the key on the command line, for messages.
-        hook_point: the hook point that it reads; None: the one in its metadata.
-    """
-    folder = find_sae_folder(Path(path), key=key)
-    sae, metadata = saelens.load_sae(folder)
-    read, write = saved_hooks(metadata)
-    if (hook := hook_point or read) is None:
-        raise UserError(f"{key}={path}: its metadata do not say which hook point the SAE reads; give hook_point=")
-    folded = sae.fold()
-    folded.metadata = sae.metadata
-    written = hook if write is None or write == read else write
-    return Site(hook, written, folded.to(device))
-
-
-def read(
-    config: ReadJob, active: ActiveRun, *, subject: Subject, site: Site, other: Site | None, tokens: Tokens,
-    tokenizer: Tokenizer, eot: int,
-) -> Result:  # fmt: skip
+def read(config: ReadJob, active: ActiveRun, *, inputs: ReadInputs, site: Site, other: Site | None) -> Result:
     """Read the latents, and write features.parquet; return metrics, figures and the report."""
 
     def harvest(one: Site) -> Harvest:
-        return harvest_codes(
-            subject, one, train=tokens.train, held_out=tokens.held_out, context=config.model.context,
-            n_fit=config.reading.fit_tokens, n_held_out=config.reading.held_out_tokens, end_of_text=eot,
-            batch=config.batch, with_activations=True,
-            cache=Path(config.cache) if config.cache is not None else default_cache(), force=config.sae.force,
-        )  # fmt: skip
+        return inputs.harvest(
+            one, n_fit=config.reading.fit_tokens, n_held_out=config.reading.held_out_tokens, force=config.sae.force
+        )
 
+    subject, tokenizer, tokens = inputs.subject, inputs.tokenizer, inputs.tokens
     reading = Reading(subject, site, harvest(site), TokenTexts(tokenizer), config.seed, config.batch)
     names = name_saes(config.sae.path, config.against)
     give_sources: GiveLabels | None = None
@@ -116,7 +70,7 @@ def read(
         streams = {"fit": tokens.train, "held_out": tokens.held_out}
 
         def label_sources(read: ReadText, side: str) -> dict[str, np.ndarray]:
-            return label_packaged_sources(read, streams[side], tokenizer=tokenizer, end_of_text=eot)
+            return label_packaged_sources(read, streams[side], tokenizer=tokenizer, end_of_text=inputs.end_of_text)
 
         give_sources = label_sources
     second = None if other is None else OtherSae(names[1], other, harvest(other))

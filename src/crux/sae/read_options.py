@@ -57,23 +57,29 @@ class Reading:
 
 
 @dataclass
-class ReadJob(Job):
+class SavedSaeJob(Job):
+    """What every job about saved SAEs reads."""
+
+    hook_point: str | None = None
+    """TransformerLens name of the hook point that the SAEs read; null: the one in their metadata."""
+    cache: str | None = None
+    """Folder for tokenised text and sparse codes; null: $CRUX_CACHE or ~/.cache/crux."""
+    model: LanguageModel = MISSING
+    data: Data = MISSING
+    trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
+    batch: Count = MISSING
+    """Sequences per pass."""
+
+
+@dataclass
+class ReadJob(SavedSaeJob):
     """A job that reads the latents of a saved SAE: what activates them, and what the network does with them."""
 
     sae: SavedSae = MISSING
     against: str | None = None
     """Run folder or folder of a second SAE, whose dictionary is compared with that of the first."""
-    hook_point: str | None = None
-    """TransformerLens name of the hook point that the SAE reads; null: the one in its metadata."""
-    cache: str | None = None
-    """Folder for tokenised text and sparse codes; null: $CRUX_CACHE or ~/.cache/crux."""
-    model: LanguageModel = MISSING
-    data: Data = MISSING
     reading: Reading = MISSING
     llm: Llm = MISSING
-    trainer: Device = MISSING  # pyright: ignore[reportIncompatibleVariableOverride]
-    batch: Count = MISSING
-    """Sequences per pass."""
     report_sizes: Annotated[list[Count], MinLen(1)] = MISSING
     """Numbers of rules per latent in the tables."""
 
