@@ -135,5 +135,9 @@ def main() -> None:
         fail(f"output_dir: {error.filename} cannot be made ({error.strerror})", code=2)
     except UserError as error:  # about a sweep as a whole; `job` reports the errors of its jobs
         fail(" ".join(str(error).split()), code=2)
-    except KeyboardInterrupt:
-        fail("interrupted", code=130)
+    except KeyboardInterrupt as stop:
+        fail("; ".join(["interrupted", *getattr(stop, "__notes__", ())]), code=130)
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:
+            fail("; ".join(["stopped by SIGTERM", *getattr(stop, "__notes__", ())]), code=128 + signal.SIGTERM)
+        raise

@@ -363,7 +363,11 @@ def has_rows(database: Path) -> bool:
 def check_outcome(outcome: CommandOutcome, expected: set[int]) -> list[str]:
     """Return what is wrong with how a run with a fault ended."""
     problems: list[str] = []
-    lines = [line for line in outcome.err.splitlines() if line.startswith("crux:") and line != "crux: interrupted"]
+    lines = [
+        line
+        for line in outcome.err.splitlines()
+        if line.startswith("crux:") and not line.startswith(("crux: interrupted", "crux: stopped by SIGTERM"))
+    ]
     if outcome.timed_out:
         problems.append("it had to be killed")
     elif outcome.code not in expected:

@@ -29,6 +29,7 @@ SYNONYMS: dict[str, Synonym] = {
     "dict_size": Synonym(("sae.n_latents", "sae.ratio")),
     "num_latents": Synonym(("sae.n_latents", "sae.ratio")),
     "n_features": Synonym(("sae.n_latents", "sae.ratio")),
+    "sae.latents": Synonym(("sae.n_latents", "sae.ratio")),
     "n_dict_components": Synonym(("sae.n_latents", "sae.ratio")),
     # sparsity
     "l1_coefficient": Synonym(("sparsity",), NOTE_ON_NORMALISATION),

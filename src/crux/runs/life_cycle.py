@@ -114,7 +114,12 @@ def run_job(config: Job, *, folder: Path | None, prepare: Callable[[], PreparedJ
             run.folder.drop_rows_after(last)
         ends.enter_context(flush_at_end(config, lambda: list_deliveries(runs)))
         start_tracking(config, place, runs, ends, params=job.params, dataset=job.dataset, earlier_id=run_id)
-        outcomes = job.execute(ActiveRun(place, runs, config.seed, resumed=earlier is not None, last_row=last))
+        try:
+            outcomes = job.execute(ActiveRun(place, runs, config.seed, resumed=earlier is not None, last_row=last))
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if folder is None:  # the job of a sweep is continued by starting the sweep again
+                stop.add_note(f"the same command with resume=true continues {place.path}")
+            raise
         broken = fail_broken_runs(runs, outcomes)
         finished = [run for run in runs if run.name in outcomes and not run.failed]
         for run in finished:

@@ -114,6 +114,8 @@ def find_sae_folder(path: Path, *, key: str) -> Path:
         raise UserError(f"{key}={path} has {len(several)} SAEs; give the path of one of them: {names}")
     if not path.exists():
         raise UserError(f"{key}={path}: no such folder")
+    if not path.is_dir():
+        raise UserError(f"{key}={path} is a file; give the run folder, or the folder of an SAE")
     unfinished = (path / "config.yaml").exists() and not (path / "DONE").exists()
     why = "the run is not finished" if unfinished else f"it has no {CONFIG}, and no sae/{CONFIG}"
     raise UserError(f"{key}={path} holds no SAE: {why}")

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from crux.plotting import GREY, PALETTE, new_figure, style_axes
 
 
 def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Mapping[str, str], l0: str) -> Figure:
-    """Plot the loss terms on a logarithmic axis (above) and L0 (below) against the optimiser step.
+    """Plot the loss terms (above, on a logarithmic axis if they span a decade) and L0 (below) against the optimiser step.
 
     Args:
         history: rows of the training history, each with `step`; a row need not have every key.
@@ -29,8 +29,11 @@ def plot_loss_curves(history: Sequence[Mapping[str, float | int]], *, terms: Map
         color, dash = PALETTE[n % len(PALETTE)], ("-", "--", ":", "-.")[n % 4]
         positive = np.where(np.isfinite(values) & (values > 0), values, np.nan)
         above.plot(steps, positive, color=color, linestyle=dash, linewidth=1.4, marker=marker, label=label)
-    above.set_yscale("log")
-    above.yaxis.set_minor_formatter(NullFormatter())
+    low, high = above.dataLim.intervaly
+    if high > 10 * low:
+        above.set_yscale("log")
+        above.yaxis.set_minor_formatter(NullFormatter())
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(above, x="", y="loss term")
     if drawn:
         above.legend(frameon=False, fontsize=8.5, ncols=2 if len(drawn) > 3 else 1)
