@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,21 @@ import pytest
 
 from crux.sae import compare_job
 from crux.sae.compare_job import name_saes
+from crux.sae.reading import use_section
 
 SMALL = (
     "experiment=read/compare", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8",
-    "comparing.fit_tokens=16384", "comparing.held_out_tokens=8192", "comparing.total_rules=[100,20]",
-    "comparing.rewriting_tokens=1024", "comparing.steered=3",
+    "comparing.fit_tokens=8192", "comparing.held_out_tokens=4096", "comparing.total_rules=[100,20]",
+    "comparing.rewriting_tokens=512", "comparing.steered=2",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_contexts() -> Iterator[None]:
+    """Steer in few contexts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(use_section, "STEERING_WINDOWS", 6)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """experiment=read on the command line: its files, its tables, a resumed run, two SAEs, and what it refuses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +9,27 @@ import pandas as pd
 import pytest
 
 from crux.sae.figures.reading_figures import draw_reading
-from crux.sae.reading import read_latents
+from crux.sae.reading import read_latents, use_section
 from crux.sae.reading.section import Section, compute_section_once, no_features
 from crux.sae.reading.steering import COLUMNS
 from crux.sae.reading.use_section import steering_cells
 
 SMALL = (
-    "experiment=read", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8", "reading.fit_tokens=16384",
-    "reading.held_out_tokens=8192", "reading.n_rules=3", "report_sizes=[1]", "reading.controls=4",
-    "reading.influence_windows=8", "reading.influence_draws=2", "reading.ablations=4", "reading.effects=3",
-    "reading.rewriting_tokens=1024", "reading.residual_tokens=1024", "reading.steered=2",
-    "reading.probing=200", "reading.saebench_tokens=1024",
+    "experiment=read", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8", "reading.fit_tokens=8192",
+    "reading.held_out_tokens=4096", "reading.n_rules=3", "report_sizes=[1]", "reading.controls=4",
+    "reading.influence_windows=4", "reading.influence_draws=2", "reading.ablations=4", "reading.effects=3",
+    "reading.rewriting_tokens=512", "reading.residual_tokens=512", "reading.steered=1",
+    "reading.probing=200", "reading.saebench_tokens=512",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_contexts() -> Iterator[None]:
+    """Steer and measure effects in few contexts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("STEERING_WINDOWS", 6), ("POOL_WINDOWS", 32), ("CONTEXTS", 8)):
+            patch.setattr(use_section, name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def test_every_part_has_its_columns(read: Path) -> None:
     scored = features["firings_held_out"] >= 50
     assert features.loc[~scored, "rho@3"].isna().all()
     assert (features.loc[scored, "rho@3"] <= 1).all()
-    np.testing.assert_allclose(features["density"], features["firings_held_out"] / 8192)
+    np.testing.assert_allclose(features["density"], features["firings_held_out"] / 4096)
     alive = np.flatnonzero(features["firings_held_out"] > 0)
     # compared with itself, every latent is its own partner
     np.testing.assert_array_equal(features["matched_latent"].to_numpy()[alive], alive)
