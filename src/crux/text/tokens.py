@@ -99,6 +99,11 @@ def prepare_tokens(
     assert tokens is not None
     if min(len(tokens.train), len(tokens.held_out)) < min_tokens:
         length = f"{len(tokens.train):,} tokens to train on and {len(tokens.held_out):,} held out"
+        if tokens.report.every is not None and len(tokens.train) + len(tokens.held_out) >= 2 * min_tokens:
+            raise UserError(
+                f"{describe_source(source)} has too few different documents: {length}, at least {min_tokens:,} of each are needed, and "
+                "equal documents are on the same side"
+            )
         raise make_length_error(describe_source(source), length, min_tokens=min_tokens)
     return tokens
 
