@@ -7,15 +7,12 @@ import pytest
 
 from crux.config.errors import UserError
 from crux.sae.llm.asking import Message, Question
+from crux.sae.llm.client import LlmClient
+from crux.sae.llm.whole_harvest import explain_harvest
 from crux.sae.llm_options import Protocol
 from crux.sae.reading.harvest import Harvest
 from tests.support.known_latents import HARVEST, decode, know, make_side
 from tests.support.llm_server import Answer, StubServer, llm_server
-
-pytest.importorskip("openai", reason="the extra `llm` is not installed")
-
-from crux.sae.llm.client import LlmClient
-from crux.sae.llm.whole_harvest import explain_harvest
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,9 @@ import pytest
 from crux.config.errors import UserError
 from crux.sae.llm.asking import Message, Question, ask_parsed
 from crux.sae.llm.cache import ReplyCache, hash_question
+from crux.sae.llm.client import MAX_FAILURES_IN_A_ROW, LlmClient
 from crux.sae.llm.prompts import parse_list
 from tests.support.llm_server import Answer, StubServer, llm_server
-
-pytest.importorskip("openai", reason="the extra `llm` is not installed")
-
-from crux.sae.llm.client import MAX_FAILURES_IN_A_ROW, LlmClient
 
 KEY_VARIABLE, KEY = "CRUX_TEST_LLM_KEY", "sk-secret"
 

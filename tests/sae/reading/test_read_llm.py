@@ -17,8 +17,6 @@ from tests.support.html_blocks import HtmlBlocks
 from tests.support.llm_server import Answer, llm_server
 from tests.support.small_readings import ONLY_RULES
 
-pytest.importorskip("openai", reason="the extra `llm` is not installed")
-
 FEW = (*ONLY_RULES, "llm.model=stub", "llm.max_latents=8", "llm.concurrency=4", "llm.max_retries=1", "llm.timeout=10")
 
 
