@@ -37,7 +37,7 @@ class Result(NamedTuple):
     report: str
     """A few lines or a table in Markdown, for people; empty if the checks suffice."""
     summary: str | None = None
-    """What is printed in place of a report that is too long for a terminal; None: the report is printed."""
+    """A few lines that are printed instead of the report; None: the report itself is printed."""
 
 
 def finite_or_none(value: float) -> float | None:

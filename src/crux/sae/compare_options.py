@@ -12,7 +12,7 @@ from crux.sae.read_options import SavedSaeJob
 
 @dataclass
 class Comparing:
-    """What is compared, and on how much text."""
+    """The numbers of rules, latents and tokens of the comparison."""
 
     fit_tokens: TokenCount = MISSING
     """Number of training tokens on which rules are fitted."""

@@ -55,10 +55,9 @@ def read_text_sizes(path: str) -> tuple[int, int]:
     if not run.done or not (folder / FEATURES).is_file():
         raise UserError(f"read={path}: the reading is not finished; resume=true continues it")
     sizes = config["reading"]
-    found: list[int] = []
-    if isinstance(sizes, dict):
-        values = [sizes.get(key) for key in ("fit_tokens", "held_out_tokens")]
-        found = [value for value in values if isinstance(value, int) and value > 0]
-    if len(found) != 2:
+    n_fit, n_held_out = (
+        (sizes.get("fit_tokens"), sizes.get("held_out_tokens")) if isinstance(sizes, dict) else (None, None)
+    )
+    if not (isinstance(n_fit, int) and isinstance(n_held_out, int) and min(n_fit, n_held_out) > 0):
         raise UserError(f"read={path}: its config.yaml does not say how much text was read")
-    return found[0], found[1]
+    return n_fit, n_held_out

@@ -19,7 +19,7 @@ class ExportFormat(Enum):
 
 @dataclass
 class Neuronpedia:
-    """What an export for Neuronpedia says of the SAE and of who made it."""
+    """The names of the SAE and of its authors in an export for Neuronpedia."""
 
     model_id: str | None = None
     """Neuronpedia's id of the model; null: the model's name."""

@@ -1,4 +1,4 @@
-"""What a job about saved SAEs works on: the subject, the text, and SAEs with their codes on the text."""
+"""The subject, the text and the SAEs of a job about saved SAEs, loaded as its options say."""
 
 from pathlib import Path
 from typing import NamedTuple

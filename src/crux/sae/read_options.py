@@ -58,7 +58,7 @@ class Reading:
 
 @dataclass
 class SavedSaeJob(Job):
-    """What every job about saved SAEs reads."""
+    """The options that all jobs about saved SAEs have."""
 
     hook_point: str | None = None
     """TransformerLens name of the hook point that the SAEs read; null: the one in their metadata."""

@@ -31,7 +31,7 @@ MEASURED = ("absorbed", "missed", "missed_without_child", "cosine", "hedging")
 
 
 class Trained(NamedTuple):
-    """What one SAE with as many latents as features, and one with half as many, have learned."""
+    """The measures of two SAEs of one seed: a wide one, with as many latents as features, and a narrow one with half as many."""
 
     kind: str
     """`hierarchy` or `independent`."""

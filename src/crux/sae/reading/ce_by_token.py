@@ -66,12 +66,12 @@ def add_ce_changes(
             shown = spread_ranges(contexts.starts[part] % width + np.arange(len(part)) * width, contexts.lengths[part])
             predicted = shown % width > 0  # all but the first token of a window
             after_first = torch.from_numpy(shown[predicted]).to(subject.device)
-            found = np.zeros(len(shown))
-            found[predicted] = _compare_ce(
+            increases = np.zeros(len(shown))
+            increases[predicted] = _compare_ce(
                 pool.final[runs].flatten(0, 1)[after_first - 1], changed.flatten(0, 1)[after_first - 1],
                 labels=pool.tokens[runs].flatten()[after_first], unembed=subject.unembed,
             )  # fmt: skip
-            changes.append(found)
+            changes.append(increases)
             advance(len(part))
     return contexts._replace(ce_known=known, ce_changes=np.concatenate(changes))
 

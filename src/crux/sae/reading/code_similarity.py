@@ -1,4 +1,4 @@
-"""How alike the codes of two SAEs are on the same text, as numbers with their chance levels."""
+"""Correlations of the codes of two SAEs on the same text, by name, with their chance levels."""
 
 import numpy as np
 from jaxtyping import Int
@@ -16,9 +16,9 @@ def describe_code_similarity(
         a, b: the same text with the codes of two SAEs.
         matched: latents of A and their partners of B.
     """
-    found = compare_codes(a.codes, b.codes, rows=matched[0], columns=matched[1], context=a.windows.shape[1])
+    similarity = compare_codes(a.codes, b.codes, rows=matched[0], columns=matched[1], context=a.windows.shape[1])
     return {
-        "to_code_correlation": found.to, "to_code_correlation/shifted": found.chance_to,
-        "from_code_correlation": found.back, "from_code_correlation/shifted": found.chance_back,
-        "matched_code_correlation": found.matched, "matched_code_correlation/shifted": found.chance_matched,
+        "to_code_correlation": similarity.to, "to_code_correlation/shifted": similarity.chance_to,
+        "from_code_correlation": similarity.back, "from_code_correlation/shifted": similarity.chance_back,
+        "matched_code_correlation": similarity.matched, "matched_code_correlation/shifted": similarity.chance_matched,
     }  # fmt: skip

@@ -98,7 +98,7 @@ def describe_equal_rules(readings: Mapping[str, Reading], *, totals: Sequence[in
     """Return what equally many rules recover of each SAE, with differences from the first SAE on the same windows.
 
     Columns: `R`, the share of the CE between mean ablation and the SAE that the rules recover; `R of clean`, the same share of the CE
-    between mean ablation and the clean network, which does not depend on how good the SAE is; `CE − first`, with its standard error over
+    between mean ablation and the clean network, so that what the SAE itself loses counts, too; `CE − first`, with its standard error over
     windows.
     """
     first = next(iter(readings))
@@ -106,16 +106,18 @@ def describe_equal_rules(readings: Mapping[str, Reading], *, totals: Sequence[in
     rows, metrics = [], {}
     reference: Mapping[str, TokenLosses] = {}
     for name, reading in readings.items():
-        found = rewrite_at_totals(
+        rewritten = rewrite_at_totals(
             reading, totals=totals, fisher=fisher, max_tokens=max_tokens, with_line=name == first
         )  # fmt: skip
-        reference = reference or found.losses
-        for record in found.table.to_dict("records"):
+        reference = reference or rewritten.losses
+        for record in rewritten.table.to_dict("records"):
             kind = str(record["replacement"])
             if name != first and kind in ("clean", "zero", "mean"):
                 continue
-            of_clean = share_recovered(found.losses[kind], none=found.losses["mean"], all_of_it=found.losses["clean"])
-            difference = compare_losses(found.losses[kind], reference[kind])
+            of_clean = share_recovered(
+                rewritten.losses[kind], none=rewritten.losses["mean"], all_of_it=rewritten.losses["clean"]
+            )
+            difference = compare_losses(rewritten.losses[kind], reference[kind])
             of_sae = kind == "sae" or kind in map(name_total, totals)
             rows.append({
                 "SAE": name if of_sae else "–", "codes": kind, "rules": record["n_rules"],
@@ -143,7 +145,7 @@ def describe_equal_steering(readings: Mapping[str, Reading], *, n_latents: int, 
     if not tables:
         return Section(no_features(), {}, {})
     cells = {name: steering_cells(table, budget=budget) for name, table in tables.items()}
-    found = {"steering": pd.concat(cells, names=["SAE", "row"]).reset_index("SAE").reset_index(drop=True)}
+    shown = {"steering": pd.concat(cells, names=["SAE", "row"]).reset_index("SAE").reset_index(drop=True)}
     first, *others = tables
     rows = [
         {"SAE": name, "minus": first, **difference._asdict()}
@@ -154,8 +156,8 @@ def describe_equal_steering(readings: Mapping[str, Reading], *, n_latents: int, 
         )
     ]  # fmt: skip
     if rows:
-        found["steering_differences"] = pd.DataFrame(rows)
-    return Section(no_features(), found, {})
+        shown["steering_differences"] = pd.DataFrame(rows)
+    return Section(no_features(), shown, {})
 
 
 def describe_pairs(readings: Mapping[str, Reading]) -> Section:

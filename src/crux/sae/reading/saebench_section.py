@@ -52,9 +52,8 @@ def write_saebench_file(
         model, dataset: names of the network and of the text; context: tokens per window.
         sae_id: name of the SAE, by which SAEBench's plots label it; sae_config: the SAE's configuration.
     """
-    found = section.metrics
     metrics = {
-        category: {name: found.get(f"saebench/{category}/{name}", nan) for name in names}
+        category: {name: section.metrics.get(f"saebench/{category}/{name}", nan) for name in names}
         for category, names in CORE_METRICS.items()
     }
     latents = {
@@ -66,5 +65,5 @@ def write_saebench_file(
         path, metrics=metrics, latents=latents,
         model=model, dataset=dataset, context=context, batch=BATCH, n_batches=ceil(n_tokens / context / BATCH),
         release="crux", sae_id=sae_id, sae_config=sae_config,
-        notes={name: found[f"saebench/{name}"] for name in OWN if f"saebench/{name}" in found},
+        notes={name: section.metrics[f"saebench/{name}"] for name in OWN if f"saebench/{name}" in section.metrics},
     )  # fmt: skip

@@ -44,7 +44,7 @@ class OtherSae(NamedTuple):
     name: str
     site: Site
     harvest: Harvest
-    """Of the same text."""
+    """Its codes on the text on which the first one is read."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a page of latents shows of an SAE and a text alone: densities, codes, contexts, direct effects on the logits, similar latents."""
+"""The features on a page of latents that follow from the SAE and a text: densities, codes, contexts, effects on logits, neighbours."""
 
 from collections.abc import Mapping, Sequence
 
