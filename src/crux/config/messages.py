@@ -180,7 +180,7 @@ PHRASES = {
     r"Interpolation key '(.*)' not found": ": refers to {}, and there is no such key",
     r"Unsupported interpolation type (.*)": ": ${{{}:…}} is no function; a key is referred to by ${{key}}",
     r"field '.*' is not Optional": "=null: must have a value",
-    r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": ": must be a list, such as [1,2]",
+    r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": ": must be a list, such as [a,b]",
     r"Structured config of type `\w+` has missing mandatory value: .*": ": must be given",
 }
 """OmegaConf's messages about a value, as patterns, and what crux says after the key instead."""

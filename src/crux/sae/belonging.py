@@ -68,14 +68,14 @@ def _compare_hooks(metadata: Mapping[str, Any], place: Place) -> str | None:
         return None
     if (head := metadata.get("hook_head_index")) is not None:
         return f"reads head {head} alone of {read}; crux's hook points have all heads"
-    if _network_place(read) != _network_place(place.read):
+    if network_place(read) != network_place(place.read):
         return f"reads {read}, not {place.read}"
-    if _network_place(write) != _network_place(place.write):
+    if network_place(write) != network_place(place.write):
         return f"writes {write}, not {place.write}"
     return ""
 
 
-def _network_place(hook: str) -> str:
+def network_place(hook: str) -> str:
     """Return a hook point, with a block's output as the next block's input, which is the same activation."""
     match = re.fullmatch(r"blocks\.(\d{1,9})\.hook_resid_post", hook)
     return f"blocks.{int(match[1]) + 1}.hook_resid_pre" if match else hook

@@ -1,7 +1,6 @@
 """Run `experiment=read/compare`: several saved SAEs at one hook point, at an equal number of rules and at an equal steering budget."""
 
-from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ from crux.runs.result import Result
 from crux.runs.run_folder import RunFolder
 from crux.sae.compare_options import CompareJob
 from crux.sae.figures.comparison import draw_comparison
-from crux.sae.read_inputs import load_inputs
+from crux.sae.read_inputs import load_inputs, name_saes
 from crux.sae.reading.compare_saes import describe_equal_rules, describe_equal_steering, describe_pairs
 from crux.sae.reading.reading_report import table_to_markdown
 from crux.sae.reading.section import Reading, Section, compute_section_once
@@ -81,18 +80,6 @@ def compare(config: CompareJob, active: ActiveRun, *, readings: dict[str, Readin
         for part in (f"## {title}", table_to_markdown(tables[name]))
     )
     return Result(metrics, [], draw_comparison(tables), {}, report, summarise_comparison(tables))
-
-
-def name_saes(paths: Sequence[str]) -> list[str]:
-    """Return the shortest names that tell folders apart: the parts of their paths in which they differ."""
-    parts = [Path(path).expanduser().resolve().parts for path in paths]
-    first, last = _count_common(parts), _count_common([folder[::-1] for folder in parts])
-    return ["/".join(folder[first : len(folder) - last] or folder[-1:]) for folder in parts]
-
-
-def _count_common(sequences: Sequence[tuple[str, ...]]) -> int:
-    """Return how many items at the beginning all sequences have in common."""
-    return len(list(takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False))))
 
 
 def summarise_comparison(tables: Mapping[str, pd.DataFrame]) -> str:

@@ -33,13 +33,7 @@ def check_job(job: ReadJob, given: Collection[str]) -> None:
         check_writable("cache", job.cache)
     saes = {"sae.path": job.sae.path} | ({"against": job.against} if job.against is not None else {})
     for key, path in saes.items():
-        check_saved_sae(
-            path,
-            key=key,
-            hook_point=job.hook_point if key == "sae.path" else None,
-            model=job.model,
-            force=job.sae.force,
-        )
+        check_saved_sae(path, key=key, hook_point=job.hook_point, model=job.model, force=job.sae.force)
     check_text(job.data, context=job.model.context)
 
 
@@ -59,11 +53,10 @@ def check_saved_sae(
     """
     metadata = read_saved_config(find_sae_folder(Path(path), key=key)).metadata
     read, write = saved_hooks(metadata)
-    if (read := hook_point or read) is None and key != "against":
+    if (read := hook_point or read) is None:
         raise UserError(f"{key}={path}: its {CONFIG} does not say which hook point the SAE reads; give hook_point=")
-    if read is not None:
-        place = Place(str(model_source(model)), model.process_weights, read, write or read)
-        check_belonging(metadata, place, what=f"{key}: the SAE", force=force, insist=insist)
+    place = Place(str(model_source(model)), model.process_weights, read, write or read)
+    check_belonging(metadata, place, what=f"{key}: the SAE", force=force, insist=insist)
 
 
 def check_llm(llm: Llm, given: Collection[str]) -> None:

@@ -1,5 +1,8 @@
 """The subject, the text and the SAEs of a job about saved SAEs, loaded as its options say."""
 
+import re
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,3 +86,21 @@ def load_site(path: str, *, key: str, hook_point: str | None, device: torch.devi
     folded.metadata = sae.metadata
     written = hook if write is None or write == read else write
     return Site(hook, written, folded.to(device))
+
+
+def name_saes(paths: Sequence[str]) -> list[str]:
+    """Return short names of two or more SAEs: the parts of their paths in which they differ, without the time of a run if it is not needed.
+
+    Equal paths have equal names, with a number from the second on.
+    """
+    parts = [Path(path).expanduser().resolve().parts for path in paths]
+    first, last = _count_common(parts), _count_common([folder[::-1] for folder in parts])
+    names = ["/".join(folder[first : len(folder) - last] or folder[-1:]) for folder in parts]
+    without_time = [re.sub(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_", "", name) for name in names]
+    names = without_time if len(set(without_time)) == len(names) else names
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def _count_common(sequences: Sequence[tuple[str, ...]]) -> int:
+    """Return how many items at the beginning all sequences have in common."""
+    return len(list(takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False))))

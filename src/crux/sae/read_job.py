@@ -1,6 +1,5 @@
 """Run `experiment=read`: what activates each latent of a saved SAE, and what the network does with it."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from crux.sae.figures.reading_figures import draw_reading
 from crux.sae.loading import text_source
 from crux.sae.options import text_name
 from crux.sae.read_checks import find_sae_folder
-from crux.sae.read_inputs import ReadInputs, load_inputs
+from crux.sae.read_inputs import ReadInputs, load_inputs, name_saes
 from crux.sae.read_options import ReadJob
 from crux.sae.reading.harvest import Harvest, ReadText
 from crux.sae.reading.probing_section import GiveLabels
@@ -64,7 +63,7 @@ def read(config: ReadJob, active: ActiveRun, *, inputs: ReadInputs, site: Site, 
 
     subject, tokenizer, tokens = inputs.subject, inputs.tokenizer, inputs.tokens
     reading = Reading(subject, site, harvest(site), TokenTexts(tokenizer), config.seed, config.batch)
-    names = name_saes(config.sae.path, config.against)
+    names = ["SAE"] if config.against is None else name_saes([config.sae.path, config.against])
     give_sources: GiveLabels | None = None
     if isinstance(text_source(config.data), PackagedText):
         streams = {"fit": tokens.train, "held_out": tokens.held_out}
@@ -102,17 +101,6 @@ def read(config: ReadJob, active: ActiveRun, *, inputs: ReadInputs, site: Site, 
     report = write_report(found, reading, n_rules=config.reading.n_rules)
     summary = summarise_reading(found, n_rules=config.reading.n_rules)
     return Result(found.metrics, [], figures, arrays, report, summary)
-
-
-def name_saes(path: str, against: str | None) -> tuple[str, str]:
-    """Return short names of both SAEs: of their run folders, without the time; `SAE` and `against` if these are equal."""
-
-    def shorten(folder: str) -> str:
-        parts = [part for part in Path(folder).resolve().parts if part not in ("sae", "run")]
-        return re.sub(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_", "", parts[-1])
-
-    names = shorten(path), shorten(against or path)
-    return names if against is not None and names[0] != names[1] else ("SAE", "against")
 
 
 def describe_reading(config: ReadJob, reading: Reading) -> dict[str, str]:

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
+import torch
 
 from crux.sae import compare_job
-from crux.sae.compare_job import name_saes
+from crux.sae.geometry.fisher_directions import Fisher
+from crux.sae.read_inputs import name_saes
 from crux.sae.reading import use_section
+from crux.sae.reading.compare_saes import choose_rules
+from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.suffix_tree import grow_suffix_tree
+from tests.support.small_readings import read_report_table
+from tests.support.small_saes import make_random_sae
 
 SMALL = (
     "experiment=read/compare", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8",
@@ -42,15 +50,6 @@ def compared(run_crux: Callable[..., int], trained: Path, copy: Path, tmp_path_f
     return folder
 
 
-def read_table(folder: Path, heading: str) -> list[dict[str, str]]:
-    """Return the rows of the report's table under a heading."""
-    text = (folder / "report.md").read_text().partition(f"## {heading}")[2].partition("\n## ")[0]
-    header, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
-    )
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
 def test_a_copy_differs_in_nothing(compared: Path, trained: Path, copy: Path) -> None:
     first, second = name_saes([str(trained), str(copy)])
     metrics = json.loads((compared / "metrics.json").read_text())
@@ -59,11 +58,12 @@ def test_a_copy_differs_in_nothing(compared: Path, trained: Path, copy: Path) ->
         assert ours == pytest.approx(theirs, abs=1e-6)
     assert metrics[f"final/{first}_{second}/matched_cos"] == pytest.approx(1, abs=1e-5)
     assert metrics[f"final/{first}_{second}/matched_code_correlation"] == pytest.approx(1, abs=1e-5)
-    rules = [row for row in read_table(compared, "Equally many rules") if row["codes"] == "100 rules"]
+    report = (compared / "report.md").read_text()
+    rules = [row for row in read_report_table(report, "Equally many rules") if row["codes"] == "100 rules"]
     assert [row["SAE"] for row in rules] == [first, second]
     assert [row["rules"] for row in rules] == ["100", "100"]
     assert float(rules[1]["CE − first"]) == pytest.approx(0, abs=1e-6)
-    differences = read_table(compared, "Differences in steering")
+    differences = read_report_table(report, "Differences in steering")
     assert {row["control"] for row in differences} == {"", "isotropic"}
     np.testing.assert_allclose([float(row["difference"]) for row in differences], 0, atol=1e-6)
     assert (compared / "figures" / "equal_rules.png").exists()
@@ -75,6 +75,28 @@ def test_more_rules_recover_more(compared: Path, trained: Path, copy: Path) -> N
     few, many = (metrics[f"final/{name}/recovered@{n}"] for n in (20, 100))
     assert 0 < few < many < 1
     assert metrics[f"final/{name}/recovered_of_clean@100"] < many  # the SAE itself loses something
+
+
+def test_rules_go_to_the_latents_whose_errors_cost_the_network_most() -> None:
+    """Codes are equal, and the Fisher information sees one direction, in which latent 2 is twice as long as latent 0 and 1 has no part."""
+    rng = np.random.default_rng(0)
+    windows = rng.integers(0, 5, (60, 12))
+    begins = np.zeros(windows.shape, bool)
+    begins[:, 0] = True
+    tree = grow_suffix_tree(windows, begins.reshape(-1), vocab=5)
+    code = rng.gamma(2, 1, 720) * (windows.reshape(-1) == 3)
+    matrix = scipy.sparse.csr_matrix(np.stack([code] * 3, 1).astype(np.float32))
+    codes = SparseCodes(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data, 3)
+    sae = make_random_sae(d_model=4, n_latents=3, seed=0)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.tensor([[1.0, 5, 0, 0], [0, 9, 0, 0], [2, 0, 0, 0]]))
+    fisher = Fisher(torch.diag(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)), 1, 1)
+    rules = choose_rules(sae, codes, totals=[1, 2, 6, 10_000], tree=tree, fisher=fisher)
+    counts = {total: np.diff(some.indptr).tolist() for total, some in rules.items()}
+    assert counts[1] == [0, 0, 1]
+    assert counts[2][1] == 0
+    assert sum(counts[6]) == 6
+    assert counts[10_000][0] == counts[10_000][2] > 0 == counts[10_000][1]  # no rule for what the network does not read
 
 
 def test_an_interrupted_comparison_is_continued(
@@ -136,3 +158,7 @@ def test_names_are_the_parts_of_paths_that_differ() -> None:
     assert name_saes(["/a/b/c", "/a/b/d"]) == ["c", "d"]
     assert name_saes(["/a/b/run", "/a/c/d/run"]) == ["b", "c/d"]
     assert name_saes(["/a/b", "/a/b/sae"]) == ["b", "sae"]
+    assert name_saes(["/a/b", "/a/b"]) == ["b", "b (2)"]
+    times = ["/runs/2026-11-28_00-35-04_topk", "/runs/2026-11-28_00-36-04_relu"]
+    assert name_saes(times) == ["topk", "relu"]
+    assert name_saes([times[0], times[0].replace("35", "36")])[0] == "2026-11-28_00-35-04_topk"

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from crux.sae.reading import control_saes
 from crux.sae.reading.control_saes import make_sae_control, make_untrained_sae, train_frozen_decoder_sae
 from crux.sae.reading.density_matching import match_densities
 from crux.sae.reading.directions import measure_moments
@@ -93,7 +94,11 @@ def test_matching_needs_densities() -> None:
         match_densities(np.array([0.0, 1]), np.ones(3))
 
 
-def test_a_control_sae_is_lowered_to_the_densities_of_the_latents() -> None:
+@pytest.mark.parametrize("density_batches", [10, 4])
+def test_a_control_sae_is_lowered_to_the_densities_of_the_latents(
+    density_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_saes, "DENSITY_BATCHES", density_batches)
     windows = RNG.integers(0, 11, (120, 8))
     dense = RNG.random((960, 5)) < [0.3, 0.02, 0.2, 0.001, 0.05]
     tokens, latents = np.nonzero(dense)
@@ -108,8 +113,13 @@ def test_a_control_sae_is_lowered_to_the_densities_of_the_latents() -> None:
     assert control.name == "untrained"
     theirs = encode(sae, X)
     firings = (theirs != 0).sum(0)
+    some = (
+        np.concatenate([theirs[first : first + 100] for first in (0, 286, 573, 860)])
+        if density_batches == 4
+        else theirs
+    )
     wanted = codes.firings()[[0, 2, 4]]
-    pairs = match_densities(wanted.astype(float), firings.astype(float))
+    pairs = match_densities(wanted / 960, (some != 0).mean(0))  # by the densities on the batches that are counted
     assert (firings[pairs] > wanted).any()  # otherwise nothing is lowered
     np.testing.assert_array_equal(control.fit.firings(), np.minimum(wanted, firings[pairs]))
     for j, latent in enumerate(pairs):

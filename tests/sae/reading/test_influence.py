@@ -10,7 +10,7 @@ from crux.config.errors import UserError
 from crux.sae.reading.ablations import ablate_latents, check_influence, choose_for_ablation
 from crux.sae.reading.influence import Influence, measure_influence, select_windows
 from crux.sae.reading.interventions import precise_kl
-from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.sparse_codes import SparseCodes, join_codes
 from tests.support.toy_subject import ToySubject, make_random_toy
 
 HOOK = "blocks.1.hook_resid_pre"
@@ -169,6 +169,23 @@ def test_batches_and_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyP
         np.testing.assert_array_equal(a, b)
     monkeypatch.setattr("crux.sae.reading.influence.PAIRS", 5)
     np.testing.assert_allclose(measure(2).kl, whole.kl, rtol=1e-5)
+
+
+def test_dictionaries_that_are_measured_together_have_the_influence_that_each_has_alone() -> None:
+    toy, _ = make_coin(0.5)
+    windows = np.random.default_rng(1).integers(0, 2, (7, 4))
+    parts = [sparse(draw_codes(28, n, density=0.3, seed=n)) for n in (9, 4)]
+    directions = torch.randn(13, 4, generator=torch.Generator().manual_seed(3))
+
+    def measure(codes: SparseCodes, rows: Tensor) -> Influence:
+        return measure_influence(toy, windows, codes, hook=HOOK, directions=rows, n_draws=2, batch=3, seed=0)
+
+    together = measure(join_codes(parts), directions)
+    for codes, latents in zip(parts, (slice(0, 9), slice(9, 13)), strict=True):
+        alone, mine = measure(codes, directions[latents]), together.select(latents)
+        for name in ("kl", "kl_pos0", "kl_halves", "ce_first_order", "energy", "strength", "use_per_energy"):
+            np.testing.assert_allclose(getattr(mine, name), getattr(alone, name), rtol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(mine.firings, alone.firings)
 
 
 def test_selected_windows_have_their_own_codes() -> None:

@@ -13,6 +13,7 @@ from crux.sae.reading import read_latents, use_section
 from crux.sae.reading.section import Section, compute_section_once, no_features
 from crux.sae.reading.steering import COLUMNS
 from crux.sae.reading.use_section import steering_cells
+from tests.support.small_readings import read_report_table
 
 SMALL = (
     "experiment=read", "tracking=none", "trainer.progress=false", "model.context=64", "batch=8", "reading.fit_tokens=8192",
@@ -79,6 +80,9 @@ def test_metrics_report_figures_and_page(read: Path) -> None:
         "final/rewritten_recovered@3",
     } <= metrics.keys()
     assert metrics["final/matched_cos"] == pytest.approx(1, abs=1e-5)
+    assert metrics["final/matched_code_correlation"] == pytest.approx(1, abs=1e-5)
+    assert abs(metrics["final/matched_code_correlation/shifted"]) < 0.5
+    assert metrics["final/use/isotropic"] == pytest.approx(1)
     report = (read / "report.md").read_text()
     for heading in (
         "What activates the latents",
@@ -88,6 +92,14 @@ def test_metrics_report_figures_and_page(read: Path) -> None:
         "chance levels",
     ):
         assert heading in report
+    isotropic = next(
+        row for row in read_report_table(report, "Use per unit of energy") if row["vectors"] == "isotropic"
+    )
+    assert [
+        float(isotropic[f"top {k} by {kind}"]) for kind in ("read", "variance") for k in (1, 4, 16)
+    ] == pytest.approx([1 / 128, 4 / 128, 16 / 128] * 2, rel=1e-3)  # k of the 128 dimensions
+    directions = read_report_table(report, "Single directions")
+    assert {"pca_0", "pos0_mean", "random_0"} <= {row["name"] for row in directions}
     assert {path.stem for path in (read / "figures").iterdir()} == {"scores", "influence", "rewriting", "residual"}
     page = (read / "latents.html").read_text()
     assert "<script" in page

@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_same_results(run_crux: Callable[..., int], comman
             "toy.ratios=[1.0]",
             "toy.ratios: this job has no such key",
         ),
-        ("toy.densities=0.1", "toy.densities: must be a list, such as [1,2]"),
+        ("toy.densities=0.1", "toy.densities: must be a list, such as [a,b]"),
         ("toy.n_feature=3", "did you mean toy.n_features?"),
         ("toy.held_out=1500", "must be a multiple of 1024, or less than 1024"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from crux.sae.architectures.sae import SAE
 from crux.sae.geometry.compare import compare_dictionaries
 from crux.sae.geometry.dictionary import Dictionary, read_dictionary
 from crux.sae.geometry.fisher_directions import Fisher, measure_fisher
@@ -18,9 +19,12 @@ from crux.sae.reading.fit_rules import SHRINKAGE
 from crux.sae.reading.pruned_tree import choose_nodes, refit_nodes
 from crux.sae.reading.replacements import TokenLosses, compare_losses, share_recovered
 from crux.sae.reading.rewriting import measure_rewriting
+from crux.sae.reading.rules import Rules
 from crux.sae.reading.section import Reading, Section, no_features
+from crux.sae.reading.sparse_codes import SparseCodes
 from crux.sae.reading.steering_comparison import compare_steering
 from crux.sae.reading.suffix_pool import MIN_COUNT
+from crux.sae.reading.suffix_tree import SuffixTree
 from crux.sae.reading.use_section import STEERING_KINDS, steer_latents, steering_cells
 from crux.sae.reading.whole_section import LINE_DEPTH
 
@@ -57,29 +61,39 @@ def measure_use_of_directions(reading: Reading) -> Fisher:
     )
 
 
-def rewrite_at_totals(
-    reading: Reading, *, totals: Sequence[int], fisher: Fisher, max_tokens: int, with_line: bool
-) -> RewrittenSae:
-    """Return the losses of an SAE with given total numbers of rules, which are those that save the largest squared errors.
+def choose_rules(
+    sae: SAE, codes: SparseCodes, *, totals: Sequence[int], tree: SuffixTree, fisher: Fisher
+) -> dict[int, Rules]:
+    """Return given total numbers of rules over all latents of an SAE: those that save the largest squared errors.
 
     Rules are suffixes of up to three tokens. A squared error of latent i's code counts w_iᵀ F̄ w_i, what it costs the network to second
-    order, so that rules go to the latents that matter.
+    order, so that rules go to the latents that matter. There are fewer rules if no further one saves anything.
 
     Args:
+        codes: of the text of the tree.
         fisher: F̄ at the hook point that the SAE writes.
+    """
+    rows = sae.dictionary().detach().double().cpu()
+    weights = torch.einsum("id,de,ie->i", rows, fisher.matrix.double().cpu(), rows).clamp_min(0).numpy()
+    options = {"weights": weights, "shrinkage": SHRINKAGE, "min_count": MIN_COUNT, "depth": DEPTH}
+    return {
+        total: refit_nodes(tree, choose_nodes(tree, codes, total=total, **options), codes, shrinkage=SHRINKAGE)
+        for total in totals
+    }
+
+
+def rewrite_at_totals(
+    reading: Reading, *, totals: Sequence[int], tree: SuffixTree, fisher: Fisher, max_tokens: int, with_line: bool
+) -> RewrittenSae:
+    """Return the losses of an SAE whose codes are predicted by given total numbers of rules (`choose_rules`).
+
+    Args:
+        tree: of the fit text.
         with_line: whether the line without a dictionary is measured, too.
     """
     harvest, site = reading.harvest, reading.site
-    rows = site.sae.dictionary().detach().double().cpu()
-    weights = torch.einsum("id,de,ie->i", rows, fisher.matrix.double().cpu(), rows).clamp_min(0).numpy()
-    tree, codes = reading.fit_text.tree, harvest.fit.codes
-    kept = {
-        total: choose_nodes(
-            tree, codes, total=total, weights=weights, shrinkage=SHRINKAGE, min_count=MIN_COUNT, depth=DEPTH
-        )
-        for total in totals
-    }
-    rules = {name_total(total): refit_nodes(tree, nodes, codes, shrinkage=SHRINKAGE) for total, nodes in kept.items()}
+    chosen = choose_rules(site.sae, harvest.fit.codes, totals=totals, tree=tree, fisher=fisher)
+    rules = {name_total(total): some for total, some in chosen.items()}
     with_line = with_line and site.read == site.write
     rewriting = measure_rewriting(
         reading.subject, site, harvest, rules, tree=tree, mean=reading.mean_written,
@@ -103,11 +117,12 @@ def describe_equal_rules(readings: Mapping[str, Reading], *, totals: Sequence[in
     """
     first = next(iter(readings))
     fisher = measure_use_of_directions(readings[first])
+    tree = readings[first].fit_text.tree  # all have the same text
     rows, metrics = [], {}
     reference: Mapping[str, TokenLosses] = {}
     for name, reading in readings.items():
         rewritten = rewrite_at_totals(
-            reading, totals=totals, fisher=fisher, max_tokens=max_tokens, with_line=name == first
+            reading, totals=totals, tree=tree, fisher=fisher, max_tokens=max_tokens, with_line=name == first
         )  # fmt: skip
         reference = reference or rewritten.losses
         for record in rewritten.table.to_dict("records"):
