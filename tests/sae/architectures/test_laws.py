@@ -50,6 +50,19 @@ def test_codes_are_positive_only_for_positive_pre_activations(name: str, trainin
 
 
 @every_architecture
+@pytest.mark.parametrize("training", [True, False])
+def test_active_codes_are_the_codes_without_the_zeros(name: str, training: bool) -> None:
+    sae = make_sae(name).train(training)
+    x = 3 * draw_normal(50, 8)
+    x[7] = -100 * sae.b_dec.detach()[:8]  # a token with few latents
+    dense, active = sae.encode(x).c, sae.encode_active(x)
+    tokens = torch.arange(50).repeat_interleave(active.counts)
+    assert torch.equal(torch.zeros_like(dense).index_put((tokens, active.latents), active.values), dense)
+    assert (active.values != 0).all()
+    assert (torch.diff(tokens * sae.n_latents + active.latents) > 0).all()
+
+
+@every_architecture
 def test_encoding_is_deterministic_and_changes_no_state(name: str) -> None:
     sae = make_sae(name)
     before = copy.deepcopy(sae.state_dict())

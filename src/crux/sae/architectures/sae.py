@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
+from crux.sae.architectures.active_codes import ActiveCodes, find_active
 
 Init = Literal["paper", "tied"]
 
@@ -140,6 +141,11 @@ class SAE(nn.Module, ABC):
 
         `side` is the gradient of a loss with respect to the activation that the SAE writes; only gradient SAEs use it.
         """
+
+    @torch.no_grad()
+    def encode_active(self, x: Float[Tensor, "tokens d_model"]) -> ActiveCodes:
+        """Return the codes of `encode` that are not zero, without a gradient; a subclass may find them without the zeros."""
+        return find_active(self.encode(x).c)
 
     @abstractmethod
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:

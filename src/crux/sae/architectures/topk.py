@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.active_codes import ActiveCodes, keep_active
 from crux.sae.architectures.sae import SAE, BaseArguments, Codes
 
 
@@ -43,6 +44,11 @@ class TopKSAE(SAE):
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
         pre = self.pre_activations(x)
         return Codes(keep_largest(pre, self.k, score=pre), pre)
+
+    @torch.no_grad()
+    def encode_active(self, x: Float[Tensor, "tokens d_model"]) -> ActiveCodes:
+        values, latents = self.pre_activations(x).topk(self.k, dim=-1, sorted=False)
+        return keep_active(latents, F.relu(values))
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """Return zero, since k fixes the sparsity."""

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from crux.config.progress import track
+from crux.sae.architectures.active_codes import ActiveCodes
 from crux.sae.architectures.gated import GatedSAE
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.sae import SAE
@@ -23,7 +24,7 @@ from crux.sae.reading.controls import Column, Control, find_threshold, get_activ
 from crux.sae.reading.density_matching import match_densities
 from crux.sae.reading.directions import ActivationMoments
 from crux.sae.reading.harvest import Harvest
-from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.sparse_codes import stack_batches
 
 CALIBRATION_TOKENS = 8192
 """Number of tokens from which the threshold of an untrained SAE is computed."""
@@ -142,10 +143,10 @@ def make_sae_control(name: str, sae: SAE, harvest: Harvest, latents: Int[np.ndar
     sample = _sample_batches(fit, batch=batch)
     firings = np.zeros(sae.n_latents, np.int64)
     for codes in _encode(sae, sample, batch=batch):
-        firings += (codes != 0).sum(0).cpu().numpy()
+        firings += torch.bincount(codes.latents, minlength=sae.n_latents).cpu().numpy()
     wanted = harvest.fit.codes.firings()[latents]
     chosen = match_densities(wanted / len(fit), firings / len(sample))
-    sides = [_encode_some(sae, x, chosen, batch=batch).matrix().tocsc() for x in (fit, held_out)]
+    sides = [_encode_some(sae, x, chosen, batch=batch) for x in (fit, held_out)]
     columns: tuple[list[Column], list[Column]] = ([], [])
     for j, n in enumerate(wanted.tolist()):
         start, end = sides[0].indptr[j : j + 2]
@@ -168,23 +169,18 @@ def _sample_batches(x: Float[np.ndarray, "tokens d"], *, batch: int) -> Float[np
 
 
 @torch.no_grad()
-def _encode(sae: SAE, x: Float[np.ndarray, "tokens d"], *, batch: int) -> Iterator[Float[Tensor, "batch n_latents"]]:
-    """Yield the codes of each batch of tokens."""
+def _encode(sae: SAE, x: Float[np.ndarray, "tokens d"], *, batch: int) -> Iterator[ActiveCodes]:
+    """Yield the codes of each batch of tokens that are not zero."""
     for first in track(range(0, len(x), batch), "codes of a control SAE"):
         tokens = torch.from_numpy(np.array(x[first : first + batch], np.float32))  # a copy: the file is read-only
-        yield sae.encode(tokens.to(sae.W_enc)).c
+        yield sae.encode_active(tokens.to(sae.W_enc))
 
 
-@torch.no_grad()
 def _encode_some(
     sae: SAE, x: Float[np.ndarray, "tokens d"], latents: Int[np.ndarray, "n"], *, batch: int
-) -> SparseCodes:
-    """Return the codes of some latents, which are numbered in the order in which they are given."""
-    counts, numbers, values = [np.zeros(1, np.int64)], [], []
-    for codes in _encode(sae, x, batch=batch):
-        some = codes[:, torch.from_numpy(latents).to(codes.device)]
-        fires = some != 0
-        counts.append(fires.sum(1).cpu().numpy())
-        numbers.append(fires.nonzero()[:, 1].to(torch.int32).cpu().numpy())
-        values.append(some[fires].float().cpu().numpy())
-    return SparseCodes(np.cumsum(np.concatenate(counts)), np.concatenate(numbers), np.concatenate(values), len(latents))
+) -> scipy.sparse.csc_matrix:
+    """Return the codes of some latents, tokens × latents in the order in which they are given."""
+    parts = [
+        stack_batches([codes], n_latents=sae.n_latents).matrix()[:, latents] for codes in _encode(sae, x, batch=batch)
+    ]
+    return scipy.sparse.vstack(parts, format="csc")

@@ -206,11 +206,10 @@ def _read_side(
 def _append_codes(subject: Subject, site: Site, windows: np.ndarray, files: Mapping[str, BinaryIO]) -> None:
     tokens = torch.from_numpy(windows).to(subject.device)
     x = subject.clean(tokens, capture=[site.read], final=False).activations[site.read].flatten(0, 1).float()
-    codes = site.sae.encode(x).c
-    fires = codes != 0
-    files["counts"].write(fires.sum(1).to(torch.int32).cpu().numpy().tobytes())
-    files["latents"].write(fires.nonzero()[:, 1].to(torch.int32).cpu().numpy().tobytes())
-    files["values"].write(codes[fires].float().cpu().numpy().tobytes())
+    codes = site.sae.encode_active(x)
+    files["counts"].write(codes.counts.to(torch.int32).cpu().numpy().tobytes())
+    files["latents"].write(codes.latents.to(torch.int32).cpu().numpy().tobytes())
+    files["values"].write(codes.values.float().cpu().numpy().tobytes())
     if "x" in files:
         files["x"].write(x.cpu().numpy().tobytes())
 

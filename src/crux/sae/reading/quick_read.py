@@ -10,7 +10,7 @@ from torch import Tensor
 from crux.config.progress import track
 from crux.sae.architectures.site import Site
 from crux.sae.reading.harvest import ReadText, find_text_begins
-from crux.sae.reading.sparse_codes import SparseCodes
+from crux.sae.reading.sparse_codes import stack_batches
 from crux.sae.splicing import check_site
 from crux.subjects.subject import Subject
 
@@ -43,19 +43,14 @@ def read_batches(
         UserError: if the SAE does not fit the subject.
     """
     check_site(subject, site, force=force)
-    windows, counts, latents, values, n_codes = [], [], [], [], 0
+    windows, parts, n_codes = [], [], 0
     for tokens in track(batches, "reading what activates the latents"):
         if n_codes >= max_codes:
             break
         x = subject.clean(tokens.to(subject.device), capture=[site.read], final=False).activations[site.read]
-        codes = site.sae.encode(x.flatten(0, 1).float()).c
-        fires = codes != 0
+        parts.append(site.sae.encode_active(x.flatten(0, 1).float()))
         windows.append(tokens.cpu().numpy())
-        counts.append(fires.sum(1).cpu().numpy())
-        latents.append(fires.nonzero()[:, 1].to(torch.int32).cpu().numpy())
-        values.append(codes[fires].float().cpu().numpy())
-        n_codes += len(values[-1])
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
+        n_codes += len(parts[-1].values)
     joint = np.concatenate(windows).astype(np.int64)
-    found = SparseCodes(indptr, np.concatenate(latents), np.concatenate(values), site.sae.n_latents)
-    return ReadText(joint, find_text_begins(joint, end_of_text), found, None)
+    codes = stack_batches(parts, n_latents=site.sae.n_latents)
+    return ReadText(joint, find_text_begins(joint, end_of_text), codes, None)

@@ -7,6 +7,8 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from crux.sae.architectures.active_codes import ActiveCodes
+
 
 class SparseCodes(NamedTuple):
     """The non-zero codes of a text, token by token (compressed sparse rows); the arrays may be memory-mapped files."""
@@ -46,6 +48,15 @@ class SparseCodes(NamedTuple):
         start, end = self.indptr[first], self.indptr[last]
         indptr = self.indptr[first : last + 1] - start
         return SparseCodes(indptr, self.latents[start:end], self.values[start:end], self.n_latents)
+
+
+def stack_batches(batches: Sequence[ActiveCodes], *, n_latents: int) -> SparseCodes:
+    """Return the codes of the tokens of several batches, one batch behind the other."""
+    counts, latents, values = ([part.cpu().numpy() for part in parts] for parts in zip(*batches, strict=True))
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
+    return SparseCodes(
+        indptr, np.concatenate(latents).astype(np.int32), np.concatenate(values).astype(np.float32), n_latents
+    )
 
 
 def join_codes(parts: Sequence[SparseCodes]) -> SparseCodes:
