@@ -1,11 +1,11 @@
 """The fit of rules for all latents, in blocks of latents."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
 
-from crux.config.progress import track
 from crux.sae.reading.conditions import Conditions, Kind
 from crux.sae.reading.conjunctions import Conjunctions, find_conjunctions
 from crux.sae.reading.fit_text import FitText, prepare_fit
@@ -15,6 +15,7 @@ from crux.sae.reading.rule_search import ChosenRules, RuleSearch
 from crux.sae.reading.rules import Rules, conditions_in_use
 from crux.sae.reading.sparse_codes import SparseCodes
 from crux.sae.reading.suffix_pool import SuffixPool, suffix_pool
+from crux.sae.reading.threads import map_in_threads
 from crux.sae.reading.token_classes import TokenClasses
 
 SHRINKAGE = 2.0
@@ -61,15 +62,17 @@ def fit_rule_lists(
     """
     assert codes.n_tokens == text.n_tokens, f"codes of {codes.n_tokens} tokens for a text of {text.n_tokens}"
     block = int(np.clip(BLOCK_CELLS // max(text.features.n_features, 1), 16, MAX_BLOCK))
-    features = FeatureOverlaps(text.features)
-    parts: dict[int, list[_Part]] = {size: [] for size in sizes}
     by_latent = codes.matrix().tocsc()
-    for first in track(range(0, codes.n_latents, block), label):
-        features.clear_if_large()
+    of_thread = threading.local()
+
+    def fit(first: int) -> dict[int, _Part]:
+        overlaps = vars(of_thread).setdefault("overlaps", FeatureOverlaps(text.features))
+        overlaps.clear_if_large()
         columns = by_latent[:, first : first + block].tocsr().astype(np.float64)
-        for size, part in _fit_block(text, columns, features, sizes=sizes, shrinkage=shrinkage).items():
-            parts[size].append(part)
-    return _join(text, parts)
+        return _fit_block(text, columns, overlaps, sizes=sizes, shrinkage=shrinkage)
+
+    blocks = map_in_threads(fit, range(0, codes.n_latents, block), label)
+    return _join(text, {size: [parts[size] for parts in blocks] for size in sizes})
 
 
 COLUMNS = ("value", "increment", "gain", "counts", "total", "base", "mass")

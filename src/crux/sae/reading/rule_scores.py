@@ -7,7 +7,6 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
-from crux.config.progress import track
 from crux.sae.reading.conditions import match_text
 from crux.sae.reading.harvest import ReadText
 from crux.sae.reading.rules import Rules, predict_latents
@@ -20,6 +19,7 @@ from crux.sae.reading.score_values import (
 )
 from crux.sae.reading.sparse_codes import SparseCodes
 from crux.sae.reading.sparse_matrices import size_of
+from crux.sae.reading.threads import map_in_threads
 
 MIN_FIRINGS = 50
 """Least number of held-out tokens on which a latent must fire to be scored."""
@@ -83,11 +83,12 @@ def score_rules(
     firings = sides[1].codes.firings()
     scores = np.full((3, len(sizes), n_latents), np.nan)
     held = _held_conditions(rule_lists, sides)
-    for first in track(range(0, n_latents, LATENTS_PER_BLOCK), label):
+
+    def score(first: int) -> None:
         block = np.arange(first, min(first + LATENTS_PER_BLOCK, n_latents))
         block = block[firings[block] >= MIN_FIRINGS]
         if not len(block):
-            continue
+            return
         true = [side.by_latent[:, block] for side in sides]
         active = [side.active_windows(codes) for side, codes in zip(sides, true, strict=True)]
         for row, size in enumerate(sizes):
@@ -97,6 +98,8 @@ def score_rules(
             scores[1, row, block] = _average_precisions(predicted[1], true[1])
             thresholds = best_threshold(maxima[0], active[0])
             scores[2, row, block] = balanced_accuracy(maxima[1], active[1], thresholds)
+
+    map_in_threads(score, range(0, n_latents, LATENTS_PER_BLOCK), label)
     return RuleScores(sizes, firings, firings / sides[1].codes.n_tokens, *scores)
 
 

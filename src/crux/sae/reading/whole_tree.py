@@ -6,7 +6,6 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float
 
-from crux.config.progress import track
 from crux.sae.reading.fit_rules import SHRINKAGE
 from crux.sae.reading.fit_text import FitText
 from crux.sae.reading.harvest import ReadText
@@ -15,6 +14,7 @@ from crux.sae.reading.score_values import correlate
 from crux.sae.reading.sparse_codes import SparseCodes
 from crux.sae.reading.sparse_matrices import make_indicator, size_of
 from crux.sae.reading.suffix_tree import back_off_weights
+from crux.sae.reading.threads import map_in_threads
 
 UNEXPLAINED = 0.2
 """A latent is unexplained if the whole tree's correlation is below this: what it needs is not in the last three tokens."""
@@ -70,12 +70,15 @@ def score_whole_tree(
     rows = [_leaves(paths[:, :1], text, shrinkage), _leaves(paths, text, shrinkage)]
     fit, true = fit_codes.matrix().tocsc(), codes.matrix().tocsc()
     scores = np.full((2, codes.n_latents), np.nan)
-    for first in track(range(0, codes.n_latents, LATENTS_PER_BLOCK), label):
+
+    def score(first: int) -> None:
         block = slice(first, min(first + LATENTS_PER_BLOCK, codes.n_latents))
         sums = scipy.sparse.csr_matrix(text.indicator @ fit[:, block].tocsr().astype(np.float64))
         held = true[:, block].tocsr().astype(np.float64)
         for depth, leaves in enumerate(rows):
             scores[depth, block] = _correlations(sums, held, leaves)
+
+    map_in_threads(score, range(0, codes.n_latents, LATENTS_PER_BLOCK), label)
     scores[:, codes.firings() < MIN_FIRINGS] = np.nan
     return TreeScores(ceiling_rho=scores[1], token_rho=scores[0])
 
