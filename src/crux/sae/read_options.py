@@ -52,6 +52,9 @@ class Reading:
     0: no probing."""
     saebench_tokens: CountOrZero = MISSING
     """Number of held-out tokens for SAEBench's core metrics, which saebench_core.json has; 0: none."""
+    meta_sae_steps: CountOrZero = MISSING
+    """Training steps of a meta-SAE on the SAE's decoder directions, which shows how far latents are composed of shared parts; 0: none.
+    1,500 take about a minute on two cores."""
     budget: Rate = MISSING
     """KL divergence that steering and effects may cost, in nats per steered context."""
 

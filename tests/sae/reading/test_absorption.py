@@ -7,7 +7,7 @@ import torch
 from crux.config.errors import UserError
 from crux.sae.reading.absorption import NO_LATENT, match_features, measure_absorption, measure_hedging
 from crux.sae.reading.sparse_codes import SparseCodes
-from crux.sae.reading.splitting import measure_splitting
+from crux.sae.reading.splitting import describe_splitting, measure_splitting
 
 DIRECTIONS = np.eye(4)[:3]  # parent, child, another feature
 PAIRS = [(1, 0)]
@@ -128,6 +128,13 @@ def test_a_split_latent_has_its_children(monkeypatch: pytest.MonkeyPatch) -> Non
     assert np.isnan(found.coverage[4])
     assert found.coverage[3] == pytest.approx(found.chance[3], abs=0.05)  # an unrelated latent
     assert found.children.tolist() == [2, 1]
+    columns, shares = describe_splitting(
+        make_codes(narrow), make_codes(wide), dictionary=eye[:2], other_dictionary=wide_dictionary
+    )
+    assert columns["children"].tolist() == [2, 1]
+    assert columns["parent_coverage"][1] == 1  # the third wide latent is this one
+    assert columns["parent_density"][1] == pytest.approx(narrow[:, 1].mean())
+    assert shares == {"split_share": 0.5, "child_share": 0.5}
     with pytest.raises(UserError, match="4,000 and 10 tokens"):
         measure_splitting(
             make_codes(narrow), make_codes(wide[:10]), narrow_dictionary=eye[:2], wide_dictionary=wide_dictionary

@@ -20,7 +20,7 @@ SMALL = (
     "reading.held_out_tokens=4096", "reading.n_rules=3", "report_sizes=[1]", "reading.controls=4",
     "reading.influence_windows=4", "reading.influence_draws=2", "reading.ablations=4", "reading.effects=3",
     "reading.rewriting_tokens=512", "reading.residual_tokens=512", "reading.steered=1",
-    "reading.probing=200", "reading.saebench_tokens=512",
+    "reading.probing=200", "reading.saebench_tokens=512", "reading.meta_sae_steps=5",
 )  # fmt: skip
 
 
@@ -82,6 +82,9 @@ def test_metrics_report_figures_and_page(read: Path) -> None:
     assert metrics["final/matched_cos"] == pytest.approx(1, abs=1e-5)
     assert metrics["final/matched_code_correlation"] == pytest.approx(1, abs=1e-5)
     assert abs(metrics["final/matched_code_correlation/shifted"]) < 0.5
+    assert (metrics["final/split_share"], metrics["final/child_share"]) == (0, 1)
+    meta = [metrics[f"final/meta_sae_explained{level}"] for level in ("", "/isotropic", "/shaped")]
+    assert all(0 < share < 1 for share in meta)
     assert metrics["final/use/isotropic"] == pytest.approx(1)
     report = (read / "report.md").read_text()
     for heading in (

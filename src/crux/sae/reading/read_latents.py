@@ -100,7 +100,10 @@ def read_latents(
         "saebench", options.saebench_tokens > 0,
         lambda: describe_saebench(reading, max_tokens=options.saebench_tokens, force=force),
     )  # fmt: skip
-    add("geometry", True, lambda: describe_geometry(reading, other=other))
+    add(
+        "geometry", True,
+        lambda: describe_geometry(reading, other=other, meta_sae_steps=options.meta_sae_steps),
+    )  # fmt: skip
     if "llm" in sections:
         sections["llm"] = sections.pop("llm")  # the columns of all latents precede those of some
     features = pd.concat([section.features for section in sections.values()], axis=1)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -71,6 +72,30 @@ def measure_splitting(
     coverage = np.divide(both, firings, out=np.full(wide.n_latents, np.nan), where=firings > 0)
     children = np.bincount(parent[coverage >= min_coverage], minlength=narrow.n_latents)
     return Splitting(parent, nearest.cosines, coverage, narrow.densities()[parent], children)
+
+
+def describe_splitting(
+    codes: SparseCodes,
+    other_codes: SparseCodes,
+    *,
+    dictionary: Float[Tensor, "n_latents d"],
+    other_dictionary: Float[Tensor, "n_other d"],
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return, for each latent of an SAE, its children and its parent's coverage in another SAE, and the shares of latents that split.
+
+    Features: `children`, as in `Splitting`; `parent_coverage`, the share of the latent's firings on which its nearest latent of the other
+    SAE fires too, and `parent_density`, the coverage of an unrelated latent. Metrics: shares of the latents that fire: `split_share`,
+    those with two or more children; `child_share`, those that are a child.
+    """
+    down = measure_splitting(codes, other_codes, narrow_dictionary=dictionary, wide_dictionary=other_dictionary)
+    up = measure_splitting(other_codes, codes, narrow_dictionary=other_dictionary, wide_dictionary=dictionary)
+    columns = {"children": down.children, "parent_coverage": up.coverage, "parent_density": up.chance}
+    alive = codes.firings() > 0
+    metrics = {
+        "split_share": float(np.mean(down.children[alive] >= 2)),
+        "child_share": float(np.mean(up.coverage[alive] >= MIN_COVERAGE)),
+    }
+    return pd.DataFrame(columns, index=pd.RangeIndex(codes.n_latents, name="latent")), metrics
 
 
 def _pair_keys(codes: SparseCodes, n_latents: int) -> Int[np.ndarray, "nnz"]:

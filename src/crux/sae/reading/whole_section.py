@@ -8,6 +8,7 @@ import torch
 
 from crux.sae.geometry.compare import compare_dictionaries, describe_dictionary
 from crux.sae.geometry.dictionary import read_dictionary
+from crux.sae.geometry.meta_sae import measure_meta_structure
 from crux.sae.reading.code_similarity import describe_code_similarity
 from crux.sae.reading.controls import get_activations
 from crux.sae.reading.error_attribution import attribute_to_error
@@ -15,6 +16,7 @@ from crux.sae.reading.residual import measure_residual
 from crux.sae.reading.rewriting import measure_rewriting
 from crux.sae.reading.rules import Rules
 from crux.sae.reading.section import OtherSae, Reading, Section, no_features
+from crux.sae.reading.splitting import describe_splitting
 
 SHRINKAGE, MIN_COUNT, LINE_DEPTH = 2.0, 3, 2
 """Of the dictionary-free line: κ, the least number of fit tokens at a suffix, and the longest suffix."""
@@ -67,8 +69,12 @@ def describe_residual(reading: Reading, *, max_tokens: int, force: bool) -> Sect
     return Section(features, {"residual": pd.DataFrame(rows), "residual_ratios": pd.DataFrame(ratios)}, metrics)
 
 
-def describe_geometry(reading: Reading, *, other: OtherSae | None) -> Section:
-    """Return the similarities within the dictionary and, with another SAE, those of dictionaries and codes, with their chance levels."""
+def describe_geometry(reading: Reading, *, other: OtherSae | None, meta_sae_steps: int = 0) -> Section:
+    """Return the similarities within the dictionary and, with another SAE, those of dictionaries and codes, with their chance levels.
+
+    Args:
+        meta_sae_steps: training steps of a meta-SAE on the decoder directions of alive latents; 0: none.
+    """
     alive = reading.harvest.held_out.codes.firings() > 0
     mine = read_dictionary(reading.site.sae, alive=alive)
     covariance = torch.from_numpy(reading.moments.covariance)
@@ -100,6 +106,18 @@ def describe_geometry(reading: Reading, *, other: OtherSae | None) -> Section:
         matched = mine.latents[pair.matching.rows], theirs.latents[pair.matching.columns]
         metrics |= pair.numbers()
         metrics |= describe_code_similarity(reading.harvest.held_out, other.harvest.held_out, matched=matched)
+        columns, found = describe_splitting(
+            reading.harvest.held_out.codes, other.harvest.held_out.codes,
+            dictionary=reading.site.sae.dictionary(), other_dictionary=other.site.sae.dictionary(),
+        )  # fmt: skip
+        features = features.join(columns)
+        metrics |= found
+    if meta_sae_steps:
+        meta = measure_meta_structure(mine.decoder, covariance=covariance, seed=reading.seed, steps=meta_sae_steps)
+        metrics |= {
+            "meta_sae_explained": meta.explained, "meta_sae_explained/isotropic": meta.isotropic,
+            "meta_sae_explained/shaped": meta.shaped,
+        }  # fmt: skip
     if transcodes:
         metrics = {name: value for name, value in metrics.items() if not name.endswith("/shaped")}
     table = pd.DataFrame([{"measure": name, "value": value} for name, value in metrics.items()])
