@@ -132,8 +132,8 @@ def test_a_split_latent_has_its_children(monkeypatch: pytest.MonkeyPatch) -> Non
         make_codes(narrow), make_codes(wide), dictionary=eye[:2], other_dictionary=wide_dictionary
     )
     assert columns["children"].tolist() == [2, 1]
-    assert columns["parent_coverage"][1] == 1  # the third wide latent is this one
-    assert columns["parent_density"][1] == pytest.approx(narrow[:, 1].mean())
+    assert columns["parent_coverage"].tolist()[1] == 1  # the third wide latent is this one
+    assert columns["parent_density"].tolist()[1] == pytest.approx(narrow[:, 1].mean())
     assert shares == {"split_share": 0.5, "child_share": 0.5}
     with pytest.raises(UserError, match="4,000 and 10 tokens"):
         measure_splitting(
