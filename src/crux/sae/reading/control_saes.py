@@ -183,4 +183,4 @@ def _encode_some(
     parts = [
         stack_batches([codes], n_latents=sae.n_latents).matrix()[:, latents] for codes in _encode(sae, x, batch=batch)
     ]
-    return scipy.sparse.vstack(parts, format="csc")
+    return scipy.sparse.csc_matrix(scipy.sparse.vstack(parts))
