@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse
+from sklearn.metrics import roc_auc_score
 
 from crux.config.errors import UserError
 from crux.sae.reading.harvest import Harvest, ReadText, find_text_begins
-from crux.sae.reading.probing import _assign_folds, probe_latents, select_features
+from crux.sae.reading.probing import _assign_folds, area_under_roc, probe_latents, select_features
 from crux.sae.reading.probing_labels import ProbeLabels
 from crux.sae.reading.random_codes import random_topk_codes
 from crux.sae.reading.sparse_codes import SparseCodes
@@ -161,3 +162,10 @@ def test_both_sides_need_the_same_tasks() -> None:
     fewer = held_out._replace(labels={"planted": held_out.labels["planted"]})
     with pytest.raises(UserError, match="both sides need the same tasks"):
         probe_latents(harvest, fit=fit, held_out=fewer, n_train=10, n_test=10, seed=0)
+
+
+@pytest.mark.parametrize("levels", [2, 7, 10**6])
+def test_the_area_under_the_curve_is_that_of_scikit_learn(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    y, scores = rng.random(400) < 0.2, rng.integers(0, levels, 400).astype(float)
+    assert area_under_roc(y, scores) == pytest.approx(roc_auc_score(y, scores), abs=1e-12)

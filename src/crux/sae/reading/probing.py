@@ -14,7 +14,6 @@ import scipy.sparse
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from crux.config.errors import UserError
 from crux.config.progress import track
@@ -199,7 +198,14 @@ def _score_tokens(harvest: Harvest, split: _Split) -> Score:
 def _score(
     scores: Float[np.ndarray, "test"], predicted: Bool[np.ndarray, "test"], y: Bool[np.ndarray, "test"]
 ) -> Score:
-    return Score(float(roc_auc_score(y, scores)), float((predicted[y].mean() + (~predicted[~y]).mean()) / 2))
+    return Score(area_under_roc(y, scores), float((predicted[y].mean() + (~predicted[~y]).mean()) / 2))
+
+
+def area_under_roc(y: Bool[np.ndarray, "n"], scores: Float[np.ndarray, "n"]) -> float:
+    """Return the probability that a true item has a larger score than a false one, plus half that of a tie (Mann-Whitney U)."""
+    n_true = int(y.sum())
+    ranks = scipy.stats.rankdata(scores)
+    return float((ranks[y].sum() - n_true * (n_true + 1) / 2) / (n_true * (len(y) - n_true)))
 
 
 def _assign_folds(
