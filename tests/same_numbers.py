@@ -1,10 +1,10 @@
 """Short commands that together use most of crux, and the numbers that they must end with.
 
 same_numbers.json holds a record of each of several kinds of machines. `python tests/same_numbers.py record` runs the commands and
-writes the record of the present one. The slow test in test_same_numbers.py runs them again. On a machine with a record the numbers
-must be equal to it bit for bit. Any other machine rounds sums differently: there numbers must agree to 5e-4, relative or
-absolute, and text is not compared. Where a short training ends may depend on a rounding error: of a command whose recorded
-numbers differ by more than 5e-4 between the machines of the records, other machines compare only the names of the numbers.
+writes the record of the present one. The slow test in test_same_numbers.py runs them again. Machines, and ways to order a sum, round
+differently: numbers must agree to 5e-4, relative or absolute, and text is not compared. Where a short training ends may depend on a
+rounding error: of a command whose recorded numbers differ by more than 5e-4 between the records, only the names of the numbers are
+compared.
 """
 
 import csv
@@ -318,18 +318,15 @@ def describe_machine() -> dict[str, str]:
     return {"cpu": cpu, "flags": flags, "torch": torch.__version__, "numpy": numpy.__version__, "threads": threads}
 
 
-def list_differences(
-    found: Mapping[str, float | str], recorded: Mapping[str, float | str], *, exact: bool
-) -> list[str]:
-    """List the names on one side only and the values that differ: in any bit, or if not `exact` by more than 5e-4."""
+def list_differences(found: Mapping[str, float | str], recorded: Mapping[str, float | str]) -> list[str]:
+    """List the names on one side only and the numbers that differ by more than 5e-4."""
     lines = [f"{name}: gone, was {recorded[name]!r}" for name in recorded if name not in found]
     lines += [f"{name}: new, is {found[name]!r}" for name in found if name not in recorded]
     for name in [name for name in recorded if name in found]:
         a, b = found[name], recorded[name]
-        same = repr(a) == repr(b)  # NaN equals NaN
-        if not same and not exact:
-            same = isinstance(a, str) or isinstance(b, str) or math.isclose(a, b, rel_tol=5e-4, abs_tol=5e-4)
-        if not same:
+        if isinstance(a, str) or isinstance(b, str) or repr(a) == repr(b):  # NaN equals NaN
+            continue
+        if not math.isclose(a, b, rel_tol=5e-4, abs_tol=5e-4):
             lines.append(f"{name}: is {a!r}, was {b!r}")
     return lines
 
@@ -340,15 +337,11 @@ def read_records(path: Path = RECORDED) -> list[dict[str, Any]]:
 
 
 def compare_with_records(name: str, found: Numbers) -> list[str]:
-    """List where a command's numbers differ from the record of this machine, or from those of other machines if it has none."""
-    records, machine = read_records(), describe_machine()
-    for one in records:
-        if one["machine"] == machine:
-            return list_differences(found, one["numbers"][name], exact=True)
-    first, *others = (one["numbers"][name] for one in records)
-    if any(list_differences(other, first, exact=False) for other in others):  # rounding errors decide where it ends
+    """List where a command's numbers differ from its records."""
+    first, *others = (one["numbers"][name] for one in read_records())
+    if any(list_differences(other, first) for other in others):  # rounding errors decide where it ends
         found = {key: first.get(key, value) for key, value in found.items()}
-    return list_differences(found, first, exact=False)
+    return list_differences(found, first)
 
 
 def record(path: Path, names: list[str]) -> None:

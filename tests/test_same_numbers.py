@@ -26,20 +26,17 @@ def test_records_have_the_same_names_and_mostly_agree() -> None:
     assert first.keys() == set(COMMANDS)
     for other in others:
         assert all(first[name].keys() == other[name].keys() for name in COMMANDS)
-        assert sum(not list_differences(other[name], first[name], exact=False) for name in COMMANDS) >= 45
+        assert sum(not list_differences(other[name], first[name]) for name in COMMANDS) >= 45
 
 
 def test_differences_from_records_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def list_lines(found: dict[str, Any], *, machine: str) -> list[str]:
-        monkeypatch.setattr(same_numbers, "describe_machine", lambda: machine)
+    def list_lines(found: dict[str, Any]) -> list[str]:
         return compare_with_records("command", found)
 
     records = [{"machine": m, "numbers": {"command": {"loss": 1.0, "l0": l0}}} for m, l0 in (("a", 3), ("b", 3.0001))]
     monkeypatch.setattr(same_numbers, "read_records", lambda: records)
-    assert list_lines({"loss": 1.0, "l0": 3.0001}, machine="b") == []
-    assert list_lines({"loss": 1.0, "l0": 3}, machine="b") == ["l0: is 3, was 3.0001"]  # bit for bit
-    assert list_lines({"loss": 1.0003, "l0": 3}, machine="c") == []  # to 5e-4
-    assert list_lines({"loss": 1.001, "l0": 3}, machine="c") == ["loss: is 1.001, was 1.0"]
+    assert list_lines({"loss": 1.0003, "l0": 3}) == []  # to 5e-4
+    assert list_lines({"loss": 1.001, "l0": 3}) == ["loss: is 1.001, was 1.0"]
     records[1]["numbers"]["command"]["l0"] = 4  # now rounding errors decide
-    assert list_lines({"loss": 2.0, "l0": 7}, machine="c") == []
-    assert list_lines({"loss": 2.0}, machine="c") == ["l0: gone, was 3"]
+    assert list_lines({"loss": 2.0, "l0": 7}) == []
+    assert list_lines({"loss": 2.0}) == ["l0: gone, was 3"]
