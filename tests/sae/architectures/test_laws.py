@@ -56,10 +56,10 @@ def test_active_codes_are_the_codes_without_the_zeros(name: str, training: bool)
     x = 3 * draw_normal(50, 8)
     x[7] = -100 * sae.b_dec.detach()[:8]  # a token with few latents
     dense, active = sae.encode(x).c, sae.encode_active(x)
-    tokens = torch.arange(50).repeat_interleave(active.counts)
-    assert torch.equal(torch.zeros_like(dense).index_put((tokens, active.latents), active.values), dense)
+    tokens = torch.arange(50).repeat_interleave(active.places.counts)
+    assert torch.equal(active.dense(), dense)
     assert (active.values != 0).all()
-    assert (torch.diff(tokens * sae.n_latents + active.latents) > 0).all()
+    assert (torch.diff(tokens * sae.n_latents + active.places.latents) > 0).all()
 
 
 @every_architecture

@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crux.sae.architectures.relu import ReluSAE
+from crux.sae.architectures.sae import Codes
 from crux.sae.losses.auxk import auxk_loss
 
 
@@ -28,7 +30,7 @@ def compute_plainly(
     k = min(k, only_dead.shape[1])
     top = only_dead.topk(k)
     z = torch.zeros_like(only_dead).scatter(-1, top.indices, top.values)
-    error = (kept - z @ dictionary[dead]).square().mean()
+    error = (kept - z @ F.normalize(dictionary[dead], dim=-1)).square().mean()
     return error / (kept - kept.mean(0)).square().mean()
 
 
@@ -38,11 +40,11 @@ def test_by_hand() -> None:
     dictionary = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     residual = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     dead = torch.tensor([False, True, True])
-    found = auxk_loss(pre, dictionary, residual, dead=dead, k=1, weight=None, mean_over_ranks=identity)
+    found = auxk_loss(Codes(pre, pre), dictionary, residual, dead=dead, k=1, weight=None, mean_over_ranks=identity)
     # ê = (0.5, 0) and −2 · (0, 1): e − ê = (0.5, 0), (−1, 2)
     assert found.item() == pytest.approx((0.25 + 5) / 2)
     first = auxk_loss(
-        pre, dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), mean_over_ranks=identity
+        Codes(pre, pre), dictionary, residual, dead=dead, k=1, weight=torch.tensor([1.0, 0.0]), mean_over_ranks=identity
     )
     assert first.item() == 0  # one token has no variance
 
@@ -53,7 +55,7 @@ def test_value_and_gradient_against_autograd_of_the_formula(k: int, weight: Tens
     pre, dictionary = draw_normal(20, 8, seed=0).requires_grad_(), draw_normal(8, 5, seed=1).requires_grad_()
     residual = draw_normal(20, 5, seed=2).requires_grad_()
     values = [
-        auxk_loss(pre, dictionary, residual, dead=DEAD, k=k, weight=weight, mean_over_ranks=identity),
+        auxk_loss(Codes(pre, pre), dictionary, residual, dead=DEAD, k=k, weight=weight, mean_over_ranks=identity),
         compute_plainly(pre, dictionary, residual, dead=DEAD, k=k, weight=weight),
     ]
     torch.testing.assert_close(*values)
@@ -72,7 +74,7 @@ def test_gradient_against_finite_differences() -> None:
     residual = draw_normal(6, 3, seed=2).double()
     assert torch.autograd.gradcheck(
         lambda pre, dictionary: auxk_loss(
-            pre, dictionary, residual, dead=DEAD, k=2, weight=None, mean_over_ranks=identity
+            Codes(pre, pre), dictionary, residual, dead=DEAD, k=2, weight=None, mean_over_ranks=identity
         ),
         (pre, dictionary),
     )
@@ -81,7 +83,9 @@ def test_gradient_against_finite_differences() -> None:
 def test_the_scale_of_the_residual_does_not_matter() -> None:
     pre, dictionary, residual = draw_normal(20, 8, seed=0), draw_normal(8, 5, seed=1), draw_normal(20, 5, seed=2)
     small, large = (
-        auxk_loss(s * pre, dictionary, s * residual, dead=DEAD, k=3, weight=None, mean_over_ranks=identity)
+        auxk_loss(
+            Codes(s * pre, s * pre), dictionary, s * residual, dead=DEAD, k=3, weight=None, mean_over_ranks=identity
+        )
         for s in (1.0, 1000.0)
     )
     torch.testing.assert_close(small, large)
@@ -92,7 +96,7 @@ def test_it_is_zero_without_dead_latents_or_variance(what: str, value: float) ->
     pre, dictionary = draw_normal(20, 8, seed=0).requires_grad_(), draw_normal(8, 5, seed=1).requires_grad_()
     residual = draw_normal(20, 5, seed=2) if what == "no latent is dead" else torch.full((20, 5), value)
     dead = torch.zeros(8, dtype=torch.bool) if what == "no latent is dead" else DEAD
-    found = auxk_loss(pre, dictionary, residual, dead=dead, k=3, weight=None, mean_over_ranks=identity)
+    found = auxk_loss(Codes(pre, pre), dictionary, residual, dead=dead, k=3, weight=None, mean_over_ranks=identity)
     assert found.item() == 0
     for gradient in torch.autograd.grad(found, (pre, dictionary)):
         assert not gradient.any()  # and not a NaN
@@ -115,7 +119,7 @@ def test_only_dead_latents_receive_a_gradient() -> None:
     codes = sae.encode(x)
     assert not codes.c[:, DEAD].any()
     x_hat = sae.decode(codes)
-    auxk_loss(codes.pre, sae.dictionary(), x - x_hat, dead=DEAD, k=4, weight=None, mean_over_ranks=identity).backward()
+    auxk_loss(codes, sae.W_dec, x - x_hat, dead=DEAD, k=4, weight=None, mean_over_ranks=identity).backward()
     for gradient in (sae.W_enc.grad, sae.W_dec.grad):
         assert gradient is not None
         by_latent = gradient.any(0 if gradient.shape[0] == 5 else 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from crux.sae.architectures.sae import Codes
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.prediction_metrics import PredictionMetrics, to_numbers
 from crux.sae.reading.harvest import Harvest, harvest_codes
@@ -79,7 +80,7 @@ def test_rules_replace_every_code_by_its_prediction(harvest: Harvest, k: int) ->
     rules = refit_nodes(tree, kept, harvest.fit.codes, shrinkage=2.0)
     text = harvest.held_out
     codes = torch.from_numpy(predict_dense(rules, text.windows[2:9], text.begins[16:72]))
-    expected = sae.decode(sae.encode(torch.zeros(56, 6))._replace(c=codes)).detach().numpy()
+    expected = sae.decode(Codes(codes, codes)).detach().numpy()
     np.testing.assert_allclose(replace_by_rules(sae, rules, text)(slice(2, 9)), expected, atol=1e-4)
     dense = codes.numpy()
     np.testing.assert_allclose(build_decoder(sae)(dense), expected, atol=1e-4)

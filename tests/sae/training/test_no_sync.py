@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from crux.sae.architectures import active_codes
 from crux.sae.architectures.options import Auxk
 from crux.sae.architectures.site import Site
 from crux.sae.training.sparsity import Steering
@@ -35,6 +36,12 @@ WAITING_OPERATIONS = (
     "equal",
     "bincount",
 )
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose between sparse and dense products as on a GPU, where the number of active codes is not known."""
+    monkeypatch.setattr(active_codes, "is_on_cpu", lambda values: False)
 
 
 class ReadingMethods(TorchFunctionMode):

@@ -8,20 +8,20 @@ from crux.sae.training.tally import Tally
 from tests.support.small_runs import HOOK, make_gpt2, make_module
 
 
-def make_firings(*latents: int, tokens: int) -> Tensor:
-    """Return firings in which the last token fires these of five latents."""
-    found = torch.zeros(tokens, 5, dtype=torch.bool)
-    found[-1, list(latents)] = True
-    return found
+def choose(*latents: int) -> Tensor:
+    """Return true for these of five latents."""
+    fired = torch.zeros(5, dtype=torch.bool)
+    fired[list(latents)] = True
+    return fired
 
 
 def test_by_hand() -> None:
     tally = Tally(5)
     assert tally.alive(10) == (0, 0)
     assert not tally.dead(after=0).any()
-    tally.count(make_firings(0, 1, 2, tokens=3))
-    tally.count(make_firings(0, 1, tokens=4))
-    tally.count(make_firings(0, tokens=2))
+    tally.count(choose(0, 1, 2), n_tokens=3)
+    tally.count(choose(0, 1), n_tokens=4)
+    tally.count(choose(0), n_tokens=2)
     assert int(tally.tokens_seen) == 9
     assert tally.last_fired.tolist() == [9, 7, 3, -1, -1]
     # alive: fired within the last N tokens; all tokens of a batch count as its last one
@@ -40,19 +40,19 @@ def test_by_hand() -> None:
 
 def test_a_dead_latent_can_fire_again() -> None:
     tally = Tally(5)
-    tally.count(make_firings(tokens=8))
+    tally.count(choose(), n_tokens=8)
     assert tally.dead(after=7).all()
-    tally.count(make_firings(3, tokens=1))
+    tally.count(choose(3), n_tokens=1)
     assert tally.dead(after=7).tolist() == [True, True, True, False, True]
     assert tally.alive(1) == (1, 1)
 
 
 def test_counts_continue_from_a_checkpoint() -> None:
     tally, resumed = Tally(5), Tally(5)
-    tally.count(make_firings(0, 4, tokens=3))
+    tally.count(choose(0, 4), n_tokens=3)
     resumed.load_state_dict(tally.state_dict())
     for one in (tally, resumed):
-        one.count(make_firings(1, tokens=2))
+        one.count(choose(1), n_tokens=2)
     assert resumed.state_dict().keys() == {"last_fired", "tokens_seen"}
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in tally.state_dict().items())
 

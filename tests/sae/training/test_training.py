@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.jumprelu import JumpReluSAE
+from crux.sae.architectures.sae import Codes
 from crux.sae.losses import label
 from crux.sae.training.activations import Activations
 from crux.sae.training.non_finite import NonFiniteLossError
@@ -282,7 +283,7 @@ def test_a_decoder_bias_starts_at_the_mean_and_normalisation_at_unit_scale(tmp_p
         assert float(sae.input_scale) == pytest.approx(scale, rel=1e-5)
         folded = sae.fold()
         torch.testing.assert_close(folded(x), sae(x))
-        silent = sae.encode(x)._replace(c=torch.zeros(len(x), 8))
+        silent = Codes(torch.zeros(len(x), 8), sae.encode(x).pre)
         torch.testing.assert_close(folded.decode(silent), x.mean(0).expand_as(x))
 
 

@@ -32,7 +32,7 @@ def sae_loss(sae: SAE, *, reconstruction: float, sparsity: float) -> ChainLoss:
 
     Activations are [sample, d]. The loss takes the SAE's parameters by name; its scales are buffers and do not move.
     """
-    model = _TrainingLoss(copy.deepcopy(sae).double().eval(), reconstruction=reconstruction, sparsity=sparsity)
+    model = _TrainingLoss(_copy_for_chains(sae), reconstruction=reconstruction, sparsity=sparsity)
 
     def sae_forward(p: dict[str, Tensor], x: Batch) -> Tensor:
         return functional_call(model, {f"sae.{name}": value for name, value in p.items()}, (x,))
@@ -42,12 +42,19 @@ def sae_loss(sae: SAE, *, reconstruction: float, sparsity: float) -> ChainLoss:
 
 def sae_reconstructions(sae: SAE) -> Outputs:
     """Return the reconstructions x̂ of every chain."""
-    model = copy.deepcopy(sae).double().eval()
+    model = _copy_for_chains(sae)
 
     def sae_forward(p: dict[str, Tensor], x: Batch) -> Tensor:
         return functional_call(model, p, (x,))
 
     return map_over_chains(sae_forward)
+
+
+def _copy_for_chains(sae: SAE) -> SAE:
+    """Return a copy in float64 whose products are dense, so that one call can compute all chains."""
+    model = copy.deepcopy(sae).double().eval()
+    model.sparse = False
+    return model
 
 
 def copy_weights(sae: SAE) -> dict[str, Float[Tensor, "..."]]:

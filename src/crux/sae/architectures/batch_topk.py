@@ -49,14 +49,15 @@ class BatchTopKSAE(SAE):
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
         pre = self.pre_activations(x)
         z = F.relu(pre)
-        if not self.training:
-            return Codes(torch.where(z > self.threshold, z, 0.0), pre)
-        smallest = kth_largest(z.detach().flatten(), self.k * len(z))
-        return Codes(torch.where(z >= smallest, z, 0.0), pre, smallest)
+        smallest = kth_largest(z.detach().flatten(), self.k * len(z)) if self.training else None
+        kept = z.detach() > self.threshold if smallest is None else (z.detach() >= smallest) & (z.detach() > 0)
+        if (index := self.index_if_sparse(kept)) is not None:
+            return self.sparse_codes(x, pre, index, F.relu, observed=smallest)
+        return Codes(torch.where(kept, z, 0.0), pre, smallest)
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """Return zero, since k fixes the sparsity."""
-        return codes.c.new_zeros(())
+        return codes.pre.new_zeros(())
 
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:

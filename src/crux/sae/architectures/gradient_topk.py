@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, update_running_mean
-from crux.sae.architectures.topk import TopKSAE, keep_largest
+from crux.sae.architectures.topk import TopKSAE
 
 MIN_EFFECT = 1e-30
 """A smaller mean effect counts as zero: then the selection is that of TopK. β divided by this value is still finite."""
@@ -53,7 +53,7 @@ class GradientTopKSAE(TopKSAE):
             m = torch.where(self.observed_n > 0, self.effect, observed)
             # a negative score belongs to a negative pre-activation, whose code is zero: ReLU may follow the selection
             score = a.mul_(torch.where(m > MIN_EFFECT, self.beta / m, 0.0)).add_(1).mul_(pre)
-        return Codes(keep_largest(pre, self.k, score=score), pre, observed)
+        return self.select(x, pre, score=score, observed=observed)
 
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:

@@ -12,8 +12,8 @@ from crux.sae.architectures.sae import SAE, BaseArguments, Codes, ParameterGroup
 
 
 def inside_kernel(
-    pre: Float[Tensor, "tokens n_latents"], threshold: Float[Tensor, "n_latents"], bandwidth: Float[Tensor, ""]
-) -> Bool[Tensor, "tokens n_latents"]:
+    pre: Float[Tensor, "*places"], threshold: Float[Tensor, "*latents"], bandwidth: Float[Tensor, ""]
+) -> Bool[Tensor, "*places"]:
     """Return the rectangle kernel K((pre − θ)/ε), which is 1 (true) for arguments between −½ and ½."""
     return (pre - threshold).abs_() < bandwidth / 2
 
@@ -29,7 +29,7 @@ class JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         pre, threshold, bandwidth = ctx.saved_tensors
-        to_threshold = torch.where(inside_kernel(pre, threshold, bandwidth), grad, 0.0).sum(0)
+        to_threshold = torch.where(inside_kernel(pre, threshold, bandwidth), grad, 0.0).sum_to_size(threshold.shape)
         return torch.where(pre > threshold, grad, 0.0), -threshold / bandwidth * to_threshold, None
 
 
@@ -44,7 +44,8 @@ class Heaviside(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         pre, threshold, bandwidth = ctx.saved_tensors
-        return None, -torch.where(inside_kernel(pre, threshold, bandwidth), grad, 0.0).sum(0) / bandwidth, None
+        to_threshold = torch.where(inside_kernel(pre, threshold, bandwidth), grad, 0.0).sum_to_size(threshold.shape)
+        return None, -to_threshold / bandwidth, None
 
 
 class JumpReluSAE(SAE):
@@ -78,12 +79,27 @@ class JumpReluSAE(SAE):
 
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
         pre = self.pre_activations(x)
+        if (index := self.index_if_sparse(self._may_fire(pre.detach()))) is not None:
+            threshold = self.threshold.index_select(0, index.latents)
+            return self.sparse_codes(x, pre, index, lambda z: JumpReLU.apply(z, threshold, self.bandwidth))  # pyright: ignore[reportArgumentType]
         return Codes(JumpReLU.apply(pre, self.threshold, self.bandwidth), pre)  # pyright: ignore[reportArgumentType]
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """Return the mean over tokens of ‖c‖₀ (eq. 9), not divided by d_model. Only the thresholds receive its gradient."""
-        fires = Heaviside.apply(codes.pre, self.threshold, self.bandwidth)
-        return mean_over_tokens(fires.sum(-1), weight)  # pyright: ignore[reportOptionalMemberAccess]
+        if codes.active is None:
+            l0 = Heaviside.apply(codes.pre, self.threshold, self.bandwidth).sum(-1)  # pyright: ignore[reportOptionalMemberAccess]
+        else:
+            index, pre = codes.active.places, codes.active_pre
+            threshold = self.threshold.index_select(0, index.latents)
+            l0 = index.sum_by_token(Heaviside.apply(pre, threshold, self.bandwidth))  # pyright: ignore[reportArgumentType]
+        return mean_over_tokens(l0, weight)
+
+    def _may_fire(self, pre: Float[Tensor, "tokens n_latents"]) -> Bool[Tensor, "tokens n_latents"]:
+        """Return where a latent fires or, if thresholds get a gradient, is so near its own that it has a pseudo-derivative."""
+        threshold = self.threshold.detach()
+        fires = pre > threshold
+        with_gradient = torch.is_grad_enabled() and self.log_threshold.requires_grad
+        return fires | inside_kernel(pre, threshold, self.bandwidth) if with_gradient else fires
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """Return log θ as a separate group with its own learning rate and no weight decay, which would pull θ towards 1."""

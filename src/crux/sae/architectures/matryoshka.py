@@ -1,13 +1,15 @@
 """Matryoshka: a BatchTopK SAE with nested dictionaries (Bussmann et al. 2503.17547)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Unpack
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.active_codes import ActiveCodes, decode_active
 from crux.sae.architectures.batch_topk import BatchTopKSAE
 from crux.sae.architectures.sae import BaseArguments, Codes, mean_over_tokens
 
@@ -47,8 +49,18 @@ class MatryoshkaSAE(BatchTopKSAE):
         """
         error = self.b_dec - target * self.output_scale
         total = target.new_zeros(())
-        groups = zip(codes.c.split(self.sizes, -1), self.dictionary().split(self.sizes), strict=True)
-        for c, directions in list(groups)[:-1]:  # the last group completes the dictionary, which the loss itself covers
-            error = error + c @ directions
+        ends = list(accumulate(self.sizes))
+        for start, end in pairwise(
+            [0, *ends[:-1]]
+        ):  # the last group completes the dictionary, which the loss itself covers
+            error = error + self._decode_group(codes, start, end)
             total = total + mean_over_tokens(error.square().mean(-1), weight)
         return self.prefix_coefficient * total
+
+    def _decode_group(self, codes: Codes, start: int, end: int) -> Float[Tensor, "tokens d_out"]:
+        """Return the sum over the latents `start` to `end` − 1 of code · direction."""
+        if codes.active is None:
+            return codes.c[:, start:end] @ F.normalize(self.W_dec[start:end], dim=-1)
+        index, values = codes.active
+        kept = (index.latents >= start) & (index.latents < end)
+        return decode_active(ActiveCodes(index.select(kept), values[kept]), self.W_dec)

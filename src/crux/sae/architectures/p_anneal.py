@@ -1,5 +1,6 @@
 """p-annealing: a penalty that changes from L1 to Lp with p < 1 during training (Karvonen et al. 2408.00113, §4)."""
 
+from functools import partial
 from typing import ClassVar, Unpack
 
 import torch
@@ -14,11 +15,9 @@ EPSILON = 1e-3
 """The ε of `lp_penalty`, in units of the scaled input. Far below ε, codes are penalised as by L1; the gradient is at most p · ε^(p−1)."""
 
 
-def lp_penalty(c: Float[Tensor, "tokens n_latents"], p: float) -> Float[Tensor, "tokens"]:
-    """Return Σ over latents of (c + ε)ᵖ − εᵖ, which is zero for a latent that does not fire, and Σ c if p is 1."""
-    if p == 1:
-        return c.sum(-1)
-    return (c / EPSILON).add_(1).pow(p).sub_(1).sum(-1) * EPSILON**p
+def lp_penalty(c: Float[Tensor, "*codes"], p: float) -> Float[Tensor, "*codes"]:
+    """Return (c + ε)ᵖ − εᵖ of each code, which is zero for a latent that does not fire, and c if p is 1."""
+    return c if p == 1 else (c / EPSILON).add_(1).pow(p).sub_(1) * EPSILON**p
 
 
 class PAnnealSAE(ReluSAE):
@@ -65,13 +64,17 @@ class PAnnealSAE(ReluSAE):
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """Return scale · mean over tokens of Σ cᵖ / d_model, which is the penalty of ReLU SAEs as long as p is 1."""
-        return self.scale * mean_over_tokens(lp_penalty(codes.c, self.p(self._stage)), weight) / self.d_model
+        return self.scale * mean_over_tokens(self._sum(codes, self._stage), weight) / self.d_model
+
+    def _sum(self, codes: Codes, stage: int) -> Float[Tensor, "tokens"]:
+        """Return Σ cᵖ of each token, with the p of a stage."""
+        return codes.sum_of(partial(lp_penalty, p=self.p(stage)))
 
     @torch.no_grad()
     def observe(self, codes: Codes) -> None:
         if self._stage == self.p_updates:
             return
-        sums = torch.stack([lp_penalty(codes.c, self.p(self._stage + step)).mean() for step in (0, 1)])
+        sums = torch.stack([self._sum(codes, self._stage + step).mean() for step in (0, 1)])
         self.sums = update_running_mean(self.sums, sums, n=self.observed_n, at_least=0.1)
         self.observed_n = self.observed_n + 1
 

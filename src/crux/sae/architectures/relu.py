@@ -12,8 +12,9 @@ class ReluSAE(SAE):
 
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Tensor | None = None) -> Codes:
         pre = self.pre_activations(x)
-        return Codes(F.relu(pre), pre)
+        index = self.index_if_sparse(~(pre.detach() <= 0))  # NaN must not be taken for zero
+        return Codes(F.relu(pre), pre) if index is None else self.sparse_codes(x, pre, index, F.relu)
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """Return the mean over tokens of ‖c‖₁ / d_model: φ/λ of Braun et al. (§2.1, with the 1/d_model of the authors' code)."""
-        return mean_over_tokens(codes.c.sum(-1), weight) / self.d_model  # codes are not negative
+        return mean_over_tokens(codes.sum_of(lambda c: c), weight) / self.d_model  # codes are not negative

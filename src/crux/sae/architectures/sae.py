@@ -6,29 +6,88 @@ A new architecture is one file next to this one: a subclass of `SAE` that define
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.sae.architectures.active_codes import ActiveCodes, find_active
+from crux.sae.architectures.active_codes import (
+    ActiveCodes,
+    ActiveIndex,
+    decode_active,
+    find_active,
+    gather_active,
+    index_if_sparse,
+)
 
 Init = Literal["paper", "tied"]
 
 
-class Codes(NamedTuple):
-    """The output of an encoder for a batch of tokens."""
+class Codes:
+    """The output of an encoder for a batch of tokens: all codes with their zeros, or only those that may not be zero.
 
-    c: Float[Tensor, "tokens n_latents"]
-    """The sparse latent activations; zero for a latent that does not fire."""
-    pre: Float[Tensor, "tokens n_latents"]
-    """The pre-activations, which decide whether a latent fires, before any threshold or selection. AuxK ranks dead latents by them."""
-    observed: Float[Tensor, ""] | None = None
-    """A number of this batch whose running mean `SAE.observe` updates; None if the architecture has no such number."""
+    Args:
+        c: the codes with their zeros; None if `active` is given.
+        pre: the pre-activations, which decide whether a latent fires, before any threshold or selection. AuxK ranks dead latents by
+            them. If `active` is given, they have no gradient.
+        observed: a number of this batch whose running mean `SAE.observe` updates; None if the architecture has no such number.
+        active: the codes without (most of) their zeros.
+        gather: returns the pre-activations at the places of any index, with their gradient; needed with `active`.
+        active_pre: the pre-activations at the places of `active`, with their gradient; needed with `active`.
+    """
+
+    def __init__(
+        self,
+        c: Float[Tensor, "tokens n_latents"] | None,
+        pre: Float[Tensor, "tokens n_latents"],
+        observed: Float[Tensor, ""] | None = None,
+        *,
+        active: ActiveCodes | None = None,
+        gather: Callable[[ActiveIndex], Tensor] | None = None,
+        active_pre: Float[Tensor, "nnz"] | None = None,
+    ) -> None:
+        assert (c is None) == (active is not None)
+        self.pre, self.observed, self.active, self.active_pre = pre, observed, active, active_pre
+        self._c, self._gather = c, gather
+
+    @property
+    def c(self) -> Float[Tensor, "tokens n_latents"]:
+        """The codes; zero for a latent that does not fire. The zeros are added when this is first read."""
+        if self._c is None:
+            assert self.active is not None
+            self._c = self.active.dense()
+        return self._c
+
+    def pre_at(self, index: ActiveIndex) -> Float[Tensor, "nnz"]:
+        """Return the pre-activations at the places of an index, with their gradient."""
+        return self.pre[index.tokens, index.latents] if self._gather is None else self._gather(index)
+
+    def sum_of(self, function: Callable[[Tensor], Tensor]) -> Float[Tensor, "tokens"]:
+        """Return the sum over latents of a function of each code that is zero at zero."""
+        if self.active is None:
+            return function(self.c).sum(-1)
+        return self.active.places.sum_by_token(function(self.active.values))
+
+    @torch.no_grad()
+    def count_firing(self) -> tuple[Int[Tensor, "n_latents"], Int[Tensor, "tokens"]]:
+        """Return the number of tokens on which each latent fires, and the number of latents that fire on each token."""
+        if self.active is None:
+            fires = self.c != 0
+            return fires.sum(0), fires.sum(1)
+        fires = self.active.values != 0
+        return self.active.places.count_by_latent(fires), self.active.places.count_by_token(fires)
+
+    @torch.no_grad()
+    def largest(self) -> Float[Tensor, "n_latents"]:
+        """Return the largest code of each latent."""
+        if self.active is None:
+            return self.c.amax(0)
+        index, values = self.active
+        return values.new_zeros(index.n_latents).scatter_reduce_(0, index.latents, values, "amax")
 
 
 class ParameterGroup(TypedDict):
@@ -78,6 +137,9 @@ class SAE(nn.Module, ABC):
     output_scale: Tensor
     metadata: Mapping[str, Any] | None = None
     """The metadata of a loaded SAE: its subject, hook points, weight processing, …; None for an SAE that was not loaded."""
+
+    sparse: bool = True
+    """Whether products may be sparse. False for an SAE in a function that torch.func transforms: vmap cannot follow sparse products."""
 
     BATCH_WIDE: ClassVar[bool] = False
     """True if latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""
@@ -144,8 +206,9 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def encode_active(self, x: Float[Tensor, "tokens d_model"]) -> ActiveCodes:
-        """Return the codes of `encode` that are not zero, without a gradient; a subclass may find them without the zeros."""
-        return find_active(self.encode(x).c)
+        """Return the codes of `encode` that are not zero, by latent within each token, without a gradient."""
+        codes = self.encode(x)
+        return find_active(codes.c) if codes.active is None else codes.active.sorted()
 
     @abstractmethod
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
@@ -179,13 +242,38 @@ class SAE(nn.Module, ABC):
         bias = self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
         return F.linear(x * self.input_scale, self.W_enc.T, bias)
 
+    def index_if_sparse(self, active: Bool[Tensor, "tokens n_latents"]) -> ActiveIndex | None:
+        """Return the index of the latents that are active, or None if dense products are faster or needed."""
+        return index_if_sparse(active) if self.sparse else None
+
+    def sparse_codes(
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        pre: Float[Tensor, "tokens n_latents"],
+        index: ActiveIndex,
+        activate: Callable[[Tensor], Tensor],
+        *,
+        observed: Float[Tensor, ""] | None = None,
+    ) -> Codes:
+        """Return the codes at the places of an index, which are a function of the pre-activations there; all others are zero."""
+        pre = pre.detach()
+
+        def gather(places: ActiveIndex) -> Tensor:
+            b_dec = self.b_dec if self.subtract_b_dec else None
+            return gather_active(pre, places, x=x * self.input_scale, W_enc=self.W_enc, b_enc=self.b_enc, b_dec=b_dec)
+
+        active_pre = gather(index)
+        active = ActiveCodes(index, activate(active_pre))
+        return Codes(None, pre, observed, active=active, gather=gather, active_pre=active_pre)
+
     def dictionary(self) -> Float[Tensor, "n_latents d_out"]:
         """Return the effective decoder: one unit-norm direction per latent."""
         return F.normalize(self.W_dec, dim=-1)
 
     def decode(self, codes: Codes) -> Float[Tensor, "tokens d_out"]:
         """Return the reconstruction x̂, on the scale of the activations."""
-        return (codes.c @ self.dictionary() + self.b_dec) / self.output_scale
+        decoded = codes.c @ self.dictionary() if codes.active is None else decode_active(codes.active, self.W_dec)
+        return (decoded + self.b_dec) / self.output_scale
 
     def forward(self, x: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_out"]:
         """Return x̂ for activations with any leading dimensions, so that an SAE can be used directly as a splice function."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.active_codes import ActiveCodes, keep_active
+from crux.sae.architectures.active_codes import find_largest, index_chosen, is_sparse
 from crux.sae.architectures.sae import SAE, BaseArguments, Codes
 
 
@@ -19,7 +19,7 @@ def keep_largest(
 
     Gradients flow through the kept values, not through the selection.
     """
-    chosen = score.detach().topk(k, dim=-1, sorted=False).indices
+    chosen = find_largest(score.detach(), k)
     return torch.zeros_like(pre).scatter_(-1, chosen, F.relu(pre.gather(-1, chosen)))
 
 
@@ -43,13 +43,22 @@ class TopKSAE(SAE):
 
     def encode(self, x: Float[Tensor, "tokens d_model"], side: Float[Tensor, "tokens d_out"] | None = None) -> Codes:
         pre = self.pre_activations(x)
-        return Codes(keep_largest(pre, self.k, score=pre), pre)
+        return self.select(x, pre, score=pre)
 
-    @torch.no_grad()
-    def encode_active(self, x: Float[Tensor, "tokens d_model"]) -> ActiveCodes:
-        values, latents = self.pre_activations(x).topk(self.k, dim=-1, sorted=False)
-        return keep_active(latents, F.relu(values))
+    def select(
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        pre: Float[Tensor, "tokens n_latents"],
+        *,
+        score: Float[Tensor, "tokens n_latents"],
+        observed: Float[Tensor, ""] | None = None,
+    ) -> Codes:
+        """Return ReLU(pre) at the k largest scores of each token; no gradient flows through the selection."""
+        if not (self.sparse and is_sparse(self.k * len(x), pre.shape)):
+            return Codes(keep_largest(pre, self.k, score=score), pre, observed)
+        index = index_chosen(find_largest(score.detach(), self.k), self.n_latents)
+        return self.sparse_codes(x, pre, index, F.relu, observed=observed)
 
     def penalty(self, codes: Codes, *, weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
         """Return zero, since k fixes the sparsity."""
-        return codes.c.new_zeros(())
+        return codes.pre.new_zeros(())

@@ -102,16 +102,16 @@ def evaluate_sae(
         n_tokens += tokens.numel()
         clean, side = _clean_pass(subject, tokens, site, captured, gradient=gradient, generator=generator)
         codes = sae.encode(clean.activations[site.read].flatten(0, 1).float(), side)
-        fires = codes.c != 0
-        fired += fires.sum(0)
-        maxima = torch.maximum(maxima, codes.c.amax(0))
+        firings, n_firing = codes.count_firing()
+        fired += firings
+        maxima = torch.maximum(maxima, codes.largest())
         x_hat = sae.decode(codes)
         spliced = subject.spliced(clean, {site.write: replace_with(x_hat)}, capture=list(later.values()))
 
         predictions.add(tokens, clean, spliced)
         target = clean.activations[site.write]
         x = target.flatten(0, 1).float()
-        means.add("l0", fires.sum(-1).view_as(tokens))
+        means.add("l0", n_firing.view_as(tokens))
         means.add("cosine", F.cosine_similarity(x_hat, x, dim=-1).view_as(tokens))
         norms = x.norm(dim=-1)
         has_zeros |= (norms == 0).any()

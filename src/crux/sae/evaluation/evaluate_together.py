@@ -47,6 +47,6 @@ def evaluate_together(
         clean = subject.clean(tokens, capture=captured)
         splice, passed = build_joint_splice(sites, sides=None)
         predictions.add(tokens, clean, subject.spliced(clean, splice))
-        l0 = torch.stack([(sae_pass.codes.c != 0).sum(-1) for sae_pass in passed]).sum(0)
+        l0 = torch.stack([sae_pass.codes.count_firing()[1] for sae_pass in passed]).sum(0)
         predictions.means.add("l0", l0.view_as(tokens))
     return to_numbers(predictions.results(), device=subject.device)

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crux.sae.architectures.active_codes import ActiveCodes, decode_active, find_largest, index_chosen
+from crux.sae.architectures.sae import Codes
+
 
 def auxk_loss(
-    pre: Float[Tensor, "tokens n_latents"],
-    dictionary: Float[Tensor, "n_latents d_out"],
+    codes: Codes,
+    W_dec: Float[Tensor, "n_latents d_out"],
     residual: Float[Tensor, "tokens d_out"],
     *,
     dead: Bool[Tensor, "n_latents"],
@@ -20,15 +22,15 @@ def auxk_loss(
 ) -> Float[Tensor, ""]:
     """Return ‖e − ê‖² / ‖e − mean e‖², where both squared norms are averaged over tokens.
 
-    e = x − x̂ is the residual, and ê = z D its reconstruction. D is the `dictionary`, and z holds the k largest `pre` among the
-    dead latents (all of them if there are fewer than k). The result has no unit, as in the authors' code: it is 1 − the share of
-    the residual's variance that the dead latents explain. It is zero if no latent is dead or the residual has no variance.
-    Gradients flow to `pre` and `dictionary`, but not through e or the denominator to the live latents.
+    e = x − x̂ is the residual, and ê = z D its reconstruction. D has the unit-norm decoder directions, and z holds the k largest
+    pre-activations among the dead latents (all of them if there are fewer than k). The result has no unit, as in the authors' code:
+    it is 1 − the share of the residual's variance that the dead latents explain. It is zero if no latent is dead or the residual has
+    no variance. Gradients flow to the pre-activations and to D, but not through e or the denominator to the live latents.
 
     Args:
-        pre: pre-activations of all latents.
-        dictionary: decoder directions of all latents, one per row.
-        residual: x − x̂, in the units in which `dictionary` reconstructs x.
+        codes: the output of the encoder.
+        W_dec: decoder directions of all latents, one per row, of any norm.
+        residual: x − x̂, in the units in which D reconstructs x.
         dead: True for the latents that AuxK trains.
         k: number of dead latents that reconstruct the residual of a token; at most n_latents.
         weight: 1 for a token that counts, 0 for a token that is left out; None: all count.
@@ -37,10 +39,9 @@ def auxk_loss(
     """
     e = residual.detach()
     # no ReLU on z: the dead latents of a ReLU SAE have only negative pre-activations and would get no gradient through it
-    chosen = pre.detach().masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False).indices
-    z = torch.where(dead[chosen], pre.gather(-1, chosen), 0.0)
-    # read only k rows of D per token
-    e_hat = F.embedding_bag(chosen, dictionary, per_sample_weights=z.to(dictionary.dtype), mode="sum")
+    index = index_chosen(find_largest(codes.pre.detach().masked_fill(~dead, -torch.inf), k), len(W_dec))
+    z = torch.where(dead[index.latents], codes.pre_at(index), 0.0)
+    e_hat = decode_active(ActiveCodes(index, z), W_dec)
     token_weight = torch.full_like(e[:, 0], 1 / len(e)) if weight is None else weight / weight.sum()
     variance = mean_over_ranks(token_weight @ (e - mean_over_ranks(token_weight @ e)).square().sum(-1))
     # not averaged over ranks: through that mean no gradient would flow, and DDP averages the gradients of the ranks

@@ -144,8 +144,8 @@ class TrainingStep:
             loss = loss + auxiliary
         if self._auxk.coefficient > 0:
             terms["auxk"] = auxk_loss(
-                codes.pre,
-                sae.dictionary(),
+                codes,
+                sae.W_dec,
                 (target - passed.reconstruction) * sae.output_scale,
                 dead=self._dead[i],
                 k=min(self._auxk.k or sae.d_model // 2, sae.n_latents),

@@ -143,7 +143,7 @@ def make_sae_control(name: str, sae: SAE, harvest: Harvest, latents: Int[np.ndar
     sample = _sample_batches(fit, batch=batch)
     firings = np.zeros(sae.n_latents, np.int64)
     for codes in _encode(sae, sample, batch=batch):
-        firings += torch.bincount(codes.latents, minlength=sae.n_latents).cpu().numpy()
+        firings += torch.bincount(codes.places.latents, minlength=sae.n_latents).cpu().numpy()
     wanted = harvest.fit.codes.firings()[latents]
     chosen = match_densities(wanted / len(fit), firings / len(sample))
     sides = [_encode_some(sae, x, chosen, batch=batch) for x in (fit, held_out)]

@@ -207,8 +207,8 @@ def _append_codes(subject: Subject, site: Site, windows: np.ndarray, files: Mapp
     tokens = torch.from_numpy(windows).to(subject.device)
     x = subject.clean(tokens, capture=[site.read], final=False).activations[site.read].flatten(0, 1).float()
     codes = site.sae.encode_active(x)
-    files["counts"].write(codes.counts.to(torch.int32).cpu().numpy().tobytes())
-    files["latents"].write(codes.latents.to(torch.int32).cpu().numpy().tobytes())
+    files["counts"].write(codes.places.counts.to(torch.int32).cpu().numpy().tobytes())
+    files["latents"].write(codes.places.latents.to(torch.int32).cpu().numpy().tobytes())
     files["values"].write(codes.values.float().cpu().numpy().tobytes())
     if "x" in files:
         files["x"].write(x.cpu().numpy().tobytes())

@@ -52,7 +52,8 @@ class SparseCodes(NamedTuple):
 
 def stack_batches(batches: Sequence[ActiveCodes], *, n_latents: int) -> SparseCodes:
     """Return the codes of the tokens of several batches, one batch behind the other."""
-    counts, latents, values = ([part.cpu().numpy() for part in parts] for parts in zip(*batches, strict=True))
+    arrays = [(codes.places.counts, codes.places.latents, codes.values) for codes in batches]
+    counts, latents, values = ([part.cpu().numpy() for part in parts] for parts in zip(*arrays, strict=True))
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
     return SparseCodes(
         indptr, np.concatenate(latents).astype(np.int32), np.concatenate(values).astype(np.float32), n_latents

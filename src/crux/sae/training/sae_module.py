@@ -88,11 +88,11 @@ class SAEModule(L.LightningModule):
         """Update counters, running means and the row of the history, on the device."""
         l0: list[Tensor] = []
         for site, tally, passed in zip(self.sites, self._tallies, step.forward.sae_passes, strict=True):
-            fires = passed.codes.c != 0
-            tally.count(fires)
+            firings, n_firing = passed.codes.count_firing()
+            tally.count(firings > 0, n_tokens=len(n_firing))
             site.sae.observe(passed.codes)
             ranks.mean_buffers(site.sae, site.sae.RUNNING_MEANS)
-            l0.append(fires.sum() / len(fires))
+            l0.append(firings.sum() / len(n_firing))
         row = dict(ranks.mean_row({"loss": list(loss), **step.terms, "l0": l0}))
         self._l0.append(torch.stack(list(row["l0"])))
         if (counted := step.counted_tokens()) is not None:

@@ -21,10 +21,10 @@ class Tally(nn.Module):
         self.register_buffer("last_fired", torch.full((n_latents,), -1, dtype=torch.long))
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.long))
 
-    def count(self, fires: Bool[Tensor, "tokens n_latents"]) -> None:
-        """Record one batch, or this process's share of it. All tokens of the batch are treated as if they were its last token."""
-        self.tokens_seen += len(fires) * ranks.n_ranks()
-        self.last_fired = torch.where(ranks.any_rank(fires.any(0)), self.tokens_seen, self.last_fired)
+    def count(self, fired: Bool[Tensor, "n_latents"], *, n_tokens: int) -> None:
+        """Record which latents fired in one batch, or in this process's share of it, as if they had all fired on its last token."""
+        self.tokens_seen += n_tokens * ranks.n_ranks()
+        self.last_fired = torch.where(ranks.any_rank(fired), self.tokens_seen, self.last_fired)
 
     def dead(self, *, after: int) -> Bool[Tensor, "n_latents"]:
         """Return true for latents that have not fired for more than `after` tokens, or never since the start."""
