@@ -17,6 +17,7 @@ from crux.config.registry import options_by_group, register
 from crux.config.schema import HubData, Job, Precision, to_plain
 from crux.sae.losses.options import E2E, E2EDownstream, Local
 from crux.sae.options import SaeJob
+from tests.support.experiments import NEED_A_FOLDER
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = sorted(
@@ -65,14 +66,9 @@ def test_every_option_composes_and_is_accepted(path: Path, composed: Callable[..
     given = [f"{group}={option}"]
     if (group, option) == ("data", "hub"):
         given.append("data.name=some/dataset")
-    needs_a_folder = {
-        "toy/sae": ("model.path", "must be the run folder of a toy experiment"), "read": ("sae.path", "holds no SAE"),
-        "export": ("sae.path", "holds no SAE"), "read/compare": ("saes", "holds no SAE"),
-    }  # fmt: skip
-    if group == "experiment" and option in needs_a_folder:
-        key, message = needs_a_folder[option]
-        given.append(f"{key}=[{CONF},{CONF.parent}]" if key == "saes" else f"{key}={CONF}")
-        with pytest.raises(UserError, match=message):
+    if group == "experiment" and option in NEED_A_FOLDER:
+        given.append(NEED_A_FOLDER[option].format(CONF, CONF.parent))
+        with pytest.raises(UserError, match=r"must be the run folder of a toy experiment|holds no SAE"):
             composed(*given)
         return
     config = composed(*given)

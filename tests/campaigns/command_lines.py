@@ -30,6 +30,7 @@ from crux.config.paths import ROOT
 from crux.config.registry import known_keys, list_keys, options_by_group
 from tests.campaigns.forks import CommandOutcome, run_command
 from tests.campaigns.outcomes import Outcomes, run_campaign
+from tests.support.experiments import NEED_A_FOLDER
 
 MAX_CPU_SECONDS = 1.0
 """CPU seconds within which a wrong command line must be answered."""
@@ -69,7 +70,7 @@ class Case(NamedTuple):
     """The kind of mistake, for the table."""
 
 
-EXPERIMENTS = [None, None, *(name for name in option_files("experiment") if name not in ("toy/sae", "read", "report"))]
+EXPERIMENTS = [None, None, *(n for n in option_files("experiment") if n not in {*NEED_A_FOLDER, "report"})]
 """The experiments whose keys are drawn; those left out need a folder."""
 
 

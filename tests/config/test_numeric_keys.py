@@ -19,6 +19,7 @@ from crux.config.errors import UserError
 from crux.config.messages import explain_user_error
 from crux.config.paths import ROOT
 from crux.config.registry import list_keys, options_by_group, register
+from tests.support.experiments import NEED_A_FOLDER
 
 LOWER_IS_CHECKED_BY_THE_MODEL = ("layer",)
 """Keys whose lower bound is reported with the layers that the model has."""
@@ -121,11 +122,7 @@ def set_and_check(config: DictConfig, key: str, value: Any, words: list[str]) ->
 def test_a_job_refuses_such_values_of_each_of_its_keys(experiment: str | None, tmp_path: Path) -> None:
     """As the command line does after it has composed the job. The values alternate between the keys."""
     words = [f"experiment={experiment}"] if experiment else []
-    needed = {
-        "toy/sae": f"model.path={tmp_path}", "read": f"sae.path={tmp_path}", "export": f"sae.path={tmp_path}",
-        "read/compare": f"saes=[{tmp_path},{tmp_path}/b]",
-    }  # fmt: skip
-    words += [needed[experiment]] if experiment in needed else []
+    words += [NEED_A_FOLDER[experiment].format(tmp_path, tmp_path / "b")] if experiment in NEED_A_FOLDER else []
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("config", overrides=words)
