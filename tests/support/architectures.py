@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from crux.sae.architectures.batch_topk import BatchTopKSAE
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.gated import GatedSAE
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
 from crux.sae.architectures.p_anneal import PAnnealSAE
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes, Init
+from crux.sae.architectures.sae import SAE, BaseArguments, Init
 from crux.sae.architectures.topk import TopKSAE
 
 ARCHITECTURES: dict[str, Callable[[BaseArguments], SAE]] = {

@@ -10,6 +10,7 @@ from crux.config.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from crux.sae.architectures.batch_topk import BatchTopKSAE
+    from crux.sae.architectures.codes import Codes
     from crux.sae.architectures.gated import GatedSAE
     from crux.sae.architectures.gradient_topk import GradientTopKSAE
     from crux.sae.architectures.jumprelu import JumpReluSAE
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from crux.sae.architectures.options import SaeOptions
     from crux.sae.architectures.p_anneal import PAnnealSAE
     from crux.sae.architectures.relu import ReluSAE
-    from crux.sae.architectures.sae import SAE, Codes
+    from crux.sae.architectures.sae import SAE
     from crux.sae.architectures.site import Site
     from crux.sae.architectures.topk import TopKSAE
     from crux.sae.build import build_loss, build_sae, build_sites

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import SAE, Codes
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.belonging import Place, check_belonging, saved_hooks
 from crux.subjects.hooks import parse_hook, sort_hooks

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes, convert_sae
+from crux.sae.architectures.sae import SAE, BaseArguments, convert_sae
 
 
 class SoftThresholdSAE(ReluSAE):

@@ -16,7 +16,8 @@ from crux.sae.architectures.active_codes import (
     index_if_sparse,
     index_where,
 )
-from crux.sae.architectures.sae import SAE, Codes
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.sae import SAE
 from crux.sae.losses.auxk import auxk_loss
 from tests.support.architectures import ARCHITECTURES, draw_normal, make_arguments, perturb_sae
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import crux.sae.architectures
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.sae import SAE, BaseArguments
 from tests.support.architectures import ARCHITECTURES, compute_auxiliary, draw_normal, make_arguments, perturb_sae
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.jumprelu import JumpReluSAE
 from crux.sae.architectures.matryoshka import MatryoshkaSAE
-from crux.sae.architectures.sae import Codes
 from tests.support.architectures import draw_normal, make_arguments
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.p_anneal import EPSILON, PAnnealSAE, lp_penalty
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import Codes
 from tests.support.architectures import draw_normal, make_arguments
 
 

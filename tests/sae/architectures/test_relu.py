@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import Codes, Init
+from crux.sae.architectures.sae import Init
 from tests.support.architectures import make_arguments
 
 

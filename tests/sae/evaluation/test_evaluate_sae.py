@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.gradient_topk import GradientTopKSAE
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, Codes
+from crux.sae.architectures.sae import SAE
 from crux.sae.evaluation.evaluate_sae import SaeEvaluation, evaluate_sae
 from crux.sae.losses.label import LabelTarget
 from crux.sae.losses.mse import mse

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import SAE, Codes
+from crux.sae.architectures.sae import SAE
 from crux.sae.architectures.site import Site
 from crux.sae.splicing import SaePass, build_joint_splice
 from tests.support.small_saes import make_random_sae, make_scaling_sae

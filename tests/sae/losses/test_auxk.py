@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import Codes
 from crux.sae.losses.auxk import auxk_loss
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crux.sae.architectures.sae import Codes
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.prediction_metrics import PredictionMetrics, to_numbers
 from crux.sae.reading.harvest import Harvest, harvest_codes

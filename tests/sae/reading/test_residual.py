@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import Codes
 from crux.sae.architectures.site import Site
 from crux.sae.evaluation.evaluate_sae import evaluate_sae
 from crux.sae.reading.residual import ResidualReport, measure_residual

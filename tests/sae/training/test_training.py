@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.jumprelu import JumpReluSAE
-from crux.sae.architectures.sae import Codes
 from crux.sae.losses import label
 from crux.sae.training.activations import Activations
 from crux.sae.training.non_finite import NonFiniteLossError

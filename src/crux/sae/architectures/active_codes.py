@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 MAX_DENSITY = 1 / 20
-"""Share of codes that are active up to which sparse products are faster than dense ones: on a CPU they break even at 1/15 or more."""
+"""Share of codes that are active up to which products are sparse. On one CPU thread, a step of d 64 to 512 then takes two thirds to
+nine tenths of the time of a dense one; they break even between 1/15 and 1/10."""
 
 GROUP = 8
 """Values of a group in `find_largest`."""
@@ -234,7 +235,7 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, index: ActiveIndex, W_dec: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        norms = W_dec.norm(dim=1).clamp_min_(1e-12)  # as in torch.nn.functional.normalize
+        norms = _row_norms(W_dec)
         with torch.enable_grad():  # the gradient to the weights is each row's product with its token's gradient
             weights = (codes / norms[index.latents]).requires_grad_()
             decoded = index.sum_rows(weights, W_dec.detach())
@@ -254,9 +255,14 @@ class _Decode(torch.autograd.Function):
         return products / norms[index.latents], None, to_W
 
 
+def _row_norms(W_dec: Float[Tensor, "n_latents d"]) -> Float[Tensor, "n_latents"]:
+    """Return the norms of the rows, with the floor that `torch.nn.functional.normalize` has."""
+    return W_dec.norm(dim=1).clamp_min_(1e-12)
+
+
 def decode_active(active: ActiveCodes, W_dec: Float[Tensor, "n_latents d"]) -> Float[Tensor, "tokens d"]:
     """Return Σ over latents of code · w/‖w‖, with sparse gradients to the codes and to W_dec."""
     values = active.values.to(W_dec.dtype)
     if not torch.is_grad_enabled():
-        return active.places.sum_rows(values / W_dec.norm(dim=1).clamp_min_(1e-12)[active.places.latents], W_dec)
+        return active.places.sum_rows(values / _row_norms(W_dec)[active.places.latents], W_dec)
     return _Decode.apply(values, active.places, W_dec)  # pyright: ignore[reportReturnType]

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crux.sae.architectures.codes import Codes
 from crux.sae.architectures.jumprelu import JumpReluSAE
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes, convert_sae, update_running_mean
+from crux.sae.architectures.means import update_running_mean
+from crux.sae.architectures.sae import SAE, BaseArguments, convert_sae
 from crux.sae.architectures.topk import check_k
 
 

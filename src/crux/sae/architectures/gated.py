@@ -11,9 +11,10 @@ from crux.sae.architectures.active_codes import (
     ActiveCodes,
     ActiveIndex,
     decode_active,
-    gather_active,
 )
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes, mean_over_tokens
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.means import mean_over_tokens
+from crux.sae.architectures.sae import SAE, BaseArguments
 
 
 class GatedSAE(SAE):
@@ -42,8 +43,7 @@ class GatedSAE(SAE):
         """Return the codes at the places of an index, where the gate is positive."""
 
         def gather(places: ActiveIndex) -> tuple[Tensor, Tensor]:
-            b_dec = self.b_dec if self.subtract_b_dec else None
-            there = gather_active(u, places, x=x * self.input_scale, W_enc=self.W_enc, b_enc=None, b_dec=b_dec)
+            there = self.gather_active(x, u, places, b_enc=None)
             return there, there + self.b_gate.index_select(0, places.latents)
 
         there, active_gate = gather(index)

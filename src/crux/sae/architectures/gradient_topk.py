@@ -7,7 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, update_running_mean
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.means import update_running_mean
+from crux.sae.architectures.sae import BaseArguments, convert_sae
 from crux.sae.architectures.topk import TopKSAE
 
 MIN_EFFECT = 1e-30

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes, ParameterGroup, mean_over_tokens
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.means import mean_over_tokens
+from crux.sae.architectures.sae import SAE, BaseArguments, ParameterGroup
 
 
 def inside_kernel(

@@ -11,7 +11,9 @@ from torch import Tensor
 from crux.config.errors import UserError
 from crux.sae.architectures.active_codes import ActiveCodes, decode_active
 from crux.sae.architectures.batch_topk import BatchTopKSAE
-from crux.sae.architectures.sae import BaseArguments, Codes, mean_over_tokens
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.means import mean_over_tokens
+from crux.sae.architectures.sae import BaseArguments
 
 
 class MatryoshkaSAE(BatchTopKSAE):

@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crux.config.errors import UserError
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.means import mean_over_tokens, update_running_mean
 from crux.sae.architectures.relu import ReluSAE
-from crux.sae.architectures.sae import BaseArguments, Codes, convert_sae, mean_over_tokens, update_running_mean
+from crux.sae.architectures.sae import BaseArguments, convert_sae
 
 EPSILON = 1e-3
 """The ε of `lp_penalty`, in units of the scaled input. Far below ε, codes are penalised as by L1; the gradient is at most p · ε^(p−1)."""

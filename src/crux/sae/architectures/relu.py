@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crux.sae.architectures.sae import SAE, Codes, mean_over_tokens
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.means import mean_over_tokens
+from crux.sae.architectures.sae import SAE
 
 
 class ReluSAE(SAE):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NotRequired, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from crux.config.errors import UserError
@@ -23,71 +23,9 @@ from crux.sae.architectures.active_codes import (
     gather_active,
     index_if_sparse,
 )
+from crux.sae.architectures.codes import Codes
 
 Init = Literal["paper", "tied"]
-
-
-class Codes:
-    """The output of an encoder for a batch of tokens: all codes with their zeros, or only those that may not be zero.
-
-    Args:
-        c: the codes with their zeros; None if `active` is given.
-        pre: the pre-activations, which decide whether a latent fires, before any threshold or selection. AuxK ranks dead latents by
-            them. If `active` is given, they have no gradient.
-        observed: a number of this batch whose running mean `SAE.observe` updates; None if the architecture has no such number.
-        active: the codes without (most of) their zeros.
-        gather: returns the pre-activations at the places of any index, with their gradient; needed with `active`.
-        active_pre: the pre-activations at the places of `active`, with their gradient; needed with `active`.
-    """
-
-    def __init__(
-        self,
-        c: Float[Tensor, "tokens n_latents"] | None,
-        pre: Float[Tensor, "tokens n_latents"],
-        observed: Float[Tensor, ""] | None = None,
-        *,
-        active: ActiveCodes | None = None,
-        gather: Callable[[ActiveIndex], Tensor] | None = None,
-        active_pre: Float[Tensor, "nnz"] | None = None,
-    ) -> None:
-        assert (c is None) == (active is not None)
-        self.pre, self.observed, self.active, self.active_pre = pre, observed, active, active_pre
-        self._c, self._gather = c, gather
-
-    @property
-    def c(self) -> Float[Tensor, "tokens n_latents"]:
-        """The codes; zero for a latent that does not fire. The zeros are added when this is first read."""
-        if self._c is None:
-            assert self.active is not None
-            self._c = self.active.dense()
-        return self._c
-
-    def pre_at(self, index: ActiveIndex) -> Float[Tensor, "nnz"]:
-        """Return the pre-activations at the places of an index, with their gradient."""
-        return self.pre[index.tokens, index.latents] if self._gather is None else self._gather(index)
-
-    def sum_of(self, function: Callable[[Tensor], Tensor]) -> Float[Tensor, "tokens"]:
-        """Return the sum over latents of a function of each code that is zero at zero."""
-        if self.active is None:
-            return function(self.c).sum(-1)
-        return self.active.places.sum_by_token(function(self.active.values))
-
-    @torch.no_grad()
-    def count_firing(self) -> tuple[Int[Tensor, "n_latents"], Int[Tensor, "tokens"]]:
-        """Return the number of tokens on which each latent fires, and the number of latents that fire on each token."""
-        if self.active is None:
-            fires = self.c != 0
-            return fires.sum(0), fires.sum(1)
-        fires = self.active.values != 0
-        return self.active.places.count_by_latent(fires), self.active.places.count_by_token(fires)
-
-    @torch.no_grad()
-    def largest(self) -> Float[Tensor, "n_latents"]:
-        """Return the largest code of each latent."""
-        if self.active is None:
-            return self.c.amax(0)
-        index, values = self.active
-        return values.new_zeros(index.n_latents).scatter_reduce_(0, index.latents, values, "amax")
 
 
 class ParameterGroup(TypedDict):
@@ -139,7 +77,7 @@ class SAE(nn.Module, ABC):
     """The metadata of a loaded SAE: its subject, hook points, weight processing, …; None for an SAE that was not loaded."""
 
     sparse: bool = True
-    """Whether products may be sparse. False for an SAE in a function that torch.func transforms: vmap cannot follow sparse products."""
+    """Whether products with the codes are sparse where that is faster. `torch.func.vmap` needs dense ones: set it to False there."""
 
     BATCH_WIDE: ClassVar[bool] = False
     """True if latents are selected over the whole batch in training. Then the loss cannot leave out any token of the batch."""
@@ -246,6 +184,18 @@ class SAE(nn.Module, ABC):
         """Return the index of the latents that are active, or None if dense products are faster or needed."""
         return index_if_sparse(active) if self.sparse else None
 
+    def gather_active(
+        self,
+        x: Float[Tensor, "tokens d_model"],
+        pre: Float[Tensor, "tokens n_latents"],
+        index: ActiveIndex,
+        *,
+        b_enc: Float[Tensor, "n_latents"] | None,
+    ) -> Float[Tensor, "nnz"]:
+        """Return the encoder's product at the places of an index, with sparse gradients; `pre` is all of it, without a gradient."""
+        b_dec = self.b_dec if self.subtract_b_dec else None
+        return gather_active(pre, index, x=x * self.input_scale, W_enc=self.W_enc, b_enc=b_enc, b_dec=b_dec)
+
     def sparse_codes(
         self,
         x: Float[Tensor, "tokens d_model"],
@@ -259,8 +209,7 @@ class SAE(nn.Module, ABC):
         pre = pre.detach()
 
         def gather(places: ActiveIndex) -> Tensor:
-            b_dec = self.b_dec if self.subtract_b_dec else None
-            return gather_active(pre, places, x=x * self.input_scale, W_enc=self.W_enc, b_enc=self.b_enc, b_dec=b_dec)
+            return self.gather_active(x, pre, places, b_enc=self.b_enc)
 
         active_pre = gather(index)
         active = ActiveCodes(index, activate(active_pre))
@@ -340,21 +289,6 @@ class SAE(nn.Module, ABC):
         """
         self.b_enc.mul_(factor)
         self.b_dec.mul_(factor)
-
-
-def mean_over_tokens(values: Float[Tensor, "tokens"], weight: Float[Tensor, "tokens"] | None) -> Float[Tensor, ""]:
-    """Return the mean over the tokens whose weight is 1, or over all tokens if there are no weights."""
-    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
-
-
-def update_running_mean(
-    mean: Float[Tensor, "*shape"], value: Float[Tensor, "*shape"], *, n: Tensor, at_least: float
-) -> Float[Tensor, "*shape"]:
-    """Return the running mean of n values after one more value.
-
-    The new value has weight 1 / (n + 1), but never less than `at_least`, so that old values fade.
-    """
-    return mean + (value - mean) * (1 / (n + 1)).clamp_min(at_least)
 
 
 Architecture = TypeVar("Architecture", bound=SAE)

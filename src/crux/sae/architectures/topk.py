@@ -9,7 +9,8 @@ from torch import Tensor
 
 from crux.config.errors import UserError
 from crux.sae.architectures.active_codes import find_largest, index_chosen, is_sparse
-from crux.sae.architectures.sae import SAE, BaseArguments, Codes
+from crux.sae.architectures.codes import Codes
+from crux.sae.architectures.sae import SAE, BaseArguments
 
 
 def keep_largest(

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crux.sae.architectures.active_codes import ActiveCodes, decode_active, find_largest, index_chosen
-from crux.sae.architectures.sae import Codes
+from crux.sae.architectures.codes import Codes
 
 
 def auxk_loss(

@@ -22,4 +22,5 @@ def map_in_threads(function: Callable[[Item], Found], items: Sequence[Item], des
         try:
             return [one.result() for one in track(waiting, description)]
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for one in waiting:  # after an error or Ctrl-C, only what has begun is finished
+                one.cancel()

@@ -106,12 +106,12 @@ def describe_geometry(reading: Reading, *, other: OtherSae | None, meta_sae_step
         matched = mine.latents[pair.matching.rows], theirs.latents[pair.matching.columns]
         metrics |= pair.numbers()
         metrics |= describe_code_similarity(reading.harvest.held_out, other.harvest.held_out, matched=matched)
-        columns, found = describe_splitting(
+        columns, shares = describe_splitting(
             reading.harvest.held_out.codes, other.harvest.held_out.codes,
             dictionary=reading.site.sae.dictionary(), other_dictionary=other.site.sae.dictionary(),
         )  # fmt: skip
         features = features.join(columns)
-        metrics |= found
+        metrics |= shares
     if meta_sae_steps:
         meta = measure_meta_structure(mine.decoder, covariance=covariance, seed=reading.seed, steps=meta_sae_steps)
         metrics |= {
