@@ -132,10 +132,16 @@ def test_a_split_latent_has_its_children(monkeypatch: pytest.MonkeyPatch) -> Non
         make_codes(narrow), make_codes(wide), dictionary=eye[:2], other_dictionary=wide_dictionary
     )
     assert columns["children"].tolist() == [2, 1]
-    assert columns["parent_coverage"].tolist()[1] == 1  # the third wide latent is this one
+    assert columns["parent_coverage"].tolist() == pytest.approx(
+        [(wide[:, 0] | wide[:, 1])[narrow[:, 0]].mean() / 2, 1], abs=0.05
+    )  # the fifth wide latent has the first one's direction but never fires; the third one is the second one
     assert columns["parent_density"].tolist()[1] == pytest.approx(narrow[:, 1].mean())
     assert shares == {"split_share": 0.5, "child_share": 0.5}
     with pytest.raises(UserError, match="4,000 and 10 tokens"):
         measure_splitting(
             make_codes(narrow), make_codes(wide[:10]), narrow_dictionary=eye[:2], wide_dictionary=wide_dictionary
+        )
+    with pytest.raises(UserError, match="no latent of the narrow SAE fires"):
+        measure_splitting(
+            make_codes(narrow & False), make_codes(wide), narrow_dictionary=eye[:2], wide_dictionary=wide_dictionary
         )

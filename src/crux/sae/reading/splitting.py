@@ -22,7 +22,7 @@ class Splitting(NamedTuple):
     """The latents of a wide SAE and their parents in a narrow one."""
 
     parent: Int[np.ndarray, "n_wide"]
-    """The narrow latent whose decoder direction has the largest signed cosine."""
+    """The narrow latent whose decoder direction has the largest signed cosine, among those that fire."""
     cosine: Float[np.ndarray, "n_wide"]
     """That cosine."""
     coverage: Float[np.ndarray, "n_wide"]
@@ -47,14 +47,17 @@ def measure_splitting(
         narrow, wide: the codes of both SAEs on the same tokens.
 
     Raises:
-        UserError: if they have different numbers of tokens.
+        UserError: if they have different numbers of tokens, or no narrow latent fires.
     """
     if narrow.n_tokens != wide.n_tokens:
         raise UserError(
             f"splitting: the SAEs were read on {narrow.n_tokens:,} and {wide.n_tokens:,} tokens, not on the same"
         )
-    nearest = find_nearest(normalise_rows(wide_dictionary), normalise_rows(narrow_dictionary))
-    parent = nearest.indices
+    alive = np.flatnonzero(narrow.firings())
+    if not len(alive):
+        raise UserError("splitting: no latent of the narrow SAE fires")
+    nearest = find_nearest(normalise_rows(wide_dictionary), normalise_rows(narrow_dictionary[alive]))
+    parent = alive[nearest.indices]
     both = np.zeros(wide.n_latents, np.int64)
     for first in range(0, wide.n_tokens, TOKENS):
         last = min(first + TOKENS, wide.n_tokens)
