@@ -63,9 +63,11 @@ def test_the_largest_values_are_found(n: int, k: int) -> None:
     values[3] = -torch.inf
     values[4, ::2] = -torch.inf
     values[5, : n // 2] = 7.0
-    found = find_largest(values, k)
-    assert all(len(set(row)) == k for row in found.tolist())
-    assert torch.equal(values.gather(-1, found).sort(-1).values, values.topk(k, dim=-1).values.flip(-1))
+    values[6, n // 3] = torch.nan
+    largest = find_largest(values, k)
+    assert all(len(set(row)) == k for row in largest.tolist())
+    kept, expected = values.gather(-1, largest).sort(-1).values, values.topk(k, dim=-1).values.flip(-1)
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -122,18 +124,18 @@ def list_results(sae: SAE, x: Tensor, side: Tensor) -> tuple[Codes, dict[str, Te
     if (auxiliary := sae.auxiliary(codes, target, weight=weight)) is not None:
         terms["auxiliary"] = auxiliary
     firings, n_firing = codes.count_firing()
-    found = {"x_hat": reconstruction, "firings": firings, "n_firing": n_firing, "largest": codes.largest()}
+    results = {"x_hat": reconstruction, "firings": firings, "n_firing": n_firing, "largest": codes.largest()}
     inputs = {"x": x, **dict(sae.named_parameters())}
     for name, term in terms.items():
-        found[name] = term
+        results[name] = term
         if not term.requires_grad:  # the penalty of TopK is constant
             continue
         gradients = torch.autograd.grad(term, list(inputs.values()), retain_graph=True, allow_unused=True)
-        found |= {
+        results |= {
             f"{name} by {key}": torch.zeros_like(inputs[key]) if gradient is None else gradient
             for key, gradient in zip(inputs, gradients, strict=True)
         }
-    return codes, found
+    return codes, results
 
 
 SHAPES = [(False, None), (True, None), (False, 5)]
@@ -149,13 +151,13 @@ def test_sparse_and_dense_steps_agree(
     sae.start_at(draw_normal(sae.d_out, seed=5), input_scale=0.7, output_scale=1.3)
     x = (3 * draw_normal(50, 8)).double().requires_grad_()
     side = draw_normal(50, sae.d_out, seed=2).double()
-    found = []
+    both = []
     for density in (0.0, 1.0):
         monkeypatch.setattr(active_codes, "MAX_DENSITY", density)
         codes, results = list_results(sae, x, side)
         assert (codes.active is None) == (density == 0)
-        found.append((codes.c, results))
-    (dense_codes, dense), (sparse_codes, sparse) = found
+        both.append((codes.c, results))
+    (dense_codes, dense), (sparse_codes, sparse) = both
     torch.testing.assert_close(sparse_codes, dense_codes)
     assert dense.keys() == sparse.keys()
     for key, value in dense.items():
@@ -179,3 +181,58 @@ def test_gradients_flow_through_codes_with_their_zeros(
         monkeypatch.setattr(active_codes, "MAX_DENSITY", density)
         gradients.append(torch.autograd.grad((sae.encode(x).c * weights).sum(), [sae.W_enc, sae.b_enc]))
     torch.testing.assert_close(*gradients)
+
+
+def make_topk_sae() -> SAE:
+    return make_sae("topk", n_latents=200)  # k = 4: sparse
+
+
+def test_codes_have_a_gradient_even_if_they_are_first_read_without_one() -> None:
+    sae = make_topk_sae()
+    codes = sae.encode(draw_normal(6, 8))
+    assert codes.active is not None
+    with torch.no_grad():
+        before = codes.c
+    codes.c.sum().backward()
+    assert codes.c is before
+    assert sae.W_enc.grad is not None
+    assert sae.W_enc.grad.any()
+
+
+def test_no_active_code_is_no_error() -> None:
+    """A prefix of a Matryoshka SAE may have no active latent in a batch."""
+    index = ActiveIndex(torch.zeros(4, dtype=torch.long), torch.zeros(0, dtype=torch.long), 3)
+    values, W_dec = torch.zeros(0, requires_grad=True), draw_normal(3, 6).requires_grad_()
+    decoded = decode_active(ActiveCodes(index, values), W_dec)
+    assert torch.equal(decoded, torch.zeros(4, 6))
+    decoded.sum().backward()
+    assert W_dec.grad is not None
+    assert not W_dec.grad.any()
+    assert not index.sum_by_token(values).any()
+
+
+def test_nan_is_not_taken_for_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latent with a weight that is not a number must not disappear from a ReLU SAE: the run has to be stopped."""
+    monkeypatch.setattr(active_codes, "MAX_DENSITY", 1.0)
+    sae = make_sae("relu")
+    with torch.no_grad():
+        sae.W_enc[0, 3] = torch.nan
+    codes = sae.encode(draw_normal(6, 8))
+    assert codes.active is not None
+    assert sae.decode(codes).isnan().any()
+
+
+def test_sparse_steps_in_bfloat16_are_near_those_in_float32() -> None:
+    """Mixed precision gives pre-activations in bfloat16; weights and their gradients stay in float32."""
+    sae, x = make_topk_sae(), 3 * draw_normal(50, 8)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            codes = sae.encode(x)
+            loss = (sae.decode(codes).float() - x).square().mean()
+        assert codes.active is not None
+        assert codes.active.values.dtype == (torch.bfloat16 if enabled else torch.float32)
+        gradients.append(torch.autograd.grad(loss, [sae.W_enc, sae.W_dec, sae.b_enc]))
+    for exact, rough in zip(*gradients, strict=True):
+        assert rough.dtype == torch.float32
+        assert (rough - exact).norm() < 0.1 * exact.norm()

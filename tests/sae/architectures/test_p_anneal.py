@@ -19,9 +19,9 @@ def find_stage(sae: PAnnealSAE, progress: float) -> int:
 
 def test_lp_by_hand() -> None:
     c = torch.tensor([[0.0, 4.0, 9.0]])
-    found = lp_penalty(c, 0.5).sum().item()
-    assert found == pytest.approx(4.001**0.5 + 9.001**0.5 - 2 * 0.001**0.5, rel=1e-5)
-    assert found == pytest.approx(2 + 3, rel=0.02)  # Σ √c, apart from ε
+    penalty = lp_penalty(c, 0.5).sum().item()
+    assert penalty == pytest.approx(4.001**0.5 + 9.001**0.5 - 2 * 0.001**0.5, rel=1e-5)
+    assert penalty == pytest.approx(2 + 3, rel=0.02)  # Σ √c, apart from ε
     assert lp_penalty(c, 1.0).sum().item() == 13
     assert not lp_penalty(torch.zeros(1, 5), 0.3).any()
 

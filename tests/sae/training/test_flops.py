@@ -56,7 +56,7 @@ UNCOUNTED = {
     torch.ops.aten._embedding_bag_forward_only: sum_of_rows,
     torch.ops.aten._embedding_bag_per_sample_weights_backward: products_with_rows,
 }
-"""How to count operations that torch's counter ignores."""
+"""Functions that count the operations of kernels which torch's counter does not know."""
 
 
 def count_flops(run: Callable[[], Any]) -> int:
