@@ -235,4 +235,4 @@ def test_sparse_steps_in_bfloat16_are_near_those_in_float32() -> None:
         gradients.append(torch.autograd.grad(loss, [sae.W_enc, sae.W_dec, sae.b_enc]))
     for exact, rough in zip(*gradients, strict=True):
         assert rough.dtype == torch.float32
-        assert (rough - exact).norm() < 0.1 * exact.norm()
+        assert (rough - exact).norm() < 0.02 * exact.norm()
